@@ -1,0 +1,63 @@
+"""What travels between the stages: an adapter, where its scale comes from, and what was done to each module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from loraforge.lora import Delta
+
+Provenance = Literal["recorded", "given", "assumed", "ambiguous"]
+Kind = Literal["exact", "rounded", "rank"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Where the scaling of the modules comes from. The numbers themselves are in the modules."""
+
+    provenance: Provenance
+    source: str
+    """One phrase: which file, key or flag said so, and what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What a format can hold. The core makes an adapter fit before the format writes it."""
+
+    parts: bool = False
+    """Several (A, B) per stacked module, as SAT keeps q, k and v."""
+    scale: Literal["file", "header", "none"] = "none"
+    """Where the scaling goes: in a configuration that every reader obeys, in a header that some obey, nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter as read: module path (in `layout`) -> update."""
+
+    architecture: str
+    layout: str
+    modules: Mapping[str, Delta]
+    scale: Scale
+    keys: tuple[str, ...] = ()
+    """The keys of the file's adapter tensors, sorted."""
+    evidence: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Segment -> shape of a base weight that lay in the same file."""
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Component -> tensors of the file that are not the adapter's (base transformer, T5, VAE)."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    base_model: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one target module went through."""
+
+    module: str
+    sources: tuple[str, ...]
+    kind: Kind
+    rank: tuple[int, int]
+    error: float = 0.0
+    """Relative error of the update in the Frobenius norm; 0.0 unless rounded."""

@@ -1,0 +1,229 @@
+"""The command line: each command is a thin call of the library function of the same name."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import tomli
+
+import loraforge
+from loraforge.errors import LoraforgeError, Try, command
+
+
+class Cli(click.Group):
+    """A group that turns every refusal into one message, the commands to type next, and exit code 1."""
+
+    typed: Sequence[str] = ()
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        self.typed = list(sys.argv[1:] if args is None else args)
+        return super().main(args, *rest, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LoraforgeError as error:
+            say("Error: ", error.message, style="bold red")
+            for remedy in error.remedies:
+                say("  try: ", self.line(remedy), f"   # {remedy.why}" if remedy.why else "", style="bold")
+            ctx.exit(1)
+
+    def line(self, remedy: Try) -> str:
+        """The remedy as a whole command: an addition is put after what was typed."""
+        return (
+            f"{command('loraforge', *self.typed)} {remedy.command}"
+            if remedy.command.startswith("-")
+            else remedy.command
+        )
+
+
+def say(label: str, *text: str, style: str = "") -> None:
+    """One line to stderr, never wrapped or cut, so that a command in it can be copied."""
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    click.echo(
+        click.style(label, fg="red" if "red" in style else None, bold=True) if colour else label, nl=False, err=True
+    )
+    click.echo("".join(text), err=True)
+
+
+@cache
+def _trainers() -> list[str]:
+    return sorted(tomli.loads((Path(loraforge.__file__).parent / "trainers.toml").read_text("utf-8")))
+
+
+def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A registered format's name; the registry is asked only when one is typed."""
+    from loraforge.registry import formats
+
+    names = [name for name, entry in formats().items() if entry.writes or param.name != "to"]
+    if value is not None and value not in names:
+        raise click.BadParameter(
+            f"{value!r} is not one of {', '.join(names)}; `loraforge formats` describes them.", ctx, param
+        )
+    return value
+
+
+PATH = click.Path(path_type=Path)
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "max_content_width": 110,
+}
+
+
+@click.group(cls=Cli, context_settings=SETTINGS)
+@click.version_option(loraforge.__version__, "-V", "--version", prog_name="loraforge")
+def main() -> None:
+    """Convert LoRA adapters between frameworks, and prove that the result acts as trained.
+
+    \b
+    Start here:
+      loraforge inspect RUN                  what is it, and at what scale was it trained?
+      loraforge convert RUN --to diffusers   a file that is right at strength 1.0 in any loader
+    """
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.option(
+    "--to", required=True, metavar="FORMAT", callback=_format, help="Format to write; see `loraforge formats`."
+)
+@click.option(
+    "--from", "from_", metavar="FORMAT", callback=_format, help="Format of SOURCE. Default: told by its content."
+)
+@click.option(
+    "-o", "--out", type=PATH, help="A .safetensors file, or a folder. Default: ./<run>-<iteration>-<format>, printed."
+)
+@click.option(
+    "--iteration", type=int, metavar="N", help="Checkpoint to take from a run. Default: the one `latest` names."
+)
+@click.option("--ema", is_flag=True, help="Take the averaged weights (N-ema) instead of the plain ones.")
+@click.option(
+    "--alpha",
+    type=float,
+    metavar="N",
+    help="lora_alpha the training used, where no file records it. States, never multiplies.",
+)
+@click.option(
+    "--trained-scale", type=float, metavar="S", help="The scaling itself (lora_alpha / rank), instead of --alpha."
+)
+@click.option(
+    "--trained-by",
+    type=click.Choice(_trainers()),
+    metavar="NAME",
+    help=f"Trainer whose default scale was used: {', '.join(_trainers())}.",
+)
+@click.option(
+    "--training-config",
+    type=PATH,
+    metavar="FILE",
+    help="Training YAML that records the scale, where it does not lie beside SOURCE.",
+)
+@click.option("--as-loaded", is_flag=True, help="Keep what loaders show today when nothing is recorded: 1.0.")
+@click.option("--override-scale", is_flag=True, help="Believe the scale you state over the one recorded.")
+@click.option(
+    "--scale-in",
+    type=click.Choice(["tensors", "metadata"]),
+    default="tensors",
+    show_default=True,
+    help="Fold the scale into A and B (right in every loader), or leave them untouched and record it in the header "
+    "(Diffusers 0.34 or newer only). To continue training, use metadata.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["keep", "fp32", "bf16", "fp16"]),
+    default="keep",
+    show_default=True,
+    help="Element type of the written tensors.",
+)
+@click.option("--base-model", metavar="REPO", help="Base model to record, as a Hub id: zai-org/CogVideoX-5b.")
+@click.option(
+    "--drop", multiple=True, metavar="PATTERN", help="Leave out the modules whose path matches (* and ?). Repeatable."
+)
+@click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (schemas/convert.schema.json).")
+def convert(as_json: bool, **options: Any) -> None:
+    """Convert the adapter in SOURCE, a file, an iteration folder or a run folder.
+
+    The written file acts at strength 1.0 exactly as the source did in training. The scale comes from what
+    the run recorded; where nothing recorded it and trainers differ, you are asked, never guessed for.
+
+    \b
+    Examples:
+      loraforge convert runs/lora-disney-11-20-10-00 --to diffusers
+      loraforge convert runs/lora-disney-11-20-10-00 --to diffusers --iteration 500 --ema
+      loraforge convert mp_rank_00_model_states.pt --from sat --to diffusers --alpha 1 -o my-style.safetensors
+    """
+    report = loraforge.convert(**options)
+    for note in report.notes:
+        say("note: ", note)
+    click.echo(_json(report.to_dict()) if as_json else "\n".join(report.lines()))
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.option(
+    "--from", "from_", metavar="FORMAT", callback=_format, help="Format of SOURCE. Default: told by its content."
+)
+@click.option(
+    "--iteration", type=int, metavar="N", help="Checkpoint to take from a run. Default: the one `latest` names."
+)
+@click.option("--ema", is_flag=True, help="Take the averaged weights (N-ema).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (schemas/inspect.schema.json).")
+@click.option(
+    "--skeleton",
+    is_flag=True,
+    help="Print names, shapes, element types and metadata as JSON, no weight: attach it to a bug report.",
+)
+def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, as_json: bool, skeleton: bool) -> None:
+    """Say what SOURCE is: format, modules, ranks, scale, base model. Reads headers only.
+
+    \b
+    Examples:
+      loraforge inspect runs/lora-disney-11-20-10-00
+      loraforge inspect pytorch_lora_weights.safetensors --json
+      loraforge inspect mp_rank_00_model_states.pt --skeleton > skeleton.json
+    """
+    if skeleton:
+        click.echo(_json(loraforge.skeleton(source, iteration=iteration, ema=ema)))
+        return
+    found = loraforge.inspect(source, from_, iteration=iteration, ema=ema)
+    for note in found.notes:
+        say("note: ", note)
+    click.echo(_json(found.to_dict()) if as_json else "\n".join(found.lines()))
+    if found.problem:
+        raise LoraforgeError(found.problem, *found.remedies)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def formats(as_json: bool) -> None:
+    """List the adapter formats: what each is, and whether it is read or written."""
+    from loraforge.registry import formats as known
+
+    rows = [
+        {"name": name, "reads": True, "writes": entry.writes, "what": entry.summary} for name, entry in known().items()
+    ]
+    if as_json:
+        click.echo(_json(rows))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("format", "reads", "writes", "what", box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(str(row["name"]), "yes", "yes" if row["writes"] else "-", str(row["what"]))
+    Console().print(table)
+
+
+def _json(document: Any) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False)

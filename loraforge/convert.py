@@ -1,0 +1,213 @@
+"""Convert an adapter from one format to another, and prove that the result makes the same update."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from loraforge import __version__
+from loraforge.adapter import Adapter, Step
+from loraforge.dtypes import CHOICES, name_of
+from loraforge.errors import ConversionError, FormatError, ScaleError, VerificationError, command, listed
+from loraforge.formats import Choice, Format, Target
+from loraforge.layout import architecture
+from loraforge.output import destination, replacing
+from loraforge.registry import formats, locate
+from loraforge.report import Report
+from loraforge.scale import Statement, candidates
+from loraforge.tensorfile import TensorFile, TensorInfo, read_safetensors, write_safetensors
+
+if TYPE_CHECKING:
+    from loraforge.lora import Array, Delta
+
+PROVENANCE = "loraforge"
+"""Our key in the header of what we write; its JSON follows schemas/provenance.schema.json."""
+
+
+def convert(
+    source: str | Path,
+    to: str,
+    from_: str | None = None,
+    out: str | Path | None = None,
+    *,
+    iteration: int | None = None,
+    ema: bool = False,
+    alpha: float | None = None,
+    trained_scale: float | None = None,
+    trained_by: str | None = None,
+    training_config: str | Path | None = None,
+    as_loaded: bool = False,
+    override_scale: bool = False,
+    scale_in: Literal["tensors", "metadata"] = "tensors",
+    dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
+    base_model: str | None = None,
+    drop: Sequence[str] = (),
+    dry_run: bool = False,
+    force: bool = False,
+) -> Report:
+    """Convert the adapter in `source` to the format `to`; the arguments are those of `loraforge convert`.
+
+    Returns the report. Raises a LoraforgeError, with nothing written, when the source is not what it
+    should be, its scale is ambiguous or contradictory, it does not fit the target, or the written
+    file does not do what the source does.
+    """
+    from loraforge import fit, graph  # these need numpy, which --help must not wait for
+    from loraforge.base import fits
+    from loraforge.scan import scan
+    from loraforge.threads import in_order
+
+    source = Path(source)
+    target = formats()[to]
+    config = Path(training_config) if training_config else None
+    stated = Statement(alpha, trained_scale, trained_by, as_loaded, override_scale)
+    choice = Choice(iteration, ema, config, stated)
+    form, place, file = locate(source, from_, choice)
+    if form is None:
+        raise FormatError(
+            f"{place.path} holds no adapter of a known format.", command("loraforge", "inspect", place.path)
+        )
+    adapter = form.read(file, choice)
+    if adapter.scale.provenance == "ambiguous":
+        raise _ambiguous(place.path, adapter, form)
+    adapter, dropped = _without(adapter, drop)
+    arch = architecture(adapter.architecture)
+    relaid = graph.relayout(adapter.modules, arch, adapter.layout, target.layouts[arch.name])
+    folded = target.storage.scale != "file" and scale_in == "tensors"
+    plans = fit.plan(relaid, target.storage, fit.Policy(folded, CHOICES.get(dtype)))
+    path = destination(Path(out) if out else None, f"{place.run}-{to}", target.file_name(), source, force=force)
+
+    kept, lost = _carried_over(adapter.metadata)
+    report = Report(
+        source={"path": str(place.path), "format": form.name, "size": file.size, "digest": scan(file, adapter.keys)},
+        output={"path": str(path), "format": to, "written": not dry_run},
+        scale=adapter.scale,
+        scalings=tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
+        stored="tensors" if folded else "metadata",
+        steps=(),
+        worst_error=None,
+        fits=tuple(variant.name for variant in fits(adapter)),
+        base_model=base_model or adapter.base_model,
+        others=dict(adapter.others),
+        dropped_modules=dropped,
+        dropped_metadata=lost,
+        notes=(*place.notes, *adapter.notes),
+        how_to_load=target.how_to_load(path),
+    )
+    steps: list[Step] = []
+
+    def tensors() -> Iterator[tuple[str, Array]]:
+        for delta, step in in_order(fit.carry_out, plans):
+            steps.append(step)
+            yield from target.encode(step.module, delta)
+            file.release()
+
+    if dry_run:
+        deque(tensors(), maxlen=0)
+        return replace(report, steps=tuple(steps))
+    outlines = {plan.path: plan.outline() for plan in plans}
+    header = {
+        key: (name_of(tensor.dtype), tensor.shape)
+        for module, delta in outlines.items()
+        for key, tensor in target.encode(module, delta)
+    }
+    metadata = kept | target.header(_target(outlines)) | {PROVENANCE: _provenance(report)}
+    with replacing(path, sum(TensorInfo(*entry, 0).nbytes for entry in header.values())) as temporary:
+        write_safetensors(temporary, header, tensors(), metadata)
+        worst = _prove(adapter, target, temporary, steps, file)
+    return replace(report, steps=tuple(steps), worst_error=worst)
+
+
+def _ambiguous(path: Path, adapter: Adapter, form: Format) -> ScaleError:
+    ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
+    return ScaleError(
+        f"{path} does not say at what scale it was trained: {adapter.scale.source}. State which trainer wrote it, or its alpha.",
+        *candidates(ranks, form.name),
+    )
+
+
+def _without(adapter: Adapter, patterns: Sequence[str]) -> tuple[Adapter, tuple[str, ...]]:
+    """The adapter without the modules that match a pattern, and their names."""
+    dropped = {module for pattern in patterns for module in fnmatch.filter(adapter.modules, pattern)}
+    useless = [pattern for pattern in patterns if not fnmatch.filter(adapter.modules, pattern)]
+    if useless:
+        raise ConversionError(
+            f"--drop {useless[0]} matches no module (they are called like {next(iter(adapter.modules))})."
+        )
+    if len(dropped) == len(adapter.modules):
+        raise ConversionError(f"--drop leaves none of the {len(dropped)} modules.")
+    return replace(adapter, modules={m: d for m, d in adapter.modules.items() if m not in dropped}), tuple(
+        sorted(dropped)
+    )
+
+
+_STATES_SCALE_OR_HASH = re.compile(
+    r"ss_network_(dim|alpha)|sshs_.*|lora_adapter_metadata|lora_config|modelspec\.hash_sha256"
+)
+
+
+def _carried_over(metadata: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Header entries that stay true, and those that would not, with the reason."""
+    kept = {
+        key: value for key, value in metadata.items() if not _STATES_SCALE_OR_HASH.fullmatch(key) and key != PROVENANCE
+    }
+    lost = {
+        key: "it states a scale, a rank or a hash of the old tensors"
+        for key in metadata.keys() - kept.keys() - {PROVENANCE}
+    }
+    return kept, dict(sorted(lost.items()))
+
+
+def _target(outlines: Mapping[str, Delta]) -> Target:
+    return Target(
+        {path: max(w.rank for w in delta) for path, delta in outlines.items()},
+        {path: delta[0].scaling for path, delta in outlines.items()},
+    )
+
+
+def _provenance(report: Report) -> str:
+    """What the written file says of its origin: no paths, no dates, so that the same input gives the same bytes."""
+    return json.dumps(
+        {
+            "tool": f"loraforge {__version__}",
+            "source": report.source | {"path": Path(report.source["path"]).name},
+            "scale": {
+                "provenance": report.scale.provenance,
+                "source": report.scale.source,
+                "scalings": report.scalings,
+            },
+            "stored": report.stored,
+            "base_model": report.base_model,
+            "fits": report.fits,
+        },
+        sort_keys=True,
+    )
+
+
+def _prove(adapter: Adapter, target: Format, written: Path, steps: Sequence[Step], file: TensorFile) -> float:
+    """Read the written file as its loader would, and compare its update with the source's. Returns the worst row's error."""
+    from loraforge.verify import compare
+
+    back = read_safetensors(written)
+
+    def release() -> None:
+        file.release()
+        back.release()
+
+    rounded = {step.module for step in steps if step.kind == "rounded"}
+    results = compare(adapter, target.read(back, Choice()), rounded, release)
+    wrong = [result for result in results if not result.holds]
+    if wrong:
+        wrong.sort(key=lambda result: -result.error)
+        worst = listed([f"{result.module} (off by {result.error:.1e} of a row)" for result in wrong], 5)
+        raise VerificationError(
+            f"the written file does not do what the source does, in {len(wrong)} of {len(results)} segments: {worst}. Nothing was kept; "
+            "this is a fault of loraforge: please report it with the skeleton of your file.",
+            command("loraforge", "inspect", "--skeleton", file.path),
+        )
+    return max(result.error for result in results)

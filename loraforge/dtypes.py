@@ -1,0 +1,44 @@
+"""The element types of tensor files, by the names safetensors gives them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "C64": 8,
+}  # fmt: skip
+"""Bytes per element. Any type may stand in a file; only `FACTORS` may make up an adapter."""
+
+FACTORS = ("F16", "BF16", "F32", "F64")
+"""Types in which an A or a B is read."""
+
+CHOICES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+"""What `--dtype` takes, besides `keep`."""
+
+
+def numpy_type(name: str) -> np.dtype[Any]:
+    """The numpy type of a factor; bfloat16 comes from ml_dtypes."""
+    import ml_dtypes
+    import numpy as np
+
+    types: dict[str, type] = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
+    return np.dtype(types[name])
+
+
+def name_of(dtype: np.dtype[Any]) -> str:
+    """The inverse of `numpy_type`."""
+    return {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}[dtype.name]
+
+
+def eps(dtype: np.dtype[Any]) -> float:
+    """The gap between 1.0 and the next number."""
+    return {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[dtype.name]
+
+
+def subnormal(dtype: np.dtype[Any]) -> float:
+    """The smallest positive number: what an entry can lose when it falls below the normal range."""
+    return {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}[dtype.name]

@@ -1,0 +1,76 @@
+"""What can go wrong in a way the user can mend: one base class, and the next command to type."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """A remedy: a command line that runs as it is, and what it would do.
+
+    A text that starts with `-` is an addition to the command that was refused;
+    the command line prints the two as one line.
+    """
+
+    command: str
+    why: str = ""
+
+
+class LoraforgeError(Exception):
+    """Base of every refusal. The text says what is wrong and where; `remedies` says what to type next."""
+
+    def __init__(self, message: str, *remedies: Try | str) -> None:
+        super().__init__(message)
+        self.remedies = tuple(r if isinstance(r, Try) else Try(r) for r in remedies)
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [super().__str__(), *(f"try: {r.command}{f'  # {r.why}' if r.why else ''}" for r in self.remedies)]
+        )
+
+    @property
+    def message(self) -> str:
+        """What and where, without the remedies."""
+        return super().__str__()
+
+
+class LayoutError(LoraforgeError):
+    """An architecture or layout file is not a one-to-one description; every problem is listed."""
+
+
+class FileError(LoraforgeError):
+    """A file is damaged, hostile, or of another kind than the one asked for."""
+
+
+class FormatError(LoraforgeError):
+    """The tensors are readable, but they are not an adapter of the format asked for."""
+
+
+class ScaleError(LoraforgeError):
+    """The scale the adapter was trained at is unknown, contradictory or impossible."""
+
+
+class ConversionError(LoraforgeError):
+    """The adapter has no exact representation in the target."""
+
+
+class VerificationError(LoraforgeError):
+    """What was written does not do what the source does. Nothing was kept."""
+
+
+class OutputError(LoraforgeError):
+    """The destination cannot be written."""
+
+
+def command(*words: str | Path) -> str:
+    """The words as one line for a shell, quoted where needed."""
+    return shlex.join(str(word) for word in words)
+
+
+def listed(items: list[str], most: int = 20) -> str:
+    """`a, b, c`, cut after `most` with the count of what is left."""
+    shown = ", ".join(items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"

@@ -1,0 +1,140 @@
+"""Diffusers: `pytorch_lora_weights.safetensors`, names prefixed by the component, its scale in the header or nowhere.
+
+Sources: diffusers loaders/lora_base.py (file name, `lora_adapter_metadata`), loaders/peft.py (prefix),
+finetrainers trainer/sft_trainer (`lora_config`), CogVideo tools/load_cogvideox_lora.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraforge import peftrules
+from loraforge.adapter import Adapter, Scale, Storage
+from loraforge.errors import FormatError, ScaleError, command
+from loraforge.formats import Choice, Found, Target
+from loraforge.keys import KeyStyle
+from loraforge.layout import architecture
+from loraforge.scale import Rule, resolve
+
+if TYPE_CHECKING:
+    from loraforge.lora import Array, Delta
+    from loraforge.tensorfile import TensorFile
+
+COMPONENT = "transformer"
+STYLE = KeyStyle(A=".lora_A.weight", B=".lora_B.weight", prefix=f"{COMPONENT}.")
+FILE = "pytorch_lora_weights.safetensors"
+RECORDS = {"lora_adapter_metadata": f"{COMPONENT}.", "lora_config": ""}
+"""Header key that records the scale -> prefix of its entries. The second is finetrainers'; diffusers ignores it."""
+
+
+class DiffusersFormat:
+    """Reads and writes what `load_lora_weights` loads."""
+
+    name = "diffusers"
+    summary = f"Diffusers' load_lora_weights: {FILE}"
+    layouts: Mapping[str, str] = {"cogvideox": "diffusers"}
+    storage = Storage(scale="header")
+    writes = True
+
+    def find(self, source: Path, choice: Choice) -> Found | None:
+        if source.is_file():
+            return Found(source, source.stem if source.name != FILE else source.absolute().parent.name)
+        file = source / FILE
+        return Found(file, source.absolute().name) if file.is_file() else None
+
+    def claims(self, file: TensorFile) -> bool:
+        return any(STYLE.parse(key) for key in file.tensors)
+
+    def read(self, file: TensorFile, choice: Choice) -> Adapter:
+        if not self.claims(file):
+            raise FormatError(
+                f"{file.path} has no key of the form {COMPONENT}.MODULE.lora_A.weight: it is no Diffusers adapter.",
+                command("loraforge", "inspect", file.path),
+            )
+        try:
+            pairs = STYLE.pairs(file.tensors, architecture("cogvideox"), "diffusers")
+        except FormatError as error:
+            raise FormatError(f"{file.path}: {error.message}", command("loraforge", "inspect", file.path)) from error
+        ranks = {path: file.tensors[keys[0][1]].shape[1] for path, keys in pairs.items()}
+        recorded = [rule for key, prefix in RECORDS.items() if (rule := _record(file, key, prefix, ranks))]
+        rule, scale = resolve(recorded, choice.stated, ranks, default=None, writes=self.name)
+        origin = _origin(file)
+        if scale.provenance == "recorded" and origin.scale is not None:
+            scale = origin.scale
+        return Adapter(
+            architecture="cogvideox",
+            layout="diffusers",
+            modules=STYLE.decode(file, pairs, rule.of),
+            scale=scale,
+            keys=tuple(sorted(file.tensors)),
+            metadata=file.metadata,
+            base_model=origin.base_model,
+        )
+
+    def file_name(self) -> str:
+        return FILE
+
+    def header(self, target: Target) -> dict[str, str]:
+        least = peftrules.config(target.ranks, target.scalings)
+        # component-prefixed, and nothing but what is needed: unprefixed or unknown keys make diffusers raise
+        metadata = {f"{COMPONENT}.{key}": value for key, value in least.items()}
+        return {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, indent=2, sort_keys=True)}
+
+    def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
+        return STYLE.encode(path, delta)
+
+    def how_to_load(self, path: Path) -> str:
+        name = "" if path.name == FILE else f", weight_name={path.name!r}"
+        return (
+            f"pipe.load_lora_weights({str(path.parent)!r}{name})   # strength 1.0, no other number; "
+            "CogVideo's load_cogvideox_lora.py multiplies by alpha/r again: give it --lora_alpha equal to --lora_r"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What a file converted by loraforge says of its source."""
+
+    scale: Scale | None = None
+    base_model: str | None = None
+
+
+def _origin(file: TensorFile) -> _Origin:
+    """A scale we recorded ourselves is no better known than it was in the source: its provenance is kept."""
+    told = _json(file, "loraforge") or {}
+    scale = None
+    match told:
+        case {"scale": {"provenance": "recorded" | "given" | "assumed" as provenance, "source": str(said)}}:
+            scale = Scale(provenance, f"{said}; converted by loraforge")
+    base = told.get("base_model")
+    return _Origin(scale, base if isinstance(base, str) else None)
+
+
+def _json(file: TensorFile, key: str) -> dict[str, Any] | None:
+    if key not in file.metadata:
+        return None
+    try:
+        value = json.loads(file.metadata[key])
+    except (ValueError, RecursionError) as error:
+        raise ScaleError(
+            f"{file.path}: its header entry {key} is not JSON.", command("loraforge", "inspect", file.path)
+        ) from error
+    return value if isinstance(value, dict) else None
+
+
+def _record(file: TensorFile, key: str, prefix: str, ranks: Mapping[str, int]) -> Rule | None:
+    """What one header entry says of the scale; None where it is absent or about other components."""
+    config = _json(file, key)
+    if config is None:
+        return None
+    mine = {name.removeprefix(prefix): value for name, value in config.items() if name.startswith(prefix)}
+    if "r" not in mine and "lora_alpha" not in mine:
+        return None
+    if key == "lora_config":  # finetrainers writes neither patterns nor rslora: one r and one alpha for all
+        mine["r"] = mine.get("r", Counter(ranks.values()).most_common(1)[0][0])
+    return peftrules.rule(mine, ranks, key)

@@ -1,0 +1,301 @@
+"""SAT: what CogVideo's `sat/` trainer writes. A DeepSpeed run folder, base weights and all, its scale only in a YAML.
+
+Sources: SwissArmyTransformer sat/model/finetune/lora2.py (keys, scaling = lora_alpha / r, lora_alpha = 1),
+sat/training/model_io.py (folders, `latest`, `-ema`), CogVideo sat/configs/*_lora.yaml.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraforge.adapter import Adapter, Storage
+from loraforge.errors import ConversionError, FileError, FormatError, ScaleError, Try, command, listed
+from loraforge.formats import Choice, Found, Target
+from loraforge.keys import KeyStyle
+from loraforge.layout import Architecture, architecture
+from loraforge.scale import Rule, resolve
+
+if TYPE_CHECKING:
+    from loraforge.lora import Array, Delta
+    from loraforge.tensorfile import TensorFile
+
+STYLE = KeyStyle(A=".matrix_A", B=".matrix_B", parts=True)
+PREFIX = "model.diffusion_model."
+CHECKPOINT = "mp_rank_00_model_states.pt"
+CONFIG = "training_config.yaml"
+LORA_SECTION = ("model", "network_config", "params", "modules", "lora_config", "params")
+_COMPONENTS = {PREFIX: "transformer (base)", "conditioner.": "text encoder (T5)", "first_stage_model.": "VAE"}
+
+
+class SatFormat:
+    """Reads SAT run folders, iteration folders and checkpoint files."""
+
+    name = "sat"
+    summary = "CogVideo's SAT trainer: run folder or mp_rank_00_model_states.pt"
+    layouts: Mapping[str, str] = {"cogvideox": "sat"}
+    storage = Storage(parts=True, scale="file")
+    writes = False
+
+    def find(self, source: Path, choice: Choice) -> Found | None:
+        if source.is_file():
+            return Found(source, _run_name(source))
+        if _shards(source):
+            return Found(_only_shard(source), _run_name(source / CHECKPOINT))
+        checkpoints = {child.name for child in source.iterdir() if child.is_dir() and _shards(child)}
+        if not checkpoints and not (source / "latest").is_file():
+            return None
+        chosen, note = _choose(source, checkpoints, choice)
+        file = _only_shard(source / chosen)
+        return Found(file, _run_name(file), (note,))
+
+    def claims(self, file: TensorFile) -> bool:
+        return any(".matrix_A." in key or ".matrix_B." in key for key in file.tensors) or any(
+            key.startswith((PREFIX, "mixins.", "transformer.layers.")) for key in file.tensors
+        )
+
+    def read(self, file: TensorFile, choice: Choice) -> Adapter:
+        arch = architecture("cogvideox")
+        lora = {key: info for key, info in file.tensors.items() if _looks_like_lora(key)}
+        strange = [f"{key} ({name})" for key, name in file.opaque.items() if _looks_like_lora(key)]
+        if strange:
+            raise FormatError(
+                f"{file.path}: LoRA tensors are stored as objects this tool does not build: {listed(strange)}."
+            )
+        if not lora:
+            raise FormatError(*_what_it_is(file, arch))
+        prefixed = {key: key.removeprefix(PREFIX) for key in lora}
+        try:
+            pairs = STYLE.pairs({prefixed[key]: info for key, info in lora.items()}, arch, "sat")
+        except FormatError as error:
+            raise FormatError(f"{file.path}: {error.message}", command("loraforge", "inspect", file.path)) from error
+        original = {short: key for key, short in prefixed.items()}
+        pairs = {path: [(original[a], original[b]) for a, b in keys] for path, keys in pairs.items()}
+        ranks = {path: _one_rank(file, path, keys) for path, keys in pairs.items()}
+        recorded, notes = _recorded(file.path, choice, ranks)
+        default = Rule("SAT's default lora_alpha 1; no training_config.yaml was found that says otherwise", alpha=1.0)
+        rule, scale = resolve(recorded, choice.stated, ranks, default=default, writes="sat")
+        return Adapter(
+            architecture="cogvideox",
+            layout="sat",
+            modules=STYLE.decode(file, pairs, rule.of),
+            scale=scale,
+            keys=tuple(sorted(lora)),
+            evidence=_evidence(file, arch),
+            others=_components(key for key in file.tensors if key not in lora),
+            notes=notes,
+        )
+
+    def file_name(self) -> str:
+        return CHECKPOINT
+
+    def header(self, target: Target) -> dict[str, str]:
+        return {}
+
+    def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
+        raise ConversionError("SAT checkpoints cannot be written yet.")
+
+    def how_to_load(self, path: Path) -> str:
+        return f"set `load: {path.parent}` in the SAT inference YAML"
+
+
+def _shards(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.glob("*model_states.pt") if p.is_file())
+
+
+def _only_shard(folder: Path) -> Path:
+    """The checkpoint of a folder that has exactly one; anything split over ranks is refused."""
+    names = _shards(folder)
+    split = [name for name in names if name.startswith(("z3_rank_", "zero_pp_rank_"))]
+    if split:
+        raise FileError(
+            f"{folder} is a DeepSpeed ZeRO-3 checkpoint: its weights are cut into {len(split)} pieces ({split[0]}, ...). "
+            "Train or save with ZeRO stage 2 (SAT's default), or gather the pieces with DeepSpeed's zero_to_fp32.py first.",
+            command("ls", "-l", folder),
+        )
+    parallel = [name for name in names if name.startswith("mp_rank_") and name != CHECKPOINT]
+    if parallel:
+        raise FileError(
+            f"{folder} was saved with model parallelism ({len(parallel) + 1} parts: {CHECKPOINT}, {parallel[0]}, ...). "
+            "SAT's LoRA gives different outputs per part there; train with model_parallel_size: 1.",
+            command("ls", "-l", folder),
+        )
+    if names != [CHECKPOINT]:
+        raise FileError(f"{folder} has {listed(names)}, but no {CHECKPOINT}.", command("ls", "-l", folder))
+    return folder / CHECKPOINT
+
+
+def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]:
+    """The iteration folder to take, and a sentence that says which and why."""
+    plain = sorted(int(name) for name in checkpoints if name.isdecimal())
+    averaged = sorted(int(name.removesuffix("-ema")) for name in checkpoints if re.fullmatch(r"\d+-ema", name))
+    have = averaged if choice.ema else plain
+    ending = "-ema" if choice.ema else ""
+    everything = listed([str(n) for n in plain] + [f"{n}-ema" for n in averaged])
+    latest = (run / "latest").read_text("utf-8", "replace").strip()[:100] if (run / "latest").is_file() else None
+    others = f"; the run has {everything}"
+    if choice.iteration is not None:
+        if choice.iteration not in have:
+            raise FileError(
+                f"{run} has no checkpoint {choice.iteration}{ending} (it has {everything}).", *_iterations(have, choice)
+            )
+        return (
+            f"{choice.iteration}{ending}",
+            f"took iteration {choice.iteration}{ending} of {run.name}, as asked{others}",
+        )
+    if latest is not None:
+        name = f"{latest.removesuffix('-ema')}{ending}" if choice.ema else latest
+        if name not in checkpoints:
+            raise FileError(
+                f"{run / 'latest'} names {name!r}, but there is no such checkpoint (found: {everything or 'none'}).",
+                *_iterations(have, choice),
+            )
+        return (
+            name,
+            f"took iteration {name} of {run.name}, which `latest` names{others if len(checkpoints) > 1 else ''}",
+        )
+    if not have:
+        raise FileError(
+            f"{run} has no checkpoint{' of averaged weights (-ema)' if choice.ema else ''} (it has {everything}).",
+            command("ls", "-l", run),
+        )
+    return (
+        f"{have[-1]}{ending}",
+        f"took iteration {have[-1]}{ending} of {run.name}, the newest; there is no `latest`{others}",
+    )
+
+
+def _iterations(have: list[int], choice: Choice) -> list[Try]:
+    return [Try(f"--iteration {n}") for n in have[-3:]] or [Try("loraforge formats")]
+
+
+def _run_name(file: Path) -> str:
+    """`<run>-<iteration>` for a checkpoint in SAT's folders, else the file's own stem."""
+    folder = file.absolute().parent
+    if file.name == CHECKPOINT and re.fullmatch(r"\d+(-ema)?|release", folder.name):
+        return f"{folder.parent.name}-{folder.name}"
+    return folder.name if file.name == CHECKPOINT else file.stem
+
+
+def _looks_like_lora(key: str) -> bool:
+    return "matrix_A" in key or "matrix_B" in key or "lora" in key.lower()
+
+
+def _one_rank(file: TensorFile, path: str, keys: list[tuple[str, str]]) -> int:
+    ranks = {file.tensors[b].shape[1] for _, b in keys}
+    if len(ranks) > 1:
+        raise FormatError(f"{file.path}: the parts of {path} have ranks {sorted(ranks)}; SAT trains them all at one.")
+    return ranks.pop()
+
+
+def _recorded(file: Path, choice: Choice, ranks: Mapping[str, int]) -> tuple[list[Rule], tuple[str, ...]]:
+    """The scale that the run's YAML records: the one named by the user, else the nearest above the file."""
+    folders = [file.absolute().parent, *file.absolute().parents[1:3]]
+    path = choice.training_config or next((f / CONFIG for f in folders if (f / CONFIG).is_file()), None)
+    if path is None:
+        return [], ()
+    section = _lora_section(path)
+    if section is None:
+        if choice.training_config:
+            raise ScaleError(
+                f"{path} has no {'.'.join(LORA_SECTION)}: it does not configure SAT's LoRA.",
+                command("grep", "-n", "lora", path),
+            )
+        return [], (f"{path.name} has no lora_config section, so it records no scale",)
+    r, alpha = section.get("r"), section.get("lora_alpha", 1)
+    numbers = [value for value in (r, alpha) if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) != 2:
+        raise ScaleError(
+            f"{path}: r {r!r:.40} and lora_alpha {alpha!r:.40} are not both numbers.",
+            Try("--alpha 1 --override-scale", "SAT's default"),
+        )
+    odd = sorted({rank for rank in ranks.values() if rank != r})
+    said = (
+        f"lora_alpha {alpha:g}, r {r} in {path.name}"
+        if "lora_alpha" in section
+        else f"r {r} and SAT's default lora_alpha 1 in {path.name}"
+    )
+    rule = Rule(said, alpha=float(alpha))
+    if odd and not choice.stated.override:
+        raise ScaleError(
+            f"{path} says r {r}, but the tensors of {file} have rank {', '.join(map(str, odd))}: it belongs to another run.",
+            Try("--alpha 1 --override-scale", "if training used SAT's default lora_alpha"),
+        )
+    return [] if odd else [rule], ()
+
+
+def _lora_section(path: Path) -> dict[str, Any] | None:
+    import yaml
+
+    try:
+        if path.stat().st_size > 1 << 20:
+            raise ScaleError(f"{path} has more than 1 MB: it is no training configuration.", command("ls", "-l", path))
+        node = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ScaleError(
+            f"{path} cannot be read as YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
+            Try("--alpha 1 --override-scale", "SAT's default"),
+        ) from error
+    for key in LORA_SECTION:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else None
+
+
+def _evidence(file: TensorFile, arch: Architecture) -> dict[str, tuple[int, ...]]:
+    """Segment -> shape of the base weight in this file, for modules that hold one segment."""
+    found = {}
+    for key, info in file.tensors.items():
+        path = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".original")
+        place = arch.layouts["sat"].locate(path) if key.endswith(".weight") else None
+        if place and len(segments := arch.layouts["sat"].modules[place[0]]) == 1:
+            found[segments[0]] = info.shape
+    return found
+
+
+def _components(keys: Iterable[str]) -> dict[str, int]:
+    count = Counter(
+        next((name for start, name in _COMPONENTS.items() if key.startswith(start)), "other") for key in keys
+    )
+    return dict(sorted(count.items()))
+
+
+def _what_it_is(file: TensorFile, arch: Architecture) -> tuple[str, str]:
+    """For a file without SAT LoRA tensors: what it is, and what to type instead."""
+    tops, keys = set(file.tops), list(file.tensors)
+    look = command("loraforge", "inspect", file.path)
+    beside = command("ls", file.path.absolute().parent.parent)
+
+    def said(what: str, instead: str, remedy: str = look) -> tuple[str, str]:
+        return f"{file.path} is {what}, and holds no SAT LoRA. {instead}", remedy
+
+    if {"optimizer_state_dict"} & tops or {"state", "param_groups"} <= tops:
+        return said(
+            "an optimizer state",
+            f"Give the {CHECKPOINT} of the run instead.",
+            command("ls", file.path.absolute().parent),
+        )
+    if any(".lora_A." in key or ".lora_B." in key for key in keys):
+        return said(
+            "a checkpoint of a Diffusers or PEFT trainer",
+            "Give the pytorch_lora_weights.safetensors that trainer saved.",
+            beside,
+        )
+    base = [
+        key
+        for key in keys
+        if arch.layouts["sat"].locate(key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".original"))
+    ]
+    if base:
+        return said(
+            f"a full CogVideoX transformer ({len(base)} weights)",
+            "Give the checkpoint your LoRA run wrote, not its base model.",
+            beside,
+        )
+    if any(key.startswith(("shared.", "encoder.block.", "conditioner.")) for key in keys):
+        return said("a T5 text encoder", f"Give the {CHECKPOINT} of the LoRA run.")
+    if any(key.startswith(("encoder.", "decoder.", "first_stage_model.", "loss.")) for key in keys):
+        return said("a VAE", f"Give the {CHECKPOINT} of the LoRA run.")
+    return said(f"a file of {len(keys)} tensors of another kind", f"Give the {CHECKPOINT} of the LoRA run.")

@@ -1,0 +1,66 @@
+"""Names and numbers together: an adapter moves between layouts through the segments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loraforge.errors import ConversionError, listed
+from loraforge.layout import Architecture, Index
+from loraforge.lora import Delta, fuse, rows, split, zero
+
+Place = tuple[str, Index]
+"""A segment and its block numbers: where in the base model a run of rows sits, whatever its name."""
+
+
+def to_segments(modules: Mapping[str, Delta], arch: Architecture, layout: str) -> dict[Place, tuple[str, Delta]]:
+    """Cut every module into its segments; each comes with the module path it was in.
+
+    Raises ConversionError that lists every path the layout does not know and every module that does not divide.
+    """
+    held: dict[Place, tuple[str, Delta]] = {}
+    problems = []
+    for path, delta in modules.items():
+        found = arch.layouts[layout].locate(path)
+        if found is None:
+            problems.append(f"{path} is not a module of {arch.title} in layout {layout}")
+            continue
+        template, index = found
+        segments = arch.layouts[layout].modules[template]
+        sizes = arch.sizes(segments, rows(delta))
+        if sizes is None:
+            problems.append(f"{path}: {rows(delta)} rows cannot be shared by {', '.join(segments)}")
+            continue
+        for segment, part in zip(segments, split(delta, sizes), strict=True):
+            held[segment, index] = path, part
+    if problems:
+        raise ConversionError("; ".join(problems[:20]))
+    return held
+
+
+def relayout(
+    modules: Mapping[str, Delta], arch: Architecture, source: str, target: str
+) -> dict[str, tuple[Delta, tuple[str, ...]]]:
+    """Target module path -> its update, and the source modules it came from. Moves rows, changes no number.
+
+    Rows of a target module that the source does not adapt become a rank-0 block.
+    Raises ConversionError that names every segment the target layout has no module for.
+    """
+    held = to_segments(modules, arch, source)
+    indices: dict[str, list[Index]] = {}
+    for segment, index in held:
+        indices.setdefault(segment, []).append(index)
+    out: dict[str, tuple[Delta, tuple[str, ...]]] = {}
+    for template, segments in arch.layouts[target].modules.items():
+        for index in sorted({index for segment in segments for index in indices.get(segment, ())}):
+            parts = {segment: held.pop((segment, index), None) for segment in segments}
+            known, (_, like) = next((segment, part) for segment, part in parts.items() if part is not None)
+            unit = rows(like) // arch.segments[known]
+            deltas = [
+                part[1] if part else zero(unit * arch.segments[segment], like[0]) for segment, part in parts.items()
+            ]
+            out[template.fill(index)] = fuse(deltas), tuple(dict.fromkeys(part[0] for part in parts.values() if part))
+    if held:
+        raise ConversionError(
+            f"layout {target} has no module for {listed(sorted({path for path, _ in held.values()}))}"
+        )
+    return out

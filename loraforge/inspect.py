@@ -1,0 +1,163 @@
+"""Say what a file is: format, modules, ranks, scale, base. Reads names, shapes and headers; no weight is touched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraforge.adapter import Scale
+from loraforge.errors import LoraforgeError
+from loraforge.formats import Choice
+from loraforge.registry import locate
+from loraforge.report import base_text, fraction
+from loraforge.scale import candidates
+
+if TYPE_CHECKING:
+    from loraforge.adapter import Adapter
+    from loraforge.formats import Format
+    from loraforge.tensorfile import TensorFile
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a header tells. Its JSON follows schemas/inspect.schema.json."""
+
+    path: str
+    container: str
+    size: int
+    format: str | None
+    layout: str | None
+    components: dict[str, int]
+    """Component -> adapted modules (transformer, text_encoder), or tensors that are not the adapter's."""
+    targets: dict[str, int]
+    """Kind of module (`transformer_blocks.{i}.attn1.to_q`) -> how many of them are adapted."""
+    ranks: dict[int, int]
+    """Rank -> modules."""
+    dtypes: dict[str, int]
+    """Element type -> adapter tensors."""
+    scale: Scale | None
+    scalings: tuple[float, ...]
+    fits: tuple[str, ...]
+    metadata: dict[str, str]
+    notes: tuple[str, ...]
+    problem: str | None
+    """Why the file is no adapter this version can convert; None when it is."""
+    remedies: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.inspect.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The same for a terminal, one fact a line."""
+        table = {
+            "file": f"{self.path} ({self.size:,} bytes, {self.container})",
+            "format": f"{self.format or 'unknown'}{f', layout {self.layout}' if self.layout else ''}",
+            "holds": ", ".join(f"{name} {count}" for name, count in self.components.items()),
+            "modules": ", ".join(f"{name} x{count}" for name, count in self.targets.items()),
+            "rank": _counted(self.ranks),
+            "dtype": _counted(self.dtypes),
+            "scale": f"{', '.join(map(fraction, self.scalings))} ({self.scale.provenance}: {self.scale.source})"
+            if self.scale
+            else "",
+            "fits": base_text(self.fits) if self.scale else "",
+        }
+        lines = [f"{name:<9}{text}" for name, text in table.items() if text]
+        return lines + [
+            f"{'header' if not n else '':<9}{key}: {' '.join(value.split())}"
+            for n, (key, value) in enumerate(self.metadata.items())
+        ]
+
+
+def _counted(counts: Mapping[Any, int]) -> str:
+    """`128`, or `4 (3 times), 8 (once)` where they differ."""
+    return (
+        ", ".join(map(str, counts))
+        if len(counts) == 1
+        else ", ".join(f"{value} x{count}" for value, count in counts.items())
+    )
+
+
+def inspect(
+    source: str | Path, from_: str | None = None, *, iteration: int | None = None, ema: bool = False
+) -> Inspection:
+    """Describe the adapter in `source` without reading a weight.
+
+    A file that opens but is no adapter is described as far as possible, with `problem` set. Raises a
+    LoraforgeError when it cannot be opened at all.
+    """
+    choice = Choice(iteration, ema)
+    form, place, file = locate(Path(source), from_, choice)
+    try:
+        if form is None:
+            raise LoraforgeError(
+                f"{place.path} holds no adapter of a known format: its keys are like {', '.join(list(file.tensors)[:3]) or 'none'}."
+            )
+        adapter = form.read(file, choice)
+    except LoraforgeError as error:
+        return _describe(file, None, None, place.notes, error)
+    return _describe(file, form, adapter, (*place.notes, *adapter.notes), None)
+
+
+def _describe(
+    file: TensorFile, form: Format | None, adapter: Adapter | None, notes: tuple[str, ...], error: LoraforgeError | None
+) -> Inspection:
+    from loraforge.base import fits
+    from loraforge.layout import architecture
+
+    modules = adapter.modules if adapter else {}
+    places = (
+        {}
+        if adapter is None
+        else {path: architecture(adapter.architecture).layouts[adapter.layout].locate(path) for path in modules}
+    )
+    remedies = [remedy.command for remedy in error.remedies] if error else []
+    if adapter and form and adapter.scale.provenance == "ambiguous":
+        ranks = {path: delta[0].rank for path, delta in modules.items()}
+        remedies = [remedy.command for remedy in candidates(ranks, form.name)]
+    return Inspection(
+        path=str(file.path),
+        container=file.kind,
+        size=file.size,
+        format=form.name if form else None,
+        layout=adapter.layout if adapter else None,
+        components=({"transformer": len(modules), "text_encoder": 0} | dict(adapter.others)) if adapter else {},
+        targets=dict(Counter(place[0].text for place in places.values() if place)),
+        ranks=dict(sorted(Counter(delta[0].rank for delta in modules.values()).items())),
+        dtypes=dict(
+            sorted(Counter(file.tensors[key].dtype for key in (adapter.keys if adapter else file.tensors)).items())
+        ),
+        scale=adapter.scale if adapter else None,
+        scalings=tuple(sorted({w.scaling for delta in modules.values() for w in delta})),
+        fits=tuple(variant.name for variant in fits(adapter)) if adapter else (),
+        metadata=dict(sorted(file.metadata.items())),
+        notes=notes,
+        problem=error.message if error else None,
+        remedies=tuple(remedies),
+    )
+
+
+def skeleton(source: str | Path, *, iteration: int | None = None, ema: bool = False) -> dict[str, Any]:
+    """Everything of a file but its weights: names, shapes, element types, metadata, pickle globals.
+
+    Follows schemas/skeleton.schema.json; `loraforge.testing`-style tests rebuild a file from it.
+    """
+    _, _, file = locate(Path(source), None, Choice(iteration, ema))
+    tensors: Mapping[str, Any] = {
+        key: {"dtype": info.dtype, "shape": list(info.shape)} for key, info in file.tensors.items()
+    }
+    return {
+        "schema": "loraforge.skeleton.v1",
+        "name": file.path.name,
+        "container": file.kind,
+        "size": file.size,
+        "tops": list(file.tops),
+        "wrappers": list(file.wrappers),
+        "globals": list(file.globals),
+        "opaque": dict(file.opaque),
+        "metadata": dict(file.metadata),
+        "tensors": dict(tensors),
+    }

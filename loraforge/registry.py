@@ -1,0 +1,55 @@
+"""Which formats there are, and how the one for a source is found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import pluggy
+
+from loraforge import hookspecs
+from loraforge.errors import FileError, FormatError, command
+from loraforge.formats import Choice, Format, Found, builtin
+from loraforge.source import open_tensors
+from loraforge.tensorfile import TensorFile
+
+
+@cache
+def formats() -> Mapping[str, Format]:
+    """Every format by name."""
+    manager = pluggy.PluginManager("loraforge")
+    manager.add_hookspecs(hookspecs)
+    manager.register(builtin, name="loraforge")
+    return {entry.name: entry for batch in manager.hook.loraforge_formats() for entry in batch}
+
+
+def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | None, Found, TensorFile]:
+    """The format of a source, the file in it that holds the tensors, and that file, opened.
+
+    The format is the one called `name`, else the only one that claims the file; None where none does.
+    Raises FileError or FormatError when nothing can be opened or several formats claim the file.
+    """
+    if not source.exists():
+        raise FileError(f"{source} does not exist.", command("ls", "-l", source.parent))
+    wanted = [formats()[name]] if name else list(formats().values())
+    found = [(entry, place) for entry in wanted if (place := entry.find(source, choice))]
+    if not found:
+        what = f"no {name} checkpoint" if name else "nothing that any format reads"
+        raise FileError(f"{source} has {what} in it.", command("ls", "-l", source))
+    files = {place.path: place for _, place in found}
+    if len(files) > 1:
+        raise FormatError(
+            f"{source} holds several things: {', '.join(f'{place.path.name} ({entry.name})' for entry, place in found)}.",
+            *(command("loraforge", "inspect", path) for path in files),
+        )
+    place = found[0][1]
+    file, warnings = open_tensors(place.path)
+    place = Found(place.path, place.run, (*place.notes, *warnings))
+    claiming = [entry for entry, _ in found if name or entry.claims(file)]
+    if len(claiming) > 1:
+        raise FormatError(
+            f"{place.path} could be {' or '.join(entry.name for entry in claiming)}.",
+            *(f"--from {entry.name}" for entry in claiming),
+        )
+    return (claiming[0] if claiming else None), place, file

@@ -1,0 +1,97 @@
+"""What a conversion did: one object, printed for people and as JSON for programs (schemas/convert.schema.json)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from loraforge.adapter import Scale, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a user may ask about one conversion."""
+
+    source: dict[str, Any]
+    """path, format, size, digest of the adapter tensors."""
+    output: dict[str, Any]
+    """path, format, written."""
+    scale: Scale
+    scalings: tuple[float, ...]
+    """The distinct scalings of the source's modules, sorted."""
+    stored: str
+    """`tensors` (folded into A and B) or `metadata` (beside them)."""
+    steps: tuple[Step, ...]
+    worst_error: float | None
+    """Of any row, as the verification measured it; None where nothing was written."""
+    fits: tuple[str, ...]
+    base_model: str | None
+    others: dict[str, int]
+    dropped_modules: tuple[str, ...]
+    dropped_metadata: dict[str, str]
+    notes: tuple[str, ...]
+    how_to_load: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.convert.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The report for a terminal: what was done, then the strength, how to load it, which base it fits."""
+        kinds = Counter(step.kind for step in self.steps)
+        sources = {name for step in self.steps for name in step.sources}
+        done = [f"{len(sources)} modules -> {len(self.steps)}"]
+        if kinds["exact"]:
+            done.append(f"{'all' if kinds['exact'] == len(self.steps) else kinds['exact']} exact")
+        if kinds["rounded"]:
+            worst = max(self.steps, key=lambda step: step.error)
+            done.append(f"{kinds['rounded']} rounded, at worst {worst.error:.1e} of the update ({worst.module})")
+        done += [
+            f"rank {a} -> {b}: {n}"
+            for (a, b), n in sorted(Counter(s.rank for s in self.steps if s.kind == "rank").items())
+        ]
+        if self.others:
+            done.append("left alone: " + ", ".join(f"{count} tensors of {name}" for name, count in self.others.items()))
+        out = [f"{self.source['path']} -> {self.output['path']}", "  " + "; ".join(done)]
+        out += [f"  dropped {what}" for what in self.dropped_modules]
+        out += [f"  header entry {key} not carried over: {why}" for key, why in self.dropped_metadata.items()]
+        if kinds["rounded"] and self.stored == "tensors":
+            out.append(
+                "  for no rounding: --dtype fp32 (larger), or --scale-in metadata (Diffusers 0.34 or newer only)"
+            )
+        return [
+            *out,
+            f"  {self.strength()}",
+            f"  load: {self.how_to_load}",
+            f"  base: {self.base_model or base_text(self.fits)}",
+        ]
+
+    def strength(self) -> str:
+        """The claim, no wider than its evidence."""
+        scaling = ", ".join(fraction(value) for value in self.scalings)
+        claim = f"same update as the source, read at scale {scaling} ({self.scale.provenance}: {self.scale.source})"
+        if self.scale.provenance in ("recorded", "given"):
+            claim += "; strength 1.0 acts as trained"
+        elif self.scale.provenance == "assumed":
+            claim += "; strength 1.0 is right if that is what training used"
+        checked = "not written (--dry-run)" if self.worst_error is None else "verified on the written file"
+        return f"{claim}; {checked}"
+
+
+def base_text(fits: Sequence[str]) -> str:
+    """What the shapes say of the base model, and what they cannot say."""
+    if not fits:
+        return "no released CogVideoX has these shapes; use the model it was trained on"
+    return (
+        f"{fits[0]}, the only one with these shapes"
+        if len(fits) == 1
+        else f"{', '.join(fits)}: the shapes cannot tell which; use the one it was trained on"
+    )
+
+
+def fraction(value: float) -> str:
+    """`1/128 = 0.0078125`, or the plain number where it is no short fraction."""
+    inverse = 1 / value if value else 0.0
+    return f"1/{inverse:.0f} = {value:.6g}" if inverse >= 2 and abs(inverse - round(inverse)) < 1e-9 else f"{value:.6g}"

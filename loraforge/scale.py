@@ -1,0 +1,158 @@
+"""Decides what scaling an adapter was trained at, from what files record and the user states. Never from a guess."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import tomli
+
+from loraforge.adapter import Scale
+from loraforge.errors import ScaleError, Try
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One statement of scale: `alpha` over the rank, or the scaling itself, for all modules."""
+
+    said: str
+    """Who said it, and what: `lora_alpha 4 in training_config.yaml`."""
+    alpha: float | None = None
+    scaling: float | None = None
+    exceptions: Mapping[str, float] = field(default_factory=dict)
+    """Module path -> scaling, where it differs."""
+
+    def of(self, path: str, rank: int) -> float:
+        if path in self.exceptions:
+            return self.exceptions[path]
+        return self.scaling if self.scaling is not None else (self.alpha or 0.0) / rank
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What the user says training used. It states a fact; it never multiplies."""
+
+    alpha: float | None = None
+    trained_scale: float | None = None
+    trained_by: str | None = None
+    as_loaded: bool = False
+    override: bool = False
+
+
+AS_LOADED = Rule("--as-loaded: what a loader that finds no alpha applies", scaling=1.0)
+
+
+def resolve(
+    recorded: Sequence[Rule], stated: Statement, ranks: Mapping[str, int], *, default: Rule | None, writes: str
+) -> tuple[Rule, Scale]:
+    """The rule that holds, and its provenance.
+
+    `ranks`: module path -> rank. `default` is the only rule that can apply where nothing is recorded,
+    or None where known trainers write indistinguishable files: then the scale is ambiguous, read as
+    1.0. `writes` is the format's name in trainers.toml.
+
+    Raises ScaleError when two recorded values disagree, when the statement contradicts the record
+    (unless it overrides), or when a value is 0, negative or not a number and the user did not say so.
+    """
+    given = _given(stated, ranks)
+    if given is not None and (stated.override or not recorded):
+        return given, Scale("given", given.said)
+    for rule in recorded:
+        _check(rule, ranks)
+    for rule in recorded[1:]:
+        _agree(recorded[0], rule, ranks)
+    if given is not None:
+        _agree(recorded[0], given, ranks, Try("--override-scale", f"use {given.said}"))
+    if recorded:
+        return recorded[0], Scale("recorded", recorded[0].said)
+    if default is not None:
+        return default, Scale("assumed", default.said)
+    if stated.as_loaded:
+        return AS_LOADED, Scale("assumed", AS_LOADED.said)
+    return AS_LOADED, Scale("ambiguous", f"no alpha is recorded, and trainers that write {writes} files differ")
+
+
+def candidates(ranks: Mapping[str, int], writes: str) -> list[Try]:
+    """One addition to the command per scale a known trainer of this format could have used."""
+    seen, tries = set[float](), []
+    values = sorted(set(ranks.values()))
+    for name, trainer in trainers().items():
+        if trainer["writes"] != writes:
+            continue
+        if values == [rank for rank in trainer["ranks"] if rank in values]:
+            addition, scaling = f"--trained-by {name}", trainer["alpha"] / values[-1]
+        elif trainer["alpha"] in trainer["ranks"]:
+            addition, scaling = "--trained-scale 1", 1.0
+        else:
+            addition, scaling = f"--alpha {trainer['alpha']}", trainer["alpha"] / values[-1]
+        if scaling not in seen:
+            seen.add(scaling)
+            tries.append(Try(addition, f"{trainer['title']}: scale {scaling:g}"))
+    return [*tries, Try("--as-loaded", "keep what loaders show today: 1.0")]
+
+
+def _given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
+    options = {"--alpha": stated.alpha, "--trained-scale": stated.trained_scale, "--trained-by": stated.trained_by}
+    named = [option for option, value in options.items() if value is not None] + ["--as-loaded"] * stated.as_loaded
+    if len(named) > 1:
+        raise ScaleError(f"{' and '.join(named)} say the same thing in different ways: give one of them.")
+    for option, value in (("--alpha", stated.alpha), ("--trained-scale", stated.trained_scale)):
+        if value is not None and not math.isfinite(value):
+            raise ScaleError(f"{option} {value} is not a number an adapter can be trained at.", f"{option} 1")
+    if stated.alpha is not None:
+        return Rule(f"--alpha {stated.alpha:g}", alpha=stated.alpha)
+    if stated.trained_scale is not None:
+        return Rule(f"--trained-scale {stated.trained_scale:g}", scaling=stated.trained_scale)
+    if stated.trained_by is None:
+        return None
+    trainer = trainers()[stated.trained_by]
+    odd = sorted({rank for rank in ranks.values() if rank not in trainer["ranks"]})
+    if odd:
+        raise ScaleError(
+            f"--trained-by {stated.trained_by} means rank {' or '.join(map(str, trainer['ranks']))} and lora_alpha {trainer['alpha']}; "
+            f"this adapter has rank {', '.join(map(str, odd))}, so its run was configured differently. State the alpha it used.",
+            Try(f"--alpha {trainer['alpha']}", f"if only the rank was changed: scale {trainer['alpha'] / odd[0]:g}"),
+        )
+    return Rule(
+        f"--trained-by {stated.trained_by}: {trainer['title']}, lora_alpha {trainer['alpha']}", alpha=trainer["alpha"]
+    )
+
+
+def _check(rule: Rule, ranks: Mapping[str, int]) -> None:
+    for path, rank in ranks.items():
+        scaling = rule.of(path, rank)
+        if not math.isfinite(scaling) or scaling <= 0:
+            what = (
+                "is not a number"
+                if not math.isfinite(scaling)
+                else "switches the adapter off"
+                if scaling == 0
+                else "inverts the adapter"
+            )
+            raise ScaleError(
+                f"{rule.said}: a scaling of {scaling:g} {what}, so training cannot have used it as it stands. State what training used.",
+                Try("--alpha 1 --override-scale", "SAT's default"),
+            )
+
+
+def _agree(one: Rule, other: Rule, ranks: Mapping[str, int], *remedies: Try) -> None:
+    for path, rank in ranks.items():
+        a, b = one.of(path, rank), other.of(path, rank)
+        if not math.isclose(a, b, rel_tol=1e-9):
+            choices = [
+                Try(f"--trained-scale {value:.12g} --override-scale", f"use {said}")
+                for value, said in ((a, one.said), (b, other.said))
+            ]
+            raise ScaleError(
+                f"two scales for {path}: {a:g} ({one.said}), but {b:g} ({other.said}).", *(remedies or choices)
+            )
+
+
+@cache
+def trainers() -> dict[str, dict[str, Any]]:
+    """The table of trainers, by the name `--trained-by` takes."""
+    return tomli.loads((files("loraforge") / "trainers.toml").read_text("utf-8"))

@@ -1,0 +1,55 @@
+"""Opens a tensor file by what it contains, whatever it is called, and says what it is when it is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loraforge.errors import FileError, command
+from loraforge.tensorfile import HEADER_LIMIT, TensorFile, read_safetensors
+from loraforge.torchfile import read_torch
+
+_BEGINNINGS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "git lfs pull"),
+    (b"<!doctype html", "a web page, probably an error page saved in place of the file", None),
+    (b"<html", "a web page, probably an error page saved in place of the file", None),
+    (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", "a torch file in the format from before 2020", None),
+    (b"\x80", "a bare pickle, not a tensor file", None),
+    (b"\x1f\x8b", "a gzip archive; unpack it first", None),
+    (b"GGUF", "a GGUF model", None),
+    (b"{", "a JSON text", None),
+)
+_SUFFIXES = {"safetensors": (".safetensors",), "torch": (".pt", ".pth", ".bin", ".ckpt")}
+
+
+def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
+    """The tensor file at `path`, and warnings (a suffix that says otherwise).
+
+    Raises FileError that says what the file is when it is neither safetensors nor a torch archive.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            head = stream.read(64)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
+    if not size:
+        raise FileError(
+            f"{path} is empty (0 bytes): the save or the download failed.", command("ls", "-l", path.parent)
+        )
+    if head.startswith(b"PK\x03\x04"):
+        file = read_torch(path)
+    elif 0 < int.from_bytes(head[:8], "little") <= HEADER_LIMIT and head[8:9] in (b"{", b" "):
+        file = read_safetensors(path)
+    else:
+        kind, remedy = next(
+            ((what, fix) for start, what, fix in _BEGINNINGS if head.lstrip().lower().startswith(start.lower())),
+            (None, None),
+        )
+        raise FileError(
+            f"{path} is {kind or 'neither a safetensors file nor a torch archive (or it is damaged at the start)'}.",
+            remedy or command("file", path),
+        )
+    warnings = []
+    if path.suffix.lower() not in _SUFFIXES[file.kind]:
+        warnings.append(f"{path.name} is really a {file.kind} file; its suffix says otherwise.")
+    return file, warnings

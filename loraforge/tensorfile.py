@@ -1,0 +1,149 @@
+"""Tensor files: names and shapes first, tensors on demand as views of a memory map. Reads and writes safetensors."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraforge.dtypes import BYTES, name_of, numpy_type
+from loraforge.errors import FileError, command
+
+if TYPE_CHECKING:
+    from loraforge.lora import Array
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies in its file."""
+
+    dtype: str
+    """As safetensors names it: F16, BF16, F32, ..."""
+    shape: tuple[int, ...]
+    offset: int
+    """Byte of the file at which element 0 lies."""
+    strides: tuple[int, ...] | None = None
+    """In elements; None where the tensor is contiguous."""
+
+    @property
+    def nbytes(self) -> int:
+        size = BYTES[self.dtype]
+        for length in self.shape:
+            size *= length
+        return size
+
+
+@dataclass(slots=True)
+class TensorFile:
+    """One open tensor file. Indexing gives a read-only view; nothing is read before that."""
+
+    path: Path
+    kind: str
+    """`safetensors` or `torch`."""
+    size: int
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The header's string table; empty for torch files, which have none."""
+    tops: tuple[str, ...] = ()
+    """Keys of the outermost dictionary of a torch file."""
+    wrappers: tuple[str, ...] = ()
+    """The keys that lead from there to the tensors (`module`)."""
+    opaque: Mapping[str, str] = field(default_factory=dict)
+    """Keys that hold something else than a plain tensor -> the dotted name of what it is."""
+    globals: tuple[str, ...] = ()
+    """Dotted names a pickle mentions. None of them was imported."""
+    _map: mmap.mmap | None = None
+
+    def __getitem__(self, key: str) -> Array:
+        import numpy as np
+
+        info = self.tensors[key]
+        if self._map is None:
+            with self.path.open("rb") as stream:
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        dtype = numpy_type(info.dtype)
+        if info.strides is None:
+            flat = np.frombuffer(self._map, dtype, info.nbytes // dtype.itemsize, info.offset)
+            return flat.reshape(info.shape)
+        reach = 1 + sum((n - 1) * stride for n, stride in zip(info.shape, info.strides, strict=True))
+        flat = np.frombuffer(self._map, dtype, reach, info.offset)
+        steps = [stride * dtype.itemsize for stride in info.strides]
+        return np.lib.stride_tricks.as_strided(flat, info.shape, steps, writeable=False)
+
+    def release(self) -> None:
+        """Give the pages read so far back to the system. Views stay valid; a later access reads again."""
+        if self._map is not None and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+HEADER_LIMIT = 100_000_000
+"""Bytes of header the safetensors library accepts."""
+
+
+def read_safetensors(path: Path) -> TensorFile:
+    """Open a safetensors file. The safetensors library checks the header before we believe a word of it.
+
+    Raises FileError when the header lies, overlaps, repeats a key or is not JSON.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    remedy = command("loraforge", "inspect", path)
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length), object_pairs_hook=_no_repeats)
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise FileError(
+            f"{path} is not a healthy safetensors file: {error}. Download or save it again.", remedy
+        ) from error
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for key, entry in header.items():
+        if entry["dtype"] not in BYTES:
+            raise FileError(f"{path}: {key} has element type {entry['dtype']}, which no adapter is stored in.", remedy)
+        tensors[key] = TensorInfo(entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+    return TensorFile(path, "safetensors", path.stat().st_size, tensors, metadata)
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("its header repeats a key")
+    return table
+
+
+def write_safetensors(
+    path: Path,
+    header: Mapping[str, tuple[str, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, Array]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a safetensors file: `header` (key -> dtype, shape) first, then the tensors in whatever order they come.
+
+    The bytes depend on the arguments alone: keys are sorted, wide element types first so that every
+    tensor is aligned, and the header is padded to 8 bytes. Raises ValueError when a tensor is missing
+    or is not what the header announced.
+    """
+    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for key, (dtype, shape) in sorted(header.items(), key=lambda item: (-BYTES[item[1][0]], item[0])):
+        start, end = end, end + TensorInfo(dtype, shape, 0).nbytes
+        table[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    missing = set(header)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for key, tensor in tensors:
+            if (name_of(tensor.dtype), tensor.shape) != header[key]:
+                raise ValueError(f"{key} is {tensor.dtype} {tensor.shape}, not {header[key]}")
+            stream.seek(8 + len(text) + table[key]["data_offsets"][0])
+            stream.write(tensor.reshape(-1).view("uint8").data)
+            missing.remove(key)
+    if missing:
+        raise ValueError(f"tensors announced and not given: {sorted(missing)}")

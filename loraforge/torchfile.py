@@ -1,0 +1,193 @@
+"""Checkpoints written by torch.save: a zip of raw storages and one pickle, read without torch and without running it."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraforge.dtypes import BYTES
+from loraforge.errors import FileError, command
+from loraforge.pickledata import Global, HostileError, Opaque, load
+from loraforge.tensorfile import TensorFile, TensorInfo
+
+WRAPPERS = ("module", "model", "state_dict")
+"""Keys under which trainers put the state dict: SAT and DeepSpeed, older SAT, Lightning."""
+
+_STORAGES = {
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
+    "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL",
+    "ComplexFloatStorage": "C64", "UntypedStorage": "U8",
+}  # fmt: skip
+_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    dtype: str
+    offset: int
+    nbytes: int
+
+
+def read_torch(path: Path) -> TensorFile:
+    """Open a torch.save archive. Tensors become views of the file; everything else is data or a name.
+
+    Raises HostileError for a pickle that calls for code or for an archive that lies, FileError for a
+    damaged or unsupported one. Nothing in the file is executed or imported.
+    """
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+            records = _records(archive, path)
+            text = {name: archive.read(records[name]) for name in ("data.pkl", "byteorder") if name in records}
+            spans = _spans(records, stream, size, path)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeError, RuntimeError, ValueError) as error:
+        raise FileError(
+            f"{path} is a damaged torch archive ({error}). Copy or download it again.", command("ls", "-l", path)
+        ) from error
+    if "data.pkl" not in text:
+        raise FileError(
+            f"{path} is a zip archive, but not one torch.save wrote: it has no data.pkl.", command("unzip", "-l", path)
+        )
+    if text.get("byteorder", b"little").strip() != b"little":
+        raise FileError(
+            f"{path} was written on a big-endian machine. Load and save it there with torch, little-endian."
+        )
+    storages = {}
+    for name, (start, end) in spans.items():
+        if name.startswith("data/"):
+            storages[name.removeprefix("data/")] = (start, end - start)
+    tree, names = load(text["data.pkl"], str(path), _calls(str(path)), _persistent(storages, str(path)))
+    tops = tuple(str(key) for key in tree) if isinstance(tree, dict) else ()
+    wrappers: list[str] = []
+    while isinstance(tree, dict) and (
+        inner := next((key for key in WRAPPERS if isinstance(tree.get(key), dict)), None)
+    ):
+        wrappers.append(inner)
+        tree = tree[inner]
+        if len(wrappers) > len(WRAPPERS):
+            raise HostileError(f"{path}: its state dict is wrapped more than {len(WRAPPERS)} times.")
+    items = tree.items() if isinstance(tree, dict) else ()
+    tensors = {key: value for key, value in items if isinstance(key, str) and isinstance(value, TensorInfo)}
+    opaque = {key: value.name for key, value in items if isinstance(key, str) and isinstance(value, Opaque)}
+    return TensorFile(path, "torch", size, tensors, {}, tops, tuple(wrappers), opaque, names)
+
+
+def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The archive's records by name, without the folder torch puts them in."""
+    records: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        parts = info.filename.split("/")
+        if info.filename.startswith("/") or "\\" in info.filename or ".." in parts or ":" in info.filename:
+            raise HostileError(
+                f"{path}: its archive has a record named {info.filename!r}, a path that leads out of it."
+            )
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise FileError(
+                f"{path}: its record {info.filename} is compressed or encrypted; torch.save stores plainly. Unpack it first.",
+                command("unzip", "-l", path),
+            )
+        name = info.filename.partition("/")[2] or info.filename
+        if name in records:
+            raise HostileError(f"{path}: its archive has two records named {name!r}.")
+        records[name] = info
+    return records
+
+
+def _spans(records: Mapping[str, zipfile.ZipInfo], stream: Any, size: int, path: Path) -> dict[str, tuple[int, int]]:
+    """First and last byte of each record's data; refuses records that overlap or leave the file."""
+    spans: dict[str, tuple[int, int]] = {}
+    for name, info in records.items():
+        stream.seek(info.header_offset)
+        header = stream.read(30)
+        if len(header) != 30 or header[:4] != b"PK\x03\x04":
+            raise HostileError(f"{path}: its record {name} is not where the archive says.")
+        start = (
+            info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        )
+        if start + info.file_size > size or info.file_size != info.compress_size:
+            raise HostileError(f"{path}: its record {name} claims {info.file_size} bytes, more than the file has.")
+        spans[name] = start, start + info.file_size
+    last = 0
+    for name, (start, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if start < last:
+            raise HostileError(f"{path}: its record {name} overlaps another.")
+        last = max(last, end)
+    return spans
+
+
+def _persistent(storages: Mapping[str, tuple[int, int]], where: str) -> Callable[[Any], _Storage]:
+    def resolve(identity: Any) -> _Storage:
+        match identity:
+            case ("storage", Global(name=name), str(key), str(), int(count)) if kind := _STORAGES.get(
+                name.rpartition(".")[2]
+            ):
+                if key not in storages:
+                    raise FileError(f"{where}: storage {key} is missing from the archive.")
+                offset, nbytes = storages[key]
+                if count * BYTES[kind] > nbytes or count < 0:
+                    raise HostileError(
+                        f"{where}: storage {key} claims {count} elements of {kind}; the archive has {nbytes} bytes."
+                    )
+                return _Storage(kind, offset, nbytes)
+        raise HostileError(f"{where}: its pickle has a persistent id that is no torch storage.")
+
+    return resolve
+
+
+def _calls(where: str) -> dict[str, Callable[..., Any]]:
+    """What a state dict may call, and what stands in for it. Anything else becomes an Opaque."""
+
+    def tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any, dtype: str | None = None) -> Any:
+        if not isinstance(storage, _Storage):
+            return Opaque("torch.Tensor")
+        kind = dtype or storage.dtype
+        numbers = (offset, *shape, *strides)
+        if (
+            len(shape) != len(strides)
+            or len(shape) > 8
+            or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
+        ):
+            raise HostileError(
+                f"{where}: a tensor has shape {shape!r:.60}, strides {strides!r:.60} and offset {offset!r:.20}."
+            )
+        reach = (
+            offset + 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if 0 not in shape else 0
+        )
+        if reach * BYTES[kind] > storage.nbytes:
+            raise HostileError(f"{where}: a tensor of shape {list(shape)} reaches past the end of its storage.")
+        dense, step = [], 1
+        for length in reversed(shape):
+            dense.append(step)
+            step *= max(length, 1)
+        contiguous = all(length <= 1 or a == b for length, a, b in zip(shape, strides, reversed(dense), strict=True))
+        return TensorInfo(
+            kind,
+            tuple(shape),
+            storage.offset + offset * BYTES[kind],
+            None if contiguous or 0 in shape else tuple(strides),
+        )
+
+    def typed(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any) -> Any:
+        kind = _DTYPES.get(dtype.name.removeprefix("torch.")) if isinstance(dtype, Global) else None
+        return tensor(storage, offset, shape, strides, dtype=kind) if kind else Opaque("torch.Tensor")
+
+    return {
+        "torch._utils._rebuild_tensor_v2": tensor,
+        "torch._utils._rebuild_tensor": tensor,
+        "torch._utils._rebuild_tensor_v3": typed,
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
+        "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+        "torch.Size": lambda shape=(): shape,
+        "collections.OrderedDict": lambda pairs=(): dict(pairs) if not pairs else _pairs(pairs),
+    }
+
+
+def _pairs(pairs: Any) -> dict[str, Any]:
+    """An OrderedDict given as a list of pairs, as protocol 0 writes it; only text keys, which are safe to hash."""
+    return {key: value for key, value in pairs if isinstance(key, str)}

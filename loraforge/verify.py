@@ -1,0 +1,87 @@
+"""Proof: two adapters make the same update, tried on random vectors (Freivalds) and judged row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from loraforge.adapter import Adapter
+from loraforge.dtypes import eps, subnormal
+from loraforge.errors import VerificationError, listed
+from loraforge.graph import to_segments
+from loraforge.layout import architecture
+from loraforge.lora import Array, Delta, random_columns
+from loraforge.threads import in_order
+
+EXACT = 1e-6
+"""What a row may be off by where its module is stored exactly, as a share of the row's size."""
+
+ROUNDED = 4
+"""The same where it was rounded once, in units of the element type's eps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One segment of the base model, as both adapters update it."""
+
+    module: str
+    error: float
+    """Of the worst row, as a share of that row's size."""
+    holds: bool
+
+
+def compare(
+    source: Adapter, result: Adapter, rounded: Collection[str] = (), release: Callable[[], None] = lambda: None
+) -> list[Comparison]:
+    """Compare the updates segment by segment, wherever their rows sit in either layout.
+
+    For x of independent standard normal entries, `s B (A x)` is computed in float64 on both sides. A
+    row's error is the root mean square of the difference over the probes; its size is
+    `|s| sqrt(sum_k B_ik^2 |A_k|^2)`, which does not shrink when components cancel. A row may be
+    off by EXACT of its size, in the `rounded` modules of `result` by ROUNDED eps of the element type
+    and one smallest subnormal per entry.
+
+    Raises VerificationError when one side has rows the other has not.
+    """
+    arch = architecture(source.architecture)
+    mine, theirs = to_segments(source.modules, arch, source.layout), to_segments(result.modules, arch, result.layout)
+    if odd := mine.keys() ^ theirs.keys():
+        names = sorted((mine.get(place) or theirs[place])[0] for place in odd)
+        raise VerificationError(f"{len(odd)} segments are adapted on one side only: {listed(names)}.")
+
+    def judge(item: tuple[str, Delta, Delta]) -> Comparison:
+        path, one, other = item
+        want, size, _ = _probe(one)
+        got, _, grain = _probe(other)
+        if want.shape != got.shape:
+            raise VerificationError(f"{path}: {want.shape[0]} rows on one side, {got.shape[0]} on the other.")
+        error = np.sqrt(np.square(got - want).mean(axis=1))
+        unit = max(eps(factor.dtype) for w in other for factor in (w.A, w.B))
+        allowed = ROUNDED * unit * size + grain if path in rounded else EXACT * size
+        worst = float((error / np.where(size > 0, size, 1.0)).max())
+        return Comparison(path, worst, bool((error <= allowed).all()))
+
+    pairs = ((theirs[place][0], part, theirs[place][1]) for place, (_, part) in mine.items())
+    out = []
+    for comparison in in_order(judge, pairs):
+        out.append(comparison)
+        release()
+    return out
+
+
+def _probe(delta: Delta) -> tuple[Array, Array, Array]:
+    """Per row: the update applied to the probes, its size, and what one subnormal per entry is worth."""
+    applied, size, grain = [], [], []
+    for w in delta:
+        A, B = w.A.astype(np.float64), w.B.astype(np.float64)
+        applied.append(w.scaling * (B @ (A @ random_columns(A.shape[1]))))
+        lengths = np.square(A).sum(axis=1)
+        squares = np.square(B)
+        size.append(abs(w.scaling) * np.sqrt(squares @ lengths))
+        a_tiny, b_tiny = (subnormal(factor.dtype) for factor in (w.A, w.B))
+        grain.append(
+            abs(w.scaling) * (a_tiny * np.sqrt(A.shape[1] * squares.sum(axis=1)) + b_tiny * np.sqrt(lengths.sum()))
+        )
+    return np.concatenate(applied), np.concatenate(size), np.concatenate(grain)
