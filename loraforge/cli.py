@@ -37,11 +37,27 @@ class Cli(click.Group):
 
     def line(self, remedy: Try) -> str:
         """The remedy as a whole command: an addition is put after what was typed."""
-        return (
-            f"{command('loraforge', *self.typed)} {remedy.command}"
-            if remedy.command.startswith("-")
-            else remedy.command
-        )
+        if not remedy.command.startswith("-"):
+            return remedy.command
+        return f"{command('loraforge', *_without_scale(self.typed, remedy.command))} {remedy.command}"
+
+
+_STATES_SCALE = {"--alpha": 1, "--trained-scale": 1, "--trained-by": 1, "--as-loaded": 0}
+"""Options of which one may be given -> how many words follow."""
+
+
+def _without_scale(typed: Sequence[str], addition: str) -> list[str]:
+    """What was typed, less the statement of scale that `addition` replaces."""
+    kept, skip = [], 0
+    for word in typed:
+        option = word.partition("=")[0].replace("_", "-")
+        if skip:
+            skip -= 1
+        elif addition.split()[0] in _STATES_SCALE and option in _STATES_SCALE:
+            skip = 0 if "=" in word else _STATES_SCALE[option]
+        else:
+            kept.append(word)
+    return kept
 
 
 def say(label: str, *text: str, style: str = "") -> None:
@@ -62,7 +78,7 @@ def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     """A registered format's name; the registry is asked only when one is typed."""
     from loraforge.registry import formats
 
-    names = [name for name, entry in formats().items() if entry.writes or param.name != "to"]
+    names = [name for name, entry in formats().items() if entry.writer or param.name != "to"]
     if value is not None and value not in names:
         raise click.BadParameter(
             f"{value!r} is not one of {', '.join(names)}; `loraforge formats` describes them.", ctx, param
@@ -81,7 +97,7 @@ SETTINGS = {
 @click.group(cls=Cli, context_settings=SETTINGS)
 @click.version_option(loraforge.__version__, "-V", "--version", prog_name="loraforge")
 def main() -> None:
-    """Convert LoRA adapters between frameworks, and prove that the result acts as trained.
+    r"""Convert LoRA adapters between frameworks, and prove that the result acts as trained.
 
     \b
     Start here:
@@ -151,7 +167,7 @@ def main() -> None:
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (schemas/convert.schema.json).")
 def convert(as_json: bool, **options: Any) -> None:
-    """Convert the adapter in SOURCE, a file, an iteration folder or a run folder.
+    r"""Convert the adapter in SOURCE, a file, an iteration folder or a run folder.
 
     The written file acts at strength 1.0 exactly as the source did in training. The scale comes from what
     the run recorded; where nothing recorded it and trainers differ, you are asked, never guessed for.
@@ -184,7 +200,7 @@ def convert(as_json: bool, **options: Any) -> None:
     help="Print names, shapes, element types and metadata as JSON, no weight: attach it to a bug report.",
 )
 def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, as_json: bool, skeleton: bool) -> None:
-    """Say what SOURCE is: format, modules, ranks, scale, base model. Reads headers only.
+    r"""Say what SOURCE is: format, modules, ranks, scale, base model. Reads headers only.
 
     \b
     Examples:
@@ -210,7 +226,8 @@ def formats(as_json: bool) -> None:
     from loraforge.registry import formats as known
 
     rows = [
-        {"name": name, "reads": True, "writes": entry.writes, "what": entry.summary} for name, entry in known().items()
+        {"name": name, "reads": True, "writes": entry.writer is not None, "what": entry.summary}
+        for name, entry in known().items()
     ]
     if as_json:
         click.echo(_json(rows))

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
-import json
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from zlib import crc32
 
-from loraforge import __version__
 from loraforge.adapter import Adapter, Step
 from loraforge.dtypes import CHOICES, name_of
 from loraforge.errors import ConversionError, FormatError, ScaleError, VerificationError, command, listed
 from loraforge.formats import Choice, Format, Target
 from loraforge.layout import architecture
 from loraforge.output import destination, replacing
+from loraforge.provenance import KEY, carried_over, record
 from loraforge.registry import formats, locate
 from loraforge.report import Report
 from loraforge.scale import Statement, candidates
@@ -25,9 +24,6 @@ from loraforge.tensorfile import TensorFile, TensorInfo, read_safetensors, write
 
 if TYPE_CHECKING:
     from loraforge.lora import Array, Delta
-
-PROVENANCE = "loraforge"
-"""Our key in the header of what we write; its JSON follows schemas/provenance.schema.json."""
 
 
 def convert(
@@ -57,16 +53,19 @@ def convert(
     should be, its scale is ambiguous or contradictory, it does not fit the target, or the written
     file does not do what the source does.
     """
+    options = dict(locals())
     from loraforge import fit, graph  # these need numpy, which --help must not wait for
     from loraforge.base import fits
     from loraforge.scan import scan
     from loraforge.threads import in_order
 
     source = Path(source)
-    target = formats()[to]
     config = Path(training_config) if training_config else None
     stated = Statement(alpha, trained_scale, trained_by, as_loaded, override_scale)
     choice = Choice(iteration, ema, config, stated)
+    target, writer = formats()[to], formats()[to].writer
+    if writer is None:
+        raise ConversionError(f"{to} is read, not written.", command("loraforge", "formats"))
     form, place, file = locate(source, from_, choice)
     if form is None:
         raise FormatError(
@@ -78,11 +77,11 @@ def convert(
     adapter, dropped = _without(adapter, drop)
     arch = architecture(adapter.architecture)
     relaid = graph.relayout(adapter.modules, arch, adapter.layout, target.layouts[arch.name])
-    folded = target.storage.scale != "file" and scale_in == "tensors"
-    plans = fit.plan(relaid, target.storage, fit.Policy(folded, CHOICES.get(dtype)))
-    path = destination(Path(out) if out else None, f"{place.run}-{to}", target.file_name(), source, force=force)
+    folded = writer.storage.scale != "file" and scale_in == "tensors"
+    plans = fit.plan(relaid, writer.storage, fit.Policy(folded, CHOICES.get(dtype)))
+    path = destination(Path(out) if out else None, f"{place.run}-{to}", writer.file_name, source, force=force)
 
-    kept, lost = _carried_over(adapter.metadata)
+    kept, lost = carried_over(adapter.metadata)
     report = Report(
         source={"path": str(place.path), "format": form.name, "size": file.size, "digest": scan(file, adapter.keys)},
         output={"path": str(path), "format": to, "written": not dry_run},
@@ -97,14 +96,15 @@ def convert(
         dropped_modules=dropped,
         dropped_metadata=lost,
         notes=(*place.notes, *adapter.notes),
-        how_to_load=target.how_to_load(path),
+        load=writer.how_to_load(path)[0],
+        not_with=writer.how_to_load(path)[1],
     )
     steps: list[Step] = []
 
     def tensors() -> Iterator[tuple[str, Array]]:
         for delta, step in in_order(fit.carry_out, plans):
             steps.append(step)
-            yield from target.encode(step.module, delta)
+            yield from writer.encode(step.module, delta)
             file.release()
 
     if dry_run:
@@ -114,19 +114,20 @@ def convert(
     header = {
         key: (name_of(tensor.dtype), tensor.shape)
         for module, delta in outlines.items()
-        for key, tensor in target.encode(module, delta)
+        for key, tensor in writer.encode(module, delta)
     }
-    metadata = kept | target.header(_target(outlines)) | {PROVENANCE: _provenance(report)}
+    metadata = kept | writer.header(_target(outlines)) | {KEY: record(report, _typed(options, place.path.name))}
     with replacing(path, sum(TensorInfo(*entry, 0).nbytes for entry in header.values())) as temporary:
-        write_safetensors(temporary, header, tensors(), metadata)
-        worst = _prove(adapter, target, temporary, steps, file)
+        sums = write_safetensors(temporary, header, tensors(), metadata)
+        worst = _prove(adapter, target, temporary, sums, steps, file)
     return replace(report, steps=tuple(steps), worst_error=worst)
 
 
 def _ambiguous(path: Path, adapter: Adapter, form: Format) -> ScaleError:
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     return ScaleError(
-        f"{path} does not say at what scale it was trained: {adapter.scale.source}. State which trainer wrote it, or its alpha.",
+        f"{path} does not say at what scale it was trained: {adapter.scale.source}. "
+        "State which trainer wrote it, or its alpha.",
         *candidates(ranks, form.name),
     )
 
@@ -141,26 +142,8 @@ def _without(adapter: Adapter, patterns: Sequence[str]) -> tuple[Adapter, tuple[
         )
     if len(dropped) == len(adapter.modules):
         raise ConversionError(f"--drop leaves none of the {len(dropped)} modules.")
-    return replace(adapter, modules={m: d for m, d in adapter.modules.items() if m not in dropped}), tuple(
-        sorted(dropped)
-    )
-
-
-_STATES_SCALE_OR_HASH = re.compile(
-    r"ss_network_(dim|alpha)|sshs_.*|lora_adapter_metadata|lora_config|modelspec\.hash_sha256"
-)
-
-
-def _carried_over(metadata: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Header entries that stay true, and those that would not, with the reason."""
-    kept = {
-        key: value for key, value in metadata.items() if not _STATES_SCALE_OR_HASH.fullmatch(key) and key != PROVENANCE
-    }
-    lost = {
-        key: "it states a scale, a rank or a hash of the old tensors"
-        for key in metadata.keys() - kept.keys() - {PROVENANCE}
-    }
-    return kept, dict(sorted(lost.items()))
+    kept = {module: delta for module, delta in adapter.modules.items() if module not in dropped}
+    return replace(adapter, modules=kept), tuple(sorted(dropped))
 
 
 def _target(outlines: Mapping[str, Delta]) -> Target:
@@ -170,30 +153,38 @@ def _target(outlines: Mapping[str, Delta]) -> Target:
     )
 
 
-def _provenance(report: Report) -> str:
-    """What the written file says of its origin: no paths, no dates, so that the same input gives the same bytes."""
-    return json.dumps(
-        {
-            "tool": f"loraforge {__version__}",
-            "source": report.source | {"path": Path(report.source["path"]).name},
-            "scale": {
-                "provenance": report.scale.provenance,
-                "source": report.scale.source,
-                "scalings": report.scalings,
-            },
-            "stored": report.stored,
-            "base_model": report.base_model,
-            "fits": report.fits,
-        },
-        sort_keys=True,
-    )
+def _typed(options: Mapping[str, object], name: str) -> str:
+    """The command as the result records it: no folders, and only what can change the result."""
+    words = ["loraforge", "convert", name]
+    for option, value in options.items():
+        flag = "--" + option.rstrip("_").replace("_", "-")
+        if option in ("source", "out", "force", "dry_run") or value in (None, False, (), "tensors", "keep"):
+            continue
+        if isinstance(value, list | tuple):
+            words += [word for item in value for word in (flag, item)]
+        elif option == "training_config":
+            words += [flag, Path(str(value)).name]
+        else:
+            words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return command(*words)
 
 
-def _prove(adapter: Adapter, target: Format, written: Path, steps: Sequence[Step], file: TensorFile) -> float:
-    """Read the written file as its loader would, and compare its update with the source's. Returns the worst row's error."""
+def _prove(
+    adapter: Adapter, target: Format, written: Path, sums: Mapping[str, int], steps: Sequence[Step], file: TensorFile
+) -> float:
+    """Read the written file as its loader would: its bytes, then its update against the source's.
+
+    Returns the worst row's error. Raises VerificationError.
+    """
     from loraforge.verify import compare
 
     back = read_safetensors(written)
+    damaged = [key for key, checksum in sums.items() if crc32(back.raw(key)) != checksum]
+    if damaged or sums.keys() != back.tensors.keys():
+        raise VerificationError(
+            f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept.",
+            command("loraforge", "inspect", file.path),
+        )
 
     def release() -> None:
         file.release()
@@ -206,8 +197,8 @@ def _prove(adapter: Adapter, target: Format, written: Path, steps: Sequence[Step
         wrong.sort(key=lambda result: -result.error)
         worst = listed([f"{result.module} (off by {result.error:.1e} of a row)" for result in wrong], 5)
         raise VerificationError(
-            f"the written file does not do what the source does, in {len(wrong)} of {len(results)} segments: {worst}. Nothing was kept; "
-            "this is a fault of loraforge: please report it with the skeleton of your file.",
+            f"the written file does not do what the source does, in {len(wrong)} of {len(results)} segments: {worst}. "
+            "Nothing was kept. This is a fault of loraforge: please report it with the skeleton of your file.",
             command("loraforge", "inspect", "--skeleton", file.path),
         )
     return max(result.error for result in results)

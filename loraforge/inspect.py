@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Scale
-from loraforge.errors import LoraforgeError
+from loraforge.errors import LoraforgeError, command, listed
 from loraforge.formats import Choice
 from loraforge.registry import locate
 from loraforge.report import base_text, fraction
@@ -94,7 +94,8 @@ def inspect(
     try:
         if form is None:
             raise LoraforgeError(
-                f"{place.path} holds no adapter of a known format: its keys are like {', '.join(list(file.tensors)[:3]) or 'none'}."
+                f"{place.path} holds no adapter of a known format. Its keys are like {listed(list(file.tensors), 3)}.",
+                command("loraforge", "formats"),
             )
         adapter = form.read(file, choice)
     except LoraforgeError as error:

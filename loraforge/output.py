@@ -55,7 +55,7 @@ def replacing(file: Path, nbytes: int) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        os.replace(temporary, file)
+        temporary.replace(file)
         made = []
         _sync_folder(file.parent)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""PEFT's rules of scale: what r, lora_alpha and their patterns mean for one module, and the least that says it.
+r"""PEFT's rules of scale: what r, lora_alpha and their patterns mean for one module, and the least that says it.
 
 Sources: peft tuners/lora/layer.py (scaling), tuners/lora/model.py and utils/other.py (patterns are
-regular expressions matched as `(.*\\.)?(key)$`), diffusers utils/peft_utils.py (unknown keys raise).
+regular expressions matched as `(.*\.)?(key)$`), diffusers utils/peft_utils.py (unknown keys raise).
 """
 
 from __future__ import annotations

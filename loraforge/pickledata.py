@@ -37,10 +37,10 @@ class Global:
 
 
 _RUNS_CODE = frozenset(
-    "os posix nt subprocess sys runpy importlib pty shutil socket ctypes code codeop webbrowser commands asyncio pdb bdb timeit "
-    "cProfile profile pickle _pickle marshal operator pip pydoc urllib requests http platform.popen builtins.eval builtins.exec "
-    "builtins.compile builtins.open builtins.__import__ builtins.breakpoint builtins.input torch.load torch.hub torch.jit "
-    "torch.storage._load_from_bytes numpy.load numpy.testing".split()
+    "os posix nt subprocess sys runpy importlib pty shutil socket ctypes code codeop webbrowser commands asyncio "
+    "pdb bdb timeit cProfile profile pickle _pickle marshal operator pip pydoc urllib requests http platform.popen "
+    "builtins.eval builtins.exec builtins.compile builtins.open builtins.__import__ builtins.breakpoint builtins.input "
+    "torch.load torch.hub torch.jit torch.storage._load_from_bytes numpy.load numpy.testing".split()
 )
 """Modules and functions no training checkpoint has a use for. Safety does not rest on this list: nothing
 is ever imported. It lets us say that a file is hostile, instead of reading past it."""
@@ -111,8 +111,8 @@ class _Machine:
     def name(self, dotted: str) -> Global:
         if _runs_code(dotted):
             raise HostileError(
-                f"{self.where}: its pickle calls for {dotted}, which runs code. This is no training checkpoint; nothing of it was run. "
-                "Delete it, and tell whoever shared it."
+                f"{self.where}: its pickle calls for {dotted}, which runs code. This is no training checkpoint. "
+                "Nothing of it was run. Delete it, and tell whoever shared it."
             )
         self.globals.add(dotted)
         return Global(dotted)

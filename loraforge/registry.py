@@ -40,7 +40,7 @@ def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | Non
     files = {place.path: place for _, place in found}
     if len(files) > 1:
         raise FormatError(
-            f"{source} holds several things: {', '.join(f'{place.path.name} ({entry.name})' for entry, place in found)}.",
+            f"{source} holds {' and '.join(f'{place.path.name} ({entry.name})' for entry, place in found)}: give one.",
             *(command("loraforge", "inspect", path) for path in files),
         )
     place = found[0][1]

@@ -30,9 +30,12 @@ class Report:
     base_model: str | None
     others: dict[str, int]
     dropped_modules: tuple[str, ...]
-    dropped_metadata: dict[str, str]
+    dropped_metadata: tuple[str, ...]
     notes: tuple[str, ...]
-    how_to_load: str
+    load: str
+    """The line that loads the result at strength 1.0."""
+    not_with: str
+    """The well-known script that would apply the scale a second time."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document. Its shape is a promise: see the schema."""
@@ -56,7 +59,8 @@ class Report:
             done.append("left alone: " + ", ".join(f"{count} tensors of {name}" for name, count in self.others.items()))
         out = [f"{self.source['path']} -> {self.output['path']}", "  " + "; ".join(done)]
         out += [f"  dropped {what}" for what in self.dropped_modules]
-        out += [f"  header entry {key} not carried over: {why}" for key, why in self.dropped_metadata.items()]
+        if self.dropped_metadata:
+            out.append(f"  not carried over, as they describe the old tensors: {', '.join(self.dropped_metadata)}")
         if kinds["rounded"] and self.stored == "tensors":
             out.append(
                 "  for no rounding: --dtype fp32 (larger), or --scale-in metadata (Diffusers 0.34 or newer only)"
@@ -64,7 +68,8 @@ class Report:
         return [
             *out,
             f"  {self.strength()}",
-            f"  load: {self.how_to_load}",
+            f"  load: {self.load}",
+            f"        not with {self.not_with}",
             f"  base: {self.base_model or base_text(self.fits)}",
         ]
 

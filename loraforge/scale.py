@@ -112,9 +112,10 @@ def _given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
     trainer = trainers()[stated.trained_by]
     odd = sorted({rank for rank in ranks.values() if rank not in trainer["ranks"]})
     if odd:
+        usual = " or ".join(map(str, trainer["ranks"]))
         raise ScaleError(
-            f"--trained-by {stated.trained_by} means rank {' or '.join(map(str, trainer['ranks']))} and lora_alpha {trainer['alpha']}; "
-            f"this adapter has rank {', '.join(map(str, odd))}, so its run was configured differently. State the alpha it used.",
+            f"--trained-by {stated.trained_by} means rank {usual} and lora_alpha {trainer['alpha']}; this adapter has "
+            f"rank {', '.join(map(str, odd))}, so its run was configured differently. State the alpha it used.",
             Try(f"--alpha {trainer['alpha']}", f"if only the rank was changed: scale {trainer['alpha'] / odd[0]:g}"),
         )
     return Rule(
@@ -126,15 +127,8 @@ def _check(rule: Rule, ranks: Mapping[str, int]) -> None:
     for path, rank in ranks.items():
         scaling = rule.of(path, rank)
         if not math.isfinite(scaling) or scaling <= 0:
-            what = (
-                "is not a number"
-                if not math.isfinite(scaling)
-                else "switches the adapter off"
-                if scaling == 0
-                else "inverts the adapter"
-            )
             raise ScaleError(
-                f"{rule.said}: a scaling of {scaling:g} {what}, so training cannot have used it as it stands. State what training used.",
+                f"{rule.said}: no training ends well at a scaling of {scaling:g}. State what it used.",
                 Try("--alpha 1 --override-scale", "SAT's default"),
             )
 

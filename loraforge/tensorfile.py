@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from loraforge.dtypes import BYTES, name_of, numpy_type
 from loraforge.errors import FileError, command
@@ -57,19 +58,27 @@ class TensorFile:
     """Dotted names a pickle mentions. None of them was imported."""
     _map: mmap.mmap | None = None
 
+    def _mapped(self) -> mmap.mmap:
+        if self._map is None:
+            with self.path.open("rb") as stream:
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
+
+    def raw(self, key: str) -> memoryview:
+        """The bytes of a contiguous tensor."""
+        info = self.tensors[key]
+        return memoryview(self._mapped())[info.offset : info.offset + info.nbytes]
+
     def __getitem__(self, key: str) -> Array:
         import numpy as np
 
         info = self.tensors[key]
-        if self._map is None:
-            with self.path.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         dtype = numpy_type(info.dtype)
         if info.strides is None:
-            flat = np.frombuffer(self._map, dtype, info.nbytes // dtype.itemsize, info.offset)
+            flat = np.frombuffer(self._mapped(), dtype, info.nbytes // dtype.itemsize, info.offset)
             return flat.reshape(info.shape)
         reach = 1 + sum((n - 1) * stride for n, stride in zip(info.shape, info.strides, strict=True))
-        flat = np.frombuffer(self._map, dtype, reach, info.offset)
+        flat = np.frombuffer(self._mapped(), dtype, reach, info.offset)
         steps = [stride * dtype.itemsize for stride in info.strides]
         return np.lib.stride_tricks.as_strided(flat, info.shape, steps, writeable=False)
 
@@ -122,13 +131,15 @@ def write_safetensors(
     header: Mapping[str, tuple[str, tuple[int, ...]]],
     tensors: Iterable[tuple[str, Array]],
     metadata: Mapping[str, str],
-) -> None:
+) -> dict[str, int]:
     """Write a safetensors file: `header` (key -> dtype, shape) first, then the tensors in whatever order they come.
 
-    The bytes depend on the arguments alone: keys are sorted, wide element types first so that every
-    tensor is aligned, and the header is padded to 8 bytes. Raises ValueError when a tensor is missing
-    or is not what the header announced.
+    Returns the CRC-32 of each tensor's bytes. The file depends on the arguments alone: keys are sorted, wide
+    element types first so that every tensor is aligned, and the header is padded to 8 bytes. Raises
+    ValueError when a tensor is missing or is not what the header announced.
     """
+    import numpy as np
+
     table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for key, (dtype, shape) in sorted(header.items(), key=lambda item: (-BYTES[item[1][0]], item[0])):
@@ -136,14 +147,16 @@ def write_safetensors(
         table[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    missing = set(header)
+    sums: dict[str, int] = {}
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for key, tensor in tensors:
             if (name_of(tensor.dtype), tensor.shape) != header[key]:
                 raise ValueError(f"{key} is {tensor.dtype} {tensor.shape}, not {header[key]}")
             stream.seek(8 + len(text) + table[key]["data_offsets"][0])
-            stream.write(tensor.reshape(-1).view("uint8").data)
-            missing.remove(key)
-    if missing:
+            content = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+            stream.write(content)
+            sums[key] = crc32(content)
+    if missing := header.keys() - sums.keys():
         raise ValueError(f"tensors announced and not given: {sorted(missing)}")
+    return sums

@@ -1,4 +1,4 @@
-"""Checkpoints written by torch.save: a zip of raw storages and one pickle, read without torch and without running it."""
+"""Checkpoints of torch.save: a zip of raw storages and one pickle, read without torch and without running it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ WRAPPERS = ("module", "model", "state_dict")
 """Keys under which trainers put the state dict: SAT and DeepSpeed, older SAT, Lightning."""
 
 _STORAGES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
-    "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL",
-    "ComplexFloatStorage": "C64", "UntypedStorage": "U8",
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
+    "BoolStorage": "BOOL", "ComplexFloatStorage": "C64", "UntypedStorage": "U8",
 }  # fmt: skip
 _DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
 }  # fmt: skip
 
 
@@ -89,7 +91,7 @@ def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
             )
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise FileError(
-                f"{path}: its record {info.filename} is compressed or encrypted; torch.save stores plainly. Unpack it first.",
+                f"{path}: its record {info.filename} is compressed or encrypted; torch.save stores plainly. Unpack it.",
                 command("unzip", "-l", path),
             )
         name = info.filename.partition("/")[2] or info.filename

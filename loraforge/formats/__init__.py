@@ -43,6 +43,23 @@ class Target:
     scalings: Mapping[str, float]
 
 
+class Writer(Protocol):
+    """How a format is written. The core does the algebra first: a writer spells names and nothing else."""
+
+    storage: Storage
+    file_name: str
+    """The canonical name of a written file."""
+
+    def header(self, target: Target) -> dict[str, str]:
+        """The metadata a written file carries for its loaders."""
+
+    def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
+        """The keys and tensors of one module."""
+
+    def how_to_load(self, path: Path) -> tuple[str, str]:
+        """The line that loads a written file at strength 1.0, and what not to load it with."""
+
+
 class Format(Protocol):
     """One way of storing adapters. Implementations import numpy, if at all, inside their methods."""
 
@@ -52,26 +69,14 @@ class Format(Protocol):
     """One phrase for `loraforge formats`."""
     layouts: Mapping[str, str]
     """Architecture -> the layout its module paths follow."""
-    storage: Storage
-    writes: bool
+    writer: Writer | None
+    """None where the format is only read."""
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         """The file to read in a folder of this format; None where the folder is not one."""
 
     def claims(self, file: TensorFile) -> bool:
-        """Judged by keys and header alone: is this file of this format?"""
+        """Say whether this file is of this format, judged by keys and header alone."""
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         """The adapter in the file. Raises FormatError saying what the file is instead."""
-
-    def file_name(self) -> str:
-        """The canonical name of a written file."""
-
-    def header(self, target: Target) -> dict[str, str]:
-        """The metadata a written file carries for its loaders."""
-
-    def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
-        """The keys and tensors of one module."""
-
-    def how_to_load(self, path: Path) -> str:
-        """The line that loads a written file at strength 1.0, and what not to load it with."""

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge import peftrules
 from loraforge.adapter import Adapter, Scale, Storage
 from loraforge.errors import FormatError, ScaleError, command
-from loraforge.formats import Choice, Found, Target
+from loraforge.formats import Choice, Found, Target, Writer
 from loraforge.keys import KeyStyle
 from loraforge.layout import architecture
+from loraforge.provenance import origin
 from loraforge.scale import Rule, resolve
 
 if TYPE_CHECKING:
@@ -32,16 +32,39 @@ RECORDS = {"lora_adapter_metadata": f"{COMPONENT}.", "lora_config": ""}
 """Header key that records the scale -> prefix of its entries. The second is finetrainers'; diffusers ignores it."""
 
 
+class DiffusersWriter:
+    """Writes one file with the canonical name."""
+
+    storage = Storage(scale="header")
+    file_name = FILE
+
+    def header(self, target: Target) -> dict[str, str]:
+        least = peftrules.config(target.ranks, target.scalings)
+        # component-prefixed, and nothing but what is needed: unprefixed or unknown keys make diffusers raise
+        metadata = {f"{COMPONENT}.{key}": value for key, value in least.items()}
+        return {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, indent=2, sort_keys=True)}
+
+    def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
+        return STYLE.encode(path, delta)
+
+    def how_to_load(self, path: Path) -> tuple[str, str]:
+        name = "" if path.name == FILE else f", weight_name={path.name!r}"
+        return (
+            f"pipe.load_lora_weights({str(path.parent)!r}{name})   # strength 1.0, no other number",
+            "CogVideo's load_cogvideox_lora.py as it is: it multiplies by alpha/r again "
+            "(pass --lora_alpha equal to --lora_r)",
+        )
+
+
 class DiffusersFormat:
     """Reads and writes what `load_lora_weights` loads."""
 
     name = "diffusers"
     summary = f"Diffusers' load_lora_weights: {FILE}"
     layouts: Mapping[str, str] = {"cogvideox": "diffusers"}
-    storage = Storage(scale="header")
-    writes = True
+    writer: Writer | None = DiffusersWriter()
 
-    def find(self, source: Path, choice: Choice) -> Found | None:
+    def find(self, source: Path, _: Choice) -> Found | None:
         if source.is_file():
             return Found(source, source.stem if source.name != FILE else source.absolute().parent.name)
         file = source / FILE
@@ -63,9 +86,10 @@ class DiffusersFormat:
         ranks = {path: file.tensors[keys[0][1]].shape[1] for path, keys in pairs.items()}
         recorded = [rule for key, prefix in RECORDS.items() if (rule := _record(file, key, prefix, ranks))]
         rule, scale = resolve(recorded, choice.stated, ranks, default=None, writes=self.name)
-        origin = _origin(file)
-        if scale.provenance == "recorded" and origin.scale is not None:
-            scale = origin.scale
+        known = origin(file.metadata)
+        if scale.provenance == "recorded" and known.scale is not None:
+            # a scale we recorded ourselves is no better known than it was in the source
+            scale = Scale(known.scale.provenance, f"{known.scale.source}; kept by loraforge")
         return Adapter(
             architecture="cogvideox",
             layout="diffusers",
@@ -73,46 +97,8 @@ class DiffusersFormat:
             scale=scale,
             keys=tuple(sorted(file.tensors)),
             metadata=file.metadata,
-            base_model=origin.base_model,
+            base_model=known.base_model,
         )
-
-    def file_name(self) -> str:
-        return FILE
-
-    def header(self, target: Target) -> dict[str, str]:
-        least = peftrules.config(target.ranks, target.scalings)
-        # component-prefixed, and nothing but what is needed: unprefixed or unknown keys make diffusers raise
-        metadata = {f"{COMPONENT}.{key}": value for key, value in least.items()}
-        return {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, indent=2, sort_keys=True)}
-
-    def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
-        return STYLE.encode(path, delta)
-
-    def how_to_load(self, path: Path) -> str:
-        name = "" if path.name == FILE else f", weight_name={path.name!r}"
-        return (
-            f"pipe.load_lora_weights({str(path.parent)!r}{name})   # strength 1.0, no other number; "
-            "CogVideo's load_cogvideox_lora.py multiplies by alpha/r again: give it --lora_alpha equal to --lora_r"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """What a file converted by loraforge says of its source."""
-
-    scale: Scale | None = None
-    base_model: str | None = None
-
-
-def _origin(file: TensorFile) -> _Origin:
-    """A scale we recorded ourselves is no better known than it was in the source: its provenance is kept."""
-    told = _json(file, "loraforge") or {}
-    scale = None
-    match told:
-        case {"scale": {"provenance": "recorded" | "given" | "assumed" as provenance, "source": str(said)}}:
-            scale = Scale(provenance, f"{said}; converted by loraforge")
-    base = told.get("base_model")
-    return _Origin(scale, base if isinstance(base, str) else None)
 
 
 def _json(file: TensorFile, key: str) -> dict[str, Any] | None:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraforge.adapter import Adapter, Storage
-from loraforge.errors import ConversionError, FileError, FormatError, ScaleError, Try, command, listed
-from loraforge.formats import Choice, Found, Target
+from loraforge.adapter import Adapter
+from loraforge.errors import FileError, FormatError, ScaleError, Try, command, listed
+from loraforge.formats import Choice, Found, Writer
 from loraforge.keys import KeyStyle
 from loraforge.layout import Architecture, architecture
 from loraforge.scale import Rule, resolve
 
 if TYPE_CHECKING:
-    from loraforge.lora import Array, Delta
     from loraforge.tensorfile import TensorFile
 
 STYLE = KeyStyle(A=".matrix_A", B=".matrix_B", parts=True)
@@ -37,8 +36,7 @@ class SatFormat:
     name = "sat"
     summary = "CogVideo's SAT trainer: run folder or mp_rank_00_model_states.pt"
     layouts: Mapping[str, str] = {"cogvideox": "sat"}
-    storage = Storage(parts=True, scale="file")
-    writes = False
+    writer: Writer | None = None
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         if source.is_file():
@@ -89,18 +87,6 @@ class SatFormat:
             notes=notes,
         )
 
-    def file_name(self) -> str:
-        return CHECKPOINT
-
-    def header(self, target: Target) -> dict[str, str]:
-        return {}
-
-    def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
-        raise ConversionError("SAT checkpoints cannot be written yet.")
-
-    def how_to_load(self, path: Path) -> str:
-        return f"set `load: {path.parent}` in the SAT inference YAML"
-
 
 def _shards(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.glob("*model_states.pt") if p.is_file())
@@ -113,7 +99,7 @@ def _only_shard(folder: Path) -> Path:
     if split:
         raise FileError(
             f"{folder} is a DeepSpeed ZeRO-3 checkpoint: its weights are cut into {len(split)} pieces ({split[0]}, ...). "
-            "Train or save with ZeRO stage 2 (SAT's default), or gather the pieces with DeepSpeed's zero_to_fp32.py first.",
+            "Train with ZeRO stage 2 (SAT's default), or gather the pieces with DeepSpeed's zero_to_fp32.py first.",
             command("ls", "-l", folder),
         )
     parallel = [name for name in names if name.startswith("mp_rank_") and name != CHECKPOINT]
@@ -140,7 +126,7 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
     if choice.iteration is not None:
         if choice.iteration not in have:
             raise FileError(
-                f"{run} has no checkpoint {choice.iteration}{ending} (it has {everything}).", *_iterations(have, choice)
+                f"{run} has no checkpoint {choice.iteration}{ending} (it has {everything}).", *_iterations(have)
             )
         return (
             f"{choice.iteration}{ending}",
@@ -151,7 +137,7 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
         if name not in checkpoints:
             raise FileError(
                 f"{run / 'latest'} names {name!r}, but there is no such checkpoint (found: {everything or 'none'}).",
-                *_iterations(have, choice),
+                *_iterations(have),
             )
         return (
             name,
@@ -168,7 +154,7 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
     )
 
 
-def _iterations(have: list[int], choice: Choice) -> list[Try]:
+def _iterations(have: list[int]) -> list[Try]:
     return [Try(f"--iteration {n}") for n in have[-3:]] or [Try("loraforge formats")]
 
 
@@ -221,7 +207,8 @@ def _recorded(file: Path, choice: Choice, ranks: Mapping[str, int]) -> tuple[lis
     rule = Rule(said, alpha=float(alpha))
     if odd and not choice.stated.override:
         raise ScaleError(
-            f"{path} says r {r}, but the tensors of {file} have rank {', '.join(map(str, odd))}: it belongs to another run.",
+            f"{path} says r {r}, but the tensors of {file} have rank {', '.join(map(str, odd))}: "
+            "it belongs to another run.",
             Try("--alpha 1 --override-scale", "if training used SAT's default lora_alpha"),
         )
     return [] if odd else [rule], ()
@@ -233,7 +220,7 @@ def _lora_section(path: Path) -> dict[str, Any] | None:
     try:
         if path.stat().st_size > 1 << 20:
             raise ScaleError(f"{path} has more than 1 MB: it is no training configuration.", command("ls", "-l", path))
-        node = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        node = yaml.safe_load(path.read_bytes())
     except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise ScaleError(
             f"{path} cannot be read as YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
