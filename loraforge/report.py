@@ -88,11 +88,11 @@ class Report:
 def base_text(fits: Sequence[str]) -> str:
     """What the shapes say of the base model, and what they cannot say."""
     if not fits:
-        return "no released CogVideoX has these shapes; use the model it was trained on"
+        return "no released CogVideoX has these shapes; use the base model of its training run"
     return (
         f"{fits[0]}, the only one with these shapes"
         if len(fits) == 1
-        else f"{', '.join(fits)}: the shapes cannot tell which; use the one it was trained on"
+        else f"{', '.join(fits)}: the shapes cannot tell which; use the one of its training run"
     )
 
 

@@ -99,7 +99,7 @@ def _only_shard(folder: Path) -> Path:
     if split:
         raise FileError(
             f"{folder} is a DeepSpeed ZeRO-3 checkpoint: its weights are cut into {len(split)} pieces ({split[0]}, ...). "
-            "Train with ZeRO stage 2 (SAT's default), or gather the pieces with DeepSpeed's zero_to_fp32.py first.",
+            "Train with ZeRO stage 2 (SAT's default), or gather them with DeepSpeed's zero_to_fp32.py first.",
             command("ls", "-l", folder),
         )
     parallel = [name for name in names if name.startswith("mp_rank_") and name != CHECKPOINT]

@@ -38,12 +38,8 @@ def main() -> int:
     print(f"{'':<12}{'median s':>10}{'min':>8}{'max':>8}{'median GB':>12}{'min':>8}{'max':>8}")
     for way in ways:
         walls, peaks = zip(*(result[way] for result in results), strict=True)
-        times, sizes = (
-            (median(walls), min(walls), max(walls)),
-            (median(peaks), min(peaks), max(peaks)),
-        )
-        print(f"{way:<12}{times[0]:>10.2f}{times[1]:>8.2f}{times[2]:>8.2f}", end="")
-        print(f"{sizes[0]:>12.3f}{sizes[1]:>8.3f}{sizes[2]:>8.3f}")
+        print(f"{way:<12}{median(walls):>10.2f}{min(walls):>8.2f}{max(walls):>8.2f}", end="")
+        print(f"{median(peaks):>12.3f}{min(peaks):>8.3f}{max(peaks):>8.3f}")
     wall = median(r["loraforge"][0] for r in results) / median(r["plain"][0] for r in results)
     peak = max(r["loraforge"][1] for r in results)
     fast, small = wall <= WALL, peak <= PEAK
