@@ -58,7 +58,9 @@ def tensor(
 ) -> Raw:
     """What torch.save writes for a tensor; the record `data/<key>` is not made here."""
     place = persistent(("storage", named(storage), key, "cpu", count))
-    return call("torch._utils._rebuild_tensor_v2", place, offset, shape, strides, False, call("collections.OrderedDict"))
+    return call(
+        "torch._utils._rebuild_tensor_v2", place, offset, shape, strides, False, call("collections.OrderedDict")
+    )
 
 
 def checkpoint(tree: Any, records: Mapping[str, bytes] | None = None, **changes: Any) -> bytes:
@@ -76,7 +78,9 @@ def checkpoint(tree: Any, records: Mapping[str, bytes] | None = None, **changes:
         return tensor(key, value.size, value.shape, strides, storage=f"torch.{STORAGES[value.dtype.name]}")
 
     code = tree if isinstance(tree, bytes) else pickled(swap(tree))
-    return archive({"data.pkl": code, "byteorder": b"little"} | stored | dict(records or {}) | {"version": b"3\n"}, **changes)
+    return archive(
+        {"data.pkl": code, "byteorder": b"little"} | stored | dict(records or {}) | {"version": b"3\n"}, **changes
+    )
 
 
 def archive(
@@ -92,14 +96,51 @@ def archive(
     return out.getvalue()
 
 
+CENTRAL, LOCAL = b"PK\x01\x02", b"PK\x03\x04"
+
+
+def patched(data: bytes, name: str, field: str, value: int, where: bytes = CENTRAL) -> bytes:
+    """The archive with one field of a record's header changed: flags, method, sizes or offset."""
+    start, size = {
+        CENTRAL: {"flags": (8, 2), "method": (10, 2), "packed": (20, 4), "size": (24, 4), "offset": (42, 4)},
+        LOCAL: {
+            "flags": (6, 2),
+            "method": (8, 2),
+            "packed": (18, 4),
+            "size": (22, 4),
+            "name": (26, 2),
+            "extra": (28, 2),
+        },
+    }[where][field]
+    header = data.rindex(name.encode()) - 46 if where == CENTRAL else data.index(name.encode()) - 30
+    assert data[header : header + 4] == where
+    return data[: header + start] + value.to_bytes(size, "little") + data[header + start + size :]
+
+
+def inflate(file: Path, name: str, size: int) -> None:
+    """Give an empty record of an archive on disk `size` bytes, all of them a hole in the file."""
+    data = file.read_bytes()
+    start = data.index(name.encode()) + len(name)
+    for field in ("packed", "size"):
+        for where in (LOCAL, CENTRAL):
+            data = patched(data, name, field, size, where)
+    tail = bytearray(data[start:])
+    with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as zipped:
+        later = {info.filename: info.header_offset for info in zipped.infolist() if info.header_offset > start}
+    whole = data
+    for other, offset in later.items():
+        whole = patched(whole, other, "offset", offset + size)
+    directory = int.from_bytes(data[-6:-2], "little") + size
+    tail = whole[start:-6] + directory.to_bytes(4, "little") + whole[-2:]
+    with file.open("wb") as stream:
+        stream.write(whole[:start])
+        stream.seek(start + size)
+        stream.write(tail)
+
+
 def sat(tensors: Mapping[str, Any] | None = None, **extra: Any) -> bytes:
     """A SAT checkpoint: the tensors given, or a healthy LoRA, under `module`, and whatever lies beside it."""
     return checkpoint({**extra, "module": dict(sat_lora() if tensors is None else tensors)})
-
-
-def sat_with(*without: str, **changed: Any) -> bytes:
-    """A healthy SAT checkpoint less some keys, with others changed or added. `QKV_A_1=...` stands for its real key."""
-    raise NotImplementedError
 
 
 def deepspeed(module: Mapping[str, Any], **extra: Any) -> bytes:

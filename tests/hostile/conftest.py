@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -51,24 +52,35 @@ def refused(tmp_path: Path, out: Path) -> Check:
 
 
 @pytest.fixture
-def refused_alone(tmp_path: Path, out: Path, tmp_path_factory: pytest.TempPathFactory) -> Check:
-    """The same in a process of its own, that must execute nothing and stay small and quick."""
+def alone(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """Run `loraforge convert` in a process of its own. Returns how that ended, and what child.py saw."""
     report = tmp_path_factory.mktemp("report") / "report.json"
 
-    def check(words: Sequence[object] | Path, *fragments: str, seconds: int = 15, file_size: int | None = None) -> str:
+    def run(
+        words: Sequence[object] | Path, seconds: int = 15, file_size: int | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         words = [words] if isinstance(words, Path) else list(words)
-        before = listing(tmp_path)
         child = [sys.executable, str(Path(__file__).with_name("child.py")), str(report), str(file_size or "")]
-        run = subprocess.run(
+        ended = subprocess.run(
             [*child, "convert", *completed(words, out)], capture_output=True, timeout=seconds, encoding="utf-8"
         )
-        assert (run.returncode, run.stdout) == (1, ""), run.stderr[-LONGEST:]
+        return ended, json.loads(report.read_text()) if report.exists() else {}
+
+    return run
+
+
+@pytest.fixture
+def refused_alone(tmp_path: Path, alone: Callable[..., tuple[Any, dict[str, Any]]]) -> Check:
+    """As `refused`, in a process of its own, which must execute nothing and stay small and quick."""
+
+    def check(words: Sequence[object] | Path, *fragments: str, **limits: int) -> str:
+        before = listing(tmp_path)
+        ended, seen = alone(words, **limits)
+        assert (ended.returncode, ended.stdout) == (1, ""), ended.stderr[-LONGEST:]
         assert listing(tmp_path) == before, "something was left behind"
-        if report.exists():
-            seen = json.loads(report.read_text())
-            assert seen["events"] == []
-            assert seen["peak"] < 400, "megabytes of memory"
-        return proper(run.stderr, *fragments)
+        assert seen.get("events", []) == []
+        assert seen.get("peak", 0) < 400, "megabytes of memory"
+        return proper(ended.stderr, *fragments)
 
     return check
 
@@ -94,7 +106,9 @@ def proper(stderr: str, *fragments: str) -> str:
         if words[0] == "loraforge":
             result = CliRunner().invoke(main, words[1:])
             assert result.exit_code in (0, 1), f"{remedy} -> {result.output}"
-            assert result.exception is None or isinstance(result.exception, SystemExit), f"{remedy}: {result.exception!r}"
+            assert result.exception is None or isinstance(result.exception, SystemExit), (
+                f"{remedy}: {result.exception!r}"
+            )
     for fragment in fragments:
         assert fragment.lower() in message.lower(), message
     return message

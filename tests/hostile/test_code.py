@@ -35,10 +35,16 @@ PAYLOADS = {
     "eval": (call("builtins.eval", text(MARKER)), "builtins.eval"),
     "exec": (call("builtins.exec", text(MARKER)), "builtins.exec"),
     "subprocess": (call("subprocess.call", [sys.executable, "-c", text(MARKER)]), "subprocess.call"),
-    "pickle in pickle": (call("pickle.loads", binary(b"\x80\x04" + call("os.mkdir", MARKER).code + b".")), "pickle.loads"),
+    "pickle in pickle": (
+        call("pickle.loads", binary(b"\x80\x04" + call("os.mkdir", MARKER).code + b".")),
+        "pickle.loads",
+    ),
     "GLOBAL, REDUCE": (call("os.mkdir", MARKER), "os.mkdir"),
     "STACK_GLOBAL": (raw(push("os"), push("mkdir"), b"\x93", push((MARKER,)), b"R"), "os.mkdir"),
-    "STACK_GLOBAL of a module's import": (raw(push("glob"), push("os.mkdir"), b"\x93", push((MARKER,)), b"R"), "os.mkdir"),
+    "STACK_GLOBAL of a module's import": (
+        raw(push("glob"), push("os.mkdir"), b"\x93", push((MARKER,)), b"R"),
+        "os.mkdir",
+    ),
     "STACK_GLOBAL with memoized names": (
         raw(push("os"), b"q\0000", push("mkdir"), b"q\0010h\0h\001\x93", push((MARKER,)), b"R"),
         "os.mkdir",
@@ -55,7 +61,10 @@ PAYLOADS = {
     "EXT4": (raw(b"\x84\x44\x33\x22\x11", push((MARKER,)), b"R"), "EXT4"),
 }
 TORCH_ONLY = {
-    "torch.storage._load_from_bytes": (call("torch.storage._load_from_bytes", binary(b"\x80\x04.")), "_load_from_bytes"),
+    "torch.storage._load_from_bytes": (
+        call("torch.storage._load_from_bytes", binary(b"\x80\x04.")),
+        "_load_from_bytes",
+    ),
     "torch.load": (call("torch.load", "other.pt"), "torch.load"),
     "Python 2's eval": (call("__builtin__.eval", text(MARKER)), "eval"),
     "posix.system": (call("posix.system", f"mkdir {MARKER}"), "posix.system"),
@@ -75,7 +84,9 @@ def disguises(code: Raw) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize(("code", "named"), [pytest.param(*case, id=name) for name, case in (PAYLOADS | TORCH_ONLY).items()])
+@pytest.mark.parametrize(
+    ("code", "named"), [pytest.param(*case, id=name) for name, case in (PAYLOADS | TORCH_ONLY).items()]
+)
 def test_a_pickle_that_runs_code_is_refused_wherever_it_hides(tmp_path: Path, refused, code: Raw, named: str):
     for place, data in disguises(code).items():
         file = tmp_path / f"{place}.pt"

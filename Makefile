@@ -1,0 +1,45 @@
+# The targets CI runs, and the one a newcomer starts with: make demo.
+PYTHON ?= python3
+BIN := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+LIGHT := .venv-light/$(BIN)
+FULL := .venv/$(BIN)
+PIP := -m pip --disable-pip-version-check install --quiet
+
+.PHONY: demo test check format clean
+
+demo: .venv-light/ready  ## convert a real SAT run with the light core (no torch), and look at the result
+	$(LIGHT)/python docs/demo.py
+
+test: .venv/ready  ## every test, in the full environment
+	$(FULL)/python -m pytest -n auto
+
+check: .venv/ready  ## format, lint, types, schemas, and the wheel in a clean environment
+	$(FULL)/ruff format --check .
+	$(FULL)/ruff check .
+	$(FULL)/mypy
+	$(FULL)/python -m pytest -q tests/unit/test_schemas.py
+	rm -rf dist .venv-wheel
+	$(FULL)/python -m hatchling build -t wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/$(BIN)/python $(PIP) --constraint tests/constraints.txt dist/*.whl
+	cd dist && ../.venv-wheel/$(BIN)/loraforge formats
+	rm -rf .venv-wheel
+
+format: .venv/ready  ## put the code into the project's format
+	$(FULL)/ruff check --fix .
+	$(FULL)/ruff format .
+
+clean:
+	rm -rf .venv .venv-light .venv-wheel dist
+
+.venv-light/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-light
+	$(LIGHT)/python $(PIP) --editable .
+	touch $@
+
+.venv/ready: pyproject.toml tests/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(FULL)/python $(PIP) --upgrade "pip>=25.1"
+	$(FULL)/python $(PIP) --constraint tests/constraints.txt torch==2.13.0  # first: what depends on it would bring CUDA
+	$(FULL)/python $(PIP) --constraint tests/constraints.txt --editable . --group dev
+	touch $@

@@ -1,0 +1,65 @@
+"""Every file a person or program exchanges with us follows its schema, and the schemas refuse what they should."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+import tomli
+from safetensors import safe_open
+
+import loraforge
+from oracle import DATA, Case
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
+
+
+def check(document: object, name: str) -> None:
+    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(document, schema, jsonschema.Draft202012Validator)
+
+
+def test_convert_inspect_and_provenance(case: Case, tmp_path: Path, cli) -> None:
+    run, out = case.run(tmp_path), tmp_path / "out"
+    result = cli("convert", run, "--to", "diffusers", "-o", out, "--json")
+    check(json.loads(result.stdout), "convert")
+    check(json.loads(cli("convert", run, "--to", "diffusers", "-o", out, "--json", "--dry-run", "--force").stdout), "convert")
+    for source in (run, out):
+        check(json.loads(cli("inspect", source, "--json").stdout), "inspect")
+        check(json.loads(cli("inspect", source, "--skeleton").stdout), "skeleton")
+    with safe_open(out / "pytorch_lora_weights.safetensors", framework="numpy") as file:
+        check(json.loads(file.metadata()["loraforge"]), "provenance")
+
+
+def test_inspect_of_something_else(cli) -> None:
+    result = cli("inspect", DATA / "bases" / "2b" / "sat_base", "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    check(document, "inspect")
+    assert "full CogVideoX transformer" in document["problem"]
+
+
+def test_tables() -> None:
+    for name in ("architectures/cogvideox.toml", "trainers.toml"):
+        kind = "architecture" if "architectures" in name else "trainers"
+        check(tomli.loads((files("loraforge") / name).read_text("utf-8")), kind)
+
+
+def test_an_unknown_key_is_refused_by_the_schema_and_by_the_loader() -> None:
+    data = tomli.loads((files("loraforge") / "architectures/cogvideox.toml").read_text("utf-8"))
+    for change in ({"extra": 1}, {"layouts": {**data["layouts"], "x": {"modules": {}, "prefix": "a"}}}):
+        with pytest.raises(jsonschema.ValidationError):
+            check({**data, **change}, "architecture")
+        with pytest.raises(loraforge.LoraforgeError, match="unknown key"):
+            loraforge.layout.parse({**data, **change}, "a.toml")
+
+
+@pytest.mark.parametrize(("kind", "name"), [(loraforge.Report, "convert"), (loraforge.Inspection, "inspect")])
+def test_fields_and_properties_agree(kind: type, name: str) -> None:
+    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+    assert {field.name for field in dataclasses.fields(kind)} | {"schema"} == schema["properties"].keys()
