@@ -42,8 +42,9 @@ def main() -> None:
                 stderr=subprocess.DEVNULL,
             )
         )
-        print(f"1. {len(report['steps'])} modules of a real SAT run were converted and verified in {seconds:.1f} s, without torch.")
-        print(f"2. SAT trained at scale {report['scalings'][0]:g} and stored no alpha; the run's YAML told us, you typed no number.")
+        count, scaling = len(report["steps"]), report["scalings"][0]
+        print(f"1. {count} modules of a real SAT run were converted and verified in {seconds:.1f} s, without torch.")
+        print(f"2. SAT trained at scale {scaling:g} and stored no alpha; the run's YAML told us, no number was typed.")
         print("3. The scale is folded into the tensors: any loader is right at strength 1.0.")
 
 

@@ -126,7 +126,7 @@ def convert(
 def _ambiguous(path: Path, adapter: Adapter, form: Format) -> ScaleError:
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     return ScaleError(
-        f"{path} does not say at what scale it was trained: {adapter.scale.source}. "
+        f"{path} does not record the scale of its training: {adapter.scale.source}. "
         "State which trainer wrote it, or its alpha.",
         *candidates(ranks, form.name),
     )

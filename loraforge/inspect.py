@@ -67,9 +67,13 @@ class Inspection:
         }
         lines = [f"{name:<9}{text}" for name, text in table.items() if text]
         return lines + [
-            f"{'header' if not n else '':<9}{key}: {' '.join(value.split())}"
+            f"{'header' if not n else '':<9}{key}: {_short(' '.join(value.split()))}"
             for n, (key, value) in enumerate(self.metadata.items())
         ]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:150]} ... ({len(text)} characters; --json shows all)"
 
 
 def _counted(counts: Mapping[Any, int]) -> str:

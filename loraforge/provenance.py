@@ -50,7 +50,9 @@ def origin(metadata: Mapping[str, str]) -> Origin:
     match entry:
         case {"scale": {"provenance": "recorded" | "given" | "assumed" as provenance, "source": str(said)}}:
             base = entry.get("base_model")
-            return Origin(Scale(provenance, said), base if isinstance(base, str) else None)
+            where = "folded in" if entry.get("stored") == "tensors" else "recorded"
+            said = said.removesuffix("; folded in by loraforge").removesuffix("; recorded by loraforge")
+            return Origin(Scale(provenance, f"{said}; {where} by loraforge"), base if isinstance(base, str) else None)
     return Origin()
 
 

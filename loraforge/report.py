@@ -63,26 +63,24 @@ class Report:
             out.append(f"  not carried over, as they describe the old tensors: {', '.join(self.dropped_metadata)}")
         if kinds["rounded"] and self.stored == "tensors":
             out.append(
-                "  for no rounding: --dtype fp32 (larger), or --scale-in metadata (Diffusers 0.34 or newer only)"
+                "  for no rounding: --dtype fp32 (a larger file), or --scale-in metadata (Diffusers 0.34 or newer)"
             )
-        return [
-            *out,
-            f"  {self.strength()}",
-            f"  load: {self.load}",
-            f"        not with {self.not_with}",
-            f"  base: {self.base_model or base_text(self.fits)}",
-        ]
+        table = {"strength": self.strength(), "load": self.load, "not with": self.not_with, "base": self.base()}
+        return [*out, *(f"  {label:<9} {text}" for label, text in table.items())]
 
     def strength(self) -> str:
         """The claim, no wider than its evidence."""
         scaling = ", ".join(fraction(value) for value in self.scalings)
-        claim = f"same update as the source, read at scale {scaling} ({self.scale.provenance}: {self.scale.source})"
-        if self.scale.provenance in ("recorded", "given"):
-            claim += "; strength 1.0 acts as trained"
-        elif self.scale.provenance == "assumed":
-            claim += "; strength 1.0 is right if that is what training used"
-        checked = "not written (--dry-run)" if self.worst_error is None else "verified on the written file"
-        return f"{claim}; {checked}"
+        known = self.scale.provenance in ("recorded", "given")
+        claim = "1.0 acts as trained" if known else "1.0 is right if training used this scale"
+        proof = (
+            "not written, not compared: source" if self.worst_error is None else "same update as the source (compared),"
+        )
+        return f"{claim}; {proof} read at scale {scaling} ({self.scale.provenance}: {self.scale.source})"
+
+    def base(self) -> str:
+        """The base model, as stated or as far as shapes tell it."""
+        return self.base_model or base_text(self.fits)
 
 
 def base_text(fits: Sequence[str]) -> str:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import settings
+from oracle import SAT_CASES, Case
 
 from loraforge.cli import main
-from oracle import SAT_CASES, Case
 
 settings.register_profile("default", max_examples=60, deadline=None)
 settings.load_profile("default")

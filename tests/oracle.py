@@ -46,7 +46,7 @@ class Case:
         return float(self.manifest["intended_scale"])
 
     def run(self, place: Path, *, config: bool = True) -> Path:
-        """A copy of the SAT run folder, as the trainer left it: with its training_config.yaml, unless told otherwise."""
+        """A copy of the SAT run folder as the trainer left it, with its training_config.yaml unless told otherwise."""
         run = place / "lora-disney-11-20-10-00"
         shutil.copytree(self.folder / "sat_ckpt", run)
         if config:
@@ -57,13 +57,17 @@ class Case:
     def deltas(self) -> dict[str, np.ndarray]:
         """Diffusers module path -> the update training applied to its weight, [out, in]."""
         tensors = load_file(self.folder / "expected_delta.safetensors")
-        return {key.removesuffix(".weight"): tensor.astype(np.float64) for key, tensor in tensors.items() if tensor.any()}
+        return {
+            key.removesuffix(".weight"): tensor.astype(np.float64) for key, tensor in tensors.items() if tensor.any()
+        }
 
 
 def updates(file: Path) -> dict[str, np.ndarray]:
     """Module path -> update of a Diffusers file as a loader that knows no metadata applies it: B @ A at 1.0."""
     tensors = load_file(file)
-    paths = sorted(key.removeprefix("transformer.").removesuffix(".lora_A.weight") for key in tensors if ".lora_A." in key)
+    paths = sorted(
+        key.removeprefix("transformer.").removesuffix(".lora_A.weight") for key in tensors if ".lora_A." in key
+    )
     return {
         path: tensors[f"transformer.{path}.lora_B.weight"].astype(np.float64)
         @ tensors[f"transformer.{path}.lora_A.weight"].astype(np.float64)

@@ -35,7 +35,7 @@ def write_run(
     latest: str | None = "1000",
     lora: dict[str, Any] | None = None,
 ) -> Path:
-    """A run folder with the same tensors in every iteration. `lora`: the lora_config params of its YAML, if it has one."""
+    """A run folder with the same tensors in every iteration. `lora`: the lora_config params of its YAML, if any."""
     run = place / "run"
     for iteration in iterations:
         (run / iteration).mkdir(parents=True)

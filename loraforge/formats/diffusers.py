@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge import peftrules
-from loraforge.adapter import Adapter, Scale, Storage
+from loraforge.adapter import Adapter, Storage
 from loraforge.errors import FormatError, ScaleError, command
 from loraforge.formats import Choice, Found, Target, Writer
 from loraforge.keys import KeyStyle
@@ -89,7 +89,7 @@ class DiffusersFormat:
         known = origin(file.metadata)
         if scale.provenance == "recorded" and known.scale is not None:
             # a scale we recorded ourselves is no better known than it was in the source
-            scale = Scale(known.scale.provenance, f"{known.scale.source}; kept by loraforge")
+            scale = known.scale
         return Adapter(
             architecture="cogvideox",
             layout="diffusers",

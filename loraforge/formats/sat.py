@@ -98,7 +98,7 @@ def _only_shard(folder: Path) -> Path:
     split = [name for name in names if name.startswith(("z3_rank_", "zero_pp_rank_"))]
     if split:
         raise FileError(
-            f"{folder} is a DeepSpeed ZeRO-3 checkpoint: its weights are cut into {len(split)} pieces ({split[0]}, ...). "
+            f"{folder} is a DeepSpeed ZeRO-3 checkpoint: its weights are cut into {len(split)} pieces like {split[0]}. "
             "Train with ZeRO stage 2 (SAT's default), or gather them with DeepSpeed's zero_to_fp32.py first.",
             command("ls", "-l", folder),
         )

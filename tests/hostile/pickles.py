@@ -26,7 +26,8 @@ def push(value: Any) -> bytes:
             return b"\x88" if value else b"\x89"
         case int():
             number = pickle.encode_long(value)
-            return b"\x8b" + struct.pack("<I", len(number)) + number
+            long = len(number) > 255
+            return (b"\x8b" + struct.pack("<I", len(number)) if long else b"\x8a" + bytes([len(number)])) + number
         case float():
             return b"G" + struct.pack(">d", value)
         case str():

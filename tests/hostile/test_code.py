@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hostile.builders import archive, checkpoint, sat, sat_lora
+from hostile.builders import checkpoint, sat, sat_lora
 from hostile.pickles import Raw, call, named, push
 
 MARKER = "executed"
@@ -113,23 +113,20 @@ def test_the_payloads_are_live(tmp_path: Path):
     assert harmless == []
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        pytest.param(call("pathlib.Path.mkdir", call("pathlib.Path", MARKER)), id="a method"),
-        pytest.param(raw(OBJECT, push({"append": named("pathlib.Path.mkdir")}), b"b", call("pathlib.Path", MARKER), b"a"), id="an attribute"),
-        pytest.param(call("torch._utils._rebuild_parameter", call("pathlib.Path.mkdir", call("pathlib.Path", MARKER))), id="inside a known call"),
-    ],
-)  # fmt: skip
-def test_safety_does_not_rest_on_a_list_of_names(tmp_path: Path, out: Path, code: Raw):
+FOLDER = call("pathlib.Path", MARKER)
+UNLISTED = {
+    "a method": call("pathlib.Path.mkdir", FOLDER),
+    "an attribute": raw(OBJECT, push({"append": named("pathlib.Path.mkdir")}), b"b", FOLDER, b"a"),
+    "inside a known call": call("torch._utils._rebuild_parameter", call("pathlib.Path.mkdir", FOLDER)),
+}
+
+
+@pytest.mark.parametrize("code", UNLISTED.values(), ids=UNLISTED)
+def test_safety_does_not_rest_on_a_list_of_names(tmp_path: Path, cli, out: Path, code: Raw):
     """A call that nobody thought of listing is not made either: the weights convert, and that is all that happens."""
-    from click.testing import CliRunner
-
-    from loraforge.cli import main
-
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(sat(iteration=code))
-    result = CliRunner().invoke(main, ["convert", str(file), "--to", "diffusers", "-o", str(out)])
+    result = cli("convert", file, "--to", "diffusers", "-o", out)
     assert result.exit_code == 0, result.output
     assert not Path(MARKER).exists()
 
@@ -142,14 +139,10 @@ def test_a_pickle_under_a_healthy_name_in_a_run_folder(tmp_path: Path, refused):
     refused(tmp_path / "run", "os.mkdir")
 
 
-def test_records_that_hold_a_second_pickle_are_never_read(tmp_path: Path, out: Path):
+def test_records_that_hold_a_second_pickle_are_never_read(tmp_path: Path, cli, out: Path):
     """constants.pkl is where TorchScript keeps its own; we do not look at it."""
-    from click.testing import CliRunner
-
-    from loraforge.cli import main
-
     file = tmp_path / "checkpoint.pt"
     evil = b"\x80\x04" + call("os.mkdir", MARKER).code + b"."
     file.write_bytes(checkpoint({"module": sat_lora()}, records={"constants.pkl": evil, "data.pkl.bak": evil}))
-    assert CliRunner().invoke(main, ["convert", str(file), "--to", "diffusers", "-o", str(out)]).exit_code == 0
+    assert cli("convert", file, "--to", "diffusers", "-o", out).exit_code == 0
     assert not Path(MARKER).exists()

@@ -1,4 +1,4 @@
-"""Reads pickles the dangerous way, each in a folder of its own: `unpickle.py MARKER FOLDER`. N.marker says that N.pkl made it."""
+"""Reads N.pkl the dangerous way, each in an empty folder: `unpickle.py MARKER FOLDER`. N.marker: it left MARKER."""
 
 import contextlib
 import os

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from oracle import Case, assert_acts_as_trained
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 import loraforge
-from oracle import Case, assert_acts_as_trained
 
 
 def sat_forward(case: Case, file: Path | None) -> tuple[torch.Tensor, list[float]]:
@@ -19,7 +19,9 @@ def sat_forward(case: Case, file: Path | None) -> tuple[torch.Tensor, list[float
     model = CogVideoXTransformer3DModel.from_pretrained(case.base, torch_dtype=torch.float32).eval()
     model.norm_out.norm.eps = 1e-6  # SAT's final norm; diffusers uses 1e-5
     if file is not None:
-        state, metadata = CogVideoXPipeline.lora_state_dict(file.parent, weight_name=file.name, return_lora_metadata=True)
+        state, metadata = CogVideoXPipeline.lora_state_dict(
+            file.parent, weight_name=file.name, return_lora_metadata=True
+        )
         CogVideoXPipeline.load_lora_into_transformer(state, model, metadata=metadata)
     inputs = load_file(case.base / "inputs.safetensors")
     extra = {"image_rotary_emb": (inputs["rope_cos"], inputs["rope_sin"])} if "rope_cos" in inputs else {}

@@ -1,4 +1,4 @@
-"""Laws that hold for every adapter. Integer factors, so that equality is exact; oracles written without the code under test."""
+"""Laws that hold for every adapter. Integer factors make equality exact; oracles do not use the code under test."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def row_table(modules, arch: Architecture, layout: str) -> dict[tuple, list[tupl
         update = np.concatenate([w.scaling * (w.B @ w.A) for w in delta])
         for template, segments in arch.layouts[layout].modules.items():
             tokens, words = template.text.split("."), path.split(".")
-            if len(tokens) == len(words) and all(a == b or (a[0] == "{" and b.isdecimal()) for a, b in zip(tokens, words, strict=True)):
+            if len(tokens) == len(words) and all(
+                a == b or (a[0] == "{" and b.isdecimal()) for a, b in zip(tokens, words, strict=True)
+            ):
                 numbers = tuple(int(b) for a, b in zip(tokens, words, strict=True) if a[0] == "{")
                 start = 0
                 for segment in segments:
@@ -75,7 +77,12 @@ RATIOS = parse(
 
 @pytest.mark.parametrize(
     ("arch", "source", "target"),
-    [(COGVIDEOX, "sat", "diffusers"), (COGVIDEOX, "diffusers", "sat"), (RATIOS, "fused", "split"), (RATIOS, "split", "fused")],
+    [
+        (COGVIDEOX, "sat", "diffusers"),
+        (COGVIDEOX, "diffusers", "sat"),
+        (RATIOS, "fused", "split"),
+        (RATIOS, "split", "fused"),
+    ],
     ids=["sat-diffusers", "diffusers-sat", "fused-split", "split-fused"],
 )
 @given(st.data())
@@ -96,7 +103,9 @@ def test_there_and_back_returns_the_same_factors(data: st.DataObject) -> None:
     assert back.keys() == modules.keys()
     assert row_table(back, COGVIDEOX, "sat") == row_table(modules, COGVIDEOX, "sat")
     for path, delta in modules.items():
-        if all(len(segments) == len(delta) for t, segments in COGVIDEOX.layouts["sat"].modules.items() if t.match(path)):
+        if all(
+            len(segments) == len(delta) for t, segments in COGVIDEOX.layouts["sat"].modules.items() if t.match(path)
+        ):
             for one, other in zip(delta, back[path], strict=True):
                 assert np.array_equal(one.A, other.A)
                 assert np.array_equal(one.B, other.B)
@@ -129,10 +138,18 @@ def test_fold_then_unfold_gives_the_same_bits(dtype, data: st.DataObject, power:
     assert np.array_equal(unfolded.B + 0, B + 0)
 
 
-@given(seed=st.integers(0, 2**32 - 1), size=st.floats(1e-6, 10), scaling=st.sampled_from([1 / 256, 1 / 128, 1 / 96, 0.5, 3.0]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.floats(1e-6, 10),
+    scaling=st.sampled_from([1 / 256, 1 / 128, 1 / 96, 0.5, 3.0]),
+)
 def test_float16_reports_what_it_lost(seed: int, size: float, scaling: float) -> None:
     random = np.random.default_rng(seed)
-    w = LoraWeight((random.standard_normal((4, 16)) * 0.02).astype(np.float16), (random.standard_normal((8, 4)) * size).astype(np.float16), scaling)
+    w = LoraWeight(
+        (random.standard_normal((4, 16)) * 0.02).astype(np.float16),
+        (random.standard_normal((8, 4)) * size).astype(np.float16),
+        scaling,
+    )
     folded, error = fold(w, np.float16, np.float16)
     want = scaling * (w.B.astype(np.float64) @ w.A.astype(np.float64))
     real = np.linalg.norm(folded.B.astype(np.float64) @ folded.A.astype(np.float64) - want)

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from oracle import Case
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "huggingface_hub")
@@ -24,14 +23,20 @@ def run_cli(*words: object) -> str:
     return f"from loraforge.cli import main\nmain({[str(word) for word in words]!r}, standalone_mode=False)"
 
 
-@pytest.mark.parametrize("command", [["--help"], ["convert", "--help"], ["inspect", "--help"], ["formats"], ["--version"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["convert", "--help"], ["inspect", "--help"], ["formats"], ["--version"]]
+)
 def test_help_and_formats_do_not_load_numpy(command: list[str]) -> None:
     assert loaded_after(run_cli(*command), "numpy", "ml_dtypes", "yaml", "safetensors", *HEAVY) == set()
 
 
 def test_a_conversion_and_an_inspection_do_not_load_torch(tmp_path: Path) -> None:
     run = Case("sat_2b_r4").run(tmp_path)
-    both = run_cli("convert", run, "--to", "diffusers", "-o", tmp_path / "out") + "\n" + run_cli("inspect", tmp_path / "out")
+    both = (
+        run_cli("convert", run, "--to", "diffusers", "-o", tmp_path / "out")
+        + "\n"
+        + run_cli("inspect", tmp_path / "out")
+    )
     assert loaded_after(both, "numpy", *HEAVY) == {"numpy"}
     assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").exists()
 
@@ -66,4 +71,6 @@ def test_modules_import_one_way() -> None:
                 inner = (node.module or "").removeprefix("loraforge").lstrip(".")
                 targets = [inner] if inner else [alias.name for alias in node.names if alias.name in level]
                 for target in targets:
-                    assert level[target] <= level[name] and target != name, f"{name} imports {target}, which stands below it"
+                    assert level[target] <= level[name] and target != name, (
+                        f"{name} imports {target}, which stands below it"
+                    )

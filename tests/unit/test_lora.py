@@ -14,7 +14,9 @@ TYPES = {"fp32": np.float32, "bf16": ml_dtypes.bfloat16, "fp16": np.float16}
 def weight(dtype, scaling: float, rank: int = 8, size: float = 1e-2, seed: int = 0) -> LoraWeight:
     random = np.random.default_rng(seed)
     return LoraWeight(
-        (random.standard_normal((rank, 48)) * 2e-2).astype(dtype), (random.standard_normal((32, rank)) * size).astype(dtype), scaling
+        (random.standard_normal((rank, 48)) * 2e-2).astype(dtype),
+        (random.standard_normal((32, rank)) * size).astype(dtype),
+        scaling,
     )
 
 

@@ -7,16 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracle import updates
 from safetensors import safe_open
+from sat import PREFIX, lora_tensors, write_run
 
 import loraforge
-from oracle import updates
-from sat import PREFIX, lora_tensors, write_run
 
 
 def wanted(tensors: dict[str, torch.Tensor], scaling: float) -> dict[str, np.ndarray]:
     """What SAT computes, written without the code under test: lora2.py's forward, one weight at a time."""
-    names = {("query_key_value", "0"): "to_q", ("query_key_value", "1"): "to_k", ("query_key_value", "2"): "to_v", ("dense", "0"): "to_out.0"}
+    names = {
+        ("query_key_value", "0"): "to_q",
+        ("query_key_value", "1"): "to_k",
+        ("query_key_value", "2"): "to_v",
+        ("dense", "0"): "to_out.0",
+    }
     out = {}
     for key, b in tensors.items():
         if ".matrix_B." in key:
@@ -27,13 +32,17 @@ def wanted(tensors: dict[str, torch.Tensor], scaling: float) -> dict[str, np.nda
 
 
 @pytest.mark.parametrize(
-    ("layers", "tensors"), [(range(30), 240), (range(42), 336), ([7], 8), ([0, 1, 10, 11, 41], 40)], ids=["2b", "5b", "one", "some"]
+    ("layers", "tensors"),
+    [(range(30), 240), (range(42), 336), ([7], 8), ([0, 1, 10, 11, 41], 40)],
+    ids=["2b", "5b", "one", "some"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_layers(layers, tensors: int, dtype: torch.dtype, tmp_path: Path) -> None:
     source = lora_tensors(layers, hidden=64, rank=4, dtype=dtype)
     assert len(source) == tensors
-    report = loraforge.convert(write_run(tmp_path, source, lora={"r": 4}), to="diffusers", out=tmp_path / "out.safetensors")
+    report = loraforge.convert(
+        write_run(tmp_path, source, lora={"r": 4}), to="diffusers", out=tmp_path / "out.safetensors"
+    )
     with safe_open(tmp_path / "out.safetensors", framework="numpy") as file:
         assert len(file.keys()) == tensors
     want = wanted(source, 0.25)
@@ -51,7 +60,9 @@ def test_layers(layers, tensors: int, dtype: torch.dtype, tmp_path: Path) -> Non
 @pytest.mark.parametrize("rank", [1, 2, 3, 5, 16, 96, 128, 255, 256])
 def test_ranks(rank: int, tmp_path: Path) -> None:
     source = lora_tensors([0], hidden=64, rank=rank)
-    report = loraforge.convert(write_run(tmp_path, source, lora={"r": rank}), to="diffusers", out=tmp_path / "out.safetensors")
+    report = loraforge.convert(
+        write_run(tmp_path, source, lora={"r": rank}), to="diffusers", out=tmp_path / "out.safetensors"
+    )
     assert report.scalings == (1 / rank,)
     power_of_two = rank & (rank - 1) == 0
     assert {step.kind for step in report.steps} == {"exact" if power_of_two else "rounded"}

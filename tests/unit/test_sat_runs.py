@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-
-import loraforge
 from oracle import DATA, Case
 from sat import PREFIX, lora_tensors, write_run
+
+import loraforge
 
 
 @pytest.fixture
@@ -69,7 +68,9 @@ def test_the_default_name_is_the_runs(case: Case, tmp_path: Path, monkeypatch) -
     monkeypatch.chdir(tmp_path)
     report = loraforge.convert(run, to="diffusers")
     iteration = case.manifest["iteration"]
-    assert report.output["path"] == os.path.join(f"lora-disney-11-20-10-00-{iteration}-diffusers", "pytorch_lora_weights.safetensors")
+    assert report.output["path"] == os.path.join(
+        f"lora-disney-11-20-10-00-{iteration}-diffusers", "pytorch_lora_weights.safetensors"
+    )
     assert Path(report.output["path"]).is_file()
 
 
@@ -91,7 +92,9 @@ def test_t5_and_vae_around_it_are_counted_and_left_alone(tmp_path: Path) -> None
 
 def test_tensors_that_are_views_of_one_storage(tensors, tmp_path: Path) -> None:
     """Strided and shared storages, as a trainer that slices or transposes its parameters saves them."""
-    shared = {key: torch.cat([t, t])[: len(t)] if "matrix_A" in key else t.T.contiguous().T for key, t in tensors.items()}
+    shared = {
+        key: torch.cat([t, t])[: len(t)] if "matrix_A" in key else t.T.contiguous().T for key, t in tensors.items()
+    }
     torch.save({"module": shared}, tmp_path / "views.pt")
     torch.save({"module": tensors}, tmp_path / "plain.pt")
     files = []
@@ -113,10 +116,11 @@ def test_same_input_same_bytes(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "family"), [("sat_2b_r4", "CogVideoX-2B"), ("sat_5b_r8", "CogVideoX-5B"), ("sat_5b_i2v_r8", "CogVideoX-5B-I2V")]
+    ("case", "family"),
+    [("sat_2b_r4", "CogVideoX-2B"), ("sat_5b_r8", "CogVideoX-5B"), ("sat_5b_i2v_r8", "CogVideoX-5B-I2V")],
 )
 def test_base_weights_in_the_checkpoint_tell_what_lora_shapes_cannot(case: str, family: str, tmp_path: Path) -> None:
-    """Tiny models have no released sizes, so give the tensors of the real model's size on the meta device's terms: zeros."""
+    """At the real widths: what the patch embedding of the base weights adds to attention shapes."""
     real = {"CogVideoX-2B": (1920, 16), "CogVideoX-5B": (3072, 16), "CogVideoX-5B-I2V": (3072, 32)}[family]
     tensors = lora_tensors([0], hidden=real[0], rank=1)
     tensors[f"{PREFIX}mixins.patch_embed.proj.weight"] = torch.zeros(real[0], real[1], 2, 2)
@@ -144,4 +148,3 @@ def test_real_run_folders_have_the_names_this_file_builds(tmp_path: Path) -> Non
     """The builder in tests/sat.py spells keys as the real trainer does."""
     file, _ = loraforge.source.open_tensors(DATA / "sat_2b_r4" / "sat_ckpt" / "1000" / "mp_rank_00_model_states.pt")
     assert set(lora_tensors(range(2), 64, 4)) == {key for key in file.tensors if "matrix_" in key}
-

@@ -10,10 +10,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 import tomli
+from oracle import DATA, Case
 from safetensors import safe_open
 
 import loraforge
-from oracle import DATA, Case
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
@@ -28,7 +28,10 @@ def test_convert_inspect_and_provenance(case: Case, tmp_path: Path, cli) -> None
     run, out = case.run(tmp_path), tmp_path / "out"
     result = cli("convert", run, "--to", "diffusers", "-o", out, "--json")
     check(json.loads(result.stdout), "convert")
-    check(json.loads(cli("convert", run, "--to", "diffusers", "-o", out, "--json", "--dry-run", "--force").stdout), "convert")
+    check(
+        json.loads(cli("convert", run, "--to", "diffusers", "-o", out, "--json", "--dry-run", "--force").stdout),
+        "convert",
+    )
     for source in (run, out):
         check(json.loads(cli("inspect", source, "--json").stdout), "inspect")
         check(json.loads(cli("inspect", source, "--skeleton").stdout), "skeleton")

@@ -1,0 +1,202 @@
+"""What a user sees: help, streams, exit codes, remedies that run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import DATA, Case
+from safetensors import safe_open
+from sat import lora_tensors, write_run
+
+import loraforge
+
+
+def test_results_to_stdout_and_the_rest_to_stderr(tmp_path: Path, cli) -> None:
+    result = cli("convert", Case("sat_2b_r4").run(tmp_path), "--to", "diffusers", "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("note: took iteration 1000")
+    for word in ("strength", "load", "not with", "base"):
+        assert f"\n  {word} " in result.stdout
+    assert "1.0 acts as trained" in result.stdout
+    assert (
+        "read at scale 1/4 = 0.25 (recorded: r 4 and SAT's default lora_alpha 1 in training_config.yaml)"
+        in result.stdout
+    )
+    assert "load_cogvideox_lora.py" in result.stdout
+
+
+def test_an_existing_file_is_kept_unless_forced(tmp_path: Path, cli) -> None:
+    run, out = Case("sat_2b_r4").run(tmp_path), tmp_path / "out.safetensors"
+    out.write_text("mine")
+    result = cli("convert", run, "--to", "diffusers", "-o", out)
+    assert result.exit_code == 1
+    assert out.read_text() == "mine"
+    for line in re.findall(r"try: loraforge (.*?)   #", result.stderr):
+        assert cli(*shlex.split(line)).exit_code == 0
+    assert out.read_bytes()[:2] != b"mi"
+
+
+def test_dry_run_writes_nothing_and_says_everything_else(tmp_path: Path, cli) -> None:
+    run = Case("sat_2b_r4").run(tmp_path)
+    dry = json.loads(cli("convert", run, "--to", "diffusers", "-o", tmp_path / "out", "--dry-run", "--json").stdout)
+    assert not (tmp_path / "out").exists()
+    wet = json.loads(cli("convert", run, "--to", "diffusers", "-o", tmp_path / "out", "--json").stdout)
+    assert (dry["worst_error"], dry["output"]["written"]) == (None, False)
+    assert (wet["worst_error"], wet["output"]["written"]) == (0.0, True)
+    assert {**dry, "worst_error": 0, "output": 0} == {**wet, "worst_error": 0, "output": 0}
+    assert (
+        "not written, not compared"
+        in cli("convert", run, "--to", "diffusers", "-o", tmp_path / "x", "--dry-run").stdout
+    )
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_dtype(dtype: str, case: Case, tmp_path: Path) -> None:
+    report = loraforge.convert(case.run(tmp_path), to="diffusers", out=tmp_path / "out.safetensors", dtype=dtype)
+    with safe_open(tmp_path / "out.safetensors", framework="pt") as file:
+        kinds = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118
+    assert kinds == {{"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]}
+    assert {step.kind for step in report.steps} == {"exact" if dtype == "fp32" else "rounded"}
+    if dtype != "fp32":
+        assert max(step.error for step in report.steps) < {"bf16": 4e-3, "fp16": 5e-4}[dtype]
+        text = "\n".join(report.lines())
+        assert "--dtype fp32" in text
+        assert "--scale-in metadata" in text
+
+
+def test_numbers_that_overflow_float16_are_refused(tmp_path: Path, cli) -> None:
+    tensors = {key: t * 1e9 for key, t in lora_tensors([0], hidden=16, rank=2).items()}
+    result = cli(
+        "convert", write_run(tmp_path, tensors), "--to", "diffusers", "-o", tmp_path / "out", "--dtype", "fp16"
+    )
+    assert result.exit_code == 1
+    assert "overflow" in result.stderr
+    line = re.search(r"try: loraforge (.*)", result.stderr)
+    assert line is not None
+    assert cli(*shlex.split(line[1])).exit_code == 0
+
+
+def test_drop(tmp_path: Path, cli) -> None:
+    run = Case("sat_2b_r4").run(tmp_path)
+    report = loraforge.convert(run, to="diffusers", out=tmp_path / "out", drop=["*.dense"])
+    assert report.dropped_modules == ("transformer.layers.0.attention.dense", "transformer.layers.1.attention.dense")
+    assert "dropped transformer.layers.0.attention.dense" in "\n".join(report.lines())
+    assert len(report.steps) == 6
+    assert cli("convert", run, "--to", "diffusers", "--drop", "nothing*").exit_code == 1
+    assert cli("convert", run, "--to", "diffusers", "--drop", "*").exit_code == 1
+
+
+def test_scale_in_metadata_leaves_the_tensors_untouched(case: Case, tmp_path: Path) -> None:
+    loraforge.convert(case.run(tmp_path), to="diffusers", out=tmp_path / "out.safetensors", scale_in="metadata")
+    file, _ = loraforge.source.open_tensors(next((case.folder / "sat_ckpt").glob("*/*.pt")))
+    stored = sorted(bytes(file.raw(key)) for key in file.tensors if "matrix_" in key)
+    with safe_open(tmp_path / "out.safetensors", framework="numpy") as result:
+        assert sorted(result.get_tensor(key).tobytes() for key in result.keys()) == stored  # noqa: SIM118
+        header = json.loads(result.metadata()["lora_adapter_metadata"])
+    assert header["transformer.lora_alpha"] == case.manifest["lora_alpha"]
+    assert header["transformer.r"] == case.manifest["rank"]
+
+
+def test_the_header_is_minimal_and_full_paths(tmp_path: Path) -> None:
+    case = Case("sat_2b_r4")
+    loraforge.convert(
+        case.run(tmp_path), to="diffusers", out=tmp_path / "out.safetensors", base_model="zai-org/CogVideoX-2b"
+    )
+    metadata = loraforge.inspect(tmp_path / "out.safetensors").metadata
+    header = json.loads(metadata["lora_adapter_metadata"])
+    assert header == {
+        "transformer.r": 4,
+        "transformer.lora_alpha": 4,
+        "transformer.target_modules": sorted(case.deltas),
+    }
+    origin = json.loads(metadata["loraforge"])
+    assert origin["base_model"] == "zai-org/CogVideoX-2b"
+    assert (
+        origin["command"]
+        == "loraforge convert mp_rank_00_model_states.pt --to diffusers --base-model zai-org/CogVideoX-2b"
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [["convert", "x", "--to", "nonsense"], ["convert"], ["nonsense"], ["convert", "x", "--to", "sat"]]
+)
+def test_usage_errors_exit_with_2(words: list[str], cli) -> None:
+    assert cli(*words).exit_code == 2
+
+
+def test_snake_case_options_are_understood(tmp_path: Path, cli) -> None:
+    run = Case("sat_2b_r4").run(tmp_path, config=False)
+    assert (
+        cli(
+            "convert", run, "--to", "diffusers", "-o", tmp_path / "out", "--trained_scale", "0.25", "--dry_run"
+        ).exit_code
+        == 0
+    )
+
+
+def test_a_statement_of_scale_in_a_remedy_replaces_the_one_typed(tmp_path: Path, cli) -> None:
+    """`--trained-by cogvideo` at another rank: the remedy says --alpha, and must run as printed."""
+    source = DATA / "sat_2b_r4" / "hf_export_unscaled"
+    for typed in (["--trained-by", "cogvideo"], ["--trained-by=cogvideo"]):
+        result = cli("convert", source, "--to", "diffusers", "-o", tmp_path / "out", "--dry-run", *typed)
+        line = re.search(r"try: loraforge (.*?)   #", result.stderr)
+        assert line is not None
+        assert "--trained-by" not in line[1]
+        assert cli(*shlex.split(line[1])).exit_code == 0
+
+
+def test_formats_and_version(cli) -> None:
+    listed = {row["name"]: row for row in json.loads(cli("formats", "--json").stdout)}
+    assert listed["sat"]["reads"]
+    assert not listed["sat"]["writes"]
+    assert listed["diffusers"]["writes"]
+    assert "diffusers" in cli("formats").stdout
+    assert loraforge.__version__ in cli("--version").stdout
+
+
+def test_inspect_names_what_a_file_is(cli) -> None:
+    said = {
+        DATA / "bases" / "2b" / "diffusion_pytorch_model.safetensors": "no adapter of a known format",
+        DATA / "bases" / "2b" / "sat_base": "a full CogVideoX transformer",
+        DATA / "sat_2b_r4" / "expected_delta.safetensors": "no adapter of a known format",
+    }
+    for path, words in said.items():
+        result = cli("inspect", path)
+        assert result.exit_code == 1
+        assert words in result.stderr
+    ambiguous = cli("inspect", DATA / "sat_2b_r4" / "hf_export_unscaled")
+    assert ambiguous.exit_code == 0
+    assert "ambiguous" in ambiguous.stdout
+
+
+def test_inspect_reads_headers_only(tmp_path: Path, cli) -> None:
+    """A file whose tensors are a hole on the disk inspects the same, and quickly: nothing but the header is read."""
+    run = write_run(tmp_path, lora_tensors(range(3), hidden=64, rank=4), lora={"r": 4})
+    loraforge.convert(run, to="diffusers", out=tmp_path / "a.safetensors")
+    data = (tmp_path / "a.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    with (tmp_path / "b.safetensors").open("wb") as hole:
+        hole.write(data[:start])
+        hole.truncate(len(data))
+    one, other = (cli("inspect", tmp_path / f"{name}.safetensors", "--json") for name in "ab")
+    assert one.stdout.replace("a.safetensors", "b.safetensors") == other.stdout
+
+
+def test_a_file_rebuilt_from_a_skeleton_inspects_the_same(case: Case, tmp_path: Path, cli) -> None:
+    run = case.run(tmp_path)
+    bones = json.loads(cli("inspect", run, "--skeleton").stdout)
+    assert "numpy._core.multiarray._reconstruct" in bones["globals"]
+    kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+    tensors = {key: torch.zeros(info["shape"], dtype=kinds[info["dtype"]]) for key, info in bones["tensors"].items()}
+    for wrapper in reversed(bones["wrappers"]):
+        tensors = {wrapper: tensors}
+    (tmp_path / "rebuilt").mkdir()
+    torch.save(tensors, tmp_path / "rebuilt" / bones["name"])
+    real, built = loraforge.inspect(run), loraforge.inspect(tmp_path / "rebuilt" / bones["name"])
+    for field in ("format", "components", "targets", "ranks", "dtypes", "fits"):
+        assert getattr(real, field) == getattr(built, field)
