@@ -17,6 +17,11 @@ import loraforge
 from loraforge.errors import LoraforgeError, Try, command
 
 
+for library in ("OPENBLAS", "MKL", "OMP"):
+    # modules are worked on in threads of our own; BLAS threads on top of them wait for each other in busy loops
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+
 class Cli(click.Group):
     """A group that turns every refusal into one message, the commands to type next, and exit code 1."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraforge.errors import ConversionError
+from loraforge.half import narrow, widen
 
 Array = npt.NDArray[Any]
 """A factor: float16, bfloat16 (ml_dtypes), float32 or float64."""
@@ -118,41 +119,43 @@ def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
     norm: 0.0 only where every entry is exact, or the update is zero before and after.
 
     The power of two in the scaling is shared between A and B, cut towards zero, so that folding by s
-    and then by 1/s gives the same bits; the rest (sign, odd factor) goes to B, one rounding. In
-    float16, where small entries lose bits, neighbouring shares are tried and the one with the smallest
-    measured error is kept.
+    and then by 1/s gives the same bits; the rest (sign, odd factor) goes to B, one rounding. Where that
+    is not exact in float16, whose small entries lose bits, other shares are tried, and the one with the
+    smallest measured error is kept.
     """
-    A, B = w.A.astype(np.float64), w.B.astype(np.float64)
+    A, B = widen(w.A), widen(w.B)
     mantissa, exponent = math.frexp(w.scaling)
     mantissa, exponent = mantissa * 2, exponent - 1 if mantissa else 0
     probes = random_columns(A.shape[1])
     update = B @ (A @ probes) * w.scaling
     size = float(np.linalg.norm(update))
 
-    def attempt(share: int) -> tuple[LoraWeight, float]:
-        down, up = math.ldexp(1.0, share), math.ldexp(mantissa, exponent - share)
-        with np.errstate(over="ignore"):  # an overflow is an infinite error, and loses below
-            folded = LoraWeight((A * down).astype(a_type), (B * up).astype(b_type), 1.0)
-        A64, B64 = folded.A.astype(np.float64), folded.B.astype(np.float64)
+    def attempt(share: int) -> tuple[float, LoraWeight]:
+        down, up = A * math.ldexp(1.0, share), B * math.ldexp(mantissa, exponent - share)
+        folded = LoraWeight(narrow(down, a_type), narrow(up, b_type), 1.0)
+        A64, B64 = widen(folded.A), widen(folded.B)
         if not (np.isfinite(A64).all() and np.isfinite(B64).all()):
-            return folded, math.inf
-        if abs(mantissa) in (0.0, 1.0) and np.array_equal(A64, A * down) and np.array_equal(B64, B * up):
-            return folded, 0.0
+            return math.inf, folded
+        if abs(mantissa) in (0.0, 1.0) and np.array_equal(A64, down) and np.array_equal(B64, up):
+            return 0.0, folded
         drift = float(np.linalg.norm(B64 @ (A64 @ probes) - update))
-        return folded, max(drift / size, math.ulp(0.0)) if size else 0.0
+        return (max(drift / size, math.ulp(0.0)) if size else 0.0), folded
 
-    best, error = attempt(start := int(exponent / 2))
-    if np.float16 in (a_type, b_type):
+    error, folded = attempt(int(exponent / 2))
+    if error and np.float16 in (a_type, b_type):
+        # the loss is least where A and B come out equally large; from there, downhill
+        lowest, highest = sorted((0, exponent))
+        level = (math.log2(np.linalg.norm(B) / np.linalg.norm(A)) + exponent) / 2 if A.any() and B.any() else 0
+        share = min(max(round(level), lowest), highest)
+        tried = {share: attempt(share)}
         for direction in (1, -1):
-            share, found = start + direction, False
-            while error and min(0, exponent) <= share <= max(0, exponent):
-                folded, loss = attempt(share)
-                if loss >= error:
+            while lowest <= share + direction <= highest:
+                tried[share + direction] = attempt(share + direction)
+                if tried[share + direction][0] >= tried[share][0]:
                     break
-                best, error, found, share = folded, loss, True, share + direction
-            if found:
-                break
-    return best, error
+                share += direction
+        error, folded = min([(error, folded), *tried.values()], key=lambda result: result[0])
+    return folded, error
 
 
 PROBES = 8

@@ -11,6 +11,7 @@ from loraforge.adapter import Adapter
 from loraforge.dtypes import eps, subnormal
 from loraforge.errors import VerificationError, listed
 from loraforge.graph import to_segments
+from loraforge.half import widen
 from loraforge.layout import architecture
 from loraforge.lora import Array, Delta, random_columns
 from loraforge.threads import in_order
@@ -75,7 +76,7 @@ def _probe(delta: Delta) -> tuple[Array, Array, Array]:
     """Per row: the update applied to the probes, its size, and what one subnormal per entry is worth."""
     applied, size, grain = [], [], []
     for w in delta:
-        A, B = w.A.astype(np.float64), w.B.astype(np.float64)
+        A, B = widen(w.A), widen(w.B)
         applied.append(w.scaling * (B @ (A @ random_columns(A.shape[1]))))
         lengths = np.square(A).sum(axis=1)
         squares = np.square(B)

@@ -2,7 +2,7 @@
 
 Shapes, keys and the entries beside the weights follow CogVideo's trainer under DeepSpeed ZeRO 2, without text
 encoder and VAE. All base weights show one block of memory, yet each has a storage of its own: the files have
-2b 3.57 GB and 5b 11.09 GB, and writing them takes less than 1 GB of memory. The same bytes at every run.
+2b 3.57 GB and 5b 11.41 GB, and writing them takes less than 1 GB of memory. The same bytes at every run.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ NAMES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64"}
 
 def numbers(*shape: int, dtype: str = "float32") -> np.ndarray:
     """Small numbers that differ from each other and are exact in every floating type."""
-    return (np.arange(np.prod(shape, dtype=int)).reshape(shape) % 7 - 3).astype(dtype) / 4
+    return np.asarray((np.arange(np.prod(shape, dtype=int)).reshape(shape) % 7 - 3) / 4, dtype)
 
 
 def factors(rank: int = RANK, width: int = HIDDEN, rows: int = HIDDEN) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +74,7 @@ def checkpoint(tree: Any, records: Mapping[str, bytes] | None = None, **changes:
             return value
         key = str(len(stored) + 100)  # low numbers are left to the test
         stored[f"data/{key}"] = value.tobytes()
-        strides = tuple(step // value.itemsize for step in np.ascontiguousarray(value).strides)
+        strides = tuple(step // value.itemsize for step in value.strides)
         return tensor(key, value.size, value.shape, strides, storage=f"torch.{STORAGES[value.dtype.name]}")
 
     code = tree if isinstance(tree, bytes) else pickled(swap(tree))

@@ -35,12 +35,10 @@ def limits(file_size: int | None) -> None:
 
 def peak() -> int:
     """Megabytes this process had in memory at most; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:
+    status = Path("/proc/self/status")
+    if not status.exists():  # getrusage would count what the parent had when it forked
         return 0
-    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+    return int(status.read_text().partition("VmHWM:")[2].split()[0]) >> 10
 
 
 def main() -> None:

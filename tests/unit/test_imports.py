@@ -42,7 +42,7 @@ def test_a_conversion_and_an_inspection_do_not_load_torch(tmp_path: Path) -> Non
 
 
 LAYERS = """
-errors
+errors half
 dtypes layout lora tensorfile pickledata threads output
 adapter torchfile keys
 scale source graph scan base fit
