@@ -16,7 +16,6 @@ import tomli
 import loraforge
 from loraforge.errors import LoraforgeError, Try, command
 
-
 for library in ("OPENBLAS", "MKL", "OMP"):
     # modules are worked on in threads of our own; BLAS threads on top of them wait for each other in busy loops
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +13,12 @@ from zlib import crc32
 
 from loraforge.adapter import Adapter, Step
 from loraforge.dtypes import CHOICES, name_of
-from loraforge.errors import ConversionError, FormatError, ScaleError, VerificationError, command, listed
+from loraforge.errors import ConversionError, FormatError, ScaleError, Try, VerificationError, command, listed
 from loraforge.formats import Choice, Format, Target
 from loraforge.layout import architecture
 from loraforge.output import destination, replacing
 from loraforge.provenance import KEY, carried_over, record
-from loraforge.registry import formats, locate
+from loraforge.registry import locate, named
 from loraforge.report import Report
 from loraforge.scale import Statement, candidates
 from loraforge.tensorfile import TensorFile, TensorInfo, read_safetensors, write_safetensors
@@ -63,7 +64,15 @@ def convert(
     config = Path(training_config) if training_config else None
     stated = Statement(alpha, trained_scale, trained_by, as_loaded, override_scale)
     choice = Choice(iteration, ema, config, stated)
-    target, writer = formats()[to], formats()[to].writer
+    for option, value, known in (("scale_in", scale_in, ("tensors", "metadata")), ("dtype", dtype, ("keep", *CHOICES))):
+        if value not in known:
+            raise ConversionError(f"{option} is {value!r}; it can be {', '.join(known)}.")
+    if base_model is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) is None:
+        raise ConversionError(
+            f"--base-model {base_model} is no Hub id (like zai-org/CogVideoX-5b).",
+            Try("--base-model zai-org/CogVideoX-5b", "for example"),
+        )
+    target, writer = named(to), named(to).writer
     if writer is None:
         raise ConversionError(f"{to} is read, not written.", command("loraforge", "formats"))
     form, place, file = locate(source, from_, choice)

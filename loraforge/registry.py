@@ -24,6 +24,15 @@ def formats() -> Mapping[str, Format]:
     return {entry.name: entry for batch in manager.hook.loraforge_formats() for entry in batch}
 
 
+def named(name: str) -> Format:
+    """The format of that name. Raises FormatError with the names there are."""
+    if name not in formats():
+        raise FormatError(
+            f"there is no format {name!r}; there are {', '.join(formats())}.", command("loraforge", "formats")
+        )
+    return formats()[name]
+
+
 def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | None, Found, TensorFile]:
     """The format of a source, the file in it that holds the tensors, and that file, opened.
 
@@ -32,7 +41,7 @@ def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | Non
     """
     if not source.exists():
         raise FileError(f"{source} does not exist.", command("ls", "-l", source.parent))
-    wanted = [formats()[name]] if name else list(formats().values())
+    wanted = [named(name)] if name else list(formats().values())
     found = [(entry, place) for entry in wanted if (place := entry.find(source, choice))]
     if not found:
         what = f"no {name} checkpoint" if name else "nothing that any format reads"

@@ -109,6 +109,8 @@ def _given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
         return Rule(f"--trained-scale {stated.trained_scale:g}", scaling=stated.trained_scale)
     if stated.trained_by is None:
         return None
+    if stated.trained_by not in trainers():
+        raise ScaleError(f"there is no trainer {stated.trained_by!r}; there are {', '.join(trainers())}.")
     trainer = trainers()[stated.trained_by]
     odd = sorted({rank for rank in ranks.values() if rank not in trainer["ranks"]})
     if odd:

@@ -19,6 +19,9 @@ Check = Callable[..., str]
 LONGEST = 8_000
 """Characters of a message; nobody reads more, and a file must not be able to fill the terminal."""
 
+PROGRAMS = ("loraforge", "cat", "df", "file", "git", "grep", "head", "ls", "mv", "rm", "unzip")
+"""What a remedy may ask a user to type; any other comes from the hostile file."""
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -60,7 +63,12 @@ def alone(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         words: Sequence[object] | Path, seconds: int = 15, file_size: int | None = None
     ) -> tuple[Any, dict[str, Any]]:
         words = [words] if isinstance(words, Path) else list(words)
-        child = [sys.executable, str(Path(__file__).with_name("child.py")), str(report), str(file_size or "")]
+        child = [
+            sys.executable,
+            str(Path(__file__).with_name("child.py")),
+            str(report),
+            "" if file_size is None else str(file_size),
+        ]
         ended = subprocess.run(
             [*child, "convert", *completed(words, out)], capture_output=True, timeout=seconds, encoding="utf-8"
         )
@@ -103,6 +111,7 @@ def proper(stderr: str, *fragments: str) -> str:
         assert remedy.startswith("  try: "), stderr
         words = shlex.split(remedy.removeprefix("  try: "), comments=True)
         assert words, stderr
+        assert words[0] in PROGRAMS, stderr
         if words[0] == "loraforge":
             result = CliRunner().invoke(main, words[1:])
             assert result.exit_code in (0, 1), f"{remedy} -> {result.output}"

@@ -9,7 +9,6 @@ import pytest
 from hostile.builders import (
     CHECKPOINT,
     HIDDEN,
-    RANK,
     checkpoint,
     deepspeed,
     diffusers_lora,
@@ -31,14 +30,13 @@ T5 = {f"encoder.block.0.layer.0.SelfAttention.{name}.weight": W for name in "qkv
 VAE = {f"{side}.conv_in.conv.weight": numbers(8, 3, 3, 3, 3) for side in ("encoder", "decoder")}
 ADAM = {"state": {0: {"step": 3, "exp_avg": W, "exp_avg_sq": W}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}
 ZERO2 = {"optimizer_state_dict": {"base_optimizer_state": ADAM, "zero_stage": 2}, "ds_version": "0.16.0"}
-PEFT = {key.replace("lora_A.", "lora_A.default."): value for key, value in diffusers_lora().items()}
-KOHYA = {
-    f"lora_unet_transformer_blocks_0_attn1_to_q.{name}": value
-    for name, value in (("lora_down.weight", numbers(RANK, HIDDEN)), ("lora_up.weight", numbers(HIDDEN, RANK)))
+PEFT = {
+    key.removeprefix("transformer.").replace(".weight", ".default.weight"): value
+    for key, value in diffusers_lora().items()
 }
 
 KINDS = {
-    "a full SAT model": ("x.pt", sat(SAT_BASE), ["CogVideoX transformer", "no "]),
+    "a full SAT model": ("x.pt", sat(SAT_BASE), ["CogVideoX transformer"]),
     "a full SAT model, bare": (
         "x.pt",
         sat({key.removeprefix("model.diffusion_model."): value for key, value in SAT_BASE.items()}),
@@ -63,8 +61,7 @@ KINDS = {
     "a VAE as SAT wants it": ("x.pt", checkpoint({"state_dict": VAE | {"loss.logvar": numbers()}}), ["VAE"]),
     "an optimizer": ("x.pt", checkpoint(ADAM), ["optimizer"]),
     "an optimizer's share under ZeRO-2": ("x.pt", checkpoint(ZERO2), ["optimizer"]),
-    "a Kohya LoRA": ("x.safetensors", safetensors(KOHYA), ["lora_unet"]),
-    "tensors of another kind": ("x.safetensors", safetensors({"conv1.weight": W}), ["1 tensor"]),
+    "tensors of another kind": ("x.safetensors", safetensors({"conv1.weight": W}), []),
     "a list of tensors": ("x.pt", checkpoint([1, 2, 3]), []),
 }
 

@@ -200,3 +200,21 @@ def test_a_file_rebuilt_from_a_skeleton_inspects_the_same(case: Case, tmp_path: 
     real, built = loraforge.inspect(run), loraforge.inspect(tmp_path / "rebuilt" / bones["name"])
     for field in ("format", "components", "targets", "ranks", "dtypes", "fits"):
         assert getattr(real, field) == getattr(built, field)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"to": "nonsense"},
+        {"from_": "nonsense"},
+        {"dtype": "int8"},
+        {"scale_in": "air"},
+        {"trained_by": "nobody"},
+        {"base_model": "models/x/y"},
+    ],
+)
+def test_the_python_api_refuses_unknown_values(wrong: dict, tmp_path: Path) -> None:
+    run = Case("sat_2b_r4").run(tmp_path)
+    with pytest.raises(loraforge.LoraforgeError):
+        loraforge.convert(run, **{"to": "diffusers", "out": tmp_path / "out", **wrong})
+    assert not (tmp_path / "out").exists()
