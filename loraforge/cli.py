@@ -14,11 +14,7 @@ import click
 import tomli
 
 import loraforge
-from loraforge.errors import LoraforgeError, Try, command
-
-for library in ("OPENBLAS", "MKL", "OMP"):
-    # modules are worked on in threads of our own; BLAS threads on top of them wait for each other in busy loops
-    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+from loraforge.errors import LoraforgeError, Try, command, plain
 
 
 class Cli(click.Group):
@@ -35,7 +31,7 @@ class Cli(click.Group):
             return super().invoke(ctx)
         except LoraforgeError as error:
             say("Error: ", error.message, style="bold red")
-            for remedy in error.remedies:
+            for remedy in error.remedies or [Try(f"loraforge {ctx.invoked_subcommand or ''} --help")]:
                 say("  try: ", self.line(remedy), f"   # {remedy.why}" if remedy.why else "", style="bold")
             ctx.exit(1)
 
@@ -43,7 +39,10 @@ class Cli(click.Group):
         """The remedy as a whole command: an addition is put after what was typed."""
         if not remedy.command.startswith("-"):
             return remedy.command
-        return f"{command('loraforge', *_without_scale(self.typed, remedy.command))} {remedy.command}"
+        typed = _without_scale(self.typed, remedy.command)
+        end = typed.index("--") if "--" in typed else len(typed)
+        rest = f" {command(*typed[end:])}" if typed[end:] else ""
+        return f"{command('loraforge', *typed[:end])} {remedy.command}{rest}"
 
 
 _STATES_SCALE = {"--alpha": 1, "--trained-scale": 1, "--trained-by": 1, "--as-loaded": 0}
@@ -70,7 +69,7 @@ def say(label: str, *text: str, style: str = "") -> None:
     click.echo(
         click.style(label, fg="red" if "red" in style else None, bold=True) if colour else label, nl=False, err=True
     )
-    click.echo("".join(text), err=True)
+    click.echo("".join(plain(part) for part in text), err=True)
 
 
 @cache
@@ -182,10 +181,13 @@ def convert(as_json: bool, **options: Any) -> None:
       loraforge convert runs/lora-disney-11-20-10-00 --to diffusers --iteration 500 --ema
       loraforge convert mp_rank_00_model_states.pt --from sat --to diffusers --alpha 1 -o my-style.safetensors
     """
+    from loraforge.threads import settle_process
+
+    settle_process()
     report = loraforge.convert(**options)
     for note in report.notes:
         say("note: ", note)
-    click.echo(_json(report.to_dict()) if as_json else "\n".join(report.lines()))
+    click.echo(_json(report.to_dict()) if as_json else "\n".join(map(plain, report.lines())))
 
 
 @main.command()
@@ -218,7 +220,7 @@ def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, a
     found = loraforge.inspect(source, from_, iteration=iteration, ema=ema)
     for note in found.notes:
         say("note: ", note)
-    click.echo(_json(found.to_dict()) if as_json else "\n".join(found.lines()))
+    click.echo(_json(found.to_dict()) if as_json else "\n".join(map(plain, found.lines())))
     if found.problem:
         raise LoraforgeError(found.problem, *found.remedies)
 
@@ -247,4 +249,5 @@ def formats(as_json: bool) -> None:
 
 
 def _json(document: Any) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    # half a surrogate pair, which a header may hold, has no UTF-8: it stays the escape that JSON knows
+    return json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()

@@ -13,8 +13,9 @@ from zlib import crc32
 
 from loraforge.adapter import Adapter, Step
 from loraforge.dtypes import CHOICES, name_of
-from loraforge.errors import ConversionError, FormatError, ScaleError, Try, VerificationError, command, listed
+from loraforge.errors import ConversionError, ScaleError, Try, VerificationError, command, listed
 from loraforge.formats import Choice, Format, Target
+from loraforge.kinds import not_an_adapter
 from loraforge.layout import architecture
 from loraforge.output import destination, replacing
 from loraforge.provenance import KEY, carried_over, record
@@ -77,9 +78,7 @@ def convert(
         raise ConversionError(f"{to} is read, not written.", command("loraforge", "formats"))
     form, place, file = locate(source, from_, choice)
     if form is None:
-        raise FormatError(
-            f"{place.path} holds no adapter of a known format.", command("loraforge", "inspect", place.path)
-        )
+        raise not_an_adapter(file)
     adapter = form.read(file, choice)
     if adapter.scale.provenance == "ambiguous":
         raise _ambiguous(place.path, adapter, form)

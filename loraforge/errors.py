@@ -65,9 +65,21 @@ class OutputError(LoraforgeError):
     """The destination cannot be written."""
 
 
+def plain(text: str, most: int = 4000) -> str:
+    """Text that came from a file, made fit for a terminal: one line, no control characters, an end."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def shown(value: object) -> str:
+    """A value of a file, for a message. Containers are named, not printed: a printed one may have no end."""
+    return f"{value!r:.40}" if isinstance(value, str | float | bool | None) else f"{type(value).__name__}"
+
+
 def command(*words: str | Path) -> str:
-    """The words as one line for a shell, quoted where needed."""
-    return shlex.join(str(word) for word in words)
+    """The words as one line for a shell, quoted where needed; a path is never mistaken for an option."""
+    texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
+    return shlex.join(texts)
 
 
 def listed(items: list[str], most: int = 20) -> str:

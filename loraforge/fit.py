@@ -89,10 +89,9 @@ def carry_out(plan: Plan) -> tuple[Delta, Step]:
         fitted.append(w)
         error = max(error, loss)
     if not np.isfinite(error):
-        raise ConversionError(
-            f"{plan.path} does not fit into {np.dtype(plan.types(plan.delta[0])[1]).name}: its numbers overflow.",
-            "--dtype fp32",
-        )
+        kind = np.dtype(plan.types(plan.delta[0])[1]).name
+        remedy = "--dtype fp32" if kind == "float16" else "--scale-in metadata"
+        raise ConversionError(f"{plan.path} does not fit into {kind}: its numbers overflow.", remedy)
     rank = max(w.rank for w in fitted)
-    kind: Kind = "rounded" if error else "rank" if rank != plan.rank else "exact"
-    return tuple(fitted), Step(plan.path, plan.sources, kind, (plan.rank, rank), error)
+    outcome: Kind = "rounded" if error else "rank" if rank != plan.rank else "exact"
+    return tuple(fitted), Step(plan.path, plan.sources, outcome, (plan.rank, rank), error)

@@ -1,44 +1,71 @@
-"""float16 in and out at a steady speed: the same bits as numpy's `astype`, which takes 40 ns for every subnormal.
+"""Numbers of 16 bits, quickly and to the same bits as numpy's `astype`.
 
-A scale of 1/128 folded into float16 makes millions of subnormals; with `astype` they are most of a conversion.
+numpy takes 40 ns for every subnormal of float16, and folding a scale of 1/128 into float16 makes
+millions; and a power of two is an addition to the exponent, not a multiplication in a wider type.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-_LARGEST, _NORMAL, _STEP = 65520.0, 2.0**-14, 2.0**-24
+Array = npt.NDArray[Any]
+
+LAYOUTS = {
+    "float16": (np.uint16, 0x7C00, 10),
+    "bfloat16": (np.uint16, 0x7F80, 7),
+    "float32": (np.uint32, 0x7F800000, 23),
+    "float64": (np.uint64, 0x7FF0 << 48, 52),
+}
+"""Unsigned type of the same width, the bits of the exponent, and where they begin."""
 
 
 @cache
-def _all_values() -> npt.NDArray[np.float64]:
-    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+def _every_half(dtype: type) -> Array:
+    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(dtype)
 
 
-def widen(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Any factor as float64, exactly."""
-    return _all_values().take(x.view(np.uint16)) if x.dtype == np.float16 else x.astype(np.float64)
+def widen(x: Array, dtype: type = np.float64) -> Array:
+    """Any factor as float64 (float16 also as float32), exactly."""
+    return _every_half(dtype).take(x.view(np.uint16)) if x.dtype == np.float16 else x.astype(dtype)
 
 
-def narrow(x: npt.NDArray[np.float64], dtype: Any) -> npt.NDArray[Any]:
-    """float64 rounded to a factor's type, to nearest, ties to even; beyond the range it becomes infinite."""
+def rounded(x: Array, dtype: Any, products: bool = False) -> Array:
+    """float32 or float64 numbers rounded to a factor's type, still in their own; beyond the range, infinite.
+
+    To nearest, ties to even. `products`: every number is a float16 times a power of two.
+    """
     if dtype != np.float16:
-        with np.errstate(over="ignore"):
-            return x.astype(dtype)
-    single = x.astype(np.float32)
-    bits = single.view(np.uint32)
-    magnitude = bits & np.uint32(0x7FFFFFFF)
-    size = magnitude.view(np.float32)
-    # normal numbers: drop 13 bits of the mantissa to nearest even, and move the exponent's origin
-    rounded = (magnitude + ((magnitude >> 13) & np.uint32(1)) + np.uint32(0xFFF - (112 << 23) & 0xFFFFFFFF)) >> 13
-    out = rounded.astype(np.uint16)
-    # smaller ones are counted in steps of 2**-24; adding 2**23 makes the hardware do the rounding
-    steps = size * np.float32(1 / _STEP) + np.float32(2.0**23)
-    np.copyto(out, steps.view(np.uint32).astype(np.uint16), where=size < np.float32(_NORMAL))
-    np.copyto(out, np.uint16(0x7C00), where=size >= np.float32(_LARGEST))
-    out |= (bits >> 16).astype(np.uint16) & np.uint16(0x8000)
-    return out.view(np.float16)
+        return x.astype(dtype).astype(x.dtype)
+    # Below its normal range float16 has steps of 2**-24, and this number plus such a one has its last bit
+    # there: the addition rounds. Products above that range pass unchanged, they have 11 significant bits.
+    anchor = x.dtype.type(0.75 if x.dtype == np.float32 else 1.5 * 2.0**28)
+    out = np.copysign((x + anchor) - anchor, x)
+    if not products:
+        large = np.abs(x) >= x.dtype.type(2.0**-14)
+        out[large] = x[large].astype(np.float16)
+    elif np.abs(x).max(initial=0) >= 65520:
+        out[np.abs(x) >= 65520] = np.inf
+    return cast("Array", out)
+
+
+def shifted(x: Array, power: int) -> Array | None:
+    """`x * 2**power`, exactly; None where a number is, or would be, outside the normal range."""
+    unsigned, mask, start = LAYOUTS[x.dtype.name]
+    bits = np.ascontiguousarray(x).view(unsigned)
+    exponent = bits & unsigned(mask)
+    if power == 0:
+        return x
+    some = exponent.max(initial=0)
+    zero = exponent == 0
+    if (bits[zero] << 1).any():  # subnormal already
+        return None
+    exponent[zero] = some
+    if exponent.size and ((int(exponent.min()) >> start) + power < 1 or (int(some) >> start) + power >= mask >> start):
+        return None
+    moved = bits + unsigned((power << start) % (1 << 8 * x.dtype.itemsize))
+    moved[zero] = bits[zero]
+    return cast("Array", moved.view(x.dtype))

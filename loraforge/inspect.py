@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Scale
-from loraforge.errors import LoraforgeError, command, listed
+from loraforge.errors import LoraforgeError
 from loraforge.formats import Choice
+from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
 from loraforge.report import base_text, fraction
 from loraforge.scale import candidates
@@ -97,10 +98,7 @@ def inspect(
     form, place, file = locate(Path(source), from_, choice)
     try:
         if form is None:
-            raise LoraforgeError(
-                f"{place.path} holds no adapter of a known format. Its keys are like {listed(list(file.tensors), 3)}.",
-                command("loraforge", "formats"),
-            )
+            raise not_an_adapter(file)
         adapter = form.read(file, choice)
     except LoraforgeError as error:
         return _describe(file, None, None, place.notes, error)

@@ -69,6 +69,9 @@ class KeyStyle:
                 heights = [tensors[blocks[n]["B"]].shape[0] for n in range(want)]
                 if arch.sizes(stacks[path], sum(heights)) != heights:
                     faults = [f"{path}: its parts have {heights} rows"]
+                widths = {tensors[blocks[n]["A"]].shape[1] for n in range(want)}
+                if len(widths) > 1:
+                    faults = [f"{path}: its parts have {sorted(widths)} inputs"]
             problems += faults
             if not faults:
                 modules[path] = [(blocks[n]["A"], blocks[n]["B"]) for n in range(want)]
@@ -103,6 +106,8 @@ def _pair_faults(path: str, keys: Mapping[str, str], tensors: Mapping[str, Tenso
         info = tensors[keys[factor]]
         if info.dtype not in FACTORS:
             yield f"{keys[factor]} is {info.dtype}, not a floating type of 16 bits or more"
+        if info.repeats:
+            yield f"{keys[factor]} repeats its numbers (strides {list(info.strides or ())})"
         if len(info.shape) != 2 or 0 in info.shape:
             yield f"{keys[factor]} has shape {list(info.shape)}, not two dimensions with a rank of 1 or more"
     if len(keys) == 2:

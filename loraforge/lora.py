@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraforge.errors import ConversionError
-from loraforge.half import narrow, widen
+from loraforge.half import rounded, shifted, widen
 
 Array = npt.NDArray[Any]
 """A factor: float16, bfloat16 (ml_dtypes), float32 or float64."""
@@ -123,39 +123,61 @@ def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
     is not exact in float16, whose small entries lose bits, other shares are tried, and the one with the
     smallest measured error is kept.
     """
-    A, B = widen(w.A), widen(w.B)
     mantissa, exponent = math.frexp(w.scaling)
     mantissa, exponent = mantissa * 2, exponent - 1 if mantissa else 0
-    probes = random_columns(A.shape[1])
-    update = B @ (A @ probes) * w.scaling
-    size = float(np.linalg.norm(update))
+    share = int(exponent / 2)
+    if mantissa == 1 and (w.A.dtype, w.B.dtype) == (a_type, b_type):
+        A, B = shifted(w.A, share), shifted(w.B, exponent - share)
+        if A is not None and B is not None:
+            return LoraWeight(A, B, 1.0), 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows comes out as an infinite error
+        attempt = _Attempt(w, mantissa, exponent, a_type, b_type)
+        error, A, B = attempt(share)
+        if error and np.float16 in (a_type, b_type):
+            error, A, B = min((error, A, B), attempt.best(), key=lambda result: result[0])
+        return LoraWeight(A.astype(a_type), B.astype(b_type), 1.0), error
 
-    def attempt(share: int) -> tuple[float, LoraWeight]:
-        down, up = A * math.ldexp(1.0, share), B * math.ldexp(mantissa, exponent - share)
-        folded = LoraWeight(narrow(down, a_type), narrow(up, b_type), 1.0)
-        A64, B64 = widen(folded.A), widen(folded.B)
-        if not (np.isfinite(A64).all() and np.isfinite(B64).all()):
-            return math.inf, folded
-        if abs(mantissa) in (0.0, 1.0) and np.array_equal(A64, down) and np.array_equal(B64, up):
-            return 0.0, folded
-        drift = float(np.linalg.norm(B64 @ (A64 @ probes) - update))
-        return (max(drift / size, math.ulp(0.0)) if size else 0.0), folded
 
-    error, folded = attempt(int(exponent / 2))
-    if error and np.float16 in (a_type, b_type):
-        # the loss is least where A and B come out equally large; from there, downhill
-        lowest, highest = sorted((0, exponent))
-        level = (math.log2(np.linalg.norm(B) / np.linalg.norm(A)) + exponent) / 2 if A.any() and B.any() else 0
+class _Attempt:
+    """Stores one weight with a share of the power of two in A, and measures what that costs."""
+
+    def __init__(self, w: LoraWeight, mantissa: float, exponent: int, a_type: Any, b_type: Any) -> None:
+        halves = {w.A.dtype, w.B.dtype, np.dtype(a_type), np.dtype(b_type)} == {np.dtype(np.float16)}
+        # float32 holds every product of a float16 and such a power of two, and is half the work
+        self.products = halves and abs(mantissa) == 1 and abs(exponent) < 64
+        self.wide: Any = np.float32 if self.products else np.float64
+        self.A, self.B = widen(w.A, self.wide), widen(w.B, self.wide)
+        self.mantissa, self.exponent, self.types = mantissa, exponent, (a_type, b_type)
+        self.probes = random_columns(self.A.shape[1]).astype(self.wide, copy=False)
+        self.size = float(np.linalg.norm(self.B @ (self.A @ self.probes))) * abs(w.scaling)
+
+    def __call__(self, share: int) -> tuple[float, Array, Array]:
+        """The relative error, and A and B as they would be stored, in the wide type."""
+        down, up = self.A * self.wide(2.0**share), self.B * self.wide(self.mantissa * 2.0 ** (self.exponent - share))
+        A, B = (rounded(x, kind, self.products) for x, kind in zip((down, up), self.types, strict=True))
+        lost_a, lost_b = A - down, B - up
+        if abs(self.mantissa) in (0.0, 1.0) and not (lost_a.any() or lost_b.any()):
+            return 0.0, A, B
+        # the difference of the two products, without subtracting two nearly equal ones
+        drift = float(np.linalg.norm(lost_b @ (A @ self.probes) + up @ (lost_a @ self.probes)))
+        if not math.isfinite(drift):
+            return math.inf, A, B
+        return (max(drift / self.size, math.ulp(0.0)) if self.size else 0.0), A, B
+
+    def best(self) -> tuple[float, Array, Array]:
+        """The share that loses least: from where A and B come out equally large, downhill."""
+        lowest, highest = sorted((0, self.exponent))
+        sizes = float(np.linalg.norm(self.A)), float(np.linalg.norm(self.B))
+        level = (math.log2(sizes[1] / sizes[0]) + self.exponent) / 2 if all(sizes) else 0
         share = min(max(round(level), lowest), highest)
-        tried = {share: attempt(share)}
+        best = self(share)
         for direction in (1, -1):
             while lowest <= share + direction <= highest:
-                tried[share + direction] = attempt(share + direction)
-                if tried[share + direction][0] >= tried[share][0]:
+                found = self(share + direction)
+                if found[0] >= best[0]:
                     break
-                share += direction
-        error, folded = min([(error, folded), *tried.values()], key=lambda result: result[0])
-    return folded, error
+                best, share = found, share + direction
+        return best
 
 
 PROBES = 8

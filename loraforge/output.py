@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loraforge.errors import OutputError, Try, command
@@ -14,26 +15,25 @@ from loraforge.errors import OutputError, Try, command
 def destination(out: Path | None, default: str, file_name: str, source: Path, *, force: bool) -> Path:
     """The file to write: `out` itself when it ends in .safetensors, else `file_name` in that folder.
 
-    Raises OutputError when it exists (unless `force`), or lies inside the source folder.
+    Raises OutputError when it exists (unless `force`), cannot exist, or lies inside the source folder.
     """
     place = out or Path(default)
     file = place if place.suffix == ".safetensors" else place / file_name
-    elsewhere = (
-        Path("..") / file.name if source.is_dir() and Path.cwd().is_relative_to(source.resolve()) else Path(file.name)
-    )
-    if file.resolve() == source.resolve() or (source.is_dir() and file.resolve().is_relative_to(source.resolve())):
-        raise OutputError(
-            f"{file} lies inside the source {source}, which is never written to.",
-            Try(command("-o", elsewhere), "another place"),
-        )
-    if file.is_dir():
-        raise OutputError(f"{file} is a folder, not a file.", Try(command("-o", elsewhere), "another name"))
-    if file.exists() and not force:
-        raise OutputError(
-            f"{file} exists.",
-            Try("--force", "replace it"),
-            Try(command("-o", file.with_stem(f"{file.stem}-2")), "another name"),
-        )
+    try:
+        whole, origin = file.resolve(), source.resolve()
+        if whole == origin or (source.is_dir() and whole.is_relative_to(origin)):
+            raise OutputError(
+                f"{file} lies inside the source {source}, which is never written to.", _elsewhere(file_name)
+            )
+        if file.is_dir():
+            raise OutputError(f"{file} is a folder, not a file.", _elsewhere(file_name))
+        if file.exists() and not force:
+            other = file.with_stem(f"{file.stem}-2")
+            raise OutputError(
+                f"{file} exists.", Try("--force", "replace it"), Try(command("-o", other), "another name")
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise OutputError(f"{_short(file)} cannot be written: {_reason(error)}.", _elsewhere(file_name)) from error
     return file
 
 
@@ -43,15 +43,16 @@ def replacing(file: Path, nbytes: int) -> Iterator[Path]:
 
     Raises OutputError when the folder cannot be written or `nbytes` do not fit on the disk.
     """
-    made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
-    remedy = Try(command("-o", Path.home() / file.name), "another place")
+    temporary = file.with_name(f".{secrets.token_hex(8)}.part")
+    made: list[Path] = []
     try:
+        made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
         file.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(file.parent).free
         if free < nbytes:
-            raise OutputError(f"{file} needs {nbytes:,} bytes, and {free:,} are free on its disk.", remedy)
-        temporary.touch(exist_ok=False)
+            raise OutputError(
+                f"{file} needs {nbytes:,} bytes, and {free:,} are free on its disk.", _elsewhere(file.name)
+            )
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
@@ -59,12 +60,25 @@ def replacing(file: Path, nbytes: int) -> Iterator[Path]:
         made = []
         _sync_folder(file.parent)
     except OSError as error:
-        raise OutputError(f"{file} cannot be written: {error.strerror or error}.", remedy) from error
+        raise OutputError(f"{_short(file)} cannot be written: {_reason(error)}.", _elsewhere(file.name)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            with suppress(OSError):
+                folder.rmdir()  # only if empty
+
+
+def _elsewhere(name: str) -> Try:
+    return Try(command("-o", Path.home() / name[-100:]), "another place")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _short(file: Path) -> str:
+    return str(file) if len(str(file)) <= 200 else f"...{str(file)[-200:]}"
 
 
 def _sync_folder(folder: Path) -> None:

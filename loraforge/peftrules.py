@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from loraforge.errors import ScaleError
-from loraforge.scale import Rule
+from loraforge.errors import ScaleError, Try, shown
+from loraforge.scale import Rule, number
+
+_BELIEVE = (Try("--trained-scale 1 --override-scale", "if the strength was right as loaders apply it"),)
 
 
 def rule(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> Rule:
@@ -22,9 +24,12 @@ def rule(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> Rul
     Raises ScaleError when a value has the wrong type, a rank contradicts the tensors, or a pattern
     is not a plain path.
     """
-    r, alpha, rslora = config.get("r"), config.get("lora_alpha"), config.get("use_rslora", False)
-    if not _number(r) or alpha is None or not _number(alpha):
-        raise ScaleError(f"{where}: r {r!r:.40} and lora_alpha {alpha!r:.40} are not both numbers.")
+    r, alpha, rslora = number(config.get("r")), number(config.get("lora_alpha")), config.get("use_rslora", False)
+    if r is None or alpha is None:
+        raise ScaleError(
+            f"{where}: r {shown(config.get('r'))} and lora_alpha {shown(config.get('lora_alpha'))} are not both numbers.",
+            *_BELIEVE,
+        )
     exceptions = {}
     for path, rank in ranks.items():
         declared, numerator = (
@@ -32,11 +37,10 @@ def rule(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> Rul
             _of(config, "alpha_pattern", path, alpha, where),
         )
         if declared != rank:
-            raise ScaleError(f"{where} says r {declared:g} for {path}, but its tensors have rank {rank}.")
+            raise ScaleError(f"{where} says r {declared:g} for {path}, but its tensors have rank {rank}.", *_BELIEVE)
         exceptions[path] = numerator / (math.sqrt(rank) if rslora else rank)
-    return Rule(
-        f"r {r}, lora_alpha {alpha}{', rslora' if rslora else ''} in {where}", alpha=float(alpha), exceptions=exceptions
-    )
+    said = f"r {r:g}, lora_alpha {alpha:g}{', rslora' if rslora else ''} in {where}"
+    return Rule(said, alpha=alpha, exceptions=exceptions)
 
 
 def config(ranks: Mapping[str, int], scalings: Mapping[str, float]) -> dict[str, Any]:
@@ -51,24 +55,21 @@ def config(ranks: Mapping[str, int], scalings: Mapping[str, float]) -> dict[str,
     return least | {name: pattern for name, pattern in patterns.items() if pattern}
 
 
-def _of(config: Mapping[str, Any], name: str, path: str, default: Any, where: str) -> Any:
+def _of(config: Mapping[str, Any], name: str, path: str, default: float, where: str) -> float:
     pattern = config.get(name) or {}
     for key, value in pattern.items() if isinstance(pattern, dict) else ():
-        if re.fullmatch(r"[\w.^\\-]+", key) is None:
-            raise ScaleError(f"{where}: {name} has {key!r:.80}, which is not a plain module path.")
+        if re.fullmatch(r"\^?(\w|-|\.|\\\.)+", key) is None:
+            raise ScaleError(f"{where}: {name} has {key!r:.80}, which is not a plain module path.", *_BELIEVE)
         if re.match(rf"(.*\.)?({key})$", path):
-            if not _number(value):
-                raise ScaleError(f"{where}: {name} gives {key} the value {value!r:.40}, which is not a number.")
-            return value
+            given = number(value)
+            if given is None:
+                raise ScaleError(f"{where}: {name} gives {key:.80} the value {shown(value)}, not a number.", *_BELIEVE)
+            return given
     return default
 
 
 def _anchored(path: str) -> str:
     return "^" + path.replace(".", r"\.")
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _tidy(alpha: float) -> int | float:

@@ -46,9 +46,16 @@ _RUNS_CODE = frozenset(
 is ever imported. It lets us say that a file is hostile, instead of reading past it."""
 
 
+_RUNS_CODE_ANYWHERE = frozenset(
+    "os sys subprocess posix nt importlib ctypes builtins eval exec system popen __import__ __globals__".split()
+)
+"""The same behind any module, as in `somewhere.os.system`."""
+
+
 def _runs_code(name: str) -> bool:
     words = name.replace("__builtin__", "builtins", 1).split(".")
-    return any(".".join(words[:n]) in _RUNS_CODE for n in range(1, len(words) + 1))
+    starts = any(".".join(words[:n]) in _RUNS_CODE for n in range(1, len(words) + 1))
+    return starts or not _RUNS_CODE_ANYWHERE.isdisjoint(words[1:])
 
 
 def load(
@@ -126,8 +133,8 @@ class _Machine:
     def set_items(self, target: Any, items: list[Any]) -> None:
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                # a key is hashed: a tuple 200,000 deep would overflow the stack, an object is none of ours
-                plain = key is None or isinstance(key, str | int | float | bytes)
+                # a key is hashed: a deep tuple would overflow the stack, and huge numbers can all share one hash
+                plain = key is None or isinstance(key, str | bytes) or (isinstance(key, int) and abs(key) < 1 << 63)
                 target[key if plain else Opaque(type(key).__name__)] = value
 
     def build(self) -> None:
@@ -215,6 +222,8 @@ def _forget(m: _Machine, _: Any) -> None:
 
 
 def _stop(m: _Machine, _: Any) -> None:
+    if m.marks:
+        raise ValueError("a mark is never closed")
     m.result = m.stack.pop()
 
 

@@ -39,8 +39,13 @@ def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | Non
     The format is the one called `name`, else the only one that claims the file; None where none does.
     Raises FileError or FormatError when nothing can be opened or several formats claim the file.
     """
-    if not source.exists():
-        raise FileError(f"{source} does not exist.", command("ls", "-l", source.parent))
+    try:
+        source.lstat()
+    except (OSError, ValueError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be looked at ({error})"
+        raise FileError(f"{source} {reason}.", command("ls", "-l", source.parent)) from error
+    if not (source.is_file() or source.is_dir()):
+        raise FileError(f"{source} is neither a file nor a folder.", command("ls", "-l", source))
     wanted = [named(name)] if name else list(formats().values())
     found = [(entry, place) for entry in wanted if (place := entry.find(source, choice))]
     if not found:

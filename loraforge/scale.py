@@ -43,6 +43,16 @@ class Statement:
     override: bool = False
 
 
+def number(value: object) -> float | None:
+    """A number of a configuration file as float; None for anything else, and for integers no float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
 AS_LOADED = Rule("--as-loaded: what a loader that finds no alpha applies", scaling=1.0)
 
 

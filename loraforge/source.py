@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loraforge.errors import FileError, command
+from loraforge.errors import FileError, Try, command
 from loraforge.tensorfile import HEADER_LIMIT, TensorFile, read_safetensors
 from loraforge.torchfile import read_torch
 
@@ -26,30 +26,39 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
 
     Raises FileError that says what the file is when it is neither safetensors nor a torch archive.
     """
+    look = command("ls", "-l", path)
     try:
+        if not path.is_file():
+            raise FileError(f"{path} is no file.", look)
         size = path.stat().st_size
         with path.open("rb") as stream:
             head = stream.read(64)
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.", look) from error
     if not size:
-        raise FileError(
-            f"{path} is empty (0 bytes): the save or the download failed.", command("ls", "-l", path.parent)
-        )
-    if head.startswith(b"PK\x03\x04"):
-        file = read_torch(path)
-    elif 0 < int.from_bytes(head[:8], "little") <= HEADER_LIMIT and head[8:9] in (b"{", b" "):
-        file = read_safetensors(path)
-    else:
-        kind, remedy = next(
-            ((what, fix) for start, what, fix in _BEGINNINGS if head.lstrip().lower().startswith(start.lower())),
-            (None, None),
-        )
-        raise FileError(
-            f"{path} is {kind or 'neither a safetensors file nor a torch archive (or it is damaged at the start)'}.",
-            remedy or command("file", path),
-        )
+        raise FileError(f"{path} is empty (0 bytes): the save or the download failed.", look)
+    try:
+        if head.startswith(b"PK\x03\x04"):
+            file = read_torch(path)
+        elif 0 < int.from_bytes(head[:8], "little") <= HEADER_LIMIT and head[8:9] in (b"{", b" "):
+            file = read_safetensors(path)
+        else:
+            raise FileError(*_other(path, head))
+    except FileError as error:
+        error.remedies = error.remedies or (Try(look, "who wrote it, and when"),)
+        raise
     warnings = []
     if path.suffix.lower() not in _SUFFIXES[file.kind]:
         warnings.append(f"{path.name} is really a {file.kind} file; its suffix says otherwise.")
     return file, warnings
+
+
+def _other(path: Path, head: bytes) -> tuple[str, str]:
+    start = head.lstrip().lower()
+    kind, remedy = next(
+        ((what, fix) for begin, what, fix in _BEGINNINGS if start.startswith(begin.lower())), (None, None)
+    )
+    return (
+        f"{path} is {kind or 'neither a safetensors file nor a torch archive (or it is damaged at the start)'}.",
+        remedy or command("file", path),
+    )

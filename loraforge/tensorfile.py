@@ -30,6 +30,17 @@ class TensorInfo:
     """In elements; None where the tensor is contiguous."""
 
     @property
+    def repeats(self) -> bool:
+        """Whether the tensor shows some of its numbers more than once, as an expanded one does."""
+        used = sorted((stride, n) for n, stride in zip(self.shape, self.strides or (), strict=False) if n > 1)
+        reach = 1
+        for stride, n in used:
+            if stride < reach:
+                return True
+            reach += (n - 1) * stride
+        return False
+
+    @property
     def nbytes(self) -> int:
         size = BYTES[self.dtype]
         for length in self.shape:

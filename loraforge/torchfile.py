@@ -10,7 +10,7 @@ from typing import Any
 
 from loraforge.dtypes import BYTES
 from loraforge.errors import FileError, command
-from loraforge.pickledata import Global, HostileError, Opaque, load
+from loraforge.pickledata import MOST_BYTES, Global, HostileError, Opaque, load
 from loraforge.tensorfile import TensorFile, TensorInfo
 
 WRAPPERS = ("module", "model", "state_dict")
@@ -46,9 +46,17 @@ def read_torch(path: Path) -> TensorFile:
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
             records = _records(archive, path)
-            text = {name: archive.read(records[name]) for name in ("data.pkl", "byteorder") if name in records}
             spans = _spans(records, stream, size, path)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeError, RuntimeError, ValueError) as error:
+            text = {name: _text(name, archive, records[name], path) for name in _MOST if name in records}
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        OverflowError,
+        OSError,
+    ) as error:
         raise FileError(
             f"{path} is a damaged torch archive ({error}). Copy or download it again.", command("ls", "-l", path)
         ) from error
@@ -65,7 +73,7 @@ def read_torch(path: Path) -> TensorFile:
         if name.startswith("data/"):
             storages[name.removeprefix("data/")] = (start, end - start)
     tree, names = load(text["data.pkl"], str(path), _calls(str(path)), _persistent(storages, str(path)))
-    tops = tuple(str(key) for key in tree) if isinstance(tree, dict) else ()
+    tops = tuple(key for key in tree if isinstance(key, str)) if isinstance(tree, dict) else ()
     wrappers: list[str] = []
     while isinstance(tree, dict) and (
         inner := next((key for key in WRAPPERS if isinstance(tree.get(key), dict)), None)
@@ -74,10 +82,24 @@ def read_torch(path: Path) -> TensorFile:
         tree = tree[inner]
         if len(wrappers) > len(WRAPPERS):
             raise HostileError(f"{path}: its state dict is wrapped more than {len(WRAPPERS)} times.")
-    items = tree.items() if isinstance(tree, dict) else ()
-    tensors = {key: value for key, value in items if isinstance(key, str) and isinstance(value, TensorInfo)}
-    opaque = {key: value.name for key, value in items if isinstance(key, str) and isinstance(value, Opaque)}
+    items = {key: value for key, value in tree.items() if isinstance(key, str)} if isinstance(tree, dict) else {}
+    tensors = {key: value for key, value in items.items() if isinstance(value, TensorInfo)}
+    opaque = {
+        key: value.name if isinstance(value, Opaque) else type(value).__name__
+        for key, value in items.items()
+        if not isinstance(value, TensorInfo)
+    }
     return TensorFile(path, "torch", size, tensors, {}, tops, tuple(wrappers), opaque, names)
+
+
+_MOST = {"data.pkl": MOST_BYTES, "byteorder": 16}
+"""The records that are read whole -> the most bytes they may have."""
+
+
+def _text(name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
+    if info.file_size > _MOST[name]:
+        raise HostileError(f"{path}: its {name} has {info.file_size:,} bytes; none needs more than {_MOST[name]:,}.")
+    return archive.read(info)
 
 
 def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
@@ -149,15 +171,10 @@ def _calls(where: str) -> dict[str, Callable[..., Any]]:
         if not isinstance(storage, _Storage):
             return Opaque("torch.Tensor")
         kind = dtype or storage.dtype
-        numbers = (offset, *shape, *strides)
-        if (
-            len(shape) != len(strides)
-            or len(shape) > 8
-            or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
-        ):
-            raise HostileError(
-                f"{where}: a tensor has shape {shape!r:.60}, strides {strides!r:.60} and offset {offset!r:.20}."
-            )
+        if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= 8):
+            raise HostileError(f"{where}: a tensor has a shape and strides that do not go together.")
+        if not all(type(n) is int and 0 <= n < 1 << 48 for n in (offset, *shape, *strides)):
+            raise HostileError(f"{where}: a tensor has a shape, stride or offset that is no such number.")
         reach = (
             offset + 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if 0 not in shape else 0
         )

@@ -54,13 +54,11 @@ def compare(
 
     def judge(item: tuple[str, Delta, Delta]) -> Comparison:
         path, one, other = item
-        want, size, _ = _probe(one)
-        got, _, grain = _probe(other)
+        want, got = _applied(one), _applied(other)
         if want.shape != got.shape:
             raise VerificationError(f"{path}: {want.shape[0]} rows on one side, {got.shape[0]} on the other.")
-        error = np.sqrt(np.square(got - want).mean(axis=1))
-        unit = max(eps(factor.dtype) for w in other for factor in (w.A, w.B))
-        allowed = ROUNDED * unit * size + grain if path in rounded else EXACT * size
+        error, size = np.sqrt(np.square(got - want).mean(axis=1)), _size(one)
+        allowed = ROUNDED * _unit(other) * size + _grain(other) if path in rounded else EXACT * size
         worst = float((error / np.where(size > 0, size, 1.0)).max())
         return Comparison(path, worst, bool((error <= allowed).all()))
 
@@ -72,17 +70,34 @@ def compare(
     return out
 
 
-def _probe(delta: Delta) -> tuple[Array, Array, Array]:
-    """Per row: the update applied to the probes, its size, and what one subnormal per entry is worth."""
-    applied, size, grain = [], [], []
-    for w in delta:
-        A, B = widen(w.A), widen(w.B)
-        applied.append(w.scaling * (B @ (A @ random_columns(A.shape[1]))))
-        lengths = np.square(A).sum(axis=1)
-        squares = np.square(B)
-        size.append(abs(w.scaling) * np.sqrt(squares @ lengths))
-        a_tiny, b_tiny = (subnormal(factor.dtype) for factor in (w.A, w.B))
-        grain.append(
-            abs(w.scaling) * (a_tiny * np.sqrt(A.shape[1] * squares.sum(axis=1)) + b_tiny * np.sqrt(lengths.sum()))
-        )
-    return np.concatenate(applied), np.concatenate(size), np.concatenate(grain)
+def _applied(delta: Delta) -> Array:
+    """[rows, PROBES]: the update applied to the probes."""
+    return np.concatenate([w.scaling * (widen(w.B) @ (widen(w.A) @ random_columns(w.A.shape[1]))) for w in delta])
+
+
+def _size(delta: Delta) -> Array:
+    """Per row: how large the update would be if its components did not cancel."""
+    return np.concatenate([abs(w.scaling) * np.sqrt(_squares(w.B) @ _squares(w.A).sum(axis=1)) for w in delta])
+
+
+def _grain(delta: Delta) -> Array:
+    """Per row: what one smallest subnormal per entry of A and B is worth."""
+    return np.concatenate(
+        [
+            abs(w.scaling)
+            * (
+                subnormal(w.A.dtype) * np.sqrt(w.A.shape[1] * _squares(w.B).sum(axis=1))
+                + subnormal(w.B.dtype) * np.sqrt(_squares(w.A).sum())
+            )
+            for w in delta
+        ]
+    )
+
+
+def _unit(delta: Delta) -> float:
+    return max(eps(factor.dtype) for w in delta for factor in (w.A, w.B))
+
+
+def _squares(x: Array) -> Array:
+    wide = widen(x)
+    return np.square(wide, out=wide)

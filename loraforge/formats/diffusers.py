@@ -84,7 +84,8 @@ class DiffusersFormat:
         except FormatError as error:
             raise FormatError(f"{file.path}: {error.message}", command("loraforge", "inspect", file.path)) from error
         ranks = {path: file.tensors[keys[0][1]].shape[1] for path, keys in pairs.items()}
-        recorded = [rule for key, prefix in RECORDS.items() if (rule := _record(file, key, prefix, ranks))]
+        records = {} if choice.stated.override else RECORDS
+        recorded = [rule for key, prefix in records.items() if (rule := _record(file, key, prefix, ranks))]
         rule, scale = resolve(recorded, choice.stated, ranks, default=None, writes=self.name)
         known = origin(file.metadata)
         if scale.provenance == "recorded" and known.scale is not None:
@@ -123,4 +124,7 @@ def _record(file: TensorFile, key: str, prefix: str, ranks: Mapping[str, int]) -
         return None
     if key == "lora_config":  # finetrainers writes neither patterns nor rslora: one r and one alpha for all
         mine["r"] = mine.get("r", Counter(ranks.values()).most_common(1)[0][0])
-    return peftrules.rule(mine, ranks, key)
+    try:
+        return peftrules.rule(mine, ranks, key)
+    except ScaleError as error:
+        raise ScaleError(f"{file.path}: {error.message}", *error.remedies) from error

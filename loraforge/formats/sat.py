@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter
-from loraforge.errors import FileError, FormatError, ScaleError, Try, command, listed
+from loraforge.errors import FileError, FormatError, ScaleError, Try, command, listed, shown
 from loraforge.formats import Choice, Found, Writer
 from loraforge.keys import KeyStyle
+from loraforge.kinds import SAT_PREFIX, not_an_adapter
 from loraforge.layout import Architecture, architecture
-from loraforge.scale import Rule, resolve
+from loraforge.scale import Rule, number, resolve
 
 if TYPE_CHECKING:
     from loraforge.tensorfile import TensorFile
 
 STYLE = KeyStyle(A=".matrix_A", B=".matrix_B", parts=True)
-PREFIX = "model.diffusion_model."
 CHECKPOINT = "mp_rank_00_model_states.pt"
 CONFIG = "training_config.yaml"
 LORA_SECTION = ("model", "network_config", "params", "modules", "lora_config", "params")
-_COMPONENTS = {PREFIX: "transformer (base)", "conditioner.": "text encoder (T5)", "first_stage_model.": "VAE"}
+_COMPONENTS = {SAT_PREFIX: "transformer (base)", "conditioner.": "text encoder (T5)", "first_stage_model.": "VAE"}
 
 
 class SatFormat:
@@ -52,7 +52,7 @@ class SatFormat:
 
     def claims(self, file: TensorFile) -> bool:
         return any(".matrix_A." in key or ".matrix_B." in key for key in file.tensors) or any(
-            key.startswith((PREFIX, "mixins.", "transformer.layers.")) for key in file.tensors
+            key.startswith((SAT_PREFIX, "mixins.", "transformer.layers.")) for key in file.tensors
         )
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
@@ -64,8 +64,8 @@ class SatFormat:
                 f"{file.path}: LoRA tensors are stored as objects this tool does not build: {listed(strange)}."
             )
         if not lora:
-            raise FormatError(*_what_it_is(file, arch))
-        prefixed = {key: key.removeprefix(PREFIX) for key in lora}
+            raise not_an_adapter(file, "SAT LoRA")
+        prefixed = {key: key.removeprefix(SAT_PREFIX) for key in lora}
         try:
             pairs = STYLE.pairs({prefixed[key]: info for key, info in lora.items()}, arch, "sat")
         except FormatError as error:
@@ -121,7 +121,7 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
     have = averaged if choice.ema else plain
     ending = "-ema" if choice.ema else ""
     everything = listed([str(n) for n in plain] + [f"{n}-ema" for n in averaged])
-    latest = (run / "latest").read_text("utf-8", "replace").strip()[:100] if (run / "latest").is_file() else None
+    latest = _latest(run / "latest")
     others = f"; the run has {everything}"
     if choice.iteration is not None:
         if choice.iteration not in have:
@@ -152,6 +152,14 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
         f"{have[-1]}{ending}",
         f"took iteration {have[-1]}{ending} of {run.name}, the newest; there is no `latest`{others}",
     )
+
+
+def _latest(file: Path) -> str | None:
+    """The first line of a run's `latest`; None where there is none."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return (stream.read(100).decode("utf-8", "replace").splitlines() or [""])[0].strip()
 
 
 def _iterations(have: list[int]) -> list[Try]:
@@ -191,23 +199,19 @@ def _recorded(file: Path, choice: Choice, ranks: Mapping[str, int]) -> tuple[lis
                 command("grep", "-n", "lora", path),
             )
         return [], (f"{path.name} has no lora_config section, so it records no scale",)
-    r, alpha = section.get("r"), section.get("lora_alpha", 1)
-    numbers = [value for value in (r, alpha) if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) != 2:
+    r, alpha = number(section.get("r")), number(section.get("lora_alpha", 1))
+    if r is None or alpha is None:
         raise ScaleError(
-            f"{path}: r {r!r:.40} and lora_alpha {alpha!r:.40} are not both numbers.",
+            f"{path}: r {shown(section.get('r'))} and lora_alpha {shown(section.get('lora_alpha'))} are not both numbers.",
             Try("--alpha 1 --override-scale", "SAT's default"),
         )
     odd = sorted({rank for rank in ranks.values() if rank != r})
-    said = (
-        f"lora_alpha {alpha:g}, r {r} in {path.name}"
-        if "lora_alpha" in section
-        else f"r {r} and SAT's default lora_alpha 1 in {path.name}"
-    )
-    rule = Rule(said, alpha=float(alpha))
+    default = "lora_alpha" not in section
+    said = f"r {r:g} and SAT's default lora_alpha 1" if default else f"lora_alpha {alpha:g}, r {r:g}"
+    rule = Rule(f"{said} in {path.name}", alpha=alpha)
     if odd and not choice.stated.override:
         raise ScaleError(
-            f"{path} says r {r}, but the tensors of {file} have rank {', '.join(map(str, odd))}: "
+            f"{path} says r {r:g}, but the tensors of {file} have rank {', '.join(map(str, odd))}: "
             "it belongs to another run.",
             Try("--alpha 1 --override-scale", "if training used SAT's default lora_alpha"),
         )
@@ -217,10 +221,16 @@ def _recorded(file: Path, choice: Choice, ranks: Mapping[str, int]) -> tuple[lis
 def _lora_section(path: Path) -> dict[str, Any] | None:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Without merge keys (`<<`), which OmegaConf never writes and which can double a mapping at every level."""
+
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            """Leave the merge key in place, where nothing can construct it."""
+
     try:
-        if path.stat().st_size > 1 << 20:
-            raise ScaleError(f"{path} has more than 1 MB: it is no training configuration.", command("ls", "-l", path))
-        node = yaml.safe_load(path.read_bytes())
+        if path.stat().st_size > 1 << 18:
+            raise ScaleError(f"{path} has more than 256 kB: it is no training YAML.", command("ls", "-l", path))
+        node = Loader(path.read_bytes()).get_single_data()
     except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise ScaleError(
             f"{path} cannot be read as YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
@@ -235,7 +245,7 @@ def _evidence(file: TensorFile, arch: Architecture) -> dict[str, tuple[int, ...]
     """Segment -> shape of the base weight in this file, for modules that hold one segment."""
     found = {}
     for key, info in file.tensors.items():
-        path = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".original")
+        path = key.removeprefix(SAT_PREFIX).removesuffix(".weight").removesuffix(".original")
         place = arch.layouts["sat"].locate(path) if key.endswith(".weight") else None
         if place and len(segments := arch.layouts["sat"].modules[place[0]]) == 1:
             found[segments[0]] = info.shape
@@ -247,42 +257,3 @@ def _components(keys: Iterable[str]) -> dict[str, int]:
         next((name for start, name in _COMPONENTS.items() if key.startswith(start)), "other") for key in keys
     )
     return dict(sorted(count.items()))
-
-
-def _what_it_is(file: TensorFile, arch: Architecture) -> tuple[str, str]:
-    """For a file without SAT LoRA tensors: what it is, and what to type instead."""
-    tops, keys = set(file.tops), list(file.tensors)
-    look = command("loraforge", "inspect", file.path)
-    beside = command("ls", file.path.absolute().parent.parent)
-
-    def said(what: str, instead: str, remedy: str = look) -> tuple[str, str]:
-        return f"{file.path} is {what}, and holds no SAT LoRA. {instead}", remedy
-
-    if {"optimizer_state_dict"} & tops or {"state", "param_groups"} <= tops:
-        return said(
-            "an optimizer state",
-            f"Give the {CHECKPOINT} of the run instead.",
-            command("ls", file.path.absolute().parent),
-        )
-    if any(".lora_A." in key or ".lora_B." in key for key in keys):
-        return said(
-            "a checkpoint of a Diffusers or PEFT trainer",
-            "Give the pytorch_lora_weights.safetensors that trainer saved.",
-            beside,
-        )
-    base = [
-        key
-        for key in keys
-        if arch.layouts["sat"].locate(key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".original"))
-    ]
-    if base:
-        return said(
-            f"a full CogVideoX transformer ({len(base)} weights)",
-            "Give the checkpoint your LoRA run wrote, not its base model.",
-            beside,
-        )
-    if any(key.startswith(("shared.", "encoder.block.", "conditioner.")) for key in keys):
-        return said("a T5 text encoder", f"Give the {CHECKPOINT} of the LoRA run.")
-    if any(key.startswith(("encoder.", "decoder.", "first_stage_model.", "loss.")) for key in keys):
-        return said("a VAE", f"Give the {CHECKPOINT} of the LoRA run.")
-    return said(f"a file of {len(keys)} tensors of another kind", f"Give the {CHECKPOINT} of the LoRA run.")

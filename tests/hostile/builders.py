@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .pickles import Raw, call, named, persistent, pickled
+from hostile.pickles import Raw, call, named, persistent, pickled
 
 HIDDEN, RANK = 8, 4
 LAYER = "model.diffusion_model.transformer.layers.0.attention."
@@ -103,14 +103,7 @@ def patched(data: bytes, name: str, field: str, value: int, where: bytes = CENTR
     """The archive with one field of a record's header changed: flags, method, sizes or offset."""
     start, size = {
         CENTRAL: {"flags": (8, 2), "method": (10, 2), "packed": (20, 4), "size": (24, 4), "offset": (42, 4)},
-        LOCAL: {
-            "flags": (6, 2),
-            "method": (8, 2),
-            "packed": (18, 4),
-            "size": (22, 4),
-            "name": (26, 2),
-            "extra": (28, 2),
-        },
+        LOCAL: {"packed": (18, 4), "size": (22, 4), "extra": (28, 2)},
     }[where][field]
     header = data.rindex(name.encode()) - 46 if where == CENTRAL else data.index(name.encode()) - 30
     assert data[header : header + 4] == where
@@ -122,20 +115,18 @@ def inflate(file: Path, name: str, size: int) -> None:
     data = file.read_bytes()
     start = data.index(name.encode()) + len(name)
     for field in ("packed", "size"):
-        for where in (LOCAL, CENTRAL):
-            data = patched(data, name, field, size, where)
-    tail = bytearray(data[start:])
-    with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as zipped:
-        later = {info.filename: info.header_offset for info in zipped.infolist() if info.header_offset > start}
-    whole = data
-    for other, offset in later.items():
-        whole = patched(whole, other, "offset", offset + size)
-    directory = int.from_bytes(data[-6:-2], "little") + size
-    tail = whole[start:-6] + directory.to_bytes(4, "little") + whole[-2:]
+        data = patched(patched(data, name, field, size, LOCAL), name, field, size)
+    with zipfile.ZipFile(file) as zipped:
+        for info in zipped.infolist():
+            if info.header_offset > start:
+                data = patched(data, info.filename, "offset", info.header_offset + size)
+    end = data.rindex(b"PK\x05\x06") + 16  # where the place of the directory is told
+    directory = int.from_bytes(data[end : end + 4], "little") + size
+    data = data[:end] + directory.to_bytes(4, "little") + data[end + 4 :]
     with file.open("wb") as stream:
-        stream.write(whole[:start])
-        stream.seek(start + size)
-        stream.write(tail)
+        stream.write(data[:start])
+        stream.seek(size, io.SEEK_CUR)
+        stream.write(data[start:])
 
 
 def sat(tensors: Mapping[str, Any] | None = None, **extra: Any) -> bytes:

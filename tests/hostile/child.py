@@ -3,6 +3,7 @@
 Writes to REPORT what the process asked the system for that no conversion needs, and its peak of memory.
 """
 
+import contextlib
 import copyreg
 import json
 import sys
@@ -27,7 +28,8 @@ def limits(file_size: int | None) -> None:
         import signal
     except ImportError:
         return
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     if file_size is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # Python does so too; then a write fails with EFBIG
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

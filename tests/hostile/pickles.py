@@ -58,5 +58,5 @@ def persistent(identity: Any) -> Raw:
 
 
 def pickled(value: Any) -> bytes:
-    """A whole pickle. Protocol 4 in name; readers take the opcodes of any."""
-    return b"\x80\x04" + push(value) + b"."
+    """A whole pickle, of protocol 2 as torch writes it; readers take the opcodes of any."""
+    return b"\x80\x02" + push(value) + b"."

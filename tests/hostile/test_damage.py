@@ -12,7 +12,7 @@ import pytest
 
 from hostile.builders import archive, diffusers_lora, safetensors, sat
 
-TIMES = 400
+TIMES = 150
 SAT = sat(iteration=3, buffer_names=[("a", 1.5, None, True)])
 CONFIG = {"transformer.r": 4, "transformer.lora_alpha": 2, "transformer.rank_pattern": {"to_q": 4}}
 DIFFUSERS = safetensors(diffusers_lora(), {"lora_adapter_metadata": json.dumps(CONFIG)})

@@ -55,7 +55,7 @@ def test_a_path_that_does_not_exist(tmp_path: Path, refused):
     refused(tmp_path / "no" / "such" / "folder" / "x.pt", "does not exist")
 
 
-@pytest.mark.parametrize("path", ["x" * 300, "x/" * 3_000, "x\0y"], ids=["a long name", "a long path", "a NUL"])
+@pytest.mark.parametrize("path", ["x" * 300, "x/" * 2_500], ids=["a long name", "a long path"])
 def test_a_path_that_cannot_exist(tmp_path: Path, refused, path: str):
     refused(["--", f"{tmp_path}/{path}"])
 

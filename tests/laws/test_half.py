@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from loraforge.half import narrow, widen
+from loraforge.half import rounded, shifted, widen
 
 EVERY = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 
 
 def same(got: np.ndarray, want: np.ndarray) -> bool:
     number = ~np.isnan(want)
-    return np.array_equal(got[number].view(np.uint16), want[number].view(np.uint16)) and bool(np.isnan(got[~number]).all())
+    return np.array_equal(got[number].view(np.uint16), want[number].view(np.uint16)) and bool(
+        np.isnan(got[~number]).all()
+    )
 
 
 def test_every_half_widens_exactly() -> None:
@@ -23,7 +26,7 @@ def test_every_half_widens_exactly() -> None:
 
 def test_every_half_survives_there_and_back() -> None:
     finite = EVERY[np.isfinite(EVERY)]
-    assert same(narrow(finite.astype(np.float64), np.float16), finite)
+    assert same(rounded(finite.astype(np.float64), np.float16).astype(np.float16), finite)
 
 
 def test_every_midpoint_goes_to_the_even_neighbour() -> None:
@@ -31,10 +34,40 @@ def test_every_midpoint_goes_to_the_even_neighbour() -> None:
     between = np.concatenate([(positive[1:] + positive[:-1]) / 2, [65519.0, 65520.0, 1e300]])
     for x in (between, -between):
         with np.errstate(over="ignore"):
-            assert same(narrow(x, np.float16), x.astype(np.float32).astype(np.float16))
+            assert same(rounded(x, np.float16).astype(np.float16), x.astype(np.float32).astype(np.float16))
 
 
 @given(arrays(np.float32, 40, elements=st.floats(width=32, allow_nan=False)))
 def test_any_number_rounds_as_numpy_rounds_it(x: np.ndarray) -> None:
     with np.errstate(over="ignore"):
-        assert same(narrow(x.astype(np.float64), np.float16), x.astype(np.float16))
+        assert same(rounded(x.astype(np.float64), np.float16).astype(np.float16), x.astype(np.float16))
+
+
+@given(arrays(np.uint16, 40), st.integers(-30, 20), st.sampled_from([np.float32, np.float64]))
+def test_products_with_powers_of_two_round_as_numpy_rounds_them(bits: np.ndarray, power: int, wide: type) -> None:
+    x = bits.view(np.float16)
+    x = x[np.isfinite(x)].astype(wide) * wide(2.0**power)
+    with np.errstate(over="ignore"):
+        assert same(rounded(x, np.float16, products=True).astype(np.float16), x.astype(np.float16))
+
+
+TYPES = {np.float16: np.uint16, ml_dtypes.bfloat16: np.uint16, np.float32: np.uint32, np.float64: np.uint64}
+
+
+@given(st.data(), st.sampled_from(list(TYPES)), st.integers(-20, 20))
+def test_shifting_the_exponent_is_multiplying_by_a_power_of_two(data: st.DataObject, kind: type, power: int) -> None:
+    bits = data.draw(arrays(TYPES[kind], 6))
+    x = bits.view(kind)
+    moved = shifted(x, power)
+    with np.errstate(all="ignore"):
+        want = (x.astype(np.longdouble) * np.longdouble(2.0) ** power).astype(np.float64).astype(kind)
+        exact = np.isfinite(x.astype(np.float64)).all() and np.array_equal(
+            want.astype(np.longdouble), x.astype(np.longdouble) * np.longdouble(2.0) ** power
+        )
+    if moved is not None and np.isfinite(x.astype(np.float64)).all():
+        assert exact
+        assert np.array_equal(moved.view(TYPES[kind]), want.view(TYPES[kind]))
+    normal = np.abs(x.astype(np.float64)) >= float(ml_dtypes.finfo(kind).smallest_normal)
+    there = np.abs(want.astype(np.float64)) >= float(ml_dtypes.finfo(kind).smallest_normal)
+    if exact and (normal & there & np.isfinite(want.astype(np.float64))).all():
+        assert moved is not None

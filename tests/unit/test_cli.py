@@ -161,9 +161,9 @@ def test_formats_and_version(cli) -> None:
 
 def test_inspect_names_what_a_file_is(cli) -> None:
     said = {
-        DATA / "bases" / "2b" / "diffusion_pytorch_model.safetensors": "no adapter of a known format",
+        DATA / "bases" / "2b" / "diffusion_pytorch_model.safetensors": "a full CogVideoX transformer",
         DATA / "bases" / "2b" / "sat_base": "a full CogVideoX transformer",
-        DATA / "sat_2b_r4" / "expected_delta.safetensors": "no adapter of a known format",
+        DATA / "sat_2b_r4" / "expected_delta.safetensors": "a full CogVideoX transformer",
     }
     for path, words in said.items():
         result = cli("inspect", path)

@@ -45,7 +45,7 @@ LAYERS = """
 errors half
 dtypes layout lora tensorfile pickledata threads output
 adapter torchfile keys
-scale source graph scan base fit
+kinds scale source graph scan base fit
 report peftrules verify
 provenance
 formats

@@ -1,0 +1,51 @@
+"""What a refusal is, and what must be left as it was."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from loraforge.cli import main
+
+LONGEST = 20_000
+"""Characters of a message; nobody reads more, and a file must not be able to fill the terminal."""
+
+MOST_MEMORY = 400
+"""Megabytes; a conversion of a small file has 60."""
+
+PROGRAMS = ("loraforge", "cat", "df", "file", "git", "grep", "head", "ls", "mv", "rm", "unzip")
+"""What a remedy may ask a user to type; any other comes from the hostile file."""
+
+
+def proper(stderr: str, fragments: tuple[str, ...], folder: Path) -> str:
+    """The message of a refusal: one sentence on one line, then what to do next. Each of those commands runs.
+
+    The fragments must stand in it, outside the name of the folder the test works in.
+    """
+    assert "Traceback" not in stderr, stderr[-LONGEST:]
+    assert len(stderr) < LONGEST
+    assert all(character.isprintable() or character == "\n" for character in stderr), ascii(stderr)
+    message, *remedies = stderr.removesuffix("\n").split("\n")
+    assert message.startswith("Error: "), stderr
+    assert remedies, f"no remedy: {stderr}"
+    for remedy in remedies:
+        assert remedy.startswith("  try: "), stderr
+        program, *words = shlex.split(remedy.removeprefix("  try: "), comments=True)
+        assert program in PROGRAMS, stderr
+        if program == "loraforge":
+            result = CliRunner().invoke(main, words)
+            assert result.exit_code in (0, 1), f"{remedy} -> {result.output}"
+            assert isinstance(result.exception, SystemExit | None), f"{remedy}: {result.exception!r}"
+    for fragment in fragments:
+        assert fragment.lower() in message.replace(str(folder), "").lower(), message
+    return message
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every path under a folder, and the size and time of change of its files."""
+    return {
+        str(path): (0, 0) if path.is_dir() else (path.lstat().st_size, path.lstat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+    }
