@@ -73,7 +73,9 @@ def plain(text: str, most: int = 4000) -> str:
 
 def shown(value: object) -> str:
     """A value of a file, for a message. Containers are named, not printed: a printed one may have no end."""
-    return f"{value!r:.40}" if isinstance(value, str | float | bool | None) else f"{type(value).__name__}"
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return "a number of too many digits"
+    return f"{value!r:.40}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def command(*words: str | Path) -> str:

@@ -48,7 +48,8 @@ def rounded(x: Array, dtype: Any, products: bool = False) -> Array:
         large = np.abs(x) >= x.dtype.type(2.0**-14)
         out[large] = x[large].astype(np.float16)
     elif np.abs(x).max(initial=0) >= 65520:
-        out[np.abs(x) >= 65520] = np.inf
+        large = np.abs(x) >= 65520
+        out[large] = np.copysign(np.inf, x[large])
     return cast("Array", out)
 
 

@@ -59,7 +59,7 @@ def replacing(file: Path, nbytes: int) -> Iterator[Path]:
         temporary.replace(file)
         made = []
         _sync_folder(file.parent)
-    except OSError as error:
+    except (OSError, RecursionError) as error:
         raise OutputError(f"{_short(file)} cannot be written: {_reason(error)}.", _elsewhere(file.name)) from error
     finally:
         with suppress(OSError):

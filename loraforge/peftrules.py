@@ -27,7 +27,7 @@ def rule(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> Rul
     r, alpha, rslora = number(config.get("r")), number(config.get("lora_alpha")), config.get("use_rslora", False)
     if r is None or alpha is None:
         raise ScaleError(
-            f"{where}: r {shown(config.get('r'))} and lora_alpha {shown(config.get('lora_alpha'))} are not both numbers.",
+            f"{where}: r {shown(config.get('r'))}, lora_alpha {shown(config.get('lora_alpha'))} are no numbers.",
             *_BELIEVE,
         )
     exceptions = {}

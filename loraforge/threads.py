@@ -13,7 +13,7 @@ from typing import TypeVar
 
 
 def settle_process() -> None:
-    """Tune this process for many short-lived arrays on threads of our own. For the command line, which owns its process.
+    """Tune this process for many short-lived arrays on threads of our own. For the command line, whose process it is.
 
     BLAS threads on top of ours wait for each other in busy loops: ten times slower on a loaded machine.
     glibc gives every freed array back to the system and faults it in again: half of the CPU time.

@@ -63,7 +63,7 @@ class SatFormat:
             raise FormatError(
                 f"{file.path}: LoRA tensors are stored as objects this tool does not build: {listed(strange)}."
             )
-        if not lora:
+        if not any(_is_lora(key) for key in lora):
             raise not_an_adapter(file, "SAT LoRA")
         prefixed = {key: key.removeprefix(SAT_PREFIX) for key in lora}
         try:
@@ -155,11 +155,11 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
 
 
 def _latest(file: Path) -> str | None:
-    """The first line of a run's `latest`; None where there is none."""
+    """What a run's `latest` names; None where there is none."""
     if not file.is_file():
         return None
     with file.open("rb") as stream:
-        return (stream.read(100).decode("utf-8", "replace").splitlines() or [""])[0].strip()
+        return stream.read(100).decode("utf-8", "replace").strip()
 
 
 def _iterations(have: list[int]) -> list[Try]:
@@ -174,8 +174,12 @@ def _run_name(file: Path) -> str:
     return folder.name if file.name == CHECKPOINT else file.stem
 
 
+def _is_lora(key: str) -> bool:
+    return "matrix_A" in key or "matrix_B" in key
+
+
 def _looks_like_lora(key: str) -> bool:
-    return "matrix_A" in key or "matrix_B" in key or "lora" in key.lower()
+    return _is_lora(key) or "lora" in key.lower()
 
 
 def _one_rank(file: TensorFile, path: str, keys: list[tuple[str, str]]) -> int:
@@ -202,7 +206,7 @@ def _recorded(file: Path, choice: Choice, ranks: Mapping[str, int]) -> tuple[lis
     r, alpha = number(section.get("r")), number(section.get("lora_alpha", 1))
     if r is None or alpha is None:
         raise ScaleError(
-            f"{path}: r {shown(section.get('r'))} and lora_alpha {shown(section.get('lora_alpha'))} are not both numbers.",
+            f"{path}: r {shown(section.get('r'))}, lora_alpha {shown(section.get('lora_alpha'))} are no numbers.",
             Try("--alpha 1 --override-scale", "SAT's default"),
         )
     odd = sorted({rank for rank in ranks.values() if rank != r})
