@@ -1,0 +1,68 @@
+"""What the READMEs show is what the program prints, and every option and word they name exists."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from oracle import DATA, Case
+
+import loraforge
+from loraforge.cli import main
+
+ROOT = Path(__file__).parents[2]
+READMES = ("README.md", "README_zh.md")
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_shown_output_is_real(name: str, tmp_path: Path, cli, monkeypatch) -> None:
+    Case("sat_2b_r4").run(tmp_path)
+    shutil.copy(DATA / "sat_2b_r4" / "hf_export_unscaled" / "pytorch_lora_weights.safetensors", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / name).read_text("utf-8")
+    assert cli("inspect", "lora-disney-11-20-10-00").stdout in text
+    done = cli("convert", "lora-disney-11-20-10-00", "--to", "diffusers")
+    assert done.stderr + done.stdout in text
+    assert cli("convert", "pytorch_lora_weights.safetensors", "--to", "diffusers").stderr in text
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_python_example_runs(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    Case("sat_2b_r4").run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
+    scope: dict = {}
+    exec(code, scope)
+    printed = capsys.readouterr().out.splitlines()
+    comments = re.findall(r"print\(.*\)  # (.*)", code)
+    for line, comment in zip(printed, comments, strict=True):
+        assert line.startswith(comment.removesuffix(" ..."))
+    assert scope["loraforge"].inspect("disney").ranks == {4: 8}
+
+
+@pytest.mark.parametrize("name", [*READMES, "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_options_and_files_named_exist(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    known = {option for command in main.commands.values() for parameter in command.params for option in parameter.opts}
+    foreign = {"--help", "--lora_alpha", "--lora_r"}  # the last two of load_cogvideox_lora.py
+    assert set(re.findall(r"--[a-z][a-z_-]+", text)) <= known | foreign
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / link).exists(), link
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    for name, command in main.commands.items():
+        assert command.help, name
+        assert name == "formats" or f"loraforge {name}" in command.help
+    assert all(
+        parameter.help
+        for command in main.commands.values()
+        for parameter in command.params
+        if parameter.opts[0].startswith("-")
+    )
+
+
+def test_the_package_says_its_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", loraforge.__version__)
