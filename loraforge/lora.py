@@ -119,9 +119,9 @@ def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
     norm: 0.0 only where every entry is exact, or the update is zero before and after.
 
     The power of two in the scaling is shared between A and B, cut towards zero, so that folding by s
-    and then by 1/s gives the same bits; the rest (sign, odd factor) goes to B, one rounding. Where that
-    is not exact in float16, whose small entries lose bits, other shares are tried, and the one with the
-    smallest measured error is kept.
+    and then by 1/s gives the same bits; the rest (sign, odd factor) goes to B, one rounding. In float16,
+    where small entries lose bits, several shares are tried, and the one with the smallest measured
+    error is kept.
     """
     mantissa, exponent = math.frexp(w.scaling)
     mantissa, exponent = mantissa * 2, exponent - 1 if mantissa else 0
@@ -132,10 +132,10 @@ def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
             return LoraWeight(A, B, 1.0), 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows comes out as an infinite error
         attempt = _Attempt(w, mantissa, exponent, a_type, b_type)
-        error, A, B = attempt(share)
-        if error and np.float16 in (a_type, b_type):
-            error, A, B = min((error, A, B), attempt.best(), key=lambda result: result[0])
-        return LoraWeight(A.astype(a_type), B.astype(b_type), 1.0), error
+        if np.float16 in (a_type, b_type):
+            share = attempt.best_share()
+        A, B, lost = attempt(share)
+        return LoraWeight(A.astype(a_type), B.astype(b_type), 1.0), attempt.error(lost)
 
 
 class _Attempt:
@@ -150,34 +150,53 @@ class _Attempt:
         self.mantissa, self.exponent, self.types = mantissa, exponent, (a_type, b_type)
         self.probes = random_columns(self.A.shape[1]).astype(self.wide, copy=False)
         self.size = float(np.linalg.norm(self.B @ (self.A @ self.probes))) * abs(w.scaling)
+        self.cached: dict[int, tuple[Array, Array, tuple[Array, Array] | None]] = {}
 
-    def __call__(self, share: int) -> tuple[float, Array, Array]:
-        """The relative error, and A and B as they would be stored, in the wide type."""
-        down, up = self.A * self.wide(2.0**share), self.B * self.wide(self.mantissa * 2.0 ** (self.exponent - share))
-        A, B = (rounded(x, kind, self.products) for x, kind in zip((down, up), self.types, strict=True))
-        lost_a, lost_b = A - down, B - up
-        if abs(self.mantissa) in (0.0, 1.0) and not (lost_a.any() or lost_b.any()):
-            return 0.0, A, B
-        # the difference of the two products, without subtracting two nearly equal ones
-        drift = float(np.linalg.norm(lost_b @ (A @ self.probes) + up @ (lost_a @ self.probes)))
-        if not math.isfinite(drift):
-            return math.inf, A, B
-        return (max(drift / self.size, math.ulp(0.0)) if self.size else 0.0), A, B
+    def __call__(self, share: int) -> tuple[Array, Array, tuple[Array, Array] | None]:
+        """A and B as they would be stored, in the wide type, and what rounding each of them does to the probes.
 
-    def best(self) -> tuple[float, Array, Array]:
-        """The share that loses least: from where A and B come out equally large, downhill."""
+        None in place of the latter where every entry is exact.
+        """
+        if share not in self.cached:
+            down, up = (
+                self.A * self.wide(2.0**share),
+                self.B * self.wide(self.mantissa * 2.0 ** (self.exponent - share)),
+            )
+            A, B = (rounded(x, kind, self.products) for x, kind in zip((down, up), self.types, strict=True))
+            lost_a, lost_b = A - down, B - up
+            exact = abs(self.mantissa) in (0.0, 1.0) and not (lost_a.any() or lost_b.any())
+            # each a product with a small factor, never the difference of two nearly equal products
+            lost = None if exact else (up @ (lost_a @ self.probes), lost_b @ (A @ self.probes))
+            self.cached = {share: (A, B, lost)}
+        return self.cached[share]
+
+    def error(self, lost: tuple[Array, Array] | None) -> float:
+        """Relative error of the update; never 0.0 where an entry that matters is not exact."""
+        if lost is None or not self.size:
+            return 0.0
+        drift = float(np.linalg.norm(lost[0] + lost[1]))
+        return max(drift / self.size, math.ulp(0.0)) if math.isfinite(drift) else math.inf
+
+    def best_share(self) -> int:
+        """The share that loses least: from where A and B come out equally large, while one of them loses the more.
+
+        A step of one halves what one factor loses to float16's smallest numbers and doubles the other's:
+        it pays where the first is more than twice the second.
+        """
         lowest, highest = sorted((0, self.exponent))
         sizes = float(np.linalg.norm(self.A)), float(np.linalg.norm(self.B))
         level = (math.log2(sizes[1] / sizes[0]) + self.exponent) / 2 if all(sizes) else 0
-        share = min(max(round(level), lowest), highest)
-        best = self(share)
-        for direction in (1, -1):
-            while lowest <= share + direction <= highest:
-                found = self(share + direction)
-                if found[0] >= best[0]:
-                    break
-                best, share = found, share + direction
-        return best
+        share, best, direction = min(max(round(level), lowest), highest), math.inf, 0
+        while True:
+            lost = self(share)[2]
+            error = self.error(lost)
+            if lost is None or error >= best:
+                return share if error < best else share - direction
+            from_a, from_b = (float(np.linalg.norm(x)) for x in lost)
+            step = (from_a > 2 * from_b) - (from_b > 2 * from_a)
+            if step == 0 or step == -direction or not lowest <= share + step <= highest:
+                return share
+            share, best, direction = share + step, error, step
 
 
 PROBES = 8

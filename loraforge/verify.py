@@ -13,7 +13,7 @@ from loraforge.errors import VerificationError, listed
 from loraforge.graph import to_segments
 from loraforge.half import widen
 from loraforge.layout import architecture
-from loraforge.lora import Array, Delta, random_columns
+from loraforge.lora import Array, Delta, LoraWeight, random_columns
 from loraforge.threads import in_order
 
 EXACT = 1e-6
@@ -54,11 +54,11 @@ def compare(
 
     def judge(item: tuple[str, Delta, Delta]) -> Comparison:
         path, one, other = item
-        want, got = _applied(one), _applied(other)
+        (want, size), (got, grain) = _probe(one, _size), _probe(other, _grain if path in rounded else _nothing)
         if want.shape != got.shape:
             raise VerificationError(f"{path}: {want.shape[0]} rows on one side, {got.shape[0]} on the other.")
-        error, size = np.sqrt(np.square(got - want).mean(axis=1)), _size(one)
-        allowed = ROUNDED * _unit(other) * size + _grain(other) if path in rounded else EXACT * size
+        error = np.sqrt(np.square(got - want).mean(axis=1))
+        allowed = ROUNDED * _unit(other) * size + grain if path in rounded else EXACT * size
         worst = float((error / np.where(size > 0, size, 1.0)).max())
         return Comparison(path, worst, bool((error <= allowed).all()))
 
@@ -70,34 +70,35 @@ def compare(
     return out
 
 
-def _applied(delta: Delta) -> Array:
-    """[rows, PROBES]: the update applied to the probes."""
-    return np.concatenate([w.scaling * (widen(w.B) @ (widen(w.A) @ random_columns(w.A.shape[1]))) for w in delta])
+Measure = Callable[[LoraWeight, Array, Array], Array]
 
 
-def _size(delta: Delta) -> Array:
-    """Per row: how large the update would be if its components did not cancel."""
-    return np.concatenate([abs(w.scaling) * np.sqrt(_squares(w.B) @ _squares(w.A).sum(axis=1)) for w in delta])
+def _probe(delta: Delta, measure: Measure) -> tuple[Array, Array]:
+    """Per row: the update applied to the probes, and a measure of the squares of A and B."""
+    applied, measured = [], []
+    for w in delta:
+        A, B = widen(w.A), widen(w.B)
+        applied.append(w.scaling * (B @ (A @ random_columns(A.shape[1]))))
+        measured.append(abs(w.scaling) * measure(w, A, B))
+    return np.concatenate(applied), np.concatenate(measured)
 
 
-def _grain(delta: Delta) -> Array:
-    """Per row: what one smallest subnormal per entry of A and B is worth."""
-    return np.concatenate(
-        [
-            abs(w.scaling)
-            * (
-                subnormal(w.A.dtype) * np.sqrt(w.A.shape[1] * _squares(w.B).sum(axis=1))
-                + subnormal(w.B.dtype) * np.sqrt(_squares(w.A).sum())
-            )
-            for w in delta
-        ]
-    )
+def _size(_: LoraWeight, A: Array, B: Array) -> Array:
+    """How large a row of the update would be if its components did not cancel."""
+    lengths = np.square(A, out=A).sum(axis=1)
+    size: Array = np.sqrt(np.square(B, out=B) @ lengths)
+    return size
+
+
+def _grain(w: LoraWeight, A: Array, B: Array) -> Array:
+    """What one smallest subnormal per entry of A and B is worth to a row."""
+    from_a: Array = subnormal(w.A.dtype) * np.sqrt(A.shape[1] * np.square(B, out=B).sum(axis=1))
+    return from_a + subnormal(w.B.dtype) * float(np.linalg.norm(A))
+
+
+def _nothing(_: LoraWeight, __: Array, B: Array) -> Array:
+    return np.zeros(B.shape[0])
 
 
 def _unit(delta: Delta) -> float:
     return max(eps(factor.dtype) for w in delta for factor in (w.A, w.B))
-
-
-def _squares(x: Array) -> Array:
-    wide = widen(x)
-    return np.square(wide, out=wide)

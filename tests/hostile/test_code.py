@@ -12,10 +12,9 @@ from hostile.builders import checkpoint, sat, sat_lora
 from hostile.pickles import Raw, call, named, push
 
 MARKER = "executed"
+"""The folder that every payload makes in the current one."""
 
-
-def text(value: str) -> str:
-    return f"__import__('os').mkdir({value!r})"
+SOURCE = f"__import__('os').mkdir({MARKER!r})"
 
 
 def raw(*parts: bytes | Raw) -> Raw:
@@ -26,15 +25,16 @@ def binary(data: bytes) -> Raw:
     return Raw(b"B" + len(data).to_bytes(4, "little") + data)
 
 
+# what payloads are made of: an object whose attributes can be set, the function, and a call that waits to be iterated
 OBJECT = call("types.SimpleNamespace")
 MAKE = named("os.mkdir")
 LAZY = raw(named("builtins.map"), push((MAKE, [MARKER])), b"\x81")
 
 PAYLOADS = {
     "os.system": (call("os.system", f"mkdir {MARKER}"), "os.system"),
-    "eval": (call("builtins.eval", text(MARKER)), "builtins.eval"),
-    "exec": (call("builtins.exec", text(MARKER)), "builtins.exec"),
-    "subprocess": (call("subprocess.call", [sys.executable, "-c", text(MARKER)]), "subprocess.call"),
+    "eval": (call("builtins.eval", SOURCE), "builtins.eval"),
+    "exec": (call("builtins.exec", SOURCE), "builtins.exec"),
+    "subprocess": (call("subprocess.call", [sys.executable, "-c", SOURCE]), "subprocess.call"),
     "pickle in pickle": (
         call("pickle.loads", binary(b"\x80\x04" + call("os.mkdir", MARKER).code + b".")),
         "pickle.loads",
@@ -46,7 +46,7 @@ PAYLOADS = {
         "os.mkdir",
     ),
     "STACK_GLOBAL with memoized names": (
-        raw(push("os"), b"q\0000", push("mkdir"), b"q\0010h\0h\001\x93", push((MARKER,)), b"R"),
+        raw(push("os"), b"q\x000", push("mkdir"), b"q\x010h\x00h\x01\x93", push((MARKER,)), b"R"),
         "os.mkdir",
     ),
     "INST": (raw(b"(", push(MARKER), b"ios\nmkdir\n"), "os.mkdir"),
@@ -60,16 +60,17 @@ PAYLOADS = {
     "EXT2": (raw(b"\x83\x22\x11", push((MARKER,)), b"R"), "EXT2"),
     "EXT4": (raw(b"\x84\x44\x33\x22\x11", push((MARKER,)), b"R"), "EXT4"),
 }
-TORCH_ONLY = {
+ELSEWHERE = {
     "torch.storage._load_from_bytes": (
         call("torch.storage._load_from_bytes", binary(b"\x80\x04.")),
         "_load_from_bytes",
     ),
     "torch.load": (call("torch.load", "other.pt"), "torch.load"),
-    "Python 2's eval": (call("__builtin__.eval", text(MARKER)), "eval"),
+    "Python 2's eval": (call("__builtin__.eval", SOURCE), "eval"),
     "posix.system": (call("posix.system", f"mkdir {MARKER}"), "posix.system"),
     "nt.system": (call("nt.system", f"mkdir {MARKER}"), "nt.system"),
 }
+"""Live with torch, in Python 2, or on one system only."""
 
 
 def disguises(code: Raw) -> dict[str, bytes]:
@@ -85,21 +86,21 @@ def disguises(code: Raw) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("code", "named"), [pytest.param(*case, id=name) for name, case in (PAYLOADS | TORCH_ONLY).items()]
+    ("code", "fragment"), [pytest.param(*case, id=name) for name, case in (PAYLOADS | ELSEWHERE).items()]
 )
-def test_a_pickle_that_runs_code_is_refused_wherever_it_hides(tmp_path: Path, refused, code: Raw, named: str):
+def test_a_pickle_that_runs_code_is_refused_wherever_it_hides(tmp_path: Path, refused, code: Raw, fragment: str):
     for place, data in disguises(code).items():
         file = tmp_path / f"{place}.pt"
         file.write_bytes(data)
-        refused(file, named)
+        refused(file, fragment)
     assert not any(path.name == MARKER for path in [*Path.cwd().iterdir(), *tmp_path.iterdir()])
 
 
-@pytest.mark.parametrize(("code", "named"), [pytest.param(*case, id=name) for name, case in PAYLOADS.items()])
-def test_nothing_is_executed_or_asked_of_the_system(tmp_path: Path, refused_alone, code: Raw, named: str):
+@pytest.mark.parametrize(("code", "fragment"), [pytest.param(*case, id=name) for name, case in PAYLOADS.items()])
+def test_nothing_is_executed_or_asked_of_the_system(tmp_path: Path, refused_alone, code: Raw, fragment: str):
     file = tmp_path / "mp_rank_00_model_states.pt"
     file.write_bytes(disguises(code)["beside the weights"])
-    refused_alone(file, named)
+    refused_alone(file, fragment)
     assert not Path(MARKER).exists()
 
 
