@@ -31,33 +31,44 @@ class Cli(click.Group):
             return super().invoke(ctx)
         except LoraforgeError as error:
             say("Error: ", error.message, style="bold red")
-            for remedy in error.remedies or [Try(f"loraforge {ctx.invoked_subcommand or ''} --help")]:
-                say("  try: ", self.line(remedy), f"   # {remedy.why}" if remedy.why else "", style="bold")
+            lines = {self.line(remedy, ctx): remedy.why for remedy in error.remedies}
+            lines.pop(command("loraforge", *self.typed), None)  # what was just tried
+            for line, why in (lines or {f"loraforge {ctx.invoked_subcommand or ''} --help": ""}).items():
+                say("  try: ", line, f"   # {why}" if why else "", style="bold")
             ctx.exit(1)
 
-    def line(self, remedy: Try) -> str:
-        """The remedy as a whole command: an addition is put after what was typed."""
+    def line(self, remedy: Try, ctx: click.Context) -> str:
+        """The remedy as a whole command: an addition takes the place of what it contradicts in what was typed."""
         if not remedy.command.startswith("-"):
             return remedy.command
-        typed = _without_scale(self.typed, remedy.command)
+        typed = _without(self.typed, remedy.command, self.get_command(ctx, ctx.invoked_subcommand or ""))
         end = typed.index("--") if "--" in typed else len(typed)
         rest = f" {command(*typed[end:])}" if typed[end:] else ""
         return f"{command('loraforge', *typed[:end])} {remedy.command}{rest}"
 
 
-_STATES_SCALE = {"--alpha": 1, "--trained-scale": 1, "--trained-by": 1, "--as-loaded": 0}
-"""Options of which one may be given -> how many words follow."""
+_ONE_OF = {"--alpha", "--trained-scale", "--trained-by", "--as-loaded"}
+"""Options of which only one may be given."""
 
 
-def _without_scale(typed: Sequence[str], addition: str) -> list[str]:
-    """What was typed, less the statement of scale that `addition` replaces."""
+def _without(typed: Sequence[str], addition: str, verb: click.Command | None) -> list[str]:
+    """What was typed, less the options that `addition` gives again or excludes."""
+    new = {word for word in addition.split() if word.startswith("-")}
+    new |= _ONE_OF if new & _ONE_OF else set()
+    words = {  # option -> how many words follow it
+        option: 0 if getattr(parameter, "is_flag", False) else 1
+        for parameter in (verb.params if verb else ())
+        if not getattr(parameter, "multiple", False) and new & set(parameter.opts)
+        for option in parameter.opts
+    }
     kept, skip = [], 0
     for word in typed:
-        option = word.partition("=")[0].replace("_", "-")
+        option, equals, _ = word.partition("=")
+        option = option.replace("_", "-")
         if skip:
             skip -= 1
-        elif addition.split()[0] in _STATES_SCALE and option in _STATES_SCALE:
-            skip = 0 if "=" in word else _STATES_SCALE[option]
+        elif option in words:
+            skip = 0 if equals else words[option]
         else:
             kept.append(word)
     return kept
@@ -82,11 +93,10 @@ def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     from loraforge.registry import formats
 
     names = [name for name, entry in formats().items() if entry.writer or param.name != "to"]
-    if value is not None and value not in names:
-        raise click.BadParameter(
-            f"{value!r} is not one of {', '.join(names)}; `loraforge formats` describes them.", ctx, param
-        )
-    return value
+    if value is not None and value.lower() not in names:
+        verb = "written" if param.name == "to" else "read"
+        raise click.BadParameter(f"{value!r} is not {verb} yet; {', '.join(names)} can be.", ctx, param)
+    return value and value.lower()
 
 
 PATH = click.Path(path_type=Path)
@@ -100,7 +110,7 @@ SETTINGS = {
 @click.group(cls=Cli, context_settings=SETTINGS)
 @click.version_option(loraforge.__version__, "-V", "--version", prog_name="loraforge")
 def main() -> None:
-    r"""Convert LoRA adapters between frameworks, and prove that the result acts as trained.
+    """Convert LoRA adapters between frameworks, and prove that the result acts as trained.
 
     \b
     Start here:
@@ -170,7 +180,7 @@ def main() -> None:
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (schemas/convert.schema.json).")
 def convert(as_json: bool, **options: Any) -> None:
-    r"""Convert the adapter in SOURCE, a file, an iteration folder or a run folder.
+    """Convert the adapter in SOURCE, a file, an iteration folder or a run folder.
 
     The written file acts at strength 1.0 exactly as the source did in training. The scale comes from what
     the run recorded; where nothing recorded it and trainers differ, you are asked, never guessed for.
@@ -206,7 +216,7 @@ def convert(as_json: bool, **options: Any) -> None:
     help="Print names, shapes, element types and metadata as JSON, no weight: attach it to a bug report.",
 )
 def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, as_json: bool, skeleton: bool) -> None:
-    r"""Say what SOURCE is: format, modules, ranks, scale, base model. Reads headers only.
+    """Say what SOURCE is: format, modules, ranks, scale, base model. Reads headers only.
 
     \b
     Examples:

@@ -87,7 +87,9 @@ def convert(
     relaid = graph.relayout(adapter.modules, arch, adapter.layout, target.layouts[arch.name])
     folded = writer.storage.scale != "file" and scale_in == "tensors"
     plans = fit.plan(relaid, writer.storage, fit.Policy(folded, CHOICES.get(dtype)))
-    path = destination(Path(out) if out else None, f"{place.run}-{to}", writer.file_name, source, force=force)
+    path = destination(
+        Path(out) if out else None, f"{place.run}-{to}", writer.file_name, source, force=force or dry_run
+    )
 
     kept, lost = carried_over(adapter.metadata)
     report = Report(
@@ -117,7 +119,7 @@ def convert(
 
     if dry_run:
         deque(tensors(), maxlen=0)
-        return replace(report, steps=tuple(steps))
+        return replace(report, steps=tuple(steps), notes=(*report.notes, *_advice(steps, dtype, adapter, folded)))
     outlines = {plan.path: plan.outline() for plan in plans}
     header = {
         key: (name_of(tensor.dtype), tensor.shape)
@@ -128,7 +130,23 @@ def convert(
     with replacing(path, sum(TensorInfo(*entry, 0).nbytes for entry in header.values())) as temporary:
         sums = write_safetensors(temporary, header, tensors(), metadata)
         worst = _prove(adapter, target, temporary, sums, steps, file)
-    return replace(report, steps=tuple(steps), worst_error=worst)
+    notes = (*report.notes, *_advice(steps, dtype, adapter, folded))
+    return replace(report, steps=tuple(steps), worst_error=worst, notes=notes)
+
+
+def _advice(steps: Sequence[Step], dtype: str, adapter: Adapter, folded: bool) -> Iterator[str]:
+    """What a user should know of scales that switch off, and how to avoid a rounding that can be avoided."""
+    scalings = {w.scaling for delta in adapter.modules.values() for w in delta}
+    if min(scalings) <= 0:
+        yield f"a scale of {min(scalings):g}, as you stated it, switches the adapter off or inverts it"
+    if not any(step.error for step in steps):
+        return
+    narrow = any(w.B.dtype.itemsize < 4 for delta in adapter.modules.values() for w in delta)
+    ways = [f"leave out --dtype {dtype}"] if dtype in ("fp16", "bf16") else []
+    ways += ["--dtype fp32 (a larger file)"] if narrow and dtype == "keep" else []
+    ways += ["--scale-in metadata (Diffusers 0.34 or newer)"] if folded and dtype == "keep" else []
+    if ways:
+        yield f"for less rounding, or none: {', or '.join(ways)}"
 
 
 def _ambiguous(path: Path, adapter: Adapter, form: Format) -> ScaleError:

@@ -57,13 +57,11 @@ class Inspection:
         table = {
             "file": f"{self.path} ({self.size:,} bytes, {self.container})",
             "format": f"{self.format or 'unknown'}{f', layout {self.layout}' if self.layout else ''}",
-            "holds": ", ".join(f"{name} {count}" for name, count in self.components.items()),
+            "holds": self._holds(),
             "modules": ", ".join(f"{name} x{count}" for name, count in self.targets.items()),
             "rank": _counted(self.ranks),
             "dtype": _counted(self.dtypes),
-            "scale": f"{', '.join(map(fraction, self.scalings))} ({self.scale.provenance}: {self.scale.source})"
-            if self.scale
-            else "",
+            "scale": self._scale(),
             "fits": base_text(self.fits) if self.scale else "",
         }
         lines = [f"{name:<9}{text}" for name, text in table.items() if text]
@@ -71,6 +69,20 @@ class Inspection:
             f"{'header' if not n else '':<9}{key}: {_short(' '.join(value.split()))}"
             for n, (key, value) in enumerate(self.metadata.items())
         ]
+
+    def _holds(self) -> str:
+        adapted = {name: count for name, count in self.components.items() if name in ("transformer", "text_encoder")}
+        rest = {name: count for name, count in self.components.items() if name not in adapted}
+        lora = ", ".join(f"{name} {count}" for name, count in adapted.items())
+        text = f"LoRA modules: {lora}" if lora else ""
+        return f"{text}; other tensors: {', '.join(f'{n} {c}' for n, c in rest.items())}" if rest else text
+
+    def _scale(self) -> str:
+        if self.scale is None:
+            return ""
+        if self.scale.provenance == "ambiguous":
+            return f"unknown ({self.scale.source}; loaders apply 1.0)"
+        return f"{', '.join(map(fraction, self.scalings))} ({self.scale.provenance}: {self.scale.source})"
 
 
 def _short(text: str) -> str:

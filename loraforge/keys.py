@@ -48,16 +48,19 @@ class KeyStyle:
         disagree, empty shapes, element types no factor has, parts missing.
         """
         found: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
-        problems = []
+        problems, unknown = [], []
         stacks = {}
         for key in tensors:
             hit = self.parse(key)
             place = arch.layouts[layout].locate(hit[0]) if hit else None
             if hit is None or place is None:
-                problems.append(f"{key} is not a LoRA key of {arch.title}")
+                unknown.append(key)
                 continue
             found[hit[0]][hit[2]][hit[1]] = key
             stacks[hit[0]] = arch.layouts[layout].modules[place[0]]
+        if unknown:
+            is_no = "is no LoRA key" if len(unknown) == 1 else f"and {len(unknown) - 1} more are no LoRA keys"
+            problems.append(f"{unknown[0]} {is_no} of {arch.title} in this format")
         modules = {}
         for path, blocks in sorted(found.items()):
             want = len(stacks[path]) if self.parts else 1

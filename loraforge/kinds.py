@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 from loraforge.errors import FormatError, command, listed
 from loraforge.layout import architecture
@@ -14,14 +13,13 @@ _SAT_RUN = "Give the mp_rank_00_model_states.pt that the LoRA run wrote."
 _LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
 
 
-def not_an_adapter(file: TensorFile, wanted: str = "adapter") -> FormatError:
+def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this version reads") -> FormatError:
     """The refusal of a file that holds no `wanted`."""
-    for what, instead, place, is_it in _KINDS:
+    folder = file.path.absolute().parent
+    for what, instead, is_it in _KINDS:
         if is_it(file):
-            return FormatError(
-                f"{file.path} is {what}, and holds no {wanted}. {instead}",
-                command("ls", "-l", place(file.path.absolute())),
-            )
+            remedy = "loraforge formats" if "adapter" in what else command("ls", "-l", folder)
+            return FormatError(f"{file.path} is {what}, and holds no {wanted}. {instead}", remedy)
     keys = listed(list(file.tensors), 3) or "none"
     return FormatError(
         f"{file.path} holds no {wanted}. It has {len(file.tensors)} tensors, with names like {keys}.",
@@ -29,21 +27,22 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter") -> FormatError:
     )
 
 
-def base_modules(keys: Sequence[str]) -> dict[str, str]:
-    """Layout -> a key of a base weight of CogVideoX in that layout, where there is one."""
-    found = {}
-    for name, layout in architecture("cogvideox").layouts.items():
-        for key in keys:
-            path = (
+def _base(file: TensorFile) -> bool:
+    """Whether weights of at least three kinds of CogVideoX module are there, in any layout."""
+    for layout in architecture("cogvideox").layouts.values():
+        found = set()
+        for key in file.tensors:
+            stem = (
                 key.removeprefix(SAT_PREFIX)
                 .removesuffix(".weight")
-                .removesuffix(".original")
                 .removesuffix(".base_layer")
+                .removesuffix(".original")
             )
-            if key.endswith(".weight") and layout.locate(path):
-                found[name] = key
-                break
-    return found
+            if key.endswith(".weight") and (place := layout.locate(stem)):
+                found.add(place[0])
+        if len(found) >= 3:
+            return True
+    return False
 
 
 def _any(*starts: str) -> Callable[[TensorFile], bool]:
@@ -54,27 +53,26 @@ def _optimizer(file: TensorFile) -> bool:
     return "optimizer_state_dict" in file.tops or {"state", "param_groups"} <= set(file.tops)
 
 
-def _peft(file: TensorFile) -> bool:
-    return any(".lora_A." in key or ".lora_B." in key for key in file.tensors)
+def _names(*parts: str) -> Callable[[TensorFile], bool]:
+    return lambda file: any(part in key for key in file.tensors for part in parts)
 
 
-def _folder(path: Path) -> Path:
-    return path.parent
+def _training(file: TensorFile) -> bool:
+    return "ds_version" in file.tops or any(".base_layer." in key for key in file.tensors)
 
 
-def _run(path: Path) -> Path:
-    return path.parent.parent
-
-
-_KINDS: tuple[tuple[str, str, Callable[[Path], Path], Callable[[TensorFile], bool]], ...] = (
-    ("an optimizer state", "Give the weights that were saved beside it.", _folder, _optimizer),
+_KINDS: tuple[tuple[str, str, Callable[[TensorFile], bool]], ...] = (
+    ("an optimizer state", "Give the weights that were saved beside it.", _optimizer),
     (
         "a checkpoint of a Diffusers or PEFT trainer",
         "Give the pytorch_lora_weights.safetensors that trainer saved.",
-        _run,
-        _peft,
+        lambda file: _training(file) and _names(".lora_A.", ".base_layer.")(file),
     ),
-    ("a full CogVideoX transformer", _LORA_RUN, _run, lambda file: bool(base_modules(list(file.tensors)))),
-    ("a T5 text encoder", _SAT_RUN, _folder, _any("shared.", "encoder.block.", "conditioner.")),
-    ("a VAE", _SAT_RUN, _folder, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
+    ("an adapter in kohya's names (lora_unet_...)", "", _any("lora_unet_", "lora_te")),
+    ("an adapter in DiffSynth's names", "", lambda file: _any("blocks.")(file) and _names(".lora_A.")(file)),
+    ("an adapter in PEFT's or bare module names", "", _names(".lora_A.", ".lora_B.", ".lora_down.", ".lora.down.")),
+    ("a full CogVideoX transformer", _LORA_RUN, _base),
+    ("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
+    ("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
 )
+"""What it is, what to give instead, how it is told."""

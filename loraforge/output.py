@@ -15,15 +15,21 @@ from loraforge.errors import OutputError, Try, command
 def destination(out: Path | None, default: str, file_name: str, source: Path, *, force: bool) -> Path:
     """The file to write: `out` itself when it ends in .safetensors, else `file_name` in that folder.
 
-    Raises OutputError when it exists (unless `force`), cannot exist, or lies inside the source folder.
+    Raises OutputError when it exists (unless `force`), cannot exist, lies inside the source folder, or
+    has the suffix of another kind of file.
     """
     place = out or Path(default)
+    if place.suffix in (".pt", ".pth", ".bin", ".ckpt") and not place.is_dir():
+        right = place.with_suffix(".safetensors")
+        raise OutputError(f"{place}: what is written is a safetensors file.", Try(command("-o", right)))
     file = place if place.suffix == ".safetensors" else place / file_name
     try:
         whole, origin = file.resolve(), source.resolve()
         if whole == origin or (source.is_dir() and whole.is_relative_to(origin)):
+            beside = Path(os.path.relpath(origin.parent)) / default
             raise OutputError(
-                f"{file} lies inside the source {source}, which is never written to.", _elsewhere(file_name)
+                f"{file} lies inside the source {source}, which is left as it is.",
+                Try(command("-o", beside), "beside it") if source.is_dir() else _elsewhere(file_name),
             )
         if file.is_dir():
             raise OutputError(f"{file} is a folder, not a file.", _elsewhere(file_name))

@@ -50,20 +50,16 @@ def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | Non
     found = [(entry, place) for entry in wanted if (place := entry.find(source, choice))]
     if not found:
         what = f"no {name} checkpoint" if name else "nothing that any format reads"
-        raise FileError(f"{source} has {what} in it.", command("ls", "-l", source))
-    files = {place.path: place for _, place in found}
-    if len(files) > 1:
-        raise FormatError(
-            f"{source} holds {' and '.join(f'{place.path.name} ({entry.name})' for entry, place in found)}: give one.",
-            *(command("loraforge", "inspect", path) for path in files),
-        )
-    place = found[0][1]
-    file, warnings = open_tensors(place.path)
-    place = Found(place.path, place.run, (*place.notes, *warnings))
-    claiming = [entry for entry, _ in found if name or entry.claims(file)]
+        below = [
+            child for child in sorted(source.iterdir()) if child.is_dir() and any(f.find(child, choice) for f in wanted)
+        ]
+        remedies = [command("loraforge", "inspect", child) for child in below[:3]]
+        raise FileError(f"{source} has {what} in it.", *(remedies or [command("ls", "-l", source)]))
+    opened = {place.path: open_tensors(place.path) for _, place in found}
+    claiming = [(entry, place) for entry, place in found if name or entry.claims(opened[place.path][0])]
     if len(claiming) > 1:
-        raise FormatError(
-            f"{place.path} could be {' or '.join(entry.name for entry in claiming)}.",
-            *(f"--from {entry.name}" for entry in claiming),
-        )
-    return (claiming[0] if claiming else None), place, file
+        names = " and ".join(f"{place.path.name} ({entry.name})" for entry, place in claiming)
+        raise FormatError(f"{source} holds {names}: say which.", *(f"--from {entry.name}" for entry, _ in claiming))
+    entry, place = claiming[0] if claiming else (None, found[0][1])
+    file, warnings = opened[place.path]
+    return entry, Found(place.path, place.run, (*place.notes, *warnings)), file

@@ -61,10 +61,6 @@ class Report:
         out += [f"  dropped {what}" for what in self.dropped_modules]
         if self.dropped_metadata:
             out.append(f"  not carried over, as they describe the old tensors: {', '.join(self.dropped_metadata)}")
-        if kinds["rounded"] and self.stored == "tensors":
-            out.append(
-                "  for no rounding: --dtype fp32 (a larger file), or --scale-in metadata (Diffusers 0.34 or newer)"
-            )
         table = {"strength": self.strength(), "load": self.load, "not with": self.not_with, "base": self.base()}
         return [*out, *(f"  {label:<9} {text}" for label, text in table.items())]
 
@@ -73,9 +69,11 @@ class Report:
         scaling = ", ".join(fraction(value) for value in self.scalings)
         known = self.scale.provenance in ("recorded", "given")
         claim = "1.0 acts as trained" if known else "1.0 is right if training used this scale"
-        proof = (
-            "not written, not compared: source" if self.worst_error is None else "same update as the source (compared),"
-        )
+        if self.stored == "metadata":
+            claim += ", in Diffusers 0.34 or newer (the scale is in the header; other loaders ignore it and apply 1.0)"
+        worst = max((step.error for step in self.steps), default=0.0)
+        same = f"same update as the source{f', to {worst:.0e}' if worst else ''} (compared),"
+        proof = "not written, not compared: source" if self.worst_error is None else same
         return f"{claim}; {proof} read at scale {scaling} ({self.scale.provenance}: {self.scale.source})"
 
     def base(self) -> str:
@@ -97,4 +95,8 @@ def base_text(fits: Sequence[str]) -> str:
 def fraction(value: float) -> str:
     """`1/128 = 0.0078125`, or the plain number where it is no short fraction."""
     inverse = 1 / value if value else 0.0
-    return f"1/{inverse:.0f} = {value:.6g}" if inverse >= 2 and abs(inverse - round(inverse)) < 1e-9 else f"{value:.6g}"
+    return (
+        f"1/{inverse:.0f} = {value:.6g}"
+        if 2 <= inverse <= 4096 and abs(inverse - round(inverse)) < 1e-9
+        else f"{value:.6g}"
+    )

@@ -69,6 +69,12 @@ def resolve(
     (unless it overrides), or when a value is 0, negative or not a number and the user did not say so.
     """
     given = _given(stated, ranks)
+    known = recorded[0] if recorded else default
+    if stated.as_loaded and known is not None:
+        raise ScaleError(
+            f"--as-loaded is for files of which nothing is known; here it is: {known.said}.",
+            Try("--trained-scale 1 --override-scale", "if training really used 1.0"),
+        )
     if given is not None and (stated.override or not recorded):
         return given, Scale("given", given.said)
     for rule in recorded:

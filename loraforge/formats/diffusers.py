@@ -51,8 +51,7 @@ class DiffusersWriter:
         name = "" if path.name == FILE else f", weight_name={path.name!r}"
         return (
             f"pipe.load_lora_weights({str(path.parent)!r}{name})   # strength 1.0, no other number",
-            "CogVideo's load_cogvideox_lora.py as it is: it multiplies by alpha/r again "
-            "(pass --lora_alpha equal to --lora_r)",
+            "CogVideo's load_cogvideox_lora.py, which scales again, unless its --lora_alpha equals its --lora_r",
         )
 
 
@@ -66,9 +65,9 @@ class DiffusersFormat:
 
     def find(self, source: Path, _: Choice) -> Found | None:
         if source.is_file():
-            return Found(source, source.stem if source.name != FILE else source.absolute().parent.name)
+            return Found(source, source.stem if source.name != FILE else source.resolve().parent.name)
         file = source / FILE
-        return Found(file, source.absolute().name) if file.is_file() else None
+        return Found(file, source.resolve().name) if file.is_file() else None
 
     def claims(self, file: TensorFile) -> bool:
         return any(STYLE.parse(key) for key in file.tensors)

@@ -74,7 +74,7 @@ class SatFormat:
         pairs = {path: [(original[a], original[b]) for a, b in keys] for path, keys in pairs.items()}
         ranks = {path: _one_rank(file, path, keys) for path, keys in pairs.items()}
         recorded, notes = _recorded(file.path, choice, ranks)
-        default = Rule("SAT's default lora_alpha 1; no training_config.yaml was found that says otherwise", alpha=1.0)
+        default = Rule("SAT's default lora_alpha 1, as no file of the run says otherwise", alpha=1.0)
         rule, scale = resolve(recorded, choice.stated, ranks, default=default, writes="sat")
         return Adapter(
             architecture="cogvideox",
@@ -118,11 +118,13 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
     """The iteration folder to take, and a sentence that says which and why."""
     plain = sorted(int(name) for name in checkpoints if name.isdecimal())
     averaged = sorted(int(name.removesuffix("-ema")) for name in checkpoints if re.fullmatch(r"\d+-ema", name))
-    have = averaged if choice.ema else plain
-    ending = "-ema" if choice.ema else ""
-    everything = listed([str(n) for n in plain] + [f"{n}-ema" for n in averaged])
+    have, ending = (averaged, "-ema") if choice.ema else (plain, "")
+    everything = listed([str(n) for n in plain] + [f"{n}-ema" for n in averaged]) or "none"
     latest = _latest(run / "latest")
     others = f"; the run has {everything}"
+    name = run.resolve().name
+    if choice.ema and not averaged:
+        raise FileError(f"{run} has no averaged weights (-ema); it has {everything}.", command("ls", "-l", run))
     if choice.iteration is not None:
         if choice.iteration not in have:
             raise FileError(
@@ -130,18 +132,16 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
             )
         return (
             f"{choice.iteration}{ending}",
-            f"took iteration {choice.iteration}{ending} of {run.name}, as asked{others}",
+            f"took iteration {choice.iteration}{ending} of {name}, as asked{others}",
         )
     if latest is not None:
-        name = f"{latest.removesuffix('-ema')}{ending}" if choice.ema else latest
-        if name not in checkpoints:
-            raise FileError(
-                f"{run / 'latest'} names {name!r}, but there is no such checkpoint (found: {everything or 'none'}).",
-                *_iterations(have),
-            )
+        chosen = f"{latest.removesuffix('-ema')}{ending}" if choice.ema else latest
+        if chosen not in checkpoints:
+            said = f"{run / 'latest'} names {chosen!r}, but there is no such checkpoint (found: {everything})."
+            raise FileError(said, *_iterations(have))
         return (
-            name,
-            f"took iteration {name} of {run.name}, which `latest` names{others if len(checkpoints) > 1 else ''}",
+            chosen,
+            f"took iteration {chosen} of {name}, which `latest` names{others if len(checkpoints) > 1 else ''}",
         )
     if not have:
         raise FileError(
@@ -150,7 +150,7 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
         )
     return (
         f"{have[-1]}{ending}",
-        f"took iteration {have[-1]}{ending} of {run.name}, the newest; there is no `latest`{others}",
+        f"took iteration {have[-1]}{ending} of {name}, the newest; there is no `latest`{others}",
     )
 
 
@@ -168,7 +168,7 @@ def _iterations(have: list[int]) -> list[Try]:
 
 def _run_name(file: Path) -> str:
     """`<run>-<iteration>` for a checkpoint in SAT's folders, else the file's own stem."""
-    folder = file.absolute().parent
+    folder = file.resolve().parent
     if file.name == CHECKPOINT and re.fullmatch(r"\d+(-ema)?|release", folder.name):
         return f"{folder.parent.name}-{folder.name}"
     return folder.name if file.name == CHECKPOINT else file.stem
@@ -191,6 +191,8 @@ def _one_rank(file: TensorFile, path: str, keys: list[tuple[str, str]]) -> int:
 
 def _recorded(file: Path, choice: Choice, ranks: Mapping[str, int]) -> tuple[list[Rule], tuple[str, ...]]:
     """The scale that the run's YAML records: the one named by the user, else the nearest above the file."""
+    if choice.stated.override:
+        return [], ()
     folders = [file.absolute().parent, *file.absolute().parents[1:3]]
     path = choice.training_config or next((f / CONFIG for f in folders if (f / CONFIG).is_file()), None)
     if path is None:
@@ -207,11 +209,11 @@ def _recorded(file: Path, choice: Choice, ranks: Mapping[str, int]) -> tuple[lis
     if r is None or alpha is None:
         raise ScaleError(
             f"{path}: r {shown(section.get('r'))}, lora_alpha {shown(section.get('lora_alpha'))} are no numbers.",
-            Try("--alpha 1 --override-scale", "SAT's default"),
+            Try("--alpha 1 --override-scale", "if the run did not set lora_alpha"),
         )
     odd = sorted({rank for rank in ranks.values() if rank != r})
     default = "lora_alpha" not in section
-    said = f"r {r:g} and SAT's default lora_alpha 1" if default else f"lora_alpha {alpha:g}, r {r:g}"
+    said = f"r {r:g}, lora_alpha not set: SAT's default 1," if default else f"r {r:g}, lora_alpha {alpha:g}"
     rule = Rule(f"{said} in {path.name}", alpha=alpha)
     if odd and not choice.stated.override:
         raise ScaleError(
@@ -231,6 +233,8 @@ def _lora_section(path: Path) -> dict[str, Any] | None:
         def flatten_mapping(self, node: yaml.MappingNode) -> None:
             """Leave the merge key in place, where nothing can construct it."""
 
+    if not path.is_file():
+        raise ScaleError(f"{path} does not exist.", command("ls", "-l", path.parent))
     try:
         if path.stat().st_size > 1 << 18:
             raise ScaleError(f"{path} has more than 256 kB: it is no training YAML.", command("ls", "-l", path))
@@ -238,7 +242,7 @@ def _lora_section(path: Path) -> dict[str, Any] | None:
     except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise ScaleError(
             f"{path} cannot be read as YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
-            Try("--alpha 1 --override-scale", "SAT's default"),
+            Try("--alpha 1 --override-scale", "if the run did not set lora_alpha"),
         ) from error
     for key in LORA_SECTION:
         node = node.get(key) if isinstance(node, dict) else None

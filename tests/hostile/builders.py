@@ -118,7 +118,7 @@ def inflate(file: Path, name: str, size: int) -> None:
         data = patched(patched(data, name, field, size, LOCAL), name, field, size)
     with zipfile.ZipFile(file) as zipped:
         for info in zipped.infolist():
-            if info.header_offset > start:
+            if info.header_offset >= start:
                 data = patched(data, info.filename, "offset", info.header_offset + size)
     end = data.rindex(b"PK\x05\x06") + 16  # where the place of the directory is told
     directory = int.from_bytes(data[end : end + 4], "little") + size

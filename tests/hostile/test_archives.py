@@ -45,8 +45,8 @@ ARCHIVES = {
         archive([("a/data.pkl", b"}."), ("b/data.pkl", b"}.")], folder=""),
         "two records",
     ),
-    "two records on the same bytes": (moved(sat(), "archive/data/101", "archive/data/100"), ""),
-    "a record inside another": (changed("offset", sat().index(b"archive/data/100") + 6), ""),
+    "two records on the same bytes": (moved(sat(), "archive/data/101", "archive/data/100"), "overlap"),
+    "a record inside another": (changed("offset", sat().index(b"archive/data/100") + 6), "where"),
     "a record that reaches into the next": (
         patched(changed("packed", 200), "archive/data/100", "size", 200),
         "overlap",

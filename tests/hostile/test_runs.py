@@ -46,7 +46,7 @@ CHOICES = {
     "an iteration of its own sign": (["--iteration", -1000], "-1000"),
     "an iteration of 30 digits": (["--iteration", 10**30], "1000000"),
     "averaged weights that are missing": (["--ema"], "-ema"),
-    "averaged weights of an iteration": (["--ema", "--iteration", 1000], "1000-ema"),
+    "averaged weights of an iteration": (["--ema", "--iteration", 1000], "-ema"),
     "another format": (["--from", "diffusers"], "diffusers"),
 }
 
@@ -57,8 +57,8 @@ def test_a_choice_the_run_has_not(tmp_path: Path, refused, words: list[object], 
 
 
 PIECES = {
-    "model parallel": ((CHECKPOINT, "mp_rank_01_model_states.pt"), "mp_rank_01"),
-    "the second part of two": (("mp_rank_01_model_states.pt",), "mp_rank_01"),
+    "model parallel": ((CHECKPOINT, "mp_rank_01_model_states.pt"), "parallel"),
+    "the second part of two": (("mp_rank_01_model_states.pt",), "parallel"),
     "ZeRO-3": (("zero_pp_rank_0_mp_rank_00_model_states.pt",), "ZeRO-3"),
     "ZeRO-3 of two ranks": (tuple(f"zero_pp_rank_{n}_mp_rank_00_model_states.pt" for n in range(2)), "ZeRO-3"),
     "ZeRO-3 beside a whole one": ((CHECKPOINT, "zero_pp_rank_0_mp_rank_00_model_states.pt"), "ZeRO-3"),

@@ -51,7 +51,10 @@ LIES = {
     "one number seen 2**40 times": (tensor(shape=(RANK, 1 << 40), strides=(0, 0)), ""),
     "more elements than the storage has": (tensor(shape=(RANK, 29), strides=(1, 1)), ""),
     "a persistent id that is no tuple": (rebuilt(persistent("0")), "persistent id"),
-    "a persistent id of another kind": (rebuilt(persistent(("module", named("os.path.join"), "0", "cpu", 32))), ""),
+    "a persistent id of another kind": (
+        rebuilt(persistent(("module", named("torch.FloatStorage"), "0", "cpu", 32))),
+        "persistent id",
+    ),
     "a persistent id cut short": (rebuilt(persistent(("storage", named("torch.FloatStorage")))), "persistent id"),
     "a persistent id whose class is text": (
         rebuilt(persistent(("storage", "torch.FloatStorage", "0", "cpu", 32))),

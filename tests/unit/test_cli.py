@@ -7,10 +7,12 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from oracle import DATA, Case
 from safetensors import safe_open
+from safetensors.numpy import save_file
 from sat import lora_tensors, write_run
 
 import loraforge
@@ -24,7 +26,7 @@ def test_results_to_stdout_and_the_rest_to_stderr(tmp_path: Path, cli) -> None:
         assert f"\n  {word} " in result.stdout
     assert "1.0 acts as trained" in result.stdout
     assert (
-        "read at scale 1/4 = 0.25 (recorded: r 4 and SAT's default lora_alpha 1 in training_config.yaml)"
+        "read at scale 1/4 = 0.25 (recorded: r 4, lora_alpha not set: SAT's default 1, in training_config.yaml)"
         in result.stdout
     )
     assert "load_cogvideox_lora.py" in result.stdout
@@ -64,9 +66,8 @@ def test_dtype(dtype: str, case: Case, tmp_path: Path) -> None:
     assert {step.kind for step in report.steps} == {"exact" if dtype == "fp32" else "rounded"}
     if dtype != "fp32":
         assert max(step.error for step in report.steps) < {"bf16": 4e-3, "fp16": 5e-4}[dtype]
-        text = "\n".join(report.lines())
-        assert "--dtype fp32" in text
-        assert "--scale-in metadata" in text
+        assert f"leave out --dtype {dtype}" in " ".join(report.notes)
+        assert "same update as the source, to " in report.strength()
 
 
 def test_numbers_that_overflow_float16_are_refused(tmp_path: Path, cli) -> None:
@@ -171,7 +172,8 @@ def test_inspect_names_what_a_file_is(cli) -> None:
         assert words in result.stderr
     ambiguous = cli("inspect", DATA / "sat_2b_r4" / "hf_export_unscaled")
     assert ambiguous.exit_code == 0
-    assert "ambiguous" in ambiguous.stdout
+    assert "scale    unknown (no alpha is recorded" in ambiguous.stdout
+    assert "loaders apply 1.0" in ambiguous.stdout
 
 
 def test_inspect_reads_headers_only(tmp_path: Path, cli) -> None:
@@ -218,3 +220,68 @@ def test_the_python_api_refuses_unknown_values(wrong: dict, tmp_path: Path) -> N
     with pytest.raises(loraforge.LoraforgeError):
         loraforge.convert(run, **{"to": "diffusers", "out": tmp_path / "out", **wrong})
     assert not (tmp_path / "out").exists()
+
+
+def test_float16_that_must_be_rounded_names_both_ways_out(tmp_path: Path) -> None:
+    """What was lost is measured, and how to lose nothing is said."""
+    run = write_run(tmp_path, lora_tensors([0], hidden=64, rank=96, dtype=torch.float16), lora={"r": 96})
+    report = loraforge.convert(run, to="diffusers", out=tmp_path / "out")
+    assert {step.kind for step in report.steps} == {"rounded"}
+    assert "4 rounded, at worst " in "\n".join(report.lines())
+    (advice,) = [note for note in report.notes if "rounding" in note]
+    assert "--dtype fp32" in advice
+    assert "--scale-in metadata" in advice
+    for way in ({"dtype": "fp32"}, {"scale_in": "metadata"}):
+        better = loraforge.convert(run, to="diffusers", out=tmp_path / "better", force=True, **way)
+        assert max(step.error for step in better.steps) < 1e-7
+
+
+def test_help_keeps_its_examples_on_their_lines(cli) -> None:
+    for command, line in {
+        (): "  loraforge inspect RUN                  what is it",
+        ("convert",): "  loraforge convert runs/lora-disney-11-20-10-00 --to diffusers\n",
+        ("inspect",): "  loraforge inspect pytorch_lora_weights.safetensors --json\n",
+    }.items():
+        assert line in cli(*command, "--help").stdout
+
+
+def test_inside_the_run_folder_the_remedy_is_beside_it(tmp_path: Path, cli, monkeypatch) -> None:
+    run = Case("sat_2b_r4").run(tmp_path)
+    monkeypatch.chdir(run)
+    result = cli("convert", ".", "--to", "diffusers")
+    assert result.exit_code == 1
+    line = re.search(r"try: loraforge (.*?)   #", result.stderr)
+    assert line is not None
+    assert cli(*shlex.split(line[1])).exit_code == 0
+    assert (tmp_path / "lora-disney-11-20-10-00-1000-diffusers" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_a_remedy_takes_the_place_of_the_option_it_contradicts(tmp_path: Path, cli) -> None:
+    run = Case("sat_2b_r4").run(tmp_path)
+    out = tmp_path / "out.safetensors"
+    out.write_text("mine")
+    result = cli("convert", run, "--to", "diffusers", "-o", out)
+    assert result.stderr.count("-o ") == 2  # once in each remedy
+    named = cli("convert", run, "--to", "diffusers", "--base-model", "models/of/mine")
+    assert "models/of/mine" not in named.stderr.splitlines()[-1]
+
+
+def test_a_folder_one_level_too_high_names_the_one_meant(tmp_path: Path, cli) -> None:
+    run = Case("sat_2b_r4").run(tmp_path)
+    result = cli("convert", tmp_path, "--to", "diffusers")
+    assert result.exit_code == 1
+    assert str(run) in result.stderr
+
+
+def test_adapters_of_formats_not_read_yet_are_called_adapters(tmp_path: Path, cli) -> None:
+    names = {
+        "lora_unet__transformer_blocks_0_attn1_to_q.lora_down.weight": "kohya",
+        "base_model.model.transformer_blocks.0.attn1.to_q.lora_A.weight": "PEFT",
+        "blocks.0.attn1.to_q.lora_A.default.weight": "DiffSynth",
+    }
+    for key, words in names.items():
+        save_file({key: np.ones((2, 4), np.float32)}, tmp_path / "x.safetensors")
+        result = cli("convert", tmp_path / "x.safetensors", "--to", "diffusers")
+        assert result.exit_code == 1
+        assert "is an adapter in" in result.stderr
+        assert words in result.stderr

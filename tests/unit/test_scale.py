@@ -89,7 +89,7 @@ def test_given_against_recorded_prints_both(cli, tmp_path: Path) -> None:
     run = Case("sat_2b_r8_alpha4_layer1").run(tmp_path)
     result = cli("convert", run, "--to", "diffusers", "-o", tmp_path / "out", "--alpha", "8")
     assert result.exit_code == 1
-    assert "0.5 (lora_alpha 4, r 8 in training_config.yaml), but 1 (--alpha 8)" in result.stderr
+    assert "0.5 (r 8, lora_alpha 4 in training_config.yaml), but 1 (--alpha 8)" in result.stderr
     line = re.search(r"try: loraforge (.*?)   #", result.stderr)
     assert line is not None
     assert cli(*shlex.split(line[1])).exit_code == 0
