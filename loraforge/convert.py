@@ -14,7 +14,7 @@ from zlib import crc32
 from loraforge.adapter import Adapter, Step
 from loraforge.dtypes import CHOICES, name_of
 from loraforge.errors import ConversionError, ScaleError, Try, VerificationError, command, listed
-from loraforge.formats import Choice, Format, Target
+from loraforge.formats import Choice, Format, Target, Writer
 from loraforge.kinds import not_an_adapter
 from loraforge.layout import architecture
 from loraforge.output import destination, replacing
@@ -91,45 +91,50 @@ def convert(
         Path(out) if out else None, f"{place.run}-{to}", writer.file_name, source, force=force or dry_run
     )
 
-    kept, lost = carried_over(adapter.metadata)
-    report = Report(
-        source={"path": str(place.path), "format": form.name, "size": file.size, "digest": scan(file, adapter.keys)},
-        output={"path": str(path), "format": to, "written": not dry_run},
-        scale=adapter.scale,
-        scalings=tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
-        stored="tensors" if folded else "metadata",
-        steps=(),
-        worst_error=None,
-        fits=tuple(variant.name for variant in fits(adapter)),
-        base_model=base_model or adapter.base_model,
-        others=dict(adapter.others),
-        dropped_modules=dropped,
-        dropped_metadata=lost,
-        notes=(*place.notes, *adapter.notes),
-        load=writer.how_to_load(path)[0],
-        not_with=writer.how_to_load(path)[1],
-    )
-    steps: list[Step] = []
-
-    def tensors() -> Iterator[tuple[str, Array]]:
-        for delta, step in in_order(fit.carry_out, plans):
-            steps.append(step)
-            yield from writer.encode(step.module, delta)
-            file.release()
-
-    if dry_run:
-        deque(tensors(), maxlen=0)
-        return replace(report, steps=tuple(steps), notes=(*report.notes, *_advice(steps, dtype, adapter, folded)))
     outlines = {plan.path: plan.outline() for plan in plans}
-    header = {
-        key: (name_of(tensor.dtype), tensor.shape)
-        for module, delta in outlines.items()
-        for key, tensor in writer.encode(module, delta)
-    }
-    metadata = kept | writer.header(_target(outlines)) | {KEY: record(report, _typed(options, place.path.name))}
-    with replacing(path, sum(TensorInfo(*entry, 0).nbytes for entry in header.values())) as temporary:
-        sums = write_safetensors(temporary, header, tensors(), metadata)
-        worst = _prove(adapter, target, temporary, sums, steps, file)
+    kept, lost = carried_over(adapter.metadata)
+    load, not_with = writer.how_to_load(path)
+    with in_order(fit.carry_out, plans) as fitted:  # begins while the tensors are scanned
+        report = Report(
+            source={
+                "path": str(place.path),
+                "format": form.name,
+                "size": file.size,
+                "digest": scan(file, adapter.keys),
+            },
+            output={"path": str(path), "format": to, "written": not dry_run},
+            scale=adapter.scale,
+            scalings=tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
+            stored="tensors" if folded else "metadata",
+            steps=(),
+            worst_error=None,
+            fits=tuple(variant.name for variant in fits(adapter)),
+            base_model=base_model or adapter.base_model,
+            others=dict(adapter.others),
+            dropped_modules=dropped,
+            dropped_metadata=lost,
+            notes=(*place.notes, *adapter.notes),
+            load=load,
+            not_with=not_with,
+        )
+        steps: list[Step] = []
+
+        def tensors() -> Iterator[tuple[str, Array]]:
+            for delta, step in fitted:
+                steps.append(step)
+                yield from writer.encode(step.module, delta)
+                file.release()
+
+        worst = None
+        if dry_run:
+            deque(tensors(), maxlen=0)
+        else:
+            typed = _typed(options, place.path.name)
+            metadata = kept | writer.header(_target(outlines)) | {KEY: record(report, typed)}
+            header = _header(writer, outlines)
+            with replacing(path, sum(TensorInfo(*entry, 0).nbytes for entry in header.values())) as temporary:
+                sums = write_safetensors(temporary, header, tensors(), metadata)
+                worst = _prove(adapter, target, temporary, sums, steps, file)
     notes = (*report.notes, *_advice(steps, dtype, adapter, folded))
     return replace(report, steps=tuple(steps), worst_error=worst, notes=notes)
 
@@ -172,6 +177,12 @@ def _without(adapter: Adapter, patterns: Sequence[str]) -> tuple[Adapter, tuple[
     return replace(adapter, modules=kept), tuple(sorted(dropped))
 
 
+def _header(writer: Writer, outlines: Mapping[str, Delta]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Key -> element type and shape of every tensor that will be written."""
+    encoded = (pair for module, delta in outlines.items() for pair in writer.encode(module, delta))
+    return {key: (name_of(tensor.dtype), tensor.shape) for key, tensor in encoded}
+
+
 def _target(outlines: Mapping[str, Delta]) -> Target:
     return Target(
         {path: max(w.rank for w in delta) for path, delta in outlines.items()},
@@ -202,10 +213,12 @@ def _prove(
 
     Returns the worst row's error. Raises VerificationError.
     """
+    from loraforge.threads import in_order
     from loraforge.verify import compare
 
     back = read_safetensors(written)
-    damaged = [key for key, checksum in sums.items() if crc32(back.raw(key)) != checksum]
+    with in_order(lambda key: crc32(back.raw(key)), sums) as read:
+        damaged = [key for key, checksum in zip(sums, read, strict=True) if checksum != sums[key]]
     if damaged or sums.keys() != back.tensors.keys():
         raise VerificationError(
             f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept.",

@@ -20,9 +20,9 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
         if is_it(file):
             remedy = "loraforge formats" if "adapter" in what else command("ls", "-l", folder)
             return FormatError(f"{file.path} is {what}, and holds no {wanted}. {instead}", remedy)
-    keys = listed(list(file.tensors), 3) or "none"
+    names = f", with names like {listed(list(file.tensors), 3)}" if file.tensors else ""
     return FormatError(
-        f"{file.path} holds no {wanted}. It has {len(file.tensors)} tensors, with names like {keys}.",
+        f"{file.path} holds no {wanted}. It has {len(file.tensors)} tensors{names}.",
         command("loraforge", "inspect", "--skeleton", file.path),
     )
 

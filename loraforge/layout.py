@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import tomli
@@ -207,5 +207,5 @@ def _faults(layout: Layout, segments: Mapping[str, int], holes: dict[str, tuple[
 @cache
 def architecture(name: str) -> Architecture:
     """A built-in architecture by name, read once per process."""
-    source = files("loraforge") / "architectures" / f"{name}.toml"
+    source = Path(__file__).parent / "architectures" / f"{name}.toml"
     return parse(tomli.loads(source.read_text("utf-8")), f"{name}.toml")

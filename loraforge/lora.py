@@ -127,7 +127,8 @@ def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
     mantissa, exponent = mantissa * 2, exponent - 1 if mantissa else 0
     share = int(exponent / 2)
     if mantissa == 1 and (w.A.dtype, w.B.dtype) == (a_type, b_type):
-        A, B = shifted(w.A, share), shifted(w.B, exponent - share)
+        B = shifted(w.B, exponent - share)
+        A = None if B is None else shifted(w.A, share)
         if A is not None and B is not None:
             return LoraWeight(A, B, 1.0), 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows comes out as an infinite error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,7 +48,7 @@ def replacing(file: Path, nbytes: int) -> Iterator[Path]:
 
     Raises OutputError when the folder cannot be written or `nbytes` do not fit on the disk.
     """
-    temporary = file.with_name(f".{secrets.token_hex(8)}.part")
+    temporary = file.with_name(f".{os.urandom(8).hex()}.part")
     made: list[Path] = []
     try:
         made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import tomli
@@ -167,4 +167,4 @@ def _agree(one: Rule, other: Rule, ranks: Mapping[str, int], *remedies: Try) -> 
 @cache
 def trainers() -> dict[str, dict[str, Any]]:
     """The table of trainers, by the name `--trained-by` takes."""
-    return tomli.loads((files("loraforge") / "trainers.toml").read_text("utf-8"))
+    return tomli.loads((Path(__file__).parent / "trainers.toml").read_text("utf-8"))

@@ -8,7 +8,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import TypeVar
 
 
@@ -32,14 +33,26 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` on threads, a few items ahead and no more: numpy lets go of the lock while it computes."""
-    workers = min(os.cpu_count() or 1, 4)
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[R]] = deque()
-        for item in items:
-            ahead.append(pool.submit(function, item))
-            if len(ahead) > workers + 1:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+AHEAD = 16
+"""Items in work or waiting to be taken: enough to keep the threads busy, few enough to fit in memory."""
+
+
+@contextmanager
+def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[Iterator[R]]:
+    """The results of `map` on threads, in order. Work begins at once, and none is left behind the block.
+
+    numpy lets go of the lock while it computes, so that threads are enough.
+    """
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 4))
+    waiting = iter(items)
+    begun: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(waiting, AHEAD))
+
+    def results() -> Iterator[R]:
+        while begun:
+            yield begun.popleft().result()
+            begun.extend(pool.submit(function, item) for item in islice(waiting, 1))
+
+    try:
+        yield results()
+    finally:
+        pool.shutdown(cancel_futures=True)

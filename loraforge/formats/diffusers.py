@@ -17,6 +17,7 @@ from loraforge.adapter import Adapter, Storage
 from loraforge.errors import FormatError, ScaleError, command
 from loraforge.formats import Choice, Found, Target, Writer
 from loraforge.keys import KeyStyle
+from loraforge.kinds import not_an_adapter
 from loraforge.layout import architecture
 from loraforge.provenance import origin
 from loraforge.scale import Rule, resolve
@@ -74,10 +75,7 @@ class DiffusersFormat:
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         if not self.claims(file):
-            raise FormatError(
-                f"{file.path} has no key of the form {COMPONENT}.MODULE.lora_A.weight: it is no Diffusers adapter.",
-                command("loraforge", "inspect", file.path),
-            )
+            raise not_an_adapter(file, "Diffusers adapter")
         try:
             pairs = STYLE.pairs(file.tensors, architecture("cogvideox"), "diffusers")
         except FormatError as error:
