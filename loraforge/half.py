@@ -6,7 +6,7 @@ millions; and a power of two is an addition to the exponent, not a multiplicatio
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -33,24 +33,32 @@ def widen(x: Array, dtype: type = np.float64) -> Array:
     return _every_half(dtype).take(x.view(np.uint16)) if x.dtype == np.float16 else x.astype(dtype)
 
 
-def rounded(x: Array, dtype: Any, products: bool = False) -> Array:
-    """float32 or float64 numbers rounded to a factor's type, still in their own; beyond the range, infinite.
+def rounded(x: Array, dtype: Any) -> Array:
+    """float64 numbers rounded to a factor's type, still as float64; beyond the range they become infinite.
 
-    To nearest, ties to even. `products`: every number is a float16 times a power of two.
+    To nearest, ties to even.
     """
     if dtype != np.float16:
-        return x.astype(dtype).astype(x.dtype)
-    # Below its normal range float16 has steps of 2**-24, and this number plus such a one has its last bit
-    # there: the addition rounds. Products above that range pass unchanged, they have 11 significant bits.
-    anchor = x.dtype.type(0.75 if x.dtype == np.float32 else 1.5 * 2.0**28)
+        return x.astype(dtype).astype(np.float64)
+    # Below its normal range float16 has steps of 2**-24, and this anchor plus such a number has its last
+    # bit there: the addition rounds.
+    anchor = 1.5 * 2.0**28
     out = np.copysign((x + anchor) - anchor, x)
-    if not products:
-        large = np.abs(x) >= x.dtype.type(2.0**-14)
-        out[large] = x[large].astype(np.float16)
-    elif np.abs(x).max(initial=0) >= 65520:
-        large = np.abs(x) >= 65520
-        out[large] = np.copysign(np.inf, x[large])
-    return cast("Array", out)
+    large = np.abs(x) >= 2.0**-14
+    out[large] = x[large].astype(np.float16)
+    return out
+
+
+@lru_cache(maxsize=64)
+def halves_times(factor: float) -> tuple[Array, Array, Array]:
+    """For each of the 65,536 halves: its product with `factor` as a half, the same as float32, and what rounding lost.
+
+    A product of halves with one number is a look-up, whatever the number.
+    """
+    every = _every_half(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = (every * factor).astype(np.float16)
+        return stored, stored.astype(np.float32), (stored.astype(np.float64) - every * factor).astype(np.float32)
 
 
 def shifted(x: Array, power: int) -> Array | None:

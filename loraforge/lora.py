@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraforge.errors import ConversionError
-from loraforge.half import rounded, shifted, widen
+from loraforge.half import halves_times, rounded, shifted, widen
 
 Array = npt.NDArray[Any]
 """A factor: float16, bfloat16 (ml_dtypes), float32 or float64."""
@@ -135,40 +135,57 @@ def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
         attempt = _Attempt(w, mantissa, exponent, a_type, b_type)
         if np.float16 in (a_type, b_type):
             share = attempt.best_share()
-        A, B, lost = attempt(share)
-        return LoraWeight(A.astype(a_type), B.astype(b_type), 1.0), attempt.error(lost)
+        return attempt.weight(share), attempt.error(attempt(share))
 
 
 class _Attempt:
     """Stores one weight with a share of the power of two in A, and measures what that costs."""
 
     def __init__(self, w: LoraWeight, mantissa: float, exponent: int, a_type: Any, b_type: Any) -> None:
-        halves = {w.A.dtype, w.B.dtype, np.dtype(a_type), np.dtype(b_type)} == {np.dtype(np.float16)}
-        # float32 holds every product of a float16 and such a power of two, and is half the work
-        self.products = halves and abs(mantissa) == 1 and abs(exponent) < 64
-        self.wide: Any = np.float32 if self.products else np.float64
+        self.w, self.mantissa, self.exponent, self.types = w, mantissa, exponent, (a_type, b_type)
+        self.wide: Any = np.float32 if self._halves(w.A, a_type) and self._halves(w.B, b_type) else np.float64
         self.A, self.B = widen(w.A, self.wide), widen(w.B, self.wide)
-        self.mantissa, self.exponent, self.types = mantissa, exponent, (a_type, b_type)
         self.probes = random_columns(self.A.shape[1]).astype(self.wide, copy=False)
         self.size = float(np.linalg.norm(self.B @ (self.A @ self.probes))) * abs(w.scaling)
-        self.cached: dict[int, tuple[Array, Array, tuple[Array, Array] | None]] = {}
+        self.cached: dict[int, tuple[Array, Array] | None] = {}
 
-    def __call__(self, share: int) -> tuple[Array, Array, tuple[Array, Array] | None]:
-        """A and B as they would be stored, in the wide type, and what rounding each of them does to the probes.
+    @staticmethod
+    def _halves(factor: Array, kind: Any) -> bool:
+        return factor.dtype == np.float16 and kind == np.float16
 
-        None in place of the latter where every entry is exact.
-        """
+    def _times(self, share: int) -> tuple[float, float]:
+        return math.ldexp(1.0, share), math.ldexp(self.mantissa, self.exponent - share)
+
+    def weight(self, share: int) -> LoraWeight:
+        """A and B as they are stored."""
+        A, B = (
+            halves_times(times)[0].take(factor.view(np.uint16))
+            if self._halves(factor, kind)
+            else rounded(widen(factor) * times, kind).astype(kind)
+            for factor, kind, times in zip((self.w.A, self.w.B), self.types, self._times(share), strict=True)
+        )
+        return LoraWeight(A, B, 1.0)
+
+    def _stored(self, factor: Array, kind: Any, times: float) -> tuple[Array, Array]:
+        """A factor as it is stored, in the wide type, and what rounding it lost."""
+        if self._halves(factor, kind):
+            _, values, lost = halves_times(times)
+            bits = factor.view(np.uint16)
+            return values.take(bits), lost.take(bits)
+        product = widen(factor) * times
+        kept = rounded(product, kind)
+        return kept, kept - product
+
+    def __call__(self, share: int) -> tuple[Array, Array] | None:
+        """What rounding A and rounding B does to the probes; None where every entry is exact."""
         if share not in self.cached:
-            down, up = (
-                self.A * self.wide(2.0**share),
-                self.B * self.wide(self.mantissa * 2.0 ** (self.exponent - share)),
-            )
-            A, B = (rounded(x, kind, self.products) for x, kind in zip((down, up), self.types, strict=True))
-            lost_a, lost_b = A - down, B - up
+            down, up = self._times(share)
+            A, lost_a = self._stored(self.w.A, self.types[0], down)
+            _, lost_b = self._stored(self.w.B, self.types[1], up)
             exact = abs(self.mantissa) in (0.0, 1.0) and not (lost_a.any() or lost_b.any())
             # each a product with a small factor, never the difference of two nearly equal products
-            lost = None if exact else (up @ (lost_a @ self.probes), lost_b @ (A @ self.probes))
-            self.cached = {share: (A, B, lost)}
+            lost = None if exact else (self.B @ (lost_a @ self.probes) * up, lost_b @ (A @ self.probes))
+            self.cached[share] = lost
         return self.cached[share]
 
     def error(self, lost: tuple[Array, Array] | None) -> float:
@@ -189,7 +206,7 @@ class _Attempt:
         level = (math.log2(sizes[1] / sizes[0]) + self.exponent) / 2 if all(sizes) else 0
         share, best, direction = min(max(round(level), lowest), highest), math.inf, 0
         while True:
-            lost = self(share)[2]
+            lost = self(share)
             error = self.error(lost)
             if lost is None or error >= best:
                 return share if error < best else share - direction

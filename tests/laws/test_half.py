@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from loraforge.half import rounded, shifted, widen
+from loraforge.half import halves_times, rounded, shifted, widen
 
 EVERY = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 
@@ -43,12 +43,15 @@ def test_any_number_rounds_as_numpy_rounds_it(x: np.ndarray) -> None:
         assert same(rounded(x.astype(np.float64), np.float16).astype(np.float16), x.astype(np.float16))
 
 
-@given(arrays(np.uint16, 40), st.integers(-30, 20), st.sampled_from([np.float32, np.float64]))
-def test_products_with_powers_of_two_round_as_numpy_rounds_them(bits: np.ndarray, power: int, wide: type) -> None:
-    x = bits.view(np.float16)
-    x = x[np.isfinite(x)].astype(wide) * wide(2.0**power)
-    with np.errstate(over="ignore"):
-        assert same(rounded(x, np.float16, products=True).astype(np.float16), x.astype(np.float16))
+@given(arrays(np.uint16, 40), st.floats(-1e3, 1e3, width=32))
+def test_a_product_with_a_number_is_looked_up(bits: np.ndarray, factor: float) -> None:
+    factor += 0.0  # the tables are kept by number, and -0.0 is the number 0.0
+    with np.errstate(all="ignore"):
+        want = bits.view(np.float16).astype(np.float64) * factor
+        stored, values, lost = (table.take(bits) for table in halves_times(factor))
+        assert same(stored, want.astype(np.float16))
+        assert np.array_equal(values, stored.astype(np.float32), equal_nan=True)
+        assert np.array_equal(lost, (stored.astype(np.float64) - want).astype(np.float32), equal_nan=True)
 
 
 TYPES = {np.float16: np.uint16, ml_dtypes.bfloat16: np.uint16, np.float32: np.uint32, np.float64: np.uint64}
