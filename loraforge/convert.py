@@ -22,7 +22,7 @@ from loraforge.provenance import KEY, carried_over, record
 from loraforge.registry import locate, named
 from loraforge.report import Report
 from loraforge.scale import Statement, candidates
-from loraforge.tensorfile import TensorFile, TensorInfo, read_safetensors, write_safetensors
+from loraforge.tensorfile import RELEASE_EVERY, TensorFile, TensorInfo, read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
     from loraforge.lora import Array, Delta
@@ -123,7 +123,8 @@ def convert(
             for delta, step in fitted:
                 steps.append(step)
                 yield from writer.encode(step.module, delta)
-                file.release()
+                if len(steps) % RELEASE_EVERY == 0:
+                    file.release()
 
         worst = None
         if dry_run:

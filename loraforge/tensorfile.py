@@ -99,6 +99,9 @@ class TensorFile:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
+RELEASE_EVERY = 16
+"""Tensors or modules after which a loop lets go of the pages it has read."""
+
 HEADER_LIMIT = 100_000_000
 """Bytes of header the safetensors library accepts."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from collections import deque
@@ -18,8 +19,10 @@ def settle_process() -> None:
 
     BLAS threads on top of ours wait for each other in busy loops: ten times slower on a loaded machine.
     glibc gives every freed array back to the system and faults it in again: half of the CPU time.
+    Nothing here makes cycles worth looking for, and a checkpoint's pickle makes many small objects.
     Must be called before numpy is imported.
     """
+    gc.disable()
     for library in ("OPENBLAS", "MKL", "OMP"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     if sys.platform == "linux":

@@ -14,6 +14,7 @@ from loraforge.graph import to_segments
 from loraforge.half import widen
 from loraforge.layout import architecture
 from loraforge.lora import Array, Delta, LoraWeight, random_columns
+from loraforge.tensorfile import RELEASE_EVERY
 from loraforge.threads import in_order
 
 EXACT = 1e-6
@@ -71,7 +72,8 @@ def compare(
     with in_order(judge, pairs) as comparisons:
         for comparison in comparisons:
             out.append(comparison)
-            release()
+            if len(out) % RELEASE_EVERY == 0:
+                release()
     return out
 
 
