@@ -30,11 +30,11 @@ class Cli(click.Group):
         try:
             return super().invoke(ctx)
         except LoraforgeError as error:
-            say("Error: ", error.message, style="bold red")
+            say("Error: ", error.message, colour="red")
             lines = {self.line(remedy, ctx): remedy.why for remedy in error.remedies}
             lines.pop(command("loraforge", *self.typed), None)  # what was just tried
             for line, why in (lines or {f"loraforge {ctx.invoked_subcommand or ''} --help": ""}).items():
-                say("  try: ", line, f"   # {why}" if why else "", style="bold")
+                say("  try: ", line, f"   # {why}" if why else "")
             ctx.exit(1)
 
     def line(self, remedy: Try, ctx: click.Context) -> str:
@@ -74,12 +74,11 @@ def _without(typed: Sequence[str], addition: str, verb: click.Command | None) ->
     return kept
 
 
-def say(label: str, *text: str, style: str = "") -> None:
+def say(label: str, *text: str, colour: str | None = None) -> None:
     """One line to stderr, never wrapped or cut, so that a command in it can be copied."""
-    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    click.echo(
-        click.style(label, fg="red" if "red" in style else None, bold=True) if colour else label, nl=False, err=True
-    )
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        label = click.style(label, fg=colour, bold=True)
+    click.echo(label, nl=False, err=True)
     click.echo("".join(plain(part) for part in text), err=True)
 
 

@@ -116,6 +116,11 @@ def _given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
     named = [option for option, value in options.items() if value is not None] + ["--as-loaded"] * stated.as_loaded
     if len(named) > 1:
         raise ScaleError(f"{' and '.join(named)} say the same thing in different ways: give one of them.")
+    if stated.override and not named:
+        raise ScaleError(
+            "--override-scale goes with the scale to believe: --alpha, --trained-scale or --trained-by.",
+            Try("--alpha 1 --override-scale", "if the run did not set lora_alpha"),
+        )
     for option, value in (("--alpha", stated.alpha), ("--trained-scale", stated.trained_scale)):
         if value is not None and not math.isfinite(value):
             raise ScaleError(f"{option} {value} is not a number an adapter can be trained at.", f"{option} 1")

@@ -85,6 +85,12 @@ def test_two_statements_at_once_are_refused(tmp_path: Path) -> None:
         convert(UNSCALED, tmp_path, alpha=1, as_loaded=True)
 
 
+def test_overriding_without_a_scale_is_refused(tmp_path: Path) -> None:
+    """It must not lose the recorded scale in silence."""
+    with pytest.raises(ScaleError, match="goes with the scale to believe"):
+        loraforge.convert(Case("sat_2b_r8_alpha4_layer1").run(tmp_path), to="diffusers", override_scale=True)
+
+
 def test_given_against_recorded_prints_both(cli, tmp_path: Path) -> None:
     run = Case("sat_2b_r8_alpha4_layer1").run(tmp_path)
     result = cli("convert", run, "--to", "diffusers", "-o", tmp_path / "out", "--alpha", "8")
