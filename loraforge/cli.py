@@ -152,7 +152,8 @@ def main() -> None:
     "--training-config",
     type=PATH,
     metavar="FILE",
-    help="Training YAML that records the scale, where it does not lie beside SOURCE.",
+    help="Training configuration that records the scale (YAML, JSON, TOML, hparams.yml, launch script), "
+    "where it does not lie beside SOURCE.",
 )
 @click.option("--as-loaded", is_flag=True, help="Keep what loaders show today when nothing is recorded: 1.0.")
 @click.option("--override-scale", is_flag=True, help="Believe the scale you state over the one recorded.")

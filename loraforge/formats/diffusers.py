@@ -7,6 +7,7 @@ finetrainers trainer/sft_trainer (`lora_config`), CogVideo tools/load_cogvideox_
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from loraforge.kinds import not_an_adapter
 from loraforge.layout import architecture
 from loraforge.provenance import origin
 from loraforge.scale import Rule, resolve
+from loraforge.trainingconfig import TrainingScale, beside, read_training_config
 
 if TYPE_CHECKING:
     from loraforge.lora import Array, Delta
@@ -81,8 +83,7 @@ class DiffusersFormat:
         except FormatError as error:
             raise FormatError(f"{file.path}: {error.message}", command("loraforge", "inspect", file.path)) from error
         ranks = {path: file.tensors[keys[0][1]].shape[1] for path, keys in pairs.items()}
-        records = {} if choice.stated.override else RECORDS
-        recorded = [rule for key, prefix in records.items() if (rule := _record(file, key, prefix, ranks))]
+        recorded, notes = ([], ()) if choice.stated.override else _recorded(file, choice, ranks)
         rule, scale = resolve(recorded, choice.stated, ranks, default=None, writes=self.name)
         known = origin(file.metadata)
         if scale.provenance == "recorded" and known.scale is not None:
@@ -96,6 +97,7 @@ class DiffusersFormat:
             keys=tuple(sorted(file.tensors)),
             metadata=file.metadata,
             base_model=known.base_model,
+            notes=notes,
         )
 
 
@@ -109,6 +111,35 @@ def _json(file: TensorFile, key: str) -> dict[str, Any] | None:
             f"{file.path}: its header entry {key} is not JSON.", command("loraforge", "inspect", file.path)
         ) from error
     return value if isinstance(value, dict) else None
+
+
+def _recorded(file: TensorFile, choice: Choice, ranks: Mapping[str, int]) -> tuple[list[Rule], tuple[str, ...]]:
+    """What the header says of the scale, and the training configuration named by the user.
+
+    Where neither says anything, a configuration that lies beside the file does, if its rank is the tensors'.
+    """
+    rules = [rule for key, prefix in RECORDS.items() if (rule := _record(file, key, prefix, ranks))]
+    if choice.training_config:
+        said = read_training_config(choice.training_config)
+        if said.rank is not None and set(ranks.values()) != {said.rank}:
+            raise ScaleError(
+                f"{choice.training_config} says rank {said.rank:g}, but the tensors of {file.path} have rank "
+                f"{', '.join(map(str, sorted(set(ranks.values()))))}: it belongs to another run.",
+                command("loraforge", "inspect", file.path),
+            )
+        return [*rules, _rule(said, ranks)], ()
+    near = None if rules else beside(file.path)
+    if near is None:
+        return rules, ()
+    said = read_training_config(near)
+    if set(ranks.values()) == {said.rank}:
+        return [_rule(said, ranks)], ()
+    return [], (f"{near.name}, beside it, states a scale, but not for an adapter of this rank: not used",)
+
+
+def _rule(said: TrainingScale, ranks: Mapping[str, int]) -> Rule:
+    scalings = {path: said.alpha / math.sqrt(rank) for path, rank in ranks.items()} if said.rslora else {}
+    return Rule(said.said, alpha=said.alpha, exceptions=scalings)
 
 
 def _record(file: TensorFile, key: str, prefix: str, ranks: Mapping[str, int]) -> Rule | None:

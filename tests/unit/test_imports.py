@@ -46,7 +46,7 @@ errors half
 dtypes layout lora tensorfile pickledata threads output
 adapter torchfile keys
 kinds scale source graph scan base fit
-report peftrules verify
+report peftrules trainingconfig verify
 provenance
 formats
 hookspecs formats.sat formats.diffusers

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle import DATA, Case, updates
+from oracle import DATA, Case, assert_acts_as_trained, updates
 from safetensors.numpy import load_file, save_file
 from sat import lora_tensors, write_run
 
@@ -199,3 +200,49 @@ def test_unequal_ranks_get_patterns_that_the_real_loader_obeys(tmp_path: Path) -
         alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), path), config.lora_alpha)
         assert (r, alpha) == (rank, rank)
     assert load_file(tmp_path / "out.safetensors").keys() == tensors.keys()
+
+
+TRAINER = Case("cogvideo_trainer_plain")
+"""CogVideo's own trainer at rank 8, alpha 4: a real file that records neither."""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("args.yaml", "rank: 8\nlora_alpha: 4\n"),
+        ("train.sh", "accelerate launch train.py --rank 8 \\\n  --lora_alpha 4\n"),
+        ("config.yaml", "rank: {desc: null, value: 8}\nlora_alpha: {desc: null, value: 4}\n"),
+    ],
+)
+def test_a_training_configuration_tells_what_the_file_does_not(name: str, text: str, tmp_path: Path) -> None:
+    """CogVideo#712: trained at 0.5, shown at 1.0. Named by the user, or found beside the file."""
+    run = tmp_path / "run"
+    shutil.copytree(TRAINER.folder / "checkpoint-3", run / "checkpoint-3")
+    source = run / "checkpoint-3" / "pytorch_lora_weights.safetensors"
+    with pytest.raises(ScaleError, match="does not record the scale"):
+        convert(source, tmp_path)
+    (run / name).write_text(text)
+    beside = {} if name.endswith(".yaml") else {"training_config": run / name}
+    report = convert(source, tmp_path, **beside)
+    assert report.scale.provenance == "recorded"
+    assert name in report.scale.source
+    assert report.scalings == (0.5,)
+    assert_acts_as_trained(tmp_path / "out.safetensors", TRAINER)
+
+
+def test_a_configuration_of_another_rank_is_not_believed(tmp_path: Path) -> None:
+    shutil.copytree(TRAINER.folder / "checkpoint-3", tmp_path / "run")
+    (tmp_path / "run" / "args.yaml").write_text("rank: 128\nlora_alpha: 64\n")
+    with pytest.raises(ScaleError, match="does not record the scale"):
+        convert(tmp_path / "run", tmp_path)
+    assert "not used" in " ".join(loraforge.inspect(tmp_path / "run").notes)
+    with pytest.raises(ScaleError, match=r"rank 128, but the tensors of .* have rank 8"):
+        convert(tmp_path / "run", tmp_path, training_config=tmp_path / "run" / "args.yaml")
+
+
+def test_a_configuration_against_the_header_is_refused_with_both(tmp_path: Path) -> None:
+    file = diffusers_file(tmp_path, metadata={"lora_adapter_metadata": json.dumps(META)})
+    (tmp_path / "args.json").write_text('{"rank": 4, "lora_alpha": 4}')
+    assert convert(file, tmp_path).scalings == (0.25,)  # the header speaks first
+    with pytest.raises(ScaleError, match=r"0\.25 .* but 1 \(.*args\.json"):
+        convert(file, tmp_path, training_config=tmp_path / "args.json")

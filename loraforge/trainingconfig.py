@@ -1,0 +1,249 @@
+"""Finds the scale a run used in what its trainer, its trackers or the user's launch script wrote down.
+
+Sources: CogVideo sat/configs/*_lora.yaml and finetune/*.sh, cogvideox-factory, finetrainers and VideoX-Fun launch
+scripts, sd-scripts config files, accelerate tracking.py (`hparams.yml` in logs/<project>/<time>/), wandb config.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tomli
+
+from loraforge.errors import ScaleError, command, listed, plain, shown
+from loraforge.scale import number
+
+SAT_DEFAULT = "SAT's default lora_alpha"
+ALPHAS = ("lora_alpha", "network_alpha", SAT_DEFAULT, "alpha")
+RANKS = ("lora_rank", "lora_r", "network_dim", "network_rank", "rank", "r")
+RSLORA = ("use_rslora", "rslora")
+PATTERNS = ("alpha_pattern", "rank_pattern")
+NAMES = frozenset((*ALPHAS, *RANKS, *RSLORA, *PATTERNS))
+BARE = ("alpha", "rank", "r")
+"""Names that mean other things too (a blend, a process): they yield to a plainer one in the same mapping."""
+
+BESIDE = """training_config.yaml args.yaml config.yaml args.json training_args.json hparams.yml files/config.yaml
+wandb/latest-run/files/config.yaml""".split()
+MOST_BYTES, MOST_MAPPINGS, DEEPEST = 1 << 20, 20_000, 64
+
+
+class _SilentError(ScaleError):
+    """The file states no scale, or cannot be read: another one may."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path} {what}.", command("ls", "-l", path))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingScale:
+    """What a configuration says training used; `said` is one phrase: `lora_alpha 64, rank 128 in args.yaml`."""
+
+    alpha: float
+    rank: float | None
+    rslora: bool
+    said: str
+
+
+class _Entry(NamedTuple):
+    name: str
+    value: object
+    place: str
+
+
+def read_training_config(path: Path) -> TrainingScale:
+    """The one alpha that a YAML, JSON or TOML file or a launch script states, and the rank beside it.
+
+    Raises ScaleError when the file cannot be read, states none or two, or states what is no number.
+    """
+    text, read = _text(path), _document if path.suffix.lower() in _PARSERS else _script
+    alphas, ranks, flags = list[_Entry](), list[_Entry](), list[_Entry]()
+    # Only these words state an alpha; a search among neighbours need not parse what lacks them.
+    for group in read(text, path) if re.search("alpha|lora_config", text) else []:
+        flags += _named(group, RSLORA)
+        alpha, rank = _named(group, ALPHAS), _named(group, RANKS)
+        if not alpha or (alpha[0].name == "alpha" and all(number(entry.value) is None for entry in rank)):
+            continue
+        if own := [entry.place for entry in _named(group, PATTERNS) if entry.value != {}]:
+            raise _wrong(path, f"{own[0]} gives modules scales of their own, so there is no one alpha.")
+        alphas += alpha
+        ranks += rank
+    if not alphas:
+        raise _SilentError(path, "states no lora_alpha, network_alpha, or alpha beside a rank")
+    a, r, flag = (_agreed(path, entries) for entries in (alphas, ranks, flags))
+    rslora = any(value for _, value in flag)
+    said = ", ".join([f"{entry.name} {value:g}" for entry, value in a + r] + ["rslora"] * rslora)
+    return TrainingScale(a[0][1], r[0][1] if r else None, rslora, f"{said} in {plain(path.name, 80)}")
+
+
+def beside(file: Path) -> Path | None:
+    """The configuration nearest to a tensor file, up to two folders above its own, that states a lora alpha.
+
+    None also where the nearest contradicts itself or another in its folder: a choice would be a guess.
+    """
+    for folder in file.absolute().parents[:3]:
+        found = dict[Path, TrainingScale]()
+        logged = [*folder.glob("logs/*/hparams.yml"), *folder.glob("logs/*/*/hparams.yml")]
+        for path in [folder / name for name in BESIDE] + logged * (len(logged) == 1):
+            try:
+                found[path] = read_training_config(path)
+            except _SilentError:
+                continue
+            except ScaleError:
+                return None
+        if found:
+            return next(iter(found)) if len({(scale.alpha, scale.rslora) for scale in found.values()}) == 1 else None
+    return None
+
+
+def _named(group: list[_Entry], names: Iterable[str]) -> list[_Entry]:
+    chosen = [entry for entry in group if entry.name in names]
+    return [entry for entry in chosen if entry.name not in BARE] or chosen
+
+
+def _agreed(path: Path, entries: list[_Entry]) -> list[tuple[_Entry, float]]:
+    """The first entry and its value, if there is any and all say the same."""
+    values = list[tuple[_Entry, float]]()
+    for entry in entries:
+        value = float(entry.value) if isinstance(entry.value, bool) and entry.name in RSLORA else number(entry.value)
+        if value is None or not math.isfinite(value):
+            raise _wrong(path, f"{entry.name} ({entry.place}) is {shown(entry.value)}: no value it can have.")
+        values.append((entry, value))
+        if value != values[0][1]:
+            one, other = (f"{e.name} {v:.12g} ({e.place})" for e, v in (values[0], values[-1]))
+            raise _wrong(path, f"two values are stated: {one}, but {other}.")
+    return values[:1]
+
+
+def _wrong(path: Path, what: str) -> ScaleError:
+    look = command("grep", "-n", "-i", "-E", "alpha|rank|lora", path)
+    return ScaleError(f"{path}: {what} State what this run used with --alpha.", look)
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise FileNotFoundError(0, "it is no file")
+        with path.open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise _SilentError(path, f"cannot be read: {error.strerror}") from error
+    text = data.decode("utf-8-sig", "replace")  # a .bat may have comments in its system's encoding; options are ASCII
+    if len(data) > MOST_BYTES or re.search(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]", text):
+        raise _SilentError(path, "is no training configuration: it is not text, or has more than 1 MB")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _document(text: str, path: Path) -> Iterator[list[_Entry]]:
+    """The entries of each mapping of a document. Each is visited once, however many aliases name it."""
+    try:
+        root = _PARSERS[path.suffix.lower()](text)
+    except Exception as error:  # parsers raise what they like on odd text: PyYAML an IndexError for `!!int ""`
+        why = plain(str(error).partition("\n")[0], 200) or type(error).__name__
+        raise _SilentError(path, f"cannot be read as {path.suffix[1:].upper()}: {why}") from error
+    seen, queue = set[int](), list[tuple[tuple[str, ...], object]]([((), root)])
+    for keys, node in queue:
+        if not isinstance(node, dict | list) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if len(seen) > MOST_MAPPINGS or len(keys) > DEEPEST:
+            raise _SilentError(path, "holds too much to be a training configuration")
+        group = list[_Entry]()
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, dict) and "value" in value and value.keys() <= {"desc", "value"}:
+                value = value["value"]  # wandb wraps each value
+            at = (*keys, plain(key, 40) if isinstance(key, str) else shown(key))
+            if key in NAMES and value is not None:
+                group.append(_Entry(key, value, ".".join(at)))
+            if isinstance(value, dict | list):
+                queue.append((at, value))
+        if keys[-2:] == ("lora_config", "params") and isinstance(node, dict) and "lora_alpha" not in node:
+            group += [_Entry(SAT_DEFAULT, 1, ".".join(keys))] * ("r" in node)
+        yield group
+
+
+def _yaml(text: str) -> object:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Without merge keys, which can double a mapping at every level, and with objects as what they hold."""
+
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            _once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+
+        def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+            return super().construct_scalar(node)[:4096]  # a number of a million digits takes long to build
+
+        def held(self, _: str, node: yaml.Node) -> object:
+            return self.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else None
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", Loader.held)
+    return Loader(text).get_single_data()
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"one mapping states {shown(key)} twice")
+    return dict(pairs)
+
+
+_PARSERS: dict[str, Callable[[str], object]] = {
+    ".yaml": _yaml,
+    ".yml": _yaml,
+    ".json": lambda text: json.loads(text, object_pairs_hook=_once),
+    ".toml": tomli.loads,
+}
+
+_NOT_RUN = re.compile(
+    r"""(?mix) <\#[\s\S]*?(?:\#>|\Z)                              # PowerShell's block comment
+    | ^[ \t]*:[ \t]*(?:'[^']*(?:'|\Z)|<<-?[ \t]*['"]?(\w+)[\s\S]*?(?:^\1$|\Z))  # the shell's no-op, used as one
+    | ^[ \t]*@?(?:rem\b|::).* | (?<!\S)\#.* | ^[ \t]*@?(?:echo|printf|write-host)\b[^;&|\n]*
+    | "[^"\n]*" | '[^'\n]*'                                       # kept: a # inside starts no comment"""
+)
+_VALUE = r"""(\$\(\w+\)|[^\s"',;)|&]*)"""
+_OPTION = re.compile(rf"(?<![\w-])--({'|'.join(NAMES).replace('_', '[_-]')})(?![\w-])[ \t=,\"']*(?!--){_VALUE}")
+_EQUALS = rf"""[ \t]*([-+*/?]?):?=(?!=)[ \t]*["']?{_VALUE}(?=["']?[ \t]+([-+*/%])[ \t]|)"""
+_ASSIGNED = re.compile(rf"""(?mi)(?:^[ \t]*\$?(?:env:)?|[\s;"'&])(\w+)(?:{_EQUALS}|[ \t]+(in)\b)""")
+_REFERENCE = re.compile(r"(?i)\$(?:env:)?([a-z_]\w*)|\$[{(](?:env:)?([a-z_]\w*)[})]|%(\w+)%|!(\w+)!")
+
+
+def _script(text: str, path: Path) -> list[list[_Entry]]:
+    """The options of all commands of a script, as one group: it states one alpha, or it is refused."""
+    starts = list(accumulate((len(line) + 1 for line in text.split("\n")), initial=0))
+    # Comments are blanked and continued lines joined, every character in its place.
+    code = _NOT_RUN.sub(lambda match: match[0] if match[0][0] in "\"'" else re.sub(r"[^\n]", " ", match[0]), text)
+    code = re.sub(r"[\\^`][ \t]*\n[ \t\n]*\n(?=[ \t]*-)", lambda match: "\0".rjust(len(match[0])), code)
+    code = re.sub(r"[\\^`][ \t]*\n", lambda match: " " * len(match[0]), code)
+    if lost := re.search(rf"\0[^\n]*?{_OPTION.pattern}", code):
+        raise _wrong(
+            path, f"line {bisect_right(starts, lost.start(1))}: a comment or gap above --{lost[1]} ends its command."
+        )
+    variables = dict[str, dict[str, int]]()
+    for match in _ASSIGNED.finditer(code):  # `A+=1`, `A = B / 2`, `for A in`: no one line says all
+        value = match[0].strip() if match[2] or match[4] or match[5] else match[3]
+        variables.setdefault(match[1], {}).setdefault(value, bisect_right(starts, match.end() - 1))
+    options = [(m[1].replace("-", "_"), m[2], bisect_right(starts, m.start())) for m in _OPTION.finditer(code)]
+    return [[_Entry(name, _value(text, name in RSLORA, variables, path), f"line {n}") for name, text, n in options]]
+
+
+def _value(text: str, switch: bool, variables: dict[str, dict[str, int]], path: Path) -> object:
+    for _ in range(8):  # variables that name each other have no end
+        reference = _REFERENCE.fullmatch(text)
+        given = variables.get(reference[reference.lastindex or 0], {}) if reference else {}
+        if len(given) > 1:
+            values = listed([f"{shown(value)} (line {line})" for value, line in given.items()])
+            raise _wrong(path, f"{plain(text, 40)} has two values: {values}.")
+        text = next(iter(given), text)
+    try:
+        return {"": True, "true": True, "false": False}.get(text.lower(), text) if switch else float(text)
+    except ValueError:
+        return text
