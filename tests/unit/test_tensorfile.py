@@ -1,0 +1,56 @@
+"""What is written depends on what is given and on nothing else; what is digested is everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from loraforge.errors import ConversionError
+from loraforge.graph import relayout
+from loraforge.layout import parse
+from loraforge.lora import LoraWeight
+from loraforge.peftrules import config, rule
+from loraforge.scan import scan
+from loraforge.tensorfile import read_safetensors, write_safetensors
+
+TYPES = {"F32": np.float32, "F16": np.float16}
+
+
+def test_the_bytes_do_not_depend_on_the_order(tmp_path: Path) -> None:
+    header = {"c": ("F32", (2,)), "a": ("F16", (1,)), "b": ("F32", (2,))}
+    tensors = [(key, np.ones(shape, TYPES[kind])) for key, (kind, shape) in header.items()]
+    write_safetensors(tmp_path / "1", header, tensors, {"x": "1", "y": "2"})
+    write_safetensors(tmp_path / "2", dict(reversed(header.items())), tensors[::-1], {"y": "2", "x": "1"})
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+    assert load_file(tmp_path / "1").keys() == header.keys()
+
+
+def test_a_tensor_missing_or_unlike_its_announcement_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="announced and not given"):
+        write_safetensors(tmp_path / "1", {"a": ("F32", (2,))}, [], {})
+    with pytest.raises(ValueError, match="a is float16"):
+        write_safetensors(tmp_path / "1", {"a": ("F32", (2,))}, [("a", np.ones(2, np.float16))], {})
+
+
+def test_the_digest_knows_the_element_type(tmp_path: Path) -> None:
+    for name, dtype, kind in (("h", np.float16, "F16"), ("b", ml_dtypes.bfloat16, "BF16")):
+        write_safetensors(tmp_path / name, {"a": (kind, (2, 2))}, [("a", np.zeros((2, 2), dtype))], {})
+    assert scan(read_safetensors(tmp_path / "h"), ["a"]) != scan(read_safetensors(tmp_path / "b"), ["a"])
+
+
+def test_a_segment_the_target_has_no_module_for_is_refused() -> None:
+    layouts = {"one": {"modules": {"x.a": ["a"], "x.b": ["b"]}}, "two": {"modules": {"y": ["a"]}, "absent": ["b"]}}
+    arch = parse({"architecture": "t", "title": "t", "segments": ["a", "b"], "layouts": layouts}, "t")
+    weight = (LoraWeight(np.ones((1, 3)), np.ones((2, 1)), 1.0),)
+    with pytest.raises(ConversionError, match=r"layout two has no module for x\.b"):
+        relayout({"x.a": weight, "x.b": weight}, arch, "one", "two")
+
+
+def test_patterns_do_not_match_a_longer_path() -> None:
+    ranks = {"a.b": 2, "x.a.b": 4, "y": 4}
+    least = config(ranks, dict.fromkeys(ranks, 1.0))
+    assert all(rule(least, ranks, "header").of(path, rank) == 1.0 for path, rank in ranks.items())
