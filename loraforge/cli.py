@@ -118,7 +118,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Convert an adapter, and prove the result.")
 @click.argument("source", type=PATH)
 @click.option(
     "--to", required=True, metavar="FORMAT", callback=_format, help="Format to write; see `loraforge formats`."
@@ -200,7 +200,7 @@ def convert(as_json: bool, **options: Any) -> None:
     click.echo(_json(report.to_dict()) if as_json else "\n".join(map(plain, report.lines())))
 
 
-@main.command()
+@main.command(short_help="Say what a file is, from its headers.")
 @click.argument("source", type=PATH)
 @click.option(
     "--from", "from_", metavar="FORMAT", callback=_format, help="Format of SOURCE. Default: told by its content."
@@ -235,7 +235,7 @@ def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, a
         raise LoraforgeError(found.problem, *found.remedies)
 
 
-@main.command()
+@main.command(short_help="List the adapter formats.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def formats(as_json: bool) -> None:
     """List the adapter formats: what each is, and whether it is read or written."""

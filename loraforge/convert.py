@@ -196,7 +196,9 @@ def _typed(options: Mapping[str, object], name: str) -> str:
     words = ["loraforge", "convert", name]
     for option, value in options.items():
         flag = "--" + option.rstrip("_").replace("_", "-")
-        if option in ("source", "out", "force", "dry_run") or value in (None, False, (), "tensors", "keep"):
+        if option in ("source", "out", "force", "dry_run") or value is None or value is False:
+            continue  # by identity: a stated scale of 0 equals False
+        if value in ("tensors", "keep"):
             continue
         if isinstance(value, list | tuple):
             words += [word for item in value for word in (flag, item)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Scale
-from loraforge.errors import LoraforgeError
+from loraforge.errors import LoraforgeError, command
 from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
@@ -65,10 +65,12 @@ class Inspection:
             "fits": base_text(self.fits) if self.scale else "",
         }
         lines = [f"{name:<9}{text}" for name, text in table.items() if text]
-        return lines + [
+        lines += [
             f"{'header' if not n else '':<9}{key}: {_short(' '.join(value.split()))}"
             for n, (key, value) in enumerate(self.metadata.items())
         ]
+        known = [] if self.problem else self.remedies
+        return lines + [f"{'convert' if not n else '':<9}{line}" for n, line in enumerate(known)]
 
     def _holds(self) -> str:
         adapted = {name: count for name, count in self.components.items() if name in ("transformer", "text_encoder")}
@@ -90,7 +92,7 @@ def _short(text: str) -> str:
 
 
 def _counted(counts: Mapping[Any, int]) -> str:
-    """`128`, or `4 (3 times), 8 (once)` where they differ."""
+    """`128`, or `4 x3, 8 x1` where they differ."""
     return (
         ", ".join(map(str, counts))
         if len(counts) == 1
@@ -132,7 +134,8 @@ def _describe(
     remedies = [remedy.command for remedy in error.remedies] if error else []
     if adapter and form and adapter.scale.provenance == "ambiguous":
         ranks = {path: delta[0].rank for path, delta in modules.items()}
-        remedies = [remedy.command for remedy in candidates(ranks, form.name)]
+        start = command("loraforge", "convert", file.path, "--to", form.name)
+        remedies = [f"{start} {remedy.command}   # {remedy.why}" for remedy in candidates(ranks, form.name)]
     return Inspection(
         path=str(file.path),
         container=file.kind,
@@ -158,7 +161,7 @@ def _describe(
 def skeleton(source: str | Path, *, iteration: int | None = None, ema: bool = False) -> dict[str, Any]:
     """Everything of a file but its weights: names, shapes, element types, metadata, pickle globals.
 
-    Follows schemas/skeleton.schema.json; `loraforge.testing`-style tests rebuild a file from it.
+    Follows schemas/skeleton.schema.json. A file of the same names and shapes can be rebuilt from it.
     """
     _, _, file = locate(Path(source), None, Choice(iteration, ema))
     tensors: Mapping[str, Any] = {

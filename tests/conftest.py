@@ -7,6 +7,7 @@ from oracle import SAT_CASES, Case
 
 from loraforge.cli import main
 
+pytest.register_assert_rewrite("hostile.refusal")
 settings.register_profile("default", max_examples=60, deadline=None)
 settings.load_profile("default")
 

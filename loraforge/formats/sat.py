@@ -128,7 +128,7 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
     if choice.iteration is not None:
         if choice.iteration not in have:
             raise FileError(
-                f"{run} has no checkpoint {choice.iteration}{ending} (it has {everything}).", *_iterations(have)
+                f"{run} has no checkpoint {choice.iteration}{ending} (it has {everything}).", *_iterations(run, have)
             )
         return (
             f"{choice.iteration}{ending}",
@@ -138,16 +138,13 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
         chosen = f"{latest.removesuffix('-ema')}{ending}" if choice.ema else latest
         if chosen not in checkpoints:
             said = f"{run / 'latest'} names {chosen!r}, but there is no such checkpoint (found: {everything})."
-            raise FileError(said, *_iterations(have))
+            raise FileError(said, *_iterations(run, have))
         return (
             chosen,
             f"took iteration {chosen} of {name}, which `latest` names{others if len(checkpoints) > 1 else ''}",
         )
     if not have:
-        raise FileError(
-            f"{run} has no checkpoint{' of averaged weights (-ema)' if choice.ema else ''} (it has {everything}).",
-            command("ls", "-l", run),
-        )
+        raise FileError(f"{run} has no checkpoint (it has {everything}).", command("ls", "-l", run))
     return (
         f"{have[-1]}{ending}",
         f"took iteration {have[-1]}{ending} of {name}, the newest; there is no `latest`{others}",
@@ -162,8 +159,8 @@ def _latest(file: Path) -> str | None:
         return stream.read(100).decode("utf-8", "replace").strip()
 
 
-def _iterations(have: list[int]) -> list[Try]:
-    return [Try(f"--iteration {n}") for n in have[-3:]] or [Try("loraforge formats")]
+def _iterations(run: Path, have: list[int]) -> list[Try]:
+    return [Try(f"--iteration {n}") for n in have[-3:]] or [Try(command("ls", "-l", run))]
 
 
 def _run_name(file: Path) -> str:

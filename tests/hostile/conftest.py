@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-pytest.register_assert_rewrite("hostile.refusal")
-
-from hostile.refusal import LONGEST, MOST_MEMORY, listing, proper  # noqa: E402
-from loraforge.cli import main  # noqa: E402
+from hostile.refusal import LONGEST, MOST_MEMORY, listing, proper
+from loraforge.cli import main
 
 Words = Sequence[object] | Path
 """The words after `loraforge convert`; or the source alone."""

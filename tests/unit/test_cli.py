@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
+import safetensors.torch
 import torch
 from oracle import DATA, Case
-from safetensors import safe_open
 from safetensors.numpy import save_file
 from sat import lora_tensors, write_run
 
@@ -60,8 +61,7 @@ def test_dry_run_writes_nothing_and_says_everything_else(tmp_path: Path, cli) ->
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_dtype(dtype: str, case: Case, tmp_path: Path) -> None:
     report = loraforge.convert(case.run(tmp_path), to="diffusers", out=tmp_path / "out.safetensors", dtype=dtype)
-    with safe_open(tmp_path / "out.safetensors", framework="pt") as file:
-        kinds = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118
+    kinds = {tensor.dtype for tensor in safetensors.torch.load_file(tmp_path / "out.safetensors").values()}
     assert kinds == {{"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]}
     assert {step.kind for step in report.steps} == {"exact" if dtype == "fp32" else "rounded"}
     if dtype != "fp32":
@@ -96,9 +96,9 @@ def test_scale_in_metadata_leaves_the_tensors_untouched(case: Case, tmp_path: Pa
     loraforge.convert(case.run(tmp_path), to="diffusers", out=tmp_path / "out.safetensors", scale_in="metadata")
     file, _ = loraforge.source.open_tensors(next((case.folder / "sat_ckpt").glob("*/*.pt")))
     stored = sorted(bytes(file.raw(key)) for key in file.tensors if "matrix_" in key)
-    with safe_open(tmp_path / "out.safetensors", framework="numpy") as result:
-        assert sorted(result.get_tensor(key).tobytes() for key in result.keys()) == stored  # noqa: SIM118
-        header = json.loads(result.metadata()["lora_adapter_metadata"])
+    result = safetensors.numpy.load_file(tmp_path / "out.safetensors")
+    assert sorted(tensor.tobytes() for tensor in result.values()) == stored
+    header = json.loads(loraforge.inspect(tmp_path / "out.safetensors").metadata["lora_adapter_metadata"])
     assert header["transformer.lora_alpha"] == case.manifest["lora_alpha"]
     assert header["transformer.r"] == case.manifest["rank"]
 
@@ -285,3 +285,23 @@ def test_adapters_of_formats_not_read_yet_are_called_adapters(tmp_path: Path, cl
         assert result.exit_code == 1
         assert "is an adapter in" in result.stderr
         assert words in result.stderr
+
+
+def test_a_stated_scale_of_zero_is_in_the_recorded_command(tmp_path: Path) -> None:
+    run = Case("sat_2b_r4").run(tmp_path, config=False)
+    loraforge.convert(run, to="diffusers", out=tmp_path / "out", trained_scale=0.0)
+    origin = json.loads(loraforge.inspect(tmp_path / "out").metadata["loraforge"])
+    assert origin["command"].endswith("--trained-scale 0")
+
+
+def test_inspect_prints_the_line_for_each_scale_an_unrecorded_file_may_have(tmp_path: Path, cli, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = cli("inspect", DATA / "sat_2b_r4" / "hf_export_unscaled").stdout
+    lines = re.findall(r"loraforge (convert .*?)   # ", shown)
+    assert len(lines) == 4
+    for n, line in enumerate(lines):
+        assert cli(*shlex.split(line), "-o", f"{n}.safetensors").exit_code == 0, line
+
+
+def test_the_list_of_commands_is_not_cut(cli) -> None:
+    assert "..." not in cli("--help").stdout.partition("Commands:")[2]
