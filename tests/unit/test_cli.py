@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -305,3 +306,14 @@ def test_inspect_prints_the_line_for_each_scale_an_unrecorded_file_may_have(tmp_
 
 def test_the_list_of_commands_is_not_cut(cli) -> None:
     assert "..." not in cli("--help").stdout.partition("Commands:")[2]
+
+
+def test_files_of_one_name_get_results_named_after_their_folders(tmp_path: Path, monkeypatch) -> None:
+    """Every Diffusers adapter is called pytorch_lora_weights.safetensors; one must not replace another."""
+    monkeypatch.chdir(tmp_path)
+    for style in ("disney", "orbit"):
+        loraforge.convert(Case("sat_2b_r4").run(tmp_path / style), to="diffusers", out=tmp_path / style / "lora")
+        shutil.move(tmp_path / style / "lora", tmp_path / f"{style}-lora")
+        source = tmp_path / f"{style}-lora" / "pytorch_lora_weights.safetensors"
+        report = loraforge.convert(source, to="diffusers", dtype="bf16")
+        assert Path(report.output["path"]).parent.name == f"{style}-lora-diffusers"
