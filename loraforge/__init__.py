@@ -1,6 +1,6 @@
 """Convert LoRA adapters between frameworks, and prove that the result does what the adapter did where it was trained.
 
-`convert` and `inspect` take what the commands of the same name take. Nothing here imports numpy
+`convert`, `inspect`, `verify` and `stamp` take what the commands of the same name take. Nothing here imports numpy
 before the first file is opened.
 """
 
@@ -14,5 +14,21 @@ from loraforge.inspect import Inspection as Inspection
 from loraforge.inspect import inspect as inspect
 from loraforge.inspect import skeleton as skeleton
 from loraforge.report import Report as Report
+from loraforge.stamp import Stamp as Stamp
+from loraforge.stamp import stamp as stamp
+from loraforge.verify import Verification as Verification
+from loraforge.verify import verify as verify
 
-__all__ = ["Inspection", "LoraforgeError", "Report", "__version__", "convert", "inspect", "skeleton"]
+__all__ = [
+    "Inspection",
+    "LoraforgeError",
+    "Report",
+    "Stamp",
+    "Verification",
+    "__version__",
+    "convert",
+    "inspect",
+    "skeleton",
+    "stamp",
+    "verify",
+]

@@ -28,8 +28,12 @@ class Storage:
 
     parts: bool = False
     """Several (A, B) per stacked module, as SAT keeps q, k and v."""
-    scale: Literal["file", "header", "none"] = "none"
-    """Where the scaling goes: in a configuration that every reader obeys, in a header that some obey, nowhere."""
+    one_rank: bool = False
+    """All modules of a file have the same rank."""
+    magnitude: bool = True
+    """DoRA's row lengths."""
+    segments: frozenset[str] | None = None
+    """The only segments its LoRA adapts; None where any can be."""
 
 
 @dataclass(frozen=True, slots=True)

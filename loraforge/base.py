@@ -19,5 +19,5 @@ def fits(adapter: Adapter) -> tuple[Variant, ...]:
             template, index = place
             segments = layout.modules[template]
             sizes = arch.sizes(segments, rows(delta)) or []
-            shapes += [(s, index, (size, delta[0].A.shape[1])) for s, size in zip(segments, sizes, strict=False)]
+            shapes += [(s, index, delta[0].base_shape(size)) for s, size in zip(segments, sizes, strict=False)]
     return tuple(v for v in arch.variants if not any(v.objection(*place) for place in set(shapes)))

@@ -127,7 +127,10 @@ def main() -> None:
     "--from", "from_", metavar="FORMAT", callback=_format, help="Format of SOURCE. Default: told by its content."
 )
 @click.option(
-    "-o", "--out", type=PATH, help="A .safetensors file, or a folder. Default: ./<run>-<iteration>-<format>, printed."
+    "-o",
+    "--out",
+    type=PATH,
+    help="A folder or, where the format is one file, a .safetensors. Default: ./<run>-<iteration>-<format>, printed.",
 )
 @click.option(
     "--iteration", type=int, metavar="N", help="Checkpoint to take from a run. Default: the one `latest` names."
@@ -166,6 +169,19 @@ def main() -> None:
     "(Diffusers 0.34 or newer only). To continue training, use metadata.",
 )
 @click.option(
+    "--base",
+    type=PATH,
+    metavar="CHECKPOINT",
+    help="With --to sat: the SAT checkpoint or folder of the base model, to be copied around the LoRA.",
+)
+@click.option("--lora-only", is_flag=True, help="With --to sat: no base, only the LoRA; SAT cannot load that alone.")
+@click.option(
+    "--target-alpha",
+    type=float,
+    metavar="N",
+    help="With --to sat: the lora_alpha SAT will run with. Default: its own, 1. Written into the YAML.",
+)
+@click.option(
     "--dtype",
     type=click.Choice(["keep", "fp32", "bf16", "fp16"]),
     default="keep",
@@ -190,6 +206,8 @@ def convert(as_json: bool, **options: Any) -> None:
       loraforge convert runs/lora-disney-11-20-10-00 --to diffusers
       loraforge convert runs/lora-disney-11-20-10-00 --to diffusers --iteration 500 --ema
       loraforge convert mp_rank_00_model_states.pt --from sat --to diffusers --alpha 1 -o my-style.safetensors
+      loraforge convert pytorch_lora_weights.safetensors --to peft --trained-by cogvideo
+      loraforge convert peft-folder --to sat --base CogVideoX-2b-sat/transformer
     """
     from loraforge.threads import settle_process
 
@@ -233,6 +251,66 @@ def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, a
     click.echo(_json(found.to_dict()) if as_json else "\n".join(map(plain, found.lines())))
     if found.problem:
         raise LoraforgeError(found.problem, *found.remedies)
+
+
+@main.command(short_help="Compare two adapters, or a file with what its loader makes of it.")
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH, required=False)
+@click.option(
+    "--in",
+    "in_",
+    type=click.Choice(["diffusers", "peft"]),
+    help="Load A with the real library (loraforge[pipeline]) and compare with what its layers hold.",
+)
+@click.option(
+    "--base",
+    type=PATH,
+    metavar="DIR",
+    help="With --in: a folder with the transformer's config.json. Default: made from A's shapes.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
+@click.pass_context
+def verify(ctx: click.Context, a: Path, b: Path | None, in_: str | None, base: Path | None, as_json: bool) -> None:
+    """Say whether A and B, of any formats, make the same update; or what a loader makes of A.
+
+    Every row is compared in float64; rounding to the coarser element type is no difference. A scale that
+    nothing records is read as 1.0, as loaders do. Exit code 1 when the two differ.
+
+    \b
+    Examples:
+      loraforge verify runs/lora-disney-11-20-10-00 my-style.safetensors
+      loraforge verify my-style.safetensors --in diffusers
+    """
+    from loraforge.threads import settle_process
+
+    settle_process()
+    found = loraforge.verify(a, b, in_=in_, base=base)  # type: ignore[arg-type]
+    for note in found.notes:
+        say("note: ", note)
+    click.echo(_json(found.to_dict()) if as_json else "\n".join(map(plain, found.lines())))
+    if not found.same:
+        ctx.exit(1)
+
+
+@main.command(short_help="Record the scale of training in a file's header.")
+@click.argument("source", metavar="FILE", type=PATH)
+@click.option("--alpha", type=float, required=True, metavar="N", help="lora_alpha the training used.")
+@click.option("-o", "--out", type=PATH, help="File to write. Default: ./<name>-alpha<N>.safetensors, printed.")
+@click.option("--in-place", is_flag=True, help="Replace FILE itself, once the new one has proved right.")
+@click.option("--override-scale", is_flag=True, help="Believe --alpha over the scale the file records.")
+@click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (schemas/stamp.schema.json).")
+def stamp(source: Path, as_json: bool, **options: Any) -> None:
+    """Record in FILE's header at what lora_alpha it was trained. The tensors stay as they are.
+
+    Diffusers 0.34 or newer reads the entry. For a file that is right in every loader, use `loraforge convert`.
+
+    \b
+    Example:
+      loraforge stamp pytorch_lora_weights.safetensors --alpha 64 -o my-style.safetensors
+    """
+    done = loraforge.stamp(source, **options)
+    click.echo(_json(done.to_dict()) if as_json else "\n".join(map(plain, done.lines())))
 
 
 @main.command(short_help="List the adapter formats.")

@@ -6,23 +6,23 @@ import fnmatch
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from zlib import crc32
 
 from loraforge.adapter import Adapter, Step
 from loraforge.dtypes import CHOICES, name_of
 from loraforge.errors import ConversionError, ScaleError, Try, VerificationError, command, listed
-from loraforge.formats import Choice, Format, Target, Writer
+from loraforge.formats import Choice, Format, Target, Wanted, Writer
 from loraforge.kinds import not_an_adapter
 from loraforge.layout import architecture
 from loraforge.output import destination, replacing
-from loraforge.provenance import KEY, carried_over, record
-from loraforge.registry import locate, named
+from loraforge.provenance import KEY, carried_over, entry
+from loraforge.registry import formats, locate, named
 from loraforge.report import Report
 from loraforge.scale import Statement, candidates
-from loraforge.tensorfile import RELEASE_EVERY, TensorFile, TensorInfo, read_safetensors, write_safetensors
+from loraforge.source import open_tensors
+from loraforge.tensorfile import RELEASE_EVERY, TensorFile
 
 if TYPE_CHECKING:
     from loraforge.lora import Array, Delta
@@ -43,6 +43,9 @@ def convert(
     as_loaded: bool = False,
     override_scale: bool = False,
     scale_in: Literal["tensors", "metadata"] = "tensors",
+    target_alpha: float | None = None,
+    base: str | Path | None = None,
+    lora_only: bool = False,
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
     base_model: str | None = None,
     drop: Sequence[str] = (),
@@ -73,9 +76,9 @@ def convert(
             f"--base-model {base_model} is no Hub id (like zai-org/CogVideoX-5b).",
             Try("--base-model zai-org/CogVideoX-5b", "for example"),
         )
-    target, writer = named(to), named(to).writer
-    if writer is None:
-        raise ConversionError(f"{to} is read, not written.", command("loraforge", "formats"))
+    target = named(to)
+    wanted = Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only)
+    writer = _writer(target, wanted)
     form, place, file = locate(source, from_, choice)
     if form is None:
         raise not_an_adapter(file)
@@ -84,16 +87,19 @@ def convert(
         raise _ambiguous(place.path, adapter, form)
     adapter, dropped = _without(adapter, drop)
     arch = architecture(adapter.architecture)
-    relaid = graph.relayout(adapter.modules, arch, adapter.layout, target.layouts[arch.name])
-    folded = writer.storage.scale != "file" and scale_in == "tensors"
-    plans = fit.plan(relaid, writer.storage, fit.Policy(folded, CHOICES.get(dtype)))
-    path = destination(
-        Path(out) if out else None, f"{place.run}-{to}", writer.file_name, source, force=force or dry_run
+    layout = target.layouts[arch.name]
+    relaid = graph.relayout(adapter.modules, arch, adapter.layout, layout)
+    rank = max(w.rank for delta, _ in relaid.values() for w in delta) if writer.storage.one_rank else None
+    policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(dtype), rank)
+    plans = fit.plan(relaid, writer.storage, policy, arch.layouts[layout].stacked)
+    goes = destination(
+        Path(out) if out else None, f"{place.run}-{to}", writer.files, source, force=force or dry_run, to=to
     )
 
-    outlines = {plan.path: plan.outline() for plan in plans}
     kept, lost = carried_over(adapter.metadata)
-    load, not_with = writer.how_to_load(path)
+    fitting = Target({plan.path: plan.outline() for plan in plans}, kept, base_model or adapter.base_model)
+    metadata = kept | writer.header(fitting)
+    use = writer.use(goes.file, fitting)
     with in_order(fit.carry_out, plans) as fitted:  # begins while the tensors are scanned
         report = Report(
             source={
@@ -102,10 +108,10 @@ def convert(
                 "size": file.size,
                 "digest": scan(file, adapter.keys),
             },
-            output={"path": str(path), "format": to, "written": not dry_run},
+            output={"path": str(goes.file), "format": to, "written": not dry_run},
             scale=adapter.scale,
             scalings=tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
-            stored="tensors" if folded else "metadata",
+            stored=writer.stored,
             steps=(),
             worst_error=None,
             fits=tuple(variant.name for variant in fits(adapter)),
@@ -113,9 +119,10 @@ def convert(
             others=dict(adapter.others),
             dropped_modules=dropped,
             dropped_metadata=lost,
-            notes=(*place.notes, *adapter.notes),
-            load=load,
-            not_with=not_with,
+            notes=(*place.notes, *adapter.notes, *use.notes),
+            load=use.load,
+            not_with=use.not_with,
+            provided=use.provided,
         )
         steps: list[Step] = []
 
@@ -130,17 +137,40 @@ def convert(
         if dry_run:
             deque(tensors(), maxlen=0)
         else:
-            typed = _typed(options, place.path.name)
-            metadata = kept | writer.header(_target(outlines)) | {KEY: record(report, typed)}
-            header = _header(writer, outlines)
-            with replacing(path, sum(TensorInfo(*entry, 0).nbytes for entry in header.values())) as temporary:
-                sums = write_safetensors(temporary, header, tensors(), metadata)
-                worst = _prove(adapter, target, temporary, sums, steps, file)
-    notes = (*report.notes, *_advice(steps, dtype, adapter, folded))
+            said = entry(
+                _typed(options, place.path.name),
+                report.source,
+                report.scale,
+                report.scalings,
+                report.stored,
+                report.base_model,
+                report.fits,
+            )
+            header = _header(writer, fitting.outlines)
+            with replacing(goes, writer.size(header)) as folder:
+                written = folder / goes.names[0]
+                written.parent.mkdir(exist_ok=True)
+                sums = writer.write(written, header, tensors(), metadata | {KEY: said})
+                for name, text in writer.beside(replace(fitting, metadata=kept | {KEY: said})).items():
+                    (folder / name).write_text(text, "utf-8")
+                worst = _prove(adapter, target, written, sums, steps, file)
+    notes = (*report.notes, *_advice(steps, dtype, adapter, target))
     return replace(report, steps=tuple(steps), worst_error=worst, notes=notes)
 
 
-def _advice(steps: Sequence[Step], dtype: str, adapter: Adapter, folded: bool) -> Iterator[str]:
+def _writer(target: Format, wanted: Wanted) -> Writer:
+    if target.writer is None:
+        raise ConversionError(f"{target.name} is read, not written.", command("loraforge", "formats"))
+    for option in fields(Wanted):
+        if option.name in target.options or getattr(wanted, option.name) == option.default:
+            continue
+        if knowing := [name for name, form in formats().items() if option.name in form.options]:
+            flag = "--" + option.name.replace("_", "-")
+            raise ConversionError(f"{flag} goes with --to {' or '.join(knowing)}, not with --to {target.name}.")
+    return target.writer(wanted)
+
+
+def _advice(steps: Sequence[Step], dtype: str, adapter: Adapter, target: Format) -> Iterator[str]:
     """What a user should know of scales that switch off, and how to avoid a rounding that can be avoided."""
     scalings = {w.scaling for delta in adapter.modules.values() for w in delta}
     if min(scalings) <= 0:
@@ -150,7 +180,9 @@ def _advice(steps: Sequence[Step], dtype: str, adapter: Adapter, folded: bool) -
     narrow = any(w.B.dtype.itemsize < 4 for delta in adapter.modules.values() for w in delta)
     ways = [f"leave out --dtype {dtype}"] if dtype in ("fp16", "bf16") else []
     ways += ["--dtype fp32 (a larger file)"] if narrow and dtype == "keep" else []
-    ways += ["--scale-in metadata (Diffusers 0.34 or newer)"] if folded and dtype == "keep" else []
+    ways += (
+        ["--scale-in metadata (Diffusers 0.34 or newer)"] if "scale_in" in target.options and dtype == "keep" else []
+    )
     if ways:
         yield f"for less rounding, or none: {', or '.join(ways)}"
 
@@ -184,13 +216,6 @@ def _header(writer: Writer, outlines: Mapping[str, Delta]) -> dict[str, tuple[st
     return {key: (name_of(tensor.dtype), tensor.shape) for key, tensor in encoded}
 
 
-def _target(outlines: Mapping[str, Delta]) -> Target:
-    return Target(
-        {path: max(w.rank for w in delta) for path, delta in outlines.items()},
-        {path: delta[0].scaling for path, delta in outlines.items()},
-    )
-
-
 def _typed(options: Mapping[str, object], name: str) -> str:
     """The command as the result records it: no folders, and only what can change the result."""
     words = ["loraforge", "convert", name]
@@ -202,7 +227,7 @@ def _typed(options: Mapping[str, object], name: str) -> str:
             continue
         if isinstance(value, list | tuple):
             words += [word for item in value for word in (flag, item)]
-        elif option == "training_config":
+        elif option in ("training_config", "base"):
             words += [flag, Path(str(value)).name]
         else:
             words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
@@ -216,13 +241,11 @@ def _prove(
 
     Returns the worst row's error. Raises VerificationError.
     """
-    from loraforge.threads import in_order
-    from loraforge.verify import compare
+    from loraforge.proof import compare, pair_up
+    from loraforge.scan import changed
 
-    back = read_safetensors(written)
-    with in_order(lambda key: crc32(back.raw(key)), sums) as read:
-        damaged = [key for key, checksum in zip(sums, read, strict=True) if checksum != sums[key]]
-    if damaged or sums.keys() != back.tensors.keys():
+    back, _ = open_tensors(written)
+    if damaged := changed(back, sums):
         raise VerificationError(
             f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept.",
             command("loraforge", "inspect", file.path),
@@ -233,7 +256,11 @@ def _prove(
         back.release()
 
     rounded = {step.module for step in steps if step.kind == "rounded"}
-    results = compare(adapter, target.read(back, Choice()), rounded, release)
+    pairs, alone = pair_up(adapter, target.read(back, Choice()))
+    if alone.first or alone.second:
+        names = listed([*alone.first, *alone.second], 5)
+        raise VerificationError(f"the written file adapts other modules than the source: {names}. Nothing was kept.")
+    results = compare(pairs, rounded.__contains__, release)
     wrong = [result for result in results if not result.holds]
     if wrong:
         wrong.sort(key=lambda result: -result.error)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,18 +12,21 @@ import numpy as np
 
 from loraforge.adapter import Kind, Step, Storage
 from loraforge.dtypes import numpy_type
-from loraforge.errors import ConversionError, command
-from loraforge.lora import Delta, LoraWeight, collapse, fold
+from loraforge.errors import ConversionError, Try, command, listed
+from loraforge.half import rounded, widen
+from loraforge.lora import Delta, LoraWeight, collapse, fold, pad
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """How the numbers are to be stored."""
 
-    folded: bool
-    """The scaling goes into A and B; else it stays beside them."""
+    scaling: float | None
+    """What every reader of the target applies; the rest goes into A and B. None: each module keeps its own."""
     dtype: str | None = None
     """Element type of every factor; None keeps the source's."""
+    rank: int | None = None
+    """The one rank of the file; None where each module has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,52 +47,77 @@ class Plan:
 
     def outline(self) -> Delta:
         """Weights of the final shape, type and scaling that hold no numbers: what a file header needs."""
+        scaling = self.policy.scaling
         return tuple(
             LoraWeight(
-                np.broadcast_to(np.zeros((), a_type), w.A.shape),
-                np.broadcast_to(np.zeros((), b_type), w.B.shape),
-                1.0 if self.policy.folded else w.scaling,
+                np.broadcast_to(np.zeros((), a_type), (self.policy.rank or w.rank, w.A.shape[1])),
+                np.broadcast_to(np.zeros((), b_type), (w.rows, self.policy.rank or w.rank)),
+                w.scaling if scaling is None else scaling,
+                None if w.magnitude is None else np.broadcast_to(np.zeros((), self.length(w)), (w.rows,)),
+                w.kernel,
             )
             for w in self.delta
             for a_type, b_type in [self.types(w)]
         )
 
+    def length(self, w: LoraWeight) -> Any:
+        """The type of the stored magnitudes."""
+        return w.magnitude.dtype.type if w.magnitude is not None and self.policy.dtype is None else self.types(w)[1]
 
-def plan(relaid: Mapping[str, tuple[Delta, tuple[str, ...]]], storage: Storage, policy: Policy) -> list[Plan]:
+
+def plan(
+    relaid: Mapping[str, tuple[Delta, tuple[str, ...]]],
+    storage: Storage,
+    policy: Policy,
+    segments: Callable[[str], tuple[str, ...]],
+) -> list[Plan]:
     """Give every module the number of (A, B) pairs the format stores. Touches numbers only where pairs must merge.
 
-    Raises ConversionError that lists the modules which do not fit.
+    `segments` names what a target module stacks. Raises ConversionError that lists the modules which do not fit.
     """
-    plans, problems = [], []
+    plans, problems = [], defaultdict[str, list[str]](list)
     for path, (delta, sources) in relaid.items():
+        if storage.segments is not None and not storage.segments.issuperset(segments(path)):
+            problems["adapts no such thing as"] += sources
+            continue
+        if not storage.magnitude and any(w.magnitude is not None for w in delta):
+            problems["has no place for the magnitudes (DoRA) of"] += sources
+            continue
         rank = max(w.rank for w in delta)
         if not storage.parts and len(delta) > 1:
-            if policy.folded and len({w.scaling for w in delta}) > 1:
+            if policy.scaling is not None and len({w.scaling for w in delta}) > 1:
                 delta = tuple(fold(w, w.A.dtype.type, w.B.dtype.type)[0] for w in delta)
             try:
                 delta = (collapse(delta),)
             except ConversionError as error:
-                problems.append(f"{path}: {error.message}")
+                problems[f"cannot hold, because {error.message},"] += sources
         plans.append(Plan(path, delta, sources, rank, policy))
     if problems:
-        raise ConversionError("; ".join(problems), command("loraforge", "formats"))
+        text = "; ".join(f"{what} {listed(paths)}" for what, paths in problems.items())
+        names = sorted({re.sub(r"\d+", "*", path) for paths in problems.values() for path in paths})
+        drop = command(*(word for name in names for word in ("--drop", name)))
+        remedy = Try(drop, "convert the others without them") if plans else Try(command("loraforge", "formats"))
+        raise ConversionError(f"the target {text}.", remedy)
     return plans
 
 
 def carry_out(plan: Plan) -> tuple[Delta, Step]:
     """The numbers of one module as they will be stored, and what they went through."""
-    fitted, error = [], 0.0
+    policy, fitted, error = plan.policy, [], 0.0
     for w in plan.delta:
         a_type, b_type = plan.types(w)
-        if plan.policy.folded:
-            w, loss = fold(w, a_type, b_type)
-        elif (a_type, b_type) != (w.A.dtype.type, w.B.dtype.type):
-            cast, loss = fold(replace(w, scaling=1.0), a_type, b_type)
-            w = replace(cast, scaling=w.scaling)
-        else:
-            loss = 0.0
-        fitted.append(w)
-        error = max(error, loss)
+        keep = w.scaling if policy.scaling is None else policy.scaling
+        if not w.rank:
+            w = replace(w, A=w.A.astype(a_type), B=w.B.astype(b_type), scaling=keep)
+        elif keep != w.scaling or (a_type, b_type) != (w.A.dtype.type, w.B.dtype.type):
+            # one scaling over the other is one rounding: 1 where both are lora_alpha / rank of the same
+            w, loss = fold(replace(w, scaling=w.scaling / keep if keep != w.scaling else 1.0), a_type, b_type)
+            w, error = replace(w, scaling=keep), max(error, loss)
+        if w.magnitude is not None and (kind := plan.length(w)) is not w.magnitude.dtype.type:
+            stored = rounded(widen(w.magnitude), kind).astype(kind)
+            error = max(error, float(np.max(np.abs(widen(stored) / widen(w.magnitude) - 1), initial=0.0)))
+            w = replace(w, magnitude=stored)
+        fitted.append(pad(w, policy.rank or w.rank))
     if not np.isfinite(error):
         kind = np.dtype(plan.types(plan.delta[0])[1]).name
         remedy = "--dtype fp32" if kind == "float16" else "--scale-in metadata"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from loraforge.dtypes import FACTORS
@@ -13,95 +15,185 @@ from loraforge.layout import Architecture
 from loraforge.tensorfile import TensorFile, TensorInfo
 
 if TYPE_CHECKING:
-    from loraforge.lora import Array, Delta
+    from loraforge.lora import Array, Delta, LoraWeight
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """The suffixes that follow a module path. `{name}` stands for the name of one adapter."""
+
+    A: str
+    B: str
+    magnitude: str = ""
+    """DoRA's; empty where the format has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """What one key says."""
+
+    path: str
+    factor: str
+    """A, B or magnitude."""
+    part: int
+    spelled: str
+    """How, without the module: all keys of one file are spelled alike."""
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one pair of factors."""
+
+    A: str
+    B: str
+    magnitude: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class KeyStyle:
-    """The suffixes that follow a module path, and what stands before it."""
+    """The spellings a format reads; the first, behind the first prefix, is the one it writes."""
 
-    A: str
-    B: str
-    prefix: str = ""
+    spellings: tuple[Spelling, ...]
+    prefixes: tuple[str, ...] = ("",)
     parts: bool = False
     """`.0`, `.1`, ... after the suffix: one pair per stacked segment."""
 
-    def parse(self, key: str) -> tuple[str, str, int] | None:
-        """Module path, "A" or "B", part number of a key; None where the key is not of this style."""
+    def parse(self, key: str) -> Hit | None:
+        """What a key says; None where it is not of this style."""
         stem, part = key, 0
         if self.parts:
             stem, _, number = key.rpartition(".")
             if not (number.isascii() and number.isdecimal() and str(int(number[:6])) == number):
                 return None
             part = int(number)
-        for factor, suffix in (("A", self.A), ("B", self.B)):
-            if stem.startswith(self.prefix) and stem.endswith(suffix):
-                return stem[len(self.prefix) : len(stem) - len(suffix)], factor, part
+        prefix = next((prefix for prefix in self.prefixes if stem.startswith(prefix)), None)
+        if prefix is None:
+            return None
+        for spelling in self.spellings:
+            for factor in ("A", "B", "magnitude"):
+                suffix: str = getattr(spelling, factor)
+                if suffix and (match := _ending(suffix).fullmatch(stem, len(prefix))):
+                    name = match.groupdict().get("name", "")
+                    return Hit(match["path"], factor, part, f"{prefix}...{spelling.A}".replace("{name}", name), prefix)
         return None
 
-    def pairs(
-        self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str
-    ) -> dict[str, list[tuple[str, str]]]:
-        """Module path -> the keys of its (A, B) pairs in order, judged by names and shapes alone.
+    def find(self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str) -> dict[str, list[Keys]]:
+        """Module path -> the keys of its pairs in order, judged by names and shapes alone.
 
-        Raises FormatError that lists every fault: keys outside the layout, a lone A or B, ranks that
-        disagree, empty shapes, element types no factor has, parts missing.
+        Raises FormatError that lists every fault: keys outside the layout, a lone A or B, two spellings,
+        ranks that disagree, empty shapes, element types no factor has, parts missing.
         """
         found: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
-        problems, unknown = [], []
+        spelled: dict[str, str] = {}
+        problems, unknown = list[str](), list[str]()
         stacks = {}
         for key in tensors:
             hit = self.parse(key)
-            place = arch.layouts[layout].locate(hit[0]) if hit else None
+            place = arch.layouts[layout].locate(hit.path) if hit else None
             if hit is None or place is None:
                 unknown.append(key)
                 continue
-            found[hit[0]][hit[2]][hit[1]] = key
-            stacks[hit[0]] = arch.layouts[layout].modules[place[0]]
+            spelled.setdefault(hit.spelled, key)
+            found[hit.path][hit.part].setdefault(hit.factor, key)
+            stacks[hit.path] = arch.layouts[layout].modules[place[0]]
         if unknown:
-            is_no = "is no LoRA key" if len(unknown) == 1 else f"and {len(unknown) - 1} more are no LoRA keys"
-            problems.append(f"{unknown[0]} {is_no} of {arch.title} in this format")
+            problems += _unknown(unknown, arch)
+        if len(spelled) > 1:
+            raise FormatError(
+                f"it holds several adapters, or one in several spellings: {listed(sorted(spelled.values()), 4)}. "
+                "Keep the keys of one of them."
+            )
         modules = {}
         for path, blocks in sorted(found.items()):
             want = len(stacks[path]) if self.parts else 1
             if sorted(blocks) != list(range(want)):
                 problems.append(f"{path} has parts {sorted(blocks)}, not the {want} of {', '.join(stacks[path])}")
                 continue
-            faults = [fault for _, keys in sorted(blocks.items()) for fault in _pair_faults(path, keys, tensors)]
+            faults = [
+                fault for _, keys in sorted(blocks.items()) for fault in _pair_faults(path, keys, tensors, self.parts)
+            ]
             if not faults and self.parts:
-                heights = [tensors[blocks[n]["B"]].shape[0] for n in range(want)]
-                if arch.sizes(stacks[path], sum(heights)) != heights:
-                    faults = [f"{path}: its parts have {heights} rows"]
-                widths = {tensors[blocks[n]["A"]].shape[1] for n in range(want)}
-                if len(widths) > 1:
-                    faults = [f"{path}: its parts have {sorted(widths)} inputs"]
+                faults = _part_faults(path, [blocks[n] for n in range(want)], tensors, arch, stacks[path])
             problems += faults
             if not faults:
-                modules[path] = [(blocks[n]["A"], blocks[n]["B"]) for n in range(want)]
+                modules[path] = [Keys(**blocks[n]) for n in range(want)]
         if problems:
             raise FormatError(listed(problems))
         return modules
 
     def decode(
-        self, file: TensorFile, pairs: Mapping[str, list[tuple[str, str]]], scaling: Callable[[str, int], float]
+        self, file: TensorFile, found: Mapping[str, list[Keys]], scaling: Callable[[str, int], float]
     ) -> dict[str, Delta]:
-        """The updates behind the pairs, as views of the file. `scaling` takes module path and rank."""
+        """The updates behind the keys, as views of the file. `scaling` takes module path and rank."""
         from loraforge.lora import LoraWeight  # numpy is loaded with the first tensor, not with --help
 
-        return {
-            path: tuple(LoraWeight(file[a], file[b], scaling(path, file.tensors[b].shape[1])) for a, b in keys)
-            for path, keys in pairs.items()
-        }
+        def weight(path: str, keys: Keys) -> LoraWeight:
+            A, B = file[keys.A], file[keys.B]
+            magnitude = None if keys.magnitude is None else file[keys.magnitude].reshape(-1)
+            rank, kernel = A.shape[0], A.shape[2:]
+            return LoraWeight(A.reshape(rank, -1), B.reshape(-1, rank), scaling(path, rank), magnitude, kernel)
+
+        return {path: tuple(weight(path, keys) for keys in pairs) for path, pairs in found.items()}
 
     def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
         """The keys and tensors of one module that already fits this style."""
+        spelling = self.spellings[0]
         for part, w in enumerate(delta):
             end = f".{part}" if self.parts else ""
-            yield f"{self.prefix}{path}{self.A}{end}", w.A
-            yield f"{self.prefix}{path}{self.B}{end}", w.B
+            ones = (1,) * len(w.kernel)
+            yield f"{self.prefixes[0]}{path}{spelling.A}{end}", w.A.reshape(w.rank, -1, *w.kernel) if ones else w.A
+            yield f"{self.prefixes[0]}{path}{spelling.B}{end}", w.B.reshape(w.rows, w.rank, *ones) if ones else w.B
+            if w.magnitude is not None:
+                length = w.magnitude.reshape(1, -1, *ones) if ones else w.magnitude
+                yield f"{self.prefixes[0]}{path}{spelling.magnitude}{end}", length
 
 
-def _pair_faults(path: str, keys: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
+def ranks(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Module path -> the rank of its first pair."""
+    return {path: tensors[keys[0].B].shape[1] for path, keys in found.items()}
+
+
+@cache
+def _ending(suffix: str) -> re.Pattern[str]:
+    return re.compile("(?P<path>.*)" + re.escape(suffix).replace(r"\{name\}", r"(?P<name>[^.]+)"), re.DOTALL)
+
+
+_REFUSED = (
+    (r"lora_B\.([^.]+\.)?bias", "a bias of the LoRA itself (lora_bias), which this version does not convert"),
+    (r"hada_w[12]|hada_t[12]", "LoHa"),
+    (r"lokr_w[12]|lokr_t2", "LoKr"),
+    (r"lora_embedding_[AB]", "a LoRA of an embedding, of which CogVideoX has none"),
+    (
+        r"(?<!lora_A\.)(?<!lora_B\.)(weight|bias)",
+        "a whole weight saved beside the LoRA (modules_to_save)",
+    ),
+    (r"alpha", "an alpha tensor, which no writer of this format makes"),
+)
+"""What the end of a key means that no LoRA of this kind has."""
+
+
+def _unknown(keys: list[str], arch: Architecture) -> Iterator[str]:
+    """One problem per kind of key that is not understood, with the first of its kind."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        what = next((what for ending, what in _REFUSED if re.search(rf"(?:^|[._])(?:{ending})$", key)), "")
+        known = what and any(arch.layouts[name].locate(stem) for name in arch.layouts for stem in _stems(key))
+        kinds[what if known or "whole" not in what else ""].append(key)
+    for what, group in kinds.items():
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        is_no = "is no LoRA key" if len(group) == 1 else "are no LoRA keys"
+        yield (f"{group[0]}{more}: {what}" if what else f"{group[0]}{more} {is_no} of {arch.title} in this format")
+
+
+def _stems(key: str) -> Iterable[str]:
+    """The tails of a key without its last word: one of them is the module, whatever prefix it has."""
+    words = key.split(".")[:-1]
+    return (".".join(words[start:]) for start in range(min(len(words), 4)))
+
+
+def _pair_faults(path: str, keys: Mapping[str, str], tensors: Mapping[str, TensorInfo], flat: bool) -> Iterator[str]:
+    dimensions = (2,) if flat else (2, 4)
     for factor in ("A", "B"):
         if factor not in keys:
             yield f"{path} has no {factor}"
@@ -111,9 +203,31 @@ def _pair_faults(path: str, keys: Mapping[str, str], tensors: Mapping[str, Tenso
             yield f"{keys[factor]} is {info.dtype}, not a floating type of 16 bits or more"
         if info.repeats:
             yield f"{keys[factor]} repeats its numbers (strides {list(info.strides or ())})"
-        if len(info.shape) != 2 or 0 in info.shape:
+        if len(info.shape) not in dimensions or 0 in info.shape:
             yield f"{keys[factor]} has shape {list(info.shape)}, not two dimensions with a rank of 1 or more"
-    if len(keys) == 2:
-        a, b = tensors[keys["A"]].shape, tensors[keys["B"]].shape
-        if len(a) == len(b) == 2 and a[0] != b[1]:
-            yield f"{path}: A {list(a)} and B {list(b)} disagree on the rank"
+    if not {"A", "B"} <= keys.keys():
+        return
+    a, b = tensors[keys["A"]].shape, tensors[keys["B"]].shape
+    if len(a) == len(b) and len(a) in dimensions and a[0] != b[1]:
+        yield f"{path}: A {list(a)} and B {list(b)} disagree on the rank"
+    elif len(a) != len(b) or b[2:] != (1,) * (len(b) - 2):
+        yield f"{path}: A {list(a)} and B {list(b)} are not those of one module"
+    if "magnitude" in keys:
+        info = tensors[keys["magnitude"]]
+        want = (b[0],) if len(b) == 2 else (1, b[0], 1, 1)
+        if info.dtype not in FACTORS or info.repeats or info.shape != want:
+            yield f"{keys['magnitude']} is {info.dtype} {list(info.shape)}, not {b[0]} floating numbers, one per row"
+
+
+def _part_faults(
+    path: str,
+    parts: list[dict[str, str]],
+    tensors: Mapping[str, TensorInfo],
+    arch: Architecture,
+    segments: tuple[str, ...],
+) -> list[str]:
+    heights = [tensors[keys["B"]].shape[0] for keys in parts]
+    if arch.sizes(segments, sum(heights)) != heights:
+        return [f"{path}: its parts have {heights} rows"]
+    widths = {tensors[keys["A"]].shape[1] for keys in parts}
+    return [f"{path}: its parts have {sorted(widths)} inputs"] if len(widths) > 1 else []

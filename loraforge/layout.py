@@ -75,6 +75,11 @@ class Layout:
     modules: Mapping[Template, tuple[str, ...]]
     absent: frozenset[str] = frozenset()
 
+    def stacked(self, path: str) -> tuple[str, ...]:
+        """The segments a module of this layout stacks."""
+        place = self.locate(path)
+        return self.modules[place[0]] if place else ()
+
     def locate(self, path: str, sep: str = ".") -> tuple[Template, Index] | None:
         """The template and block numbers of a module path, or None where the layout has no such module."""
         for template in self.modules:

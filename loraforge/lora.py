@@ -28,6 +28,10 @@ class LoraWeight:
     """[rows, rank]"""
     scaling: float
     """alpha / rank (rsLoRA: alpha / sqrt(rank)). Never alpha: that changes meaning with the rank."""
+    magnitude: Array | None = None
+    """[rows]: DoRA's length of each row of base weight + update. None for plain LoRA."""
+    kernel: tuple[int, ...] = ()
+    """A convolution's kernel, (height, width): its A is [rank, in * height * width] here. () for a linear module."""
 
     @property
     def rows(self) -> int:
@@ -37,8 +41,13 @@ class LoraWeight:
     def rank(self) -> int:
         return int(self.B.shape[1])
 
+    def base_shape(self, rows: int) -> tuple[int, ...]:
+        """Shape of `rows` rows of the base weight that this updates."""
+        return rows, self.A.shape[1] // math.prod(self.kernel), *self.kernel
+
     def take(self, start: int, stop: int) -> LoraWeight:
-        return replace(self, B=self.B[start:stop])
+        magnitude = None if self.magnitude is None else self.magnitude[start:stop]
+        return replace(self, B=self.B[start:stop], magnitude=magnitude)
 
 
 Delta = tuple[LoraWeight, ...]
@@ -51,7 +60,21 @@ def rows(delta: Delta) -> int:
 
 def zero(count: int, like: LoraWeight) -> Delta:
     """No update of `count` rows: rank 0."""
-    return (LoraWeight(like.A[:0], np.zeros((count, 0), like.B.dtype), like.scaling),)
+    return (LoraWeight(like.A[:0], np.zeros((count, 0), like.B.dtype), like.scaling, kernel=like.kernel),)
+
+
+def is_zero(delta: Delta) -> bool:
+    """Whether the update is zero because a factor is. DoRA is not: it also sets the length of the base rows."""
+    return all(w.magnitude is None and not (w.scaling and w.A.any() and w.B.any()) for w in delta)
+
+
+def pad(w: LoraWeight, rank: int) -> LoraWeight:
+    """The same update at a larger rank, by components that are zero. Exact."""
+    more = rank - w.rank
+    if not more:
+        return w
+    A = np.concatenate([w.A, np.zeros((more, w.A.shape[1]), w.A.dtype)])
+    return replace(w, A=A, B=np.concatenate([w.B, np.zeros((w.rows, more), w.B.dtype)], axis=1))
 
 
 def fuse(deltas: Sequence[Delta]) -> Delta:
@@ -91,25 +114,31 @@ def prune(w: LoraWeight) -> LoraWeight:
 def collapse(delta: Delta) -> LoraWeight:
     """One (A, B) for the whole module: rank r where every block shares A, else the sum of the ranks. Exact.
 
-    Raises ConversionError when the blocks have different scalings: fold them first.
+    Raises ConversionError when the blocks have different scalings (fold them first), or when DoRA is on
+    some rows only: the magnitude of the others is the length of base rows, which are not at hand.
     """
     if len(delta) == 1:
         return delta[0]
     live = [w for w in delta if w.rank] or [delta[0]]
     first = live[0]
+    lengths = [w.magnitude for w in delta if w.magnitude is not None]
+    if lengths and len(lengths) < len(delta):
+        raise ConversionError("DoRA adapts some of its rows only, and the magnitudes of the others are not known")
+    magnitude = np.concatenate(lengths) if lengths else None
     if any(w.scaling != first.scaling for w in live):
         raise ConversionError(
             "the row blocks of one module have different scalings, and there is one place to store it"
         )
     if all(np.array_equal(w.A, first.A) for w in delta):
-        return LoraWeight(first.A, np.concatenate([w.B for w in delta]), first.scaling)
+        return replace(first, B=np.concatenate([w.B for w in delta]), magnitude=magnitude)
     dtype = np.result_type(*(factor.dtype for w in live for factor in (w.A, w.B)))
     B = np.zeros((rows(delta), sum(w.rank for w in delta)), dtype)
     row = column = 0
     for w in delta:  # block diagonal
         B[row : row + w.rows, column : column + w.rank] = w.B
         row, column = row + w.rows, column + w.rank
-    return LoraWeight(np.concatenate([w.A.astype(dtype, copy=False) for w in delta]), B, first.scaling)
+    A = np.concatenate([w.A.astype(dtype, copy=False) for w in delta])
+    return replace(first, A=A, B=B, magnitude=magnitude)
 
 
 def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
@@ -130,7 +159,7 @@ def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
         B = shifted(w.B, exponent - share)
         A = None if B is None else shifted(w.A, share)
         if A is not None and B is not None:
-            return LoraWeight(A, B, 1.0), 0.0
+            return replace(w, A=A, B=B, scaling=1.0), 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows comes out as an infinite error
         attempt = _Attempt(w, mantissa, exponent, a_type, b_type)
         if np.float16 in (a_type, b_type):
@@ -164,7 +193,7 @@ class _Attempt:
             else rounded(widen(factor) * times, kind).astype(kind)
             for factor, kind, times in zip((self.w.A, self.w.B), self.types, self._times(share), strict=True)
         )
-        return LoraWeight(A, B, 1.0)
+        return replace(self.w, A=A, B=B, scaling=1.0)
 
     def _stored(self, factor: Array, kind: Any, times: float) -> tuple[Array, Array]:
         """A factor as it is stored, in the wide type, and what rounding it lost."""

@@ -4,78 +4,112 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from loraforge.errors import OutputError, Try, command
 
 
-def destination(out: Path | None, default: str, file_name: str, source: Path, *, force: bool) -> Path:
-    """The file to write: `out` itself when it ends in .safetensors, else `file_name` in that folder.
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The files to write: their folder, and their names in it, the tensor file first."""
 
-    Raises OutputError when it exists (unless `force`), cannot exist, lies inside the source folder, or
+    folder: Path
+    names: tuple[str, ...]
+
+    @property
+    def file(self) -> Path:
+        return self.folder / self.names[0]
+
+
+def destination(
+    out: Path | None, default: str, names: Sequence[str], source: Path, *, force: bool, to: str = "this format"
+) -> Destination:
+    """The files to write: in the folder `out`, or `out` itself where it ends in .safetensors and there is one file.
+
+    Raises OutputError when one exists (unless `force`), cannot exist, lies inside the source folder, or
     has the suffix of another kind of file.
     """
     place = out or Path(default)
-    if place.suffix in (".pt", ".pth", ".bin", ".ckpt") and not place.is_dir():
-        right = place.with_suffix(".safetensors")
-        raise OutputError(f"{place}: what is written is a safetensors file.", Try(command("-o", right)))
-    file = place if place.suffix == ".safetensors" else place / file_name
+    if place.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt") and not place.is_dir():
+        if len(names) > 1:
+            what = f"{to} is a folder of {', '.join(names)}"
+            raise OutputError(f"{place}: {what}.", Try(command("-o", place.with_suffix(""))))
+        if place.suffix != ".safetensors":
+            right = place.with_suffix(".safetensors")
+            raise OutputError(f"{place}: what is written is a safetensors file.", Try(command("-o", right)))
+    one = len(names) == 1 and place.suffix == ".safetensors"
+    found = Destination(place.parent, (place.name,)) if one else Destination(place, tuple(names))
     try:
-        whole, origin = file.resolve(), source.resolve()
-        if whole == origin or (source.is_dir() and whole.is_relative_to(origin)):
-            beside = Path(os.path.relpath(origin.parent)) / default
-            raise OutputError(
-                f"{file} lies inside the source {source}, which is left as it is.",
-                Try(command("-o", beside), "beside it") if source.is_dir() else _elsewhere(file_name),
-            )
-        if file.is_dir():
-            raise OutputError(f"{file} is a folder, not a file.", _elsewhere(file_name))
-        if file.exists() and not force:
-            other = file.with_stem(f"{file.stem}-2")
-            raise OutputError(
-                f"{file} exists.", Try("--force", "replace it"), Try(command("-o", other), "another name")
-            )
+        for name in found.names:
+            _check(found.folder / name, source, default, found, force=force)
     except (OSError, ValueError, RuntimeError) as error:
-        raise OutputError(f"{_short(file)} cannot be written: {_reason(error)}.", _elsewhere(file_name)) from error
-    return file
+        raise OutputError(f"{_short(found.file)} cannot be written: {_reason(error)}.", _elsewhere(names[0])) from error
+    return found
+
+
+def _check(file: Path, source: Path, default: str, found: Destination, *, force: bool) -> None:
+    whole, origin = file.resolve(), source.resolve()
+    if whole == origin or (source.is_dir() and whole.is_relative_to(origin)):
+        beside = Path(os.path.relpath(origin.parent)) / default
+        raise OutputError(
+            f"{file} lies inside the source {source}, which is left as it is.",
+            Try(command("-o", beside), "beside it") if source.is_dir() else _elsewhere(file.name),
+        )
+    if file.is_dir():
+        raise OutputError(f"{file} is a folder, not a file.", _elsewhere(file.name))
+    if file.exists() and not force:
+        folder = found.folder
+        other = file.with_stem(f"{file.stem}-2") if len(found.names) == 1 else folder.with_name(f"{folder.name}-2")
+        raise OutputError(f"{file} exists.", Try("--force", "replace it"), Try(command("-o", other), "another name"))
 
 
 @contextmanager
-def replacing(file: Path, nbytes: int) -> Iterator[Path]:
-    """A temporary path beside `file` that takes its place when the block ends well, and vanishes when it does not.
+def replacing(place: Destination, nbytes: int) -> Iterator[Path]:
+    """A temporary folder whose files take their places when the block ends well, and vanish when it does not.
 
-    Raises OutputError when the folder cannot be written or `nbytes` do not fit on the disk.
+    A folder that is new appears in one step. In one that exists each file is replaced in one step, the
+    tensor file first. Raises OutputError when the disk cannot be written or has no `nbytes` left.
     """
-    temporary = file.with_name(f".{os.urandom(8).hex()}.part")
+    folder = place.folder
+    temporary = (folder if folder.exists() else folder.parent) / f".{os.urandom(8).hex()}.part"
     made: list[Path] = []
     try:
-        made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(file.parent).free
+        made = [above for above in (temporary.parent, *temporary.parent.parents) if not above.exists()]
+        temporary.mkdir(parents=True)
+        free = shutil.disk_usage(temporary).free
         if free < nbytes:
             raise OutputError(
-                f"{file} needs {nbytes:,} bytes, and {free:,} are free on its disk.", _elsewhere(file.name)
+                f"{place.file} needs {nbytes:,} bytes, and {free:,} are free on its disk.", _elsewhere(place.file.name)
             )
         yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(file)
+        for name in place.names:
+            with (temporary / name).open("rb+") as stream:
+                os.fsync(stream.fileno())
+        if folder.exists():
+            for name in place.names:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).replace(folder / name)
+                _sync_folder((folder / name).parent)
+        else:
+            temporary.replace(folder)
         made = []
-        _sync_folder(file.parent)
+        _sync_folder(folder)
+        _sync_folder(folder.parent)
     except (OSError, RecursionError) as error:
-        raise OutputError(f"{_short(file)} cannot be written: {_reason(error)}.", _elsewhere(file.name)) from error
+        name = place.file.name
+        raise OutputError(f"{_short(place.file)} cannot be written: {_reason(error)}.", _elsewhere(name)) from error
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        for folder in made:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for above in made:
             with suppress(OSError):
-                folder.rmdir()  # only if empty
+                above.rmdir()  # only if empty
 
 
 def _elsewhere(name: str) -> Try:
-    return Try(command("-o", Path.home() / name[-100:]), "another place")
+    return Try(command("-o", Path.home() / Path(name).name[-100:]), "another place")
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,8 @@
-r"""PEFT's rules of scale: what r, lora_alpha and their patterns mean for one module, and the least that says it.
+r"""PEFT's own rules: what a LoraConfig says of each module's rank and scaling, and the least one that says it.
 
-Sources: peft tuners/lora/layer.py (scaling), tuners/lora/model.py and utils/other.py (patterns are
-regular expressions matched as `(.*\.)?(key)$`), diffusers utils/peft_utils.py (unknown keys raise).
+Sources: peft tuners/lora/layer.py (scaling, initialisations), tuners/lora/model.py and utils/other.py (patterns are
+regular expressions matched as `(.*\.)?(key)$`, the first that matches wins), tuners/tuners_utils.py
+(target_modules), diffusers utils/peft_utils.py (unknown keys raise).
 """
 
 from __future__ import annotations
@@ -9,20 +10,54 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from loraforge.errors import ScaleError, Try, shown
+from loraforge.errors import ScaleError, Try, listed, shown
 from loraforge.scale import Rule, number
 
 _BELIEVE = (Try("--trained-scale 1 --override-scale", "if the strength was right as loaders apply it"),)
+
+_HARMLESS_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+"""Ways of filling A and B at the start that leave the base weights alone."""
+
+_PLAIN: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "peft_type": (lambda value: value in (None, "LORA"), "is another method than LoRA"),
+    "modules_to_save": (lambda value: not value, "has whole weights trained beside the LoRA"),
+    "bias": (lambda value: value in (None, "none"), "has biases of the base model trained too"),
+    "lora_bias": (lambda value: not value, "has a bias in the LoRA itself"),
+    "fan_in_fan_out": (lambda value: not value, "has weights stored the other way round"),
+    "init_lora_weights": (
+        lambda value: not isinstance(value, str) or value.lower().startswith(_HARMLESS_STARTS),
+        "changed the base weights when training began, so that A and B alone are not the update (PEFT converts it: "
+        "save_pretrained with path_initial_model_for_weight_conversion)",
+    ),
+    **{
+        key: (lambda value: not value, "is a variant of LoRA this version does not convert")
+        for key in (
+            "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora", "use_bdlora",
+            "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
+        )
+    },
+}  # fmt: skip
+"""LoraConfig entries that change what A and B mean -> when they do not, and what they say otherwise."""
+
+
+def unsupported(config: Mapping[str, Any]) -> str | None:
+    """The entries of a LoraConfig that make it more than A and B; None where it is a plain LoRA or DoRA."""
+    odd = [
+        f"{key} {_brief(config[key])} ({what})"
+        for key, (is_plain, what) in _PLAIN.items()
+        if key in config and not is_plain(config[key])
+    ]
+    return listed(odd) or None
 
 
 def rule(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> Rule:
     """What a LoraConfig says of each module's scaling.
 
-    Raises ScaleError when a value has the wrong type, a rank contradicts the tensors, or a pattern
-    is not a plain path.
+    Raises ScaleError when a value has the wrong type, a rank contradicts the tensors, a pattern matches
+    no module, or a pattern takes too long to match.
     """
     r, alpha, rslora = number(config.get("r")), number(config.get("lora_alpha")), config.get("use_rslora", False)
     if r is None or alpha is None:
@@ -30,20 +65,29 @@ def rule(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> Rul
             f"{where}: r {shown(config.get('r'))}, lora_alpha {shown(config.get('lora_alpha'))} are no numbers.",
             *_BELIEVE,
         )
-    exceptions = {}
+    declared = _given(config, "rank_pattern", ranks, r, where)
+    alphas = _given(config, "alpha_pattern", ranks, alpha, where)
     for path, rank in ranks.items():
-        declared, numerator = (
-            _of(config, "rank_pattern", path, r, where),
-            _of(config, "alpha_pattern", path, alpha, where),
-        )
-        if declared != rank:
-            raise ScaleError(f"{where} says r {declared:g} for {path}, but its tensors have rank {rank}.", *_BELIEVE)
-        exceptions[path] = numerator / (math.sqrt(rank) if rslora else rank)
+        if declared[path] != rank:
+            raise ScaleError(
+                f"{where} says r {declared[path]:g} for {path}, but its tensors have rank {rank}.", *_BELIEVE
+            )
+    exceptions = {path: alphas[path] / (math.sqrt(rank) if rslora else rank) for path, rank in ranks.items()}
     said = f"r {r:g}, lora_alpha {alpha:g}{', rslora' if rslora else ''} in {where}"
     return Rule(said, alpha=alpha, exceptions=exceptions)
 
 
-def config(ranks: Mapping[str, int], scalings: Mapping[str, float]) -> dict[str, Any]:
+def untargeted(config: Mapping[str, Any], paths: Collection[str], where: str) -> list[str]:
+    """The modules that `target_modules` does not name, and that PEFT would therefore leave out."""
+    targets = config.get("target_modules")
+    if isinstance(targets, str):
+        return [] if targets == "all-linear" else [p for p in paths if not _matches(targets, p, where)]
+    if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
+        return [p for p in paths if not any(p == target or p.endswith(f".{target}") for target in targets)]
+    return []
+
+
+def config(ranks: Mapping[str, int], scalings: Mapping[str, float], *, dora: bool = False) -> dict[str, Any]:
     """The smallest LoraConfig that gives every module its rank and scaling, and names no other module."""
     alphas = {path: _tidy(scalings[path] * rank) for path, rank in ranks.items()}
     (r, alpha), _ = Counter((ranks[path], alphas[path]) for path in sorted(ranks)).most_common(1)[0]
@@ -52,20 +96,61 @@ def config(ranks: Mapping[str, int], scalings: Mapping[str, float]) -> dict[str,
         "rank_pattern": {_anchored(path): rank for path, rank in sorted(ranks.items()) if rank != r},
         "alpha_pattern": {_anchored(path): a for path, a in sorted(alphas.items()) if a != alpha},
     }
-    return least | {name: pattern for name, pattern in patterns.items() if pattern}
+    return (
+        least | {name: pattern for name, pattern in patterns.items() if pattern} | ({"use_dora": True} if dora else {})
+    )
 
 
-def _of(config: Mapping[str, Any], name: str, path: str, default: float, where: str) -> float:
-    pattern = config.get(name) or {}
-    for key, value in pattern.items() if isinstance(pattern, dict) else ():
-        if re.fullmatch(r"\^?(\w|-|\.|\\\.)+", key) is None:
-            raise ScaleError(f"{where}: {name} has {key!r:.80}, which is not a plain module path.", *_BELIEVE)
-        if re.match(rf"(.*\.)?({key})$", path):
+def _given(
+    config: Mapping[str, Any], name: str, ranks: Mapping[str, int], default: float, where: str
+) -> dict[str, float]:
+    """Module path -> the value of the first pattern that matches it, else the default."""
+    patterns = config.get(name) or {}
+    if not isinstance(patterns, dict):
+        raise ScaleError(f"{where}: {name} is {_brief(patterns)}, not a table.", *_BELIEVE)
+    values, used = dict.fromkeys(ranks, default), set()
+    for path in ranks:
+        for key, value in patterns.items():
+            if not _matches(key, path, where, anywhere=True):
+                continue
+            used.add(key)
             given = number(value)
             if given is None:
                 raise ScaleError(f"{where}: {name} gives {key:.80} the value {shown(value)}, not a number.", *_BELIEVE)
-            return given
-    return default
+            values[path] = given
+            break
+    unused = [key for key in patterns if key not in used]  # an earlier pattern may have come first everywhere
+    idle = [key for key in unused if not any(_matches(key, path, where, anywhere=True) for path in ranks)]
+    if idle:
+        word, meant = ("lora_alpha", "--alpha") if name == "alpha_pattern" else ("r", "")
+        remedies = (Try(f"{meant} {default:g} --override-scale", f"if {word} {default:g} holds for all"),) * bool(meant)
+        raise ScaleError(
+            f"{where}: {name} has {shown(idle[0])}: {shown(patterns[idle[0]])}, which matches none of the {len(ranks)} "
+            f"modules (like {next(iter(ranks))}), where {word} {default:g} applies: which of the two training used is "
+            "not known.",
+            *(remedies or _BELIEVE),
+        )
+    return values
+
+
+_SIMPLE = re.compile(r"\^?(?:[\w.-]|\\\.)*")
+"""Patterns without a repetition: names, as nearly all are."""
+
+_SECONDS = 0.5
+"""How long one other pattern of a file may take on one path: a hostile one takes for ever."""
+
+
+def _matches(pattern: str, path: str, where: str, *, anywhere: bool = False) -> bool:
+    """Whether a pattern of a file matches the whole path or, `anywhere`, a tail of it that begins at a dot."""
+    whole = rf"(.*\.)?({pattern})" if anywhere else pattern
+    if _SIMPLE.fullmatch(pattern):
+        return re.fullmatch(whole, path) is not None
+    import regex  # what `re` does, with a time limit
+
+    try:
+        return regex.fullmatch(whole, path, timeout=_SECONDS) is not None
+    except (regex.error, TimeoutError, RecursionError, OverflowError, MemoryError) as error:
+        raise ScaleError(f"{where}: its pattern {pattern:.80} cannot be matched ({error}).", *_BELIEVE) from error
 
 
 def _anchored(path: str) -> str:
@@ -76,3 +161,9 @@ def _tidy(alpha: float) -> int | float:
     """lora_alpha as people write it: 1, not 0.9999999999999999."""
     short = float(f"{alpha:.12g}")
     return int(short) if short.is_integer() else short
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return listed([str(item)[:40] for item in value], 3)
+    return shown(value)

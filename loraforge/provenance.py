@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loraforge import __version__
 from loraforge.adapter import Scale
-from loraforge.report import Report
 
 KEY = "loraforge"
 """The header entry; its JSON follows schemas/provenance.schema.json."""
@@ -27,32 +27,40 @@ class Origin:
     base_model: str | None = None
 
 
-def record(report: Report, typed: str) -> str:
-    """The entry for a converted file. No paths and no dates: the same input gives the same bytes."""
-    entry = {
+def entry(
+    typed: str,
+    source: Mapping[str, Any],
+    scale: Scale,
+    scalings: Sequence[float],
+    stored: str,
+    base_model: str | None,
+    fits: Sequence[str],
+) -> str:
+    """The entry for a written file. No paths and no dates: the same input gives the same bytes."""
+    said = {
         "tool": f"loraforge {__version__}",
         "command": typed,
-        "source": report.source | {"path": Path(report.source["path"]).name},
-        "scale": {"provenance": report.scale.provenance, "source": report.scale.source, "scalings": report.scalings},
-        "stored": report.stored,
-        "base_model": report.base_model,
-        "fits": report.fits,
+        "source": {**source, "path": Path(source["path"]).name},
+        "scale": {"provenance": scale.provenance, "source": scale.source, "scalings": list(scalings)},
+        "stored": stored,
+        "base_model": base_model,
+        "fits": list(fits),
     }
-    return json.dumps(entry, sort_keys=True)
+    return json.dumps(said, sort_keys=True)
 
 
 def origin(metadata: Mapping[str, str]) -> Origin:
     """What our entry in a header says. Anybody can write a header, so anything else than expected counts as nothing."""
     try:
-        entry = json.loads(metadata.get(KEY, "null"))
+        said = json.loads(metadata.get(KEY, "null"))
     except (ValueError, RecursionError):
         return Origin()
-    match entry:
-        case {"scale": {"provenance": "recorded" | "given" | "assumed" as provenance, "source": str(said)}}:
-            base = entry.get("base_model")
-            where = "folded in" if entry.get("stored") == "tensors" else "recorded"
-            said = said.removesuffix("; folded in by loraforge").removesuffix("; recorded by loraforge")
-            return Origin(Scale(provenance, f"{said}; {where} by loraforge"), base if isinstance(base, str) else None)
+    match said:
+        case {"scale": {"provenance": "recorded" | "given" | "assumed" as provenance, "source": str(words)}}:
+            base = said.get("base_model")
+            where = "folded in" if said.get("stored") == "tensors" else "recorded"
+            words = words.removesuffix("; folded in by loraforge").removesuffix("; recorded by loraforge")
+            return Origin(Scale(provenance, f"{words}; {where} by loraforge"), base if isinstance(base, str) else None)
     return Origin()
 
 

@@ -46,6 +46,12 @@ def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | Non
         raise FileError(f"{source} {reason}.", command("ls", "-l", source.parent)) from error
     if not (source.is_file() or source.is_dir()):
         raise FileError(f"{source} is neither a file nor a folder.", command("ls", "-l", source))
+    if source.is_file() and (choice.iteration is not None or choice.ema):
+        flag = "--ema" if choice.ema else "--iteration"
+        raise FileError(
+            f"{flag} chooses among the checkpoints of a folder, and {source} is one file.",
+            command("ls", "-l", source.absolute().parent),
+        )
     wanted = [named(name)] if name else list(formats().values())
     found = [(entry, place) for entry in wanted if (place := entry.find(source, choice))]
     if not found:
@@ -59,7 +65,8 @@ def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | Non
     claiming = [(entry, place) for entry, place in found if name or entry.claims(opened[place.path][0])]
     if len(claiming) > 1:
         names = " and ".join(f"{place.path.name} ({entry.name})" for entry, place in claiming)
-        raise FormatError(f"{source} holds {names}: say which.", *(f"--from {entry.name}" for entry, _ in claiming))
+        each = [command("loraforge", "inspect", "--from", entry.name, place.path) for entry, place in claiming]
+        raise FormatError(f"{source} holds {names}: give the file, and its format with --from.", *each)
     entry, place = claiming[0] if claiming else (None, found[0][1])
     file, warnings = opened[place.path]
     return entry, Found(place.path, place.run, (*place.notes, *warnings)), file

@@ -22,7 +22,7 @@ class Report:
     scalings: tuple[float, ...]
     """The distinct scalings of the source's modules, sorted."""
     stored: str
-    """`tensors` (folded into A and B) or `metadata` (beside them)."""
+    """`tensors` (folded into A and B), `metadata` (in their header) or `config` (in a file beside them)."""
     steps: tuple[Step, ...]
     worst_error: float | None
     """Of any row, as the verification measured it; None where nothing was written."""
@@ -35,7 +35,9 @@ class Report:
     load: str
     """The line that loads the result at strength 1.0."""
     not_with: str
-    """The well-known script that would apply the scale a second time."""
+    """The well-known way to load it that would not apply it as trained."""
+    provided: str
+    """What the claim of strength depends on; empty where it holds in every loader."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document. Its shape is a promise: see the schema."""
@@ -68,9 +70,7 @@ class Report:
         """The claim, no wider than its evidence."""
         scaling = ", ".join(fraction(value) for value in self.scalings)
         known = self.scale.provenance in ("recorded", "given")
-        claim = "1.0 acts as trained" if known else "1.0 is right if training used this scale"
-        if self.stored == "metadata":
-            claim += ", in Diffusers 0.34 or newer (the scale is in the header; other loaders ignore it and apply 1.0)"
+        claim = ("1.0 acts as trained" if known else "1.0 is right if training used this scale") + self.provided
         worst = max((step.error for step in self.steps), default=0.0)
         same = f"same update as the source{f', to {worst:.0e}' if worst else ''} (compared),"
         proof = "not written, not compared: source" if self.worst_error is None else same

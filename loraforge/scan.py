@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from zlib import crc32
 
 import numpy as np
 
 from loraforge.errors import FormatError, command, listed
 from loraforge.half import LAYOUTS
 from loraforge.tensorfile import RELEASE_EVERY, TensorFile
+from loraforge.threads import in_order
+
+
+def changed(file: TensorFile, sums: Mapping[str, int]) -> list[str]:
+    """The keys whose bytes have another CRC-32 than `sums` says, and those that one of the two lacks."""
+    shared = [key for key in sums if key in file.tensors]
+    with in_order(lambda key: crc32(file.raw(key)), shared) as read:
+        other = [key for key, checksum in zip(shared, read, strict=True) if checksum != sums[key]]
+    return [*other, *sorted(sums.keys() ^ file.tensors.keys())]
 
 
 def scan(file: TensorFile, keys: Sequence[str]) -> str:

@@ -1,105 +1,177 @@
-"""Proof: two adapters make the same update, tried on random vectors (Freivalds) and judged row by row."""
+"""Say whether two adapters make the same update, or what the real loader makes of one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+from loraforge.adapter import Adapter, Scale
+from loraforge.errors import LoraforgeError, listed
+from loraforge.formats import Choice
+from loraforge.kinds import not_an_adapter
+from loraforge.registry import locate
+from loraforge.report import fraction
 
-from loraforge.adapter import Adapter
-from loraforge.dtypes import eps, subnormal
-from loraforge.errors import VerificationError, listed
-from loraforge.graph import to_segments
-from loraforge.half import widen
-from loraforge.layout import architecture
-from loraforge.lora import Array, Delta, LoraWeight, random_columns
-from loraforge.tensorfile import RELEASE_EVERY
-from loraforge.threads import in_order
+if TYPE_CHECKING:
+    from loraforge.proof import Comparison
+    from loraforge.tensorfile import TensorFile
 
-EXACT = 1e-6
-"""What a row may be off by where its module is stored exactly, as a share of the row's size."""
-
-ROUNDED = 4
-"""The same where it was rounded once, in units of the element type's eps."""
+SHOWN = 10
+"""Modules that are listed for a terminal; --json has all."""
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """One segment of the base model, as both adapters update it."""
+class Side:
+    """One of the two adapters, and at what scale it was read."""
+
+    path: str
+    format: str
+    scale: Scale
+    scalings: tuple[float, ...]
+
+    def line(self) -> str:
+        """The same, for a terminal."""
+        if not self.scalings:
+            return f"{self.path} ({self.format}): not one module"
+        at = ", ".join(map(fraction, self.scalings))
+        known = (
+            f"{self.scale.provenance}: {self.scale.source}"
+            if self.scale.provenance != "ambiguous"
+            else "nothing is recorded, and that is what loaders apply"
+        )
+        return f"{self.path} ({self.format}), read at scale {at} ({known})"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of rows of the base model, as both adapters update it."""
 
     module: str
-    error: float
-    """Of the worst row, as a share of that row's size."""
-    holds: bool
+    rows: int
+    rows_off: int
+    """Rows that differ by more than rounding."""
+    worst: float
+    """The largest difference of a row, as a share of the row's size in A."""
+    strength: float | None
+    """How much of A's update B's is; None where A's is zero."""
 
 
-def compare(
-    source: Adapter, result: Adapter, rounded: Collection[str] = (), release: Callable[[], None] = lambda: None
-) -> list[Comparison]:
-    """Compare the updates segment by segment, wherever their rows sit in either layout.
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a comparison found. Its JSON follows schemas/verify.schema.json."""
 
-    For x of independent standard normal entries, `s B (A x)` is computed in float64 on both sides. A
-    row's error is the root mean square of the difference over the probes; its size is
-    `|s| sqrt(sum_k B_ik^2 |A_k|^2)`, which does not shrink when components cancel. A row may be
-    off by EXACT of its size, in the `rounded` modules of `result` by ROUNDED eps of the element type
-    and one smallest subnormal per entry.
+    a: Side
+    b: Side
+    same: bool
+    strength: float | None
+    """B is this many times A, everywhere; None where no one number fits."""
+    segments: tuple[Segment, ...]
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    notes: tuple[str, ...]
 
-    Raises VerificationError when one side has rows the other has not.
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.verify.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The verdict for a terminal, and the worst modules where it is bad."""
+        out = [f"A  {self.a.line()}", f"B  {self.b.line()}"]
+        count = f"{len(self.segments)} segments, {sum(s.rows for s in self.segments)} rows"
+        worst = max((s.worst for s in self.segments), default=0.0)
+        if self.same:
+            return [*out, f"same update in {count}; the worst row is off by {worst:.1e} of its size"]
+        off = sorted((s for s in self.segments if s.rows_off), key=lambda s: -s.worst)
+        out.append(f"different: {len(off)} of {count.replace(',', ' and')} compared" if off else "different")
+        if self.strength is not None:
+            number = f"{self.strength:.3f}" if abs(self.strength) >= 0.1 else fraction(self.strength)
+            out.append(f"  B is {number} x A, everywhere: the same adapter at another scale")
+        for name, paths in (("A", self.only_in_a), ("B", self.only_in_b)):
+            if paths:
+                out.append(f"  only {name} adapts {len(paths)} modules: {listed(list(paths), 4)}")
+        if self.strength is not None:
+            return out
+        if off:
+            width = max(len(s.module) for s in off[:SHOWN])
+            out.append(f"  {'module, the worst first':<{width}}  rows off    worst row   B / A")
+        for s in off[:SHOWN]:
+            strength = "-" if s.strength is None else f"{s.strength:.4g}"
+            out.append(f"  {s.module:<{width}}  {f'{s.rows_off} of {s.rows}':<11} {s.worst:<11.1e} {strength}")
+        return [*out, f"  and {len(off) - SHOWN} more (--json has all)"] if len(off) > SHOWN else out
+
+
+def verify(
+    a: str | Path,
+    b: str | Path | None = None,
+    *,
+    in_: Literal["diffusers", "peft"] | None = None,
+    base: str | Path | None = None,
+) -> Verification:
+    """Compare the updates of two adapters of any formats and layouts, row by row, in float64.
+
+    With `in_` instead of `b`: compare the adapter with what the real loader has in its layers after loading
+    it (`base`: a folder with the transformer's config.json). A scale that is recorded nowhere is
+    read as 1.0, as loaders do. Rounding of the coarser element type is no difference.
+
+    Raises a LoraforgeError when one of them cannot be read.
     """
-    arch = architecture(source.architecture)
-    mine, theirs = to_segments(source.modules, arch, source.layout), to_segments(result.modules, arch, result.layout)
-    if odd := mine.keys() ^ theirs.keys():
-        names = sorted((mine.get(place) or theirs[place])[0] for place in odd)
-        raise VerificationError(f"{len(odd)} segments are adapted on one side only: {listed(names)}.")
+    if (b is None) == (in_ is None):
+        raise LoraforgeError("give two adapters, or one and the loader to try it in.", "--in diffusers")
+    from loraforge.proof import compare, pair_up
+    from loraforge.scan import scan
 
-    def judge(item: tuple[str, Delta, Delta]) -> Comparison:
-        path, one, other = item
-        want, got = _applied(one), _applied(other)
-        if want.shape != got.shape:
-            raise VerificationError(f"{path}: {want.shape[0]} rows on one side, {got.shape[0]} on the other.")
-        error = np.sqrt(np.square(got - want).mean(axis=1))
-        if not error.any():  # as it is where only powers of two were moved
-            return Comparison(path, 0.0, holds=True)
-        size = _size(one)
-        allowed = EXACT * size
-        if path in rounded:
-            allowed = ROUNDED * max(eps(factor.dtype) for w in other for factor in (w.A, w.B)) * size
-            if (error > allowed).any():
-                allowed += _grain(other)
-        worst = float((error / np.where(size > 0, size, 1.0)).max())
-        return Comparison(path, worst, bool((error <= allowed).all()))
+    one, notes, file, name = _read(Path(a))
+    if b is not None:
+        other, more, other_file, other_name = _read(Path(b))
+        scan(other_file, other.keys)
+    else:
+        from loraforge.loaders import load_back
 
-    pairs = ((theirs[place][0], part, theirs[place][1]) for place, (_, part) in mine.items())
-    out = []
-    with in_order(judge, pairs) as comparisons:
-        for comparison in comparisons:
-            out.append(comparison)
-            if len(out) % RELEASE_EVERY == 0:
-                release()
-    return out
+        other = load_back(file.path, one, str(in_), Path(base) if base else None)
+        more, other_file, other_name = (), file, f"as {in_} loads it"
+    scan(file, one.keys)
 
+    def release() -> None:
+        file.release()
+        other_file.release()
 
-def _applied(delta: Delta) -> Array:
-    """[rows, PROBES]: the update applied to the probes."""
-    return np.concatenate([w.scaling * (widen(w.B) @ (widen(w.A) @ random_columns(w.A.shape[1]))) for w in delta])
-
-
-def _size(delta: Delta) -> Array:
-    """Per row: how large the update would be if its components did not cancel."""
-    return np.concatenate([abs(w.scaling) * np.sqrt(_squares(w.B) @ _squares(w.A).sum(axis=1)) for w in delta])
+    pairs, alone = pair_up(one, other)
+    found = compare(pairs, lambda _: True, release)
+    same = not (alone.first or alone.second) and all(comparison.holds for comparison in found)
+    return Verification(
+        a=_side(file, name, one),
+        b=_side(other_file, other_name, other),
+        same=same,
+        strength=None if same or alone.first or alone.second else _strength(found),
+        segments=tuple(
+            Segment(c.module, c.rows, c.off, c.error, c.strength if c.strength == c.strength else None) for c in found
+        ),
+        only_in_a=alone.first,
+        only_in_b=alone.second,
+        notes=(*notes, *more),
+    )
 
 
-def _grain(delta: Delta) -> Array:
-    """Per row: what one smallest subnormal per entry of A and B is worth."""
-
-    def of(w: LoraWeight) -> Array:
-        from_a: Array = subnormal(w.A.dtype) * np.sqrt(w.A.shape[1] * _squares(w.B).sum(axis=1))
-        return abs(w.scaling) * (from_a + subnormal(w.B.dtype) * float(np.linalg.norm(widen(w.A))))
-
-    return np.concatenate([of(w) for w in delta])
+def _read(source: Path) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
+    form, place, file = locate(source, None, Choice())
+    if form is None:
+        raise not_an_adapter(file)
+    adapter = form.read(file, Choice())
+    return adapter, (*place.notes, *adapter.notes), file, form.name
 
 
-def _squares(factor: Array) -> Array:
-    wide = widen(factor)
-    return np.square(wide, out=wide)
+def _side(file: TensorFile, name: str, adapter: Adapter) -> Side:
+    scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
+    return Side(str(file.path), name, adapter.scale, scalings)
+
+
+def _strength(found: Sequence[Comparison]) -> float | None:
+    """The one factor between the two, or None where they differ in more than a factor."""
+    known = [c for c in found if c.strength == c.strength]
+    if not known or len(known) < len([c for c in found if c.off]):
+        return None
+    middle = sorted(c.strength for c in known)[len(known) // 2]
+    one = all(c.scaled <= c.allowed and abs(c.strength - middle) <= c.allowed * abs(middle) for c in known)
+    return middle if one else None

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 from loraforge.formats import Format
 from loraforge.formats.diffusers import DiffusersFormat
+from loraforge.formats.peft import PeftFormat
 from loraforge.formats.sat import SatFormat
 from loraforge.hookspecs import hookimpl
 
 
 @hookimpl
 def loraforge_formats() -> Iterable[Format]:
-    return [SatFormat(), DiffusersFormat()]
+    return [SatFormat(), DiffusersFormat(), PeftFormat()]

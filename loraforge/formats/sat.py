@@ -1,5 +1,7 @@
 """SAT: what CogVideo's `sat/` trainer writes. A DeepSpeed run folder, base weights and all, its scale only in a YAML.
 
+This file reads it; satwrite.py writes it.
+
 Sources: SwissArmyTransformer sat/model/finetune/lora2.py (keys, scaling = lora_alpha / r, lora_alpha = 1),
 sat/training/model_io.py (folders, `latest`, `-ema`), CogVideo sat/configs/*_lora.yaml.
 """
@@ -14,29 +16,37 @@ from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter
 from loraforge.errors import FileError, FormatError, ScaleError, Try, command, listed, shown
-from loraforge.formats import Choice, Found, Writer
-from loraforge.keys import KeyStyle
+from loraforge.formats import Choice, Found, Wanted, Writer
+from loraforge.formats.satwrite import CHECKPOINT, CONFIG, LORA_SECTION, ORIGIN, STYLE, SatWriter
+from loraforge.keys import Keys
 from loraforge.kinds import SAT_PREFIX, not_an_adapter
 from loraforge.layout import Architecture, architecture
+from loraforge.provenance import origin
 from loraforge.scale import Rule, number, resolve
 
 if TYPE_CHECKING:
     from loraforge.tensorfile import TensorFile
 
-STYLE = KeyStyle(A=".matrix_A", B=".matrix_B", parts=True)
-CHECKPOINT = "mp_rank_00_model_states.pt"
-CONFIG = "training_config.yaml"
-LORA_SECTION = ("model", "network_config", "params", "modules", "lora_config", "params")
 _COMPONENTS = {SAT_PREFIX: "transformer (base)", "conditioner.": "text encoder (T5)", "first_stage_model.": "VAE"}
 
 
 class SatFormat:
-    """Reads SAT run folders, iteration folders and checkpoint files."""
+    """Reads SAT run folders, iteration folders and checkpoint files, and writes run folders."""
 
     name = "sat"
     summary = "CogVideo's SAT trainer: run folder or mp_rank_00_model_states.pt"
     layouts: Mapping[str, str] = {"cogvideox": "sat"}
-    writer: Writer | None = None
+    options = frozenset({"target_alpha", "base", "lora_only"})
+
+    def writer(self, wanted: Wanted) -> Writer:
+        """A writer over the base the user named."""
+        found = wanted.base
+        if found and found.is_dir():
+            place = self.find(found, Choice())
+            if place is None:
+                raise FileError(f"--base {found} has no SAT checkpoint in it.", command("ls", "-l", found))
+            found = place.path
+        return SatWriter(wanted, found)
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         if source.is_file():
@@ -65,25 +75,25 @@ class SatFormat:
             )
         if not any(_is_lora(key) for key in lora):
             raise not_an_adapter(file, "SAT LoRA")
-        prefixed = {key: key.removeprefix(SAT_PREFIX) for key in lora}
         try:
-            pairs = STYLE.pairs({prefixed[key]: info for key, info in lora.items()}, arch, "sat")
+            pairs = STYLE.find(lora, arch, "sat")
         except FormatError as error:
             raise FormatError(f"{file.path}: {error.message}", command("loraforge", "inspect", file.path)) from error
-        original = {short: key for key, short in prefixed.items()}
-        pairs = {path: [(original[a], original[b]) for a, b in keys] for path, keys in pairs.items()}
         ranks = {path: _one_rank(file, path, keys) for path, keys in pairs.items()}
-        recorded, notes = _recorded(file.path, choice, ranks)
+        recorded, metadata, notes = _recorded(file.path, choice, ranks)
         default = Rule("SAT's default lora_alpha 1, as no file of the run says otherwise", alpha=1.0)
         rule, scale = resolve(recorded, choice.stated, ranks, default=default, writes="sat")
+        known = origin(metadata)
         return Adapter(
             architecture="cogvideox",
             layout="sat",
             modules=STYLE.decode(file, pairs, rule.of),
-            scale=scale,
+            scale=known.scale if scale.provenance == "recorded" and known.scale else scale,
             keys=tuple(sorted(lora)),
             evidence=_evidence(file, arch),
             others=_components(key for key in file.tensors if key not in lora),
+            metadata=metadata,
+            base_model=known.base_model,
             notes=notes,
         )
 
@@ -179,29 +189,37 @@ def _looks_like_lora(key: str) -> bool:
     return _is_lora(key) or "lora" in key.lower()
 
 
-def _one_rank(file: TensorFile, path: str, keys: list[tuple[str, str]]) -> int:
-    ranks = {file.tensors[b].shape[1] for _, b in keys}
+def _one_rank(file: TensorFile, path: str, pairs: list[Keys]) -> int:
+    ranks = {file.tensors[keys.B].shape[1] for keys in pairs}
     if len(ranks) > 1:
         raise FormatError(f"{file.path}: the parts of {path} have ranks {sorted(ranks)}; SAT trains them all at one.")
     return ranks.pop()
 
 
-def _recorded(file: Path, choice: Choice, ranks: Mapping[str, int]) -> tuple[list[Rule], tuple[str, ...]]:
-    """The scale that the run's YAML records: the one named by the user, else the nearest above the file."""
+def _recorded(
+    file: Path, choice: Choice, ranks: Mapping[str, int]
+) -> tuple[list[Rule], dict[str, str], tuple[str, ...]]:
+    """The scale that the run's YAML records, and what loraforge wrote there of its origin.
+
+    The YAML is the one named by the user, else the nearest above the file.
+    """
     if choice.stated.override:
-        return [], ()
+        return [], {}, ()
     folders = [file.absolute().parent, *file.absolute().parents[1:3]]
     path = choice.training_config or next((f / CONFIG for f in folders if (f / CONFIG).is_file()), None)
     if path is None:
-        return [], ()
-    section = _lora_section(path)
-    if section is None:
+        return [], {}, ()
+    document = _yaml(path)
+    section = document
+    for key in LORA_SECTION:
+        section = section.get(key) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
         if choice.training_config:
             raise ScaleError(
                 f"{path} has no {'.'.join(LORA_SECTION)}: it does not configure SAT's LoRA.",
                 command("grep", "-n", "lora", path),
             )
-        return [], (f"{path.name} has no lora_config section, so it records no scale",)
+        return [], {}, (f"{path.name} has no lora_config section, so it records no scale",)
     r, alpha = number(section.get("r")), number(section.get("lora_alpha", 1))
     if r is None or alpha is None:
         raise ScaleError(
@@ -218,10 +236,13 @@ def _recorded(file: Path, choice: Choice, ranks: Mapping[str, int]) -> tuple[lis
             "it belongs to another run.",
             Try("--alpha 1 --override-scale", "if training used SAT's default lora_alpha"),
         )
-    return [] if odd else [rule], ()
+    origins = document.get(ORIGIN) if isinstance(document, dict) else None
+    texts = origins.items() if isinstance(origins, dict) else ()
+    metadata = {key: text for key, text in texts if isinstance(key, str) and isinstance(text, str)}
+    return [] if odd else [rule], metadata, ()
 
 
-def _lora_section(path: Path) -> dict[str, Any] | None:
+def _yaml(path: Path) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -235,15 +256,12 @@ def _lora_section(path: Path) -> dict[str, Any] | None:
     try:
         if path.stat().st_size > 1 << 18:
             raise ScaleError(f"{path} has more than 256 kB: it is no training YAML.", command("ls", "-l", path))
-        node = Loader(path.read_bytes()).get_single_data()
+        return Loader(path.read_bytes()).get_single_data()
     except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise ScaleError(
             f"{path} cannot be read as YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
             Try("--alpha 1 --override-scale", "if the run did not set lora_alpha"),
         ) from error
-    for key in LORA_SECTION:
-        node = node.get(key) if isinstance(node, dict) else None
-    return node if isinstance(node, dict) else None
 
 
 def _evidence(file: TensorFile, arch: Architecture) -> dict[str, tuple[int, ...]]:

@@ -44,15 +44,17 @@ def test_a_conversion_and_an_inspection_do_not_load_torch(tmp_path: Path) -> Non
 LAYERS = """
 errors half
 dtypes layout lora tensorfile pickledata threads output
-adapter torchfile keys
+adapter torchfile torchwrite keys
 kinds scale source graph scan base fit
-report peftrules trainingconfig verify
+report peftrules trainingconfig proof loaders
 provenance
 formats
-hookspecs formats.sat formats.diffusers
+hookspecs runs recorded
+formats.lorafile formats.satwrite
+formats.sat formats.diffusers formats.peft
 formats.builtin
 registry
-convert inspect
+convert inspect verify stamp
 cli
 """
 """Every module may import those in lines above its own, and their types in its own line; nothing below."""

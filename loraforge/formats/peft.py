@@ -1,0 +1,136 @@
+"""PEFT: a folder of `adapter_model.safetensors` and `adapter_config.json`, which records its scale.
+
+Also the bare state dicts that CogKit and VideoX-Fun (`--use_peft_lora`) write: the same names, and no configuration.
+
+Sources: peft utils/save_and_load.py (keys), utils/constants.py (file names), config.py (what may be left out),
+CogKit utils/lora.py, VideoX-Fun utils/lora_utils.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from loraforge import peftrules, runs
+from loraforge.adapter import Adapter, Storage
+from loraforge.errors import FileError, FormatError, command, shown
+from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
+from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
+from loraforge.keys import KeyStyle, Spelling
+from loraforge.kinds import not_an_adapter
+from loraforge.layout import architecture
+from loraforge.recorded import header_configs
+
+if TYPE_CHECKING:
+    from loraforge.tensorfile import TensorFile
+
+STYLE = KeyStyle(
+    spellings=(
+        Spelling(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
+        Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".lora_magnitude_vector.{name}.weight"),
+    ),
+    prefixes=("base_model.model.", ""),
+)
+FILES = ("adapter_model.safetensors", "adapter_model.bin")
+CONFIG = "adapter_config.json"
+_MOST_BYTES = 1 << 24
+
+
+class PeftWriter(LoraFileWriter):
+    """Writes a folder `PeftModel.from_pretrained` loads: the tensors as they were, the scale in the configuration."""
+
+    storage = Storage()
+    style = STYLE
+    files: tuple[str, ...] = (FILES[0], CONFIG)
+    stored: Literal["tensors", "metadata", "config"] = "config"
+
+    def __init__(self, _: Wanted) -> None:
+        """There is nothing to choose."""
+
+    def scaling(self, _: int) -> float | None:
+        return None
+
+    def header(self, _: Target) -> dict[str, str]:
+        return {"format": "pt"}
+
+    def beside(self, target: Target) -> dict[str, str]:
+        least = peftrules.config(target.ranks, target.scalings, dora=target.dora)
+        entries = {"peft_type": "LORA", "base_model_name_or_path": target.base_model, "inference_mode": True} | least
+        return {CONFIG: json.dumps(entries, indent=2, sort_keys=True) + "\n"}
+
+    def use(self, path: Path, _: Target) -> Use:
+        return Use(
+            f"PeftModel.from_pretrained(pipe.transformer, {str(path.parent)!r})   # strength 1.0, no other number",
+            "pipe.load_lora_weights, which knows none of PEFT's names: it warns and loads nothing",
+            f", with the {CONFIG} beside it",
+        )
+
+
+class PeftFormat:
+    """Reads and writes what `PeftModel.from_pretrained` loads; also reads bare state dicts."""
+
+    name = "peft"
+    summary = f"PEFT's save_pretrained folder, and bare state dicts (CogKit, VideoX-Fun): {FILES[0]}"
+    layouts: Mapping[str, str] = {"cogvideox": "diffusers"}
+    writer: Callable[[Wanted], Writer] | None = PeftWriter
+    options: frozenset[str] = frozenset()
+
+    def find(self, source: Path, choice: Choice) -> Found | None:
+        if source.is_file():
+            return Found(source, source.stem if source.name not in FILES else source.resolve().parent.name)
+        found = runs.choose(source, FILES, choice)
+        if found is None and (source / CONFIG).is_file():
+            raise FileError(f"{source} has {CONFIG}, but neither {' nor '.join(FILES)}.", command("ls", "-l", source))
+        return found
+
+    def claims(self, file: TensorFile) -> bool:
+        if _config_path(file):
+            return True
+        layout = architecture("cogvideox").layouts[self.layouts["cogvideox"]]
+        hits = [hit for key in file.tensors if (hit := STYLE.parse(key)) and layout.locate(hit.path)]
+        return any(hit.prefix for hit in hits) or (bool(hits) and not header_configs(file))
+
+    def read(self, file: TensorFile, choice: Choice) -> Adapter:
+        path = _config_path(file)
+        config = _read_config(path) if path else None
+        if config and (odd := peftrules.unsupported(config)):
+            raise FormatError(f"{file.path}: its {CONFIG} has {odd}.", command("loraforge", "inspect", file.path))
+        if not any(STYLE.parse(key) for key in file.tensors):
+            raise not_an_adapter(file, "PEFT adapter")
+        base = (config or {}).get("base_model_name_or_path")
+        is_repo = isinstance(base, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
+        configs = header_configs(file) | ({CONFIG: config} if config else {})
+        return read_lora_file(
+            file,
+            choice,
+            STYLE,
+            self.layouts["cogvideox"],
+            configs,
+            writes=self.name,
+            base_model=base if is_repo else None,
+        )
+
+
+def _config_path(file: TensorFile) -> Path | None:
+    path = file.path.with_name(CONFIG)
+    return path if file.path.name in FILES and path.is_file() else None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    look = command("ls", "-l", path)
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise FormatError(f"{path} has more than {_MOST_BYTES >> 20} MB: it is no LoraConfig.", look)
+        value = json.loads(text)
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}.", look) from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not JSON: the save or the download failed.", look) from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} holds {shown(value)}, not a LoraConfig.", look)
+    return value

@@ -1,0 +1,128 @@
+"""Records the scale of training in the header of a file whose trainer did not. No tensor is touched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loraforge import peftrules
+from loraforge.adapter import Scale
+from loraforge.errors import FormatError, LoraforgeError, Try, VerificationError, command
+from loraforge.formats import Choice
+from loraforge.kinds import not_an_adapter
+from loraforge.output import Destination, destination, replacing
+from loraforge.provenance import KEY, entry
+from loraforge.recorded import COMPONENT, HEADER
+from loraforge.registry import locate
+from loraforge.report import fraction
+from loraforge.scale import Statement
+from loraforge.tensorfile import read_safetensors, write_safetensors
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What was recorded, and where. Its JSON follows schemas/stamp.schema.json."""
+
+    source: str
+    output: str
+    scale: Scale
+    scalings: tuple[float, ...]
+    replaced: tuple[str, ...]
+    """Header entries that said something else before."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.stamp.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The same for a terminal."""
+        at = ", ".join(map(fraction, self.scalings))
+        out = [f"{self.output} records scale {at} ({self.scale.provenance}: {self.scale.source})"]
+        out += [f"  replaced  {', '.join(self.replaced)}"] if self.replaced else []
+        return [
+            *out,
+            "  tensors   the same bytes, compared",
+            "  strength  1.0 acts as trained in Diffusers 0.34 or newer, which reads the header; other loaders apply 1.0",
+            f"  anywhere  {command('loraforge', 'convert', self.output, '--to', 'diffusers')}   # folds it in",
+        ]
+
+
+def stamp(
+    source: str | Path,
+    alpha: float,
+    *,
+    out: str | Path | None = None,
+    in_place: bool = False,
+    override_scale: bool = False,
+    force: bool = False,
+) -> Stamp:
+    """Record that the adapter in `source` was trained at lora_alpha `alpha`, in the header of a new file.
+
+    The entry is the one Diffusers writes and reads, `lora_adapter_metadata`. Raises a LoraforgeError, with
+    nothing written, when a scale is recorded already and differs (unless `override_scale`), or when
+    the file has no header.
+    """
+    from loraforge.base import fits
+    from loraforge.scan import changed, scan
+
+    path = Path(source)
+    form, _, file = locate(path, None, Choice())
+    if form is None:
+        raise not_an_adapter(file)
+    if file.kind != "safetensors":
+        raise FormatError(
+            f"{file.path} is a torch file, which has no header to record a scale in. Convert it, stating the alpha.",
+            command("loraforge", "convert", file.path, "--to", "diffusers", "--alpha", f"{alpha:g}"),
+        )
+    stated = Statement(alpha=alpha, override=override_scale)
+    adapter = form.read(file, Choice(stated=stated))
+    if (file.path.parent / "adapter_config.json").is_file() and form.name == "peft":
+        raise FormatError(
+            f"{file.path} has its scale in the adapter_config.json beside it, where PEFT looks for it.",
+            command("loraforge", "inspect", path),
+        )
+    digest = scan(file, adapter.keys)
+    ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
+    scalings = {module: delta[0].scaling for module, delta in adapter.modules.items()}
+    dora = any(w.magnitude is not None for delta in adapter.modules.values() for w in delta)
+    prefix = f"{COMPONENT}." if all(key.startswith(f"{COMPONENT}.") for key in adapter.keys) else ""
+    least = {f"{prefix}{key}": value for key, value in peftrules.config(ranks, scalings, dora=dora).items()}
+    replaced = tuple(key for key in HEADER if key in file.metadata)
+    scale = Scale("given", f"--alpha {alpha:g}")
+    told = tuple(sorted(set(scalings.values())))
+    words = ["loraforge", "stamp", file.path.name, "--alpha", f"{alpha:g}", *["--override-scale"] * override_scale]
+    metadata = {key: text for key, text in file.metadata.items() if key not in HEADER} | {
+        "lora_adapter_metadata": json.dumps(least, indent=2, sort_keys=True),
+        KEY: entry(
+            command(*words),
+            {"path": file.path.name, "format": form.name, "size": file.size, "digest": digest},
+            scale,
+            told,
+            "metadata",
+            adapter.base_model,
+            [variant.name for variant in fits(adapter)],
+        ),
+    }
+    goes = _destination(file.path, alpha, out, in_place=in_place, force=force)
+    with replacing(goes, file.size) as folder:
+        written = folder / goes.names[0]
+        header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
+        sums = write_safetensors(written, header, ((key, file[key]) for key in file.tensors), metadata)
+        back = read_safetensors(written)
+        if changed(back, sums) or changed(file, sums):
+            raise VerificationError("the disk gave back other bytes than were written. Nothing was kept.")
+        again = form.read(back, Choice())
+        if {module: delta[0].scaling for module, delta in again.modules.items()} != scalings:
+            raise VerificationError("the written header does not give the scale back. Nothing was kept.")
+    return Stamp(str(path), str(goes.file), scale, told, replaced)
+
+
+def _destination(file: Path, alpha: float, out: str | Path | None, *, in_place: bool, force: bool) -> Destination:
+    if in_place and out:
+        raise LoraforgeError("--in-place and -o exclude each other.", Try("--in-place", "write no second file"))
+    if in_place:
+        return Destination(file.parent, (file.name,))
+    default = f"{file.stem}-alpha{alpha:g}.safetensors"
+    return destination(Path(out) if out else None, default, (file.name,), file, force=force)
