@@ -91,7 +91,7 @@ def convert(
     relaid = graph.relayout(adapter.modules, arch, adapter.layout, layout)
     rank = max(w.rank for delta, _ in relaid.values() for w in delta) if writer.storage.one_rank else None
     policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(dtype), rank)
-    plans = fit.plan(relaid, writer.storage, policy, arch.layouts[layout].stacked)
+    plans = fit.plan(relaid, writer.storage, policy, arch.layouts[layout].stacked, to)
     goes = destination(
         Path(out) if out else None, f"{place.run}-{to}", writer.files, source, force=force or dry_run, to=to
     )

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 import numpy as np
@@ -70,18 +71,19 @@ def plan(
     storage: Storage,
     policy: Policy,
     segments: Callable[[str], tuple[str, ...]],
+    to: str,
 ) -> list[Plan]:
     """Give every module the number of (A, B) pairs the format stores. Touches numbers only where pairs must merge.
 
-    `segments` names what a target module stacks. Raises ConversionError that lists the modules which do not fit.
+    `segments` names what a target module stacks, `to` the format for messages. Raises ConversionError that lists the modules which do not fit.
     """
     plans, problems = [], defaultdict[str, list[str]](list)
     for path, (delta, sources) in relaid.items():
         if storage.segments is not None and not storage.segments.issuperset(segments(path)):
-            problems["adapts no such thing as"] += sources
+            problems[f"its LoRA adapts only {', '.join(sorted(storage.segments))}, not"] += sources
             continue
         if not storage.magnitude and any(w.magnitude is not None for w in delta):
-            problems["has no place for the magnitudes (DoRA) of"] += sources
+            problems["it has no place for the magnitudes (DoRA) of"] += sources
             continue
         rank = max(w.rank for w in delta)
         if not storage.parts and len(delta) > 1:
@@ -90,14 +92,15 @@ def plan(
             try:
                 delta = (collapse(delta),)
             except ConversionError as error:
-                problems[f"cannot hold, because {error.message},"] += sources
+                problems[f"one place per module ({error.message}), in"] += sources
         plans.append(Plan(path, delta, sources, rank, policy))
     if problems:
         text = "; ".join(f"{what} {listed(paths)}" for what, paths in problems.items())
-        names = sorted({re.sub(r"\d+", "*", path) for paths in problems.values() for path in paths})
-        drop = command(*(word for name in names for word in ("--drop", name)))
+        patterns = sorted({re.sub(r"\d+", "*", path) for paths in problems.values() for path in paths}, key=len)
+        fewest = [p for n, p in enumerate(patterns) if not any(fnmatch(p, other) for other in patterns[:n])]
+        drop = command(*(word for pattern in fewest for word in ("--drop", pattern)))
         remedy = Try(drop, "convert the others without them") if plans else Try(command("loraforge", "formats"))
-        raise ConversionError(f"the target {text}.", remedy)
+        raise ConversionError(f"{to} cannot hold all of it: {text}.", remedy)
     return plans
 
 

@@ -70,7 +70,11 @@ _KINDS: tuple[tuple[str, str, Callable[[TensorFile], bool]], ...] = (
     ),
     ("an adapter in kohya's names (lora_unet_...)", "", _any("lora_unet_", "lora_te")),
     ("an adapter in DiffSynth's names", "", lambda file: _any("blocks.")(file) and _names(".lora_A.")(file)),
-    ("an adapter in PEFT's or bare module names", "", _names(".lora_A.", ".lora_B.", ".lora_down.", ".lora.down.")),
+    (
+        "an adapter whose modules are not named as CogVideoX's are",
+        "",
+        _names(".lora_A.", ".lora_B.", ".lora_down.", ".lora.down."),
+    ),
     ("a full CogVideoX transformer", _LORA_RUN, _base),
     ("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
     ("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),

@@ -158,7 +158,6 @@ def _numpy(tensor: Any) -> Array:
     import torch
 
     plain = tensor.detach().cpu().contiguous()
-    if plain.dtype == torch.bfloat16:
-        return plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    array: Array = plain.numpy()
+    bits = plain.dtype == torch.bfloat16  # which numpy does not have
+    array: Array = plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if bits else plain.numpy()
     return array

@@ -99,15 +99,21 @@ def candidates(ranks: Mapping[str, int], writes: str) -> list[Try]:
     for name, trainer in trainers().items():
         if trainer["writes"] != writes:
             continue
+        alpha, rank = trainer["alpha"], trainer["ranks"][0]
+        kept, ratio = alpha / values[-1], alpha / rank
         if values == [rank for rank in trainer["ranks"] if rank in values]:
-            addition, scaling = f"--trained-by {name}", trainer["alpha"] / values[-1]
-        elif trainer["alpha"] in trainer["ranks"]:
-            addition, scaling = "--trained-scale 1", 1.0
+            found = [(f"--trained-by {name}", kept, trainer["title"])]
+        elif alpha == rank:
+            found = [("--trained-scale 1", 1.0, trainer["title"])]
         else:
-            addition, scaling = f"--alpha {trainer['alpha']}", trainer["alpha"] / values[-1]
-        if scaling not in seen:
-            seen.add(scaling)
-            tries.append(Try(addition, f"{trainer['title']}: scale {scaling:g}"))
+            found = [(f"--alpha {alpha}", kept, f"{trainer['title']}, alpha left at {alpha}")]
+            if alpha > 1:  # who changes the rank often changes alpha with it; SAT's 1 is written nowhere to change
+                also = f"{trainer['title']}, alpha changed with the rank"
+                found.append((f"--trained-scale {ratio:g}", ratio, also))
+        for addition, scaling, why in found:
+            if scaling not in seen:
+                seen.add(scaling)
+                tries.append(Try(addition, f"{why}: scale {scaling:g}"))
     return [*tries, Try("--as-loaded", "keep what loaders show today: 1.0")]
 
 

@@ -44,7 +44,7 @@ class Stamp:
         return [
             *out,
             "  tensors   the same bytes, compared",
-            "  strength  1.0 acts as trained in Diffusers 0.34 or newer, which reads the header; other loaders apply 1.0",
+            "  strength  1.0 acts as trained in Diffusers 0.34 or newer, which reads the header; other loaders do not",
             f"  anywhere  {command('loraforge', 'convert', self.output, '--to', 'diffusers')}   # folds it in",
         ]
 

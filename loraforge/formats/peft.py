@@ -89,6 +89,8 @@ class PeftFormat:
     def claims(self, file: TensorFile) -> bool:
         if _config_path(file):
             return True
+        if any(".base_layer." in key for key in file.tensors):  # a whole model, with its LoRA still in it
+            return False
         layout = architecture("cogvideox").layouts[self.layouts["cogvideox"]]
         hits = [hit for key in file.tensors if (hit := STYLE.parse(key)) and layout.locate(hit.path)]
         return any(hit.prefix for hit in hits) or (bool(hits) and not header_configs(file))
