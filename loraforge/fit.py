@@ -75,7 +75,8 @@ def plan(
 ) -> list[Plan]:
     """Give every module the number of (A, B) pairs the format stores. Touches numbers only where pairs must merge.
 
-    `segments` names what a target module stacks, `to` the format for messages. Raises ConversionError that lists the modules which do not fit.
+    `segments` names what a target module stacks; `to` is the format's name.
+    Raises ConversionError that lists the modules which do not fit.
     """
     plans, problems = [], defaultdict[str, list[str]](list)
     for path, (delta, sources) in relaid.items():

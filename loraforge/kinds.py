@@ -57,7 +57,8 @@ def _names(*parts: str) -> Callable[[TensorFile], bool]:
     return lambda file: any(part in key for key in file.tensors for part in parts)
 
 
-def _training(file: TensorFile) -> bool:
+def of_training(file: TensorFile) -> bool:
+    """Whether it is a trainer's own state: DeepSpeed's, or a whole model with PEFT's layers still in it."""
     return "ds_version" in file.tops or any(".base_layer." in key for key in file.tensors)
 
 
@@ -66,7 +67,7 @@ _KINDS: tuple[tuple[str, str, Callable[[TensorFile], bool]], ...] = (
     (
         "a checkpoint of a Diffusers or PEFT trainer",
         "Give the pytorch_lora_weights.safetensors that trainer saved.",
-        lambda file: _training(file) and _names(".lora_A.", ".base_layer.")(file),
+        lambda file: of_training(file) and _names(".lora_A.", ".base_layer.")(file),
     ),
     ("an adapter in kohya's names (lora_unet_...)", "", _any("lora_unet_", "lora_te")),
     ("an adapter in DiffSynth's names", "", lambda file: _any("blocks.")(file) and _names(".lora_A.")(file)),

@@ -33,21 +33,28 @@ def destination(
     has the suffix of another kind of file.
     """
     place = out or Path(default)
-    if place.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt") and not place.is_dir():
-        if len(names) > 1:
-            what = f"{to} is a folder of {', '.join(names)}"
-            raise OutputError(f"{place}: {what}.", Try(command("-o", place.with_suffix(""))))
-        if place.suffix != ".safetensors":
-            right = place.with_suffix(".safetensors")
-            raise OutputError(f"{place}: what is written is a safetensors file.", Try(command("-o", right)))
-    one = len(names) == 1 and place.suffix == ".safetensors"
-    found = Destination(place.parent, (place.name,)) if one else Destination(place, tuple(names))
     try:
+        found = _named(place, tuple(names), to)
         for name in found.names:
             _check(found.folder / name, source, default, found, force=force)
     except (OSError, ValueError, RuntimeError) as error:
-        raise OutputError(f"{_short(found.file)} cannot be written: {_reason(error)}.", _elsewhere(names[0])) from error
+        raise OutputError(f"{_short(place)} cannot be written: {_reason(error)}.", _elsewhere(names[0])) from error
     return found
+
+
+def _named(place: Path, names: tuple[str, ...], to: str) -> Destination:
+    """What a destination means: a file where its suffix says so and one is enough, else a folder."""
+    if place.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".ckpt") or place.is_dir():
+        one = len(names) == 1 and place.suffix == ".safetensors"
+        return Destination(place.parent, (place.name,)) if one else Destination(place, names)
+    if len(names) > 1:
+        raise OutputError(
+            f"{place}: {to} is a folder of {', '.join(names)}.", Try(command("-o", place.with_suffix("")))
+        )
+    if place.suffix != ".safetensors":
+        right = place.with_suffix(".safetensors")
+        raise OutputError(f"{place}: what is written is a safetensors file.", Try(command("-o", right)))
+    return Destination(place.parent, (place.name,))
 
 
 def _check(file: Path, source: Path, default: str, found: Destination, *, force: bool) -> None:

@@ -111,7 +111,7 @@ def _given(
     values, used = dict.fromkeys(ranks, default), set()
     for path in ranks:
         for key, value in patterns.items():
-            if not _matches(key, path, where, anywhere=True):
+            if not _matches(key, path, f"{where}: {name}", anywhere=True):
                 continue
             used.add(key)
             given = number(value)
@@ -120,7 +120,7 @@ def _given(
             values[path] = given
             break
     unused = [key for key in patterns if key not in used]  # an earlier pattern may have come first everywhere
-    idle = [key for key in unused if not any(_matches(key, path, where, anywhere=True) for path in ranks)]
+    idle = [key for key in unused if not any(_matches(key, path, f"{where}: {name}", anywhere=True) for path in ranks)]
     if idle:
         word, meant = ("lora_alpha", "--alpha") if name == "alpha_pattern" else ("r", "")
         remedies = (Try(f"{meant} {default:g} --override-scale", f"if {word} {default:g} holds for all"),) * bool(meant)

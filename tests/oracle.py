@@ -22,6 +22,30 @@ SAT_CASES = (
     "sat_1.5_t2v_r4",
 )
 
+FILE_CASES = {
+    "peft_plain": ".",
+    "peft_rslora": ".",
+    "peft_patterns": ".",
+    "peft_dora": ".",
+    "diffusers_meta_patterns": ".",
+    "diffusers_save_lora_adapter": ".",
+    "diffusers_save_lora_weights_meta": ".",
+    "finetrainers_dcp_ws1": ".",
+    "diffusers_save_lora_weights_nometa": ".",
+    "cogvideox_factory_alpha_half": ".",
+    "cogvideo_trainer_plain": ".",
+    "videox_fun_peft": "checkpoint-100.safetensors",
+}
+"""Case -> what of its folder a user would give."""
+
+SILENT = {
+    "diffusers_save_lora_weights_nometa",
+    "cogvideox_factory_alpha_half",
+    "cogvideo_trainer_plain",
+    "videox_fun_peft",
+}
+"""Cases whose files record no scale."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -44,6 +68,23 @@ class Case:
     @property
     def scale(self) -> float:
         return float(self.manifest["intended_scale"])
+
+    @property
+    def source(self) -> Path:
+        """What a user would give: the run folder, or the file or folder the trainer wrote."""
+        return self.folder / FILE_CASES.get(self.name, "sat_ckpt")
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What the user has to state: nothing, where the files record it."""
+        if self.name in SAT_CASES:
+            return {"training_config": self.folder / "sat_config.yaml"}
+        return {"alpha": self.manifest["alpha"]} if self.name in SILENT else {}
+
+    @property
+    def sat_base(self) -> Path:
+        """A SAT checkpoint of the base."""
+        return self.source if self.name in SAT_CASES else DATA / "bases" / "2b" / "sat_base"
 
     def run(self, place: Path, *, config: bool = True) -> Path:
         """A copy of the SAT run folder as the trainer left it, with its training_config.yaml unless told otherwise."""

@@ -20,7 +20,7 @@ from loraforge.errors import FileError, FormatError, command, shown
 from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
 from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
 from loraforge.keys import KeyStyle, Spelling
-from loraforge.kinds import not_an_adapter
+from loraforge.kinds import not_an_adapter, of_training
 from loraforge.layout import architecture
 from loraforge.recorded import header_configs
 
@@ -89,7 +89,7 @@ class PeftFormat:
     def claims(self, file: TensorFile) -> bool:
         if _config_path(file):
             return True
-        if any(".base_layer." in key for key in file.tensors):  # a whole model, with its LoRA still in it
+        if of_training(file):
             return False
         layout = architecture("cogvideox").layouts[self.layouts["cogvideox"]]
         hits = [hit for key in file.tensors if (hit := STYLE.parse(key)) and layout.locate(hit.path)]

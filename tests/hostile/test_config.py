@@ -174,7 +174,7 @@ def test_a_config_as_it_should_be_converts(tmp_path: Path, cli, out: Path):
     run = run_folder(tmp_path / "run", "1000", config=section(r="4", lora_alpha="2"))
     result = cli("convert", run, "--to", "diffusers", "-o", out)
     assert result.exit_code == 0, result.output
-    header = metadata(alpha_pattern={"to_q": 3, r"^transformer_blocks\.0\.attn1\.to_k$": 2})
+    header = metadata(alpha_pattern={r"^transformer_blocks\.0\.attn1\.to_q$": 3, "to_q": 2})
     (tmp_path / "x.safetensors").write_bytes(safetensors(diffusers_lora(), header))
     result = cli("convert", tmp_path / "x.safetensors", "--to", "diffusers", "-o", out, "--force")
     assert result.exit_code == 0, result.output

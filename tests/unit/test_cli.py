@@ -124,9 +124,7 @@ def test_the_header_is_minimal_and_full_paths(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "words", [["convert", "x", "--to", "nonsense"], ["convert"], ["nonsense"], ["convert", "x", "--to", "sat"]]
-)
+@pytest.mark.parametrize("words", [["convert", "x", "--to", "nonsense"], ["convert"], ["nonsense"], ["verify"]])
 def test_usage_errors_exit_with_2(words: list[str], cli) -> None:
     assert cli(*words).exit_code == 2
 
@@ -154,9 +152,7 @@ def test_a_statement_of_scale_in_a_remedy_replaces_the_one_typed(tmp_path: Path,
 
 def test_formats_and_version(cli) -> None:
     listed = {row["name"]: row for row in json.loads(cli("formats", "--json").stdout)}
-    assert listed["sat"]["reads"]
-    assert not listed["sat"]["writes"]
-    assert listed["diffusers"]["writes"]
+    assert {name for name, row in listed.items() if row["reads"] and row["writes"]} == {"sat", "diffusers", "peft"}
     assert "diffusers" in cli("formats").stdout
     assert loraforge.__version__ in cli("--version").stdout
 
@@ -277,14 +273,14 @@ def test_a_folder_one_level_too_high_names_the_one_meant(tmp_path: Path, cli) ->
 def test_adapters_of_formats_not_read_yet_are_called_adapters(tmp_path: Path, cli) -> None:
     names = {
         "lora_unet__transformer_blocks_0_attn1_to_q.lora_down.weight": "kohya",
-        "base_model.model.transformer_blocks.0.attn1.to_q.lora_A.weight": "PEFT",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": "not named as CogVideoX",
         "blocks.0.attn1.to_q.lora_A.default.weight": "DiffSynth",
     }
     for key, words in names.items():
         save_file({key: np.ones((2, 4), np.float32)}, tmp_path / "x.safetensors")
         result = cli("convert", tmp_path / "x.safetensors", "--to", "diffusers")
         assert result.exit_code == 1
-        assert "is an adapter in" in result.stderr
+        assert "is an adapter" in result.stderr
         assert words in result.stderr
 
 
@@ -299,7 +295,7 @@ def test_inspect_prints_the_line_for_each_scale_an_unrecorded_file_may_have(tmp_
     monkeypatch.chdir(tmp_path)
     shown = cli("inspect", DATA / "sat_2b_r4" / "hf_export_unscaled").stdout
     lines = re.findall(r"loraforge (convert .*?)   # ", shown)
-    assert len(lines) == 4
+    assert len(lines) == 5
     for n, line in enumerate(lines):
         assert cli(*shlex.split(line), "-o", f"{n}.safetensors").exit_code == 0, line
 

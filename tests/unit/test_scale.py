@@ -43,7 +43,7 @@ def test_nothing_recorded_and_trainers_differ_is_refused_with_a_runnable_line_ea
     assert "does not record the scale of its training" in result.stderr
     assert "as trained" not in result.output
     lines = re.findall(r"try: loraforge (.*?)   # (.*)", result.stderr)
-    assert len(lines) == 4
+    assert len(lines) == 5
     scales = set()
     for line, promise in lines:
         done = cli(*shlex.split(line), "--force", "--json")
@@ -57,7 +57,7 @@ def test_nothing_recorded_and_trainers_differ_is_refused_with_a_runnable_line_ea
         )
         assert report["scale"]["provenance"] == ("assumed" if "--as-loaded" in line else "given")
         scales.add(scale)
-    assert scales == {0.25, 16.0, 1.0}
+    assert scales == {0.25, 16.0, 0.5, 1.0}
 
 
 @pytest.mark.parametrize("name", trainers())
