@@ -105,11 +105,13 @@ def candidates(ranks: Mapping[str, int], writes: str) -> list[Try]:
             found = [(f"--trained-by {name}", kept, trainer["title"])]
         elif alpha == rank:
             found = [("--trained-scale 1", 1.0, trainer["title"])]
-        else:
-            found = [(f"--alpha {alpha}", kept, f"{trainer['title']}, alpha left at {alpha}")]
-            if alpha > 1:  # who changes the rank often changes alpha with it; SAT's 1 is written nowhere to change
-                also = f"{trainer['title']}, alpha changed with the rank"
-                found.append((f"--trained-scale {ratio:g}", ratio, also))
+        elif alpha == 1:  # SAT's, which no configuration sets
+            found = [("--alpha 1", kept, trainer["title"])]
+        else:  # who changes the rank may have changed alpha with it
+            found = [
+                (f"--alpha {alpha}", kept, f"{trainer['title']}, alpha left at {alpha}"),
+                (f"--trained-scale {ratio:g}", ratio, f"{trainer['title']}, alpha changed with the rank"),
+            ]
         for addition, scaling, why in found:
             if scaling not in seen:
                 seen.add(scaling)

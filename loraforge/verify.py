@@ -79,12 +79,14 @@ class Verification:
     def lines(self) -> list[str]:
         """The verdict for a terminal, and the worst modules where it is bad."""
         out = [f"A  {self.a.line()}", f"B  {self.b.line()}"]
-        count = f"{len(self.segments)} segments, {sum(s.rows for s in self.segments)} rows"
-        worst = max((s.worst for s in self.segments), default=0.0)
+        rows = sum(segment.rows for segment in self.segments)
+        worst = max((segment.worst for segment in self.segments), default=0.0)
         if self.same:
+            count = f"{len(self.segments)} segments, {rows} rows"
             return [*out, f"same update in {count}; the worst row is off by {worst:.1e} of its size"]
         off = sorted((s for s in self.segments if s.rows_off), key=lambda s: -s.worst)
-        out.append(f"different: {len(off)} of {count.replace(',', ' and')} compared" if off else "different")
+        where = f": {len(off)} of {len(self.segments)} segments, {sum(s.rows_off for s in off)} of {rows} rows"
+        out.append(f"different{where if off else ''}")
         if self.strength is not None:
             number = f"{self.strength:.3f}" if abs(self.strength) >= 0.1 else fraction(self.strength)
             out.append(f"  B is {number} x A, everywhere: the same adapter at another scale")

@@ -26,6 +26,8 @@ def test_shown_output_is_real(name: str, tmp_path: Path, cli, monkeypatch) -> No
     done = cli("convert", "lora-disney-11-20-10-00", "--to", "diffusers")
     assert done.stderr + done.stdout in text
     assert cli("convert", "pytorch_lora_weights.safetensors", "--to", "diffusers").stderr in text
+    compared = cli("verify", "lora-disney-11-20-10-00", "pytorch_lora_weights.safetensors")
+    assert compared.stderr + compared.stdout in text
 
 
 @pytest.mark.parametrize("name", READMES)
@@ -42,7 +44,7 @@ def test_python_example_runs(name: str, tmp_path: Path, monkeypatch, capsys) -> 
     assert scope["loraforge"].inspect("disney").ranks == {4: 8}
 
 
-@pytest.mark.parametrize("name", [*READMES, "CHANGELOG.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", [*READMES, "CHANGELOG.md", "CONTRIBUTING.md", "docs/record-the-scale.md"])
 def test_options_and_files_named_exist(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
     known = {option for command in main.commands.values() for parameter in command.params for option in parameter.opts}
