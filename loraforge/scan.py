@@ -14,10 +14,23 @@ from loraforge.tensorfile import RELEASE_EVERY, TensorFile
 from loraforge.threads import in_order
 
 
+_PIECE = 1 << 24
+"""Bytes after which what has been read of a large tensor is let go of."""
+
+
 def changed(file: TensorFile, sums: Mapping[str, int]) -> list[str]:
     """The keys whose bytes have another CRC-32 than `sums` says, and those that one of the two lacks."""
+
+    def checksum(key: str) -> int:
+        content, value = file.raw(key), 0
+        for start in range(0, len(content), _PIECE):
+            value = crc32(content[start : start + _PIECE], value)
+            if start:
+                file.release()
+        return value
+
     shared = [key for key in sums if key in file.tensors]
-    with in_order(lambda key: crc32(file.raw(key)), shared) as read:
+    with in_order(checksum, shared) as read:
         other = [key for key, checksum in zip(shared, read, strict=True) if checksum != sums[key]]
     return [*other, *sorted(sums.keys() ^ file.tensors.keys())]
 

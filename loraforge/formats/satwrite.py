@@ -113,7 +113,7 @@ class SatWriter:
         if self.base is None:
             load = f"nothing loads it alone: SAT needs the base weights in the same file (--base), and {params}"
         else:
-            load = f"load: {run} in SAT's inference.yaml, and the lora_config of {run / CONFIG} in its model YAML"
+            load = f"in SAT's inference.yaml `load: {run}`, in its model YAML the lora_config of {run / CONFIG}"
         others = sorted({_module(key) for key in self.base.tensors if _is_lora(key)} if self.base else ())
         note = (
             f"the LoRA that {self.base.path.name} held ({len(others)} modules) is replaced"
