@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from loraforge import peftrules
-from loraforge.errors import FormatError, ScaleError, command
+from loraforge.errors import FormatError, ScaleError, command, listed
 from loraforge.scale import Rule
 from loraforge.trainingconfig import TrainingScale, beside, read_training_config
 
@@ -79,8 +79,8 @@ def from_configs(
             raise ScaleError(f"{file.path}: {error.message}", *error.remedies) from error
         if left:
             raise FormatError(
-                f"{file.path}: target_modules of its {where} leaves out {left[0]} and {len(left) - 1} more, whose "
-                "tensors are in the file: PEFT would not load them, so the two do not belong together.",
+                f"{file.path}: target_modules of its {where} leaves out {listed(left, 3)}, whose tensors are in "
+                "the file: PEFT would not load them, so the two do not belong together.",
                 look,
             )
     return rules

@@ -217,7 +217,7 @@ SLOW = {
 
 @pytest.mark.parametrize("entries", **cases(SLOW))
 def test_a_pattern_that_takes_for_ever(tmp_path: Path, refused_alone, entries: dict[str, Any]):
-    refused_alone(peft(tmp_path / "x", said=config(**entries)), next(iter(entries)), seconds=10)
+    refused_alone(peft(tmp_path / "x", said=config(**entries)), NAMES[1], seconds=10)
 
 
 MANY = lora(ROOT, *(f"transformer_blocks.{n}.attn1.to_{name}" for n in range(80) for name in "qkv"))
@@ -228,7 +228,7 @@ BULK = {
         "every pattern is compiled again for every module",
     ),
     "patterns that stay below the limit, each time": (
-        {"alpha_pattern": {f"(?#{n})" + GROUPS * 7 + "".join(rf"\{k + 2}" for k in range(7)): 2 for n in range(8)}},
+        {"alpha_pattern": {f"(?#{n})" + GROUPS * 7 + "".join(rf"\{k + 3}" for k in range(7)): 2 for n in range(8)}},
         "the limit is for one pattern on one module, and there are thousands of such pairs",
     ),
 }
@@ -237,7 +237,7 @@ BULK = {
 @pytest.mark.parametrize("entries", **cases({k: defect(e, reason=why) for k, (e, why) in BULK.items()}))
 def test_patterns_that_take_for_ever_together(tmp_path: Path, refused_alone, entries: dict[str, Any]):
     folder = peft(tmp_path / "x", MANY, config(target_modules=["to_q", "to_k", "to_v"]) | entries)
-    refused_alone(folder, next(iter(entries)), seconds=8)
+    refused_alone(folder, NAMES[1], seconds=8)
 
 
 def test_a_configuration_that_is_a_folder_or_a_link_to_nowhere_is_not_read(tmp_path: Path, refused):
@@ -351,10 +351,10 @@ def test_keys_of_a_file(tmp_path: Path, refused, kind: str, case: str):
     refused([tmp_path / "x.safetensors", "--as-loaded"], fragment)
 
 
-@pytest.mark.parametrize("case", ["a part of LoHa", "nothing but LoHa", "a part of LoKr, split"])
+@pytest.mark.parametrize("case", ["a part of LoHa", "a part of LoKr, split"])
 @pytest.mark.xfail(strict=True, reason="the names of the method end in _a and _b too, and are not recognised")
 def test_another_method_is_named(tmp_path: Path, refused, case: str):
-    refused(peft(tmp_path / "x", KEYS["folder"][case][0]), "LoHa" if "LoHa" in case else "LoKr")
+    refused(peft(tmp_path / "x", KEYS["folder"][case][0]), ": LoHa" if "LoHa" in case else ": LoKr")
 
 
 PREFIXES = {
@@ -524,7 +524,7 @@ FLAT = {
     "three dimensions": pair(MODULE, numbers(RANK, HIDDEN, 1), numbers(HIDDEN, RANK, 1)),
     "A without B": {f"{ROOT}{MODULE}.lora_A.weight": A},
     "A and B exchanged": pair(MODULE, numbers(HIDDEN, 3), numbers(4, HIDDEN + 1)),
-    "8-bit numbers": pair(MODULE, A.astype("int64"), B),
+    "whole numbers": pair(MODULE, A.astype("int64"), B),
 }
 
 
