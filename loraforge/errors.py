@@ -37,6 +37,16 @@ class LoraforgeError(Exception):
         return super().__str__()
 
 
+def as_commands(error: LoraforgeError, *words: str | Path) -> LoraforgeError:
+    """The same refusal, its additions put behind the command `words`: for a verb that has not got these options."""
+    start = command(*words)
+    error.remedies = tuple(
+        Try(f"{start} {remedy.command}", remedy.why) if remedy.command.startswith("-") else remedy
+        for remedy in error.remedies
+    )
+    return error
+
+
 class LayoutError(LoraforgeError):
     """An architecture or layout file is not a one-to-one description; every problem is listed."""
 

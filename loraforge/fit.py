@@ -118,8 +118,11 @@ def carry_out(plan: Plan) -> tuple[Delta, Step]:
             w, loss = fold(replace(w, scaling=w.scaling / keep if keep != w.scaling else 1.0), a_type, b_type)
             w, error = replace(w, scaling=keep), max(error, loss)
         if w.magnitude is not None and (kind := plan.length(w)) is not w.magnitude.dtype.type:
-            stored = rounded(widen(w.magnitude), kind).astype(kind)
-            error = max(error, float(np.max(np.abs(widen(stored) / widen(w.magnitude) - 1), initial=0.0)))
+            length = widen(w.magnitude)
+            with np.errstate(over="ignore"):  # what overflows comes out as an infinite error
+                stored = rounded(length, kind).astype(kind)
+            lost = np.abs(widen(stored) - length)
+            error = max(error, float(np.max(lost / np.where(length == 0, 1.0, np.abs(length)), initial=0.0)))
             w = replace(w, magnitude=stored)
         fitted.append(pad(w, policy.rank or w.rank))
     if not np.isfinite(error):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Scale
-from loraforge.errors import LoraforgeError, command
+from loraforge.errors import LoraforgeError, as_commands, command
 from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
@@ -115,6 +115,8 @@ def inspect(
             raise not_an_adapter(file)
         adapter = form.read(file, choice)
     except LoraforgeError as error:
+        if form is not None:
+            error = as_commands(error, "loraforge", "convert", file.path, "--to", form.name)
         return _describe(file, None, None, place.notes, error)
     return _describe(file, form, adapter, (*place.notes, *adapter.notes), None)
 

@@ -113,6 +113,8 @@ class KeyStyle:
             faults = [
                 fault for _, keys in sorted(blocks.items()) for fault in _pair_faults(path, keys, tensors, self.parts)
             ]
+            if not faults and len(tensors[blocks[0]["A"]].shape) > 2 and not arch.convolutional(stacks[path]):
+                faults = [f"{path} is no convolution, and its A has shape {list(tensors[blocks[0]['A']].shape)}"]
             if not faults and self.parts:
                 faults = _part_faults(path, [blocks[n] for n in range(want)], tensors, arch, stacks[path])
             problems += faults
@@ -161,8 +163,8 @@ def _ending(suffix: str) -> re.Pattern[str]:
 
 _REFUSED = (
     (r"lora_B\.([^.]+\.)?bias", "a bias of the LoRA itself (lora_bias), which this version does not convert"),
-    (r"hada_w[12]|hada_t[12]", "LoHa"),
-    (r"lokr_w[12]|lokr_t2", "LoKr"),
+    (r"hada_(w[12]_[ab]|t[12])", "LoHa"),
+    (r"lokr_(w[12](_[ab])?|t2)", "LoKr"),
     (r"lora_embedding_[AB]", "a LoRA of an embedding, of which CogVideoX has none"),
     (
         r"(?<!lora_A\.)(?<!lora_B\.)(weight|bias)",
@@ -215,8 +217,11 @@ def _pair_faults(path: str, keys: Mapping[str, str], tensors: Mapping[str, Tenso
     if "magnitude" in keys:
         info = tensors[keys["magnitude"]]
         want = (b[0],) if len(b) == 2 else (1, b[0], 1, 1)
-        if info.dtype not in FACTORS or info.repeats or info.shape != want:
-            yield f"{keys['magnitude']} is {info.dtype} {list(info.shape)}, not {b[0]} floating numbers, one per row"
+        if info.dtype not in FACTORS or info.shape != want:
+            have = f"{keys['magnitude']} is {info.dtype} {list(info.shape)}"
+            yield f"{have}, not floating numbers, one per row: {list(want)}"
+        if info.repeats:
+            yield f"{keys['magnitude']} repeats its numbers (strides {list(info.strides or ())})"
 
 
 def _part_faults(

@@ -122,6 +122,10 @@ class Architecture:
     variants: tuple[Variant, ...]
     layouts: Mapping[str, Layout]
 
+    def convolutional(self, segments: tuple[str, ...]) -> bool:
+        """Whether some variant has a convolution there."""
+        return any(len(variant.shapes.get(segment, ())) > 2 for variant in self.variants for segment in segments)
+
     def sizes(self, segments: tuple[str, ...], rows: int) -> list[int] | None:
         """Rows of each stacked segment when the module has `rows` in all; None if they do not divide."""
         ratios = [self.segments[segment] for segment in segments]

@@ -94,8 +94,10 @@ def _read(base: Path) -> dict[str, Any]:
     path = next((p for p in (base / "transformer" / "config.json", base / "config.json") if p.is_file()), None)
     if path is None:
         raise FormatError(f"--base {base} has no config.json of a transformer.", command("ls", "-l", base))
-    value = json.loads(path.read_text("utf-8"))
-    return dict(value)
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise FormatError(f"{path} is no transformer configuration ({error}).", command("cat", path)) from error
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:

@@ -8,12 +8,12 @@ regular expressions matched as `(.*\.)?(key)$`, the first that matches wins), tu
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from loraforge.errors import ScaleError, Try, listed, shown
+from loraforge.patterns import PatternError, full_matches
 from loraforge.scale import Rule, number
 
 _BELIEVE = (Try("--trained-scale 1 --override-scale", "if the strength was right as loaders apply it"),)
@@ -28,7 +28,9 @@ _PLAIN: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "lora_bias": (lambda value: not value, "has a bias in the LoRA itself"),
     "fan_in_fan_out": (lambda value: not value, "has weights stored the other way round"),
     "init_lora_weights": (
-        lambda value: not isinstance(value, str) or value.lower().startswith(_HARMLESS_STARTS),
+        lambda value: (
+            value in (None, True, False) or (isinstance(value, str) and value.lower().startswith(_HARMLESS_STARTS))
+        ),
         "changed the base weights when training began, so that A and B alone are not the update (PEFT converts it: "
         "save_pretrained with path_initial_model_for_weight_conversion)",
     ),
@@ -65,6 +67,8 @@ def rule(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> Rul
             f"{where}: r {shown(config.get('r'))}, lora_alpha {shown(config.get('lora_alpha'))} are no numbers.",
             *_BELIEVE,
         )
+    if not isinstance(rslora, bool | None):
+        raise ScaleError(f"{where}: use_rslora is {shown(rslora)}, neither true nor false.", *_BELIEVE)
     declared = _given(config, "rank_pattern", ranks, r, where)
     alphas = _given(config, "alpha_pattern", ranks, alpha, where)
     for path, rank in ranks.items():
@@ -78,13 +82,59 @@ def rule(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> Rul
 
 
 def untargeted(config: Mapping[str, Any], paths: Collection[str], where: str) -> list[str]:
-    """The modules that `target_modules` does not name, and that PEFT would therefore leave out."""
-    targets = config.get("target_modules")
+    """The modules that `target_modules` and what narrows it leave out, and that PEFT would therefore not load.
+
+    Raises ScaleError when an entry has a type it cannot have.
+    """
+    targets, left = config.get("target_modules"), config.get("exclude_modules")
+    meant = _named(targets, paths, f"{where}: target_modules")
+    if targets is None or targets == "all-linear":
+        meant = set(paths)
+    elif isinstance(targets, list):  # a regular expression says it all
+        meant &= _of_layers(config, paths, where) | {path for path in paths if path in targets}
+    excluded = _named(left, paths, f"{where}: exclude_modules") if left else set()
+    return [path for path in paths if path not in meant or path in excluded]
+
+
+def _named(targets: object, paths: Collection[str], where: str) -> set[str]:
+    """The paths a list of endings or a regular expression means."""
     if isinstance(targets, str):
-        return [] if targets == "all-linear" else [p for p in paths if not _matches(targets, p, where)]
+        return _full_matches([targets], paths, where)[0]
     if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
-        return [p for p in paths if not any(p == target or p.endswith(f".{target}") for target in targets)]
-    return []
+        known = frozenset(targets)
+        return {path for path in paths if any(tail in known for tail in _tails(path))}
+    if targets is not None:
+        raise ScaleError(f"{where} is {_brief(targets)}, neither a list of names nor a pattern.", *_BELIEVE)
+    return set()
+
+
+def _tails(path: str) -> list[str]:
+    tokens = path.split(".")
+    return [".".join(tokens[start:]) for start in range(len(tokens))]
+
+
+def _of_layers(config: Mapping[str, Any], paths: Collection[str], where: str) -> set[str]:
+    """The paths whose first block number is among `layers_to_transform`; all, where that is not given."""
+    wanted = config.get("layers_to_transform")
+    if wanted is None or wanted == []:
+        return set(paths)
+    wanted = wanted if isinstance(wanted, list) else [wanted]
+    stems = config.get("layers_pattern") or []
+    stems = [stems] if isinstance(stems, str) else stems
+    if not isinstance(stems, list) or not all(isinstance(stem, str) and stem.isidentifier() for stem in stems):
+        raise ScaleError(f"{where}: layers_pattern is {_brief(stems)}, not a plain name.", *_BELIEVE)
+    found = set()
+    for path in paths:
+        tokens = path.split(".")
+        # without a name: the first number that has two tokens before it, as PEFT's pattern asks for
+        numbers = [
+            int(token)
+            for n, token in enumerate(tokens[:-1])
+            if token.isdecimal() and (tokens[n - 1] in stems if stems else n >= 2)
+        ]
+        if numbers and numbers[0] in wanted:
+            found.add(path)
+    return found
 
 
 def config(ranks: Mapping[str, int], scalings: Mapping[str, float], *, dora: bool = False) -> dict[str, Any]:
@@ -108,19 +158,14 @@ def _given(
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict):
         raise ScaleError(f"{where}: {name} is {_brief(patterns)}, not a table.", *_BELIEVE)
-    values, used = dict.fromkeys(ranks, default), set()
-    for path in ranks:
-        for key, value in patterns.items():
-            if not _matches(key, path, f"{where}: {name}", anywhere=True):
-                continue
-            used.add(key)
-            given = number(value)
-            if given is None:
-                raise ScaleError(f"{where}: {name} gives {key:.80} the value {shown(value)}, not a number.", *_BELIEVE)
-            values[path] = given
-            break
-    unused = [key for key in patterns if key not in used]  # an earlier pattern may have come first everywhere
-    idle = [key for key in unused if not any(_matches(key, path, f"{where}: {name}", anywhere=True) for path in ranks)]
+    values = dict.fromkeys(ranks, default)
+    matched = dict(zip(patterns, _full_matches(list(patterns), ranks, f"{where}: {name}", r"(.*\.)?({})"), strict=True))
+    for key, value in reversed(patterns.items()):  # the first that matches wins
+        given = number(value)
+        if given is None and matched[key]:
+            raise ScaleError(f"{where}: {name} gives {key:.80} the value {shown(value)}, not a number.", *_BELIEVE)
+        values |= dict.fromkeys(matched[key], given or 0.0)
+    idle = [key for key in patterns if not matched[key]]
     if idle:
         word, meant = ("lora_alpha", "--alpha") if name == "alpha_pattern" else ("r", "")
         remedies = (Try(f"{meant} {default:g} --override-scale", f"if {word} {default:g} holds for all"),) * bool(meant)
@@ -133,24 +178,11 @@ def _given(
     return values
 
 
-_SIMPLE = re.compile(r"\^?(?:[\w.-]|\\\.)*")
-"""Patterns without a repetition: names, as nearly all are."""
-
-_SECONDS = 0.5
-"""How long one other pattern of a file may take on one path: a hostile one takes for ever."""
-
-
-def _matches(pattern: str, path: str, where: str, *, anywhere: bool = False) -> bool:
-    """Whether a pattern of a file matches the whole path or, `anywhere`, a tail of it that begins at a dot."""
-    whole = rf"(.*\.)?({pattern})" if anywhere else pattern
-    if _SIMPLE.fullmatch(pattern):
-        return re.fullmatch(whole, path) is not None
-    import regex  # what `re` does, with a time limit
-
+def _full_matches(patterns: list[str], paths: Collection[str], where: str, tail: str = "{}") -> list[set[str]]:
     try:
-        return regex.fullmatch(whole, path, timeout=_SECONDS) is not None
-    except (regex.error, TimeoutError, RecursionError, OverflowError, MemoryError) as error:
-        raise ScaleError(f"{where}: its pattern {pattern:.80} cannot be matched ({error}).", *_BELIEVE) from error
+        return full_matches(patterns, list(paths), tail)
+    except PatternError as error:
+        raise ScaleError(f"{where}: {error.message}.", *_BELIEVE) from error
 
 
 def _anchored(path: str) -> str:

@@ -88,6 +88,7 @@ def compare(
 
     def judge(item: tuple[str, Delta, Delta]) -> Comparison:
         path, one, other = item
+        _comparable(path, one, other)
         want, got = _applied(one), _applied(other)
         if want.shape != got.shape:
             raise VerificationError(f"{path}: {want.shape[0]} rows on one side, {got.shape[0]} on the other.")
@@ -102,10 +103,10 @@ def compare(
         allowed = share * size
         if share > EXACT and (error > allowed).any():
             allowed += np.maximum(_grain(one), _grain(other))
-        off = error > allowed
+        off = ~(error <= allowed)  # also where one of them is not a number
         worst = error / np.where(size > 0, size, 1.0)
         if lengths is not None:
-            off, worst = off | (lengths > share), np.maximum(worst, lengths)
+            off, worst = off | ~(lengths <= share), np.maximum(worst, lengths)
         strength = float(np.vdot(want, got) / np.vdot(want, want)) if want.any() else np.nan
         rest = np.sqrt(np.square(got - strength * want).mean(axis=1)) if want.any() else error
         scaled = rest / np.where(size > 0, size * abs(strength), 1.0) if want.any() and strength else worst
@@ -119,6 +120,25 @@ def compare(
             if len(out) % RELEASE_EVERY == 0:
                 release()
     return out
+
+
+_RANGE = 1e-100, 1e100
+"""Sizes of an update whose squares float64 still holds; only float64 factors and odd scalings can be outside."""
+
+
+def _comparable(path: str, one: Delta, other: Delta) -> None:
+    """Raises VerificationError where no comparison of the two would mean anything."""
+    (a, k), (b, m) = ((delta[0].A.shape[1], delta[0].kernel) for delta in (one, other))
+    if (a, k) != (b, m):
+        texts = [f"{n} inputs{f' in a kernel {list(kernel)}' if kernel else ''}" for n, kernel in ((a, k), (b, m))]
+        raise VerificationError(f"{path}: {texts[0]} on one side, {texts[1]} on the other.")
+    for w in (*one, *other):
+        ordinary = not w.scaling or 1e-30 < abs(w.scaling) < 1e30
+        if not ordinary or "float64" in (w.A.dtype.name, w.B.dtype.name):
+            peaks = [float(np.abs(widen(factor)).max(initial=0)) for factor in (w.A, w.B)]
+            size = abs(w.scaling) * peaks[0] * peaks[1]
+            if size and not all(_RANGE[0] < value < _RANGE[1] for value in (*peaks, size)):
+                raise VerificationError(f"{path}: an update of {size:.0e} cannot be compared (1e-100 to 1e100 can).")
 
 
 def _lengths(path: str, one: Delta, other: Delta) -> Array | None:

@@ -67,19 +67,22 @@ def from_configs(
             raise FormatError(f"{file.path}: its {where} has {odd}.", look)
         if where == "lora_config":  # finetrainers writes neither patterns nor rslora: one r and one alpha for all
             config = {"r": Counter(ranks.values()).most_common(1)[0][0], **config}
-        if not believed:
-            continue
         if bool(config.get("use_dora", dora)) != dora:
             have = "and the file has" if dora else "but the file has no"
             raise FormatError(f"{file.path}: its {where} says use_dora {config['use_dora']}, {have} magnitudes.", look)
+        if not believed:
+            continue
         try:
             rules.append(peftrules.rule(config, ranks, where))
             left = peftrules.untargeted(config, ranks, where)
         except ScaleError as error:
             raise ScaleError(f"{file.path}: {error.message}", *error.remedies) from error
+        narrowed = ", ".join(
+            key for key in ("target_modules", "exclude_modules", "layers_to_transform") if config.get(key)
+        )
         if left:
             raise FormatError(
-                f"{file.path}: target_modules of its {where} leaves out {listed(left, 3)}, whose tensors are in "
+                f"{file.path}: its {where} leaves out (by {narrowed}) {listed(left, 3)}, whose tensors are in "
                 "the file: PEFT would not load them, so the two do not belong together.",
                 look,
             )

@@ -53,11 +53,18 @@ def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | Non
             command("ls", "-l", source.absolute().parent),
         )
     wanted = [named(name)] if name else list(formats().values())
-    found = [(entry, place) for entry in wanted if (place := entry.find(source, choice))]
+    found, faults = list[tuple[Format, Found]](), list[FileError]()
+    for entry in wanted:
+        try:
+            found += [(entry, place)] if (place := entry.find(source, choice)) else []
+        except FileError as error:  # it is a folder of that kind, and has what another wants or nobody
+            faults.append(error)
+    if not found and faults:
+        raise faults[0]
     if not found:
         what = f"no {name} checkpoint" if name else "nothing that any format reads"
         below = [
-            child for child in sorted(source.iterdir()) if child.is_dir() and any(f.find(child, choice) for f in wanted)
+            child for child in sorted(source.iterdir()) if child.is_dir() and any(_finds(f, child) for f in wanted)
         ]
         remedies = [command("loraforge", "inspect", child) for child in below[:3]]
         raise FileError(f"{source} has {what} in it.", *(remedies or [command("ls", "-l", source)]))
@@ -66,7 +73,18 @@ def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | Non
     if len(claiming) > 1:
         names = " and ".join(f"{place.path.name} ({entry.name})" for entry, place in claiming)
         each = [command("loraforge", "inspect", "--from", entry.name, place.path) for entry, place in claiming]
+        if len({place.path for _, place in claiming}) == 1:
+            kinds = " and ".join(entry.name for entry, _ in claiming)
+            path = claiming[0][1].path
+            raise FormatError(f"{path} holds names of several formats, {kinds}: take those of one out.", *each)
         raise FormatError(f"{source} holds {names}: give the file, and its format with --from.", *each)
-    entry, place = claiming[0] if claiming else (None, found[0][1])
+    form, place = claiming[0] if claiming else (None, found[0][1])
     file, warnings = opened[place.path]
-    return entry, Found(place.path, place.run, (*place.notes, *warnings)), file
+    return form, Found(place.path, place.run, (*place.notes, *warnings)), file
+
+
+def _finds(entry: Format, folder: Path) -> bool:
+    try:
+        return entry.find(folder, Choice()) is not None
+    except FileError:
+        return True  # a folder of that kind, with a fault of its own to tell

@@ -13,7 +13,6 @@ from loraforge.half import LAYOUTS
 from loraforge.tensorfile import RELEASE_EVERY, TensorFile
 from loraforge.threads import in_order
 
-
 _PIECE = 1 << 24
 """Bytes after which what has been read of a large tensor is let go of."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from loraforge import peftrules
 from loraforge.adapter import Scale
-from loraforge.errors import FormatError, LoraforgeError, Try, VerificationError, command
+from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, as_commands, command
 from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
 from loraforge.output import Destination, destination, replacing
@@ -19,6 +20,11 @@ from loraforge.registry import locate
 from loraforge.report import fraction
 from loraforge.scale import Statement
 from loraforge.tensorfile import read_safetensors, write_safetensors
+
+STAMPED = ("diffusers", "peft")
+"""Formats whose readers look for a scale in the header."""
+
+CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,8 @@ class Stamp:
     scalings: tuple[float, ...]
     replaced: tuple[str, ...]
     """Header entries that said something else before."""
+    loads: bool
+    """Whether Diffusers knows the names in the file; a bare state dict needs a conversion besides."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document. Its shape is a promise: see the schema."""
@@ -41,11 +49,17 @@ class Stamp:
         at = ", ".join(map(fraction, self.scalings))
         out = [f"{self.output} records scale {at} ({self.scale.provenance}: {self.scale.source})"]
         out += [f"  replaced  {', '.join(self.replaced)}"] if self.replaced else []
+        folding = command("loraforge", "convert", self.output, "--to", "diffusers")
+        strength = (
+            "1.0 acts as trained in Diffusers 0.34 or newer, which reads the header; other loaders do not"
+            if self.loads
+            else "no loader knows these names: convert the file, which now tells its scale"
+        )
         return [
             *out,
             "  tensors   the same bytes, compared",
-            "  strength  1.0 acts as trained in Diffusers 0.34 or newer, which reads the header; other loaders do not",
-            f"  anywhere  {command('loraforge', 'convert', self.output, '--to', 'diffusers')}   # folds it in",
+            f"  strength  {strength}",
+            f"  anywhere  {folding}   # folds it in",
         ]
 
 
@@ -68,21 +82,29 @@ def stamp(
     from loraforge.scan import changed, scan
 
     path = Path(source)
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ScaleError(f"--alpha {alpha:g} is no lora_alpha a training can have used.", "--alpha 1")
     form, _, file = locate(path, None, Choice())
     if form is None:
         raise not_an_adapter(file)
-    if file.kind != "safetensors":
+    if file.kind != "safetensors" or form.name not in STAMPED:
+        what = "is a torch file, which has no header" if file.kind != "safetensors" else f"is read as {form.name}"
         raise FormatError(
-            f"{file.path} is a torch file, which has no header to record a scale in. Convert it, stating the alpha.",
+            f"{file.path} {what}: no loader looks for a scale there. Convert it, stating the alpha.",
             command("loraforge", "convert", file.path, "--to", "diffusers", "--alpha", f"{alpha:g}"),
         )
-    stated = Statement(alpha=alpha, override=override_scale)
-    adapter = form.read(file, Choice(stated=stated))
-    if (file.path.parent / "adapter_config.json").is_file() and form.name == "peft":
+    if form.name == "peft" and file.path.name.startswith("adapter_model.") and file.path.with_name(CONFIG).exists():
         raise FormatError(
-            f"{file.path} has its scale in the adapter_config.json beside it, where PEFT looks for it.",
+            f"{file.path} has its scale in the {CONFIG} beside it, where PEFT looks for it.",
             command("loraforge", "inspect", path),
         )
+    stated = Statement(alpha=alpha, override=override_scale)
+    try:
+        adapter = form.read(file, Choice(stated=stated))
+    except LoraforgeError as error:
+        if any(remedy.command.startswith("--override-scale") for remedy in error.remedies):
+            raise
+        raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
     digest = scan(file, adapter.keys)
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     scalings = {module: delta[0].scaling for module, delta in adapter.modules.items()}
@@ -116,13 +138,14 @@ def stamp(
         again = form.read(back, Choice())
         if {module: delta[0].scaling for module, delta in again.modules.items()} != scalings:
             raise VerificationError("the written header does not give the scale back. Nothing was kept.")
-    return Stamp(str(path), str(goes.file), scale, told, replaced)
+    return Stamp(str(path), str(goes.file), scale, told, replaced, loads=bool(prefix))
 
 
 def _destination(file: Path, alpha: float, out: str | Path | None, *, in_place: bool, force: bool) -> Destination:
     if in_place and out:
         raise LoraforgeError("--in-place and -o exclude each other.", Try("--in-place", "write no second file"))
     if in_place:
-        return Destination(file.parent, (file.name,))
+        whole = file.resolve()  # a link stays one
+        return Destination(whole.parent, (whole.name,))
     default = f"{file.stem}-alpha{alpha:g}.safetensors"
     return destination(Path(out) if out else None, default, (file.name,), file, force=force)

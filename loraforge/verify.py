@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter import Adapter, Scale
-from loraforge.errors import LoraforgeError, listed
+from loraforge.errors import LoraforgeError, as_commands, listed
 from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
@@ -121,6 +122,8 @@ def verify(
     """
     if (b is None) == (in_ is None):
         raise LoraforgeError("give two adapters, or one and the loader to try it in.", "--in diffusers")
+    if base and not in_:
+        raise LoraforgeError("--base goes with --in: it is the model the loader fills.", "--in diffusers")
     from loraforge.proof import compare, pair_up
     from loraforge.scan import scan
 
@@ -148,7 +151,7 @@ def verify(
         same=same,
         strength=None if same or alone.first or alone.second else _strength(found),
         segments=tuple(
-            Segment(c.module, c.rows, c.off, c.error, c.strength if c.strength == c.strength else None) for c in found
+            Segment(c.module, c.rows, c.off, c.error, None if math.isnan(c.strength) else c.strength) for c in found
         ),
         only_in_a=alone.first,
         only_in_b=alone.second,
@@ -160,7 +163,10 @@ def _read(source: Path) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
     form, place, file = locate(source, None, Choice())
     if form is None:
         raise not_an_adapter(file)
-    adapter = form.read(file, Choice())
+    try:
+        adapter = form.read(file, Choice())
+    except LoraforgeError as error:
+        raise as_commands(error, "loraforge", "convert", file.path, "--to", form.name) from None
     return adapter, (*place.notes, *adapter.notes), file, form.name
 
 

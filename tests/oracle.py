@@ -38,12 +38,12 @@ FILE_CASES = {
 }
 """Case -> what of its folder a user would give."""
 
-SILENT = {
+SILENT = (
     "diffusers_save_lora_weights_nometa",
     "cogvideox_factory_alpha_half",
     "cogvideo_trainer_plain",
     "videox_fun_peft",
-}
+)
 """Cases whose files record no scale."""
 
 

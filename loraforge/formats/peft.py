@@ -9,6 +9,7 @@ CogKit utils/lora.py, VideoX-Fun utils/lora_utils.py.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -118,11 +119,13 @@ class PeftFormat:
 
 def _config_path(file: TensorFile) -> Path | None:
     path = file.path.with_name(CONFIG)
-    return path if file.path.name in FILES and path.is_file() else None
+    return path if file.path.name in FILES and os.path.lexists(path) else None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     look = command("ls", "-l", path)
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.", look)
     try:
         with path.open("rb") as stream:
             text = stream.read(_MOST_BYTES + 1)

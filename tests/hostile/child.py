@@ -43,10 +43,17 @@ def peak() -> int:
     return int(status.read_text().partition("VmHWM:")[2].split()[0]) >> 10
 
 
+def ours(values: tuple[object, ...]) -> bool:
+    """Whether it is loraforge's own matcher of patterns, and nothing a file could have named."""
+    from loraforge.patterns import PROGRAM
+
+    return list(values[1:2]) == [[sys.executable, "-I", "-S", "-c", PROGRAM]]
+
+
 def main() -> None:
     report, file_size, *words = sys.argv[1:]
     events: list[str] = []
-    sys.addaudithook(lambda event, _: events.append(event) if event in FORBIDDEN else None)
+    sys.addaudithook(lambda event, values: events.append(event) if event in FORBIDDEN and not ours(values) else None)
     from loraforge.cli import main as command_line
 
     limits(int(file_size) if file_size else None)

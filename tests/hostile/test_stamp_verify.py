@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from hostile.builders import HIDDEN, RANK, checkpoint, factors, numbers, run_folder, safetensors, sat, sat_lora
 from hostile.conftest import Check
 from hostile.refusal import listing, proper
-from hostile.test_peft_files import A4, B4, CONV, LENGTHS, MODULE, OTHER, cases, defect, lora, peft
+from hostile.test_peft_files import A4, B4, CONV, LENGTHS, MODULE, OTHER, cases, lora, peft
 from loraforge.cli import main
 
 A, B = factors()
@@ -96,11 +96,10 @@ def test_an_alpha_that_is_no_number(tmp_path: Path, refuses, alpha: str, words: 
 @pytest.mark.parametrize("words", [(), ("--in-place",)], ids=["", "--in-place"])
 def test_an_alpha_no_training_has(tmp_path: Path, refuses, alpha: str, words: tuple[str, ...]):
     place = words or ("-o", tmp_path / "o.safetensors")
-    refuses(["stamp", file()(tmp_path), f"--alpha={alpha}", *place], "scaling")
+    refuses(["stamp", file()(tmp_path), f"--alpha={alpha}", *place], "lora_alpha")
 
 
 @pytest.mark.parametrize("alpha", ["0", "-1"])
-@pytest.mark.xfail(strict=True, reason="the message blames a header entry, which the file does not have")
 def test_an_alpha_no_training_has_is_blamed_on_who_stated_it(tmp_path: Path, refuses, alpha: str):
     refuses(["stamp", file()(tmp_path), f"--alpha={alpha}"], "--alpha")
 
@@ -163,13 +162,9 @@ UNSTAMPABLE = {
     "0 bytes": (raw(b""), "empty"),
     "a file that is not there": (lambda folder: folder / "no.safetensors", "does not exist"),
     "an empty folder": (lambda folder: (folder / "x").mkdir() or folder / "x", "nothing"),
-    "SAT's names are told": defect(
-        file(sat_lora()), "SAT", reason="it says the written header does not give the scale back"
-    ),
-    "a rank unlike the tensors": defect(
-        file(PLAIN, recorded(r=8)), "rank 4", reason="the remedy is --trained-scale, which stamp does not have"
-    ),
-}  # fmt: skip
+    "SAT's names are told": (file(sat_lora()), "SAT"),
+    "a rank unlike the tensors": (file(PLAIN, recorded(r=8)), "rank 4"),
+}
 
 
 @pytest.mark.parametrize(("make", "fragment"), **cases(UNSTAMPABLE))
@@ -179,7 +174,6 @@ def test_a_file_that_cannot_be_stamped(tmp_path: Path, refuses, in_place: bool, 
     refuses(["stamp", make(tmp_path), "--alpha", "2", *place], fragment)
 
 
-@pytest.mark.xfail(strict=True, reason="it is said to have its scale there, where convert does not look for it")
 def test_a_file_beside_a_configuration_that_is_not_read_for_it(tmp_path: Path, cli):
     source = beside_a_configuration("x.safetensors", lora(""))(tmp_path)
     assert "does not record the scale" in cli("convert", source, "--to", "peft").stderr
@@ -240,7 +234,6 @@ def test_stamp_to_a_file_system_that_is_read_only(tmp_path: Path, refuses):
     refuses(["stamp", file()(tmp_path), "--alpha", "2", "-o", "/proc/o.safetensors"], "cannot be written")
 
 
-@pytest.mark.xfail(strict=True, reason="Diffusers loads none of PEFT's names, whatever the header says")
 def test_a_stamp_does_not_promise_a_loader_that_loads_nothing(tmp_path: Path, cli):
     result = cli("stamp", file(lora("base_model.model."))(tmp_path), "--alpha", "2", "-o", tmp_path / "o.safetensors")
     assert result.exit_code == 1 or "acts as trained in Diffusers" not in result.output
@@ -259,7 +252,6 @@ def test_a_stamp_as_it_should_be(tmp_path: Path, cli):
 
 # verify
 
-NO_OPTION = "the remedies are --alpha or --trained-scale with --override-scale, none of which verify has"
 UNREADABLE = {
     "none there": (lambda folder: folder / "no.safetensors", "does not exist"),
     "an empty folder": (lambda folder: folder.mkdir() or folder, "nothing"),
@@ -278,27 +270,23 @@ UNREADABLE = {
         file({f"{STEM}.lora_A.weight": A * 0, f"{STEM}.lora_B.weight": numbers(HIDDEN + 4, RANK) * 0}),
         "rows",
     ),
-    "a scale of NaN": defect(file(PLAIN, recorded(float("nan"))), "nan", reason=NO_OPTION),
-    "a scale of 0": defect(file(PLAIN, recorded(0)), "scaling of 0", reason=NO_OPTION),
-    "a rank unlike the tensors": defect(file(PLAIN, recorded(r=8)), "rank 4", reason=NO_OPTION),
-    "two scales": defect(
-        file(PLAIN, recorded() | {"lora_config": '{"r": 4, "lora_alpha": 1}'}), "two scales", reason=NO_OPTION
-    ),
+    "a scale of NaN": (file(PLAIN, recorded(float("nan"))), "nan"),
+    "a scale of 0": (file(PLAIN, recorded(0)), "scaling of 0"),
+    "a rank unlike the tensors": (file(PLAIN, recorded(r=8)), "rank 4"),
+    "two scales": (file(PLAIN, recorded() | {"lora_config": '{"r": 4, "lora_alpha": 1}'}), "two scales"),
     "a record that is not JSON": (file(PLAIN, {"lora_adapter_metadata": "{"}), "not JSON"),
     "two spellings": (file(PLAIN | {k.replace(".weight", ".x.weight"): v for k, v in PLAIN.items()}), "several"),
     "noise": (raw(b"noise" * 20), "neither"),
     "a text": (raw(b"{}", "x.json"), "JSON"),
-    "other columns": defect(
-        file({f"{STEM}.lora_A.weight": numbers(RANK, HIDDEN + 4), f"{STEM}.lora_B.weight": B}),
-        "",
-        reason="updates of unlike width are compared as if they had one base weight",
-    ),
-    "other columns, of zeros": defect(
+    "other columns": (file({f"{STEM}.lora_A.weight": numbers(RANK, HIDDEN + 4), f"{STEM}.lora_B.weight": B}), ""),
+    "a scale out of this world": (file(PLAIN, recorded(1e300)), "cannot be compared"),
+    "numbers whose product overflows": (file(times(1e160, dtype="float64")), "cannot be compared"),
+    "numbers whose square vanishes": (file(times(1e-120, dtype="float64")), "cannot be compared"),
+    "other columns, of zeros": (
         file({f"{STEM}.lora_A.weight": np.concatenate([A, A * 0], axis=1), f"{STEM}.lora_B.weight": B}),
         "",
-        reason="updates of an 8x8 and an 8x16 weight are called the same",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("make", "fragment"), **cases(UNREADABLE))
@@ -311,7 +299,6 @@ def test_one_of_the_two_cannot_be_compared(tmp_path: Path, refuses, first: bool,
 RECORDS = {"NaN": recorded(float("nan")), "0": recorded(0), "a rank unlike the tensors": recorded(r=8)}
 
 
-@pytest.mark.xfail(strict=True, reason="the remedies are options of convert, which inspect does not have")
 @pytest.mark.parametrize("header", **cases(RECORDS))
 def test_inspect_of_a_scale_that_cannot_be(tmp_path: Path, cli, header: dict[str, str]):
     """It describes the file as far as possible; what it proposes must run."""
@@ -337,17 +324,7 @@ DIFFERENT: dict[str, Any] = {
     "a module more": (PLAIN, lora("transformer.", MODULE, OTHER)),
     "very large numbers": (times(1e18), times(3, "lora_B", times(1e18))),
     "very small numbers": (times(1e-18), times(3, "lora_B", times(1e-18))),
-    "numbers whose product overflows": defect(
-        times(1e160, dtype="float64"),
-        times(3, "lora_B", times(1e160, dtype="float64"), "float64"),
-        reason="NaN is larger than nothing: no row is off, and three times the update is the same update",
-    ),
-    "numbers whose square vanishes": defect(
-        times(1e-120, dtype="float64"),
-        times(3, "lora_B", times(1e-120, dtype="float64"), "float64"),
-        reason="the difference squared is 0, and three times the update is the same update",
-    ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("one", "other"), **cases(DIFFERENT))
@@ -367,7 +344,6 @@ CONVS = {
 
 
 @pytest.mark.parametrize(("a", "b"), **cases(CONVS))
-@pytest.mark.xfail(strict=True, reason="the kernel is not compared: two shapes of base weight, one update")
 def test_a_convolution_and(tmp_path: Path, cli, a: np.ndarray, b: np.ndarray):
     stem = f"transformer.{CONV}.lora_"
     one = file({f"{stem}A.weight": A4, f"{stem}B.weight": B4})(tmp_path / "a")
@@ -375,15 +351,13 @@ def test_a_convolution_and(tmp_path: Path, cli, a: np.ndarray, b: np.ndarray):
     assert cli("verify", one, other).exit_code == 1
 
 
-@pytest.mark.xfail(strict=True, reason="Infinity is no JSON")
 def test_json_of_a_difference_without_bounds_is_json(tmp_path: Path, cli):
-    pair = [file(PLAIN, recorded(alpha))(tmp_path / str(n)) for n, alpha in enumerate((1e300, 2e300))]
+    pair = [file(PLAIN, recorded(alpha))(tmp_path / str(n)) for n, alpha in enumerate((1e29, 2e29))]
     result = cli("verify", *pair, "--json")
     assert result.exit_code == 1
     json.loads(result.stdout, parse_constant=lambda word: pytest.fail(word))
 
 
-@pytest.mark.xfail(strict=True, reason="the proof takes a comparison with NaN for one that holds, and warns")
 def test_a_conversion_that_cannot_be_proved(tmp_path: Path, refused):
     source = file(times(1e160, dtype="float64"))(tmp_path)
     refused([source, "--alpha", "3"])
@@ -395,7 +369,6 @@ def test_neither_two_adapters_nor_a_loader(tmp_path: Path, refuses):
     refuses(["verify", one, other, "--in", "diffusers"], "two adapters")
 
 
-@pytest.mark.xfail(strict=True, reason="--base is ignored")
 def test_a_base_without_a_loader(tmp_path: Path, refuses):
     refuses(["verify", file()(tmp_path / "a"), file()(tmp_path / "b"), "--base", tmp_path / "no"], "--base")
 
@@ -408,8 +381,8 @@ BASES = {
     "nested 100,000 deep": ("[" * 100_000, ""),
     "no layers": ('{"num_layers": 0}', ""),
     "text for a number": ('{"num_layers": "x"}', ""),
-    "not JSON, told": defect("{", "config.json", reason="the adapter is said to be refused, for the base's fault"),
-    "a number, told": defect("4", "config.json", reason="the adapter is said to be refused, for the base's fault"),
+    "not JSON, told": ("{", "config.json"),
+    "a number, told": ("4", "config.json"),
 }
 
 

@@ -143,9 +143,16 @@ def test_patterns_match_as_in_peft(pattern: dict[str, int]) -> None:
     "targets", [["to_q"], ["attn1.to_q", "to_out.0"], ["q"], r".*to_[qk]", "transformer_blocks", PATHS[:2]]
 )
 def test_targets_match_as_in_peft(targets: Any) -> None:
-    config = LoraConfig(target_modules=targets)
-    left = peftrules.untargeted({"target_modules": targets}, PATHS, "x")
-    assert left == [path for path in PATHS if not check_target_module_exists(config, path)]
+    narrowed = [{}, {"exclude_modules": ["to_k"]}, {"exclude_modules": r".*\.1\..*"}]
+    if isinstance(targets, list):
+        narrowed += [
+            {"layers_to_transform": [0, 11]},
+            {"layers_to_transform": 1, "layers_pattern": "transformer_blocks"},
+        ]
+    for entries in narrowed:
+        config = LoraConfig(target_modules=targets, **entries)
+        left = peftrules.untargeted({"target_modules": targets, **entries}, PATHS, "x")
+        assert left == [path for path in PATHS if not check_target_module_exists(config, path)], entries
 
 
 @given(
@@ -161,6 +168,9 @@ def test_the_configuration_we_write_matches_what_it_should_and_nothing_else(modu
             rank = peft.rank_pattern.get(get_pattern_key(peft.rank_pattern.keys(), path), peft.r)
             alpha = peft.alpha_pattern.get(get_pattern_key(peft.alpha_pattern.keys(), path), peft.lora_alpha)
             assert (rank, alpha / rank) == (ranks[path], pytest.approx(scalings[path], rel=1e-12))
+            for other in (f"other.{path}", path.replace(".", "x", 1)):  # names the patterns must not mean
+                assert get_pattern_key(peft.rank_pattern.keys(), other) == other
+                assert get_pattern_key(peft.alpha_pattern.keys(), other) == other
 
 
 @pytest.mark.parametrize("way", ["pissa", "olora", "loftq", "corda", "lora_ga"])

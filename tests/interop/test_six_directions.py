@@ -143,6 +143,12 @@ def test_sat_needs_a_base_or_a_word_that_there_is_none(tmp_path: Path) -> None:
     assert [remedy.command.split()[0] for remedy in refusal.value.remedies] == ["--base", "--lora-only"]
     with pytest.raises(ConversionError, match="is not the base of this adapter"):
         convert(case, "sat", tmp_path / "run", base=Case("sat_1.5_t2v_r4").source, dry_run=True, force=True)
+    smaller = torch.load(case.sat_base / "1" / "mp_rank_00_model_states.pt", weights_only=False)
+    key = f"{PREFIX}transformer.layers.1.attention.dense.weight"
+    smaller["module"][key] = smaller["module"][key][:, :-1].clone()
+    torch.save({"module": smaller["module"]}, tmp_path / "smaller.pt")
+    with pytest.raises(ConversionError, match=r"needs 64 x 64 there: .*attention\.dense is \[64, 63\]"):
+        convert(case, "sat", tmp_path / "run", base=tmp_path / "smaller.pt")
     report = convert(case, "sat", tmp_path / "run", lora_only=True)
     assert "nothing loads it alone" in report.load
     alone = torch.load(tmp_path / "run" / "1" / "mp_rank_00_model_states.pt", weights_only=True)["module"]

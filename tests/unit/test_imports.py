@@ -45,7 +45,7 @@ LAYERS = """
 errors half
 dtypes layout lora tensorfile pickledata threads output
 adapter torchfile torchwrite keys
-kinds scale source graph scan base fit
+patterns kinds scale source graph scan base fit
 report peftrules trainingconfig proof loaders
 provenance
 formats

@@ -199,3 +199,20 @@ def test_options_of_another_target_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(LoraforgeError, match="goes with --to"):
             loraforge.convert(DATA / "peft_plain", to=to, out=tmp_path / "o", **options)
+
+
+@pytest.mark.parametrize("by", ["sat", "peft", "diffusers"])
+def test_an_assumption_stays_one_whatever_it_passes_through(by: str, tmp_path: Path) -> None:
+    run = Case("sat_2b_r4").run(tmp_path, config=False)
+    loraforge.convert(run, to=by, out=tmp_path / by, **({"lora_only": True} if by == "sat" else {}))
+    report = loraforge.convert(tmp_path / by, to="diffusers", out=tmp_path / "end")
+    assert report.scale.provenance == "assumed"
+    assert "as trained" not in "\n".join(report.lines())
+
+
+def test_the_kernel_of_a_convolution_tells_the_base(tmp_path: Path) -> None:
+    stem = "transformer.patch_embed.proj"
+    for inputs, base in ((16, "CogVideoX-5B"), (32, "CogVideoX-5B-I2V")):
+        factors = {"A": np.ones((4, inputs, 2, 2), np.float32), "B": np.ones((3072, 4, 1, 1), np.float32)}
+        save_file({f"{stem}.lora_{name}.weight": t for name, t in factors.items()}, tmp_path / "x.safetensors")
+        assert loraforge.inspect(tmp_path / "x.safetensors").fits == (base,)
