@@ -1,34 +1,54 @@
 """Convert LoRA adapters between frameworks, and prove that the result does what the adapter did where it was trained.
 
-`convert`, `inspect`, `verify` and `stamp` take what the commands of the same name take. Nothing here imports numpy
-before the first file is opened.
+`convert`, `inspect`, `verify` and `stamp` take what the commands of the same name take; `read` and `write` are the two
+halves of `convert`. Nothing here imports numpy before the first file is opened.
 """
 
 from __future__ import annotations
 
 __version__ = "0.1.0.dev0"
 
+from loraforge.adapter import Adapter as Adapter
+from loraforge.adapter import Storage as Storage
 from loraforge.convert import convert as convert
 from loraforge.errors import LoraforgeError as LoraforgeError
+from loraforge.formats import Format as Format
+from loraforge.hookspecs import hookimpl as hookimpl
 from loraforge.inspect import Inspection as Inspection
 from loraforge.inspect import inspect as inspect
 from loraforge.inspect import skeleton as skeleton
+from loraforge.keys import KeyStyle as KeyStyle
+from loraforge.keys import Spelling as Spelling
+from loraforge.plugins import use_plugin as use_plugin
+from loraforge.read import read as read
+from loraforge.registry import formats as formats
 from loraforge.report import Report as Report
 from loraforge.stamp import Stamp as Stamp
 from loraforge.stamp import stamp as stamp
 from loraforge.verify import Verification as Verification
 from loraforge.verify import verify as verify
+from loraforge.write import write as write
 
 __all__ = [
+    "Adapter",
+    "Format",
     "Inspection",
+    "KeyStyle",
     "LoraforgeError",
     "Report",
+    "Spelling",
     "Stamp",
+    "Storage",
     "Verification",
     "__version__",
     "convert",
+    "formats",
+    "hookimpl",
     "inspect",
+    "read",
     "skeleton",
     "stamp",
+    "use_plugin",
     "verify",
+    "write",
 ]

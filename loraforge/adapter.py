@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from loraforge.tensorfile import TensorFile
 
 if TYPE_CHECKING:
     from loraforge.lora import Delta
@@ -35,6 +38,24 @@ class Storage:
     segments: frozenset[str] | None = None
     """The only segments its LoRA adapts; None where any can be."""
 
+    def text(self) -> str:
+        """The same in a few words."""
+        ranks = "one rank" if self.one_rank else "any ranks"
+        what = ", ".join(sorted(self.segments)) if self.segments else "any module"
+        return f"{what}; {ranks}; {'DoRA' if self.magnitude else 'no DoRA'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an adapter was read from."""
+
+    path: Path
+    """What the user gave."""
+    file: TensorFile
+    format: str
+    run: str
+    """What to call a result by default: `lora-disney-1000`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
@@ -53,6 +74,7 @@ class Adapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     base_model: str | None = None
     notes: tuple[str, ...] = ()
+    source: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)

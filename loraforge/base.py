@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from loraforge.adapter import Adapter
-from loraforge.layout import Index, Variant, architecture
+from loraforge.catalog import architecture
+from loraforge.layout import Index, Variant
 from loraforge.lora import rows
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,72 +10,9 @@ import click
 import tomli
 
 import loraforge
-from loraforge.errors import LoraforgeError, Try, command, plain
-
-
-class Cli(click.Group):
-    """A group that turns every refusal into one message, the commands to type next, and exit code 1."""
-
-    typed: Sequence[str] = ()
-
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        self.typed = list(sys.argv[1:] if args is None else args)
-        return super().main(args, *rest, **options)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except LoraforgeError as error:
-            say("Error: ", error.message, colour="red")
-            lines = {self.line(remedy, ctx): remedy.why for remedy in error.remedies}
-            lines.pop(command("loraforge", *self.typed), None)  # what was just tried
-            for line, why in (lines or {f"loraforge {ctx.invoked_subcommand or ''} --help": ""}).items():
-                say("  try: ", line, f"   # {why}" if why else "")
-            ctx.exit(1)
-
-    def line(self, remedy: Try, ctx: click.Context) -> str:
-        """The remedy as a whole command: an addition takes the place of what it contradicts in what was typed."""
-        if not remedy.command.startswith("-"):
-            return remedy.command
-        typed = _without(self.typed, remedy.command, self.get_command(ctx, ctx.invoked_subcommand or ""))
-        end = typed.index("--") if "--" in typed else len(typed)
-        rest = f" {command(*typed[end:])}" if typed[end:] else ""
-        return f"{command('loraforge', *typed[:end])} {remedy.command}{rest}"
-
-
-_ONE_OF = {"--alpha", "--trained-scale", "--trained-by", "--as-loaded"}
-"""Options of which only one may be given."""
-
-
-def _without(typed: Sequence[str], addition: str, verb: click.Command | None) -> list[str]:
-    """What was typed, less the options that `addition` gives again or excludes."""
-    new = {word for word in addition.split() if word.startswith("-")}
-    new |= _ONE_OF if new & _ONE_OF else set()
-    words = {  # option -> how many words follow it
-        option: 0 if getattr(parameter, "is_flag", False) else 1
-        for parameter in (verb.params if verb else ())
-        if not getattr(parameter, "multiple", False) and new & set(parameter.opts)
-        for option in parameter.opts
-    }
-    kept, skip = [], 0
-    for word in typed:
-        option, equals, _ = word.partition("=")
-        option = option.replace("_", "-")
-        if skip:
-            skip -= 1
-        elif option in words:
-            skip = 0 if equals else words[option]
-        else:
-            kept.append(word)
-    return kept
-
-
-def say(label: str, *text: str, colour: str | None = None) -> None:
-    """One line to stderr, never wrapped or cut, so that a command in it can be copied."""
-    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
-        label = click.style(label, fg=colour, bold=True)
-    click.echo(label, nl=False, err=True)
-    click.echo("".join(plain(part) for part in text), err=True)
+from loraforge.cli_plugins import formats, layouts, plugins
+from loraforge.console import PATH, Cli, as_json, say
+from loraforge.errors import LoraforgeError, plain
 
 
 @cache
@@ -98,7 +31,6 @@ def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     return value and value.lower()
 
 
-PATH = click.Path(path_type=Path)
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
     "token_normalize_func": lambda token: token.replace("_", "-"),
@@ -108,7 +40,15 @@ SETTINGS = {
 
 @click.group(cls=Cli, context_settings=SETTINGS)
 @click.version_option(loraforge.__version__, "-V", "--version", prog_name="loraforge")
-def main() -> None:
+@click.option(
+    "--plugin",
+    "plugins_",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Load a format or layout from FILE (.toml or .py) for this command. Repeatable; may stand after the verb.",
+)
+def main(plugins_: tuple[Path, ...]) -> None:
     """Convert LoRA adapters between frameworks, and prove that the result acts as trained.
 
     \b
@@ -116,6 +56,8 @@ def main() -> None:
       loraforge inspect RUN                  what is it, and at what scale was it trained?
       loraforge convert RUN --to diffusers   a file that is right at strength 1.0 in any loader
     """
+    for path in plugins_:
+        loraforge.use_plugin(path)
 
 
 @main.command(short_help="Convert an adapter, and prove the result.")
@@ -194,8 +136,8 @@ def main() -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (schemas/convert.schema.json).")
-def convert(as_json: bool, **options: Any) -> None:
+@click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/convert.schema.json).")
+def convert(json_: bool, **options: Any) -> None:
     """Convert the adapter in SOURCE, a file, an iteration folder or a run folder.
 
     The written file acts at strength 1.0 exactly as the source did in training. The scale comes from what
@@ -215,7 +157,7 @@ def convert(as_json: bool, **options: Any) -> None:
     report = loraforge.convert(**options)
     for note in report.notes:
         say("note: ", note)
-    click.echo(_json(report.to_dict()) if as_json else "\n".join(map(plain, report.lines())))
+    click.echo(as_json(report.to_dict()) if json_ else "\n".join(map(plain, report.lines())))
 
 
 @main.command(short_help="Say what a file is, from its headers.")
@@ -227,13 +169,13 @@ def convert(as_json: bool, **options: Any) -> None:
     "--iteration", type=int, metavar="N", help="Checkpoint to take from a run. Default: the one `latest` names."
 )
 @click.option("--ema", is_flag=True, help="Take the averaged weights (N-ema).")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (schemas/inspect.schema.json).")
+@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/inspect.schema.json).")
 @click.option(
     "--skeleton",
     is_flag=True,
     help="Print names, shapes, element types and metadata as JSON, no weight: attach it to a bug report.",
 )
-def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, as_json: bool, skeleton: bool) -> None:
+def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, json_: bool, skeleton: bool) -> None:
     """Say what SOURCE is: format, modules, ranks, scale, base model. Reads headers only.
 
     \b
@@ -243,12 +185,12 @@ def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, a
       loraforge inspect mp_rank_00_model_states.pt --skeleton > skeleton.json
     """
     if skeleton:
-        click.echo(_json(loraforge.skeleton(source, iteration=iteration, ema=ema)))
+        click.echo(as_json(loraforge.skeleton(source, iteration=iteration, ema=ema)))
         return
     found = loraforge.inspect(source, from_, iteration=iteration, ema=ema)
     for note in found.notes:
         say("note: ", note)
-    click.echo(_json(found.to_dict()) if as_json else "\n".join(map(plain, found.lines())))
+    click.echo(as_json(found.to_dict()) if json_ else "\n".join(map(plain, found.lines())))
     if found.problem:
         raise LoraforgeError(found.problem, *found.remedies)
 
@@ -268,9 +210,9 @@ def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, a
     metavar="DIR",
     help="With --in: a folder with the transformer's config.json. Default: made from A's shapes.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
+@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
 @click.pass_context
-def verify(ctx: click.Context, a: Path, b: Path | None, in_: str | None, base: Path | None, as_json: bool) -> None:
+def verify(ctx: click.Context, a: Path, b: Path | None, in_: str | None, base: Path | None, json_: bool) -> None:
     """Say whether A and B, of any formats, make the same update; or what a loader makes of A.
 
     Every row is compared in float64; rounding to the coarser element type is no difference. A scale that
@@ -287,7 +229,7 @@ def verify(ctx: click.Context, a: Path, b: Path | None, in_: str | None, base: P
     found = loraforge.verify(a, b, in_=in_, base=base)  # type: ignore[arg-type]
     for note in found.notes:
         say("note: ", note)
-    click.echo(_json(found.to_dict()) if as_json else "\n".join(map(plain, found.lines())))
+    click.echo(as_json(found.to_dict()) if json_ else "\n".join(map(plain, found.lines())))
     if not found.same:
         ctx.exit(1)
 
@@ -299,8 +241,8 @@ def verify(ctx: click.Context, a: Path, b: Path | None, in_: str | None, base: P
 @click.option("--in-place", is_flag=True, help="Replace FILE itself, once the new one has proved right.")
 @click.option("--override-scale", is_flag=True, help="Believe --alpha over the scale the file records.")
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (schemas/stamp.schema.json).")
-def stamp(source: Path, as_json: bool, **options: Any) -> None:
+@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/stamp.schema.json).")
+def stamp(source: Path, json_: bool, **options: Any) -> None:
     """Record in FILE's header at what lora_alpha it was trained. The tensors stay as they are.
 
     Diffusers 0.34 or newer reads the entry. For a file that is right in every loader, use `loraforge convert`.
@@ -310,32 +252,8 @@ def stamp(source: Path, as_json: bool, **options: Any) -> None:
       loraforge stamp pytorch_lora_weights.safetensors --alpha 64 -o my-style.safetensors
     """
     done = loraforge.stamp(source, **options)
-    click.echo(_json(done.to_dict()) if as_json else "\n".join(map(plain, done.lines())))
+    click.echo(as_json(done.to_dict()) if json_ else "\n".join(map(plain, done.lines())))
 
 
-@main.command(short_help="List the adapter formats.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def formats(as_json: bool) -> None:
-    """List the adapter formats: what each is, and whether it is read or written."""
-    from loraforge.registry import formats as known
-
-    rows = [
-        {"name": name, "reads": True, "writes": entry.writer is not None, "what": entry.summary}
-        for name, entry in known().items()
-    ]
-    if as_json:
-        click.echo(_json(rows))
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("format", "reads", "writes", "what", box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(str(row["name"]), "yes", "yes" if row["writes"] else "-", str(row["what"]))
-    Console().print(table)
-
-
-def _json(document: Any) -> str:
-    # half a surrogate pair, which a header may hold, has no UTF-8: it stays the escape that JSON knows
-    return json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+for verb in (formats, layouts, plugins):
+    main.add_command(verb)

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from loraforge.adapter import Adapter, Step
-from loraforge.dtypes import CHOICES, name_of
-from loraforge.errors import ConversionError, ScaleError, Try, VerificationError, command, listed
-from loraforge.formats import Choice, Format, Target, Wanted, Writer
-from loraforge.kinds import not_an_adapter
-from loraforge.layout import architecture
-from loraforge.output import destination, replacing
-from loraforge.provenance import KEY, carried_over, entry
-from loraforge.registry import formats, locate, named
+from loraforge.errors import command
+from loraforge.read import read
 from loraforge.report import Report
-from loraforge.scale import Statement, candidates
-from loraforge.source import open_tensors
-from loraforge.tensorfile import RELEASE_EVERY, TensorFile
-
-if TYPE_CHECKING:
-    from loraforge.lora import Array, Delta
+from loraforge.write import write
 
 
 def convert(
@@ -59,161 +43,34 @@ def convert(
     file does not do what the source does.
     """
     options = dict(locals())
-    from loraforge import fit, graph  # these need numpy, which --help must not wait for
-    from loraforge.base import fits
-    from loraforge.scan import scan
-    from loraforge.threads import in_order
-
-    source = Path(source)
-    config = Path(training_config) if training_config else None
-    stated = Statement(alpha, trained_scale, trained_by, as_loaded, override_scale)
-    choice = Choice(iteration, ema, config, stated)
-    for option, value, known in (("scale_in", scale_in, ("tensors", "metadata")), ("dtype", dtype, ("keep", *CHOICES))):
-        if value not in known:
-            raise ConversionError(f"{option} is {value!r}; it can be {', '.join(known)}.")
-    if base_model is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) is None:
-        raise ConversionError(
-            f"--base-model {base_model} is no Hub id (like zai-org/CogVideoX-5b).",
-            Try("--base-model zai-org/CogVideoX-5b", "for example"),
-        )
-    target = named(to)
-    wanted = Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only)
-    writer = _writer(target, wanted)
-    form, place, file = locate(source, from_, choice)
-    if form is None:
-        raise not_an_adapter(file)
-    adapter = form.read(file, choice)
-    if adapter.scale.provenance == "ambiguous":
-        raise _ambiguous(place.path, adapter, form)
-    adapter, dropped = _without(adapter, drop)
-    arch = architecture(adapter.architecture)
-    layout = target.layouts[arch.name]
-    relaid = graph.relayout(adapter.modules, arch, adapter.layout, layout)
-    rank = max(w.rank for delta, _ in relaid.values() for w in delta) if writer.storage.one_rank else None
-    policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(dtype), rank)
-    plans = fit.plan(relaid, writer.storage, policy, arch.layouts[layout].stacked, to)
-    goes = destination(
-        Path(out) if out else None, f"{place.run}-{to}", writer.files, source, force=force or dry_run, to=to
+    adapter = read(
+        source,
+        from_,
+        iteration=iteration,
+        ema=ema,
+        alpha=alpha,
+        trained_scale=trained_scale,
+        trained_by=trained_by,
+        training_config=training_config,
+        as_loaded=as_loaded,
+        override_scale=override_scale,
     )
-
-    kept, lost = carried_over(adapter.metadata)
-    fitting = Target({plan.path: plan.outline() for plan in plans}, kept, base_model or adapter.base_model)
-    metadata = kept | writer.header(fitting)
-    use = writer.use(goes.file, fitting)
-    with in_order(fit.carry_out, plans) as fitted:  # begins while the tensors are scanned
-        report = Report(
-            source={
-                "path": str(place.path),
-                "format": form.name,
-                "size": file.size,
-                "digest": scan(file, adapter.keys),
-            },
-            output={"path": str(goes.file), "format": to, "written": not dry_run},
-            scale=adapter.scale,
-            scalings=tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
-            stored=writer.stored,
-            steps=(),
-            worst_error=None,
-            fits=tuple(variant.name for variant in fits(adapter)),
-            base_model=base_model or adapter.base_model,
-            others=dict(adapter.others),
-            dropped_modules=dropped,
-            dropped_metadata=lost,
-            notes=(*place.notes, *adapter.notes, *use.notes),
-            load=use.load,
-            not_with=use.not_with,
-            provided=use.provided,
-        )
-        steps: list[Step] = []
-
-        def tensors() -> Iterator[tuple[str, Array]]:
-            for delta, step in fitted:
-                steps.append(step)
-                yield from writer.encode(step.module, delta)
-                if len(steps) % RELEASE_EVERY == 0:
-                    file.release()
-
-        worst = None
-        if dry_run:
-            deque(tensors(), maxlen=0)
-        else:
-            said = entry(
-                _typed(options, place.path.name),
-                report.source,
-                report.scale,
-                report.scalings,
-                report.stored,
-                report.base_model,
-                report.fits,
-            )
-            header = _header(writer, fitting.outlines)
-            with replacing(goes, writer.size(header)) as folder:
-                written = folder / goes.names[0]
-                written.parent.mkdir(exist_ok=True)
-                sums = writer.write(written, header, tensors(), metadata | {KEY: said})
-                for name, text in writer.beside(replace(fitting, metadata=kept | {KEY: said})).items():
-                    (folder / name).write_text(text, "utf-8")
-                worst = _prove(adapter, target, written, sums, steps, file)
-    notes = (*report.notes, *_advice(steps, dtype, adapter, target))
-    return replace(report, steps=tuple(steps), worst_error=worst, notes=notes)
-
-
-def _writer(target: Format, wanted: Wanted) -> Writer:
-    if target.writer is None:
-        raise ConversionError(f"{target.name} is read, not written.", command("loraforge", "formats"))
-    for option in fields(Wanted):
-        if option.name in target.options or getattr(wanted, option.name) == option.default:
-            continue
-        if knowing := [name for name, form in formats().items() if option.name in form.options]:
-            flag = "--" + option.name.replace("_", "-")
-            raise ConversionError(f"{flag} goes with --to {' or '.join(knowing)}, not with --to {target.name}.")
-    return target.writer(wanted)
-
-
-def _advice(steps: Sequence[Step], dtype: str, adapter: Adapter, target: Format) -> Iterator[str]:
-    """What a user should know of scales that switch off, and how to avoid a rounding that can be avoided."""
-    scalings = {w.scaling for delta in adapter.modules.values() for w in delta}
-    if min(scalings) <= 0:
-        yield f"a scale of {min(scalings):g}, as you stated it, switches the adapter off or inverts it"
-    if not any(step.error for step in steps):
-        return
-    narrow = any(w.B.dtype.itemsize < 4 for delta in adapter.modules.values() for w in delta)
-    ways = [f"leave out --dtype {dtype}"] if dtype in ("fp16", "bf16") else []
-    ways += ["--dtype fp32 (a larger file)"] if narrow and dtype == "keep" else []
-    ways += (
-        ["--scale-in metadata (Diffusers 0.34 or newer)"] if "scale_in" in target.options and dtype == "keep" else []
+    name = adapter.source.file.path.name if adapter.source else ""
+    return write(
+        adapter,
+        to,
+        out,
+        scale_in=scale_in,
+        target_alpha=target_alpha,
+        base=base,
+        lora_only=lora_only,
+        dtype=dtype,
+        base_model=base_model,
+        drop=drop,
+        dry_run=dry_run,
+        force=force,
+        typed=_typed(options, name),
     )
-    if ways:
-        yield f"for less rounding, or none: {', or '.join(ways)}"
-
-
-def _ambiguous(path: Path, adapter: Adapter, form: Format) -> ScaleError:
-    ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
-    return ScaleError(
-        f"{path} does not record the scale of its training: {adapter.scale.source}. "
-        "State which trainer wrote it, or its alpha.",
-        *candidates(ranks, form.name),
-    )
-
-
-def _without(adapter: Adapter, patterns: Sequence[str]) -> tuple[Adapter, tuple[str, ...]]:
-    """The adapter without the modules that match a pattern, and their names."""
-    dropped = {module for pattern in patterns for module in fnmatch.filter(adapter.modules, pattern)}
-    useless = [pattern for pattern in patterns if not fnmatch.filter(adapter.modules, pattern)]
-    if useless:
-        raise ConversionError(
-            f"--drop {useless[0]} matches no module (they are called like {next(iter(adapter.modules))})."
-        )
-    if len(dropped) == len(adapter.modules):
-        raise ConversionError(f"--drop leaves none of the {len(dropped)} modules.")
-    kept = {module: delta for module, delta in adapter.modules.items() if module not in dropped}
-    return replace(adapter, modules=kept), tuple(sorted(dropped))
-
-
-def _header(writer: Writer, outlines: Mapping[str, Delta]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Key -> element type and shape of every tensor that will be written."""
-    encoded = (pair for module, delta in outlines.items() for pair in writer.encode(module, delta))
-    return {key: (name_of(tensor.dtype), tensor.shape) for key, tensor in encoded}
 
 
 def _typed(options: Mapping[str, object], name: str) -> str:
@@ -232,42 +89,3 @@ def _typed(options: Mapping[str, object], name: str) -> str:
         else:
             words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     return command(*words)
-
-
-def _prove(
-    adapter: Adapter, target: Format, written: Path, sums: Mapping[str, int], steps: Sequence[Step], file: TensorFile
-) -> float:
-    """Read the written file as its loader would: its bytes, then its update against the source's.
-
-    Returns the worst row's error. Raises VerificationError.
-    """
-    from loraforge.proof import compare, pair_up
-    from loraforge.scan import changed
-
-    back, _ = open_tensors(written)
-    if damaged := changed(back, sums):
-        raise VerificationError(
-            f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept.",
-            command("loraforge", "inspect", file.path),
-        )
-
-    def release() -> None:
-        file.release()
-        back.release()
-
-    rounded = {step.module for step in steps if step.kind == "rounded"}
-    pairs, alone = pair_up(adapter, target.read(back, Choice()))
-    if alone.first or alone.second:
-        names = listed([*alone.first, *alone.second], 5)
-        raise VerificationError(f"the written file adapts other modules than the source: {names}. Nothing was kept.")
-    results = compare(pairs, rounded.__contains__, release)
-    wrong = [result for result in results if not result.holds]
-    if wrong:
-        wrong.sort(key=lambda result: -result.error)
-        worst = listed([f"{result.module} (off by {result.error:.1e} of a row)" for result in wrong], 5)
-        raise VerificationError(
-            f"the written file does not do what the source does, in {len(wrong)} of {len(results)} segments: {worst}. "
-            "Nothing was kept. This is a fault of loraforge: please report it with the skeleton of your file.",
-            command("loraforge", "inspect", "--skeleton", file.path),
-        )
-    return max(result.error for result in results)

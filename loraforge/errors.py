@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,10 @@ def as_commands(error: LoraforgeError, *words: str | Path) -> LoraforgeError:
 
 class LayoutError(LoraforgeError):
     """An architecture or layout file is not a one-to-one description; every problem is listed."""
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{where}: {'; '.join(problems)}")
 
 
 class FileError(LoraforgeError):

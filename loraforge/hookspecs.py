@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pluggy
-
-if TYPE_CHECKING:
-    from loraforge.formats import Format
 
 hookspec = pluggy.HookspecMarker("loraforge")
 hookimpl = pluggy.HookimplMarker("loraforge")
 
 
 @hookspec
-def loraforge_formats() -> Iterable[Format]:
-    """Return the adapter formats this plugin reads or writes."""
+def loraforge_formats() -> Iterable[Any]:
+    """Return the adapter formats this plugin reads or writes: `loraforge.formats.Format`s, or TOML files."""
+    raise RuntimeError("a specification is not called")
+
+
+@hookspec
+def loraforge_architectures() -> Iterable[Any]:
+    """Return TOML files (paths, or resources of the package) that add architectures, or layouts of known ones."""
     raise RuntimeError("a specification is not called")

@@ -125,7 +125,7 @@ def _describe(
     file: TensorFile, form: Format | None, adapter: Adapter | None, notes: tuple[str, ...], error: LoraforgeError | None
 ) -> Inspection:
     from loraforge.base import fits
-    from loraforge.layout import architecture
+    from loraforge.catalog import architecture
 
     modules = adapter.modules if adapter else {}
     places = (

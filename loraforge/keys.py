@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from loraforge.lora import Array, Delta, LoraWeight
 
 
+FACTOR_NAMES = ("A", "B", "magnitude", "alpha")
+
+
 @dataclass(frozen=True, slots=True)
 class Spelling:
     """The suffixes that follow a module path. `{name}` stands for the name of one adapter."""
@@ -26,6 +29,8 @@ class Spelling:
     B: str
     magnitude: str = ""
     """DoRA's; empty where the format has none."""
+    alpha: str = ""
+    """Of a tensor that holds lora_alpha; empty where the format has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,7 @@ class Hit:
 
     path: str
     factor: str
-    """A, B or magnitude."""
+    """A, B, magnitude or alpha."""
     part: int
     spelled: str
     """How, without the module: all keys of one file are spelled alike."""
@@ -48,6 +53,7 @@ class Keys:
     A: str
     B: str
     magnitude: str | None = None
+    alpha: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,10 @@ class KeyStyle:
     prefixes: tuple[str, ...] = ("",)
     parts: bool = False
     """`.0`, `.1`, ... after the suffix: one pair per stacked segment."""
+    sep: str = "."
+    """What stands for the dots of a module path: kohya's names have `_`."""
+    column: bool = False
+    """Magnitudes are stored as [rows, 1], as LyCORIS has them, not as [rows]."""
 
     def parse(self, key: str) -> Hit | None:
         """What a key says; None where it is not of this style."""
@@ -71,7 +81,7 @@ class KeyStyle:
         if prefix is None:
             return None
         for spelling in self.spellings:
-            for factor in ("A", "B", "magnitude"):
+            for factor in FACTOR_NAMES:
                 suffix: str = getattr(spelling, factor)
                 if suffix and (match := _ending(suffix).fullmatch(stem, len(prefix))):
                     name = match.groupdict().get("name", "")
@@ -90,13 +100,15 @@ class KeyStyle:
         stacks = {}
         for key in tensors:
             hit = self.parse(key)
-            place = arch.layouts[layout].locate(hit.path) if hit else None
+            place = arch.layouts[layout].locate(hit.path, self.sep) if hit else None
             if hit is None or place is None:
                 unknown.append(key)
                 continue
+            template, index = place
+            path = template.fill(index)
             spelled.setdefault(hit.spelled, key)
-            found[hit.path][hit.part].setdefault(hit.factor, key)
-            stacks[hit.path] = arch.layouts[layout].modules[place[0]]
+            found[path][hit.part].setdefault(hit.factor, key)
+            stacks[path] = arch.layouts[layout].modules[template]
         if unknown:
             problems += _unknown(unknown, arch)
         if len(spelled) > 1:
@@ -110,9 +122,7 @@ class KeyStyle:
             if sorted(blocks) != list(range(want)):
                 problems.append(f"{path} has parts {sorted(blocks)}, not the {want} of {', '.join(stacks[path])}")
                 continue
-            faults = [
-                fault for _, keys in sorted(blocks.items()) for fault in _pair_faults(path, keys, tensors, self.parts)
-            ]
+            faults = [fault for _, keys in sorted(blocks.items()) for fault in _pair_faults(path, keys, tensors, self)]
             if not faults and len(tensors[blocks[0]["A"]].shape) > 2 and not arch.convolutional(stacks[path]):
                 faults = [f"{path} is no convolution, and its A has shape {list(tensors[blocks[0]['A']].shape)}"]
             if not faults and self.parts:
@@ -141,14 +151,46 @@ class KeyStyle:
     def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
         """The keys and tensors of one module that already fits this style."""
         spelling = self.spellings[0]
+        stem = self.prefixes[0] + path.replace(".", self.sep)
         for part, w in enumerate(delta):
             end = f".{part}" if self.parts else ""
             ones = (1,) * len(w.kernel)
-            yield f"{self.prefixes[0]}{path}{spelling.A}{end}", w.A.reshape(w.rank, -1, *w.kernel) if ones else w.A
-            yield f"{self.prefixes[0]}{path}{spelling.B}{end}", w.B.reshape(w.rows, w.rank, *ones) if ones else w.B
+            yield f"{stem}{spelling.A}{end}", w.A.reshape(w.rank, -1, *w.kernel) if ones else w.A
+            yield f"{stem}{spelling.B}{end}", w.B.reshape(w.rows, w.rank, *ones) if ones else w.B
             if w.magnitude is not None:
-                length = w.magnitude.reshape(1, -1, *ones) if ones else w.magnitude
-                yield f"{self.prefixes[0]}{path}{spelling.magnitude}{end}", length
+                yield f"{stem}{spelling.magnitude}{end}", w.magnitude.reshape(self.length_shape(w.rows, len(ones)))
+            if spelling.alpha:
+                yield f"{stem}{spelling.alpha}{end}", _alpha(w)
+
+    def length_shape(self, rows: int, kernel: int) -> tuple[int, ...]:
+        """Shape of a stored magnitude, of a module with a kernel of so many dimensions."""
+        if self.column:
+            return (rows, 1, *(1,) * kernel)
+        return (1, rows, *(1,) * kernel) if kernel else (rows,)
+
+
+def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float]:
+    """Module path -> what its alpha tensor says, for the modules that have one. Raises FormatError for a wrong one."""
+    said: dict[str, float] = {}
+    for path, pairs in found.items():
+        if (key := pairs[0].alpha) is None:
+            continue
+        info = file.tensors[key]
+        if info.shape not in ((), (1,)) or info.dtype not in (*FACTORS, *_INTEGERS):
+            raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
+        raw = bytes(file.raw(key))
+        said[path] = int.from_bytes(raw, "little", signed=True) if info.dtype in _INTEGERS else float(file[key].item())
+    return said
+
+
+_INTEGERS = ("I64", "I32", "I16", "I8")
+
+
+def _alpha(w: LoraWeight) -> Array:
+    """lora_alpha as trainers store it: one number, in float32 where the factors are narrower."""
+    import numpy as np
+
+    return np.asarray(w.scaling * w.rank, np.float64 if w.B.dtype == np.float64 else np.float32)
 
 
 def ranks(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
@@ -194,8 +236,10 @@ def _stems(key: str) -> Iterable[str]:
     return (".".join(words[start:]) for start in range(min(len(words), 4)))
 
 
-def _pair_faults(path: str, keys: Mapping[str, str], tensors: Mapping[str, TensorInfo], flat: bool) -> Iterator[str]:
-    dimensions = (2,) if flat else (2, 4)
+def _pair_faults(
+    path: str, keys: Mapping[str, str], tensors: Mapping[str, TensorInfo], style: KeyStyle
+) -> Iterator[str]:
+    dimensions = (2,) if style.parts else (2, 4)
     for factor in ("A", "B"):
         if factor not in keys:
             yield f"{path} has no {factor}"
@@ -216,7 +260,7 @@ def _pair_faults(path: str, keys: Mapping[str, str], tensors: Mapping[str, Tenso
         yield f"{path}: A {list(a)} and B {list(b)} are not those of one module"
     if "magnitude" in keys:
         info = tensors[keys["magnitude"]]
-        want = (b[0],) if len(b) == 2 else (1, b[0], 1, 1)
+        want = style.length_shape(b[0], len(b) - 2)
         if info.dtype not in FACTORS or info.shape != want:
             have = f"{keys['magnitude']} is {info.dtype} {list(info.shape)}"
             yield f"{have}, not floating numbers, one per row: {list(want)}"

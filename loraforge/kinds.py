@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from loraforge.catalog import architectures
 from loraforge.errors import FormatError, command, listed
-from loraforge.layout import architecture
 from loraforge.tensorfile import TensorFile
 
 SAT_PREFIX = "model.diffusion_model."
@@ -29,7 +29,7 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
 
 def _base(file: TensorFile) -> bool:
     """Whether weights of at least three kinds of CogVideoX module are there, in any layout."""
-    for layout in architecture("cogvideox").layouts.values():
+    for layout in (layout for arch in architectures().values() for layout in arch.layouts.values()):
         found = set()
         for key in file.tensors:
             stem = (

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-import tomli
 
 from loraforge.errors import LayoutError
 
@@ -168,7 +165,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
         ]
     problems += [f"rows: unknown segment {s!r}" for s in sorted(ratios.keys() - segments.keys())]
     if problems:
-        raise LayoutError(f"{where}: " + "; ".join(problems))
+        raise LayoutError(where, problems)
     return Architecture(data["architecture"], data["title"], segments, variants, layouts)
 
 
@@ -211,10 +208,3 @@ def _faults(layout: Layout, segments: Mapping[str, int], holes: dict[str, tuple[
         if (segment in owner) == (segment in layout.absent):
             state = "both placed and" if segment in owner else "in no module: place it, or list it as"
             yield f"segment {segment!r} is {state} absent"
-
-
-@cache
-def architecture(name: str) -> Architecture:
-    """A built-in architecture by name, read once per process."""
-    source = Path(__file__).parent / "architectures" / f"{name}.toml"
-    return parse(tomli.loads(source.read_text("utf-8")), f"{name}.toml")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter, Scale
+from loraforge.catalog import architecture
 from loraforge.errors import FormatError, LoraforgeError, Try, command
-from loraforge.layout import architecture
 from loraforge.lora import LoraWeight, rows
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from loraforge.adapter import Adapter
+from loraforge.catalog import architecture
 from loraforge.dtypes import eps, subnormal
 from loraforge.errors import VerificationError
 from loraforge.graph import to_segments
 from loraforge.half import widen
-from loraforge.layout import architecture
 from loraforge.lora import Array, Delta, LoraWeight, is_zero, random_columns
 from loraforge.tensorfile import RELEASE_EVERY
 from loraforge.threads import in_order

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from loraforge import peftrules
-from loraforge.errors import FormatError, ScaleError, command, listed
+from loraforge.errors import FormatError, ScaleError, Try, command, listed
 from loraforge.scale import Rule
 from loraforge.trainingconfig import TrainingScale, beside, read_training_config
 
@@ -87,6 +87,20 @@ def from_configs(
                 look,
             )
     return rules
+
+
+def from_alphas(file: TensorFile, said: Mapping[str, float], ranks: Mapping[str, int]) -> Rule:
+    """The rule of a file that has an alpha tensor per module. Raises ScaleError when some modules have none."""
+    bare = [path for path in ranks if path not in said]
+    if bare:
+        raise ScaleError(
+            f"{file.path}: {len(said)} modules have an alpha tensor, and {len(bare)} have none ({listed(bare, 3)}): "
+            "loaders apply 1.0 to those, and what training used is not known.",
+            Try("--trained-scale 1 --override-scale", "if 1.0 is right for all"),
+        )
+    every = sorted(set(said.values()))
+    text = f"alpha {every[0]:g}" if len(every) == 1 else f"alphas from {every[0]:g} to {every[-1]:g}"
+    return Rule(f"{text} in its alpha tensors", exceptions={path: said[path] / ranks[path] for path in ranks})
 
 
 def from_training(

@@ -2,34 +2,80 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-import pluggy
-
-from loraforge import hookspecs
-from loraforge.errors import FileError, FormatError, command
-from loraforge.formats import Choice, Format, Found, builtin
+from loraforge.catalog import architectures, data_files
+from loraforge.errors import FileError, FormatError, LoraforgeError, Try, command
+from loraforge.formats import Choice, Format, Found
+from loraforge.formats.data import DataFormat
+from loraforge.plugins import depends_on_plugins, host
 from loraforge.source import open_tensors
 from loraforge.tensorfile import TensorFile
 
+_MEMBERS = ("name", "summary", "layouts", "options", "storage", "writer", "find", "claims", "read")
+"""What a format must have; see `loraforge.formats.Format`."""
 
+
+@depends_on_plugins
 @cache
+def _registered() -> tuple[dict[str, Format], dict[str, str]]:
+    """Format by name, and the plugin of each. What is no format, or has a name already taken, is noted and left out."""
+    found, owners = dict[str, Format](), dict[str, str]()
+
+    def add(owner: str, form: Format) -> None:
+        if form.name in owners:
+            taken = f"format {form.name!r} is already added by {owners[form.name]}; this one is left out"
+            host().fault(owner, taken)
+            return
+        found[form.name], owners[form.name] = form, owner
+        host().plugins[owner].adds.append(f"format {form.name}")
+
+    for owner, item in host().results("loraforge_formats"):
+        if hasattr(item, "read_text"):
+            continue
+        lacking = [member for member in _MEMBERS if not hasattr(item, member)]
+        name = getattr(item, "name", None)
+        if lacking or not isinstance(name, str) or re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) is None:
+            why = f"without {', '.join(lacking)}" if lacking else f"with the name {name!r:.60}"
+            host().fault(owner, f"loraforge_formats returned {type(item).__name__} {why}: that is no format")
+            continue
+        add(owner, item)
+    known = architectures()
+    for owner, data, where in data_files():
+        if "format" not in data:
+            continue
+        form = DataFormat(data["format"])
+        unknown = [
+            f"{arch}/{used}"
+            for arch, used in form.layouts.items()
+            if arch not in known or used not in known[arch].layouts
+        ]
+        if unknown:
+            host().fault(owner, f"{where}: there is no layout {', '.join(unknown)}")
+            continue
+        add(owner, form)
+    return found, owners
+
+
 def formats() -> Mapping[str, Format]:
     """Every format by name."""
-    manager = pluggy.PluginManager("loraforge")
-    manager.add_hookspecs(hookspecs)
-    manager.register(builtin, name="loraforge")
-    return {entry.name: entry for batch in manager.hook.loraforge_formats() for entry in batch}
+    return _registered()[0]
+
+
+def owners() -> Mapping[str, str]:
+    """The plugin each format comes from."""
+    return _registered()[1]
 
 
 def named(name: str) -> Format:
-    """The format of that name. Raises FormatError with the names there are."""
+    """The format of that name. Raises FormatError with the names there are, and the plugins that failed."""
     if name not in formats():
-        raise FormatError(
-            f"there is no format {name!r}; there are {', '.join(formats())}.", command("loraforge", "formats")
-        )
+        broken = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in host().broken()]
+        text = f"there is no format {name!r}; there are {', '.join(formats())}."
+        raise FormatError(text, *(broken[:3] or [Try(command("loraforge", "formats"))]))
     return formats()[name]
 
 
@@ -39,19 +85,7 @@ def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | Non
     The format is the one called `name`, else the only one that claims the file; None where none does.
     Raises FileError or FormatError when nothing can be opened or several formats claim the file.
     """
-    try:
-        source.lstat()
-    except (OSError, ValueError) as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be looked at ({error})"
-        raise FileError(f"{source} {reason}.", command("ls", "-l", source.parent)) from error
-    if not (source.is_file() or source.is_dir()):
-        raise FileError(f"{source} is neither a file nor a folder.", command("ls", "-l", source))
-    if source.is_file() and (choice.iteration is not None or choice.ema):
-        flag = "--ema" if choice.ema else "--iteration"
-        raise FileError(
-            f"{flag} chooses among the checkpoints of a folder, and {source} is one file.",
-            command("ls", "-l", source.absolute().parent),
-        )
+    _check(source, choice)
     wanted = [named(name)] if name else list(formats().values())
     found, faults = list[tuple[Format, Found]](), list[FileError]()
     for entry in wanted:
@@ -71,16 +105,36 @@ def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | Non
     opened = {place.path: open_tensors(place.path) for _, place in found}
     claiming = [(entry, place) for entry, place in found if name or entry.claims(opened[place.path][0])]
     if len(claiming) > 1:
-        names = " and ".join(f"{place.path.name} ({entry.name})" for entry, place in claiming)
-        each = [command("loraforge", "inspect", "--from", entry.name, place.path) for entry, place in claiming]
-        if len({place.path for _, place in claiming}) == 1:
-            kinds = " and ".join(entry.name for entry, _ in claiming)
-            path = claiming[0][1].path
-            raise FormatError(f"{path} holds names of several formats, {kinds}: take those of one out.", *each)
-        raise FormatError(f"{source} holds {names}: give the file, and its format with --from.", *each)
+        raise _several(source, claiming)
     form, place = claiming[0] if claiming else (None, found[0][1])
     file, warnings = opened[place.path]
     return form, Found(place.path, place.run, (*place.notes, *warnings)), file
+
+
+def _check(source: Path, choice: Choice) -> None:
+    try:
+        source.lstat()
+    except (OSError, ValueError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be looked at ({error})"
+        raise FileError(f"{source} {reason}.", command("ls", "-l", source.parent)) from error
+    if not (source.is_file() or source.is_dir()):
+        raise FileError(f"{source} is neither a file nor a folder.", command("ls", "-l", source))
+    if source.is_file() and (choice.iteration is not None or choice.ema):
+        flag = "--ema" if choice.ema else "--iteration"
+        raise FileError(
+            f"{flag} chooses among the checkpoints of a folder, and {source} is one file.",
+            command("ls", "-l", source.absolute().parent),
+        )
+
+
+def _several(source: Path, claiming: list[tuple[Format, Found]]) -> LoraforgeError:
+    each = [command("loraforge", "inspect", "--from", entry.name, place.path) for entry, place in claiming]
+    if len({place.path for _, place in claiming}) == 1:
+        kinds = " and ".join(entry.name for entry, _ in claiming)
+        path = claiming[0][1].path
+        return FormatError(f"{path} holds names of several formats, {kinds}: say which with --from.", *each)
+    names = " and ".join(f"{place.path.name} ({entry.name})" for entry, place in claiming)
+    return FormatError(f"{source} holds {names}: give the file, and its format with --from.", *each)
 
 
 def _finds(entry: Format, folder: Path) -> bool:

@@ -8,6 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
+from loraforge.dtypes import FACTORS
 from loraforge.errors import FormatError, command, listed
 from loraforge.half import LAYOUTS
 from loraforge.tensorfile import RELEASE_EVERY, TensorFile
@@ -41,14 +42,18 @@ def scan(file: TensorFile, keys: Sequence[str]) -> str:
     """
     digest, broken = hashlib.sha256(), []
     for n, key in enumerate(sorted(keys)):
-        info, tensor = file.tensors[key], np.ascontiguousarray(file[key])
+        info = file.tensors[key]
+        digest.update(f"{key}\0{info.dtype}\0{list(info.shape)}\0".encode())
+        if info.dtype not in FACTORS:  # an alpha that is an integer
+            digest.update(file.raw(key))
+            continue
+        tensor = np.ascontiguousarray(file[key])
         unsigned, infinity, _ = LAYOUTS[tensor.dtype.name]
         bits = tensor.reshape(-1).view(unsigned)
         # read as integers, NaN and the infinities are the largest of either sign
         largest = int(bits.view(bits.dtype.name.removeprefix("u")).max(initial=0)), int(bits.max(initial=0))
         if largest[0] >= infinity or largest[1] >= infinity | 1 << 8 * bits.itemsize - 1:
             broken.append(key)
-        digest.update(f"{key}\0{info.dtype}\0{list(info.shape)}\0".encode())
         digest.update(bits.view(np.uint8).data)
         if n % RELEASE_EVERY == 0:
             file.release()

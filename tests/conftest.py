@@ -5,6 +5,7 @@ from click.testing import CliRunner, Result
 from hypothesis import settings
 from oracle import SAT_CASES, Case
 
+from loraforge import plugins
 from loraforge.cli import main
 
 pytest.register_assert_rewrite("hostile.refusal")
@@ -25,3 +26,12 @@ def cli():
         return CliRunner().invoke(main, [str(word) for word in words])
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def no_plugins_of_this_machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+    """No user's own plugins in a test, and none of one test in the next."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-config"))
+    yield
+    if plugins.forget_files():
+        plugins.forget()

@@ -89,7 +89,6 @@ Header = Mapping[str, tuple[str, tuple[int, ...]]]
 class Writer(Protocol):
     """How a format is written. The core does the algebra first: a writer spells names and lays files out."""
 
-    storage: Storage
     files: tuple[str, ...]
     """What a written folder holds, the tensor file first. A lone one may also be written under another name."""
     stored: Literal["tensors", "metadata", "config"]
@@ -126,10 +125,14 @@ class Format(Protocol):
     """What `--from` and `--to` take."""
     summary: str
     """One phrase for `loraforge formats`."""
-    layouts: Mapping[str, str]
-    """Architecture -> the layout its module paths follow."""
     options: frozenset[str]
     """The fields of Wanted its writer knows."""
+    storage: Storage
+    """What a written file can hold."""
+
+    @property
+    def layouts(self) -> Mapping[str, str]:
+        """Architecture -> the layout its module paths follow."""
 
     @property
     def writer(self) -> Callable[[Wanted], Writer] | None:

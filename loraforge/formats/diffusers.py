@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal
 
 from loraforge import peftrules, runs
 from loraforge.adapter import Adapter, Storage
+from loraforge.catalog import architecture, having, matching
 from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
 from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
 from loraforge.keys import KeyStyle, Spelling
 from loraforge.kinds import not_an_adapter
-from loraforge.layout import architecture
 from loraforge.recorded import COMPONENT, header_configs
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 class DiffusersWriter(LoraFileWriter):
     """Writes one file with the canonical name."""
 
-    storage = Storage()
     style = STYLE
     files: tuple[str, ...] = FILES[:1]
 
@@ -70,9 +69,14 @@ class DiffusersFormat:
 
     name = "diffusers"
     summary = f"Diffusers' load_lora_weights: {FILES[0]}"
-    layouts: Mapping[str, str] = {"cogvideox": "diffusers"}
+    storage = Storage()
     writer: Callable[[Wanted], Writer] | None = DiffusersWriter
     options = frozenset({"scale_in"})
+
+    @property
+    def layouts(self) -> Mapping[str, str]:
+        """Every architecture of which Diffusers' names are known."""
+        return having("diffusers")
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         if source.is_file():
@@ -83,11 +87,11 @@ class DiffusersFormat:
         hits = [hit for key in file.tensors if (hit := STYLE.parse(key))]
         if any(hit.prefix for hit in hits):
             return True
-        layout = architecture("cogvideox").layouts[self.layouts["cogvideox"]]
-        return any(layout.locate(hit.path) for hit in hits) and bool(header_configs(file))
+        return matching([hit.path for hit in hits], self.layouts) is not None and bool(header_configs(file))
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
-        if not any(STYLE.parse(key) for key in file.tensors):
+        hits = [hit.path for key in file.tensors if (hit := STYLE.parse(key))]
+        if not hits:
             raise not_an_adapter(file, "Diffusers adapter")
-        configs = header_configs(file)
-        return read_lora_file(file, choice, STYLE, self.layouts["cogvideox"], configs, writes=self.name)
+        arch = architecture(matching(hits, self.layouts) or "cogvideox")
+        return read_lora_file(file, choice, STYLE, arch, "diffusers", header_configs(file), writes=self.name)

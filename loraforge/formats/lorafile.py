@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from loraforge.adapter import Adapter
 from loraforge.errors import FormatError, command
 from loraforge.formats import Choice, Header, Target
-from loraforge.keys import KeyStyle, ranks
-from loraforge.layout import architecture
+from loraforge.keys import KeyStyle, alphas, ranks
+from loraforge.layout import Architecture
 from loraforge.provenance import origin
-from loraforge.recorded import from_configs, from_training
+from loraforge.recorded import from_alphas, from_configs, from_training
 from loraforge.scale import resolve
 from loraforge.tensorfile import TensorInfo, write_safetensors
 
@@ -25,6 +25,7 @@ def read_lora_file(
     file: TensorFile,
     choice: Choice,
     style: KeyStyle,
+    arch: Architecture,
     layout: str,
     configs: Mapping[str, Mapping[str, Any]],
     *,
@@ -40,12 +41,18 @@ def read_lora_file(
     if strange:
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
     try:
-        found = style.find(file.tensors, architecture("cogvideox"), layout)
+        found = style.find(file.tensors, arch, layout)
     except FormatError as error:
         raise FormatError(f"{file.path}: {error.message}", look) from error
     sizes = ranks(found, file.tensors)
+    try:
+        said = alphas(found, file)
+    except FormatError as error:
+        raise FormatError(f"{file.path}: {error.message}", look) from error
     dora = any(keys.magnitude for pairs in found.values() for keys in pairs)
     rules = from_configs(file, configs, sizes, dora=dora, believed=not choice.stated.override)
+    if said and not choice.stated.override:
+        rules.append(from_alphas(file, said, sizes))
     notes: tuple[str, ...] = ()
     if not choice.stated.override:
         more, notes = from_training(file, choice, sizes, search=not rules)
@@ -56,7 +63,7 @@ def read_lora_file(
         # a scale we recorded ourselves is no better known than it was in the source
         scale = known.scale
     return Adapter(
-        architecture="cogvideox",
+        architecture=arch.name,
         layout=layout,
         modules=style.decode(file, found, rule.of),
         scale=scale,

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge import peftrules, runs
 from loraforge.adapter import Adapter, Storage
+from loraforge.catalog import architecture, having, matching
 from loraforge.errors import FileError, FormatError, command, shown
 from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
 from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
 from loraforge.keys import KeyStyle, Spelling
 from loraforge.kinds import not_an_adapter, of_training
-from loraforge.layout import architecture
 from loraforge.recorded import header_configs
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ _MOST_BYTES = 1 << 24
 class PeftWriter(LoraFileWriter):
     """Writes a folder `PeftModel.from_pretrained` loads: the tensors as they were, the scale in the configuration."""
 
-    storage = Storage()
     style = STYLE
     files: tuple[str, ...] = (FILES[0], CONFIG)
     stored: Literal["tensors", "metadata", "config"] = "config"
@@ -75,9 +74,14 @@ class PeftFormat:
 
     name = "peft"
     summary = f"PEFT's save_pretrained folder, and bare state dicts (CogKit, VideoX-Fun): {FILES[0]}"
-    layouts: Mapping[str, str] = {"cogvideox": "diffusers"}
+    storage = Storage()
     writer: Callable[[Wanted], Writer] | None = PeftWriter
     options: frozenset[str] = frozenset()
+
+    @property
+    def layouts(self) -> Mapping[str, str]:
+        """Every architecture of which Diffusers' names are known: PEFT uses the model's own."""
+        return having("diffusers")
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         if source.is_file():
@@ -92,16 +96,18 @@ class PeftFormat:
             return True
         if of_training(file):
             return False
-        layout = architecture("cogvideox").layouts[self.layouts["cogvideox"]]
-        hits = [hit for key in file.tensors if (hit := STYLE.parse(key)) and layout.locate(hit.path)]
-        return any(hit.prefix for hit in hits) or (bool(hits) and not header_configs(file))
+        hits = [hit for key in file.tensors if (hit := STYLE.parse(key))]
+        if matching([hit.path for hit in hits], self.layouts) is None:
+            return False
+        return any(hit.prefix for hit in hits) or not header_configs(file)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         path = _config_path(file)
         config = _read_config(path) if path else None
         if config and (odd := peftrules.unsupported(config)):
             raise FormatError(f"{file.path}: its {CONFIG} has {odd}.", command("loraforge", "inspect", file.path))
-        if not any(STYLE.parse(key) for key in file.tensors):
+        hits = [hit.path for key in file.tensors if (hit := STYLE.parse(key))]
+        if not hits:
             raise not_an_adapter(file, "PEFT adapter")
         base = (config or {}).get("base_model_name_or_path")
         is_repo = isinstance(base, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
@@ -110,7 +116,8 @@ class PeftFormat:
             file,
             choice,
             STYLE,
-            self.layouts["cogvideox"],
+            architecture(matching(hits, self.layouts) or "cogvideox"),
+            "diffusers",
             configs,
             writes=self.name,
             base_model=base if is_repo else None,

@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraforge.adapter import Adapter
+from loraforge.adapter import Adapter, Storage
+from loraforge.catalog import architecture
 from loraforge.errors import FileError, FormatError, ScaleError, Try, command, listed, shown
 from loraforge.formats import Choice, Found, Wanted, Writer
 from loraforge.formats.satwrite import CHECKPOINT, CONFIG, LORA_SECTION, ORIGIN, STYLE, SatWriter
 from loraforge.keys import Keys
 from loraforge.kinds import SAT_PREFIX, not_an_adapter
-from loraforge.layout import Architecture, architecture
+from loraforge.layout import Architecture
 from loraforge.provenance import origin
 from loraforge.scale import Rule, number, resolve
 
@@ -37,6 +38,7 @@ class SatFormat:
     summary = "CogVideo's SAT trainer: run folder or mp_rank_00_model_states.pt"
     layouts: Mapping[str, str] = {"cogvideox": "sat"}
     options = frozenset({"target_alpha", "base", "lora_only"})
+    storage = Storage(parts=True, one_rank=True, magnitude=False, segments=frozenset({"q", "k", "v", "o"}))
 
     def writer(self, wanted: Wanted) -> Writer:
         """A writer over the base the user named."""

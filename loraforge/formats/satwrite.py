@@ -13,7 +13,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from loraforge.adapter import Storage
 from loraforge.errors import ConversionError, FileError, Try, command, listed
 from loraforge.formats import Header, Target, Use, Wanted
 from loraforge.keys import KeyStyle, Spelling
@@ -37,7 +36,6 @@ ORIGIN = "loraforge"
 class SatWriter:
     """Writes a run folder that SAT loads, or one of bare LoRA tensors."""
 
-    storage = Storage(parts=True, one_rank=True, magnitude=False, segments=frozenset({"q", "k", "v", "o"}))
     files: tuple[str, ...] = (f"{ITERATION}/{CHECKPOINT}", "latest", CONFIG)
     stored: Literal["tensors", "metadata", "config"] = "config"
 

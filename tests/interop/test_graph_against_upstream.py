@@ -13,8 +13,8 @@ import torch
 from oracle import Case
 from safetensors.torch import load_file
 
+from loraforge.catalog import architecture
 from loraforge.graph import relayout
-from loraforge.layout import architecture
 from loraforge.lora import LoraWeight
 
 PREFIX = "model.diffusion_model."

@@ -59,8 +59,8 @@ def write(adapter: dict[str, Any], folder: Path) -> Path:
 
 def dense(source: Path) -> dict[tuple, np.ndarray]:
     """(segment, block) -> the update in float64; zero ones left out."""
+    from loraforge.catalog import architecture
     from loraforge.graph import to_segments
-    from loraforge.layout import architecture
 
     form, _, file = locate(source, None, Choice())
     adapter = form.read(file, Choice())

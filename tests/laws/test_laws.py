@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraforge import graph
-from loraforge.layout import Architecture, Layout, Template, architecture, parse
+from loraforge.catalog import architecture
+from loraforge.layout import Architecture, Layout, Template, parse
 from loraforge.lora import LoraWeight, collapse, fold, rows
 
 UNIT = 2  # rows of one segment of ratio 1

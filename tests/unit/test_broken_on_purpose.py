@@ -13,7 +13,7 @@ import tomli
 from oracle import Case, assert_acts_as_trained
 
 import loraforge
-from loraforge import fit, layout, lora, scale
+from loraforge import fit, layout, lora, plugins, scale
 from loraforge.errors import LoraforgeError, VerificationError
 from loraforge.formats.diffusers import DiffusersWriter
 
@@ -31,11 +31,11 @@ def changed_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, st
         assert old in text
         wrong = layout.parse(tomli.loads(text.replace(old, new)), "cogvideox.toml")
         monkeypatch.setattr(layout, "parse", lambda *_: wrong)
-        layout.architecture.cache_clear()
+        plugins.forget()
 
     yield change
     monkeypatch.undo()
-    layout.architecture.cache_clear()
+    plugins.forget()
 
 
 @pytest.mark.parametrize("order", ['["q", "v", "k"]', '["k", "q", "v"]', '["v", "k", "q"]'])

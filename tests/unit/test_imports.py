@@ -42,19 +42,22 @@ def test_a_conversion_and_an_inspection_do_not_load_torch(tmp_path: Path) -> Non
 
 
 LAYERS = """
-errors half
-dtypes layout lora tensorfile pickledata threads output
-adapter torchfile torchwrite keys
-patterns kinds scale source graph scan base fit
+errors half hookspecs
+dtypes layout lora tensorfile pickledata threads output plugins console
+adapter torchfile torchwrite keys patterns plugindata
+catalog
+kinds scale source graph scan base fit
 report peftrules trainingconfig proof loaders
 provenance
 formats
-hookspecs runs recorded
+runs recorded
 formats.lorafile formats.satwrite
-formats.sat formats.diffusers formats.peft
+formats.sat formats.diffusers formats.peft formats.data
 formats.builtin
 registry
-convert inspect verify stamp
+read write inspect verify stamp plugincheck picture
+convert
+cli_plugins
 cli
 """
 """Every module may import those in lines above its own, and their types in its own line; nothing below."""

@@ -8,9 +8,10 @@ from importlib.resources import files
 import pytest
 import tomli
 
+from loraforge.catalog import architecture
 from loraforge.errors import ConversionError, LayoutError
 from loraforge.graph import relayout
-from loraforge.layout import Template, architecture, parse
+from loraforge.layout import Template, parse
 
 TABLE = tomli.loads((files("loraforge") / "architectures/cogvideox.toml").read_text("utf-8"))
 

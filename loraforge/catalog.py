@@ -1,0 +1,97 @@
+"""Which architectures there are: the built-in ones, and what plugins add to them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from loraforge import layout
+from loraforge.errors import FormatError, LoraforgeError, command
+from loraforge.layout import Architecture
+from loraforge.plugindata import read
+from loraforge.plugins import depends_on_plugins, host
+
+BUILT_IN_FILES = ("cogvideox",)
+
+
+@depends_on_plugins
+@cache
+def data_files() -> tuple[tuple[str, dict[str, Any], str], ...]:
+    """Every healthy data file: whose it is, its tables, and its name. Faults are noted with the plugin."""
+    found = []
+    for hook in ("loraforge_architectures", "loraforge_formats"):
+        for owner, item in host().results(hook):
+            if not hasattr(item, "read_text"):
+                if hook == "loraforge_architectures":
+                    host().fault(owner, f"{hook} returned {type(item).__name__}, which is no TOML file")
+                continue
+            try:
+                found.append((owner, read(item), item.name))
+            except LoraforgeError as error:
+                host().fault(owner, error.message)
+    return tuple(found)
+
+
+@depends_on_plugins
+@cache
+def architectures() -> Mapping[str, Architecture]:
+    """Every architecture by name, with the layouts plugins add. A layout with a fault is left out and noted."""
+    folder = Path(__file__).parent / "architectures"
+    tables = {name: tomli.loads((folder / f"{name}.toml").read_text("utf-8")) for name in BUILT_IN_FILES}
+    known = {name: layout.parse(data, f"{name}.toml") for name, data in tables.items()}
+    if not layout_files():
+        return known
+    for owner, data, where in layout_files():
+        name = data["architecture"]
+        try:
+            if "segments" in data:
+                if name in known:
+                    raise FormatError(f"there is an architecture {name} already")
+                whole = data
+            elif name in known:
+                taken = data["layouts"].keys() & tables[name]["layouts"].keys()
+                if taken:
+                    raise FormatError(f"{name} has a layout {', '.join(sorted(taken))} already")
+                whole = tables[name] | {"layouts": tables[name]["layouts"] | data["layouts"]}
+            else:
+                raise FormatError(f"there is no architecture {name}; there are {', '.join(known)}")
+            table = {key: value for key, value in whole.items() if key != "format"}
+            known[name], tables[name] = layout.parse(table, where), table
+            host().plugins[owner].adds += [f"layout {name}/{new}" for new in data["layouts"]]
+        except LoraforgeError as error:
+            host().fault(owner, error.message)
+    return known
+
+
+def layout_files() -> list[tuple[str, dict[str, Any], str]]:
+    """The data files that add layouts: those of whole architectures first."""
+    files = [entry for entry in data_files() if "layouts" in entry[1]]
+    return sorted(files, key=lambda entry: "segments" not in entry[1])
+
+
+def architecture(name: str) -> Architecture:
+    """An architecture by name. Raises FormatError with the names there are."""
+    if name not in architectures():
+        text = f"there is no architecture {name!r}; there are {', '.join(architectures())}."
+        raise FormatError(text, command("loraforge", "layouts"))
+    return architectures()[name]
+
+
+def having(name: str) -> dict[str, str]:
+    """Every architecture that has a layout of this name -> that name, as a format's `layouts` has it."""
+    return {arch: name for arch, known in architectures().items() if name in known.layouts}
+
+
+def matching(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -> str | None:
+    """The architecture, of those a format has a layout for, that knows most of the module paths; None if none does."""
+    counts = {
+        name: sum(layout.locate(path, sep) is not None for path in paths)
+        for name, used in layouts.items()
+        if name in architectures() and (layout := architectures()[name].layouts.get(used))
+    }
+    best = max(counts, key=lambda name: counts[name], default=None)
+    return best if best is not None and counts[best] else None

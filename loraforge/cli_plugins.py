@@ -1,0 +1,133 @@
+"""The commands about what there is to convert between: formats, layouts, plugins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import loraforge
+from loraforge.console import PATH, as_json, say, table
+from loraforge.errors import LoraforgeError
+
+
+@click.command(short_help="List the adapter formats.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/formats.schema.json).")
+def formats(json_: bool) -> None:
+    """List the adapter formats: which are read and written, what each can hold, and which package adds it."""
+    from loraforge.plugins import host
+    from loraforge.registry import owners
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "reads": True,
+            "writes": form.writer is not None,
+            "architectures": sorted(form.layouts),
+            "holds": form.storage.text(),
+            "package": host().plugins[owners()[name]].package,
+            "what": form.summary,
+        }
+        for name, form in loraforge.formats().items()
+    ]
+    _tell_broken()
+    if json_:
+        click.echo(as_json(rows))
+        return
+    cells = [
+        [row["name"], "yes", "yes" if row["writes"] else "-", row["holds"], row["package"], row["what"]] for row in rows
+    ]
+    table(["format", "reads", "writes", "holds", "package", "what"], cells)
+
+
+@click.command(short_help="Show how the frameworks name an architecture's parameters.")
+@click.argument("name", metavar="ARCHITECTURE", required=False)
+@click.option("--mermaid", "kind", flag_value="mermaid", help="Print a Mermaid diagram.")
+@click.option("--dot", "kind", flag_value="dot", help="Print a Graphviz diagram.")
+def layouts(name: str | None, kind: str | None) -> None:
+    """Show every layout of ARCHITECTURE side by side: which segment of the base model each module holds.
+
+    \b
+    Examples:
+      loraforge layouts cogvideox
+      loraforge layouts cogvideox --mermaid
+    """
+    from loraforge import picture
+    from loraforge.catalog import architecture, architectures
+
+    _tell_broken()
+    if name is None:
+        rows = [[arch.name, arch.title, ", ".join(arch.layouts)] for arch in architectures().values()]
+        table(["architecture", "title", "layouts"], rows)
+        return
+    arch = architecture(name)
+    if kind:
+        click.echo({"mermaid": picture.mermaid, "dot": picture.dot}[kind](arch))
+        return
+    columns, cells, dropped = picture.table(arch)
+    table(columns, cells)
+    for line in dropped:
+        click.echo(line)
+
+
+@click.group(short_help="List and check plugins.")
+def plugins() -> None:
+    """List the plugins that are installed, and check a data file before you install it."""
+
+
+@plugins.command("list", short_help="List the plugins, and what is wrong with any.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/plugins.schema.json).")
+def plugins_list(json_: bool) -> None:
+    """List every plugin: what it adds, which package it comes from, and what is wrong with it.
+
+    \b
+    Example:
+      loraforge plugins list
+    """
+    from dataclasses import asdict
+
+    from loraforge.plugins import host
+    from loraforge.registry import owners
+
+    owners()  # loads them all
+    if json_:
+        click.echo(as_json([asdict(plugin) for plugin in host().plugins.values()]))
+        return
+    rows = [
+        [p.name, p.package, ", ".join(p.adds) or "nothing", "broken" if p.errors else "fine"]
+        for p in host().plugins.values()
+    ]
+    table(["plugin", "package", "adds", "state"], rows)
+    _tell_broken()
+
+
+@plugins.command("check", short_help="Find every fault of a data file.")
+@click.argument("file", type=PATH)
+def plugins_check(file: Path) -> None:
+    """Check FILE, a TOML file that adds a format or layouts, and list every problem with its line.
+
+    \b
+    Example:
+      loraforge plugins check kohya.toml
+    """
+    from loraforge.plugincheck import check
+
+    adds, problems = check(file)
+    for problem in problems:
+        click.echo(f"{file}: {problem}")
+    if problems:
+        raise LoraforgeError(
+            f"{file} has {len(problems)} problem{'s' * (len(problems) > 1)}.", "loraforge plugins list"
+        )
+    click.echo(f"{file} is sound: {', '.join(adds)}")
+
+
+def _tell_broken() -> None:
+    from loraforge.plugins import host
+
+    for plugin in host().broken():
+        remedy = f"   # {plugin.remove}" if plugin.remove else ""
+        say(
+            "warning: ", f"plugin {plugin.name} ({plugin.package}): {'; '.join(plugin.errors)}{remedy}", colour="yellow"
+        )

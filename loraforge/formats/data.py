@@ -1,0 +1,82 @@
+"""A format that is only data: how it spells names, which layouts it follows, where its scale stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from loraforge import runs
+from loraforge.adapter import Adapter, Storage
+from loraforge.catalog import architecture, matching
+from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
+from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
+from loraforge.keys import KeyStyle, Spelling
+from loraforge.kinds import not_an_adapter, of_training
+
+if TYPE_CHECKING:
+    from loraforge.tensorfile import TensorFile
+
+
+class DataWriter(LoraFileWriter):
+    """Writes one file: the scale in alpha tensors where the format has them, else folded into A and B."""
+
+    def __init__(self, form: DataFormat, _: Wanted) -> None:
+        self.form, self.style = form, form.style
+        self.files: tuple[str, ...] = (form.file,)
+        self.native = bool(form.style.spellings[0].alpha)
+        self.stored: Literal["tensors", "metadata", "config"] = "config" if self.native else "tensors"
+
+    def scaling(self, _: int) -> float | None:
+        return None if self.native else 1.0
+
+    def header(self, _: Target) -> dict[str, str]:
+        return {"format": "pt"}
+
+    def use(self, path: Path, _: Target) -> Use:
+        provided = f", in loaders that read {self.form.style.spellings[0].alpha}" if self.native else ""
+        return Use(self.form.load.replace("{path}", str(path)), self.form.not_with, provided)
+
+
+class DataFormat:
+    """The format that the [format] table of a data file describes."""
+
+    options: frozenset[str] = frozenset()
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        """`table` follows schemas/plugin.schema.json."""
+        self.name: str = table["name"]
+        self.summary: str = table["summary"]
+        self.layouts: Mapping[str, str] = table["layouts"]
+        self.style = KeyStyle(
+            tuple(Spelling(**entry) for entry in table["spellings"]),
+            tuple(table.get("prefixes", [""])),
+            sep=table.get("separator", "."),
+            column=table.get("magnitude", "vector") == "column",
+        )
+        self.storage = Storage(magnitude=bool(self.style.spellings[0].magnitude))
+        self.file: str = table.get("file", f"{self.name}.safetensors")
+        self.load: str = table.get("load", "{path}")
+        self.not_with: str = table.get("not_with", "a second scale: the file is right at strength 1.0")
+        self.writer: Callable[[Wanted], Writer] | None = self._writer if table.get("writes", True) else None
+
+    def _writer(self, wanted: Wanted) -> Writer:
+        return DataWriter(self, wanted)
+
+    def find(self, source: Path, choice: Choice) -> Found | None:
+        if source.is_file():
+            return Found(source, source.stem if source.name != self.file else source.resolve().parent.name)
+        return runs.choose(source, (self.file,), choice)
+
+    def claims(self, file: TensorFile) -> bool:
+        return not of_training(file) and self._architecture(file) is not None
+
+    def read(self, file: TensorFile, choice: Choice) -> Adapter:
+        name = self._architecture(file)
+        if name is None:
+            raise not_an_adapter(file, f"{self.name} adapter")
+        return read_lora_file(file, choice, self.style, architecture(name), self.layouts[name], {}, writes=self.name)
+
+    def _architecture(self, file: TensorFile) -> str | None:
+        hits = [hit.path for key in file.tensors if (hit := self.style.parse(key))]
+        return matching(hits, self.layouts, self.style.sep) if hits else None

@@ -1,0 +1,81 @@
+"""Checks a plugin's data file the way it will be loaded, and says everything that is wrong with it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from loraforge.catalog import architectures
+from loraforge.errors import LayoutError, LoraforgeError, command
+from loraforge.layout import parse
+from loraforge.plugindata import Problem, line_of, look
+
+
+def check(file: Path) -> tuple[list[str], list[Problem]]:
+    """What a data file adds, and its problems. Raises LoraforgeError when there is no such file."""
+    if not file.is_file():
+        raise LoraforgeError(f"{file} is no file.", command("ls", "-l", file.parent))
+    data, problems = look(file)
+    if problems:  # what follows needs the types to be right
+        return [], problems
+    text = file.read_text("utf-8")
+    problems += _layouts(data, text)
+    problems += _format(data, text)
+    adds = [f"layout {data['architecture']}/{name}" for name in data.get("layouts", {})]
+    return adds + ([f"format {data['format']['name']}"] if "format" in data else []), problems
+
+
+def _layouts(data: dict[str, Any], text: str) -> list[Problem]:
+    if "layouts" not in data:
+        return []
+    name, own = data["architecture"], {key: value for key, value in data.items() if key != "format"}
+    known = architectures().get(name)
+    if "segments" in data and known:
+        return [Problem(line_of(text, ["architecture"]), f"there is an architecture {name} already.", "Name another.")]
+    if "segments" not in data and known is None:
+        names = ", ".join(architectures())
+        return [Problem(line_of(text, ["architecture"]), f"there is no architecture {name}.", f"There are {names}.")]
+    if known:
+        taken = [
+            Problem(line_of(text, ["layouts", layout]), f"{name} has a layout {layout} already.", "Name another.")
+            for layout in data["layouts"]
+            if layout in known.layouts
+        ]
+        if taken:
+            return taken
+        own = {
+            "architecture": name,
+            "title": known.title,
+            "segments": list(known.segments),
+            "rows": {segment: rows for segment, rows in known.segments.items() if rows != 1},
+            "layouts": data["layouts"],
+        }
+    try:
+        parse(own, f"architecture {name}")
+    except LayoutError as error:
+        return [_fault(problem, text, data) for problem in error.problems]
+    return []
+
+
+def _fault(problem: str, text: str, data: dict[str, Any]) -> Problem:
+    """A load-time problem with the line of the first module it names."""
+    for layout, table in data["layouts"].items():
+        for module, stack in table["modules"].items():
+            if repr(module) in problem or any(f"segment {s!r}" in problem and s in stack for s in stack):
+                return Problem(line_of(text, ["layouts", layout, "modules", module]), f"{problem}.", "")
+    named = next((name for name in data["layouts"] if problem.startswith(f"layout {name}:")), "")
+    return Problem(line_of(text, ["layouts", named]), f"{problem}.", "")
+
+
+def _format(data: dict[str, Any], text: str) -> list[Problem]:
+    form = data.get("format", {})
+    problems = []
+    for arch, layout in form.get("layouts", {}).items():
+        known = set(architectures()[arch].layouts) if arch in architectures() else set()
+        if data.get("architecture") == arch:
+            known |= set(data.get("layouts", {}))
+        if layout not in known:
+            there = f"There are {', '.join(sorted(known))}." if known else f"There is no architecture {arch}."
+            line = line_of(text, ["format", "layouts", arch])
+            problems.append(Problem(line, f"format.layouts names {arch}/{layout}, which there is not.", there))
+    return problems

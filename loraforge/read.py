@@ -1,0 +1,56 @@
+"""Reads an adapter of any format, with the scale it was trained at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from loraforge.adapter import Adapter, Source
+from loraforge.errors import ScaleError
+from loraforge.formats import Choice
+from loraforge.kinds import not_an_adapter
+from loraforge.registry import locate
+from loraforge.scale import Statement, candidates
+
+
+def read(
+    source: str | Path,
+    from_: str | None = None,
+    *,
+    iteration: int | None = None,
+    ema: bool = False,
+    alpha: float | None = None,
+    trained_scale: float | None = None,
+    trained_by: str | None = None,
+    training_config: str | Path | None = None,
+    as_loaded: bool = False,
+    override_scale: bool = False,
+) -> Adapter:
+    """The adapter in `source`; the arguments are those of `loraforge convert`.
+
+    Its factors are read-only views of the file, so that nothing is loaded before it is used. Raises a
+    LoraforgeError when there is no adapter, or when its scale is ambiguous or contradictory.
+    """
+    config = Path(training_config) if training_config else None
+    stated = Statement(alpha, trained_scale, trained_by, as_loaded, override_scale)
+    choice = Choice(iteration, ema, config, stated)
+    form, place, file = locate(Path(source), from_, choice)
+    if form is None:
+        raise not_an_adapter(file)
+    adapter = form.read(file, choice)
+    if adapter.scale.provenance == "ambiguous":
+        raise _ambiguous(place.path, adapter, form.name)
+    return replace(
+        adapter,
+        source=Source(Path(source), file, form.name, place.run),
+        notes=(*place.notes, *adapter.notes),
+    )
+
+
+def _ambiguous(path: Path, adapter: Adapter, writes: str) -> ScaleError:
+    ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
+    return ScaleError(
+        f"{path} does not record the scale of its training: {adapter.scale.source}. "
+        "State which trainer wrote it, or its alpha.",
+        *candidates(ranks, writes),
+    )

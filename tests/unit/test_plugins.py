@@ -1,0 +1,251 @@
+"""The plugin host: what plugins add works, and what is wrong with one is told and hurts nobody else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import plugin
+import pytest
+from jsonschema import Draft202012Validator
+from oracle import DATA
+from safetensors.numpy import load_file, save_file
+
+import loraforge
+from loraforge.errors import LoraforgeError
+from loraforge.plugindata import line_of
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
+
+PACKAGES = {
+    "broken": "import a_module_that_is_not_there\n",
+    "raising": plugin.HOOK.format(hook="loraforge_formats", body="raise ValueError('no such luck')"),
+    "leaving": "raise SystemExit(3)\n",
+    "misspelt": plugin.HOOK.format(hook="loraforge_format", body="return []"),
+    "empty": "\n",
+    "garbage": plugin.HOOK.format(hook="loraforge_formats", body="return 7"),
+    "more-garbage": plugin.HOOK.format(hook="loraforge_formats", body="return [object(), 'sat', None]"),
+    "duplicate": plugin.HOOK.format(
+        hook="loraforge_formats", body="from loraforge.formats.sat import SatFormat\n    return [SatFormat()]"
+    ),
+    "bad-data": plugin.HOOK.format(
+        hook="loraforge_formats", body="from importlib.resources import files\n    return [files(__name__) / 'x.toml']"
+    ),
+    "good": plugin.HOOK.format(
+        hook="loraforge_formats", body="from importlib.resources import files\n    return [files(__name__) / 'x.toml']"
+    ),
+}
+SAID = {
+    "broken": "a_module_that_is_not_there",
+    "raising": "no such luck",
+    "leaving": "SystemExit",
+    "misspelt": "loraforge_format",
+    "empty": "implements no hook",
+    "garbage": "'int' object is not iterable",
+    "more-garbage": "returned object without name",
+    "duplicate": "format 'sat' is already added by loraforge",
+    "bad-data": "format lacks",
+}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment with a healthy plugin and one of every kind of broken one, built and installed by pip."""
+    place = tmp_path_factory.mktemp("plugins")
+    files = {"good": {"x.toml": plugin.KOHYA}, "bad-data": {"x.toml": "[format]\nname = 'x'\n"}}
+    projects = [plugin.package(place, f"loraforge-{n}", code, files.get(n)) for n, code in PACKAGES.items()]
+    return plugin.install(place / "site", *projects)
+
+
+def test_broken_plugins_are_named_with_their_package_and_how_to_remove_them(installed: dict[str, str]) -> None:
+    done = plugin.loraforge(installed, "formats", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert set(rows) == {"sat", "diffusers", "peft", "toy-kohya"}
+    assert rows["sat"]["package"] == "loraforge"
+    assert rows["toy-kohya"]["package"] == "loraforge-good 1.0"
+    warnings = done.stderr.splitlines()
+    assert len(warnings) == len(SAID)
+    for name, words in SAID.items():
+        (line,) = [line for line in warnings if f"loraforge-{name} 1.0" in line]
+        assert words in line
+        assert f"pip uninstall loraforge-{name}" in line
+
+
+def test_the_list_of_plugins_tells_all(installed: dict[str, str]) -> None:
+    done = plugin.loraforge(installed, "plugins", "list", "--json")
+    plugins = json.loads(done.stdout)
+    Draft202012Validator(json.loads((SCHEMAS / "plugins.schema.json").read_text())).validate(plugins)
+    assert {p["name"]: bool(p["errors"]) for p in plugins} == {
+        "loraforge": False, **{f"loraforge-{name}": name != "good" for name in PACKAGES},
+    }  # fmt: skip
+    assert next(p for p in plugins if p["name"] == "loraforge-good")["adds"] == ["format toy-kohya"]
+    assert "fine" in plugin.loraforge(installed, "plugins", "list").stdout
+
+
+def test_only_those_the_variable_names_are_loaded(installed: dict[str, str]) -> None:
+    for names, want in (("good", {"toy-kohya"}), ("loraforge-good", {"toy-kohya"}), ("", set()), ("nothing", set())):
+        done = plugin.loraforge(installed | {"LORAFORGE_PLUGINS": names}, "formats", "--json")
+        assert {row["name"] for row in json.loads(done.stdout)} == {"sat", "diffusers", "peft"} | want
+        assert done.stderr == ""
+    assert "loraforge-broken" in plugin.loraforge(installed | {"LORAFORGE_PLUGINS": "broken,good"}, "formats").stderr
+
+
+def test_an_unknown_format_names_the_plugins_that_could_not_be_loaded(installed: dict[str, str]) -> None:
+    done = plugin.loraforge(installed, "inspect", DATA / "peft_plain", "--from", "kohya")
+    assert done.returncode == 2
+    with_python = "import sys; import loraforge; loraforge.convert(sys.argv[1], to='kohya')"
+    words = [sys.executable, "-c", with_python, DATA / "peft_plain"]
+    ended = subprocess.run(words, env=installed, capture_output=True, text=True)
+    assert "loraforge-broken" in ended.stderr
+
+
+def test_help_loads_no_plugin_however_many_there_are(installed: dict[str, str]) -> None:
+    program = "import sys; from loraforge.cli import main; main(['--help'], standalone_mode=False); "
+    program += "print(*[name for name in sys.modules if name.startswith(('loraforge_', 'jsonschema', 'numpy'))])"
+    ended = subprocess.run([sys.executable, "-c", program], env=installed, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the verb", "after the verb"])
+def test_a_format_from_a_file_works_both_ways(after: bool, tmp_path: Path, cli) -> None:
+    (tmp_path / "kohya.toml").write_text(plugin.KOHYA)
+    words = ["convert", DATA / "peft_patterns", "--to", "toy-kohya", "-o", tmp_path / "x.safetensors"]
+    option = ["--plugin", tmp_path / "kohya.toml"]
+    done = cli(*(words + option if after else option + words))
+    assert done.exit_code == 0, done.output
+    tensors = load_file(tmp_path / "x.safetensors")
+    assert "lora_unet__transformer_blocks_0_attn1_to_out_0.lora_down.weight" in tensors
+    alphas = {key: float(tensor) for key, tensor in tensors.items() if key.endswith(".alpha")}
+    assert alphas["lora_unet__transformer_blocks_1_attn1_to_v.alpha"] == 16.0
+    assert alphas["lora_unet__transformer_blocks_0_attn1_to_out_0.alpha"] == 4.0
+    back = cli("convert", tmp_path / "x.safetensors", "--to", "peft", "-o", tmp_path / "back", *option)
+    assert back.exit_code == 0, back.output
+    assert loraforge.verify(DATA / "peft_patterns", tmp_path / "back").same
+
+
+def test_a_plugin_of_python_and_the_python_interface(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(plugin.KOHYA)
+    body = "from pathlib import Path\n    return [Path(__file__).with_name('x.toml')]"
+    (tmp_path / "mine.py").write_text(plugin.HOOK.format(hook="loraforge_formats", body=body))
+    assert "toy-kohya" not in loraforge.formats()
+    loraforge.use_plugin(tmp_path / "mine.py")
+    assert "toy-kohya" in loraforge.formats()
+    adapter = loraforge.read(DATA / "peft_dora")
+    loraforge.write(adapter, "toy-kohya", tmp_path / "out")
+    found = load_file(tmp_path / "out" / "toy-kohya.safetensors")
+    assert {t.shape for key, t in found.items() if key.endswith(".dora_scale")} == {(64, 1)}
+    assert loraforge.verify(DATA / "peft_dora", tmp_path / "out").same
+    with pytest.raises(LoraforgeError, match=r"no \.toml or \.py"):
+        loraforge.use_plugin(tmp_path / "missing.toml")
+
+
+def test_the_users_own_folder_gives_data_only(tmp_path: Path) -> None:
+    folder = tmp_path / "loraforge" / "plugins"
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text(plugin.KOHYA)
+    (folder / "code.py").write_text("raise SystemExit('never run')")
+    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "HOME": str(tmp_path)}
+    done = plugin.loraforge(environment, "plugins", "list", "--json")
+    assert [p["name"] for p in json.loads(done.stdout)] == ["loraforge", "mine"]
+    assert "rm" in json.loads(done.stdout)[1]["remove"]
+
+
+def test_read_and_write_are_the_halves_of_convert(tmp_path: Path) -> None:
+    whole = loraforge.convert(DATA / "peft_plain", to="diffusers", out=tmp_path / "a")
+    halves = loraforge.write(loraforge.read(DATA / "peft_plain"), "diffusers", tmp_path / "b")
+    one, other = (tmp_path / name / "pytorch_lora_weights.safetensors" for name in "ab")
+    assert one.read_bytes() == other.read_bytes()
+    assert whole.steps == halves.steps
+
+
+def test_an_adapter_changed_in_python_is_written_and_proved(tmp_path: Path) -> None:
+    adapter = loraforge.read(DATA / "peft_plain")
+    doubled = {
+        path: tuple(dataclasses.replace(w, scaling=2 * w.scaling) for w in delta)
+        for path, delta in adapter.modules.items()
+    }
+    loraforge.write(dataclasses.replace(adapter, modules=doubled), "diffusers", tmp_path / "x.safetensors")
+    assert loraforge.verify(DATA / "peft_plain", tmp_path / "x.safetensors").strength == pytest.approx(2)
+
+
+BAD = {
+    "not TOML": ("[format\n", [r"line 1: "]),
+    "a missing entry": ("[format]\nname = 'x'\n", [r"line 1: format lacks layouts, spellings, summary"]),
+    "an unknown entry": (plugin.KOHYA + "colour = 'red'\n", [r"line \d+: format has no colour\. It has .*spellings"]),
+    "a wrong type": (plugin.KOHYA.replace('"_"', '"-"'), [r"line 7: format\.separator is \"-\""]),
+    "a layout there is not": (
+        plugin.KOHYA.replace('"diffusers"', '"klingon"'),
+        [r"line 5: format\.layouts names cogvideox/klingon, which there is not\. There are diffusers, sat"],
+    ),
+    "an architecture there is not": (
+        plugin.DIFFSYNTH.replace('"cogvideox"', '"nowhere"'),
+        [r"line 2: there is no architecture nowhere\. There are cogvideox"],
+    ),
+    "a layout that is taken": (plugin.DIFFSYNTH.replace("layouts.toy", "layouts.sat"), [r"has a layout sat already"]),
+    "a layout with many faults": (
+        plugin.DIFFSYNTH + '"blocks.{j}.attn1.to_q" = ["q"]\n"blocks.{k}.x" = ["nonsense"]\n',
+        [
+            r"line 8: .*can match the same module",
+            r"line 10: .*unknown segment 'nonsense'",
+            r"line 8: .*segment 'q' is in",
+            r"line 4: .*segment 'k' is in no",
+        ],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "wanted"), BAD.values(), ids=BAD)
+def test_check_tells_every_problem_with_its_line(text: str, wanted: list[str], tmp_path: Path, cli) -> None:
+    (tmp_path / "x.toml").write_text(text)
+    done = cli("plugins", "check", tmp_path / "x.toml")
+    assert done.exit_code == 1
+    for pattern in wanted:
+        assert re.search(pattern, done.stdout), done.stdout
+    loaded = cli("--plugin", tmp_path / "x.toml", "plugins", "list")
+    assert loaded.exit_code == 0
+    assert "warning: plugin x" in loaded.stderr
+
+
+def test_check_says_what_a_sound_file_adds(tmp_path: Path, cli) -> None:
+    (tmp_path / "x.toml").write_text(plugin.KOHYA)
+    done = cli("plugins", "check", tmp_path / "x.toml")
+    assert done.exit_code == 0
+    assert done.stdout.strip().endswith("is sound: format toy-kohya")
+
+
+def test_lines_are_found_in_tables_quoted_keys_and_inline_tables() -> None:
+    text = 'a = 1\n[x]\nb = 2\n["q.r"."{i}"]\n"k.{i}.v" = ["q"]\n[[list]]\nz = 1\n'
+    assert line_of(text, ["a"]) == 1
+    assert line_of(text, ["x", "b"]) == 3
+    assert line_of(text, ["q.r", "{i}", "k.{i}.v", 0]) == 5
+    assert line_of(text, ["x", "missing"]) == 2
+    assert line_of(text, ["nowhere"]) is None
+
+
+def test_alpha_tensors_that_contradict_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "kohya.toml").write_text(plugin.KOHYA)
+    loraforge.use_plugin(tmp_path / "kohya.toml")
+    loraforge.convert(DATA / "peft_plain", to="toy-kohya", out=tmp_path / "x.safetensors")
+    tensors = load_file(tmp_path / "x.safetensors")
+    key = next(key for key in tensors if key.endswith(".alpha"))
+    some = {name: tensor for name, tensor in tensors.items() if name != key}
+    save_file(some, tmp_path / "some.safetensors")
+    with pytest.raises(LoraforgeError, match="7 modules have an alpha tensor, and 1 have none"):
+        loraforge.convert(tmp_path / "some.safetensors", to="peft", out=tmp_path / "o")
+    save_file(tensors | {key: np.ones(2, np.float32)}, tmp_path / "two.safetensors")
+    with pytest.raises(LoraforgeError, match="not one number"):
+        loraforge.convert(tmp_path / "two.safetensors", to="peft", out=tmp_path / "o")
+    none = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
+    save_file(none, tmp_path / "none.safetensors")
+    with pytest.raises(LoraforgeError, match="does not record the scale"):
+        loraforge.convert(tmp_path / "none.safetensors", to="peft", out=tmp_path / "o")
+    whole = {name: np.asarray(4, np.int64) if name.endswith(".alpha") else tensor for name, tensor in tensors.items()}
+    save_file(whole, tmp_path / "integers.safetensors")
+    assert loraforge.verify(tmp_path / "integers.safetensors", tmp_path / "x.safetensors").same
