@@ -73,7 +73,12 @@ def layouts(name: str | None, kind: str | None) -> None:
 
 @click.group(short_help="List and check plugins.")
 def plugins() -> None:
-    """List the plugins that are installed, and check a data file before you install it."""
+    """List the plugins that are installed, and check a data file before you install it.
+
+    \b
+    Example:
+      loraforge plugins list
+    """
 
 
 @plugins.command("list", short_help="List the plugins, and what is wrong with any.")

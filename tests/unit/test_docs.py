@@ -68,3 +68,37 @@ def test_every_command_has_help_with_an_example() -> None:
 
 def test_the_package_says_its_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", loraforge.__version__)
+
+
+def test_the_formats_of_the_howto_are_sound(tmp_path: Path, cli) -> None:
+    text = (ROOT / "docs" / "add-a-format.md").read_text("utf-8")
+    form, layout = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my-format.toml").write_text(form)
+    assert cli("plugins", "check", tmp_path / "my-format.toml").stdout.endswith("is sound: format my-format\n")
+    line = re.search(r"loraforge (--plugin .*)", text)
+    assert line is not None
+    shutil.copy(
+        DATA / "diffusers_save_lora_weights_meta" / "pytorch_lora_weights.safetensors", tmp_path / "a.safetensors"
+    )
+    words = line[1].replace("adapter.safetensors", str(tmp_path / "a.safetensors"))
+    words = words.replace("my-format.toml", str(tmp_path / "my-format.toml"))
+    assert cli(*words.split(), "-o", tmp_path / "out").exit_code == 0
+    (tmp_path / "layout.toml").write_text(layout)
+    problems = cli("plugins", "check", tmp_path / "layout.toml").stdout  # the other lines are left to the reader
+    assert "segment 'ff_in' is in no module" in problems
+    assert "segment 'q'" not in problems
+    assert "segment 'o'" not in problems
+
+
+def test_the_python_page_names_what_there_is(tmp_path: Path, monkeypatch) -> None:
+    text = (ROOT / "docs" / "python.md").read_text("utf-8")
+    named = set(re.findall(r"`loraforge\.(\w+)", text))
+    assert named - {"LoraforgeError"} == {
+        name for name in loraforge.__all__ if name.islower() and name not in ("__version__", "hookimpl")
+    }
+    shutil.copytree(DATA / "diffusers_meta_patterns", tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    scope: dict = {}
+    exec(code, scope)
+    assert len(scope["report"].steps) == 8
