@@ -47,7 +47,8 @@ def test_python_example_runs(name: str, tmp_path: Path, monkeypatch, capsys) -> 
 @pytest.mark.parametrize("name", [*READMES, "CHANGELOG.md", "CONTRIBUTING.md", "docs/record-the-scale.md"])
 def test_options_and_files_named_exist(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
-    known = {option for command in main.commands.values() for parameter in command.params for option in parameter.opts}
+    every = [main, *main.commands.values()]
+    known = {option for command in every for parameter in command.params for option in parameter.opts}
     foreign = {"--help", "--lora_alpha", "--lora_r"}  # the last two of load_cogvideox_lora.py
     assert set(re.findall(r"--[a-z][a-z_-]+", text)) <= known | foreign
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
