@@ -250,12 +250,14 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, frozenset[str]]]) -> Iterator[str]:
-    """What keeps the modules of a layout from being a bijection with the segments. Collects the holes of all layouts."""
+    """What keeps the modules from being a bijection with the segments. `holes`: those of the layouts seen so far."""
     owner: dict[str, Template] = {}
     templates = list(layout.modules)
     for n, template in enumerate(templates):
         stack = layout.modules[template]
         yield from _malformed(template)
+        if not stack:
+            yield f"{template.text!r} stacks no segment"
         for earlier in templates[:n]:
             if template.overlaps(earlier) or template.overlaps(earlier, "_"):
                 yield f"{earlier.text!r} and {template.text!r} can match the same module"

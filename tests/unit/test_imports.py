@@ -44,8 +44,9 @@ def test_a_conversion_and_an_inspection_do_not_load_torch(tmp_path: Path) -> Non
 LAYERS = """
 errors half
 dtypes layout lora tensorfile pickledata threads output
-adapter torchfile torchwrite keys
+adapter torchfile torchwrite keys picture
 patterns kinds scale source graph scan base fit
+basegraph
 report peftrules trainingconfig proof loaders
 provenance
 formats
