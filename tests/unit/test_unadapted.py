@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from sat import PREFIX, lora_tensors, write_run
 
 import loraforge
 from loraforge.errors import FormatError
@@ -35,3 +37,12 @@ def test_it_is_refused_by_name(module: str, what: str, alone: bool, tmp_path: Pa
         loraforge.convert(file, to="sat", out=tmp_path / "out", lora_only=True, alpha=2)
     assert caught.value.message.count("which no LoRA adapts") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_in_a_sat_run_too(tmp_path: Path) -> None:
+    stem = f"{PREFIX}transformer.layers.0.input_layernorm"
+    tensors = lora_tensors(range(1), 64, 4)
+    tensors |= {f"{stem}.matrix_A.0": torch.ones(4, 64), f"{stem}.matrix_B.0": torch.ones(64, 4)}
+    run = write_run(tmp_path, tensors, lora={"r": 4})
+    with pytest.raises(FormatError, match=r"layers\.0\.input_layernorm is a norm, which no LoRA adapts"):
+        loraforge.convert(run, to="diffusers", out=tmp_path / "out")
