@@ -80,7 +80,8 @@ def test_every_segment_and_module_is_drawn_once_and_every_line_is_understood(dra
             assert found[1] not in nodes
             nodes[found[1]] = found[2]
         elif found := EDGE[draw].match(line):
-            edges.append({found[1], found[3 if draw is mermaid else 2]})
+            end, place = (found[3], found[2]) if draw is mermaid else (found[2], found[3])
+            edges.append((found[1], end, place))
         elif found := OPENS[draw].match(line):
             depth += 1
             groups.append(found[2])
@@ -95,8 +96,14 @@ def test_every_segment_and_module_is_drawn_once_and_every_line_is_understood(dra
     drawn = sorted(label.split(" (only ")[0] for label in labels)
     modules = [template.text for layout in arch.layouts.values() for template in layout.modules]
     assert drawn == sorted([*modules, *arch.segments])
-    assert all(pair <= nodes.keys() for pair in edges)
-    assert len(edges) == sum(len(stack) for layout in arch.layouts.values() for stack in layout.modules.values())
+    first, want = next(iter(arch.layouts.values())), []
+    for layout in arch.layouts.values():
+        for template, stack in layout.modules.items():
+            for n, segment in enumerate(stack, 1):
+                pair = (template.text, segment) if layout is first else (segment, template.text)
+                want.append((*pair, f"{n}/{len(stack)}" if len(stack) > 1 else ""))
+    shown = [(*(nodes[node].split(" (only ")[0] for node in (start, end)), place or "") for start, end, place in edges]
+    assert sorted(shown) == sorted(want)
     for layout in arch.layouts.values():
         for key in layout.dropped:
             assert sum(label.startswith(f"{key.text}: ") for label in nodes.values()) == 1
