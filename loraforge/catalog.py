@@ -38,33 +38,46 @@ def data_files() -> tuple[tuple[str, dict[str, Any], str], ...]:
 
 @depends_on_plugins
 @cache
-def architectures() -> Mapping[str, Architecture]:
-    """Every architecture by name, with the layouts plugins add. A layout with a fault is left out and noted."""
+def _known() -> tuple[dict[str, Architecture], dict[str, dict[str, Any]]]:
+    """Every architecture by name, and the tables it is made of. A layout with a fault is left out and noted."""
     folder = Path(__file__).parent / "architectures"
     tables = {name: tomli.loads((folder / f"{name}.toml").read_text("utf-8")) for name in BUILT_IN_FILES}
     known = {name: layout.parse(data, f"{name}.toml") for name, data in tables.items()}
-    if not layout_files():
-        return known
     for owner, data, where in layout_files():
-        name = data["architecture"]
         try:
-            if "segments" in data:
-                if name in known:
-                    raise FormatError(f"there is an architecture {name} already")
-                whole = data
-            elif name in known:
-                taken = data["layouts"].keys() & tables[name]["layouts"].keys()
-                if taken:
-                    raise FormatError(f"{name} has a layout {', '.join(sorted(taken))} already")
-                whole = tables[name] | {"layouts": tables[name]["layouts"] | data["layouts"]}
-            else:
-                raise FormatError(f"there is no architecture {name}; there are {', '.join(known)}")
-            table = {key: value for key, value in whole.items() if key != "format"}
-            known[name], tables[name] = layout.parse(table, where), table
-            host().plugins[owner].adds += [f"layout {name}/{new}" for new in data["layouts"]]
+            table = joined(data, tables)
+            known[table["architecture"]], tables[table["architecture"]] = layout.parse(table, where), table
+            host().plugins[owner].adds += [f"layout {table['architecture']}/{new}" for new in data["layouts"]]
         except LoraforgeError as error:
             host().fault(owner, error.message)
-    return known
+    return known, tables
+
+
+def joined(data: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The tables of an architecture with the layouts of a data file, or those of the file where it is a new one.
+
+    Raises FormatError when the name of the architecture or of a layout is taken, or there is nothing to add to.
+    """
+    name, own = data["architecture"], {key: value for key, value in data.items() if key != "format"}
+    if "segments" in data:
+        if name in tables:
+            raise FormatError(f"there is an architecture {name} already")
+        return own
+    if name not in tables:
+        raise FormatError(f"there is no architecture {name}; there are {', '.join(tables)}")
+    if taken := sorted(data["layouts"].keys() & tables[name]["layouts"].keys()):
+        raise FormatError(f"{name} has a layout {', '.join(taken)} already")
+    return {**tables[name], "layouts": tables[name]["layouts"] | data["layouts"]}
+
+
+def architectures() -> Mapping[str, Architecture]:
+    """Every architecture by name, with the layouts plugins add."""
+    return _known()[0]
+
+
+def architecture_tables() -> Mapping[str, Mapping[str, Any]]:
+    """The tables each architecture is made of."""
+    return _known()[1]
 
 
 def layout_files() -> list[tuple[str, dict[str, Any], str]]:

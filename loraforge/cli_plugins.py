@@ -65,10 +65,8 @@ def layouts(name: str | None, kind: str | None) -> None:
     if kind:
         click.echo({"mermaid": picture.mermaid, "dot": picture.dot}[kind](arch))
         return
-    columns, cells, dropped = picture.table(arch)
-    table(columns, cells)
-    for line in dropped:
-        click.echo(line)
+    for columns, *cells in (picture.table(arch), picture.dropped(arch)):
+        table(columns, cells)
 
 
 @click.group(short_help="List and check plugins.")

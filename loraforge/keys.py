@@ -91,8 +91,8 @@ class KeyStyle:
     def find(self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str) -> dict[str, list[Keys]]:
         """Module path -> the keys of its pairs in order, judged by names and shapes alone.
 
-        Raises FormatError that lists every fault: keys outside the layout, a lone A or B, two spellings,
-        ranks that disagree, empty shapes, element types no factor has, parts missing.
+        Raises FormatError that lists every fault: keys outside the layout, modules no LoRA adapts, a lone A or B,
+        two spellings, ranks that disagree, empty shapes, element types no factor has, parts missing.
         """
         found: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
         spelled: dict[str, str] = {}
@@ -118,6 +118,9 @@ class KeyStyle:
             )
         modules = {}
         for path, blocks in sorted(found.items()):
+            if what := arch.unadapted.get(stacks[path][0]):
+                problems.append(f"{path} is a {what}, which no LoRA adapts")
+                continue
             want = len(stacks[path]) if self.parts else 1
             if sorted(blocks) != list(range(want)):
                 problems.append(f"{path} has parts {sorted(blocks)}, not the {want} of {', '.join(stacks[path])}")

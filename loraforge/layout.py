@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -64,6 +65,9 @@ def _is_number(token: str) -> bool:
     return token.isascii() and token.isdecimal() and len(token) <= 6 and str(int(token)) == token
 
 
+WEIGHT_AND_BIAS = ("weight", "bias")
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How one framework names an architecture's modules: template -> segments stacked on dim 0."""
@@ -71,6 +75,8 @@ class Layout:
     name: str
     modules: Mapping[Template, tuple[str, ...]]
     absent: frozenset[str] = frozenset()
+    dropped: Mapping[Template, str] = field(default_factory=dict)
+    """Key templates of a base checkpoint that only this layout has -> why leaving them behind loses nothing."""
 
     def stacked(self, path: str) -> tuple[str, ...]:
         """The segments a module of this layout stacks."""
@@ -84,6 +90,10 @@ class Layout:
             if index is not None:
                 return template, index
         return None
+
+    def needless(self, key: str) -> str | None:
+        """Why a key of a base checkpoint may be left behind, or None."""
+        return next((reason for template, reason in self.dropped.items() if template.match(key) is not None), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +128,20 @@ class Architecture:
     """Relative number of rows of each segment."""
     variants: tuple[Variant, ...]
     layouts: Mapping[str, Layout]
+    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the parameters of the segments that have others than weight and bias."""
+    unadapted: Mapping[str, str] = field(default_factory=dict)
+    """Segment -> what it is, for those that no LoRA adapts."""
+    told_by: str = ""
+    """The segment whose shape past dim 0 tells the variants apart, whatever the width of the model."""
+
+    def named(self, segments: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the parameters of a module that stacks these segments."""
+        return self.parameters.get(segments[0], WEIGHT_AND_BIAS) if segments else ()
+
+    def like(self, shape: tuple[int, ...]) -> tuple[Variant, ...]:
+        """The variants whose `told_by` weight has this shape past dim 0: also those of another width."""
+        return tuple(v for v in self.variants if v.shapes.get(self.told_by, shape)[1:] == shape[1:])
 
     def convolutional(self, segments: tuple[str, ...]) -> bool:
         """Whether some variant has a convolution there."""
@@ -134,69 +158,115 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
 
     Raises LayoutError that lists all problems of the file, not just the first.
     """
-    problems = list(_unknown_keys(data))
-    ratios = data.get("rows", {})
-    segments = {segment: ratios.get(segment, 1) for segment in data.get("segments", ())}
+    problems = [*_wrong_keys(data), *_wrong_segments(data)]
+    ratios, kinds = data.get("rows", {}), data.get("unadapted", {})
     layouts = {
         name: Layout(
             name,
             {Template(path): tuple(stack) for path, stack in table.get("modules", {}).items()},
-            frozenset(table.get("absent", ())),
+            frozenset(table.get("absent", ())) | _left_out(table, kinds),
+            {Template(key): reason for key, reason in table.get("dropped", {}).items()},
         )
         for name, table in data.get("layouts", {}).items()
     }
-    holes: dict[str, tuple[str, frozenset[str]]] = {}
-    for layout in layouts.values():
-        problems += [f"layout {layout.name}: {problem}" for problem in _faults(layout, segments, holes)]
     variants = tuple(
         Variant(
             name,
-            v["repo"],
-            v["blocks"],
+            v.get("repo", ""),
+            v.get("blocks", 0),
             {s: tuple(shape) for s, shape in v.get("shapes", {}).items()},
             frozenset(v.get("absent", ())),
         )
         for name, v in data.get("variants", {}).items()
     )
-    for variant in variants:
-        problems += [
-            f"variant {variant.name}: unknown segment {s!r}"
-            for s in sorted({*variant.shapes, *variant.absent} - segments.keys())
-        ]
-    problems += [f"rows: unknown segment {s!r}" for s in sorted(ratios.keys() - segments.keys())]
+    arch = Architecture(
+        data.get("architecture", ""),
+        data.get("title", ""),
+        {segment: ratios.get(segment, 1) for segment in data.get("segments", ())},
+        variants,
+        layouts,
+        {segment: tuple(names) for segment, names in data.get("parameters", {}).items()},
+        {segment: what for what, segments in kinds.items() for segment in segments},
+        data.get("told_by", ""),
+    )
+    holes: dict[str, tuple[str, frozenset[str]]] = {}
+    for layout in layouts.values():
+        faults = [*_misplaced(layout, arch, holes), *_misdropped(layout, arch)]
+        problems += [f"layout {layout.name}: {fault}" for fault in faults]
     if problems:
         raise LayoutError(where, problems)
-    return Architecture(data["architecture"], data["title"], segments, variants, layouts)
+    return arch
+
+
+def _left_out(table: Mapping[str, Any], kinds: Mapping[str, Any]) -> frozenset[str]:
+    """The segments no LoRA adapts, where a layout is for LoRA alone and does not place them."""
+    placed = {segment for stack in table.get("modules", {}).values() for segment in stack}
+    every = {segment for segments in kinds.values() for segment in segments} if table.get("lora_only") else set()
+    return frozenset(every - placed)
 
 
 _KEYS = {
-    "": {"architecture", "title", "segments", "rows", "variants", "layouts"},
-    "layouts": {"modules", "absent"},
-    "variants": {"repo", "blocks", "shapes", "absent"},
+    "": (
+        {"architecture", "title", "segments", "layouts"},
+        {"rows", "variants", "parameters", "unadapted", "told_by"},
+    ),
+    "layouts": ({"modules"}, {"absent", "dropped", "lora_only"}),
+    "variants": ({"repo", "blocks"}, {"shapes", "absent"}),
 }
+"""Table -> keys it must have, keys it may have."""
 
 
-def _unknown_keys(data: Mapping[str, Any]) -> Iterator[str]:
-    for key in sorted(data.keys() - _KEYS[""]):
-        yield f"unknown key {key!r}"
-    for key in ("architecture", "title", "segments", "layouts"):
-        if key not in data:
-            yield f"{key!r} is missing"
-    for table in ("layouts", "variants"):
-        for name, entry in data.get(table, {}).items():
-            for key in sorted(entry.keys() - _KEYS[table]):
-                yield f"{table}.{name}: unknown key {key!r}"
+def _wrong_keys(data: Mapping[str, Any]) -> Iterator[str]:
+    tables = [("", "", data)]
+    for kind in ("layouts", "variants"):
+        tables += [(kind, f"{kind}.{name}: ", entry) for name, entry in data.get(kind, {}).items()]
+    for kind, place, entry in tables:
+        needed, allowed = _KEYS[kind]
+        yield from (f"{place}unknown key {key!r}" for key in sorted(entry.keys() - needed - allowed))
+        yield from (f"{place}{key!r} is missing" for key in sorted(needed - entry.keys()))
 
 
-def _faults(layout: Layout, segments: Mapping[str, int], holes: dict[str, tuple[str, frozenset[str]]]) -> Iterator[str]:
+def _wrong_segments(data: Mapping[str, Any]) -> Iterator[str]:
+    """Segments that are named outside the layouts and do not exist, and lists of them that contradict each other."""
+    kinds, variants = data.get("unadapted", {}), data.get("variants", {})
+    told_by = data.get("told_by")
+    named = {
+        "rows": list(data.get("rows", {})),
+        "parameters": list(data.get("parameters", {})),
+        "told_by": [told_by] if told_by is not None else [],
+        **{f"unadapted {what!r}": segments for what, segments in kinds.items()},
+        **{f"variant {name}": [*v.get("shapes", {}), *v.get("absent", ())] for name, v in variants.items()},
+    }
+    for place, segments in named.items():
+        unknown = sorted(set(segments) - set(data.get("segments", ())))
+        yield from (f"{place}: unknown segment {segment!r}" for segment in unknown)
+    for segment, count in Counter(segment for segments in kinds.values() for segment in segments).items():
+        if count > 1:
+            yield f"unadapted: segment {segment!r} is listed {count} times"
+    for segment, names in data.get("parameters", {}).items():
+        if not names or any(not name or "." in name for name in names):
+            yield f"parameters: {list(names)} of segment {segment!r} are no names of parameters"
+    for name, variant in variants.items():
+        both = variant.get("shapes", {}).keys() & set(variant.get("absent", ()))
+        yield from (f"variant {name}: segment {segment!r} is absent, and has a shape" for segment in sorted(both))
+        if told_by is not None and told_by not in variant.get("shapes", {}):
+            yield f"variant {name}: no shape of {told_by!r}, by which variants are told"
+
+
+def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, frozenset[str]]]) -> Iterator[str]:
+    """What keeps the modules from being a bijection with the segments. `holes`: those of the layouts seen so far."""
     owner: dict[str, Template] = {}
     templates = list(layout.modules)
     for n, template in enumerate(templates):
+        stack = layout.modules[template]
+        yield from _malformed(template)
+        if not stack:
+            yield f"{template.text!r} stacks no segment"
         for earlier in templates[:n]:
             if template.overlaps(earlier) or template.overlaps(earlier, "_"):
                 yield f"{earlier.text!r} and {template.text!r} can match the same module"
-        for segment in layout.modules[template]:
-            if segment not in segments:
+        for segment in stack:
+            if segment not in arch.segments:
                 yield f"{template.text!r} uses unknown segment {segment!r}"
             elif segment in owner:
                 yield f"segment {segment!r} is in {owner[segment].text!r} and in {template.text!r}"
@@ -204,7 +274,35 @@ def _faults(layout: Layout, segments: Mapping[str, int], holes: dict[str, tuple[
             other, indexed = holes.setdefault(segment, (layout.name, template.holes))
             if indexed != template.holes:
                 yield f"segment {segment!r} is indexed differently in layout {other!r}"
-    for segment in segments:
+        if len({(arch.named((segment,)), arch.unadapted.get(segment)) for segment in stack}) > 1:
+            yield f"{template.text!r} stacks segments whose parameters, or kinds, are not the same"
+    for segment in arch.segments:
         if (segment in owner) == (segment in layout.absent):
             state = "both placed and" if segment in owner else "in no module: place it, or list it as"
             yield f"segment {segment!r} is {state} absent"
+    yield from (f"absent: unknown segment {segment!r}" for segment in sorted(layout.absent - arch.segments.keys()))
+
+
+def _misdropped(layout: Layout, arch: Architecture) -> Iterator[str]:
+    """Dropped keys that are ambiguous, or that are carried in every variant."""
+    templates = list(layout.dropped)
+    for n, template in enumerate(templates):
+        yield from _malformed(template)
+        for earlier in templates[:n]:
+            if template.overlaps(earlier):
+                yield f"dropped {earlier.text!r} and {template.text!r} can match the same key"
+        for module, stack in layout.modules.items():
+            mine = any(template.overlaps(Template(f"{module.text}.{name}")) for name in arch.named(stack))
+            if mine and not any(variant.absent.issuperset(stack) for variant in arch.variants):
+                yield f"dropped {template.text!r} is a parameter of {module.text!r}, which no variant lacks"
+
+
+def _malformed(template: Template) -> Iterator[str]:
+    tokens = template.tokens()
+    holes = [token for token in tokens if _is_hole(token)]
+    if len(holes) > len(template.holes):
+        yield f"{template.text!r} uses a block number twice"
+    for token in tokens:
+        inner = token[1:-1] if token in holes else token
+        if not inner or "{" in inner or "}" in inner or (token in holes and not inner.isidentifier()):
+            yield f"{template.text!r}: {token!r} is neither a name nor one whole {{number}}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from loraforge.catalog import architectures
-from loraforge.errors import LayoutError, LoraforgeError, command
+from loraforge.catalog import architecture_tables, architectures, joined
+from loraforge.errors import FormatError, LayoutError, LoraforgeError, command
 from loraforge.layout import parse
 from loraforge.plugindata import Problem, line_of, look
 
@@ -28,32 +28,14 @@ def check(file: Path) -> tuple[list[str], list[Problem]]:
 def _layouts(data: dict[str, Any], text: str) -> list[Problem]:
     if "layouts" not in data:
         return []
-    name, own = data["architecture"], {key: value for key, value in data.items() if key != "format"}
-    known = architectures().get(name)
-    if "segments" in data and known:
-        return [Problem(line_of(text, ["architecture"]), f"there is an architecture {name} already.", "Name another.")]
-    if "segments" not in data and known is None:
-        names = ", ".join(architectures())
-        return [Problem(line_of(text, ["architecture"]), f"there is no architecture {name}.", f"There are {names}.")]
-    if known:
-        taken = [
-            Problem(line_of(text, ["layouts", layout]), f"{name} has a layout {layout} already.", "Name another.")
-            for layout in data["layouts"]
-            if layout in known.layouts
-        ]
-        if taken:
-            return taken
-        own = {
-            "architecture": name,
-            "title": known.title,
-            "segments": list(known.segments),
-            "rows": {segment: rows for segment, rows in known.segments.items() if rows != 1},
-            "layouts": data["layouts"],
-        }
     try:
-        parse(own, f"architecture {name}")
+        parse(joined(data, architecture_tables()), str(data["architecture"]))
     except LayoutError as error:
         return [_fault(problem, text, data) for problem in error.problems]
+    except FormatError as error:
+        taken = next((name for name in data["layouts"] if f"layout {name} already" in error.message), None)
+        place = ["layouts", taken] if taken else ["architecture"]
+        return [Problem(line_of(text, place), f"{error.message}.", "")]
     return []
 
 

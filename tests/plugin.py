@@ -24,6 +24,7 @@ DIFFSYNTH = """
 architecture = "cogvideox"
 
 [layouts.toy]
+lora_only = true
 absent = ["ofs1", "ofs2"]
 
 [layouts.toy.modules]

@@ -44,9 +44,10 @@ def test_a_conversion_and_an_inspection_do_not_load_torch(tmp_path: Path) -> Non
 LAYERS = """
 errors half hookspecs
 dtypes layout lora tensorfile pickledata threads output plugins console
-adapter torchfile torchwrite keys patterns plugindata
+adapter torchfile torchwrite keys patterns plugindata picture
 catalog
 kinds scale source graph scan base fit
+basegraph
 report peftrules trainingconfig proof loaders
 provenance
 formats
@@ -55,7 +56,7 @@ formats.lorafile formats.satwrite
 formats.sat formats.diffusers formats.peft formats.data
 formats.builtin
 registry
-read write inspect verify stamp plugincheck picture
+read write inspect verify stamp plugincheck
 convert
 cli_plugins
 cli

@@ -55,6 +55,71 @@ def test_all_problems_at_once() -> None:
         assert said in caught.value.message
 
 
+def test_everything_an_author_can_get_wrong_is_said_in_one_message() -> None:
+    data = copy.deepcopy(TABLE) | {"colour": "red", "told_by": "text2", "rows": {"mlp": 4}}
+    data["parameters"] |= {"posn": ["x"], "out": ["a.b"]}
+    data["unadapted"]["bias"] = ["norm_q", "nrm"]
+    data["variants"]["CogVideoX-2B"] |= {"absent": ["qq", "q"]}
+    del data["variants"]["CogVideoX-5B"]["repo"]
+    sat, diffusers = data["layouts"]["sat"], data["layouts"]["diffusers"]
+    del sat["modules"]["transformer.layers.{i}.mlp.dense_h_to_4h"]  # forgotten
+    sat["modules"]["a.{i}.b"] = ["q"]  # used twice
+    sat["modules"]["transformer.layers.{n}.attention.dense"] = ["norm_q"]  # ambiguous, and of another index
+    sat["modules"] |= {"twice.{i}.{i}": ["o"], "half{i}": ["text"], "mixed": ["patch", "norm_out"], "empty": []}
+    sat["dropped"] |= {"time_embed.0.weight": "x", "mixins.pos_embed.{n}": "x", "mixins.pos_embed.3": "x"}
+    sat["drop"] = {}
+    diffusers["absent"] = ["qqq"]
+    with pytest.raises(LayoutError) as caught:
+        parse(data, "cogvideox.toml")
+    for said in (
+        "unknown key 'colour'",
+        "layouts.sat: unknown key 'drop'",
+        "variants.CogVideoX-5B: 'repo' is missing",
+        "told_by: unknown segment 'text2'",
+        "variant CogVideoX-2B: no shape of 'text2', by which variants are told",
+        "rows: unknown segment 'mlp'",
+        "parameters: unknown segment 'posn'",
+        "parameters: ['a.b'] of segment 'out' are no names of parameters",
+        "unadapted 'bias': unknown segment 'nrm'",
+        "unadapted: segment 'norm_q' is listed 2 times",
+        "variant CogVideoX-2B: unknown segment 'qq'",
+        "variant CogVideoX-2B: segment 'q' is absent, and has a shape",
+        "layout sat: segment 'ff_in' is in no module",
+        "segment 'q' is in 'transformer.layers.{i}.attention.query_key_value' and in 'a.{i}.b'",
+        "attention.dense' and 'transformer.layers.{n}.attention.dense' can match the same module",
+        "segment 'norm_q' is indexed differently in layout 'sat'",
+        "'twice.{i}.{i}' uses a block number twice",
+        "'half{i}': 'half{i}' is neither a name nor one whole {number}",
+        "'mixed' stacks segments whose parameters, or kinds, are not the same",
+        "'empty' stacks no segment",
+        "dropped 'time_embed.0.weight' is a parameter of 'time_embed.0', which no variant lacks",
+        "dropped 'mixins.pos_embed.{n}' and 'mixins.pos_embed.3' can match the same key",
+        "layout diffusers: absent: unknown segment 'qqq'",
+    ):
+        assert said in caught.value.message, said
+
+
+def test_a_key_that_every_variant_carries_cannot_be_dropped() -> None:
+    """The positions may be dropped only because some variants have none."""
+    data = copy.deepcopy(TABLE)
+    for variant in data["variants"].values():
+        variant["absent"] = []
+    with pytest.raises(LayoutError, match=r"dropped 'mixins\.pos_embed\.pos_embedding' is a parameter of"):
+        parse(data, "cogvideox.toml")
+
+
+def test_a_small_model_is_told_by_the_inputs_of_its_patches() -> None:
+    like = {
+        (64, 16, 2, 2): ["CogVideoX-2B", "CogVideoX-5B"],
+        (64, 32, 2, 2): ["CogVideoX-5B-I2V"],
+        (64, 128): ["CogVideoX1.5-5B"],
+        (64, 256): ["CogVideoX1.5-5B-I2V"],
+        (64, 48, 2, 2): [],
+    }
+    for shape, names in like.items():
+        assert [variant.name for variant in architecture("cogvideox").like(shape)] == names
+
+
 def test_absent_must_be_true() -> None:
     data = copy.deepcopy(TABLE)
     data["layouts"]["sat"]["absent"] = ["q"]

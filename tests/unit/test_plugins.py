@@ -186,15 +186,15 @@ BAD = {
     ),
     "an architecture there is not": (
         plugin.DIFFSYNTH.replace('"cogvideox"', '"nowhere"'),
-        [r"line 2: there is no architecture nowhere\. There are cogvideox"],
+        [r"line 2: there is no architecture nowhere; there are cogvideox"],
     ),
     "a layout that is taken": (plugin.DIFFSYNTH.replace("layouts.toy", "layouts.sat"), [r"has a layout sat already"]),
     "a layout with many faults": (
         plugin.DIFFSYNTH + '"blocks.{j}.attn1.to_q" = ["q"]\n"blocks.{k}.x" = ["nonsense"]\n',
         [
-            r"line 8: .*can match the same module",
-            r"line 10: .*unknown segment 'nonsense'",
-            r"line 8: .*segment 'q' is in",
+            r"line 9: .*can match the same module",
+            r"line 11: .*unknown segment 'nonsense'",
+            r"line 9: .*segment 'q' is in",
             r"line 4: .*segment 'k' is in no",
         ],
     ),
