@@ -12,6 +12,7 @@ demo: .venv-light/ready  ## convert a real SAT run with the light core (no torch
 
 test: .venv/ready  ## every test, in the full environment
 	$(FULL)/python -m pytest -n auto
+	$(FULL)/python -m pytest -q -n auto plugins
 
 check: .venv/ready  ## format, lint, types, schemas, and the wheel in a clean environment
 	$(FULL)/ruff format --check .
@@ -42,4 +43,5 @@ clean:
 	$(FULL)/python $(PIP) --upgrade "pip>=25.1"
 	$(FULL)/python $(PIP) --constraint tests/constraints.txt torch==2.13.0  # first: what depends on it would bring CUDA
 	$(FULL)/python $(PIP) --constraint tests/constraints.txt --editable . --group dev
+	$(FULL)/python $(PIP) --constraint tests/constraints.txt --no-deps $(foreach plugin,$(wildcard plugins/*),--editable $(plugin))
 	touch $@

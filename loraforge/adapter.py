@@ -74,7 +74,10 @@ class Adapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     base_model: str | None = None
     notes: tuple[str, ...] = ()
+    written_as: str = ""
+    """Under which name trainers.toml lists who may have written it."""
     source: Source | None = None
+    """None for an adapter made in Python."""
 
 
 @dataclass(frozen=True, slots=True)

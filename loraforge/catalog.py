@@ -100,11 +100,14 @@ def having(name: str) -> dict[str, str]:
 
 
 def matching(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -> str | None:
-    """The architecture, of those a format has a layout for, that knows most of the module paths; None if none does."""
+    """The architecture, of those a format has a layout for, that knows at least half of the module paths, if any.
+
+    Not all: a key that is not understood is to be named, not to make a file nobody's. Not one: layouts share names.
+    """
     counts = {
         name: sum(layout.locate(path, sep) is not None for path in paths)
         for name, used in layouts.items()
         if name in architectures() and (layout := architectures()[name].layouts.get(used))
     }
     best = max(counts, key=lambda name: counts[name], default=None)
-    return best if best is not None and counts[best] else None
+    return best if best is not None and 2 * counts[best] >= len(paths) > 0 else None

@@ -22,9 +22,11 @@ def _trainers() -> list[str]:
 
 def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """A registered format's name; the registry is asked only when one is typed."""
-    from loraforge.registry import formats
+    from loraforge.registry import formats, named
 
     names = [name for name, entry in formats().items() if entry.writer or param.name != "to"]
+    if value is not None and any(getattr(form, "family", None) == value.lower() for form in formats().values()):
+        named(value.lower(), f"--{(param.name or '').rstrip('_')}")
     if value is not None and value.lower() not in names:
         verb = "written" if param.name == "to" else "read"
         raise click.BadParameter(f"{value!r} is not {verb} yet; {', '.join(names)} can be.", ctx, param)

@@ -54,6 +54,7 @@ def convert(
         training_config=training_config,
         as_loaded=as_loaded,
         override_scale=override_scale,
+        drop=drop,
     )
     name = adapter.source.file.path.name if adapter.source else ""
     return write(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from loraforge.errors import ConversionError, listed
 from loraforge.layout import Architecture, Index
@@ -31,7 +32,7 @@ def to_segments(modules: Mapping[str, Delta], arch: Architecture, layout: str) -
             problems.append(f"{path}: {rows(delta)} rows cannot be shared by {', '.join(segments)}")
             continue
         for segment, part in zip(segments, split(delta, sizes), strict=True):
-            held[segment, index] = path, part
+            held[segment, index] = path, _with_kernel(part, arch.layouts[layout].plain_kernel, path)
     if problems:
         raise ConversionError("; ".join(problems[:20]))
     return held
@@ -58,9 +59,18 @@ def relayout(
             deltas = [
                 part[1] if part else zero(unit * arch.segments[segment], like[0]) for segment, part in parts.items()
             ]
-            out[template.fill(index)] = fuse(deltas), tuple(dict.fromkeys(part[0] for part in parts.values() if part))
+            path = template.fill(index)
+            delta = _with_kernel(fuse(deltas), arch.layouts[target].kernel, path)
+            out[path] = delta, tuple(dict.fromkeys(part[0] for part in parts.values() if part))
     if held:
         raise ConversionError(
             f"layout {target} has no module for {listed(sorted({path for path, _ in held.values()}))}"
         )
     return out
+
+
+def _with_kernel(delta: Delta, shape: Callable[[str, tuple[int, ...]], tuple[int, ...]], path: str) -> Delta:
+    """The same numbers, a convolution's kernel as a layout has it."""
+    if not any(w.kernel for w in delta):
+        return delta
+    return tuple(replace(w, kernel=shape(path, w.kernel)) for w in delta)

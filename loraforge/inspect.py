@@ -137,7 +137,7 @@ def _describe(
     if adapter and form and adapter.scale.provenance == "ambiguous":
         ranks = {path: delta[0].rank for path, delta in modules.items()}
         start = command("loraforge", "convert", file.path, "--to", form.name)
-        remedies = [f"{start} {remedy.command}   # {remedy.why}" for remedy in candidates(ranks, form.name)]
+        remedies = [f"{start} {remedy.command}   # {remedy.why}" for remedy in candidates(ranks, adapter.written_as)]
     return Inspection(
         path=str(file.path),
         container=file.kind,

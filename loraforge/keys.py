@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from loraforge.dtypes import FACTORS
 from loraforge.errors import FormatError, listed
-from loraforge.layout import Architecture
+from loraforge.layout import Architecture, Layout
 from loraforge.tensorfile import TensorFile, TensorInfo
 
 if TYPE_CHECKING:
@@ -126,8 +126,8 @@ class KeyStyle:
                 problems.append(f"{path} has parts {sorted(blocks)}, not the {want} of {', '.join(stacks[path])}")
                 continue
             faults = [fault for _, keys in sorted(blocks.items()) for fault in _pair_faults(path, keys, tensors, self)]
-            if not faults and len(tensors[blocks[0]["A"]].shape) > 2 and not arch.convolutional(stacks[path]):
-                faults = [f"{path} is no convolution, and its A has shape {list(tensors[blocks[0]['A']].shape)}"]
+            if not faults and len(shape := tensors[blocks[0]["A"]].shape) > 2:
+                faults = _kernel_faults(path, shape, arch.layouts[layout], arch.kernels(stacks[path]))
             if not faults and self.parts:
                 faults = _part_faults(path, [blocks[n] for n in range(want)], tensors, arch, stacks[path])
             problems += faults
@@ -242,7 +242,7 @@ def _stems(key: str) -> Iterable[str]:
 def _pair_faults(
     path: str, keys: Mapping[str, str], tensors: Mapping[str, TensorInfo], style: KeyStyle
 ) -> Iterator[str]:
-    dimensions = (2,) if style.parts else (2, 4)
+    dimensions = (2,) if style.parts else (2, 4, 5)
     for factor in ("A", "B"):
         if factor not in keys:
             yield f"{path} has no {factor}"
@@ -269,6 +269,16 @@ def _pair_faults(
             yield f"{have}, not floating numbers, one per row: {list(want)}"
         if info.repeats:
             yield f"{keys['magnitude']} repeats its numbers (strides {list(info.strides or ())})"
+
+
+def _kernel_faults(path: str, shape: tuple[int, ...], layout: Layout, kernels: set[int]) -> list[str]:
+    """What is wrong with an A of more than two dimensions."""
+    plain = layout.plain_kernel(path, shape[2:])
+    if not kernels:
+        return [f"{path} is no convolution, and its A has shape {list(shape)}"]
+    if layout.kernel(path, plain) != shape[2:] or len(plain) not in kernels:
+        return [f"{path}: its A has shape {list(shape)}, which is not how this format has that convolution"]
+    return []
 
 
 def _part_faults(

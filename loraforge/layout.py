@@ -77,6 +77,24 @@ class Layout:
     absent: frozenset[str] = frozenset()
     dropped: Mapping[Template, str] = field(default_factory=dict)
     """Key templates of a base checkpoint that only this layout has -> why leaving them behind loses nothing."""
+    unit_axes: Mapping[Template, int] = field(default_factory=dict)
+    """Convolution -> the axis of its weight, [out, in, ...], that has length 1 here and is missing elsewhere."""
+
+    def kernel(self, path: str, kernel: tuple[int, ...]) -> tuple[int, ...]:
+        """A convolution's kernel as this layout has it, from how the others have it."""
+        axis = self._unit_axis(path)
+        return kernel if axis is None or not kernel else (*kernel[: axis - 2], 1, *kernel[axis - 2 :])
+
+    def plain_kernel(self, path: str, kernel: tuple[int, ...]) -> tuple[int, ...]:
+        """The inverse of `kernel`."""
+        axis = self._unit_axis(path)
+        return kernel if axis is None or not kernel else (*kernel[: axis - 2], *kernel[axis - 1 :])
+
+    def _unit_axis(self, path: str) -> int | None:
+        if not self.unit_axes:
+            return None
+        place = self.locate(path)
+        return self.unit_axes.get(place[0]) if place else None
 
     def stacked(self, path: str) -> tuple[str, ...]:
         """The segments a module of this layout stacks."""
@@ -143,9 +161,10 @@ class Architecture:
         """The variants whose `told_by` weight has this shape past dim 0: also those of another width."""
         return tuple(v for v in self.variants if v.shapes.get(self.told_by, shape)[1:] == shape[1:])
 
-    def convolutional(self, segments: tuple[str, ...]) -> bool:
-        """Whether some variant has a convolution there."""
-        return any(len(variant.shapes.get(segment, ())) > 2 for variant in self.variants for segment in segments)
+    def kernels(self, segments: tuple[str, ...]) -> set[int]:
+        """The dimensions of the kernels variants have there; empty where none has a convolution."""
+        sizes = {len(variant.shapes.get(segment, ())) for variant in self.variants for segment in segments}
+        return {size - 2 for size in sizes if size > 2}
 
     def sizes(self, segments: tuple[str, ...], rows: int) -> list[int] | None:
         """Rows of each stacked segment when the module has `rows` in all; None if they do not divide."""
@@ -166,6 +185,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
             {Template(path): tuple(stack) for path, stack in table.get("modules", {}).items()},
             frozenset(table.get("absent", ())) | _left_out(table, kinds),
             {Template(key): reason for key, reason in table.get("dropped", {}).items()},
+            {Template(path): axis for path, axis in table.get("unit_axes", {}).items()},
         )
         for name, table in data.get("layouts", {}).items()
     }
@@ -210,7 +230,7 @@ _KEYS = {
         {"architecture", "title", "segments", "layouts"},
         {"rows", "variants", "parameters", "unadapted", "told_by"},
     ),
-    "layouts": ({"modules"}, {"absent", "dropped", "lora_only"}),
+    "layouts": ({"modules"}, {"absent", "dropped", "lora_only", "unit_axes"}),
     "variants": ({"repo", "blocks"}, {"shapes", "absent"}),
 }
 """Table -> keys it must have, keys it may have."""
@@ -280,6 +300,8 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
         if (segment in owner) == (segment in layout.absent):
             state = "both placed and" if segment in owner else "in no module: place it, or list it as"
             yield f"segment {segment!r} is {state} absent"
+    strangers = sorted(template.text for template in layout.unit_axes.keys() - layout.modules.keys())
+    yield from (f"unit_axes: {text!r} is no module" for text in strangers)
     yield from (f"absent: unknown segment {segment!r}" for segment in sorted(layout.absent - arch.segments.keys()))
 
 

@@ -25,7 +25,7 @@ class Destination:
 
 
 def destination(
-    out: Path | None, default: str, names: Sequence[str], source: Path, *, force: bool, to: str = "this format"
+    out: Path | None, default: str, names: Sequence[str], source: Path | None, *, force: bool, to: str = "this format"
 ) -> Destination:
     """The files to write: in the folder `out`, or `out` itself where it ends in .safetensors and there is one file.
 
@@ -57,9 +57,10 @@ def _named(place: Path, names: tuple[str, ...], to: str) -> Destination:
     return Destination(place.parent, (place.name,))
 
 
-def _check(file: Path, source: Path, default: str, found: Destination, *, force: bool) -> None:
-    whole, origin = file.resolve(), source.resolve()
-    if whole == origin or (source.is_dir() and whole.is_relative_to(origin)):
+def _check(file: Path, source: Path | None, default: str, found: Destination, *, force: bool) -> None:
+    origin = source.resolve() if source else None
+    whole = file.resolve()
+    if source and origin and (whole == origin or (source.is_dir() and whole.is_relative_to(origin))):
         beside = Path(os.path.relpath(origin.parent)) / default
         raise OutputError(
             f"{file} lies inside the source {source}, which is left as it is.",

@@ -52,7 +52,10 @@ def _fault(problem: str, text: str, data: dict[str, Any]) -> Problem:
 def _format(data: dict[str, Any], text: str) -> list[Problem]:
     form = data.get("format", {})
     problems = []
-    for arch, layout in form.get("layouts", {}).items():
+    layouts = form.get("layouts", {})
+    for arch, layout in layouts.items() if isinstance(layouts, dict) else ():
+        if arch not in architectures() and data.get("architecture") != arch:
+            continue  # of a plugin that need not be there
         known = set(architectures()[arch].layouts) if arch in architectures() else set()
         if data.get("architecture") == arch:
             known |= set(data.get("layouts", {}))

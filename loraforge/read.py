@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def read(
     training_config: str | Path | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    drop: Sequence[str] = (),
 ) -> Adapter:
     """The adapter in `source`; the arguments are those of `loraforge convert`.
 
@@ -33,13 +35,13 @@ def read(
     """
     config = Path(training_config) if training_config else None
     stated = Statement(alpha, trained_scale, trained_by, as_loaded, override_scale)
-    choice = Choice(iteration, ema, config, stated)
+    choice = Choice(iteration, ema, config, stated, tuple(drop))
     form, place, file = locate(Path(source), from_, choice)
     if form is None:
         raise not_an_adapter(file)
     adapter = form.read(file, choice)
     if adapter.scale.provenance == "ambiguous":
-        raise _ambiguous(place.path, adapter, form.name)
+        raise _ambiguous(place.path, adapter)
     return replace(
         adapter,
         source=Source(Path(source), file, form.name, place.run),
@@ -47,10 +49,10 @@ def read(
     )
 
 
-def _ambiguous(path: Path, adapter: Adapter, writes: str) -> ScaleError:
+def _ambiguous(path: Path, adapter: Adapter) -> ScaleError:
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     return ScaleError(
         f"{path} does not record the scale of its training: {adapter.scale.source}. "
         "State which trainer wrote it, or its alpha.",
-        *candidates(ranks, writes),
+        *candidates(ranks, adapter.written_as),
     )

@@ -49,10 +49,10 @@ def _registered() -> tuple[dict[str, Format], dict[str, str]]:
             continue
         form = DataFormat(data["format"])
         unknown = [
-            f"{arch}/{used}"
-            for arch, used in form.layouts.items()
-            if arch not in known or used not in known[arch].layouts
+            f"{arch}/{used}" for arch, used in form.layouts.items() if arch in known and used not in known[arch].layouts
         ]
+        if not unknown and not form.layouts.keys() & known.keys():
+            unknown = [f"{arch}/{used}" for arch, used in form.layouts.items()] or ["of the name it gives"]
         if unknown:
             host().fault(owner, f"{where}: there is no layout {', '.join(unknown)}")
             continue
@@ -70,9 +70,19 @@ def owners() -> Mapping[str, str]:
     return _registered()[1]
 
 
-def named(name: str) -> Format:
-    """The format of that name. Raises FormatError with the names there are, and the plugins that failed."""
+def named(name: str, flag: str = "--from") -> Format:
+    """The format of that name. Raises FormatError with the names there are, and the plugins that failed.
+
+    `flag` is the option it was given by, for the remedies.
+    """
     if name not in formats():
+        if family := [form for form in formats().values() if getattr(form, "family", None) == name]:
+            text = (
+                f"{name!r} is {len(family)} formats: "
+                + "; ".join(f"{f.name}, {f.summary}" for f in family)
+                + ". Which?"
+            )
+            raise FormatError(text, *(Try(f"{flag} {f.name}", f.summary) for f in family))
         broken = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in host().broken()]
         text = f"there is no format {name!r}; there are {', '.join(formats())}."
         raise FormatError(text, *(broken[:3] or [Try(command("loraforge", "formats"))]))

@@ -97,7 +97,7 @@ def candidates(ranks: Mapping[str, int], writes: str) -> list[Try]:
     seen, tries = set[float](), []
     values = sorted(set(ranks.values()))
     for name, trainer in trainers().items():
-        if trainer["writes"] != writes:
+        if writes not in trainer["writes"]:
             continue
         alpha, rank = trainer["alpha"], trainer["ranks"][0]
         kept, ratio = alpha / values[-1], alpha / rank

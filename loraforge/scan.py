@@ -10,7 +10,8 @@ import numpy as np
 
 from loraforge.dtypes import FACTORS
 from loraforge.errors import FormatError, command, listed
-from loraforge.half import LAYOUTS
+from loraforge.half import LAYOUTS, widen
+from loraforge.lora import Delta
 from loraforge.tensorfile import RELEASE_EVERY, TensorFile
 from loraforge.threads import in_order
 
@@ -63,4 +64,21 @@ def scan(file: TensorFile, keys: Sequence[str]) -> str:
             "Training diverged; take an earlier checkpoint.",
             command("ls", file.path.absolute().parent.parent),
         )
+    return f"sha256:{digest.hexdigest()}"
+
+
+def scan_modules(modules: Mapping[str, Delta]) -> str:
+    """The same for an adapter made in Python, over its factors in order. Raises FormatError as `scan` does."""
+    digest, broken = hashlib.sha256(), []
+    for path, delta in sorted(modules.items()):
+        for n, w in enumerate(delta):
+            for name, factor in (("A", w.A), ("B", w.B), ("magnitude", w.magnitude)):
+                if factor is None:
+                    continue
+                if not np.isfinite(widen(factor)).all():
+                    broken.append(f"{path} ({name})")
+                digest.update(f"{path}.{n}.{name}\0{factor.dtype.name}\0{list(factor.shape)}\0".encode())
+                digest.update(np.ascontiguousarray(factor).reshape(-1).view(np.uint8).data)
+    if broken:
+        raise FormatError(f"{len(broken)} factors contain NaN or infinity: {listed(broken, 5)}.")
     return f"sha256:{digest.hexdigest()}"

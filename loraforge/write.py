@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter import Adapter, Step
 from loraforge.catalog import architecture
@@ -42,7 +42,7 @@ def write(
     force: bool = False,
     typed: str | None = None,
 ) -> Report:
-    """Write what `read` gave in the format `to`; the arguments are those of `loraforge convert`.
+    """Write what `read` gave, or an Adapter made in Python; the arguments are those of `loraforge convert`.
 
     `typed` is the command that the written file records of its origin. Returns the report. Raises a
     LoraforgeError, with nothing written, when the adapter does not fit the target or the written file
@@ -50,14 +50,12 @@ def write(
     """
     from loraforge import fit, graph  # these need numpy, which --help must not wait for
     from loraforge.base import fits
-    from loraforge.scan import scan
+    from loraforge.scan import scan, scan_modules
     from loraforge.threads import in_order
 
-    if adapter.source is None:
-        raise ConversionError("only an adapter that `read` gave can be written.")
-    source, file = adapter.source, adapter.source.file
+    file = adapter.source.file if adapter.source else None
     _check(scale_in, dtype, base_model)
-    target = named(to)
+    target = named(to, "--to")
     writer = _writer(target, Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only))
     adapter, dropped = _without(adapter, drop)
     arch = architecture(adapter.architecture)
@@ -69,15 +67,15 @@ def write(
     policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(dtype), rank)
     plans = fit.plan(relaid, target.storage, policy, arch.layouts[layout].stacked, to)
     place = Path(out) if out else None
-    goes = destination(place, f"{source.run}-{to}", writer.files, source.path, force=force or dry_run, to=to)
+    run, given = (adapter.source.run, adapter.source.path) if adapter.source else (arch.name, None)
+    goes = destination(place, f"{run}-{to}", writer.files, given, force=force or dry_run, to=to)
     kept, lost = carried_over(adapter.metadata)
     fitting = Target({plan.path: plan.outline() for plan in plans}, kept, base_model or adapter.base_model)
     metadata = kept | writer.header(fitting)
     use = writer.use(goes.file, fitting)
     with in_order(fit.carry_out, plans) as fitted:  # begins while the tensors are scanned
-        digest = scan(file, adapter.keys)
         report = Report(
-            source={"path": str(file.path), "format": source.format, "size": file.size, "digest": digest},
+            source=_source(adapter, scan(file, adapter.keys) if file else scan_modules(adapter.modules)),
             output={"path": str(goes.file), "format": to, "written": not dry_run},
             scale=adapter.scale,
             scalings=tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
@@ -100,14 +98,15 @@ def write(
             for delta, step in fitted:
                 steps.append(step)
                 yield from writer.encode(step.module, delta)
-                if len(steps) % RELEASE_EVERY == 0:
+                if file and len(steps) % RELEASE_EVERY == 0:
                     file.release()
 
         worst = None
         if dry_run:
             deque(tensors(), maxlen=0)
         else:
-            said = _entry(report, typed or command("loraforge", "convert", file.path.name, "--to", to))
+            name = Path(report.source["path"]).name
+            said = _entry(report, typed or command("loraforge", "convert", name, "--to", to))
             header = _header(writer, fitting.outlines)
             with replacing(goes, writer.size(header)) as folder:
                 written = folder / goes.names[0]
@@ -118,6 +117,15 @@ def write(
                 worst = _prove(adapter, target, written, sums, steps, file)
     notes = (*report.notes, *_advice(steps, dtype, adapter, target))
     return replace(report, steps=tuple(steps), worst_error=worst, notes=notes)
+
+
+def _source(adapter: Adapter, digest: str) -> dict[str, Any]:
+    """What the report and the provenance say of where the adapter came from."""
+    if adapter.source is None:
+        size = sum(f.nbytes for delta in adapter.modules.values() for w in delta for f in (w.A, w.B))
+        return {"path": "made-in-python", "format": "python", "size": size, "digest": digest}
+    file = adapter.source.file
+    return {"path": str(file.path), "format": adapter.source.format, "size": file.size, "digest": digest}
 
 
 def _check(scale_in: str, dtype: str, base_model: str | None) -> None:
@@ -175,7 +183,9 @@ def _advice(steps: Sequence[Step], dtype: str, adapter: Adapter, target: Format)
 def _without(adapter: Adapter, patterns: Sequence[str]) -> tuple[Adapter, tuple[str, ...]]:
     """The adapter without the modules that match a pattern, and their names."""
     dropped = {module for pattern in patterns for module in fnmatch.filter(adapter.modules, pattern)}
-    useless = [pattern for pattern in patterns if not fnmatch.filter(adapter.modules, pattern)]
+    held = adapter.source.file.tensors if adapter.source else ()
+    gone = set(held) - set(adapter.keys)  # what `read` has left out already
+    useless = [p for p in patterns if not fnmatch.filter(adapter.modules, p) and not fnmatch.filter(gone, p)]
     if useless:
         raise ConversionError(
             f"--drop {useless[0]} matches no module (they are called like {next(iter(adapter.modules))})."
@@ -193,7 +203,12 @@ def _header(writer: Writer, outlines: Mapping[str, Delta]) -> Header:
 
 
 def _prove(
-    adapter: Adapter, target: Format, written: Path, sums: Mapping[str, int], steps: Sequence[Step], file: TensorFile
+    adapter: Adapter,
+    target: Format,
+    written: Path,
+    sums: Mapping[str, int],
+    steps: Sequence[Step],
+    file: TensorFile | None,
 ) -> float:
     """Read the written file as its loader would: its bytes, then its update against the source's.
 
@@ -206,11 +221,12 @@ def _prove(
     if damaged := changed(back, sums):
         raise VerificationError(
             f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept.",
-            command("loraforge", "inspect", file.path),
+            command("ls", "-l", written.parent.parent),
         )
 
     def release() -> None:
-        file.release()
+        if file:
+            file.release()
         back.release()
 
     rounded = {step.module for step in steps if step.kind == "rounded"}
@@ -226,6 +242,6 @@ def _prove(
         raise VerificationError(
             f"the written file does not do what the source does, in {len(wrong)} of {len(results)} segments: {worst}. "
             "Nothing was kept. This is a fault of loraforge: please report it with the skeleton of your file.",
-            command("loraforge", "inspect", "--skeleton", file.path),
+            *([command("loraforge", "inspect", "--skeleton", file.path)] if file else []),
         )
     return max(result.error for result in results)

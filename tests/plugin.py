@@ -54,7 +54,8 @@ def install(place: Path, *projects: Path) -> dict[str, str]:
     words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     words += ["--disable-pip-version-check", "--no-index", "--target", str(place), *map(str, projects)]
     subprocess.run(words, check=True, capture_output=True, text=True)
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])}
+    every = {name: value for name, value in os.environ.items() if name != "LORAFORGE_PLUGINS"}
+    return every | {"PYTHONPATH": os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])}
 
 
 def loraforge(environment: dict[str, str], *words: object) -> subprocess.CompletedProcess[str]:

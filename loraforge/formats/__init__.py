@@ -23,6 +23,8 @@ class Choice:
     ema: bool = False
     training_config: Path | None = None
     stated: Statement = field(default_factory=Statement)
+    drop: tuple[str, ...] = ()
+    """Patterns of what may be left out."""
 
 
 @dataclass(frozen=True, slots=True)

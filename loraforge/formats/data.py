@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge import runs
 from loraforge.adapter import Adapter, Storage
-from loraforge.catalog import architecture, matching
+from loraforge.catalog import architecture, having, matching
 from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
 from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
 from loraforge.keys import KeyStyle, Spelling
@@ -47,7 +47,9 @@ class DataFormat:
         """`table` follows schemas/plugin.schema.json."""
         self.name: str = table["name"]
         self.summary: str = table["summary"]
-        self.layouts: Mapping[str, str] = table["layouts"]
+        self._layouts: Mapping[str, str] | str = table["layouts"]
+        self.family: str | None = table.get("family")
+        self.others: Mapping[str, str] = table.get("others", {})
         self.style = KeyStyle(
             tuple(Spelling(**entry) for entry in table["spellings"]),
             tuple(table.get("prefixes", [""])),
@@ -59,6 +61,11 @@ class DataFormat:
         self.load: str = table.get("load", "{path}")
         self.not_with: str = table.get("not_with", "a second scale: the file is right at strength 1.0")
         self.writer: Callable[[Wanted], Writer] | None = self._writer if table.get("writes", True) else None
+
+    @property
+    def layouts(self) -> Mapping[str, str]:
+        """Architecture -> layout; of those that are installed."""
+        return having(self._layouts) if isinstance(self._layouts, str) else self._layouts
 
     def _writer(self, wanted: Wanted) -> Writer:
         return DataWriter(self, wanted)
@@ -75,7 +82,16 @@ class DataFormat:
         name = self._architecture(file)
         if name is None:
             raise not_an_adapter(file, f"{self.name} adapter")
-        return read_lora_file(file, choice, self.style, architecture(name), self.layouts[name], {}, writes=self.name)
+        return read_lora_file(
+            file,
+            choice,
+            self.style,
+            architecture(name),
+            self.layouts[name],
+            {},
+            writes=self.family or self.name,
+            others=self.others,
+        )
 
     def _architecture(self, file: TensorFile) -> str | None:
         hits = [hit.path for key in file.tensors if (hit := self.style.parse(key))]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import fnmatch
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter
@@ -31,17 +34,20 @@ def read_lora_file(
     *,
     writes: str,
     base_model: str | None = None,
+    others: Mapping[str, str] = MappingProxyType({}),
 ) -> Adapter:
     """The adapter in a file of (A, B) keys. `configs`: the LoraConfigs that describe it, by where they stand.
 
-    `writes` is the format's name in trainers.toml. Raises FormatError and ScaleError.
+    `writes` is the format's name in trainers.toml, `others` what begins the keys of adapters of other components.
+    Raises FormatError and ScaleError.
     """
+    tensors, notes = _without(file, choice.drop, others)
     look = command("loraforge", "inspect", file.path)
     strange = [f"{key} ({name})" for key, name in file.opaque.items()]
     if strange:
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
     try:
-        found = style.find(file.tensors, arch, layout)
+        found = style.find(tensors, arch, layout)
     except FormatError as error:
         raise FormatError(f"{file.path}: {error.message}", look) from error
     sizes = ranks(found, file.tensors)
@@ -53,10 +59,9 @@ def read_lora_file(
     rules = from_configs(file, configs, sizes, dora=dora, believed=not choice.stated.override)
     if said and not choice.stated.override:
         rules.append(from_alphas(file, said, sizes))
-    notes: tuple[str, ...] = ()
     if not choice.stated.override:
-        more, notes = from_training(file, choice, sizes, search=not rules)
-        rules += more
+        more, told = from_training(file, choice, sizes, search=not rules)
+        rules, notes = rules + more, notes + told
     rule, scale = resolve(rules, choice.stated, sizes, default=None, writes=writes)
     known = origin(file.metadata)
     if scale.provenance == "recorded" and known.scale is not None:
@@ -67,11 +72,35 @@ def read_lora_file(
         layout=layout,
         modules=style.decode(file, found, rule.of),
         scale=scale,
-        keys=tuple(sorted(file.tensors)),
+        keys=tuple(sorted(tensors)),
         metadata=file.metadata,
         base_model=known.base_model or base_model,
         notes=notes,
+        written_as=writes,
     )
+
+
+def _without(
+    file: TensorFile, patterns: Sequence[str], others: Mapping[str, str]
+) -> tuple[Mapping[str, TensorInfo], tuple[str, ...]]:
+    """The tensors less those of other components that a pattern of `--drop` names, and a note that says so.
+
+    Raises FormatError when there are any that no pattern names: nothing of an adapter is left out unasked.
+    """
+    foreign = {key: what for key in file.tensors for start, what in others.items() if key.startswith(start)}
+    named = {key for pattern in patterns for key in fnmatch.filter(foreign, pattern)}
+    if left := sorted(foreign.keys() - named):
+        starts = sorted({start for key in left for start in others if key.startswith(start)})
+        raise FormatError(
+            f"{file.path}: {len(left)} of its tensors adapt the {foreign[left[0]]} ({left[0]}, ...), which this format "
+            "can carry and CogVideoX pipelines do not load. Say that they may be left out.",
+            " ".join(f"--drop '{start}*'" for start in starts),
+        )
+    if not named:
+        return file.tensors, ()
+    count = Counter(foreign[key] for key in named)
+    note = ", ".join(f"{n} tensors of the {what}" for what, n in count.items())
+    return {key: info for key, info in file.tensors.items() if key not in named}, (f"left out, as --drop says: {note}",)
 
 
 class LoraFileWriter:

@@ -58,7 +58,7 @@ formats.builtin
 registry
 read write inspect verify stamp plugincheck
 convert
-cli_plugins
+testing cli_plugins
 cli
 """
 """Every module may import those in lines above its own, and their types in its own line; nothing below."""

@@ -67,11 +67,11 @@ def test_broken_plugins_are_named_with_their_package_and_how_to_remove_them(inst
     done = plugin.loraforge(installed, "formats", "--json")
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in json.loads(done.stdout)}
-    assert set(rows) == {"sat", "diffusers", "peft", "toy-kohya"}
+    assert {"sat", "diffusers", "peft", "toy-kohya"} <= set(rows)
     assert rows["sat"]["package"] == "loraforge"
     assert rows["toy-kohya"]["package"] == "loraforge-good 1.0"
     warnings = done.stderr.splitlines()
-    assert len(warnings) == len(SAID)
+    assert len([line for line in warnings if line.startswith("warning: ")]) == len(SAID)
     for name, words in SAID.items():
         (line,) = [line for line in warnings if f"loraforge-{name} 1.0" in line]
         assert words in line
@@ -82,9 +82,8 @@ def test_the_list_of_plugins_tells_all(installed: dict[str, str]) -> None:
     done = plugin.loraforge(installed, "plugins", "list", "--json")
     plugins = json.loads(done.stdout)
     Draft202012Validator(json.loads((SCHEMAS / "plugins.schema.json").read_text())).validate(plugins)
-    assert {p["name"]: bool(p["errors"]) for p in plugins} == {
-        "loraforge": False, **{f"loraforge-{name}": name != "good" for name in PACKAGES},
-    }  # fmt: skip
+    states = {p["name"]: bool(p["errors"]) for p in plugins}
+    assert states.items() >= {"loraforge": False, **{f"loraforge-{n}": n != "good" for n in PACKAGES}}.items()
     assert next(p for p in plugins if p["name"] == "loraforge-good")["adds"] == ["format toy-kohya"]
     assert "fine" in plugin.loraforge(installed, "plugins", "list").stdout
 
@@ -98,9 +97,9 @@ def test_only_those_the_variable_names_are_loaded(installed: dict[str, str]) -> 
 
 
 def test_an_unknown_format_names_the_plugins_that_could_not_be_loaded(installed: dict[str, str]) -> None:
-    done = plugin.loraforge(installed, "inspect", DATA / "peft_plain", "--from", "kohya")
+    done = plugin.loraforge(installed, "inspect", DATA / "peft_plain", "--from", "klingon")
     assert done.returncode == 2
-    with_python = "import sys; import loraforge; loraforge.convert(sys.argv[1], to='kohya')"
+    with_python = "import sys; import loraforge; loraforge.convert(sys.argv[1], to='klingon')"
     words = [sys.executable, "-c", with_python, DATA / "peft_plain"]
     ended = subprocess.run(words, env=installed, capture_output=True, text=True)
     assert "loraforge-broken" in ended.stderr
@@ -151,10 +150,13 @@ def test_the_users_own_folder_gives_data_only(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "mine.toml").write_text(plugin.KOHYA)
     (folder / "code.py").write_text("raise SystemExit('never run')")
-    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "HOME": str(tmp_path)}
+    here = {name: value for name, value in os.environ.items() if name != "LORAFORGE_PLUGINS"}
+    environment = here | {"XDG_CONFIG_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "HOME": str(tmp_path)}
     done = plugin.loraforge(environment, "plugins", "list", "--json")
-    assert [p["name"] for p in json.loads(done.stdout)] == ["loraforge", "mine"]
-    assert "rm" in json.loads(done.stdout)[1]["remove"]
+    found = {p["name"]: p for p in json.loads(done.stdout)}
+    assert "mine" in found
+    assert "code" not in found
+    assert found["mine"]["remove"].startswith("rm ")
 
 
 def test_read_and_write_are_the_halves_of_convert(tmp_path: Path) -> None:

@@ -1,0 +1,234 @@
+"""A conformance kit: inherit one class, name your format, and pytest asks of it what a format must do.
+
+```python
+from loraforge.testing import FormatConformance
+
+class TestMine(FormatConformance):
+    format = "mine"
+```
+
+Adapters are made in Python, in the format's own layout, with the module names of its architectures; what the
+format writes is read back and compared row by row in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import loraforge
+from loraforge.adapter import Adapter, Scale
+from loraforge.catalog import architecture
+from loraforge.errors import ConversionError, LoraforgeError
+from loraforge.formats import Choice, Format
+from loraforge.layout import Template
+from loraforge.lora import LoraWeight
+from loraforge.proof import compare, pair_up
+from loraforge.registry import locate
+from loraforge.source import open_tensors
+from loraforge.tensorfile import TensorFile, write_safetensors
+from loraforge.torchwrite import write_torch
+
+ROWS, INPUTS = 6, 10
+"""Rows of a segment of height 1, and inputs of every module."""
+
+TYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16, "fp32": np.float32, "fp64": np.float64}
+
+
+class FormatConformance:
+    """The tests every format passes. `options` are what writing needs besides (`{"lora_only": True}`)."""
+
+    format: ClassVar[str]
+    options: ClassVar[Mapping[str, Any]] = {}
+    shares: ClassVar[frozenset[str]] = frozenset()
+    """Formats that may claim the same files, because theirs are written alike."""
+
+    @property
+    def form(self) -> Format:
+        """The format under test."""
+        return loraforge.formats()[self.format]
+
+    def adapters(self, **how: Any) -> Iterator[Adapter]:
+        """One adapter per architecture the format has a layout for."""
+        known = {name: used for name, used in self.form.layouts.items() if name in _architectures()}
+        assert known, f"{self.format} has no layout of an architecture that is installed"
+        for name, layout in known.items():
+            yield make_adapter(name, layout, self.form.storage.segments, **how)
+
+    def write(self, adapter: Adapter, place: Path, **options: Any) -> Path:
+        """The folder the adapter was written to."""
+        loraforge.write(adapter, self.format, place, **{**self.options, **options})
+        return place
+
+    def back(self, place: Path) -> Adapter:
+        """The adapter a folder holds, read as the one format that claims it."""
+        form, found, file = locate(place, self.format, Choice())
+        assert form is not None
+        del found
+        return form.read(file, Choice())
+
+    def assert_same(self, adapter: Adapter, place: Path, *, rounded: bool = False) -> None:
+        """What the folder holds makes the adapter's update, in every row."""
+        pairs, alone = pair_up(adapter, self.back(place))
+        assert (alone.first, alone.second) == ((), ())
+        worst = compare(pairs, lambda _: rounded)
+        assert [c.module for c in worst if not c.holds] == []
+
+    @pytest.mark.parametrize("scaling", [1.0, 0.5, 1 / 128, 0.3, 2.0])
+    def test_round_trip(self, scaling: float, tmp_path: Path) -> None:
+        """Names, numbers and the scale come back."""
+        for n, adapter in enumerate(self.adapters(scaling=scaling)):
+            self.assert_same(adapter, self.write(adapter, tmp_path / str(n)), rounded=True)
+
+    def test_every_module_may_have_its_own_scale(self, tmp_path: Path) -> None:
+        """A scale that differs between modules survives."""
+        for n, adapter in enumerate(self.adapters()):
+            modules = {
+                path: tuple(replace(w, scaling=[0.25, 1.0, 0.5][m % 3]) for w in delta)
+                for m, (path, delta) in enumerate(adapter.modules.items())
+            }
+            mixed = replace(adapter, modules=modules)
+            self.assert_same(mixed, self.write(mixed, tmp_path / str(n)))
+
+    def test_unequal_ranks(self, tmp_path: Path) -> None:
+        """Modules of different ranks are kept apart, or padded to one."""
+        for n, adapter in enumerate(self.adapters(ranks=(1, 4, 3))):
+            self.assert_same(adapter, self.write(adapter, tmp_path / str(n)))
+
+    def test_partial_targets(self, tmp_path: Path) -> None:
+        """One module of one block alone, and every other module."""
+        for n, adapter in enumerate(self.adapters()):
+            paths = list(adapter.modules)
+            for m, chosen in enumerate((paths[:1], paths[-1:], paths[::2])):
+                part = replace(adapter, modules={path: adapter.modules[path] for path in chosen})
+                self.assert_same(part, self.write(part, tmp_path / f"{n}-{m}"))
+
+    def test_dora_is_kept_or_refused(self, tmp_path: Path) -> None:
+        """The magnitudes come back as they were, or nothing is written."""
+        for n, adapter in enumerate(self.adapters(dora=True)):
+            place = tmp_path / str(n)
+            if self.form.storage.magnitude:
+                self.assert_same(adapter, self.write(adapter, place))
+                read = self.back(place)
+                assert all(w.magnitude is not None for delta in read.modules.values() for w in delta)
+                continue
+            with pytest.raises(ConversionError):
+                self.write(adapter, place)
+            assert not place.exists()
+
+    @pytest.mark.parametrize("kind", TYPES)
+    def test_every_element_type(self, kind: str, tmp_path: Path) -> None:
+        """Factors keep their type."""
+        for n, adapter in enumerate(self.adapters(dtype=TYPES[kind])):
+            place = self.write(adapter, tmp_path / str(n))
+            self.assert_same(adapter, place, rounded=True)
+            types = {w.B.dtype for delta in self.back(place).modules.values() for w in delta}
+            assert types == {np.dtype(TYPES[kind])}
+
+    def test_the_same_input_gives_the_same_bytes(self, tmp_path: Path) -> None:
+        """No date, no order of chance."""
+        for n, adapter in enumerate(self.adapters()):
+            one, other = (self.write(adapter, tmp_path / f"{n}{side}") for side in "ab")
+            files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+            assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+            assert [(one / f).read_bytes() for f in files] == [(other / f).read_bytes() for f in files]
+
+    def test_only_this_format_claims_its_files(self, tmp_path: Path) -> None:
+        """Its own sniff says yes, every other format's no."""
+        for n, adapter in enumerate(self.adapters()):
+            file = self.file(self.write(adapter, tmp_path / str(n)))
+            claiming = {name for name, form in loraforge.formats().items() if form.claims(file)}
+            assert self.format in claiming
+            assert claiming - {self.format} <= self.shares
+
+    def test_an_unknown_key_is_refused_by_name(self, tmp_path: Path) -> None:
+        """A key that looks like a LoRA's and is not understood is never left out silently."""
+        for n, adapter in enumerate(self.adapters()):
+            file = self.file(self.write(adapter, tmp_path / str(n)))
+            known = next(key for key in sorted(file.tensors) if key in self.back(tmp_path / str(n)).keys)
+            strange = f"x{known}"
+            rewrite(file, {**{key: np.array(file[key]) for key in file.tensors}, strange: np.ones((2, 2), np.float32)})
+            with pytest.raises(LoraforgeError) as refusal:
+                self.back(tmp_path / str(n))
+            assert strange in str(refusal.value)
+
+    def test_damaged_files_are_refused(self, tmp_path: Path) -> None:
+        """Half a file, and one with a byte of its header changed, end in a message: no traceback, no other adapter."""
+        for n, adapter in enumerate(self.adapters()):
+            file = self.file(self.write(adapter, tmp_path / str(n)))
+            whole = file.path.read_bytes()
+            damaged = [whole[: len(whole) * part // 10] for part in (0, 1, 5, 9)]
+            damaged += [whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in (0, 3, 8, 9)]
+            for content in damaged:
+                file.path.write_bytes(content)
+                try:
+                    self.assert_same(adapter, tmp_path / str(n))  # the byte meant nothing
+                except LoraforgeError:
+                    continue
+                assert len(content) == len(whole), "half a file was read as a whole one"
+
+    def file(self, place: Path) -> TensorFile:
+        """The tensor file of a written folder."""
+        _, found, _ = locate(place, self.format, Choice())
+        return open_tensors(found.path)[0]
+
+
+def make_adapter(
+    name: str,
+    layout: str,
+    segments: frozenset[str] | None = None,
+    *,
+    scaling: float = 0.5,
+    ranks: tuple[int, ...] = (2,),
+    dora: bool = False,
+    dtype: Any = np.float32,
+) -> Adapter:
+    """An adapter of every module a LoRA may adapt, in blocks 0 and 11, with one pair of factors per module."""
+    arch = architecture(name)
+    random = np.random.default_rng(7)
+    modules: dict[str, tuple[LoraWeight, ...]] = {}
+    for template, stack in arch.layouts[layout].modules.items():
+        if arch.unadapted.keys() & set(stack) or not (segments is None or segments.issuperset(stack)):
+            continue
+        for path in islice(_paths(template), 2):
+            rank = ranks[len(modules) % len(ranks)]
+            height = ROWS * sum(arch.segments[segment] for segment in stack)
+            modules[path] = (
+                LoraWeight(
+                    random.standard_normal((rank, INPUTS)).astype(dtype),
+                    random.standard_normal((height, rank)).astype(dtype),
+                    scaling,
+                    (1 + random.random(height)).astype(dtype) if dora else None,
+                ),
+            )
+    return Adapter(name, layout, modules, Scale("given", f"scaling {scaling:g}"))
+
+
+def rewrite(file: TensorFile, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write the file anew with these tensors, in its own container."""
+    from loraforge.dtypes import name_of
+
+    header = {key: (name_of(tensor.dtype), tensor.shape) for key, tensor in tensors.items()}
+    if file.kind == "safetensors":
+        write_safetensors(file.path, header, tensors.items(), file.metadata)
+    else:
+        write_torch(file.path, header, tensors.items())
+
+
+def _paths(template: Template) -> Iterator[str]:
+    holes = sorted(hole[1:-1] for hole in template.holes)
+    for number in (0, 11) if holes else (0,):
+        yield template.fill(tuple((hole, number) for hole in holes))
+
+
+def _architectures() -> Mapping[str, Any]:
+    from loraforge.catalog import architectures
+
+    return architectures()

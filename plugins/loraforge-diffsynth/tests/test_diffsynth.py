@@ -1,0 +1,7 @@
+"""The format keeps what the conformance kit asks for."""
+
+from loraforge.testing import FormatConformance
+
+
+class TestDiffSynth(FormatConformance):
+    format = "diffsynth"

@@ -1,0 +1,11 @@
+"""kohya's flattened names for loraforge."""
+
+from importlib.resources import files
+
+from loraforge import hookimpl
+
+
+@hookimpl
+def loraforge_formats():
+    """The data files beside this one."""
+    return [files(__name__) / name for name in ("kohya.toml", "fun.toml")]
