@@ -69,9 +69,9 @@ def layouts(name: str | None, kind: str | None) -> None:
         table(columns, cells)
 
 
-@click.group(short_help="List and check plugins.")
+@click.group(short_help="List, check and write plugins.")
 def plugins() -> None:
-    """List the plugins that are installed, and check a data file before you install it.
+    """List the plugins that are installed, check a data file, or begin a package of your own.
 
     \b
     Example:
@@ -103,6 +103,25 @@ def plugins_list(json_: bool) -> None:
     ]
     table(["plugin", "package", "adds", "state"], rows)
     _tell_broken()
+
+
+@plugins.command("new", short_help="Write a ready plugin package.")
+@click.argument("name")
+@click.option("-o", "--out", type=PATH, help="Folder to write. Default: ./loraforge-NAME.")
+def plugins_new(name: str, out: Path | None) -> None:
+    """Write a package that adds the format NAME: a data file to fill in, and a conformance test that passes.
+
+    \b
+    Example:
+      loraforge plugins new my-trainer
+    """
+    from loraforge.plugintemplate import new_plugin
+
+    folder = new_plugin(name, out)
+    data = next(folder.glob("loraforge_*/*.toml"))
+    click.echo(f"{folder} is ready: change the names in {data}, then")
+    click.echo(f"  loraforge plugins check {data}")
+    click.echo(f"  pip install '{folder}[test]' && pytest {folder}")
 
 
 @plugins.command("check", short_help="Find every fault of a data file.")

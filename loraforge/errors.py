@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 
@@ -97,6 +99,14 @@ def command(*words: str | Path) -> str:
     """The words as one line for a shell, quoted where needed; a path is never mistaken for an option."""
     texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
     return shlex.join(texts)
+
+
+def leaving_out(paths: Iterable[str]) -> Try:
+    """The addition that converts an adapter without these modules, in as few patterns as say it."""
+    patterns = sorted({re.sub(r"\d+", "*", path) for path in paths}, key=lambda pattern: (len(pattern), pattern))
+    fewest = [p for n, p in enumerate(patterns) if not any(fnmatchcase(p, other) for other in patterns[:n])]
+    words = (word for pattern in fewest for word in ("--drop", pattern))
+    return Try(command(*words), "convert the others without them")
 
 
 def listed(items: list[str], most: int = 20) -> str:

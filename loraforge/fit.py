@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 import numpy as np
 
 from loraforge.adapter import Kind, Step, Storage
 from loraforge.dtypes import numpy_type
-from loraforge.errors import ConversionError, Try, command, listed
+from loraforge.errors import ConversionError, Try, command, leaving_out, listed
 from loraforge.half import rounded, widen
 from loraforge.lora import Delta, LoraWeight, collapse, fold, pad
 
@@ -97,10 +95,8 @@ def plan(
         plans.append(Plan(path, delta, sources, rank, policy))
     if problems:
         text = "; ".join(f"{what} {listed(paths)}" for what, paths in problems.items())
-        patterns = sorted({re.sub(r"\d+", "*", path) for paths in problems.values() for path in paths}, key=len)
-        fewest = [p for n, p in enumerate(patterns) if not any(fnmatch(p, other) for other in patterns[:n])]
-        drop = command(*(word for pattern in fewest for word in ("--drop", pattern)))
-        remedy = Try(drop, "convert the others without them") if plans else Try(command("loraforge", "formats"))
+        paths = [path for some in problems.values() for path in some]
+        remedy = leaving_out(paths) if plans else Try(command("loraforge", "formats"))
         raise ConversionError(f"{to} cannot hold all of it: {text}.", remedy)
     return plans
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from loraforge.errors import ConversionError, listed
+from loraforge.errors import ConversionError, leaving_out, listed
 from loraforge.layout import Architecture, Index
 from loraforge.lora import Delta, fuse, rows, split, zero
 
@@ -63,9 +63,8 @@ def relayout(
             delta = _with_kernel(fuse(deltas), arch.layouts[target].kernel, path)
             out[path] = delta, tuple(dict.fromkeys(part[0] for part in parts.values() if part))
     if held:
-        raise ConversionError(
-            f"layout {target} has no module for {listed(sorted({path for path, _ in held.values()}))}"
-        )
+        paths = sorted({path for path, _ in held.values()})
+        raise ConversionError(f"layout {target} has no module for {listed(paths)}.", leaving_out(paths))
     return out
 
 

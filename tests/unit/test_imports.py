@@ -56,7 +56,7 @@ formats.lorafile formats.satwrite
 formats.sat formats.diffusers formats.peft formats.data
 formats.builtin
 registry
-read write inspect verify stamp plugincheck
+read write inspect verify stamp plugincheck plugintemplate
 convert
 testing cli_plugins
 cli

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -251,3 +252,41 @@ def test_alpha_tensors_that_contradict_are_refused(tmp_path: Path) -> None:
     whole = {name: np.asarray(4, np.int64) if name.endswith(".alpha") else tensor for name, tensor in tensors.items()}
     save_file(whole, tmp_path / "integers.safetensors")
     assert loraforge.verify(tmp_path / "integers.safetensors", tmp_path / "x.safetensors").same
+
+
+def test_a_new_plugin_is_ready_in_a_clean_environment(tmp_path: Path, cli, monkeypatch) -> None:
+    """Written, built, installed beside loraforge's own wheel, tested, and seen: as its author would do it."""
+    monkeypatch.chdir(tmp_path)
+    made = cli("plugins", "new", "my-trainer")
+    assert made.exit_code == 0
+    folder = tmp_path / "loraforge-my-trainer"
+    checked = cli("plugins", "check", folder / "loraforge_my_trainer" / "my-trainer.toml")
+    assert checked.stdout.endswith("is sound: format my-trainer\n")
+    run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+    wheels = tmp_path / "wheels"
+    for project in (Path(__file__).parents[2], folder):
+        run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", wheels], cwd=project)
+    run([sys.executable, "-m", "venv", tmp_path / "clean"])
+    binaries = tmp_path / "clean" / ("Scripts" if os.name == "nt" else "bin")
+    constraints = Path(__file__).parents[1] / "constraints.txt"
+    pip = [binaries / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints]
+    run([*pip, *wheels.glob("*.whl"), "pytest"])
+    environment = {name: value for name, value in os.environ.items() if name not in ("LORAFORGE_PLUGINS", "PYTHONPATH")}
+    seen = run([binaries / "loraforge", "plugins", "list", "--json"], env=environment)
+    assert {p["name"]: p["adds"] for p in json.loads(seen.stdout)}["loraforge-my-trainer"] == ["format my-trainer"]
+    tested = run([binaries / "python", "-m", "pytest", "-q", folder / "tests"], env=environment, cwd=folder)
+    assert re.search(r"\d+ passed", tested.stdout)
+
+
+def test_a_new_plugin_takes_no_name_or_folder_that_is_taken(tmp_path: Path, cli, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, words in (("sat", "there is a format sat already"), ("My Trainer", "no name of a format")):
+        refused = cli("plugins", "new", name)
+        assert refused.exit_code == 1
+        assert words in refused.stderr
+        line = re.search(r"try: loraforge (plugins new \S+)", refused.stderr)
+        assert line is not None
+        assert cli(*line[1].split()).exit_code == 0
+    (tmp_path / "loraforge-x").mkdir()
+    assert cli("plugins", "new", "x").exit_code == 1
+    assert list((tmp_path / "loraforge-x").iterdir()) == []

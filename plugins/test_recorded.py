@@ -1,0 +1,190 @@
+"""Files that VideoX-Fun, CogVideoX-Fun and DiffSynth wrote, and every pair of formats there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+import shlex
+import shutil
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from oracle import DATA, Case, updates
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
+
+import loraforge
+from loraforge.adapter import Adapter
+from loraforge.catalog import architecture
+from loraforge.errors import ConversionError, FormatError, LoraforgeError, ScaleError
+from loraforge.testing import make_adapter
+
+FUN = "cogvideox_fun_2024_kohya_te_fp16"
+RECORDED = {
+    "videox_fun_kohya_attn_fp32": ("checkpoint-100.safetensors", {}),
+    FUN: ("checkpoint-100.safetensors", {"drop": ["lora_te*"]}),
+    "diffsynth_cogdit": ("lora.safetensors", {"alpha": 8}),
+    "diffsynth_cogdit, its checkpoint": ("epoch=0-step=500.ckpt", {"alpha": 8}),
+    "videox_fun_peft": ("checkpoint-100-compatible_with_comfyui.safetensors", {"alpha": 4}),
+}
+"""Case -> its file, and what a user has to say."""
+
+
+@pytest.fixture(params=RECORDED)
+def recorded(request: pytest.FixtureRequest) -> tuple[Case, Path, dict[str, Any]]:
+    case = Case(request.param.partition(",")[0])
+    file, said = RECORDED[request.param]
+    return case, case.folder / file, said
+
+
+def test_the_update_is_the_recorded_one(recorded: tuple[Case, Path, dict[str, Any]], tmp_path: Path) -> None:
+    case, file, said = recorded
+    report = loraforge.convert(file, to="diffusers", out=tmp_path, dtype="fp32", **said)
+    got = updates(Path(report.output["path"]))
+    assert got.keys() == case.deltas.keys()
+    for path, want in case.deltas.items():
+        error = np.linalg.norm(got[path] - want.reshape(want.shape[0], -1)) / np.linalg.norm(want)
+        assert error <= 1e-6, f"{path} is off by {error:.1e}"
+
+
+def test_the_real_diffusers_does_what_was_trained(recorded: tuple[Case, Path, dict[str, Any]], tmp_path: Path) -> None:
+    case, file, said = recorded
+    if case.name == "diffsynth_cogdit":
+        pytest.skip("recorded with DiffSynth's own model; its update is compared above")
+    loraforge.convert(file, to="diffusers", out=tmp_path, dtype="fp32", **said)
+    model = CogVideoXTransformer3DModel.from_pretrained(case.base, torch_dtype=torch.float32).eval()
+    pipe = CogVideoXPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=model, scheduler=None)
+    pipe.load_lora_weights(str(tmp_path))
+    inputs = load_torch(case.base / "inputs.safetensors")
+    with torch.no_grad():
+        got = model(inputs["x"], inputs["context"], inputs["timesteps"], return_dict=False)[0]
+    want = load_torch(case.folder / "forward.safetensors")["lora_on"]
+    assert (got - want).abs().max().item() <= case.manifest["tolerance"]["forward"]
+
+
+def test_files_without_an_alpha_are_refused_without_a_statement(tmp_path: Path) -> None:
+    for name, (file, said) in RECORDED.items():
+        if "alpha" in said:
+            with pytest.raises(ScaleError, match="does not record the scale"):
+                loraforge.convert(Case(name.partition(",")[0]).folder / file, to="diffusers", out=tmp_path / "x")
+
+
+def test_text_encoder_keys_are_never_left_out_unasked(tmp_path: Path) -> None:
+    file = Case(FUN).folder / "checkpoint-100.safetensors"
+    with pytest.raises(FormatError, match=r"of its tensors adapt the text encoder \(lora_te_encoder") as refusal:
+        loraforge.convert(file, to="diffusers", out=tmp_path / "x")
+    assert refusal.value.remedies[0].command == "--drop 'lora_te*'"
+    with pytest.raises(FormatError, match="adapt the text encoder"):
+        loraforge.convert(file, to="diffusers", out=tmp_path / "x", drop=["lora_te_encoder_block_0_*_k.*"])
+    report = loraforge.convert(file, to="diffusers", out=tmp_path / "x", drop=["lora_te*"])
+    count = sum(key.startswith("lora_te") for key in load_file(file))
+    assert f"left out, as --drop says: {count} tensors of the text encoder" in report.notes
+
+
+def test_comfyui_alone_is_asked_about(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from loraforge.cli import main
+
+    words = ["convert", str(DATA / "peft_plain"), "--to", "comfyui", "-o", str(tmp_path / "x")]
+    asked = CliRunner().invoke(main, words)
+    assert asked.exit_code == 1
+    lines = re.findall(r"try: loraforge (.*?)   # ", asked.stderr)
+    assert [re.search(r"--to (\S+)", line)[1] for line in lines] == ["comfyui-native", "comfyui-wrapper"]  # type: ignore[index]
+    for line in lines:
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
+        assert CliRunner().invoke(main, shlex.split(line)).exit_code == 0
+
+
+def test_an_extra_unit_axis_is_put_in_and_taken_out(tmp_path: Path) -> None:
+    """DiffSynth's patchify.proj is a convolution over one frame; Diffusers' patch_embed.proj has no such axis."""
+    random = np.random.default_rng(0)
+    A, B = (random.standard_normal(shape).astype(np.float32) for shape in ((4, 16, 2, 2), (8, 4, 1, 1)))
+    stem = "transformer.patch_embed.proj"
+    save_file({f"{stem}.lora_A.weight": A, f"{stem}.lora_B.weight": B}, tmp_path / "x.safetensors")
+    loraforge.convert(tmp_path / "x.safetensors", to="diffsynth", out=tmp_path / "d", as_loaded=True)
+    written = load_file(tmp_path / "d" / "diffsynth.safetensors")
+    np.testing.assert_array_equal(written["patchify.proj.lora_A.default.weight"], A[:, :, None])
+    np.testing.assert_array_equal(written["patchify.proj.lora_B.default.weight"], B[..., None])
+    assert loraforge.verify(tmp_path / "x.safetensors", tmp_path / "d").same
+    flat = {key: (t[:, :, 0] if "lora_A" in key else t[..., 0]) for key, t in written.items()}
+    save_file(flat, tmp_path / "flat.safetensors")
+    with pytest.raises(FormatError, match="not how this format has that convolution"):
+        loraforge.convert(tmp_path / "flat.safetensors", to="diffusers", out=tmp_path / "y", as_loaded=True)
+
+
+FORMATS = sorted(loraforge.formats())
+
+
+@pytest.mark.parametrize(("one", "other"), list(permutations(FORMATS, 2)), ids=lambda name: name)
+def test_every_pair_of_formats(one: str, other: str, tmp_path: Path) -> None:
+    """There and back: the same update, or a refusal that names what the target cannot hold."""
+    source, target = loraforge.formats()[one], loraforge.formats()[other]
+    tried = 0
+    for arch, layout in source.layouts.items():
+        if arch not in target.layouts:
+            continue
+        tried += 1
+        segments = target.storage.segments or source.storage.segments
+        adapter = make_adapter(arch, layout, segments)
+        places = [tmp_path / f"{arch}-{n}" for n in range(3)]
+        alone = {"sat": {"lora_only": True}}
+        loraforge.write(adapter, one, places[0], **alone.get(one, {}))
+        stated = {} if loraforge.inspect(places[0]).scale.provenance != "ambiguous" else {"as_loaded": True}  # type: ignore[union-attr]
+        drop: list[str] = []
+        lacking = _segments(arch, layout) - _segments(arch, target.layouts[arch])
+        if _paths(adapter, lacking):
+            with pytest.raises(ConversionError, match="has no module for") as refusal:
+                loraforge.convert(places[0], to=other, out=places[1], **alone.get(other, {}), **stated)
+            drop = shlex.split(refusal.value.remedies[0].command)[1::2]
+            assert all(any(fnmatch.fnmatch(path, p) for p in drop) for path in _paths(adapter, lacking))
+            adapter = dataclasses.replace(
+                adapter,
+                modules={k: v for k, v in adapter.modules.items() if not any(fnmatch.fnmatch(k, p) for p in drop)},
+            )
+            shutil.rmtree(places[0])
+            loraforge.write(adapter, one, places[0], **alone.get(one, {}))
+        loraforge.convert(places[0], to=other, out=places[1], **alone.get(other, {}), **stated)
+        assert loraforge.verify(places[0], places[1]).same
+        loraforge.convert(places[1], to=one, out=places[2], **alone.get(one, {}), **_stated(places[1]))
+        assert loraforge.verify(places[0], places[2]).same
+    if not tried:
+        adapter = make_adapter(*next(iter(source.layouts.items())), source.storage.segments)
+        with pytest.raises(LoraforgeError, match="has no names for"):
+            loraforge.write(adapter, other, tmp_path / "x", **({"lora_only": True} if other == "sat" else {}))
+
+
+def _stated(place: Path) -> dict[str, bool]:
+    scale = loraforge.inspect(place).scale
+    return {"as_loaded": True} if scale and scale.provenance == "ambiguous" else {}
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_dora_is_carried_or_refused_everywhere(target: str, tmp_path: Path) -> None:
+    form = loraforge.formats()[target]
+    options = {"lora_only": True} if target == "sat" else {}
+    if "cogvideox" not in form.layouts:
+        pytest.skip("of another architecture")
+    if not form.storage.magnitude:
+        with pytest.raises(LoraforgeError, match="magnitudes"):
+            loraforge.convert(DATA / "peft_dora", to=target, out=tmp_path / "x", **options)
+        return
+    loraforge.convert(DATA / "peft_dora", to=target, out=tmp_path / "x", **options)
+    assert loraforge.verify(DATA / "peft_dora", tmp_path / "x").same
+
+
+def _segments(arch: str, layout: str) -> set[str]:
+    """The segments of a layout that a LoRA may adapt."""
+    known = architecture(arch)
+    return {s for stack in known.layouts[layout].modules.values() for s in stack} - known.unadapted.keys()
+
+
+def _paths(adapter: Adapter, segments: set[str]) -> list[str]:
+    layout = architecture(adapter.architecture).layouts[adapter.layout]
+    return [path for path in adapter.modules if set(layout.stacked(path)) & segments]
