@@ -1,0 +1,55 @@
+"""The reference of plugins says what the code says. `python plugins/test_docs.py` writes the matrix anew."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import loraforge
+from loraforge import hookspecs
+from loraforge.formats import Wanted
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "plugins.md"
+SCALES = {"tensors": "nothing: folded in", "metadata": "the header", "config": "its files"}
+
+
+def matrix() -> str:
+    """What `loraforge formats` knows, as a table."""
+    rows = ["| format | modules | ranks | DoRA | the scale stands in |", "|---|---|---|---|---|"]
+    for name, form in sorted(loraforge.formats().items()):
+        modules, ranks, dora = form.storage.text().split("; ")
+        assert form.writer is not None
+        wanted = Wanted(lora_only=True) if "lora_only" in form.options else Wanted()
+        scale = SCALES[form.writer(wanted).stored]
+        scale += ", or the header (`--scale-in metadata`)" if "scale_in" in form.options else ""
+        rows.append(f"| `{name}` | {modules} | {ranks} | {'yes' if dora == 'DoRA' else 'no'} | {scale} |")
+    return "\n".join(rows)
+
+
+def test_the_matrix_is_what_the_formats_say() -> None:
+    shown = re.search(r"<!-- matrix -->\n(.*?)\n<!-- /matrix -->", PAGE.read_text("utf-8"), re.DOTALL)
+    assert shown is not None
+    assert shown[1] == matrix()
+
+
+def test_the_hooks_have_the_signatures_shown() -> None:
+    shown = set(re.findall(r"def (\w+)(\(.*?\) -> .*?): \.\.\.", PAGE.read_text("utf-8")))
+    known = {
+        (name, str(inspect.signature(hook)).replace("'", ""))
+        for name, hook in vars(hookspecs).items()
+        if name.startswith("loraforge_")
+    }
+    assert shown == known
+
+
+def test_the_directory_lists_every_package_here() -> None:
+    shown = set(re.findall(r"\(\.\./plugins/([\w-]+)\)", PAGE.read_text("utf-8")))
+    assert shown == {folder.parent.name for folder in ROOT.glob("plugins/*/pyproject.toml")}
+
+
+if __name__ == "__main__":
+    text = PAGE.read_text("utf-8")
+    table = f"<!-- matrix -->\n{matrix()}\n<!-- /matrix -->"
+    PAGE.write_text(re.sub(r"<!-- matrix -->.*<!-- /matrix -->", lambda _: table, text, flags=re.DOTALL), "utf-8")
