@@ -38,18 +38,25 @@ def data_files() -> tuple[tuple[str, dict[str, Any], str], ...]:
 
 @depends_on_plugins
 @cache
-def _known() -> tuple[dict[str, Architecture], dict[str, dict[str, Any]]]:
-    """Every architecture by name, and the tables it is made of. A layout with a fault is left out and noted."""
+def _known(without: str | None = None) -> tuple[dict[str, Architecture], dict[str, dict[str, Any]]]:
+    """Every architecture by name, and the tables it is made of. A layout with a fault is left out and noted.
+
+    `without`: the name of a data file whose layouts do not count.
+    """
     folder = Path(__file__).parent / "architectures"
     tables = {name: tomli.loads((folder / f"{name}.toml").read_text("utf-8")) for name in BUILT_IN_FILES}
     known = {name: layout.parse(data, f"{name}.toml") for name, data in tables.items()}
     for owner, data, where in layout_files():
+        if where == without:
+            continue
         try:
             table = joined(data, tables)
             known[table["architecture"]], tables[table["architecture"]] = layout.parse(table, where), table
-            host().plugins[owner].adds += [f"layout {table['architecture']}/{new}" for new in data["layouts"]]
+            if without is None:
+                host().plugins[owner].adds += [f"layout {table['architecture']}/{new}" for new in data["layouts"]]
         except LoraforgeError as error:
-            host().fault(owner, error.message)
+            if without is None:
+                host().fault(owner, error.message)
     return known, tables
 
 
@@ -75,9 +82,9 @@ def architectures() -> Mapping[str, Architecture]:
     return _known()[0]
 
 
-def architecture_tables() -> Mapping[str, Mapping[str, Any]]:
-    """The tables each architecture is made of."""
-    return _known()[1]
+def architecture_tables(without: str) -> Mapping[str, Mapping[str, Any]]:
+    """The tables each architecture is made of, less what the data file of this name adds."""
+    return _known(without)[1]
 
 
 def layout_files() -> list[tuple[str, dict[str, Any], str]]:

@@ -121,7 +121,8 @@ def plugins_new(name: str, out: Path | None) -> None:
     data = next(folder.glob("loraforge_*/*.toml"))
     click.echo(f"{folder} is ready: change the names in {data}, then")
     click.echo(f"  loraforge plugins check {data}")
-    click.echo(f"  pip install '{folder}[test]' && pytest {folder}")
+    place = folder if folder.is_absolute() else f"./{folder}"  # without the dot pip would ask an index for it
+    click.echo(f"  pip install '{place}[test]' && pytest {place}")
 
 
 @plugins.command("check", short_help="Find every fault of a data file.")
@@ -140,7 +141,7 @@ def plugins_check(file: Path) -> None:
         click.echo(f"{file}: {problem}")
     if problems:
         raise LoraforgeError(
-            f"{file} has {len(problems)} problem{'s' * (len(problems) > 1)}.", "loraforge plugins list"
+            f"{file} has {len(problems)} problem{'s' * (len(problems) > 1)}.", "loraforge layouts cogvideox"
         )
     click.echo(f"{file} is sound: {', '.join(adds)}")
 

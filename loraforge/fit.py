@@ -36,7 +36,7 @@ class Plan:
     delta: Delta
     sources: tuple[str, ...]
     rank: int
-    """The largest rank among the source blocks."""
+    """The largest rank among the source modules."""
     policy: Policy
 
     def types(self, w: LoraWeight) -> tuple[Any, Any]:
@@ -70,10 +70,12 @@ def plan(
     policy: Policy,
     segments: Callable[[str], tuple[str, ...]],
     to: str,
+    ranks: Mapping[str, int],
 ) -> list[Plan]:
     """Give every module the number of (A, B) pairs the format stores. Touches numbers only where pairs must merge.
 
-    `segments` names what a target module stacks; `to` is the format's name.
+    `segments` names what a target module stacks; `to` is the format's name, `ranks` those of the
+    source modules, for the report.
     Raises ConversionError that lists the modules which do not fit.
     """
     plans, problems = [], defaultdict[str, list[str]](list)
@@ -84,7 +86,7 @@ def plan(
         if not storage.magnitude and any(w.magnitude is not None for w in delta):
             problems["it has no place for the magnitudes (DoRA) of"] += sources
             continue
-        rank = max(w.rank for w in delta)
+        rank = max(ranks[source] for source in sources)
         if not storage.parts and len(delta) > 1:
             if policy.scaling is not None and len({w.scaling for w in delta}) > 1:
                 delta = tuple(fold(w, w.A.dtype.type, w.B.dtype.type)[0] for w in delta)

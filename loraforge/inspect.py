@@ -136,7 +136,7 @@ def _describe(
     remedies = [remedy.command for remedy in error.remedies] if error else []
     if adapter and form and adapter.scale.provenance == "ambiguous":
         ranks = {path: delta[0].rank for path, delta in modules.items()}
-        start = command("loraforge", "convert", file.path, "--to", form.name)
+        start = command("loraforge", "convert", file.path, "--to", "diffusers")
         remedies = [f"{start} {remedy.command}   # {remedy.why}" for remedy in candidates(ranks, adapter.written_as)]
     return Inspection(
         path=str(file.path),

@@ -293,7 +293,8 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
             owner.setdefault(segment, template)
             other, indexed = holes.setdefault(segment, (layout.name, template.holes))
             if indexed != template.holes:
-                yield f"segment {segment!r} is indexed differently in layout {other!r}"
+                here, there = (", ".join(sorted(names)) or "no block number" for names in (template.holes, indexed))
+                yield f"segment {segment!r} is indexed differently in layout {other!r}: by {there}, here by {here}"
         if len({(arch.named((segment,)), arch.unadapted.get(segment)) for segment in stack}) > 1:
             yield f"{template.text!r} stacks segments whose parameters, or kinds, are not the same"
     for segment in arch.segments:

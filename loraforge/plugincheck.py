@@ -19,17 +19,17 @@ def check(file: Path) -> tuple[list[str], list[Problem]]:
     if problems:  # what follows needs the types to be right
         return [], problems
     text = file.read_text("utf-8")
-    problems += _layouts(data, text)
+    problems += _layouts(data, text, file.name)
     problems += _format(data, text)
     adds = [f"layout {data['architecture']}/{name}" for name in data.get("layouts", {})]
     return adds + ([f"format {data['format']['name']}"] if "format" in data else []), problems
 
 
-def _layouts(data: dict[str, Any], text: str) -> list[Problem]:
+def _layouts(data: dict[str, Any], text: str, name: str) -> list[Problem]:
     if "layouts" not in data:
         return []
     try:
-        parse(joined(data, architecture_tables()), str(data["architecture"]))
+        parse(joined(data, architecture_tables(name)), str(data["architecture"]))
     except LayoutError as error:
         return [_fault(problem, text, data) for problem in error.problems]
     except FormatError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,20 @@ def look(file: DataFile) -> tuple[dict[str, Any], list[Problem]]:
     except (tomli.TOMLDecodeError, RecursionError) as error:
         line = re.search(r"at line (\d+)", str(error))
         what = re.sub(r" \(at line.*", "", str(error)) + "."
-        return {}, [Problem(int(line[1]) if line else None, what, "TOML quotes names that have dots or braces.")]
-    return data, [_problem(text, error) for error in _errors(data)]
+        hint = "TOML quotes names that have dots or braces." if what.startswith("Expected") else ""
+        return {}, [Problem(int(line[1]) if line else None, what, hint)]
+    problems = [_problem(text, error) for error in _errors(data)]
+    return data, problems or list(_alike(data, text))
+
+
+def _alike(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
+    """Suffixes of one spelling that a key could end in both."""
+    for spelling in data.get("format", {}).get("spellings", ()):
+        for one, other in permutations(spelling, 2):
+            if spelling[one].endswith(spelling[other]) and (one < other or spelling[one] != spelling[other]):
+                line = line_of(text, ["format", "spellings"])
+                ends = f"the suffix of {one}, {spelling[one]!r}, ends in that of {other}, {spelling[other]!r}."
+                yield Problem(line, ends, "A key could be either.")
 
 
 def line_of(text: str, path: Iterable[str | int]) -> int | None:
@@ -105,6 +118,20 @@ def _problem(text: str, error: Any) -> Problem:
         unknown = sorted(set(error.instance) - set(error.schema.get("properties", ())))
         known = ", ".join(sorted(error.schema.get("properties", ())))
         return Problem(line_of(text, [*path, unknown[0]]), f"{place} has no {', '.join(unknown)}.", f"It has {known}.")
+    if error.validator == "dependentRequired":
+        missing = [
+            f"{key} (for {one})"
+            for one, keys in error.validator_value.items()
+            if one in error.instance
+            for key in keys
+            if key not in error.instance
+        ]
+        first = next(one for one in error.validator_value if one in error.instance)
+        return Problem(line_of(text, [first]), f"{place} lacks {', '.join(missing)}.", "It stands above every [table].")
+    if error.validator == "type":
+        value = plain(json.dumps(error.instance, default=str), 60)
+        hint = f"Write [{value}]." if error.validator_value == "array" else error.schema.get("description", "")
+        return Problem(line_of(text, path), f"{place} is {value}, and must be of type {error.validator_value}.", hint)
     if error.validator == "required":
         missing = sorted(set(error.validator_value) - set(error.instance))
         return Problem(line_of(text, path), f"{place} lacks {', '.join(missing)}.", "")

@@ -25,6 +25,8 @@ class Origin:
 
     scale: Scale | None = None
     base_model: str | None = None
+    folded: bool = False
+    """The scale stands in the tensors: they are right at 1.0."""
 
 
 def entry(
@@ -60,7 +62,8 @@ def origin(metadata: Mapping[str, str]) -> Origin:
             base = said.get("base_model")
             where = "folded in" if said.get("stored") == "tensors" else "recorded"
             words = words.removesuffix("; folded in by loraforge").removesuffix("; recorded by loraforge")
-            return Origin(Scale(provenance, f"{words}; {where} by loraforge"), base if isinstance(base, str) else None)
+            known = Scale(provenance, f"{words}; {where} by loraforge")
+            return Origin(known, base if isinstance(base, str) else None, said.get("stored") == "tensors")
     return Origin()
 
 

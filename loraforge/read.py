@@ -53,6 +53,6 @@ def _ambiguous(path: Path, adapter: Adapter) -> ScaleError:
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     return ScaleError(
         f"{path} does not record the scale of its training: {adapter.scale.source}. "
-        "State which trainer wrote it, or its alpha.",
+        "State its alpha (--alpha N), or which trainer wrote it.",
         *candidates(ranks, adapter.written_as),
     )

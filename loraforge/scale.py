@@ -116,6 +116,8 @@ def candidates(ranks: Mapping[str, int], writes: str) -> list[Try]:
             if scaling not in seen:
                 seen.add(scaling)
                 tries.append(Try(addition, f"{why}: scale {scaling:g}"))
+    if not tries:
+        tries.append(Try("--trained-scale 1", "lora_alpha was equal to the rank: scale 1"))
     return [*tries, Try("--as-loaded", "keep what loaders show today: 1.0")]
 
 

@@ -63,9 +63,10 @@ def write(
     if layout is None:
         raise ConversionError(f"{to} has no names for {arch.title}.", command("loraforge", "formats"))
     relaid = graph.relayout(adapter.modules, arch, adapter.layout, layout)
+    ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
     rank = max(w.rank for delta, _ in relaid.values() for w in delta) if target.storage.one_rank else None
     policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(dtype), rank)
-    plans = fit.plan(relaid, target.storage, policy, arch.layouts[layout].stacked, to)
+    plans = fit.plan(relaid, target.storage, policy, arch.layouts[layout].stacked, to, ranks)
     place = Path(out) if out else None
     run, given = (adapter.source.run, adapter.source.path) if adapter.source else (arch.name, None)
     goes = destination(place, f"{run}-{to}", writer.files, given, force=force or dry_run, to=to)

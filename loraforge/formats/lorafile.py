@@ -16,7 +16,7 @@ from loraforge.keys import KeyStyle, alphas, ranks
 from loraforge.layout import Architecture
 from loraforge.provenance import origin
 from loraforge.recorded import from_alphas, from_configs, from_training
-from loraforge.scale import resolve
+from loraforge.scale import Rule, resolve
 from loraforge.tensorfile import TensorInfo, write_safetensors
 
 if TYPE_CHECKING:
@@ -59,11 +59,13 @@ def read_lora_file(
     rules = from_configs(file, configs, sizes, dora=dora, believed=not choice.stated.override)
     if said and not choice.stated.override:
         rules.append(from_alphas(file, said, sizes))
+    known = origin(file.metadata)
+    if not rules and known.folded and not choice.stated.override:
+        rules.append(Rule("folded in by loraforge", scaling=1.0))
     if not choice.stated.override:
         more, told = from_training(file, choice, sizes, search=not rules)
         rules, notes = rules + more, notes + told
     rule, scale = resolve(rules, choice.stated, sizes, default=None, writes=writes)
-    known = origin(file.metadata)
     if scale.provenance == "recorded" and known.scale is not None:
         # a scale we recorded ourselves is no better known than it was in the source
         scale = known.scale

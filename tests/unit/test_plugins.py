@@ -19,6 +19,7 @@ from oracle import DATA
 from safetensors.numpy import load_file, save_file
 
 import loraforge
+from loraforge.catalog import architecture
 from loraforge.errors import LoraforgeError
 from loraforge.plugindata import line_of
 
@@ -290,3 +291,58 @@ def test_a_new_plugin_takes_no_name_or_folder_that_is_taken(tmp_path: Path, cli,
     (tmp_path / "loraforge-x").mkdir()
     assert cli("plugins", "new", "x").exit_code == 1
     assert list((tmp_path / "loraforge-x").iterdir()) == []
+
+
+def test_check_does_not_mind_that_the_file_is_installed(tmp_path: Path, cli) -> None:
+    text = plugin.DIFFSYNTH.replace('[layouts.toy.modules]\n"blocks.{i}.attn1.to_q" = ["q"]\n', "")
+    every = [s for s in architecture("cogvideox").segments if s not in ("ofs1", "ofs2")]
+    adapted = [s for s in every if s not in architecture("cogvideox").unadapted]
+    blocks = ("q", "k", "v", "o", "ff_in", "ff_out", "mod1_video", "mod2_video", "mod1_text", "mod2_text")
+    lines = [f'"{"b.{i}." if s in blocks else ""}{s}" = ["{s}"]' for s in adapted]
+    (tmp_path / "x.toml").write_text(text + "\n[layouts.toy.modules]\n" + "\n".join(lines))
+    for words in (["plugins", "check"], ["--plugin", tmp_path / "x.toml", "plugins", "check"]):
+        done = cli(*words, tmp_path / "x.toml")
+        assert done.exit_code == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("A", "B"), [(".lo", ".lo"), (".weight", ".up.weight"), (".up.weight", ".weight")])
+def test_suffixes_that_a_key_could_end_in_both_are_refused(A: str, B: str, tmp_path: Path, cli) -> None:
+    (tmp_path / "x.toml").write_text(
+        plugin.KOHYA.replace('".lora_down.weight"', f'"{A}"').replace('".lora_up.weight"', f'"{B}"')
+    )
+    done = cli("plugins", "check", tmp_path / "x.toml")
+    assert done.exit_code == 1
+    assert re.search(r"line 8: the suffix of .* A key could be either", done.stdout), done.stdout
+
+
+def test_what_we_folded_ourselves_needs_no_statement_to_be_read_again(tmp_path: Path) -> None:
+    """A format without a place for the scale: our own header entry says that it stands in the tensors."""
+    bare = plugin.KOHYA.replace(', alpha = ".alpha", magnitude = ".dora_scale"', "").replace(
+        'magnitude = "column"\n', ""
+    )
+    (tmp_path / "x.toml").write_text(bare)
+    loraforge.use_plugin(tmp_path / "x.toml")
+    loraforge.convert(DATA / "peft_plain", to="toy-kohya", out=tmp_path / "a")
+    report = loraforge.convert(tmp_path / "a", to="diffusers", out=tmp_path / "b")
+    assert report.scale.provenance == "recorded"
+    assert "r 8, lora_alpha 4 in adapter_config.json" in report.scale.source
+    assert loraforge.verify(DATA / "peft_plain", tmp_path / "b").same
+
+
+def test_a_stack_that_is_taken_apart_and_put_together_has_the_rank_it_had(tmp_path: Path) -> None:
+    text = plugin.DIFFSYNTH.replace('"blocks.{i}.attn1.to_q" = ["q"]', "")
+    adapted = architecture("cogvideox")
+    rest = [s for s in adapted.segments if s not in adapted.unadapted and s not in ("q", "k", "v", "ofs1", "ofs2")]
+    blocks = ("o", "ff_in", "ff_out", "mod1_video", "mod2_video", "mod1_text", "mod2_text")
+    lines = ['"b.{i}.qkv" = ["q", "k", "v"]'] + [f'"{"b.{i}." if s in blocks else ""}{s}" = ["{s}"]' for s in rest]
+    form = plugin.KOHYA.replace('"diffusers"', '"toy"').replace('separator = "_"\n', "").replace("lora_unet__", "toy.")
+    (tmp_path / "x.toml").write_text(text + "\n".join(lines) + form)
+    loraforge.use_plugin(tmp_path / "x.toml")
+    joined = loraforge.convert(DATA / "peft_plain", to="toy-kohya", out=tmp_path / "a")
+    assert {(s.kind, s.rank) for s in joined.steps if ".qkv" in s.module} == {("rank", (8, 24))}
+    again = loraforge.convert(tmp_path / "a", to="toy-kohya", out=tmp_path / "b")
+    assert {(s.kind, s.rank) for s in again.steps if ".qkv" in s.module} == {("exact", (24, 24))}
+    apart = loraforge.convert(tmp_path / "b", to="peft", out=tmp_path / "c")
+    assert {s.rank for s in apart.steps if "to_q" in s.module} == {(24, 8)}
+    assert loraforge.inspect(tmp_path / "c").ranks == {8: 8}
+    assert loraforge.verify(DATA / "peft_plain", tmp_path / "c").same
