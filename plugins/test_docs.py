@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -28,6 +29,23 @@ def matrix() -> str:
     return "\n".join(rows)
 
 
+def entries() -> str:
+    """The entries of a format's table, as the schema describes them."""
+    table = json.loads((ROOT / "schemas" / "plugin.schema.json").read_text("utf-8"))["properties"]["format"]
+    needed = set(table["required"])
+    rows = [
+        f"| `{name}`{'' if name in needed else ' (may be left out)'} | {entry['description']} |"
+        for name, entry in table["properties"].items()
+    ]
+    return "\n".join(["| entry | says |", "|---|---|", *rows])
+
+
+def test_the_entries_are_those_of_the_schema() -> None:
+    shown = re.search(r"<!-- entries -->\n(.*?)\n<!-- /entries -->", PAGE.read_text("utf-8"), re.DOTALL)
+    assert shown is not None
+    assert shown[1] == entries()
+
+
 def test_the_matrix_is_what_the_formats_say() -> None:
     shown = re.search(r"<!-- matrix -->\n(.*?)\n<!-- /matrix -->", PAGE.read_text("utf-8"), re.DOTALL)
     assert shown is not None
@@ -51,5 +69,7 @@ def test_the_directory_lists_every_package_here() -> None:
 
 if __name__ == "__main__":
     text = PAGE.read_text("utf-8")
-    table = f"<!-- matrix -->\n{matrix()}\n<!-- /matrix -->"
-    PAGE.write_text(re.sub(r"<!-- matrix -->.*<!-- /matrix -->", lambda _: table, text, flags=re.DOTALL), "utf-8")
+    for name, content in (("matrix", matrix()), ("entries", entries())):
+        block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
+        text = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, new=block: new, text, flags=re.DOTALL)
+    PAGE.write_text(text, "utf-8")

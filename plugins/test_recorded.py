@@ -188,3 +188,17 @@ def _segments(arch: str, layout: str) -> set[str]:
 def _paths(adapter: Adapter, segments: set[str]) -> list[str]:
     layout = architecture(adapter.architecture).layouts[adapter.layout]
     return [path for path in adapter.modules if set(layout.stacked(path)) & segments]
+
+
+def test_comfyuis_own_names_hold_what_they_say(tmp_path: Path) -> None:
+    """No trainer writes these names, so they are spelled out here, from ComfyUI's model."""
+    names = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "attn_out"}
+    loraforge.convert(DATA / "peft_plain", to="comfyui-native", out=tmp_path)
+    written = load_file(tmp_path / "comfyui-native.safetensors")
+    case = Case("peft_plain")
+    for path, want in case.deltas.items():
+        block, name = re.fullmatch(r"transformer_blocks\.(\d+)\.attn1\.(.*)", path).groups()  # type: ignore[union-attr]
+        stem = f"diffusion_model.blocks.{block}.{names[name]}"
+        got = written[f"{stem}.lora_B.weight"].astype(np.float64) @ written[f"{stem}.lora_A.weight"]
+        np.testing.assert_allclose(got, want, atol=1e-6)
+    assert len(written) == 2 * len(case.deltas)

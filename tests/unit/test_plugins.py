@@ -22,6 +22,7 @@ import loraforge
 from loraforge.catalog import architecture
 from loraforge.errors import LoraforgeError
 from loraforge.plugindata import line_of
+from loraforge.testing import make_adapter
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
@@ -346,3 +347,15 @@ def test_a_stack_that_is_taken_apart_and_put_together_has_the_rank_it_had(tmp_pa
     assert {s.rank for s in apart.steps if "to_q" in s.module} == {(24, 8)}
     assert loraforge.inspect(tmp_path / "c").ranks == {8: 8}
     assert loraforge.verify(DATA / "peft_plain", tmp_path / "c").same
+
+
+@pytest.mark.parametrize("factor", ["A", "B", "magnitude"])
+def test_an_adapter_made_in_python_is_looked_at_for_nan(factor: str, tmp_path: Path) -> None:
+    adapter = make_adapter("cogvideox", "diffusers", dora=True)
+    path, (weight,) = next(iter(adapter.modules.items()))
+    broken = np.array(getattr(weight, factor))
+    broken.reshape(-1)[3] = np.nan
+    modules = {**adapter.modules, path: (dataclasses.replace(weight, **{factor: broken}),)}
+    with pytest.raises(LoraforgeError, match=rf"NaN or infinity: {re.escape(path)} \({factor}\)"):
+        loraforge.write(dataclasses.replace(adapter, modules=modules), "peft", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
