@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -118,3 +119,20 @@ def matching(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".")
     }
     best = max(counts, key=lambda name: counts[name], default=None)
     return best if best is not None and 2 * counts[best] >= len(paths) > 0 else None
+
+
+def outdone(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -> bool:
+    """Whether a layout that a format does not follow knows more kinds of the modules than those it follows.
+
+    Then another format's names are meant, even where the prefix and some of the names are the same.
+    """
+    kinds = {re.sub(r"\d+", "", path, count=1): path for path in paths}.values()  # of many blocks, one
+    mine, others = 0, 0
+    for name, arch in architectures().items():
+        for known in arch.layouts.values():
+            count = sum(known.locate(path, sep) is not None for path in kinds)
+            if layouts.get(name) == known.name:
+                mine = max(mine, count)
+            else:
+                others = max(others, count)
+    return others > mine

@@ -30,6 +30,8 @@ class Inspection:
     container: str
     size: int
     format: str | None
+    architecture: str | None
+    """Name of the family of base models."""
     layout: str | None
     components: dict[str, int]
     """Component -> adapted modules (transformer, text_encoder), or tensors that are not the adapter's."""
@@ -62,7 +64,7 @@ class Inspection:
             "rank": _counted(self.ranks),
             "dtype": _counted(self.dtypes),
             "scale": self._scale(),
-            "fits": base_text(self.fits) if self.scale else "",
+            "fits": base_text(self.fits, self.architecture) if self.scale and self.architecture else "",
         }
         lines = [f"{name:<9}{text}" for name, text in table.items() if text]
         lines += [
@@ -143,6 +145,7 @@ def _describe(
         container=file.kind,
         size=file.size,
         format=form.name if form else None,
+        architecture=adapter.architecture if adapter else None,
         layout=adapter.layout if adapter else None,
         components=({"transformer": len(modules), "text_encoder": 0} | dict(adapter.others)) if adapter else {},
         targets=dict(Counter(place[0].text for place in places.values() if place)),

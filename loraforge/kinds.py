@@ -19,6 +19,8 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
     for what, instead, is_it in _KINDS:
         if is_it(file):
             remedy = "loraforge formats" if "adapter" in what else command("ls", "-l", folder)
+            what = what.replace("{known}", " or ".join(arch.title for arch in architectures().values()))
+            what = what.replace("{base}", _base(file) or "")
             return FormatError(f"{file.path} is {what}, and holds no {wanted}. {instead}", remedy)
     names = f", with names like {listed(list(file.tensors), 3)}" if file.tensors else ""
     return FormatError(
@@ -27,22 +29,22 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
     )
 
 
-def _base(file: TensorFile) -> bool:
-    """Whether weights of at least three kinds of CogVideoX module are there, in any layout."""
-    for layout in (layout for arch in architectures().values() for layout in arch.layouts.values()):
-        found = set()
-        for key in file.tensors:
-            stem = (
-                key.removeprefix(SAT_PREFIX)
-                .removesuffix(".weight")
-                .removesuffix(".base_layer")
-                .removesuffix(".original")
-            )
-            if key.endswith(".weight") and (place := layout.locate(stem)):
-                found.add(place[0])
-        if len(found) >= 3:
-            return True
-    return False
+def _base(file: TensorFile) -> str | None:
+    """The architecture of which weights of the most kinds of module are there, and at least three, in any layout."""
+    stems = [_stem(key) for key in file.tensors if key.endswith(".weight")]
+    counts = {
+        arch.title: max(
+            (len({p[0] for stem in stems if (p := layout.locate(stem))}) for layout in arch.layouts.values()), default=0
+        )
+        for arch in architectures().values()
+    }
+    best = max(counts, key=lambda title: counts[title])
+    return best if counts[best] >= 3 else None
+
+
+def _stem(key: str) -> str:
+    """The module path of a base weight, as its trainers save it."""
+    return key.removeprefix(SAT_PREFIX).removesuffix(".weight").removesuffix(".base_layer").removesuffix(".original")
 
 
 def _any(*starts: str) -> Callable[[TensorFile], bool]:
@@ -72,11 +74,11 @@ _KINDS: tuple[tuple[str, str, Callable[[TensorFile], bool]], ...] = (
     ("an adapter in kohya's names (lora_unet_...)", "", _any("lora_unet_", "lora_te")),
     ("an adapter in DiffSynth's names", "", lambda file: _any("blocks.")(file) and _names(".lora_A.")(file)),
     (
-        "an adapter whose modules are not named as CogVideoX's are",
+        "an adapter whose modules are not named as those of {known}",
         "",
         _names(".lora_A.", ".lora_B.", ".lora_down.", ".lora.down."),
     ),
-    ("a full CogVideoX transformer", _LORA_RUN, _base),
+    ("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
     ("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
     ("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
 )

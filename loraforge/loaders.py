@@ -29,6 +29,9 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
     """
     if loader not in LOADERS:
         raise LoraforgeError(f"there is no loader {loader!r}; there are {', '.join(LOADERS)}.")
+    if adapter.architecture != "cogvideox":
+        title = architecture(adapter.architecture).title
+        raise LoraforgeError(f"--in {loader} builds a CogVideoX transformer, and this adapter is one of {title}.")
     try:
         import diffusers
         import peft

@@ -31,7 +31,10 @@ class LoraWeight:
     magnitude: Array | None = None
     """[rows]: DoRA's length of each row of base weight + update. None for plain LoRA."""
     kernel: tuple[int, ...] = ()
-    """A convolution's kernel, (height, width): its A is [rank, in * height * width] here. () for a linear module."""
+    """A convolution's kernel, (height, width), after the frames in 3D. Its A is [rank, in * their product] here.
+
+    () for a linear module.
+    """
 
     @property
     def rows(self) -> int:

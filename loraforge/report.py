@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loraforge.adapter import Scale, Step
+from loraforge.catalog import architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Report:
     """path, format, size, digest of the adapter tensors."""
     output: dict[str, Any]
     """path, format, written."""
+    architecture: str
+    """Name of the family of base models."""
     scale: Scale
     scalings: tuple[float, ...]
     """The distinct scalings of the source's modules, sorted."""
@@ -78,13 +81,13 @@ class Report:
 
     def base(self) -> str:
         """The base model, as stated or as far as shapes tell it."""
-        return self.base_model or base_text(self.fits)
+        return self.base_model or base_text(self.fits, self.architecture)
 
 
-def base_text(fits: Sequence[str]) -> str:
+def base_text(fits: Sequence[str], family: str) -> str:
     """What the shapes say of the base model, and what they cannot say."""
     if not fits:
-        return "no released CogVideoX has these shapes; use the base model of its training run"
+        return f"no released {architecture(family).title} has these shapes; use the base model of its training run"
     return (
         f"{fits[0]}, the only one with these shapes"
         if len(fits) == 1

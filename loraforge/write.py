@@ -56,12 +56,12 @@ def write(
     file = adapter.source.file if adapter.source else None
     _check(scale_in, dtype, base_model)
     target = named(to, "--to")
-    writer = _writer(target, Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only))
-    adapter, dropped = _without(adapter, drop)
     arch = architecture(adapter.architecture)
     layout = target.layouts.get(arch.name)
     if layout is None:
         raise ConversionError(f"{to} has no names for {arch.title}.", command("loraforge", "formats"))
+    writer = _writer(target, Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only))
+    adapter, dropped = _without(adapter, drop)
     relaid = graph.relayout(adapter.modules, arch, adapter.layout, layout)
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
     rank = max(w.rank for delta, _ in relaid.values() for w in delta) if target.storage.one_rank else None
@@ -78,6 +78,7 @@ def write(
         report = Report(
             source=_source(adapter, scan(file, adapter.keys) if file else scan_modules(adapter.modules)),
             output={"path": str(goes.file), "format": to, "written": not dry_run},
+            architecture=arch.name,
             scale=adapter.scale,
             scalings=tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
             stored=writer.stored,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge import runs
 from loraforge.adapter import Adapter, Storage
-from loraforge.catalog import architecture, having, matching
+from loraforge.catalog import architecture, having, matching, outdone
 from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
 from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
 from loraforge.keys import KeyStyle, Spelling
@@ -76,7 +76,9 @@ class DataFormat:
         return runs.choose(source, (self.file,), choice)
 
     def claims(self, file: TensorFile) -> bool:
-        return not of_training(file) and self._architecture(file) is not None
+        if of_training(file) or self._architecture(file) is None:
+            return False
+        return not outdone(self._paths(file), self.layouts, self.style.sep)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         name = self._architecture(file)
@@ -94,5 +96,8 @@ class DataFormat:
         )
 
     def _architecture(self, file: TensorFile) -> str | None:
-        hits = [hit.path for key in file.tensors if (hit := self.style.parse(key))]
+        hits = self._paths(file)
         return matching(hits, self.layouts, self.style.sep) if hits else None
+
+    def _paths(self, file: TensorFile) -> list[str]:
+        return [hit.path for key in file.tensors if (hit := self.style.parse(key))]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from loraforge import peftrules, runs
 from loraforge.adapter import Adapter, Storage
-from loraforge.catalog import architecture, having, matching
+from loraforge.catalog import architecture, having, matching, outdone
 from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
 from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
 from loraforge.keys import KeyStyle, Spelling
@@ -86,7 +86,7 @@ class DiffusersFormat:
     def claims(self, file: TensorFile) -> bool:
         hits = [hit for key in file.tensors if (hit := STYLE.parse(key))]
         if any(hit.prefix for hit in hits):
-            return True
+            return not outdone([hit.path for hit in hits], self.layouts)
         return matching([hit.path for hit in hits], self.layouts) is not None and bool(header_configs(file))
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge import peftrules, runs
 from loraforge.adapter import Adapter, Storage
-from loraforge.catalog import architecture, having, matching
+from loraforge.catalog import architecture, having, matching, outdone
 from loraforge.errors import FileError, FormatError, command, shown
 from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
 from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
 from loraforge.keys import KeyStyle, Spelling
 from loraforge.kinds import not_an_adapter, of_training
-from loraforge.recorded import header_configs
+from loraforge.recorded import COMPONENT, header_configs
 
 if TYPE_CHECKING:
     from loraforge.tensorfile import TensorFile
@@ -92,11 +92,12 @@ class PeftFormat:
         return found
 
     def claims(self, file: TensorFile) -> bool:
+        hits = [hit for key in file.tensors if (hit := STYLE.parse(key))]
         if _config_path(file):
-            return True
+            # diffusion-pipe's folder has a configuration too, and the original names behind the component's
+            return not outdone([hit.path.removeprefix(f"{COMPONENT}.") for hit in hits], self.layouts)
         if of_training(file):
             return False
-        hits = [hit for key in file.tensors if (hit := STYLE.parse(key))]
         if matching([hit.path for hit in hits], self.layouts) is None:
             return False
         return any(hit.prefix for hit in hits) or not header_configs(file)

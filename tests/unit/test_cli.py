@@ -273,7 +273,7 @@ def test_a_folder_one_level_too_high_names_the_one_meant(tmp_path: Path, cli) ->
 def test_adapters_of_formats_not_read_yet_are_called_adapters(tmp_path: Path, cli) -> None:
     names = {
         "lora_unet__transformer_blocks_0_attn1_to_q.lora_down.weight": "kohya",
-        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": "not named as CogVideoX",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": "not named as those of CogVideoX",
         "blocks.0.attn1.to_q.lora_A.default.weight": "DiffSynth",
     }
     for key, words in names.items():
