@@ -86,7 +86,7 @@ class TestOriginal(FormatConformance):
     format = "hunyuanvideo-original"
 
     @pytest.fixture(autouse=True)
-    def loaded(self, clean: None) -> None:
+    def loaded(self) -> None:
         load(HUNYUAN, COMFYUI, KOHYA)
 
 
