@@ -190,10 +190,11 @@ _INTEGERS = ("I64", "I32", "I16", "I8")
 
 
 def _alpha(w: LoraWeight) -> Array:
-    """lora_alpha as trainers store it: one number, in float32 where the factors are narrower."""
+    """lora_alpha as trainers store it: one number, in float32 unless that would round it."""
     import numpy as np
 
-    return np.asarray(w.scaling * w.rank, np.float64 if w.B.dtype == np.float64 else np.float32)
+    alpha = np.asarray(w.scaling * w.rank, np.float64)
+    return alpha if alpha.astype(np.float32) != alpha else alpha.astype(np.float32)
 
 
 def ranks(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from loraforge.tensorfile import TensorFile
 
 SAT_PREFIX = "model.diffusion_model."
 _SAT_RUN = "Give the mp_rank_00_model_states.pt that the LoRA run wrote."
+_PLUGIN = "The plugin loraforge-{} reads it, if the names of its modules are known: see docs/plugins.md."
 _LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
 
 
@@ -18,7 +19,7 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
     folder = file.path.absolute().parent
     for what, instead, is_it in _KINDS:
         if is_it(file):
-            remedy = "loraforge formats" if "adapter" in what else command("ls", "-l", folder)
+            remedy = "loraforge plugins list" if "adapter" in what else command("ls", "-l", folder)
             what = what.replace("{known}", " or ".join(arch.title for arch in architectures().values()))
             what = what.replace("{base}", _base(file) or "")
             return FormatError(f"{file.path} is {what}, and holds no {wanted}. {instead}", remedy)
@@ -71,8 +72,13 @@ _KINDS: tuple[tuple[str, str, Callable[[TensorFile], bool]], ...] = (
         "Give the pytorch_lora_weights.safetensors that trainer saved.",
         lambda file: of_training(file) and _names(".lora_A.", ".base_layer.")(file),
     ),
-    ("an adapter in kohya's names (lora_unet_...)", "", _any("lora_unet_", "lora_te")),
-    ("an adapter in DiffSynth's names", "", lambda file: _any("blocks.")(file) and _names(".lora_A.")(file)),
+    ("an adapter in kohya's names (lora_unet_...)", _PLUGIN.format("kohya"), _any("lora_unet_", "lora_te")),
+    ("an adapter in ComfyUI's names", _PLUGIN.format("comfyui"), _any("diffusion_model.")),
+    (
+        "an adapter in DiffSynth's names",
+        _PLUGIN.format("diffsynth"),
+        lambda file: _any("blocks.")(file) and _names(".lora_A.")(file),
+    ),
     (
         "an adapter whose modules are not named as those of {known}",
         "",
