@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from loraforge.errors import ConversionError, leaving_out, listed
@@ -51,21 +51,33 @@ def relayout(
     for segment, index in held:
         indices.setdefault(segment, []).append(index)
     out: dict[str, tuple[Delta, tuple[str, ...]]] = {}
+    uneven: list[str] = []
     for template, segments in arch.layouts[target].modules.items():
         for index in sorted({index for segment in segments for index in indices.get(segment, ())}):
             parts = {segment: held.pop((segment, index), None) for segment in segments}
             known, (_, like) = next((segment, part) for segment, part in parts.items() if part is not None)
             unit = rows(like) // arch.segments[known]
+            uneven += _uneven({segment: part for segment, part in parts.items() if part}, unit, like, arch)
             deltas = [
                 part[1] if part else zero(unit * arch.segments[segment], like[0]) for segment, part in parts.items()
             ]
             path = template.fill(index)
             delta = _with_kernel(fuse(deltas), arch.layouts[target].kernel, path)
             out[path] = delta, tuple(dict.fromkeys(part[0] for part in parts.values() if part))
+    if uneven:
+        raise ConversionError(f"{listed(uneven)}: they are not of one base model.")
     if held:
         paths = sorted({path for path, _ in held.values()})
         raise ConversionError(f"layout {target} has no module for {listed(paths)}.", leaving_out(paths))
     return out
+
+
+def _uneven(parts: Mapping[str, tuple[str, Delta]], unit: int, like: Delta, arch: Architecture) -> Iterator[str]:
+    """The parts of one module that cannot be stacked: another height, or other inputs, than the first."""
+    for segment, (path, delta) in parts.items():
+        shape, want = (rows(delta), delta[0].A.shape[1]), (unit * arch.segments[segment], like[0].A.shape[1])
+        if shape != want:
+            yield f"{path} is for a weight of {shape[0]} x {shape[1]}, where its neighbours need {want[0]} x {want[1]}"
 
 
 def _with_kernel(delta: Delta, shape: Callable[[str, tuple[int, ...]], tuple[int, ...]], path: str) -> Delta:

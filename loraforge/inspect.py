@@ -118,8 +118,8 @@ def inspect(
         adapter = form.read(file, choice)
     except LoraforgeError as error:
         if form is not None:
-            error = as_commands(error, "loraforge", "convert", file.path, "--to", form.name)
-        return _describe(file, None, None, place.notes, error)
+            error = as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers")
+        return _describe(file, form, None, place.notes, error)
     return _describe(file, form, adapter, (*place.notes, *adapter.notes), None)
 
 

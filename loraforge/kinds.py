@@ -73,7 +73,11 @@ _KINDS: tuple[tuple[str, str, Callable[[TensorFile], bool]], ...] = (
         lambda file: of_training(file) and _names(".lora_A.", ".base_layer.")(file),
     ),
     ("an adapter in kohya's names (lora_unet_...)", _PLUGIN.format("kohya"), _any("lora_unet_", "lora_te")),
-    ("an adapter in ComfyUI's names", _PLUGIN.format("comfyui"), _any("diffusion_model.")),
+    (
+        "an adapter in ComfyUI's names",
+        _PLUGIN.format("comfyui"),
+        _any("diffusion_model.blocks.0.q.", "diffusion_model.transformer_blocks."),
+    ),
     (
         "an adapter in DiffSynth's names",
         _PLUGIN.format("diffsynth"),

@@ -25,20 +25,38 @@ class Destination:
 
 
 def destination(
-    out: Path | None, default: str, names: Sequence[str], source: Path | None, *, force: bool, to: str = "this format"
+    out: Path | None,
+    default: str,
+    names: Sequence[str],
+    sources: Sequence[Path],
+    *,
+    force: bool,
+    to: str = "this format",
+    governs: Sequence[str] = (),
 ) -> Destination:
     """The files to write: in the folder `out`, or `out` itself where it ends in .safetensors and there is one file.
 
-    Raises OutputError when one exists (unless `force`), cannot exist, lies inside the source folder, or
-    has the suffix of another kind of file.
+    `sources` are read and left as they are. `governs` are patterns of files whose scale a written configuration
+    would state too. Raises OutputError when a file exists (unless `force`), cannot exist, lies inside a
+    source, or has the suffix of another kind; and when the folder holds what the configuration would speak for.
     """
     place = out or Path(default)
     try:
         found = _named(place, tuple(names), to)
         for name in found.names:
-            _check(found.folder / name, source, default, found, force=force)
+            for source in sources:
+                _apart(found.folder / name, source, default, found)
+            _free(found.folder / name, found, force=force)
+        own = {found.folder / name for name in found.names}
+        others = sorted({path for pattern in governs for path in found.folder.glob(pattern)} - own)
     except (OSError, ValueError, RuntimeError) as error:
         raise OutputError(f"{_short(place)} cannot be written: {_reason(error)}.", _elsewhere(names[0])) from error
+    if others:
+        raise OutputError(
+            f"{found.folder} holds {others[0].relative_to(found.folder)}, for which {' and '.join(found.names[1:])} "
+            "would speak too, with a scale that is not its own.",
+            Try(command("-o", _beside(found)), "a folder of its own"),
+        )
     return found
 
 
@@ -57,29 +75,37 @@ def _named(place: Path, names: tuple[str, ...], to: str) -> Destination:
     return Destination(place.parent, (place.name,))
 
 
-def _check(file: Path, source: Path | None, default: str, found: Destination, *, force: bool) -> None:
-    origin = source.resolve() if source else None
-    whole = file.resolve()
-    if source and origin and (whole == origin or (source.is_dir() and whole.is_relative_to(origin))):
-        beside = Path(os.path.relpath(origin.parent)) / default
-        raise OutputError(
-            f"{file} lies inside the source {source}, which is left as it is.",
-            Try(command("-o", beside), "beside it") if source.is_dir() else _elsewhere(file.name),
-        )
+def _apart(file: Path, source: Path, default: str, found: Destination) -> None:
+    whole, origin = file.resolve(), source.resolve()
+    if whole != origin and not (source.is_dir() and whole.is_relative_to(origin)):
+        return
+    beside = Path(os.path.relpath(origin.parent)) / default
+    elsewhere = _elsewhere(file.name) if len(found.names) == 1 else Try(command("-o", _beside(found)), "beside it")
+    raise OutputError(
+        f"{file} lies inside the source {source}, which is left as it is.",
+        Try(command("-o", beside), "beside it") if source.is_dir() else elsewhere,
+    )
+
+
+def _free(file: Path, found: Destination, *, force: bool) -> None:
     if file.is_dir():
         raise OutputError(f"{file} is a folder, not a file.", _elsewhere(file.name))
     if file.exists() and not force:
-        folder = found.folder
-        other = file.with_stem(f"{file.stem}-2") if len(found.names) == 1 else folder.with_name(f"{folder.name}-2")
+        other = file.with_stem(f"{file.stem}-2") if len(found.names) == 1 else _beside(found)
         raise OutputError(f"{file} exists.", Try("--force", "replace it"), Try(command("-o", other), "another name"))
 
 
+def _beside(found: Destination) -> Path:
+    return found.folder.with_name(f"{found.folder.name}-2")
+
+
 @contextmanager
-def replacing(place: Destination, nbytes: int) -> Iterator[Path]:
+def replacing(place: Destination, nbytes: int, *, force: bool = True) -> Iterator[Path]:
     """A temporary folder whose files take their places when the block ends well, and vanish when it does not.
 
     A folder that is new appears in one step. In one that exists each file is replaced in one step, the
-    tensor file first. Raises OutputError when the disk cannot be written or has no `nbytes` left.
+    tensor file first. Raises OutputError when the disk cannot be written or has no `nbytes` left, and,
+    unless `force`, when one of the files has appeared meanwhile.
     """
     folder = place.folder
     temporary = (folder if folder.exists() else folder.parent) / f".{os.urandom(8).hex()}.part"
@@ -96,6 +122,8 @@ def replacing(place: Destination, nbytes: int) -> Iterator[Path]:
         for name in place.names:
             with (temporary / name).open("rb+") as stream:
                 os.fsync(stream.fileno())
+        for name in place.names:
+            _free(folder / name, place, force=force)
         if folder.exists():
             for name in place.names:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

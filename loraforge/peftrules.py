@@ -137,14 +137,26 @@ def _of_layers(config: Mapping[str, Any], paths: Collection[str], where: str) ->
     return found
 
 
-def config(ranks: Mapping[str, int], scalings: Mapping[str, float], *, dora: bool = False) -> dict[str, Any]:
-    """The smallest LoraConfig that gives every module its rank and scaling, and names no other module."""
+def config(
+    ranks: Mapping[str, int], scalings: Mapping[str, float], *, dora: bool = False, older: bool = False
+) -> dict[str, Any]:
+    """The smallest LoraConfig that gives every module its rank and scaling, and names no other module.
+
+    `older`: for PEFT before 0.15 too, which looks a whole path up as it stands and knows no anchored pattern. Its
+    keys follow the others, so that newer versions, which take the first that matches, never need them.
+    """
     alphas = {path: _tidy(scalings[path] * rank) for path, rank in ranks.items()}
     (r, alpha), _ = Counter((ranks[path], alphas[path]) for path in sorted(ranks)).most_common(1)[0]
     least: dict[str, Any] = {"r": r, "lora_alpha": alpha, "target_modules": sorted(ranks)}
+    odd: dict[str, dict[str, float]] = {
+        "rank_pattern": {path: rank for path, rank in sorted(ranks.items()) if rank != r},
+        "alpha_pattern": {path: a for path, a in sorted(alphas.items()) if a != alpha},
+    }
+    plain = {path for path in ranks if not any(q.endswith(f".{path}") for q in ranks)} if older else set()
     patterns = {
-        "rank_pattern": {_anchored(path): rank for path, rank in sorted(ranks.items()) if rank != r},
-        "alpha_pattern": {_anchored(path): a for path, a in sorted(alphas.items()) if a != alpha},
+        name: {_anchored(path): value for path, value in said.items()}
+        | {path: value for path, value in said.items() if path in plain}
+        for name, said in odd.items()
     }
     return (
         least | {name: pattern for name, pattern in patterns.items() if pattern} | ({"use_dora": True} if dora else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 
 from loraforge import __version__
 from loraforge.adapter import Scale
+from loraforge.errors import ScaleError, Try
+from loraforge.scale import Rule, number
 
 KEY = "loraforge"
 """The header entry; its JSON follows schemas/provenance.schema.json."""
@@ -27,6 +30,29 @@ class Origin:
     base_model: str | None = None
     folded: bool = False
     """The scale stands in the tensors: they are right at 1.0."""
+    applied: tuple[float, ...] = ()
+    """The distinct scalings readers were to apply when it was written; empty where the entry does not say."""
+
+    def check(self, rule: Rule, ranks: Mapping[str, int], where: str) -> None:
+        """Raise ScaleError when what records the scale now is not what was written beside these tensors."""
+        now = sorted({rule.of(path, rank) for path, rank in ranks.items()})
+        pairs = zip(self.applied, now, strict=False)
+        if not self.applied or (
+            len(now) == len(self.applied) and all(math.isclose(a, b, rel_tol=1e-9) for a, b in pairs)
+        ):
+            return
+        then = ", ".join(f"{value:g}" for value in self.applied)
+        here = ", ".join(f"{value:g}" for value in now)
+        choices = [
+            Try(f"--trained-scale {values[0]:.12g} --override-scale", f"use {what}")
+            for values, what in ((self.applied, "what was written"), (now, "what it says now"))
+            if len(values) == 1
+        ]
+        raise ScaleError(
+            f"{where}: loraforge wrote these tensors to act at scale {then}, and {rule.said} makes it {here}. "
+            "One of the two was changed since, or they are of different conversions.",
+            *choices,
+        )
 
 
 def entry(
@@ -34,17 +60,22 @@ def entry(
     source: Mapping[str, Any],
     scale: Scale,
     scalings: Sequence[float],
+    applied: Sequence[float],
     stored: str,
     base_model: str | None,
     fits: Sequence[str],
 ) -> str:
-    """The entry for a written file. No paths and no dates: the same input gives the same bytes."""
+    """The entry for a written file. No paths and no dates: the same input gives the same bytes.
+
+    `scalings` are those of training, `applied` what readers of the file apply, each distinct and sorted.
+    """
     said = {
         "tool": f"loraforge {__version__}",
         "command": typed,
         "source": {**source, "path": Path(source["path"]).name},
         "scale": {"provenance": scale.provenance, "source": scale.source, "scalings": list(scalings)},
         "stored": stored,
+        "applied": list(applied),
         "base_model": base_model,
         "fits": list(fits),
     }
@@ -63,7 +94,9 @@ def origin(metadata: Mapping[str, str]) -> Origin:
             where = "folded in" if said.get("stored") == "tensors" else "recorded"
             words = words.removesuffix("; folded in by loraforge").removesuffix("; recorded by loraforge")
             known = Scale(provenance, f"{words}; {where} by loraforge")
-            return Origin(known, base if isinstance(base, str) else None, said.get("stored") == "tensors")
+            applied = said.get("applied")
+            numbers = tuple(v for v in map(number, applied) if v is not None) if isinstance(applied, list) else ()
+            return Origin(known, base if isinstance(base, str) else None, said.get("stored") == "tensors", numbers)
     return Origin()
 
 

@@ -121,6 +121,12 @@ def candidates(ranks: Mapping[str, int], writes: str) -> list[Try]:
     return [*tries, Try("--as-loaded", "keep what loaders show today: 1.0")]
 
 
+def given(stated: Statement, ranks: Mapping[str, int]) -> Scale | None:
+    """The provenance of what the user states; None where nothing is stated, or only that nothing is known."""
+    rule = _given(stated, ranks)
+    return Scale("given", rule.said) if rule else None
+
+
 def _given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
     options = {"--alpha": stated.alpha, "--trained-scale": stated.trained_scale, "--trained-by": stated.trained_by}
     named = [option for option, value in options.items() if value is not None] + ["--as-loaded"] * stated.as_loaded

@@ -122,6 +122,7 @@ def stamp(
             {"path": file.path.name, "format": form.name, "size": file.size, "digest": digest},
             scale,
             told,
+            told,
             "metadata",
             adapter.base_model,
             [variant.name for variant in fits(adapter)],
@@ -148,4 +149,4 @@ def _destination(file: Path, alpha: float, out: str | Path | None, *, in_place: 
         whole = file.resolve()  # a link stays one
         return Destination(whole.parent, (whole.name,))
     default = f"{file.stem}-alpha{alpha:g}.safetensors"
-    return destination(Path(out) if out else None, default, (file.name,), file, force=force)
+    return destination(Path(out) if out else None, default, (file.name,), [file], force=force)

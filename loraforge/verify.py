@@ -166,7 +166,7 @@ def _read(source: Path) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
     try:
         adapter = form.read(file, Choice())
     except LoraforgeError as error:
-        raise as_commands(error, "loraforge", "convert", file.path, "--to", form.name) from None
+        raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
     return adapter, (*place.notes, *adapter.notes), file, form.name
 
 
@@ -178,8 +178,8 @@ def _side(file: TensorFile, name: str, adapter: Adapter) -> Side:
 def _strength(found: Sequence[Comparison]) -> float | None:
     """The one factor between the two, or None where they differ in more than a factor."""
     known = [c for c in found if c.strength == c.strength]
-    if not known or len(known) < len([c for c in found if c.off]):
-        return None
+    if not known or any(c.off and math.isnan(c.strength) for c in found):
+        return None  # where A does nothing, no number makes it B
     middle = sorted(c.strength for c in known)[len(known) // 2]
     one = all(c.scaled <= c.allowed and abs(c.strength - middle) <= c.allowed * abs(middle) for c in known)
     return middle if one else None

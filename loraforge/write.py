@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loraforge.adapter import Adapter, Step
 from loraforge.catalog import architecture
 from loraforge.dtypes import CHOICES, name_of
-from loraforge.errors import ConversionError, Try, VerificationError, command, listed
+from loraforge.errors import ConversionError, LoraforgeError, Try, VerificationError, command, listed
 from loraforge.formats import Choice, Format, Header, Target, Wanted, Writer
 from loraforge.output import destination, replacing
 from loraforge.provenance import KEY, carried_over, entry
@@ -68,8 +68,12 @@ def write(
     policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(dtype), rank)
     plans = fit.plan(relaid, target.storage, policy, arch.layouts[layout].stacked, to, ranks)
     place = Path(out) if out else None
-    run, given = (adapter.source.run, adapter.source.path) if adapter.source else (arch.name, None)
-    goes = destination(place, f"{run}-{to}", writer.files, given, force=force or dry_run, to=to)
+    run = adapter.source.run if adapter.source else arch.name
+    sources = [path for path in (adapter.source.path if adapter.source else None, Path(base) if base else None) if path]
+    default = f"{run}-{to}"
+    goes = destination(
+        place, default, writer.files, sources, force=force or dry_run, to=to, governs=() if dry_run else writer.governs
+    )
     kept, lost = carried_over(adapter.metadata)
     fitting = Target({plan.path: plan.outline() for plan in plans}, kept, base_model or adapter.base_model)
     metadata = kept | writer.header(fitting)
@@ -108,9 +112,10 @@ def write(
             deque(tensors(), maxlen=0)
         else:
             name = Path(report.source["path"]).name
-            said = _entry(report, typed or command("loraforge", "convert", name, "--to", to))
+            applied = sorted(set(fitting.scalings.values()))
+            said = _entry(report, typed or command("loraforge", "convert", name, "--to", to), applied)
             header = _header(writer, fitting.outlines)
-            with replacing(goes, writer.size(header)) as folder:
+            with replacing(goes, writer.size(header), force=force) as folder:
                 written = folder / goes.names[0]
                 written.parent.mkdir(exist_ok=True)
                 sums = writer.write(written, header, tensors(), metadata | {KEY: said})
@@ -141,12 +146,13 @@ def _check(scale_in: str, dtype: str, base_model: str | None) -> None:
         )
 
 
-def _entry(report: Report, typed: str) -> str:
+def _entry(report: Report, typed: str, applied: Sequence[float]) -> str:
     return entry(
         typed,
         report.source,
         report.scale,
         report.scalings,
+        applied,
         report.stored,
         report.base_model,
         report.fits,
@@ -232,7 +238,12 @@ def _prove(
         back.release()
 
     rounded = {step.module for step in steps if step.kind == "rounded"}
-    pairs, alone = pair_up(adapter, target.read(back, Choice()))
+    try:
+        again = target.read(back, Choice())
+    except LoraforgeError as error:
+        said = error.message.replace(str(written), written.name)
+        raise VerificationError(f"the written file is not read as it was meant: {said} Nothing was kept.") from error
+    pairs, alone = pair_up(adapter, again)
     if alone.first or alone.second:
         names = listed([*alone.first, *alone.second], 5)
         raise VerificationError(f"the written file adapts other modules than the source: {names}. Nothing was kept.")

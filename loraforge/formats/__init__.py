@@ -93,6 +93,8 @@ class Writer(Protocol):
 
     files: tuple[str, ...]
     """What a written folder holds, the tensor file first. A lone one may also be written under another name."""
+    governs: tuple[str, ...]
+    """Patterns of tensor files in a folder whose scale a written configuration would state too."""
     stored: Literal["tensors", "metadata", "config"]
     """Where the scale goes."""
 

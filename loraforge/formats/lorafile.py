@@ -16,7 +16,7 @@ from loraforge.keys import KeyStyle, alphas, ranks
 from loraforge.layout import Architecture
 from loraforge.provenance import origin
 from loraforge.recorded import from_alphas, from_configs, from_training
-from loraforge.scale import Rule, resolve
+from loraforge.scale import Rule, given, resolve
 from loraforge.tensorfile import TensorInfo, write_safetensors
 
 if TYPE_CHECKING:
@@ -67,8 +67,10 @@ def read_lora_file(
         rules, notes = rules + more, notes + told
     rule, scale = resolve(rules, choice.stated, sizes, default=None, writes=writes)
     if scale.provenance == "recorded" and known.scale is not None:
-        # a scale we recorded ourselves is no better known than it was in the source
-        scale = known.scale
+        known.check(rule, sizes, str(file.path))
+        # a scale we recorded ourselves is no better known than it was in the source, unless it is stated now
+        stated = given(choice.stated, sizes) if known.scale.provenance == "assumed" else None
+        scale = stated or known.scale
     return Adapter(
         architecture=arch.name,
         layout=layout,
@@ -109,6 +111,7 @@ class LoraFileWriter:
     """The parts of a Writer that follow from its key style."""
 
     style: KeyStyle
+    governs: tuple[str, ...] = ()
 
     def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
         return self.style.encode(path, delta)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,6 +46,7 @@ class PeftWriter(LoraFileWriter):
 
     style = STYLE
     files: tuple[str, ...] = (FILES[0], CONFIG)
+    governs: tuple[str, ...] = ("adapter_model.*",)
     stored: Literal["tensors", "metadata", "config"] = "config"
 
     def __init__(self, _: Wanted) -> None:
@@ -57,7 +59,7 @@ class PeftWriter(LoraFileWriter):
         return {"format": "pt"}
 
     def beside(self, target: Target) -> dict[str, str]:
-        least = peftrules.config(target.ranks, target.scalings, dora=target.dora)
+        least = peftrules.config(target.ranks, target.scalings, dora=target.dora, older=True)
         entries = {"peft_type": "LORA", "base_model_name_or_path": target.base_model, "inference_mode": True} | least
         return {CONFIG: json.dumps(entries, indent=2, sort_keys=True) + "\n"}
 
@@ -87,6 +89,11 @@ class PeftFormat:
         if source.is_file():
             return Found(source, source.stem if source.name not in FILES else source.resolve().parent.name)
         found = runs.choose(source, FILES, choice)
+        others = sorted(path.parent.name for path in source.glob(f"*/{CONFIG}"))
+        others = [name for name in others if not name.startswith("checkpoint-")]
+        if found and others and found.path.parent == source:
+            note = f"{source.name} holds other adapters too, in folders of their own: {', '.join(others[:5])}"
+            return replace(found, notes=(*found.notes, note))
         if found is None and (source / CONFIG).is_file():
             raise FileError(f"{source} has {CONFIG}, but neither {' nor '.join(FILES)}.", command("ls", "-l", source))
         return found

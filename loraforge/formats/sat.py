@@ -86,6 +86,8 @@ class SatFormat:
         default = Rule("SAT's default lora_alpha 1, as no file of the run says otherwise", alpha=1.0)
         rule, scale = resolve(recorded, choice.stated, ranks, default=default, writes="sat")
         known = origin(metadata)
+        if scale.provenance == "recorded" and known.scale is not None:
+            known.check(rule, ranks, str(file.path))
         return Adapter(
             architecture="cogvideox",
             layout="sat",

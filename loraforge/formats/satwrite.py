@@ -37,6 +37,7 @@ class SatWriter:
     """Writes a run folder that SAT loads, or one of bare LoRA tensors."""
 
     files: tuple[str, ...] = (f"{ITERATION}/{CHECKPOINT}", "latest", CONFIG)
+    governs: tuple[str, ...] = ("*/*model_states.pt", "*model_states.pt")
     stored: Literal["tensors", "metadata", "config"] = "config"
 
     def __init__(self, wanted: Wanted, base: Path | None) -> None:
@@ -51,7 +52,7 @@ class SatWriter:
                 ),
                 Try("--lora-only", "only the LoRA tensors, which SAT cannot load alone"),
             )
-        self.alpha = 1.0 if wanted.target_alpha is None else wanted.target_alpha
+        self.alpha = 1.0 if wanted.target_alpha is None else float(wanted.target_alpha)
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise ConversionError(f"--target-alpha {self.alpha:g} is no lora_alpha SAT can use.", "--target-alpha 1")
         self.base = _open_base(base) if base else None
