@@ -38,10 +38,10 @@ clean:
 	$(LIGHT)/python $(PIP) --editable .
 	touch $@
 
-.venv/ready: pyproject.toml tests/constraints.txt
+.venv/ready: pyproject.toml tests/constraints.txt $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
 	$(FULL)/python $(PIP) --upgrade "pip>=25.1"
 	$(FULL)/python $(PIP) --constraint tests/constraints.txt torch==2.13.0  # first: what depends on it would bring CUDA
 	$(FULL)/python $(PIP) --constraint tests/constraints.txt --editable . --group dev
-	$(FULL)/python $(PIP) --constraint tests/constraints.txt --no-deps $(foreach plugin,$(wildcard plugins/*),--editable $(plugin))
+	$(FULL)/python $(PIP) --constraint tests/constraints.txt --no-deps $(foreach plugin,$(wildcard plugins/loraforge-*),--editable $(plugin))
 	touch $@
