@@ -35,7 +35,8 @@ def cli():
 @pytest.fixture(autouse=True)
 def no_plugins_of_this_machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
     """No user's own plugins in a test, and none of one test in the next."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-config"))
+    for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path_factory.getbasetemp() / name.lower()))
     yield
     if plugins.forget_files():
         plugins.forget()

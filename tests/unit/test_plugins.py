@@ -19,6 +19,7 @@ from oracle import DATA
 from safetensors.numpy import load_file, save_file
 
 import loraforge
+from loraforge import plugindata, plugins
 from loraforge.catalog import architecture
 from loraforge.errors import LoraforgeError
 from loraforge.plugindata import line_of
@@ -359,3 +360,26 @@ def test_an_adapter_made_in_python_is_looked_at_for_nan(factor: str, tmp_path: P
     with pytest.raises(LoraforgeError, match=rf"NaN or infinity: {re.escape(path)} \({factor}\)"):
         loraforge.write(dataclasses.replace(adapter, modules=modules), "peft", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_sound_file_is_validated_once_and_a_changed_one_again(tmp_path: Path, cli, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "x.toml"
+    file.write_text(plugin.KOHYA)
+    looked = []
+    right = plugindata.look
+    monkeypatch.setattr(plugindata, "look", lambda file: looked.append(1) or right(file))
+    for _ in range(2):
+        assert "toy-kohya" in cli("--plugin", file, "formats").stdout
+        plugins.forget_files()
+        plugins.forget()
+    assert looked == [1]
+    file.write_text(plugin.KOHYA + "colour = 'red'\n")
+    assert "format has no colour" in cli("--plugin", file, "formats").stderr
+    assert looked == [1, 1]
+    (tmp_path / "cache").rename(tmp_path / "gone")
+    (tmp_path / "cache").write_text("no folder")  # a cache that cannot be written is done without
+    file.write_text(plugin.KOHYA)
+    plugins.forget_files()
+    plugins.forget()
+    assert "toy-kohya" in cli("--plugin", file, "formats").stdout
