@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,21 @@ def test_the_python_page_names_what_there_is(tmp_path: Path, monkeypatch) -> Non
     scope: dict = {}
     exec(code, scope)
     assert len(scope["report"].steps) == 8
+
+
+def test_the_tutorial_does_what_it_says(tmp_path: Path, cli, monkeypatch) -> None:
+    text = (ROOT / "docs" / "tutorial-format.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(DATA / "diffusers_save_lora_weights_meta" / "pytorch_lora_weights.safetensors", tmp_path)
+    (form,), (test,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("toml", "python"))
+    (tmp_path / "acme.toml").write_text(form)
+    (tmp_path / "test_acme.py").write_text(test)
+    for line in re.findall(r"^\$ loraforge (.*)$", text, re.MULTILINE):
+        done = cli(*line.split())
+        assert done.exit_code == 0, f"{line}: {done.output}"
+        shown = text.partition(f"$ loraforge {line}\n")[2].partition("\n")[0]
+        assert shown.startswith(("$", "```")) or shown == done.stdout.rstrip("\n")
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_acme.py"]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
+    assert re.search(r"^\d\d+ passed", ended.stdout, re.MULTILINE)
