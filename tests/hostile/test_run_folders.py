@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hostile.builders import RANK, run_folder, safetensors
-from hostile.test_peft_files import cases, config, lora, peft
+from hostile.peft_builders import cases, config, lora, peft
 
 FILE = "pytorch_lora_weights.safetensors"
 SCALE = {"lora_adapter_metadata": json.dumps({"transformer.r": RANK, "transformer.lora_alpha": 2})}

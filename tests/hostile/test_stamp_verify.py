@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from hostile.builders import HIDDEN, RANK, checkpoint, factors, numbers, run_folder, safetensors, sat, sat_lora
 from hostile.conftest import Check
+from hostile.peft_builders import A4, B4, CONV, LENGTHS, MODULE, OTHER, cases, lora, peft
 from hostile.refusal import listing, proper
-from hostile.test_peft_files import A4, B4, CONV, LENGTHS, MODULE, OTHER, cases, lora, peft
 from loraforge.cli import main
 
 A, B = factors()
