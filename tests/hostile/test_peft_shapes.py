@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hostile.builders import HIDDEN, RANK, checkpoint, numbers, tensor
-from hostile.peft_builders import all_named, (
+from hostile.peft_builders import (
     A4,
     B4,
     CONV,
@@ -21,6 +21,7 @@ from hostile.peft_builders import all_named, (
     A,
     B,
     Tensors,
+    all_named,
     cases,
     config,
     lora,
