@@ -13,6 +13,7 @@ import loraforge
 from loraforge.cli_plugins import formats, layouts, plugins
 from loraforge.console import PATH, Cli, as_json, say
 from loraforge.errors import LoraforgeError, plain
+from loraforge.verify import Loader
 
 
 @cache
@@ -214,7 +215,7 @@ def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, j
 )
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
 @click.pass_context
-def verify(ctx: click.Context, a: Path, b: Path | None, in_: str | None, base: Path | None, json_: bool) -> None:
+def verify(ctx: click.Context, a: Path, b: Path | None, in_: Loader | None, base: Path | None, json_: bool) -> None:
     """Say whether A and B, of any formats, make the same update; or what a loader makes of A.
 
     Every row is compared in float64; rounding to the coarser element type is no difference. A scale that
@@ -228,7 +229,7 @@ def verify(ctx: click.Context, a: Path, b: Path | None, in_: str | None, base: P
     from loraforge.threads import settle_process
 
     settle_process()
-    found = loraforge.verify(a, b, in_=in_, base=base)  # type: ignore[arg-type]
+    found = loraforge.verify(a, b, in_=in_, base=base)
     for note in found.notes:
         say("note: ", note)
     click.echo(as_json(found.to_dict()) if json_ else "\n".join(map(plain, found.lines())))

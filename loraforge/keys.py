@@ -33,6 +33,13 @@ class Spelling:
     """Of a tensor that holds lora_alpha; empty where the format has none."""
 
 
+PEFT_SPELLINGS = (
+    Spelling(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
+    Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".lora_magnitude_vector.{name}.weight"),
+)
+"""As saved, and as it stands in a model that was saved whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     """What one key says."""

@@ -61,6 +61,7 @@ class Host:
         import pluggy
 
         self.plugins: dict[str, Plugin] = {}
+        self._returned: dict[str, list[tuple[str, Any]]] = {}
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
         self._load(Plugin(BUILT_IN, BUILT_IN, ""), lambda: importlib.import_module("loraforge.formats.builtin"))
@@ -96,8 +97,13 @@ class Host:
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         self.plugins[name].errors.append(plain(" ".join(text.split()), 600))
 
-    def results(self, hook: str) -> Iterator[tuple[str, Any]]:
-        """What the plugins return for a hook, item by item, each with its plugin's name; built-in ones first."""
+    def results(self, hook: str) -> list[tuple[str, Any]]:
+        """What the plugins return for a hook, item by item, each with its plugin's name; each is asked once."""
+        if hook not in self._returned:
+            self._returned[hook] = list(self._ask(hook))
+        return self._returned[hook]
+
+    def _ask(self, hook: str) -> Iterator[tuple[str, Any]]:
         calls = {call.plugin_name: call for call in getattr(self._manager.hook, hook).get_hookimpls()}
         for name in self.plugins:
             if name not in calls:

@@ -13,7 +13,7 @@ from typing import Any
 from loraforge import __version__
 from loraforge.adapter import Scale
 from loraforge.errors import ScaleError, Try
-from loraforge.scale import Rule, number
+from loraforge.scale import Rule, Statement, given, number
 
 KEY = "loraforge"
 """The header entry; its JSON follows schemas/provenance.schema.json."""
@@ -33,8 +33,18 @@ class Origin:
     applied: tuple[float, ...] = ()
     """The distinct scalings readers were to apply when it was written; empty where the entry does not say."""
 
-    def check(self, rule: Rule, ranks: Mapping[str, int], where: str) -> None:
-        """Raise ScaleError when what records the scale now is not what was written beside these tensors."""
+    def settle(self, scale: Scale, rule: Rule, stated: Statement, ranks: Mapping[str, int], where: str) -> Scale:
+        """How well the scale is known, given that `rule` records it now.
+
+        A scale we recorded ourselves is no better known than it was in the source, unless it is stated now.
+        Raises ScaleError when what is recorded is not what was written beside these tensors.
+        """
+        if scale.provenance != "recorded" or self.scale is None:
+            return scale
+        self._check(rule, ranks, where)
+        return (given(stated, ranks) if self.scale.provenance == "assumed" else None) or self.scale
+
+    def _check(self, rule: Rule, ranks: Mapping[str, int], where: str) -> None:
         now = sorted({rule.of(path, rank) for path, rank in ranks.items()})
         pairs = zip(self.applied, now, strict=False)
         if not self.applied or (

@@ -15,13 +15,15 @@ _FILE = re.compile(r"checkpoint-([0-9]{1,18})\.safetensors")
 
 
 def choose(folder: Path, names: Sequence[str], choice: Choice) -> Found | None:
-    """The tensor file of a training output folder, with a note of the choice.
+    """The tensor file of a training output folder, with a note of the choice; or the file itself, where it is one.
 
     A checkpoint is `checkpoint-N/NAME` (accelerate's), `lora_weights/N/NAME` (finetrainers') or
     `checkpoint-N.safetensors`; a NAME of the folder itself is the final result. None where there is nothing.
 
     Raises FileError when the iteration asked for is not there, or is there twice.
     """
+    if folder.is_file():
+        return Found(folder, folder.stem if folder.name not in names else folder.resolve().parent.name)
     whole = folder.resolve()
     own = _NUMBERED.fullmatch(whole.name)
     run = f"{whole.parent.name}-{own[1]}" if own and whole.name != own[1] else whole.name

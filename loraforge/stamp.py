@@ -12,6 +12,7 @@ from loraforge import peftrules
 from loraforge.adapter import Scale
 from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, as_commands, command
 from loraforge.formats import Choice
+from loraforge.formats.peft import config_path
 from loraforge.kinds import not_an_adapter
 from loraforge.output import Destination, destination, replacing
 from loraforge.provenance import KEY, entry
@@ -23,8 +24,6 @@ from loraforge.tensorfile import read_safetensors, write_safetensors
 
 STAMPED = ("diffusers", "peft")
 """Formats whose readers look for a scale in the header."""
-
-CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +92,9 @@ def stamp(
             f"{file.path} {what}: no loader looks for a scale there. Convert it, stating the alpha.",
             command("loraforge", "convert", file.path, "--to", "diffusers", "--alpha", f"{alpha:g}"),
         )
-    if form.name == "peft" and file.path.name.startswith("adapter_model.") and file.path.with_name(CONFIG).exists():
+    if form.name == "peft" and (config := config_path(file)):
         raise FormatError(
-            f"{file.path} has its scale in the {CONFIG} beside it, where PEFT looks for it.",
+            f"{file.path} has its scale in the {config.name} beside it, where PEFT looks for it.",
             command("loraforge", "inspect", path),
         )
     stated = Statement(alpha=alpha, override=override_scale)
@@ -129,7 +128,7 @@ def stamp(
         ),
     }
     goes = _destination(file.path, alpha, out, in_place=in_place, force=force)
-    with replacing(goes, file.size) as folder:
+    with replacing(goes, file.size, force=force or in_place) as folder:
         written = folder / goes.names[0]
         header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
         sums = write_safetensors(written, header, ((key, file[key]) for key in file.tensors), metadata)

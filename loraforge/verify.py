@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from loraforge.proof import Comparison
     from loraforge.tensorfile import TensorFile
 
+Loader = Literal["diffusers", "peft"]
+
 SHOWN = 10
 """Modules that are listed for a terminal; --json has all."""
 
@@ -109,7 +111,7 @@ def verify(
     a: str | Path,
     b: str | Path | None = None,
     *,
-    in_: Literal["diffusers", "peft"] | None = None,
+    in_: Loader | None = None,
     base: str | Path | None = None,
 ) -> Verification:
     """Compare the updates of two adapters of any formats and layouts, row by row, in float64.

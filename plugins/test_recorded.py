@@ -53,10 +53,11 @@ def test_the_update_is_the_recorded_one(recorded: tuple[Case, Path, dict[str, An
         assert error <= 1e-6, f"{path} is off by {error:.1e}"
 
 
+@pytest.mark.parametrize(
+    "recorded", [name for name in RECORDED if "diffsynth" not in name], indirect=True
+)  # DiffSynth's forward is its own model's; its update is compared above
 def test_the_real_diffusers_does_what_was_trained(recorded: tuple[Case, Path, dict[str, Any]], tmp_path: Path) -> None:
     case, file, said = recorded
-    if case.name == "diffsynth_cogdit":
-        pytest.skip("recorded with DiffSynth's own model; its update is compared above")
     loraforge.convert(file, to="diffusers", out=tmp_path, dtype="fp32", **said)
     model = CogVideoXTransformer3DModel.from_pretrained(case.base, torch_dtype=torch.float32).eval()
     pipe = CogVideoXPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=model, scheduler=None)
@@ -96,7 +97,7 @@ def test_comfyui_alone_is_asked_about(tmp_path: Path) -> None:
     asked = CliRunner().invoke(main, words)
     assert asked.exit_code == 1
     lines = re.findall(r"try: loraforge (.*?)   # ", asked.stderr)
-    assert [re.search(r"--to (\S+)", line)[1] for line in lines] == ["comfyui-native", "comfyui-wrapper"]  # type: ignore[index]
+    assert [re.search(r"--to (\S+)", line)[1] for line in lines] == ["comfyui-native", "comfyui-wrapper"]
     for line in lines:
         shutil.rmtree(tmp_path / "x", ignore_errors=True)
         assert CliRunner().invoke(main, shlex.split(line)).exit_code == 0
@@ -136,7 +137,7 @@ def test_every_pair_of_formats(one: str, other: str, tmp_path: Path) -> None:
         places = [tmp_path / f"{arch}-{n}" for n in range(3)]
         alone = {"sat": {"lora_only": True}}
         loraforge.write(adapter, one, places[0], **alone.get(one, {}))
-        stated = {} if loraforge.inspect(places[0]).scale.provenance != "ambiguous" else {"as_loaded": True}  # type: ignore[union-attr]
+        stated = _stated(places[0])
         drop: list[str] = []
         lacking = _segments(arch, layout) - _segments(arch, target.layouts[arch])
         if _paths(adapter, lacking):
@@ -165,12 +166,10 @@ def _stated(place: Path) -> dict[str, bool]:
     return {"as_loaded": True} if scale and scale.provenance == "ambiguous" else {}
 
 
-@pytest.mark.parametrize("target", FORMATS)
+@pytest.mark.parametrize("target", [name for name in FORMATS if "cogvideox" in loraforge.formats()[name].layouts])
 def test_dora_is_carried_or_refused_everywhere(target: str, tmp_path: Path) -> None:
     form = loraforge.formats()[target]
     options = {"lora_only": True} if target == "sat" else {}
-    if "cogvideox" not in form.layouts:
-        pytest.skip("of another architecture")
     if not form.storage.magnitude:
         with pytest.raises(LoraforgeError, match="magnitudes"):
             loraforge.convert(DATA / "peft_dora", to=target, out=tmp_path / "x", **options)
@@ -197,7 +196,7 @@ def test_comfyuis_own_names_hold_what_they_say(tmp_path: Path) -> None:
     written = load_file(tmp_path / "comfyui-native.safetensors")
     case = Case("peft_plain")
     for path, want in case.deltas.items():
-        block, name = re.fullmatch(r"transformer_blocks\.(\d+)\.attn1\.(.*)", path).groups()  # type: ignore[union-attr]
+        block, name = re.fullmatch(r"transformer_blocks\.(\d+)\.attn1\.(.*)", path).groups()
         stem = f"diffusion_model.blocks.{block}.{names[name]}"
         got = written[f"{stem}.lora_B.weight"].astype(np.float64) @ written[f"{stem}.lora_A.weight"]
         np.testing.assert_allclose(got, want, atol=1e-6)

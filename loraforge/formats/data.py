@@ -71,8 +71,6 @@ class DataFormat:
         return DataWriter(self, wanted)
 
     def find(self, source: Path, choice: Choice) -> Found | None:
-        if source.is_file():
-            return Found(source, source.stem if source.name != self.file else source.resolve().parent.name)
         return runs.choose(source, (self.file,), choice)
 
     def claims(self, file: TensorFile) -> bool:

@@ -17,7 +17,7 @@ from loraforge.adapter import Adapter, Storage
 from loraforge.catalog import architecture, having, matching, outdone
 from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
 from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
-from loraforge.keys import KeyStyle, Spelling
+from loraforge.keys import PEFT_SPELLINGS, KeyStyle, Spelling
 from loraforge.kinds import not_an_adapter
 from loraforge.recorded import COMPONENT, header_configs
 
@@ -25,11 +25,7 @@ if TYPE_CHECKING:
     from loraforge.tensorfile import TensorFile
 
 STYLE = KeyStyle(
-    spellings=(
-        Spelling(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
-        Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".lora_magnitude_vector.{name}.weight"),
-        Spelling(".lora.down.weight", ".lora.up.weight"),
-    ),
+    spellings=(*PEFT_SPELLINGS, Spelling(".lora.down.weight", ".lora.up.weight")),
     prefixes=(f"{COMPONENT}.", ""),
 )
 FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
@@ -79,8 +75,6 @@ class DiffusersFormat:
         return having("diffusers")
 
     def find(self, source: Path, choice: Choice) -> Found | None:
-        if source.is_file():
-            return Found(source, source.stem if source.name not in FILES else source.resolve().parent.name)
         return runs.choose(source, FILES, choice)
 
     def claims(self, file: TensorFile) -> bool:

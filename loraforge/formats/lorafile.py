@@ -16,7 +16,7 @@ from loraforge.keys import KeyStyle, alphas, ranks
 from loraforge.layout import Architecture
 from loraforge.provenance import origin
 from loraforge.recorded import from_alphas, from_configs, from_training
-from loraforge.scale import Rule, given, resolve
+from loraforge.scale import Rule, resolve
 from loraforge.tensorfile import TensorInfo, write_safetensors
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read_lora_file(
     `writes` is the format's name in trainers.toml, `others` what begins the keys of adapters of other components.
     Raises FormatError and ScaleError.
     """
-    tensors, notes = _without(file, choice.drop, others)
+    tensors, notes = _without(file, choice.drop, others, arch.title)
     look = command("loraforge", "inspect", file.path)
     strange = [f"{key} ({name})" for key, name in file.opaque.items()]
     if strange:
@@ -66,16 +66,11 @@ def read_lora_file(
         more, told = from_training(file, choice, sizes, search=not rules)
         rules, notes = rules + more, notes + told
     rule, scale = resolve(rules, choice.stated, sizes, default=None, writes=writes)
-    if scale.provenance == "recorded" and known.scale is not None:
-        known.check(rule, sizes, str(file.path))
-        # a scale we recorded ourselves is no better known than it was in the source, unless it is stated now
-        stated = given(choice.stated, sizes) if known.scale.provenance == "assumed" else None
-        scale = stated or known.scale
     return Adapter(
         architecture=arch.name,
         layout=layout,
         modules=style.decode(file, found, rule.of),
-        scale=scale,
+        scale=known.settle(scale, rule, choice.stated, sizes, str(file.path)),
         keys=tuple(sorted(tensors)),
         metadata=file.metadata,
         base_model=known.base_model or base_model,
@@ -85,7 +80,7 @@ def read_lora_file(
 
 
 def _without(
-    file: TensorFile, patterns: Sequence[str], others: Mapping[str, str]
+    file: TensorFile, patterns: Sequence[str], others: Mapping[str, str], title: str
 ) -> tuple[Mapping[str, TensorInfo], tuple[str, ...]]:
     """The tensors less those of other components that a pattern of `--drop` names, and a note that says so.
 
@@ -97,7 +92,7 @@ def _without(
         starts = sorted({start for key in left for start in others if key.startswith(start)})
         raise FormatError(
             f"{file.path}: {len(left)} of its tensors adapt the {foreign[left[0]]} ({left[0]}, ...), which this format "
-            "can carry and CogVideoX pipelines do not load. Say that they may be left out.",
+            f"can carry and {title} pipelines do not load. Say that they may be left out.",
             " ".join(f"--drop '{start}*'" for start in starts),
         )
     if not named:

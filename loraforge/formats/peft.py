@@ -22,20 +22,14 @@ from loraforge.catalog import architecture, having, matching, outdone
 from loraforge.errors import FileError, FormatError, command, shown
 from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
 from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
-from loraforge.keys import KeyStyle, Spelling
+from loraforge.keys import PEFT_SPELLINGS, KeyStyle
 from loraforge.kinds import not_an_adapter, of_training
 from loraforge.recorded import COMPONENT, header_configs
 
 if TYPE_CHECKING:
     from loraforge.tensorfile import TensorFile
 
-STYLE = KeyStyle(
-    spellings=(
-        Spelling(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
-        Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".lora_magnitude_vector.{name}.weight"),
-    ),
-    prefixes=("base_model.model.", ""),
-)
+STYLE = KeyStyle(PEFT_SPELLINGS, prefixes=("base_model.model.", ""))
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 CONFIG = "adapter_config.json"
 _MOST_BYTES = 1 << 24
@@ -86,8 +80,6 @@ class PeftFormat:
         return having("diffusers")
 
     def find(self, source: Path, choice: Choice) -> Found | None:
-        if source.is_file():
-            return Found(source, source.stem if source.name not in FILES else source.resolve().parent.name)
         found = runs.choose(source, FILES, choice)
         others = sorted(path.parent.name for path in source.glob(f"*/{CONFIG}"))
         others = [name for name in others if not name.startswith("checkpoint-")]
@@ -100,7 +92,7 @@ class PeftFormat:
 
     def claims(self, file: TensorFile) -> bool:
         hits = [hit for key in file.tensors if (hit := STYLE.parse(key))]
-        if _config_path(file):
+        if config_path(file):
             # diffusion-pipe's folder has a configuration too, and the original names behind the component's
             return not outdone([hit.path.removeprefix(f"{COMPONENT}.") for hit in hits], self.layouts)
         if of_training(file):
@@ -110,7 +102,7 @@ class PeftFormat:
         return any(hit.prefix for hit in hits) or not header_configs(file)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
-        path = _config_path(file)
+        path = config_path(file)
         config = _read_config(path) if path else None
         if config and (odd := peftrules.unsupported(config)):
             raise FormatError(f"{file.path}: its {CONFIG} has {odd}.", command("loraforge", "inspect", file.path))
@@ -132,7 +124,8 @@ class PeftFormat:
         )
 
 
-def _config_path(file: TensorFile) -> Path | None:
+def config_path(file: TensorFile) -> Path | None:
+    """The configuration that speaks for a tensor file; None where it is not called as PEFT calls it, or has none."""
     path = file.path.with_name(CONFIG)
     return path if file.path.name in FILES and os.path.lexists(path) else None
 

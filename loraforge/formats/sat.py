@@ -86,13 +86,11 @@ class SatFormat:
         default = Rule("SAT's default lora_alpha 1, as no file of the run says otherwise", alpha=1.0)
         rule, scale = resolve(recorded, choice.stated, ranks, default=default, writes="sat")
         known = origin(metadata)
-        if scale.provenance == "recorded" and known.scale is not None:
-            known.check(rule, ranks, str(file.path))
         return Adapter(
             architecture="cogvideox",
             layout="sat",
             modules=STYLE.decode(file, pairs, rule.of),
-            scale=known.scale if scale.provenance == "recorded" and known.scale else scale,
+            scale=known.settle(scale, rule, choice.stated, ranks, str(file.path)),
             keys=tuple(sorted(lora)),
             evidence=_evidence(file, arch),
             others=_components(key for key in file.tensors if key not in lora),

@@ -1,11 +1,13 @@
 """The built-in formats pass the kit that plugins are asked to pass."""
 
+from typing import ClassVar
+
 from loraforge.testing import FormatConformance
 
 
 class TestSat(FormatConformance):
     format = "sat"
-    options = {"lora_only": True}  # noqa: RUF012
+    options: ClassVar = {"lora_only": True}
 
 
 class TestDiffusers(FormatConformance):
@@ -14,7 +16,7 @@ class TestDiffusers(FormatConformance):
 
 class TestDiffusersScaleInTheHeader(FormatConformance):
     format = "diffusers"
-    options = {"scale_in": "metadata"}  # noqa: RUF012
+    options: ClassVar = {"scale_in": "metadata"}
 
 
 class TestPeft(FormatConformance):
