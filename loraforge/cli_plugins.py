@@ -35,10 +35,8 @@ def formats(json_: bool) -> None:
     if json_:
         click.echo(as_json(rows))
         return
-    cells = [
-        [row["name"], "yes", "yes" if row["writes"] else "-", row["holds"], row["package"], row["what"]] for row in rows
-    ]
-    table(["format", "reads", "writes", "holds", "package", "what"], cells)
+    cells = [[row["name"], "yes" if row["writes"] else "no", row["holds"], row["package"], row["what"]] for row in rows]
+    table(["format", "written", "holds", "package", "what"], cells)
 
 
 @click.command(short_help="Show how the frameworks name an architecture's parameters.")

@@ -96,15 +96,23 @@ def say(label: str, *text: str, colour: str | None = None) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table to stdout: as wide as the terminal, or with whole lines where a program reads it."""
+    """A table to stdout with nothing cut off: where the terminal is too narrow for it, a block of lines per row."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    cells = [[plain(cell) for cell in row] for row in rows]
+    width = sum(max(len(row[n]) for row in [columns, *cells]) + 3 for n in range(len(columns)))
+    if sys.stdout.isatty() and width > Console().width:
+        for name, *others in cells:
+            click.secho(name, bold="NO_COLOR" not in os.environ)
+            for column, cell in zip(columns[1:], others, strict=True):
+                click.echo(f"  {column:<{max(map(len, columns[1:]))}}  {cell}")
+        return
     grid = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        grid.add_row(*map(plain, row))
-    console = Console(width=None if sys.stdout.isatty() else 400)
+    for row in cells:
+        grid.add_row(*row)
+    console = Console(width=width)
     with console.capture() as captured:
         console.print(grid)
     click.echo("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))

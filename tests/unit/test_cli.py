@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -313,3 +316,20 @@ def test_files_of_one_name_get_results_named_after_their_folders(tmp_path: Path,
         source = tmp_path / f"{style}-lora" / "pytorch_lora_weights.safetensors"
         report = loraforge.convert(source, to="diffusers", dtype="bf16")
         assert Path(report.output["path"]).parent.name == f"{style}-lora-diffusers"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
+@pytest.mark.parametrize(("width", "is_grid"), [(80, False), (300, True)])
+def test_a_table_is_whole_in_a_terminal_of_any_width(width: int, is_grid: bool) -> None:
+    """Nothing is cut off with dots, and no word is broken over two cells."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    program = "from loraforge.cli import main; main(['formats'], standalone_mode=False)"
+    environment = os.environ | {"COLUMNS": str(width), "NO_COLOR": "1", "TERM": "xterm"}
+    subprocess.run([sys.executable, "-c", program], stdout=theirs, env=environment, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode().replace("\r", "")
+    assert "CogVideo's SAT trainer: run folder or mp_rank_00_model_states.pt" in shown
+    assert "\u2026" not in shown
+    assert ("\u2500\u2500" in shown) == is_grid
