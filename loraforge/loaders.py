@@ -7,7 +7,6 @@ Needs `loraforge[pipeline]`.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,8 +150,6 @@ def _layers(model: Any) -> dict[str, Delta]:
             magnitude = _numpy(magnitudes[adapter].weight).reshape(-1) if adapter in magnitudes else None
             rank, kernel = A.shape[0], A.shape[2:]
             scaling = float(layer.scaling[adapter])
-            if not math.isfinite(scaling):
-                raise LoraforgeError(f"the loader applies a scaling of {scaling} to {name}.")
             weight = LoraWeight(A.reshape(rank, -1), B.reshape(-1, rank), scaling, magnitude, kernel)
             found[name.removeprefix("base_model.model.")] = (weight,)
     return found

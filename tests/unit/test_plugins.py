@@ -80,6 +80,7 @@ def test_broken_plugins_are_named_with_their_package_and_how_to_remove_them(inst
         (line,) = [line for line in warnings if f"loraforge-{name} 1.0" in line]
         assert words in line
         assert f"pip uninstall loraforge-{name}" in line
+        assert line.count(words) == 1  # each plugin is asked once
 
 
 def test_the_list_of_plugins_tells_all(installed: dict[str, str]) -> None:

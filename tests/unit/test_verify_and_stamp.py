@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import loraforge
-from loraforge.errors import FormatError, ScaleError
+from loraforge.errors import FormatError, ScaleError, VerificationError
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 UNSCALED = DATA / "sat_2b_r4" / "hf_export_unscaled"
@@ -184,3 +184,25 @@ def test_the_three_lines_of_the_readme_record_the_scale(tmp_path: Path) -> None:
     assert seen.scale is not None
     assert (seen.scalings, seen.scale.provenance) == ((0.5,), "recorded")
     assert np.all([rank == 8 for rank in seen.ranks])
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_stamp_whose_tensors_came_back_otherwise_is_not_kept(in_place: bool, tmp_path: Path, monkeypatch) -> None:
+    """The file is the user's only copy of a training."""
+    file = tmp_path / "x.safetensors"
+    file.write_bytes((UNSCALED / "pytorch_lora_weights.safetensors").read_bytes())
+    before = file.read_bytes()
+    right = loraforge.stamp.__globals__["write_safetensors"]
+
+    def damaged(path: Path, *rest) -> dict[str, int]:
+        sums = right(path, *rest)
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        return sums
+
+    monkeypatch.setitem(loraforge.stamp.__globals__, "write_safetensors", damaged)
+    with pytest.raises(VerificationError, match="gave back other bytes"):
+        loraforge.stamp(file, 1, in_place=in_place, out=None if in_place else tmp_path / "y.safetensors")
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
