@@ -87,7 +87,7 @@ def look(file: DataFile) -> tuple[dict[str, Any], list[Problem]]:
         what = re.sub(r" \(at line.*", "", str(error)) + "."
         hint = "TOML quotes names that have dots or braces." if what.startswith("Expected") else ""
         return {}, [Problem(int(line[1]) if line else None, what, hint)]
-    problems = [_problem(text, error) for error in _errors(data)]
+    problems = list(dict.fromkeys(_problem(text, error) for error in _errors(data)))  # one error per missing entry
     return data, problems or list(_alike(data, text))
 
 
