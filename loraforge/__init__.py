@@ -13,6 +13,9 @@ from loraforge.adapter import Storage as Storage
 from loraforge.convert import convert as convert
 from loraforge.errors import LoraforgeError as LoraforgeError
 from loraforge.formats import Format as Format
+from loraforge.fuse import FuseReport as FuseReport
+from loraforge.fuse import fuse as fuse
+from loraforge.fusion import FusionBackend as FusionBackend
 from loraforge.hookspecs import hookimpl as hookimpl
 from loraforge.inspect import Inspection as Inspection
 from loraforge.inspect import inspect as inspect
@@ -32,6 +35,8 @@ from loraforge.write import write as write
 __all__ = [
     "Adapter",
     "Format",
+    "FuseReport",
+    "FusionBackend",
     "Inspection",
     "KeyStyle",
     "LoraforgeError",
@@ -43,6 +48,7 @@ __all__ = [
     "__version__",
     "convert",
     "formats",
+    "fuse",
     "hookimpl",
     "inspect",
     "read",

@@ -16,6 +16,12 @@ BYTES = {
 FACTORS = ("F16", "BF16", "F32", "F64")
 """Types in which an A or a B is read."""
 
+_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "bool": "BOOL",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
+}  # fmt: skip
+
 CHOICES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """What `--dtype` takes, besides `keep`."""
 
@@ -30,8 +36,8 @@ def numpy_type(name: str) -> np.dtype[Any]:
 
 
 def name_of(dtype: np.dtype[Any]) -> str:
-    """The inverse of `numpy_type`."""
-    return {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}[dtype.name]
+    """The inverse of `numpy_type`, for the other types numpy has too."""
+    return _NAMES[dtype.name]
 
 
 def eps(dtype: np.dtype[Any]) -> float:

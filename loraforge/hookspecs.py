@@ -21,3 +21,9 @@ def loraforge_formats() -> Iterable[Any]:
 def loraforge_architectures() -> Iterable[Any]:
     """Return TOML files (paths, or resources of the package) that add architectures, or layouts of known ones."""
     raise RuntimeError("a specification is not called")
+
+
+@hookspec
+def loraforge_fusion_backends() -> Iterable[Any]:
+    """Return ways to add updates to base weights: `loraforge.fusion.FusionBackend`s."""
+    raise RuntimeError("a specification is not called")

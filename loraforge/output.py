@@ -128,12 +128,12 @@ def replacing(place: Destination, nbytes: int, *, force: bool = True) -> Iterato
             for name in place.names:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (temporary / name).replace(folder / name)
-                _sync_folder((folder / name).parent)
+                sync_folder((folder / name).parent)
         else:
             temporary.replace(folder)
         made = []
-        _sync_folder(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder)
+        sync_folder(folder.parent)
     except (OSError, RecursionError) as error:
         name = place.file.name
         raise OutputError(f"{_short(place.file)} cannot be written: {_reason(error)}.", _elsewhere(name)) from error
@@ -156,7 +156,8 @@ def _short(file: Path) -> str:
     return str(file) if len(str(file)) <= 200 else f"...{str(file)[-200:]}"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk."""
     if os.name == "posix":  # Windows cannot open a folder; there the rename itself is journalled
         handle = os.open(folder, os.O_RDONLY)
         try:

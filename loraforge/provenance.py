@@ -14,9 +14,7 @@ from loraforge import __version__
 from loraforge.adapter import Scale
 from loraforge.errors import ScaleError, Try
 from loraforge.scale import Rule, Statement, given, number
-
-KEY = "loraforge"
-"""The header entry; its JSON follows schemas/provenance.schema.json."""
+from loraforge.tensorfile import KEY
 
 _NO_LONGER_TRUE = re.compile(r"ss_network_(dim|alpha)|sshs_.*|lora_adapter_metadata|lora_config|modelspec\.hash_sha256")
 """Entries that state a scale, a rank or a hash of the old tensors."""

@@ -15,12 +15,12 @@ from loraforge.formats import Choice
 from loraforge.formats.peft import config_path
 from loraforge.kinds import not_an_adapter
 from loraforge.output import Destination, destination, replacing
-from loraforge.provenance import KEY, entry
+from loraforge.provenance import entry
 from loraforge.recorded import COMPONENT, HEADER
 from loraforge.registry import locate
 from loraforge.report import fraction
 from loraforge.scale import Statement
-from loraforge.tensorfile import read_safetensors, write_safetensors
+from loraforge.tensorfile import KEY, read_safetensors, write_safetensors
 
 STAMPED = ("diffusers", "peft")
 """Formats whose readers look for a scale in the header."""

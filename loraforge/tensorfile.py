@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,13 @@ from loraforge.errors import FileError, command
 
 if TYPE_CHECKING:
     from loraforge.lora import Array
+
+
+KEY = "loraforge"
+"""Our own entry, of the file's origin (schemas/provenance.schema.json; of base weights, fused.schema.json)."""
+
+Chunk = bytes | bytearray | memoryview
+"""A piece of a tensor's raw little-endian bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,7 @@ class TensorFile:
     size: int
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """The header's string table; empty for torch files, which have none."""
+    """The header's string table; of a torch file, our own entry where its outermost dictionary has one."""
     tops: tuple[str, ...] = ()
     """Keys of the outermost dictionary of a torch file."""
     wrappers: tuple[str, ...] = ()
@@ -143,20 +150,19 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def write_safetensors(
     path: Path,
     header: Mapping[str, tuple[str, tuple[int, ...]]],
-    tensors: Iterable[tuple[str, Array]],
+    tensors: Iterable[tuple[str, Array | Iterable[Chunk]]],
     metadata: Mapping[str, str],
 ) -> dict[str, int]:
     """Write a safetensors file: `header` (key -> dtype, shape) first, then the tensors in whatever order they come.
 
-    Returns the CRC-32 of each tensor's bytes. The file depends on the arguments alone: keys are sorted, wide
-    element types first so that every tensor is aligned, and the header is padded to 8 bytes. Raises
-    ValueError when a tensor is missing or is not what the header announced.
+    Each comes as an array, or as pieces of its raw bytes. Returns the CRC-32 of each tensor's bytes. The file depends
+    on the arguments alone: keys are in `file_order`, and the header is padded to 8 bytes. Raises ValueError when a
+    tensor is missing or is not what the header announced.
     """
-    import numpy as np
-
     table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
-    for key, (dtype, shape) in sorted(header.items(), key=lambda item: (-BYTES[item[1][0]], item[0])):
+    for key in file_order(header):
+        dtype, shape = header[key]
         start, end = end, end + TensorInfo(dtype, shape, 0).nbytes
         table[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
@@ -165,12 +171,36 @@ def write_safetensors(
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for key, tensor in tensors:
-            if (name_of(tensor.dtype), tensor.shape) != header[key]:
-                raise ValueError(f"{key} is {tensor.dtype} {tensor.shape}, not {header[key]}")
             stream.seek(8 + len(text) + table[key]["data_offsets"][0])
-            content = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
-            stream.write(content)
-            sums[key] = crc32(content)
+            checksum = 0
+            for chunk in chunks_of(key, header[key], tensor):
+                stream.write(chunk)
+                checksum = crc32(chunk, checksum)
+            sums[key] = checksum
     if missing := header.keys() - sums.keys():
         raise ValueError(f"tensors announced and not given: {sorted(missing)}")
     return sums
+
+
+def file_order(header: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+    """The keys as they lie in a file: wide element types first, so that every tensor is aligned, and by name."""
+    return sorted(header, key=lambda key: (-BYTES[header[key][0]], key))
+
+
+def chunks_of(key: str, entry: tuple[str, tuple[int, ...]], tensor: Array | Iterable[Chunk]) -> Iterator[Chunk]:
+    """The bytes of a tensor in row-major order. Raises ValueError where it is not of the announced type and shape."""
+    import numpy as np
+
+    if isinstance(tensor, np.ndarray):
+        if (name_of(tensor.dtype), tensor.shape) != (entry[0], tuple(entry[1])):
+            raise ValueError(f"{key} is {tensor.dtype} {tensor.shape}, not {entry[0]} {entry[1]}")
+        little = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
+        tensor = [little.reshape(-1).view(np.uint8).data]
+    size, done = TensorInfo(*entry, 0).nbytes, 0
+    for chunk in tensor:
+        done += memoryview(chunk).nbytes
+        if done > size:
+            break
+        yield chunk
+    if done != size:
+        raise ValueError(f"{key} has {'more' if done > size else f'{done}'} bytes, not {size}")

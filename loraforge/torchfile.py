@@ -11,7 +11,7 @@ from typing import Any
 from loraforge.dtypes import BYTES
 from loraforge.errors import FileError, command
 from loraforge.pickledata import MOST_BYTES, Global, HostileError, Opaque, load
-from loraforge.tensorfile import TensorFile, TensorInfo
+from loraforge.tensorfile import KEY, TensorFile, TensorInfo
 
 WRAPPERS = ("module", "model", "state_dict")
 """Keys under which trainers put the state dict: SAT and DeepSpeed, older SAT, Lightning."""
@@ -74,6 +74,7 @@ def read_torch(path: Path) -> TensorFile:
             storages[name.removeprefix("data/")] = (start, end - start)
     tree, names = load(text["data.pkl"], str(path), _calls(str(path)), _persistent(storages, str(path)))
     tops = tuple(key for key in tree if isinstance(key, str)) if isinstance(tree, dict) else ()
+    ours = tree.get(KEY) if isinstance(tree, dict) else None
     wrappers: list[str] = []
     while isinstance(tree, dict) and (
         inner := next((key for key in WRAPPERS if isinstance(tree.get(key), dict)), None)
@@ -89,7 +90,8 @@ def read_torch(path: Path) -> TensorFile:
         for key, value in items.items()
         if not isinstance(value, TensorInfo)
     }
-    return TensorFile(path, "torch", size, tensors, {}, tops, tuple(wrappers), opaque, names)
+    metadata = {KEY: ours} if isinstance(ours, str) else {}
+    return TensorFile(path, "torch", size, tensors, metadata, tops, tuple(wrappers), opaque, names)
 
 
 _MOST = {"data.pkl": MOST_BYTES, "byteorder": 16}

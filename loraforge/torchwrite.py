@@ -14,21 +14,19 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from loraforge.dtypes import BYTES
 from loraforge.errors import ConversionError
-from loraforge.tensorfile import TensorFile, TensorInfo
+from loraforge.tensorfile import Chunk, TensorFile, TensorInfo, chunks_of
 
 if TYPE_CHECKING:
     from loraforge.lora import Array
 
-Chunk = bytes | bytearray | memoryview
 Plain = int | float | str | bool | None
 
 _TYPES = {
-    "F64": ("DoubleStorage", "float64"), "F32": ("FloatStorage", "float32"), "F16": ("HalfStorage", "float16"),
-    "BF16": ("BFloat16Storage", "bfloat16"), "I64": ("LongStorage", "int64"), "I32": ("IntStorage", "int32"),
-    "I16": ("ShortStorage", "int16"), "I8": ("CharStorage", "int8"), "U8": ("ByteStorage", "uint8"),
-    "BOOL": ("BoolStorage", "bool"), "C64": ("ComplexFloatStorage", "complex64"),
+    "F64": "DoubleStorage", "F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage",
+    "I64": "LongStorage", "I32": "IntStorage", "I16": "ShortStorage", "I8": "CharStorage", "U8": "ByteStorage",
+    "BOOL": "BoolStorage", "C64": "ComplexFloatStorage",
 }  # fmt: skip
-"""Element types for which torch has a storage class -> that class, and numpy's name of the type."""
+"""Element types for which torch has a storage class -> that class."""
 
 _ALIGNMENT = 64
 """Every record's data begins at a multiple of this, as torch.save has it, so that a mapped tensor is aligned."""
@@ -97,25 +95,10 @@ def _content(
 
     Takes it itself, so that no caller's variable keeps it alive while the one after it is made.
     """
-    import numpy as np
-
     name, tensor = next(given, (None, ()))
     if name != key:
         raise ValueError(f"{key} was announced, and {'nothing' if name is None else name} came")
-    if isinstance(tensor, np.ndarray):
-        if (tensor.dtype.name, tensor.shape) != (_TYPES[dtype][1], tuple(shape)):
-            raise ValueError(f"{key} is {tensor.dtype} {tensor.shape}, not {dtype} {shape}")
-        little = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
-        tensor = [little.reshape(-1).view(np.uint8).data]
-    size = math.prod(shape) * BYTES[dtype]
-    done = 0
-    for chunk in tensor:
-        done += memoryview(chunk).nbytes
-        if done > size:
-            break
-        yield chunk
-    if done != size:
-        raise ValueError(f"{key} has {'more' if done > size else f'{done}'} bytes, not {size}")
+    yield from chunks_of(key, (dtype, shape), tensor)
 
 
 def _put(archive: zipfile.ZipFile, stream: BinaryIO, name: str, size: int, chunks: Iterable[Chunk]) -> int:
@@ -153,7 +136,7 @@ def _pickled(header: Mapping[str, tuple[str, tuple[int, ...]]], wrapper: str, ex
 def _tensor(number: int, dtype: str, shape: tuple[int, ...]) -> list[bytes]:
     """`_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, backward_hooks)`."""
     strides = tuple(math.prod(max(length, 1) for length in shape[axis + 1 :]) for axis in range(len(shape)))
-    storage = [_plain("storage"), _named("torch", _TYPES[dtype][0])]
+    storage = [_plain("storage"), _named("torch", _TYPES[dtype])]
     storage += [_plain(value) for value in (str(number), "cpu", math.prod(shape))]
     return [
         _named("torch._utils", "_rebuild_tensor_v2"), pickle.MARK,

@@ -16,11 +16,11 @@ from loraforge.dtypes import CHOICES, name_of
 from loraforge.errors import ConversionError, LoraforgeError, Try, VerificationError, command, listed
 from loraforge.formats import Choice, Format, Header, Target, Wanted, Writer
 from loraforge.output import destination, replacing
-from loraforge.provenance import KEY, carried_over, entry
+from loraforge.provenance import carried_over, entry
 from loraforge.registry import formats, named
 from loraforge.report import Report
 from loraforge.source import open_tensors
-from loraforge.tensorfile import RELEASE_EVERY, TensorFile
+from loraforge.tensorfile import KEY, RELEASE_EVERY, TensorFile
 
 if TYPE_CHECKING:
     from loraforge.lora import Array, Delta

@@ -44,6 +44,8 @@ def test_a_conversion_and_an_inspection_do_not_load_torch(tmp_path: Path) -> Non
 LAYERS = """
 errors half hookspecs
 dtypes layout lora tensorfile pickledata threads output plugins console
+fusion
+fusion.with_numpy fusion.with_torch partial
 adapter torchfile torchwrite keys patterns plugindata picture
 catalog
 kinds scale source graph scan base fit
@@ -54,11 +56,13 @@ formats
 runs recorded
 formats.lorafile formats.satwrite
 formats.sat formats.diffusers formats.peft formats.data
-formats.builtin
+formats.builtin fusion.choose basemodel
 registry
+merge baseplace basewrite fusedorigin retention
+basejob
 read write inspect verify stamp plugincheck plugintemplate
-convert
-testing cli_plugins
+convert fuse
+testing cli_plugins cli_base
 cli
 """
 """Every module may import those in lines above its own, and their types in its own line; nothing below."""

@@ -1,0 +1,161 @@
+"""A model to be written, file by file: resumable, read back, and proved before it gets its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+from zlib import crc32
+
+import numpy as np
+
+from loraforge import __version__
+from loraforge.baseplace import put
+from loraforge.basewrite import Engine, NewTensor, write_base
+from loraforge.dtypes import eps, numpy_type
+from loraforge.errors import VerificationError, command, listed
+from loraforge.fusion import Sums, Term
+from loraforge.half import widen
+from loraforge.lora import Array
+from loraforge.partial import resumable
+from loraforge.scan import changed
+from loraforge.source import open_tensors
+from loraforge.tensorfile import TensorFile, TensorInfo
+
+Progress = Callable[[int, int], None]
+"""Is told how many bytes more are written, and how many there will be in all."""
+
+ROWS = 4
+"""Rows of every run of a changed weight that are computed once more, in float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tensor file to be written."""
+
+    kind: Literal["safetensors", "torch"]
+    tensors: tuple[NewTensor, ...]
+    metadata: Mapping[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(TensorInfo(*tensor.entry, 0).nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Everything a written model consists of, by name in its folder."""
+
+    shards: Mapping[str, Shard]
+    copied: Mapping[str, Path]
+    texts: Mapping[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.shards, *self.copied, *self.texts]
+
+    @property
+    def tensors(self) -> list[NewTensor]:
+        return [tensor for shard in self.shards.values() for tensor in shard.tensors]
+
+
+def write_model(out: Path, model: Model, engine: Engine, digests: Sequence[str], progress: Progress) -> dict[str, Sums]:
+    """Write the model, and return what became of every update. `digests`: of the adapters.
+
+    Raises VerificationError when a file does not come back as it was written, or a row is not what it should be.
+    """
+    sizes = {name: shard.nbytes for name, shard in model.shards.items()}
+    measured, total = dict[str, Sums](), sum(sizes.values())
+    with resumable(out, _plan(model, engine, digests), sizes) as work:
+        for name, path in model.copied.items():
+            put(path, work.folder / name)
+        for name, text in model.texts.items():
+            (work.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (work.folder / name).write_text(text, "utf-8")
+        for name, shard in model.shards.items():
+            if name in work.done:
+                progress(sizes[name], total)
+            else:
+                found = _write(work.folder / name, shard, engine, lambda n: progress(n, total))
+                work.finish(name, {"measured": {key: list(asdict(sums).values()) for key, sums in found.items()}})
+            measured |= {key: Sums(*numbers) for key, numbers in work.done[name]["measured"].items()}
+    return measured
+
+
+def _write(file: Path, shard: Shard, engine: Engine, progress: Callable[[int], None]) -> dict[str, Sums]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sums, measured = write_base(file, shard.kind, shard.tensors, shard.metadata, engine, progress)
+    back, _ = open_tensors(file)
+    if damaged := changed(back, sums):
+        raise VerificationError(
+            f"the disk gave back other bytes than were written to {file.name}: {listed(damaged, 3)}. Nothing was kept.",
+            command("ls", "-l", file.parent.parent),
+        )
+    for tensor in shard.tensors:
+        if tensor.terms:
+            _prove(tensor, back)
+            back.release()
+    return {key: sum(pieces, Sums()) for key, pieces in measured.items()}
+
+
+def _plan(model: Model, engine: Engine, digests: Sequence[str]) -> str:
+    """A hash of all that decides what is written. Of the sources: names, sizes, dates and headers, not every byte."""
+    said = [__version__, engine.backend.name, engine.device, *digests]
+    files: dict[Path, TensorFile] = {}
+    for name, shard in model.shards.items():
+        said.append(f"{name} {shard.kind} {sorted(shard.metadata.items())}")
+        for tensor in shard.tensors:
+            files |= {part.file.path: part.file for part in tensor.parts}
+            rows = [(part.key, part.start, part.stop) for part in tensor.parts]
+            terms = [(run, [(t.scaling, t.weight.rank) for t in terms]) for run, terms in tensor.terms.items()]
+            said.append(f"{tensor.key} {tensor.dtype} {tensor.shape} {rows} {terms}")
+    for path, file in files.items():
+        state = path.stat()
+        said.append(f"{path.name} {state.st_size} {state.st_mtime_ns} {sorted(file.tensors.items())}")
+    said += [f"{name} {path.stat().st_size} {path.stat().st_mtime_ns}" for name, path in model.copied.items()]
+    said += [f"{name} {text}" for name, text in model.texts.items()]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _prove(tensor: NewTensor, back: TensorFile) -> None:
+    """Compute a few rows of a changed weight once more, in float64 and row by row, and compare with the file."""
+    written = back[tensor.key].reshape(tensor.shape[0], -1)
+    for (first, last), terms in tensor.terms.items():
+        picked = np.random.default_rng(crc32(f"{tensor.key} {first}".encode())).integers(first, last, ROWS)
+        for row in sorted(set(picked.tolist())):
+            weight = widen(_row(tensor, row))
+            updates = [_update(weight, term, row - first) for term in terms]
+            want = weight + sum(updates)
+            size = np.abs(weight) + sum(np.abs(update) for update in updates)
+            grain = eps(np.dtype(numpy_type(tensor.dtype)))
+            allowed = grain * np.abs(want) + 2e-5 * size.max() + float(np.finfo(np.float32).tiny)
+            off = np.abs(widen(written[row]) - want) > allowed
+            if off.any():
+                raise VerificationError(
+                    f"row {row} of {tensor.key} did not come out as it should, in {int(off.sum())} of its {off.size} "
+                    "entries. Nothing was kept. This is a fault of loraforge or of the machine: please report it.",
+                    command("loraforge", "plugins", "list"),
+                )
+
+
+def _row(tensor: NewTensor, row: int) -> Array:
+    """A row of the source."""
+    for part in tensor.parts:
+        if row < part.stop - part.start:
+            found: Array = part.file[part.key][part.start + row].reshape(-1)
+            return found
+        row -= part.stop - part.start
+    raise IndexError(row)
+
+
+def _update(weight: Array, term: Term, row: int) -> Array:
+    """What a term adds to one row of base weights."""
+    w = term.weight
+    low: Array = term.scaling * (widen(w.B[row]) @ widen(w.A))
+    if w.magnitude is None:
+        return low
+    moved = weight + low
+    return float(widen(w.magnitude[row : row + 1])[0]) / float(np.linalg.norm(moved)) * moved - weight

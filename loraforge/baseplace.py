@@ -1,0 +1,91 @@
+"""What a model folder is made of besides its weights, and how a copy of it is laid out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from loraforge.basemodel import COMPONENT, INDEX, BaseModel, read_json
+from loraforge.formats.satwrite import CHECKPOINT, ITERATION
+from loraforge.tensorfile import TensorFile
+
+LINKED = 1 << 20
+"""Bytes from which a file of another component is linked instead of copied. Smaller ones may be edited in place."""
+
+_OUR_KIND = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+"""Suffixes of weights. Beside the transformer's they would be other versions of it, without the adapter."""
+
+
+def shards(base: BaseModel, out: Path, *, alone: bool) -> dict[str, TensorFile]:
+    """Name in the result -> the file of the base it stands for. `alone`: the transformer without its pipeline."""
+    if base.kind == "file" or (base.kind == "sat" and out.suffix in (".pt", ".pth")):
+        return {out.name if out.suffix else base.files[0].path.name: base.files[0]}
+    if base.kind == "sat":
+        folder = base.folder.name if base.folder.name.isdecimal() else ITERATION
+        return {f"{folder}/{CHECKPOINT}": base.files[0]}
+    inside = f"{COMPONENT}/" if base.kind == "pipeline" and not alone else ""
+    return {f"{inside}{file.path.name}": file for file in base.files}
+
+
+def beside(base: BaseModel, names: Mapping[str, TensorFile], *, alone: bool) -> tuple[dict[str, Path], dict[str, str]]:
+    """Name in the result -> the file that is copied or linked; and -> the text that is written."""
+    if base.kind == "file":
+        return {}, {}
+    if base.kind == "sat":
+        where = next(iter(names)).rpartition("/")[0]
+        config = base.folder.parent / "model_config.json"
+        return ({config.name: config} if where and config.is_file() else {}), ({"latest": where} if where else {})
+    inside = f"{COMPONENT}/" if base.kind == "pipeline" and not alone else ""
+    copied = {f"{inside}{p.name}": p for p in sorted(base.folder.iterdir()) if p.is_file() and _stays(p)}
+    if inside:
+        copied |= {name: path for name, path in _files(base.path) if not name.startswith(inside)}
+    return copied, {}
+
+
+def _stays(path: Path) -> bool:
+    return not path.name.startswith(".") and path.suffix not in _OUR_KIND and not path.name.endswith(".index.json")
+
+
+def _files(root: Path) -> Iterator[tuple[str, Path]]:
+    """Every file below a folder with its name from there, links followed, hidden ones left out."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in sorted(files):
+            path = Path(folder) / name
+            if not name.startswith(".") and path.is_file():
+                yield path.relative_to(root).as_posix(), path
+
+
+def index_text(base: BaseModel, nbytes: int, where: str) -> dict[str, str]:
+    """The index of the shards with their new size, by its name in the folder `where`; empty where there is none."""
+    file = base.folder / INDEX
+    if base.kind not in ("pipeline", "transformer") or not file.is_file():
+        return {}
+    name = f"{where}/{INDEX}" if where else INDEX
+    table = read_json(file)
+    metadata = table.get("metadata")
+    if isinstance(metadata, dict) and metadata.get("total_size") == nbytes:
+        return {name: file.read_text("utf-8")}
+    return {name: json.dumps({**table, "metadata": {**(metadata or {}), "total_size": nbytes}}, indent=2) + "\n"}
+
+
+def put(source: Path, place: Path) -> None:
+    """Link a large file, copy a small one."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    real = source.resolve()
+    if real.stat().st_size >= LINKED:
+        with suppress(OSError):  # another disk, or one without links
+            os.link(real, place)
+            return
+    shutil.copyfile(real, place)

@@ -1,0 +1,205 @@
+"""Streams base weights from files into a file: read ahead on threads, computed in pieces, written in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from loraforge.dtypes import BYTES, FACTORS, numpy_type
+from loraforge.errors import ConversionError
+from loraforge.fusion import FusionBackend, Sums, Term
+from loraforge.tensorfile import KEY, Chunk, TensorFile, file_order, write_safetensors
+from loraforge.threads import in_order
+from loraforge.torchwrite import copy_chunks, write_torch
+
+if TYPE_CHECKING:
+    from loraforge.lora import Array
+
+ELEMENTS = 1 << 22
+"""Of a tensor that are in work at once: few enough for many threads to fit in memory, enough to be worth one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows `start` to `stop` of a tensor of the source."""
+
+    file: TensorFile
+    key: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewTensor:
+    """One tensor to be written: rows of the source, stacked, with what is added to them."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...] = ()
+    terms: Mapping[tuple[int, int], tuple[Term, ...]] = field(default_factory=dict)
+    """Rows (first, last + 1) -> the updates they get. Runs do not overlap; the other rows are copied."""
+    made: Callable[[], Array] | None = None
+    """Makes a tensor the source has not got."""
+
+    @property
+    def entry(self) -> tuple[str, tuple[int, ...]]:
+        return self.dtype, self.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Where updates are added."""
+
+    backend: FusionBackend
+    device: str
+
+
+Job = Callable[[], tuple[Chunk, Sums | None]]
+"""Makes one piece of a tensor."""
+
+
+def write_base(
+    path: Path,
+    kind: Literal["safetensors", "torch"],
+    tensors: Sequence[NewTensor],
+    metadata: Mapping[str, str],
+    engine: Engine,
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[dict[str, int], dict[str, list[Sums]]]:
+    """Write one tensor file.
+
+    Returns the CRC-32 of each tensor's bytes, and of each tensor that was changed what became of its update. Raises
+    ConversionError when a number does not fit into the type it is stored in.
+    """
+    by_key = {tensor.key: tensor for tensor in tensors}
+    header = {tensor.key: tensor.entry for tensor in tensors}
+    order = file_order(header) if kind == "safetensors" else list(header)
+    measured: dict[str, list[Sums]] = {}
+    plans = [(key, list(_jobs(by_key[key], engine))) for key in order]
+    with in_order(lambda job: job(), (job for _, jobs in plans for job in jobs)) as results:
+
+        def chunks(key: str, count: int) -> Iterator[Chunk]:
+            for _ in range(count):
+                chunk, sums = next(results)
+                yield chunk
+                if sums is not None:
+                    measured.setdefault(key, []).append(sums)
+                progress(memoryview(chunk).nbytes)
+            for part in by_key[key].parts:
+                part.file.release()
+
+        given: Iterable[tuple[str, Iterable[Chunk]]] = ((key, chunks(key, len(jobs))) for key, jobs in plans)
+        if kind == "torch":
+            sums = write_torch(path, header, given, extra={KEY: metadata[KEY]} if KEY in metadata else {})
+        else:
+            sums = write_safetensors(path, header, given, metadata)
+    return sums, measured
+
+
+def measure(tensors: Iterable[NewTensor], engine: Engine) -> dict[str, list[Sums]]:
+    """What would become of the updates, without writing anything."""
+    measured: dict[str, list[Sums]] = {}
+    jobs = [(tensor, job) for tensor in tensors if tensor.terms for job in _jobs(tensor, engine)]
+    with in_order(lambda entry: entry[1]()[1], jobs) as results:
+        for (tensor, _), sums in zip(jobs, results, strict=True):
+            if sums is not None:
+                measured.setdefault(tensor.key, []).append(sums)
+            for part in tensor.parts:
+                part.file.release()
+    return measured
+
+
+def _jobs(tensor: NewTensor, engine: Engine) -> Iterator[Job]:
+    """The pieces of a tensor, in the order of its bytes."""
+    if tensor.made is not None:
+        yield partial(_make, tensor.made, tensor.dtype)
+    width = math.prod(tensor.shape[1:])
+    row = 0
+    for part in tensor.parts:
+        rows = part.stop - part.start
+        edges = {row, row + rows, *(e for run in tensor.terms for e in run if row < e < row + rows)}
+        for first, last in pairwise(sorted(edges)):
+            terms = next((t for (a, b), t in tensor.terms.items() if a <= first < b), ())
+            start = next((a for a, b in tensor.terms if a <= first < b), first)
+            here = part.start + first - row
+            if not terms:
+                yield from _copies(part, here * width, (here + last - first) * width, tensor)
+                continue
+            step = max(1, ELEMENTS // width)
+            for top in range(first, last, step):
+                end = min(top + step, last)
+                cut = tuple(Term(t.weight.take(top - start, end - start), t.strength) for t in terms)
+                yield partial(_fuse, part, part.start + top - row, part.start + end - row, cut, tensor, engine)
+        row += rows
+
+
+def _copies(part: Part, start: int, stop: int, tensor: NewTensor) -> Iterator[Job]:
+    """Elements of a source tensor as they are, or cast."""
+    info = part.file.tensors[part.key]
+    if info.dtype == tensor.dtype and info.strides is not None:
+        yield partial(_gather, part, start, stop)
+        return
+    work = partial(_view, part) if info.dtype == tensor.dtype else partial(_cast, part, tensor)
+    step = 4 * ELEMENTS
+    for first in range(start, stop, step):
+        yield partial(work, first, min(first + step, stop))
+
+
+def _view(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
+    import numpy as np
+
+    size = BYTES[part.file.tensors[part.key].dtype]
+    view = part.file.raw(part.key)[start * size : stop * size]
+    np.frombuffer(view, np.uint8)[::4096].max(initial=0)  # touches every page, so that the writer need not wait
+    return view, None
+
+
+def _gather(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
+    size = BYTES[part.file.tensors[part.key].dtype]
+    return b"".join(copy_chunks(part.file, part.key))[start * size : stop * size], None
+
+
+def _cast(part: Part, tensor: NewTensor, start: int, stop: int) -> tuple[Chunk, None]:
+    import numpy as np
+
+    if part.file.tensors[part.key].dtype not in FACTORS:
+        raise ConversionError(f"{part.key} is {part.file.tensors[part.key].dtype}, which is not cast.")
+    source = np.ascontiguousarray(part.file[part.key]).reshape(-1)[start:stop]
+    with np.errstate(over="ignore"):
+        out = source.astype(numpy_type(tensor.dtype))
+    if out.dtype.itemsize < source.dtype.itemsize or out.dtype == np.float16:
+        _finite(out, f"{tensor.key}", tensor.dtype)
+    return out.view(np.uint8).data, None
+
+
+def _make(made: Callable[[], Array], dtype: str) -> tuple[Chunk, None]:
+    import numpy as np
+
+    return np.ascontiguousarray(made().astype(numpy_type(dtype))).reshape(-1).view(np.uint8).data, None
+
+
+def _fuse(
+    part: Part, start: int, stop: int, terms: tuple[Term, ...], tensor: NewTensor, engine: Engine
+) -> tuple[Chunk, Sums]:
+    import numpy as np
+
+    weight = part.file[part.key][start:stop].reshape(stop - start, -1)
+    fused, sums = engine.backend.fuse(weight, terms, numpy_type(tensor.dtype), engine.device)
+    if not math.isfinite(sums.applied):
+        _finite(weight, f"{tensor.key} of the base model", "")
+        _finite(fused, f"{tensor.key}", tensor.dtype)
+    return np.ascontiguousarray(fused).reshape(-1).view(np.uint8).data, sums
+
+
+def _finite(x: Array, what: str, dtype: str) -> None:
+    import numpy as np
+
+    if not np.isfinite(x).all():
+        why = f": its numbers are too large for {dtype}" if dtype else ""
+        raise ConversionError(f"{what} contains NaN or infinity{why}.", *(["--dtype fp32"] if dtype else []))

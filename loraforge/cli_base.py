@@ -1,0 +1,83 @@
+"""The commands about base weights: fuse."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+import loraforge
+from loraforge.console import PATH, as_json, say
+from loraforge.errors import plain
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal."""
+    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+
+        def progress(more: int, of: int) -> None:
+            bar.length = of
+            bar.update(more)
+
+        yield progress
+
+
+def _told(report: Any, json_: bool) -> None:
+    for note in report.notes:
+        say("note: ", note)
+    click.echo(as_json(report.to_dict()) if json_ else "\n".join(map(plain, report.lines())))
+
+
+@click.command(short_help="Add adapters to base weights for good.")
+@click.argument("base", type=PATH)
+@click.argument("adapters", metavar="ADAPTER...", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--out", type=PATH, required=True, help="Model to write: a folder, or a file where BASE is one.")
+@click.option(
+    "--strength",
+    type=float,
+    multiple=True,
+    metavar="S",
+    help="How strongly, once per ADAPTER and in their order; 1 is as trained. Default: 1 for each.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["keep", "fp32", "bf16", "fp16"]),
+    default="keep",
+    show_default=True,
+    help="Element type of all weights.",
+)
+@click.option("--transformer-only", is_flag=True, help="Of a pipeline, write the transformer folder alone.")
+@click.option("--backend", default="auto", show_default=True, metavar="NAME", help="numpy, torch or a plugin's.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1.")
+@click.option("--alpha", type=float, metavar="N", help="lora_alpha the training used, where no file records it.")
+@click.option("--trained-scale", type=float, metavar="S", help="The scaling itself, instead of --alpha.")
+@click.option("--trained-by", metavar="NAME", help="Trainer whose default scale was used; see `loraforge convert -h`.")
+@click.option("--training-config", type=PATH, metavar="FILE", help="Training configuration that records the scale.")
+@click.option("--as-loaded", is_flag=True, help="Take what loaders show today when nothing is recorded: 1.0.")
+@click.option("--override-scale", is_flag=True, help="Believe the scale you state over the one recorded.")
+@click.option("--dry-run", is_flag=True, help="Compute what would survive the rounding; write nothing.")
+@click.option("-f", "--force", is_flag=True, help="Replace an earlier result.")
+@click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/fuse.schema.json).")
+def fuse(json_: bool, **options: Any) -> None:
+    """Add the updates of ADAPTERs to the weights of BASE, and say what of them survived the rounding.
+
+    BASE is a Diffusers pipeline or transformer folder, a SAT run or checkpoint, or one safetensors file; an
+    ADAPTER is of any format. The result is of BASE's kind, with its keys, shards and configuration. A run that
+    was killed goes on where it was when it is typed again.
+
+    \b
+    Examples:
+      loraforge fuse CogVideoX-5b my-style.safetensors -o CogVideoX-5b-my-style
+      loraforge fuse CogVideoX-5b a.safetensors b.safetensors --strength 0.8 --strength 0.5 -o both
+      loraforge fuse CogVideoX-2b-sat/transformer my-style.safetensors -o sat-my-style
+    """
+    from loraforge.threads import settle_process
+
+    settle_process()
+    with _bar("fusing") as progress:
+        report = loraforge.fuse(**options, progress=progress)
+    _told(report, json_)

@@ -1,0 +1,221 @@
+"""Add adapters to base weights for good, shard by shard, and say what survived the rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from loraforge.adapter import Adapter
+from loraforge.basemodel import BaseModel, open_base
+from loraforge.dtypes import CHOICES, FACTORS
+from loraforge.errors import ConversionError, Try, command
+from loraforge.partial import check_place
+from loraforge.read import read
+from loraforge.report import fraction
+from loraforge.retention import WARN, Retention, lines, summary
+from loraforge.tensorfile import KEY, TensorFile
+
+if TYPE_CHECKING:
+    from loraforge.basejob import Model
+    from loraforge.basewrite import NewTensor
+    from loraforge.fusedorigin import Fused
+    from loraforge.merge import Runs
+
+
+@dataclass(frozen=True, slots=True)
+class FuseReport:
+    """What a fuse did. Its JSON follows schemas/fuse.schema.json."""
+
+    base: dict[str, Any]
+    """path, kind, layout, variants."""
+    adapters: tuple[Fused, ...]
+    output: dict[str, Any]
+    """path, files, dtype, written."""
+    backend: str
+    """Name and device."""
+    copied: int
+    """Tensors that are the base's, byte for byte."""
+    cast: int
+    """Tensors that were only stored in another type."""
+    total: Retention
+    modules: tuple[Retention, ...]
+    notes: tuple[str, ...]
+    load: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.fuse.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The report for a terminal."""
+        done = f"{len(self.modules)} weights changed, {self.copied} tensors copied as they are"
+        done += f", {self.cast} stored as {self.output['dtype']}" if self.cast else ""
+        survived, size = lines(self.total, self.modules)
+        table = [("adapter", _said(adapter)) for adapter in self.adapters]
+        table += [("survived", survived), ("size", size), ("load", self.load)]
+        title = f"{self.base['path']} -> {self.output['path']}{'' if self.output['written'] else ' (not written)'}"
+        return [title, f"  {done} ({self.backend})", *(f"  {label:<9} {text}" for label, text in table)]
+
+
+def _said(adapter: Fused) -> str:
+    scale = ", ".join(map(fraction, adapter.scalings))
+    return f"{adapter.path} at strength {adapter.strength:g}, trained at {scale} ({adapter.provenance}: {adapter.said})"
+
+
+def fuse(
+    base: str | Path,
+    adapters: Sequence[str | Path],
+    out: str | Path,
+    *,
+    strength: Sequence[float] = (),
+    dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
+    transformer_only: bool = False,
+    backend: str = "auto",
+    device: str = "auto",
+    alpha: float | None = None,
+    trained_scale: float | None = None,
+    trained_by: str | None = None,
+    training_config: str | Path | None = None,
+    as_loaded: bool = False,
+    override_scale: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda _more, _all: None,
+) -> FuseReport:
+    """Add `adapters` to the weights of `base` and write the model `out`; the arguments are those of `loraforge fuse`.
+
+    What states a scale is said of every adapter. `progress` is told how many bytes more are written, and of how
+    many. Raises a LoraforgeError, with nothing left behind, when the base is quantised, holds one of the adapters
+    already or is another one than they were trained on, or when a number is none or does not fit into the type of
+    the weights.
+    """
+    from loraforge.basejob import write_model
+    from loraforge.basewrite import Engine, measure
+    from loraforge.fusedorigin import entry, fused, refuse_twice
+    from loraforge.fusion import Sums
+    from loraforge.fusion.choose import choose
+    from loraforge.merge import updates
+
+    stated: dict[str, Any] = {
+        "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
+        "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
+    }  # fmt: skip
+    engine = Engine(*choose(backend, device))
+    found = open_base(base)
+    opened = [read(path, **stated) for path in adapters]
+    weighted = list(zip(opened, _strengths(strength, opened), strict=True))
+    runs = updates(found, weighted)
+    described = tuple(fused(adapter, number) for adapter, number in weighted)
+    refuse_twice(found, described)
+    said = entry(_typed(found, described, dtype), found, described)
+    place = Path(out)
+    model = _model(found, runs, place, CHOICES.get(dtype), said, alone=transformer_only)
+    check_place(place, model.names, [found.path, *map(Path, adapters)], force=force or dry_run)
+    if dry_run:
+        measured = {key: sum(pieces, Sums()) for key, pieces in measure(model.tensors, engine).items()}
+    else:
+        digests = [digest for adapter in described for digest in adapter.digests]
+        measured = write_model(place, model, engine, digests, progress)
+    changed = [tensor.key for tensor in model.tensors if tensor.terms]
+    total, modules = summary({key.removeprefix(found.prefix): measured[key] for key in changed})
+    untouched = [tensor for tensor in model.tensors if not tensor.terms]
+    same = sum(all(part.file.tensors[part.key].dtype == t.dtype for part in t.parts) for t in untouched)
+    return FuseReport(
+        base={
+            "path": str(found.path),
+            "kind": found.kind,
+            "layout": found.layout,
+            "variants": [variant.name for variant in found.variants],
+        },
+        adapters=described,
+        output={"path": str(place), "files": list(model.shards), "dtype": dtype, "written": not dry_run},
+        backend=f"{engine.backend.name} on {engine.device}",
+        copied=same,
+        cast=len(untouched) - same,
+        total=total,
+        modules=modules,
+        notes=(*found.notes, *(note for a in opened for note in a.notes), *_advice(found, opened, total, dtype)),
+        load=_load(found, place, alone=transformer_only),
+    )
+
+
+def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[float]:
+    if not given:
+        return [1.0] * len(adapters)
+    if len(given) != len(adapters):
+        raise ConversionError(
+            f"{len(given)} strengths for {len(adapters)} adapters: give --strength once per adapter, in their order.",
+            Try(" ".join(["--strength 1"] * len(adapters)), "as trained, each"),
+        )
+    return list(given)
+
+
+def _model(base: BaseModel, runs: Mapping[str, Runs], out: Path, dtype: str | None, said: str, *, alone: bool) -> Model:
+    """The files of the result: the base's own, but for the weights that change."""
+    from loraforge.basejob import Model, Shard
+    from loraforge.baseplace import beside, index_text, shards
+
+    names = shards(base, out, alone=alone)
+    written = {}
+    for name, file in names.items():
+        tensors = tuple(_tensors(base, file, runs, dtype))
+        kind: Literal["safetensors", "torch"] = "torch" if file.kind == "torch" else "safetensors"
+        written[name] = Shard(kind, tensors, {**file.metadata, KEY: said})
+    copied, texts = beside(base, names, alone=alone)
+    where = next(iter(names)).rpartition("/")[0]
+    total = sum(shard.nbytes for shard in written.values())
+    return Model(written, copied, texts | index_text(base, total, where))
+
+
+def _tensors(base: BaseModel, file: TensorFile, runs: Mapping[str, Runs], dtype: str | None) -> Iterator[NewTensor]:
+    """Every tensor of a shard; a LoRA that lies among base weights is left out, and its `.original.` with it."""
+    from loraforge.basewrite import NewTensor, Part
+
+    for key, info in file.tensors.items():
+        if key in base.lora:
+            continue
+        kind = dtype if dtype and info.dtype in FACTORS else info.dtype
+        rows = info.shape[0] if info.shape else 1
+        name = key.replace(".original.", ".") if key.startswith(base.prefix) else key
+        yield NewTensor(name, kind, info.shape, (Part(file, key, 0, rows),), runs.get(key, {}))
+
+
+def _typed(base: BaseModel, adapters: Sequence[Fused], dtype: str) -> str:
+    """The command as the result records it: no folders, and only what can change the result."""
+    words = ["loraforge", "fuse", base.path.resolve().name, *(adapter.path for adapter in adapters)]
+    words += [word for adapter in adapters for word in ("--strength", f"{adapter.strength:g}")]
+    return command(*words, *(["--dtype", dtype] if dtype != "keep" else []))
+
+
+def _advice(base: BaseModel, adapters: Sequence[Adapter], total: Retention, dtype: str) -> Iterator[str]:
+    """What a user should know of the result and might not expect."""
+    if base.lora:
+        yield (
+            f"the LoRA that lies in {base.files[0].path.name} itself ({len(base.lora)} tensors) is left out: "
+            "the result holds what you named, under the names of a base model"
+        )
+    repos = [variant.repo for variant in base.variants]
+    for adapter in adapters:
+        if adapter.base_model and repos and adapter.base_model not in repos:
+            yield f"the adapter is for {adapter.base_model}, and the base has the shapes of {' or '.join(repos)}"
+    if total.relative_error > WARN and total.relative_size:
+        kept = "keep the adapter separate (loraforge convert)"
+        ways = f"--dtype fp32 keeps it, in a larger file; or {kept}" if dtype != "fp32" else kept
+        yield (
+            f"rounding changed the update by {total.relative_error:.0%} of its size "
+            f"({total.unchanged:.0%} of the entries did not move): {ways}"
+        )
+
+
+def _load(base: BaseModel, out: Path, *, alone: bool) -> str:
+    """The line that loads the result."""
+    if base.kind == "sat":
+        return f"in SAT's inference.yaml `load: {out}`, and no lora_config in the model's YAML"
+    if base.kind == "file":
+        return f"load_file('{out}'), where the base's own file was loaded"
+    title = base.architecture.title
+    if base.kind == "pipeline" and not alone:
+        return f"DiffusionPipeline.from_pretrained('{out}'), without any load_lora_weights"
+    return f"{title}Transformer3DModel.from_pretrained('{out}'), without any load_lora_weights"

@@ -1,0 +1,98 @@
+"""What written base weights say of themselves: which adapters they hold, at which strength and scale."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from loraforge import __version__
+from loraforge.adapter import Adapter
+from loraforge.basemodel import BaseModel
+from loraforge.errors import ConversionError, command
+from loraforge.scan import scan, scan_modules
+from loraforge.tensorfile import KEY
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """One adapter in the weights."""
+
+    path: str
+    """Its file's name, without folders."""
+    format: str
+    digests: tuple[str, ...]
+    """Of its tensors, and of the file it was converted from where it says so."""
+    strength: float
+    scalings: tuple[float, ...]
+    """The distinct scalings it was trained at, sorted."""
+    provenance: str
+    """How well the scale is known: recorded, given, assumed."""
+    said: str
+    """Who said it."""
+
+
+def fused(adapter: Adapter, strength: float) -> Fused:
+    """The entry of an adapter. Raises FormatError when it contains NaN or infinity."""
+    source = adapter.source
+    digest = scan(source.file, adapter.keys) if source else scan_modules(adapter.modules)
+    return Fused(
+        source.file.path.name if source else "made-in-python",
+        source.format if source else "python",
+        (digest, *_converted_from(adapter)),
+        strength,
+        tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
+        adapter.scale.provenance,
+        adapter.scale.source,
+    )
+
+
+def _converted_from(adapter: Adapter) -> Iterator[str]:
+    match _parsed(adapter.metadata.get(KEY)):
+        case {"source": {"digest": str(digest)}}:
+            yield digest
+
+
+def entry(typed: str, base: BaseModel, adapters: Sequence[Fused]) -> str:
+    """The entry of the written weights (schemas/fused.schema.json). No folders and no dates."""
+    said = {
+        "tool": f"loraforge {__version__}",
+        "command": typed,
+        "base": {"path": base.path.resolve().name, "variants": [variant.name for variant in base.variants]},
+        "fused": [*_held(base), *map(asdict, adapters)],
+    }
+    return json.dumps(said, sort_keys=True)
+
+
+def refuse_twice(base: BaseModel, adapters: Sequence[Fused]) -> None:
+    """Raise ConversionError where the base says that it holds one of the adapters already."""
+    for known in _held(base):
+        for new in adapters:
+            if set(known.get("digests", ())) & set(new.digests):
+                raise ConversionError(
+                    f"{base.path} holds {new.path} already, fused at strength {known.get('strength', 1.0):g}. What was "
+                    "rounded away cannot be taken back: fuse it into the original base, at the strength you want.",
+                    command("ls", "-l", base.path.absolute().parent),
+                )
+
+
+def _held(base: BaseModel) -> list[dict[str, Any]]:
+    """What the base says of adapters in it. Anybody can write a header, so what is not as we write it is left out."""
+    said = _parsed(next((f.metadata[KEY] for f in base.files if KEY in f.metadata), None))
+    found = said.get("fused") if isinstance(said, dict) else None
+    return [known for known in found if _is_entry(known)] if isinstance(found, list) else []
+
+
+def _is_entry(known: Any) -> bool:
+    if not isinstance(known, dict) or known.keys() != set(Fused.__slots__):
+        return False
+    digests, strength = known["digests"], known["strength"]
+    return isinstance(strength, int | float) and isinstance(digests, list) and all(isinstance(d, str) for d in digests)
+
+
+def _parsed(text: str | None) -> Any:
+    try:
+        return json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,56 @@
+"""Which fusion backends there are, and which one to take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+from loraforge.errors import LoraforgeError, Try, command
+from loraforge.fusion import FusionBackend
+from loraforge.plugins import depends_on_plugins, host
+
+_MEMBERS = ("name", "summary", "devices", "fuse")
+
+
+@depends_on_plugins
+@cache
+def backends() -> Mapping[str, FusionBackend]:
+    """Every backend by name. What is none, or has a name already taken, is noted with its plugin and left out."""
+    found = dict[str, FusionBackend]()
+    for owner, item in host().results("loraforge_fusion_backends"):
+        lacking = [member for member in _MEMBERS if not hasattr(item, member)]
+        if lacking:
+            why = f"returned {type(item).__name__} without {', '.join(lacking)}: that is no backend"
+            host().fault(owner, f"loraforge_fusion_backends {why}")
+        elif item.name in found:
+            host().fault(owner, f"there is a fusion backend {item.name!r} already; this one is left out")
+        else:
+            found[item.name] = item
+            host().plugins[owner].adds.append(f"fusion backend {item.name}")
+    return found
+
+
+def choose(name: str = "auto", device: str = "auto") -> tuple[FusionBackend, str]:
+    """A backend and a device of it.
+
+    `auto` is a GPU where a backend has one, else the first backend that runs here. Raises LoraforgeError that
+    says what there is when no backend of that name, or none with that device, can run.
+    """
+    known = backends()
+    if name not in ("auto", *known):
+        text = f"there is no fusion backend {name!r}; there are {', '.join(known)}."
+        raise LoraforgeError(text, Try("--backend auto"))
+    able = {key: known[key].devices() for key in known if name in ("auto", key)}
+    able = {key: devices for key, devices in able.items() if devices}
+    kind = device.partition(":")[0]
+    fitting = {key: devices for key, devices in able.items() if device == "auto" or kind in devices}
+    if not fitting:
+        said = "; ".join(
+            f"{key} ({b.summary}): {', '.join(b.devices()) or 'not installed'}" for key, b in known.items()
+        )
+        what = f"no backend can use the device {device}" if able else f"the backend {name} cannot run here"
+        raise LoraforgeError(
+            f"{what}. There are: {said}.", Try("--device auto --backend auto"), command("loraforge", "plugins", "list")
+        )
+    best = next((key for key, devices in fitting.items() if devices[0] != "cpu"), next(iter(fitting)))
+    return known[best], fitting[best][0] if device == "auto" else device

@@ -1,0 +1,62 @@
+"""The backend of loraforge[torch]: CUDA where there is a GPU, else torch's threads on the CPU."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from loraforge.fusion import Sums, Term
+
+if TYPE_CHECKING:
+    from loraforge.lora import Array
+
+
+class TorchBackend:
+    """Computes as numpy's backend does, operation by operation."""
+
+    name = "torch"
+    summary = "on CUDA or the CPU; pip install 'loraforge[torch]'"
+
+    def devices(self) -> tuple[str, ...]:
+        if find_spec("torch") is None:
+            return ()
+        if shutil.which("nvidia-smi") is None:  # importing torch takes seconds, so it is asked only where it may pay
+            return ("cpu",)
+        import torch
+
+        return ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
+
+    def fuse(self, weight: Array, terms: Sequence[Term], dtype: Any, device: str) -> tuple[Array, Sums]:
+        import numpy as np
+        import torch
+
+        wide = torch.float64 if weight.dtype == np.float64 else torch.float32
+
+        def there(x: Array) -> torch.Tensor:
+            plain = np.ascontiguousarray(x)
+            held = plain.view(np.int16) if plain.dtype.name == "bfloat16" else plain
+            tensor = torch.from_numpy(held if held.flags.writeable else held.copy())
+            return (tensor.view(torch.bfloat16) if plain.dtype.name == "bfloat16" else tensor).to(device).to(wide)
+
+        with torch.inference_mode():
+            W = there(weight)
+            D = torch.zeros_like(W)
+            for term in terms:
+                w = term.weight
+                update = (there(w.B) * term.scaling) @ there(w.A)
+                if w.magnitude is not None:
+                    update += W
+                    length = torch.linalg.vector_norm(update, dim=1, keepdim=True, dtype=torch.float64)
+                    update *= (there(w.magnitude).double()[:, None] / length).to(wide)
+                    update -= W
+                D += update
+            fused = (W + D).to(getattr(torch, np.dtype(dtype).name))
+            applied = fused.to(wide)
+            unchanged = int((applied == W).sum())
+            applied -= W
+            pairs = ((W, W), (D, D), (applied, applied), (applied, D), (applied - D, applied - D))
+            base, ideal, kept, product, lost = (float((x * y).sum(dtype=torch.float64)) for x, y in pairs)
+            back = fused.view(torch.int16) if fused.dtype == torch.bfloat16 else fused
+            return back.cpu().numpy().view(dtype), Sums(W.numel(), unchanged, base, ideal, kept, product, lost)

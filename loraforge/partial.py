@@ -1,0 +1,148 @@
+"""A result of many gigabytes that is made beside its place, survives being killed, and appears when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraforge.errors import LoraforgeError, OutputError, Try, command
+from loraforge.output import sync_folder
+
+PROGRESS = "loraforge-progress.json"
+"""In the unfinished folder: the plan it follows, and what each finished file is known to be."""
+_LOCK = "loraforge.lock"
+
+
+@dataclass(slots=True)
+class Partial:
+    """A folder under way. Files listed in `done` are whole."""
+
+    folder: Path
+    plan: str
+    done: dict[str, Any]
+
+    def finish(self, name: str, record: Mapping[str, Any]) -> None:
+        """Note that a file is whole, once it is on the disk."""
+        file = self.folder / name
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        self.done[name] = {**record, "size": file.stat().st_size}
+        self.save()
+
+    def save(self) -> None:
+        """Write the list down, in one step."""
+        text = json.dumps({"plan": self.plan, "done": self.done})
+        new = self.folder / f"{PROGRESS}.new"
+        new.write_text(text, "utf-8")
+        new.replace(self.folder / PROGRESS)
+
+
+def check_place(out: Path, names: Sequence[str], sources: Sequence[Path], *, force: bool) -> None:
+    """Raise OutputError when `out` exists (unless `force`, and it holds nothing but `names`) or lies in a source."""
+    whole = out.resolve()
+    for source in sources:
+        origin = source.resolve()
+        if whole == origin or (source.is_dir() and whole.is_relative_to(origin)) or origin.is_relative_to(whole):
+            beside = Path(os.path.relpath(origin.parent)) / f"{origin.stem}-fused{out.suffix}"
+            text = f"{out} would replace or lie inside {source}, which is left as it is."
+            raise OutputError(text, Try(command("-o", beside), "beside it"))
+    if not (out.exists() or out.is_symlink()):
+        return
+    other = Try(command("-o", out.with_name(f"{out.stem}-2{out.suffix}")), "another name")
+    held = {str(p.relative_to(out)) for p in out.rglob("*") if not p.is_dir()} if out.is_dir() else set()
+    strange = sorted(held - {str(Path(name)) for name in (*names, PROGRESS)})
+    if strange or out.is_symlink():
+        raise OutputError(f"{out} exists and is no such model: it holds {(strange or ['a link'])[0]}.", other)
+    if not force:
+        raise OutputError(f"{out} exists.", Try("--force", "replace it"), other)
+
+
+@contextmanager
+def resumable(out: Path, plan: str, nbytes: Mapping[str, int]) -> Iterator[Partial]:
+    """The folder `OUT.partial`, which becomes `out` when the block ends well and stays when it does not.
+
+    `plan` is a hash of everything the result depends on: what an earlier run with the same plan finished counts as
+    done; with another plan it starts again. `nbytes`: file -> bytes it will take. Where there is one file and `out`
+    has a suffix, `out` is that file. Raises OutputError when another process is at it, when the folder is not ours,
+    when the disk is too small or cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = out.with_name(f"{out.name}.partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not ((folder / PROGRESS).exists() or (folder / _LOCK).exists()):
+            raise OutputError(f"{folder} is in the way, and loraforge did not make it.", command("ls", "-l", folder))
+        lock = FileLock(folder / _LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise OutputError(f"another loraforge is writing {out}.", command("ls", "-l", folder)) from error
+        try:
+            under_way = _resumed(folder, plan)
+            free = shutil.disk_usage(folder).free
+            needed = sum(size for name, size in nbytes.items() if name not in under_way.done)
+            if free < needed:
+                place = Try(command("-o", Path.home() / out.name), "another disk")
+                raise OutputError(f"{out} needs {needed:,} bytes, and {free:,} are free on its disk.", place)
+            try:
+                yield under_way
+            except LoraforgeError:  # it would fail again: nothing is worth keeping
+                shutil.rmtree(folder)
+                raise
+        finally:
+            lock.release()
+        _appear(folder, out, list(nbytes))
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be written: {error.strerror or error}.", command("ls", "-l", out.parent)
+        ) from error
+
+
+def _resumed(folder: Path, plan: str) -> Partial:
+    """What an earlier run left, where it followed the same plan; else an empty folder."""
+    try:
+        said = json.loads((folder / PROGRESS).read_bytes())
+    except (OSError, ValueError):
+        said = {}
+    done = said.get("done", {}) if said.get("plan") == plan else {}
+    whole = {
+        name: record
+        for name, record in done.items()
+        if (folder / name).is_file() and (folder / name).stat().st_size == record["size"]
+    }
+    if said.get("plan") != plan:
+        for child in folder.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            elif child.name != _LOCK:
+                child.unlink()
+    found = Partial(folder, plan, whole)
+    found.save()
+    return found
+
+
+def _appear(folder: Path, out: Path, names: list[str]) -> None:
+    """Give the result its name, in one step where nothing had it."""
+    (folder / _LOCK).unlink(missing_ok=True)
+    old = None
+    if out.exists():
+        old = out.with_name(f".{out.name}.{os.urandom(4).hex()}.old")
+        out.rename(old)
+    if len(names) == 1 and out.suffix and Path(names[0]).name == names[0]:
+        (folder / names[0]).replace(out)
+        shutil.rmtree(folder)
+    else:
+        folder.rename(out)
+        (out / PROGRESS).unlink(missing_ok=True)
+    sync_folder(out.parent)
+    if old is not None and old.is_dir():
+        shutil.rmtree(old)
+    elif old is not None:
+        old.unlink()
