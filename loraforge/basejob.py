@@ -8,28 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
-from zlib import crc32
-
-import numpy as np
 
 from loraforge import __version__
 from loraforge.baseplace import put
+from loraforge.baseproof import prove
 from loraforge.basewrite import Engine, NewTensor, write_base
-from loraforge.dtypes import eps, numpy_type
-from loraforge.errors import VerificationError, command, listed
-from loraforge.fusion import Sums, Term
-from loraforge.half import widen
-from loraforge.lora import Array
+from loraforge.fusion import Sums
 from loraforge.partial import resumable
-from loraforge.scan import changed
 from loraforge.source import open_tensors
 from loraforge.tensorfile import TensorFile, TensorInfo
 
 Progress = Callable[[int, int], None]
 """Is told how many bytes more are written, and how many there will be in all."""
-
-ROWS = 4
-"""Rows of every run of a changed weight that are computed once more, in float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +77,9 @@ def write_model(out: Path, model: Model, engine: Engine, digests: Sequence[str],
 
 def _write(file: Path, shard: Shard, engine: Engine, progress: Callable[[int], None]) -> dict[str, Sums]:
     file.parent.mkdir(parents=True, exist_ok=True)
-    sums, measured = write_base(file, shard.kind, shard.tensors, shard.metadata, engine, progress)
+    measured = write_base(file, shard.kind, shard.tensors, shard.metadata, engine, progress)
     back, _ = open_tensors(file)
-    if damaged := changed(back, sums):
-        raise VerificationError(
-            f"the disk gave back other bytes than were written to {file.name}: {listed(damaged, 3)}. Nothing was kept.",
-            command("ls", "-l", file.parent.parent),
-        )
-    for tensor in shard.tensors:
-        if tensor.terms:
-            _prove(tensor, back)
-            back.release()
+    prove(shard.tensors, back)
     return {key: sum(pieces, Sums()) for key, pieces in measured.items()}
 
 
@@ -118,44 +100,3 @@ def _plan(model: Model, engine: Engine, digests: Sequence[str]) -> str:
     said += [f"{name} {path.stat().st_size} {path.stat().st_mtime_ns}" for name, path in model.copied.items()]
     said += [f"{name} {text}" for name, text in model.texts.items()]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
-
-
-def _prove(tensor: NewTensor, back: TensorFile) -> None:
-    """Compute a few rows of a changed weight once more, in float64 and row by row, and compare with the file."""
-    written = back[tensor.key].reshape(tensor.shape[0], -1)
-    for (first, last), terms in tensor.terms.items():
-        picked = np.random.default_rng(crc32(f"{tensor.key} {first}".encode())).integers(first, last, ROWS)
-        for row in sorted(set(picked.tolist())):
-            weight = widen(_row(tensor, row))
-            updates = [_update(weight, term, row - first) for term in terms]
-            want = weight + sum(updates)
-            size = np.abs(weight) + sum(np.abs(update) for update in updates)
-            grain = eps(np.dtype(numpy_type(tensor.dtype)))
-            allowed = grain * np.abs(want) + 2e-5 * size.max() + float(np.finfo(np.float32).tiny)
-            off = np.abs(widen(written[row]) - want) > allowed
-            if off.any():
-                raise VerificationError(
-                    f"row {row} of {tensor.key} did not come out as it should, in {int(off.sum())} of its {off.size} "
-                    "entries. Nothing was kept. This is a fault of loraforge or of the machine: please report it.",
-                    command("loraforge", "plugins", "list"),
-                )
-
-
-def _row(tensor: NewTensor, row: int) -> Array:
-    """A row of the source."""
-    for part in tensor.parts:
-        if row < part.stop - part.start:
-            found: Array = part.file[part.key][part.start + row].reshape(-1)
-            return found
-        row -= part.stop - part.start
-    raise IndexError(row)
-
-
-def _update(weight: Array, term: Term, row: int) -> Array:
-    """What a term adds to one row of base weights."""
-    w = term.weight
-    low: Array = term.scaling * (widen(w.B[row]) @ widen(w.A))
-    if w.magnitude is None:
-        return low
-    moved = weight + low
-    return float(widen(w.magnitude[row : row + 1])[0]) / float(np.linalg.norm(moved)) * moved - weight

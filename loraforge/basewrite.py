@@ -10,10 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from loraforge.directfile import PIECE, DirectFile
 from loraforge.dtypes import BYTES, FACTORS, numpy_type
-from loraforge.errors import ConversionError
+from loraforge.errors import ConversionError, VerificationError, command, listed
 from loraforge.fusion import FusionBackend, Sums, Term
-from loraforge.tensorfile import KEY, Chunk, TensorFile, file_order, write_safetensors
+from loraforge.scan import changed
+from loraforge.source import open_tensors
+from loraforge.tensorfile import KEY, Chunk, TensorFile, chunks_of, file_order, safetensors_header
 from loraforge.threads import in_order
 from loraforge.torchwrite import copy_chunks, write_torch
 
@@ -60,6 +63,9 @@ class Engine:
     device: str
 
 
+AHEAD = 48
+"""Pieces in work or waiting to be written: weights that are computed come in groups between those that are copied."""
+
 Job = Callable[[], tuple[Chunk, Sums | None]]
 """Makes one piece of a tensor."""
 
@@ -71,18 +77,18 @@ def write_base(
     metadata: Mapping[str, str],
     engine: Engine,
     progress: Callable[[int], None] = lambda _: None,
-) -> tuple[dict[str, int], dict[str, list[Sums]]]:
-    """Write one tensor file.
+) -> dict[str, list[Sums]]:
+    """Write one tensor file, and read it back.
 
-    Returns the CRC-32 of each tensor's bytes, and of each tensor that was changed what became of its update. Raises
-    ConversionError when a number does not fit into the type it is stored in.
+    Returns what became of the update of each tensor that has one. Raises ConversionError when a number does not fit
+    into the type it is stored in, VerificationError when the disk gives back other bytes than it was given.
     """
     by_key = {tensor.key: tensor for tensor in tensors}
     header = {tensor.key: tensor.entry for tensor in tensors}
     order = file_order(header) if kind == "safetensors" else list(header)
     measured: dict[str, list[Sums]] = {}
     plans = [(key, list(_jobs(by_key[key], engine))) for key in order]
-    with in_order(lambda job: job(), (job for _, jobs in plans for job in jobs)) as results:
+    with in_order(lambda job: job(), (job for _, jobs in plans for job in jobs), AHEAD) as results:
 
         def chunks(key: str, count: int) -> Iterator[Chunk]:
             for _ in range(count):
@@ -92,14 +98,23 @@ def write_base(
                     measured.setdefault(key, []).append(sums)
                 progress(memoryview(chunk).nbytes)
             for part in by_key[key].parts:
-                part.file.release()
+                part.file.release(part.key)
 
-        given: Iterable[tuple[str, Iterable[Chunk]]] = ((key, chunks(key, len(jobs))) for key, jobs in plans)
+        given = ((key, chunks(key, len(jobs))) for key, jobs in plans)
         if kind == "torch":
             sums = write_torch(path, header, given, extra={KEY: metadata[KEY]} if KEY in metadata else {})
-        else:
-            sums = write_safetensors(path, header, given, metadata)
-    return sums, measured
+            if damaged := changed(open_tensors(path)[0], sums):
+                raise VerificationError(
+                    f"the disk gave back other bytes than were written: {listed(damaged, 3)}. Nothing was kept.",
+                    command("ls", "-l", path.parent.parent),
+                )
+            return measured
+        with DirectFile(path) as stream:
+            stream.write(safetensors_header(header, metadata)[0])
+            for key, pieces in given:
+                for piece in chunks_of(key, header[key], pieces):
+                    stream.write(piece)
+    return measured
 
 
 def measure(tensors: Iterable[NewTensor], engine: Engine) -> dict[str, list[Sums]]:
@@ -111,7 +126,7 @@ def measure(tensors: Iterable[NewTensor], engine: Engine) -> dict[str, list[Sums
             if sums is not None:
                 measured.setdefault(tensor.key, []).append(sums)
             for part in tensor.parts:
-                part.file.release()
+                part.file.release(part.key)
     return measured
 
 
@@ -146,7 +161,7 @@ def _copies(part: Part, start: int, stop: int, tensor: NewTensor) -> Iterator[Jo
         yield partial(_gather, part, start, stop)
         return
     work = partial(_view, part) if info.dtype == tensor.dtype else partial(_cast, part, tensor)
-    step = 4 * ELEMENTS
+    step = max(1, PIECE // BYTES[tensor.dtype])
     for first in range(start, stop, step):
         yield partial(work, first, min(first + step, stop))
 

@@ -100,10 +100,20 @@ class TensorFile:
         steps = [stride * dtype.itemsize for stride in info.strides]
         return np.lib.stride_tricks.as_strided(flat, info.shape, steps, writeable=False)
 
-    def release(self) -> None:
-        """Give the pages read so far back to the system. Views stay valid; a later access reads again."""
-        if self._map is not None and hasattr(self._map, "madvise"):
+    def release(self, key: str | None = None) -> None:
+        """Give the pages read so far, or those of one tensor, back to the system.
+
+        Views stay valid; a later access reads again.
+        """
+        if self._map is None or not hasattr(self._map, "madvise"):
+            return
+        if key is None:
             self._map.madvise(mmap.MADV_DONTNEED)
+            return
+        info = self.tensors[key]
+        start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        if info.strides is None and info.nbytes:
+            self._map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
 
 
 RELEASE_EVERY = 16
@@ -159,19 +169,12 @@ def write_safetensors(
     on the arguments alone: keys are in `file_order`, and the header is padded to 8 bytes. Raises ValueError when a
     tensor is missing or is not what the header announced.
     """
-    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    end = 0
-    for key in file_order(header):
-        dtype, shape = header[key]
-        start, end = end, end + TensorInfo(dtype, shape, 0).nbytes
-        table[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text, offsets = safetensors_header(header, metadata)
     sums: dict[str, int] = {}
     with path.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(text)
         for key, tensor in tensors:
-            stream.seek(8 + len(text) + table[key]["data_offsets"][0])
+            stream.seek(offsets[key])
             checksum = 0
             for chunk in chunks_of(key, header[key], tensor):
                 stream.write(chunk)
@@ -180,6 +183,23 @@ def write_safetensors(
     if missing := header.keys() - sums.keys():
         raise ValueError(f"tensors announced and not given: {sorted(missing)}")
     return sums
+
+
+def safetensors_header(
+    header: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """What stands before the tensors, and the byte at which each begins."""
+    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offsets, end = dict[str, int](), 0
+    for key in file_order(header):
+        dtype, shape = header[key]
+        start, end = end, end + TensorInfo(dtype, shape, 0).nbytes
+        offsets[key] = start
+        table[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {key: start + offset for key, offset in offsets.items()}
 
 
 def file_order(header: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:

@@ -44,14 +44,14 @@ AHEAD = 16
 
 
 @contextmanager
-def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[Iterator[R]]:
+def in_order(function: Callable[[T], R], items: Iterable[T], ahead: int = AHEAD) -> Iterator[Iterator[R]]:
     """The results of `map` on threads, in order. Work begins at once, and none is left behind the block.
 
     numpy lets go of the lock while it computes, so that threads are enough.
     """
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 4))
     waiting = iter(items)
-    begun: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(waiting, AHEAD))
+    begun: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(waiting, ahead))
 
     def results() -> Iterator[R]:
         while begun:

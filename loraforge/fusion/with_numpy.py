@@ -10,6 +10,9 @@ from loraforge.fusion import Sums, Term
 if TYPE_CHECKING:
     from loraforge.lora import Array
 
+BLOCK = 1 << 16
+"""Elements whose passes follow each other while they are in a core's cache."""
+
 
 class NumpyBackend:
     """Needs nothing but the core."""
@@ -27,33 +30,43 @@ class NumpyBackend:
 
         del device  # there is one
         wide: Any = np.float64 if weight.dtype == np.float64 else np.float32
-        W = widen(weight, wide)
-        D = np.zeros_like(W)
+        fused, total = np.empty(weight.shape, dtype), Sums()
+        step = max(1, BLOCK // weight.shape[1])
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told by whoever looks at the result
-            for term in terms:
-                w = term.weight
-                update = (widen(w.B, wide) * wide(term.scaling)) @ widen(w.A, wide)
-                if w.magnitude is not None:
-                    update += W
-                    length = np.sqrt(_sums(update, update))[:, None]
-                    update *= (widen(w.magnitude)[:, None] / length).astype(wide)
-                    update -= W
-                D += update
-            fused = (W + D).astype(dtype)
-            applied = widen(fused, wide)
-            unchanged = int(np.count_nonzero(applied == W))
-            applied -= W
-            base, ideal, kept, product = (
-                float(_sums(*pair).sum()) for pair in ((W, W), (D, D), (applied, applied), (applied, D))
-            )
-            applied -= D
-            lost = float(_sums(applied, applied).sum())
-            return fused, Sums(W.size, unchanged, base, ideal, kept, product, lost)
+            products = [(widen(t.weight.B, wide) * wide(t.scaling)) @ widen(t.weight.A, wide) for t in terms]
+            for run in (slice(row, row + step) for row in range(0, len(weight), step)):
+                W = widen(weight[run], wide)
+                updates = [
+                    _lengthened(W, product[run], widen(term.weight.magnitude[run]))
+                    if term.weight.magnitude is not None
+                    else product[run]
+                    for term, product in zip(terms, products, strict=True)
+                ]
+                D = updates[0] if len(updates) == 1 else np.sum(updates, axis=0)
+                fused[run] = W + D
+                applied = widen(fused[run], wide)
+                unchanged = int(np.count_nonzero(applied == W))
+                applied -= W
+                base, ideal = _product(W, W), _product(D, D)
+                kept, product = _product(applied, applied), _product(applied, D)
+                applied -= D
+                total += Sums(W.size, unchanged, base, ideal, kept, product, _product(applied, applied))
+        return fused, total
 
 
-def _sums(x: Array, y: Array) -> Array:
-    """The products, summed row by row, and from there on in float64."""
+def _lengthened(W: Array, update: Array, magnitude: Array) -> Array:
+    """What DoRA adds: the rows of W + update at their own length, less W."""
     import numpy as np
 
-    rows: Array = np.einsum("ij,ij->i", x, y).astype(np.float64)
-    return rows
+    moved = W + update
+    length = np.sqrt(np.einsum("ij,ij->i", moved, moved, dtype=np.float64))
+    moved *= (magnitude / length).astype(W.dtype)[:, None]
+    moved -= W
+    return moved
+
+
+def _product(x: Array, y: Array) -> float:
+    """Summed row by row in the type of x, and from there on in float64."""
+    import numpy as np
+
+    return float(np.einsum("ij,ij->i", x, y).astype(np.float64).sum())

@@ -1,4 +1,4 @@
-"""What both benchmarks share: the run folder to work on, and how a process is measured.
+"""What the benchmarks share: the run folder to work on, and how a process is measured.
 
 Linux counts the memory of the process that starts another towards the peak of the one started, so nothing
 large is imported here: the checkpoint is written by a process of its own.
@@ -23,7 +23,7 @@ LORAFORGE = str(Path(sysconfig.get_path("scripts")) / "loraforge")
 @contextmanager
 def run_folder(folder: Path | None, size: str) -> Iterator[Path]:
     """The run `folder`/`size`, written first if it is not there; without `folder`, a temporary one."""
-    with tempfile.TemporaryDirectory() if folder is None else _kept(folder) as parent:
+    with tempfile.TemporaryDirectory() if folder is None else kept(folder) as parent:
         run = Path(parent) / size
         if not (run / "latest").is_file():
             subprocess.run([sys.executable, HERE / "checkpoints.py", run, "--size", size], check=True)
@@ -31,7 +31,8 @@ def run_folder(folder: Path | None, size: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _kept(folder: Path) -> Iterator[Path]:
+def kept(folder: Path) -> Iterator[Path]:
+    """A folder that stays."""
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
 

@@ -45,7 +45,7 @@ LAYERS = """
 errors half hookspecs
 dtypes layout lora tensorfile pickledata threads output plugins console
 fusion
-fusion.with_numpy fusion.with_torch partial
+fusion.with_numpy fusion.with_torch partial directfile
 adapter torchfile torchwrite keys patterns plugindata picture
 catalog
 kinds scale source graph scan base fit
@@ -59,6 +59,7 @@ formats.sat formats.diffusers formats.peft formats.data
 formats.builtin fusion.choose basemodel
 registry
 merge baseplace basewrite fusedorigin retention
+baseproof
 basejob
 read write inspect verify stamp plugincheck plugintemplate
 convert fuse
