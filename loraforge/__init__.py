@@ -11,6 +11,8 @@ __version__ = "0.1.0.dev0"
 from loraforge.adapter import Adapter as Adapter
 from loraforge.adapter import Storage as Storage
 from loraforge.convert import convert as convert
+from loraforge.convertbase import BaseReport as BaseReport
+from loraforge.convertbase import convert_base as convert_base
 from loraforge.errors import LoraforgeError as LoraforgeError
 from loraforge.formats import Format as Format
 from loraforge.fuse import FuseReport as FuseReport
@@ -34,6 +36,7 @@ from loraforge.write import write as write
 
 __all__ = [
     "Adapter",
+    "BaseReport",
     "Format",
     "FuseReport",
     "FusionBackend",
@@ -47,6 +50,7 @@ __all__ = [
     "Verification",
     "__version__",
     "convert",
+    "convert_base",
     "formats",
     "fuse",
     "hookimpl",

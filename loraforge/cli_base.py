@@ -1,4 +1,4 @@
-"""The commands about base weights: fuse."""
+"""The commands about base weights: fuse and convert-base."""
 
 from __future__ import annotations
 
@@ -80,4 +80,37 @@ def fuse(json_: bool, **options: Any) -> None:
     settle_process()
     with _bar("fusing") as progress:
         report = loraforge.fuse(**options, progress=progress)
+    _told(report, json_)
+
+
+@click.command("convert-base", short_help="Move base weights between SAT and Diffusers.")
+@click.argument("source", type=PATH)
+@click.option("--to", type=click.Choice(["diffusers", "sat"]), required=True, help="Layout to write.")
+@click.option("-o", "--out", type=PATH, required=True, help="Folder to write.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["keep", "fp32", "bf16", "fp16"]),
+    default="keep",
+    show_default=True,
+    help="Element type of all weights.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
+@click.option("-f", "--force", is_flag=True, help="Replace an earlier result.")
+@click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/convert-base.schema.json).")
+def convert_base(json_: bool, **options: Any) -> None:
+    """Write the transformer in SOURCE as another framework names it: a SAT run or checkpoint, or a Diffusers folder.
+
+    What is written for Diffusers has the config.json of its variant; what is written for SAT has the tables SAT
+    insists on. Text encoder and VAE are not converted. A run that was killed goes on when it is typed again.
+
+    \b
+    Examples:
+      loraforge convert-base CogVideoX-2b-sat/transformer --to diffusers -o CogVideoX-2b-transformer
+      loraforge convert-base CogVideoX-5b --to sat -o CogVideoX-5b-sat
+    """
+    from loraforge.threads import settle_process
+
+    settle_process()
+    with _bar("converting") as progress:
+        report = loraforge.convert_base(**options, progress=progress)
     _told(report, json_)

@@ -125,6 +125,8 @@ class Variant:
     """Base weight shape of the segments that differ between variants."""
     absent: frozenset[str]
     """Segments this variant has not got."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Its entries of Diffusers' config.json where they are not the architecture's."""
 
     def objection(self, segment: str, index: Index, shape: tuple[int, ...]) -> str | None:
         """Why a weight of this shape at this place cannot belong to the variant, or None."""
@@ -150,6 +152,8 @@ class Architecture:
     """Names of the parameters of the segments that have others than weight and bias."""
     unadapted: Mapping[str, str] = field(default_factory=dict)
     """Segment -> what it is, for those that no LoRA adapts."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of Diffusers' config.json that no shape tells."""
     told_by: str = ""
     """The segment whose shape past dim 0 tells the variants apart, whatever the width of the model."""
 
@@ -196,6 +200,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
             v.get("blocks", 0),
             {s: tuple(shape) for s, shape in v.get("shapes", {}).items()},
             frozenset(v.get("absent", ())),
+            v.get("config", {}),
         )
         for name, v in data.get("variants", {}).items()
     )
@@ -207,6 +212,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
         layouts,
         {segment: tuple(names) for segment, names in data.get("parameters", {}).items()},
         {segment: what for what, segments in kinds.items() for segment in segments},
+        data.get("config", {}),
         data.get("told_by", ""),
     )
     holes: dict[str, tuple[str, frozenset[str]]] = {}
@@ -228,10 +234,10 @@ def _left_out(table: Mapping[str, Any], kinds: Mapping[str, Any]) -> frozenset[s
 _KEYS = {
     "": (
         {"architecture", "title", "segments", "layouts"},
-        {"rows", "variants", "parameters", "unadapted", "told_by"},
+        {"rows", "variants", "parameters", "unadapted", "told_by", "config"},
     ),
     "layouts": ({"modules"}, {"absent", "dropped", "lora_only", "unit_axes"}),
-    "variants": ({"repo", "blocks"}, {"shapes", "absent"}),
+    "variants": ({"repo", "blocks"}, {"shapes", "absent", "config"}),
 }
 """Table -> keys it must have, keys it may have."""
 

@@ -93,7 +93,7 @@ class SatFormat:
             scale=known.settle(scale, rule, choice.stated, ranks, str(file.path)),
             keys=tuple(sorted(lora)),
             evidence=_evidence(file, arch),
-            others=_components(key for key in file.tensors if key not in lora),
+            others=components(key for key in file.tensors if key not in lora),
             metadata=metadata,
             base_model=known.base_model,
             notes=notes,
@@ -211,7 +211,7 @@ def _recorded(
     path = choice.training_config or next((f / CONFIG for f in folders if (f / CONFIG).is_file()), None)
     if path is None:
         return [], {}, ()
-    document = _yaml(path)
+    document = read_yaml(path)
     section = document
     for key in LORA_SECTION:
         section = section.get(key) if isinstance(section, dict) else None
@@ -244,7 +244,7 @@ def _recorded(
     return [] if odd else [rule], metadata, ()
 
 
-def _yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -277,7 +277,7 @@ def _evidence(file: TensorFile, arch: Architecture) -> dict[str, tuple[int, ...]
     return found
 
 
-def _components(keys: Iterable[str]) -> dict[str, int]:
+def components(keys: Iterable[str]) -> dict[str, int]:
     count = Counter(
         next((name for start, name in _COMPONENTS.items() if key.startswith(start)), "other") for key in keys
     )

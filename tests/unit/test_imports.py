@@ -58,11 +58,11 @@ formats.lorafile formats.satwrite
 formats.sat formats.diffusers formats.peft formats.data
 formats.builtin fusion.choose basemodel
 registry
-merge baseplace basewrite fusedorigin retention
+merge baseplace basewrite fusedorigin retention positions baseconfig
 baseproof
 basejob
 read write inspect verify stamp plugincheck plugintemplate
-convert fuse
+convert fuse convertbase
 testing cli_plugins cli_base
 cli
 """

@@ -1,0 +1,126 @@
+"""Diffusers' config.json of a base model: what its shapes tell, what its variant fixes, what its SAT run configured.
+
+Sources: diffusers models/transformers/cogvideox_transformer_3d.py (the entries), CogVideo
+tools/convert_weight_sat2hf.py (`get_transformer_init_kwargs`), the config.json of the released models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from loraforge.basemodel import COMPONENT, BaseModel, read_json
+from loraforge.errors import ConversionError, Try, command
+from loraforge.formats.sat import read_yaml
+from loraforge.formats.satwrite import CONFIG
+from loraforge.layout import Variant
+
+_POSITIONS = "mixins.pos_embed.pos_embedding"
+"""In SAT: what a model without rotary positions, or with learned ones, has."""
+
+
+def variant_of(base: BaseModel) -> Variant:
+    """The one released model it is like. Raises ConversionError where that cannot be told."""
+    able = [variant for variant in base.variants if not _speaks_against(base, variant)]
+    kinds = {tuple(sorted(_fixed(base, variant).items(), key=str)): variant for variant in reversed(able)}
+    if len(kinds) == 1:
+        return next(iter(kinds.values()))
+    names = " or ".join(variant.name for variant in able)
+    raise ConversionError(
+        f"{base.path} has the shapes of {names or 'no released model'}, and its other names do not tell which."
+        if able
+        else f"{base.path} has the shapes of no released {base.architecture.title}.",
+        command("loraforge", "inspect", "--skeleton", base.files[0].path),
+    )
+
+
+def _speaks_against(base: BaseModel, variant: Variant) -> bool:
+    """Whether its tables of positions, or its own config.json, are another's: what no shape of a weight tells."""
+    fixed = _fixed(base, variant)
+    rotary, learned = fixed["use_rotary_positional_embeddings"], fixed["use_learned_positional_embeddings"]
+    if base.layout == "sat":
+        return (_POSITIONS in base.parameters) != (learned or not rotary)
+    said = own_config(base)
+    flags = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings")
+    return any(name in said and said[name] != fixed[name] for name in flags)
+
+
+def _fixed(base: BaseModel, variant: Variant) -> dict[str, Any]:
+    return {**base.architecture.config, **variant.config}
+
+
+def own_config(base: BaseModel) -> dict[str, Any]:
+    """The config.json of a Diffusers base; empty where it has none."""
+    file = base.folder / "config.json"
+    return read_json(file) if base.kind in ("pipeline", COMPONENT) and file.is_file() else {}
+
+
+def diffusers_config(base: BaseModel, variant: Variant) -> tuple[dict[str, Any], str]:
+    """The entries of config.json, sorted, and where those come from that no shape tells.
+
+    Raises ConversionError where the architecture's data lists none.
+    """
+    if not base.architecture.config:
+        raise ConversionError(
+            f"the configuration of {base.architecture.title} in Diffusers is not known: its data has no [config].",
+            Try(command("loraforge", "layouts", base.architecture.name)),
+        )
+    told = dict(_told_by_shapes(base))
+    said, where = _configured(base)
+    return dict(sorted({**_fixed(base, variant), **told, **said}.items())), where or f"{variant.name} as released"
+
+
+def _told_by_shapes(base: BaseModel) -> Iterator[tuple[str, Any]]:
+    def shape(segment: str, parameter: str = "weight") -> tuple[int, ...] | None:
+        layout = base.architecture.layouts[base.layout]
+        template = next(t for t, stack in layout.modules.items() if stack == (segment,))
+        return base.shape(f"{template.fill(tuple((hole[1:-1], 0) for hole in sorted(template.holes)))}.{parameter}")
+
+    patch, text, time, out, head = (shape(s) for s in ("patch", "text", "time1", "out", "norm_q"))
+    if not (patch and text and time and out and head):
+        raise ConversionError(
+            f"{base.path} is not a whole {base.architecture.title}.", command("ls", "-l", base.folder)
+        )
+    layout = base.architecture.layouts[base.layout]
+    blocks = {place[1] for name in base.parameters if (place := layout.locate(name.rpartition(".")[0])) and place[1]}
+    side = patch[2] if len(patch) == 4 else 2
+    volume = side * side * (1 if len(patch) == 4 else 2)
+    ofs = shape("ofs1")
+    yield from {
+        "attention_head_dim": head[0],
+        "in_channels": patch[1] if len(patch) == 4 else patch[1] // volume,
+        "num_attention_heads": patch[0] // head[0],
+        "num_layers": len(blocks),
+        "ofs_embed_dim": ofs[0] if ofs else None,
+        "out_channels": out[0] // volume,
+        "patch_bias": len(patch) == 4,
+        "patch_size": side,
+        "patch_size_t": None if len(patch) == 4 else 2,
+        "text_embed_dim": text[1],
+        "time_embed_dim": time[0],
+    }.items()
+
+
+def _configured(base: BaseModel) -> tuple[dict[str, Any], str]:
+    """What the training_config.yaml of a SAT run says of the sample it was made for, and the file's name."""
+    folders = [base.folder, *base.folder.absolute().parents[:2]]
+    path = next((f / CONFIG for f in folders if base.kind == "sat" and (f / CONFIG).is_file()), None)
+    document = read_yaml(path) if path else None
+    params: Any = document
+    for key in ("model", "network_config", "params"):
+        params = params.get(key) if isinstance(params, Mapping) else None
+    if path is None or not isinstance(params, Mapping):
+        return {}, ""
+    modules = params.get("modules")
+    table = modules.get("pos_embed_config") if isinstance(modules, Mapping) else None
+    place = table.get("params") if isinstance(table, Mapping) else None
+    found = {
+        "sample_frames": params.get("num_frames"),
+        "sample_height": params.get("latent_height"),
+        "sample_width": params.get("latent_width"),
+        "temporal_compression_ratio": params.get("time_compressed_rate"),
+        "max_text_seq_length": place.get("text_length") if isinstance(place, Mapping) else None,
+    }
+    whole = {key: value for key, value in found.items() if type(value) is int and value > 0}
+    return whole, Path(path).name if whole else ""

@@ -1,0 +1,258 @@
+"""Move base weights from one framework to another, streaming, with the configuration they need there."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from loraforge.basemodel import INDEX, STEM, BaseModel, open_base
+from loraforge.dtypes import CHOICES, FACTORS
+from loraforge.errors import ConversionError, Try, as_commands, command, listed
+from loraforge.formats.sat import components
+from loraforge.formats.satwrite import CHECKPOINT, ITERATION
+from loraforge.kinds import SAT_PREFIX
+from loraforge.layout import Variant
+from loraforge.partial import check_place
+from loraforge.tensorfile import KEY, TensorInfo
+
+if TYPE_CHECKING:
+    from loraforge.basejob import Model
+    from loraforge.basewrite import NewTensor
+
+SHARD = 10_000_000_000
+"""Bytes of weights in one file, as save_pretrained cuts them."""
+
+_UNUSED = "SAT's base class asks for it, and no CogVideoX uses it: zeros"
+_COMPUTED = "computed for the sample in the configuration, as SAT does when it starts"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseReport:
+    """What became of a base model. Its JSON follows schemas/convert-base.schema.json."""
+
+    source: dict[str, Any]
+    """path, kind, layout."""
+    output: dict[str, Any]
+    """path, files, layout, dtype, written."""
+    variant: str
+    """The released model it is, or is like."""
+    tensors: int
+    cast: int
+    """Tensors stored in another type."""
+    dropped: dict[str, str]
+    """Key of the source -> why nothing is lost without it."""
+    rebuilt: dict[str, str]
+    """Key of the result that the source has not got -> where it comes from."""
+    left_out: dict[str, int]
+    """Part of the source that is no transformer -> its tensors."""
+    config: str
+    """Where those entries of the configuration come from that no shape tells."""
+    notes: tuple[str, ...]
+    load: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.convert-base.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The report for a terminal."""
+        done = f"{self.tensors} tensors" + (
+            f", {self.cast} cast to {self.output['dtype']}" if self.cast else ", no bit changed"
+        )
+        if self.left_out:
+            done += "; left out: " + ", ".join(f"{count} tensors of {what}" for what, count in self.left_out.items())
+        title = f"{self.source['path']} -> {self.output['path']}{'' if self.output['written'] else ' (not written)'}"
+        table = [*(("dropped", f"{key}: {why}") for key, why in self.dropped.items())]
+        table += [*(("rebuilt", f"{key}: {why}") for key, why in self.rebuilt.items())]
+        table += [("config", self.config)] if self.config else []
+        table += [("base", self.variant), ("load", self.load)]
+        return [title, f"  {done}", *(f"  {label:<9} {text}" for label, text in table)]
+
+
+def convert_base(
+    source: str | Path,
+    to: Literal["diffusers", "sat"],
+    out: str | Path,
+    *,
+    dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
+    dry_run: bool = False,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda _more, _all: None,
+) -> BaseReport:
+    """Write the base weights in `source` as `to` names and lays them out; the arguments are those of the command.
+
+    Raises a LoraforgeError, with nothing left behind, when a key is not understood or a part is missing, when it
+    cannot be told which model it is, or when a number does not fit into the type it is to be stored in.
+    """
+    from loraforge.baseconfig import diffusers_config, own_config, variant_of
+    from loraforge.basegraph import route
+    from loraforge.basejob import write_model
+    from loraforge.basewrite import Engine
+    from loraforge.fusedorigin import entry
+    from loraforge.fusion.choose import choose
+
+    base = open_base(source)
+    if to not in base.architecture.layouts or base.layout == to:
+        known = ", ".join(base.architecture.layouts)
+        why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
+        raise ConversionError(f"{base.path} {why}.", command("loraforge", "layouts", base.architecture.name))
+    variant = variant_of(base)
+    mine = {name: key for name, key in base.parameters.items() if _is_ours(base, key)}
+    shapes = {name: base.held[key].tensors[key].shape for name, key in mine.items()}
+    try:
+        plan = route(shapes, base.architecture, base.layout, to, [variant])
+    except ConversionError as error:
+        raise as_commands(ConversionError(f"{base.path}: {error.message}.", *error.remedies), "loraforge") from error
+    tensors = [_tensor(base, mine, key, parts, CHOICES.get(dtype), to) for key, parts in plan.pieces.items()]
+    config, where = own_config(base), ""
+    if to == "diffusers":
+        config, where = diffusers_config(base, variant)
+    rebuilt = _rebuilt(base, config, variant, tensors) if to == "sat" else {}
+    every = [*tensors, *(tensor for tensor, _ in rebuilt.values())]
+    place = Path(out)
+    said = entry(_typed(base, to, dtype), base, ())
+    model = _sat_model(every, said) if to == "sat" else _diffusers_model(every, said, config)
+    check_place(place, model.names, [base.path], force=force or dry_run)
+    if not dry_run:
+        write_model(place, model, Engine(*choose("numpy", "cpu")), (), progress)
+    cast = sum(any(part.file.tensors[part.key].dtype != t.dtype for part in t.parts) for t in tensors)
+    others = components(key for key in base.held if key not in base.parameters.values() and key not in base.lora)
+    return BaseReport(
+        source={"path": str(base.path), "kind": base.kind, "layout": base.layout},
+        output={"path": str(place), "files": list(model.shards), "layout": to, "dtype": dtype, "written": not dry_run},
+        variant=variant.name,
+        tensors=len(every),
+        cast=cast,
+        dropped=dict(plan.dropped),
+        rebuilt={key: why for key, (_, why) in rebuilt.items()},
+        left_out=others,
+        config=where,
+        notes=(*base.notes, *_advice(base)),
+        load=_load(place, to, variant),
+    )
+
+
+def _is_ours(base: BaseModel, key: str) -> bool:
+    """Whether a key is of the transformer; without a prefix everything is."""
+    return key.startswith(base.prefix)
+
+
+def _tensor(base: BaseModel, names: Mapping[str, str], name: str, pieces: Any, dtype: str | None, to: str) -> NewTensor:
+    from loraforge.basewrite import NewTensor, Part
+
+    parts = tuple(Part(base.held[names[p.key]], names[p.key], p.start, p.stop) for p in pieces)
+    infos = [part.file.tensors[part.key] for part in parts]
+    types = {info.dtype for info in infos}
+    if len(types) > 1 and dtype is None:
+        raise ConversionError(
+            f"{name} is made of {listed(sorted(names[p.key] for p in pieces))}, of types {listed(sorted(types))}.",
+            Try("--dtype bf16", "store all of it alike"),
+        )
+    kind = dtype if dtype and types <= set(FACTORS) else infos[0].dtype
+    rows = sum(part.stop - part.start for part in parts)
+    prefix = SAT_PREFIX if to == "sat" else ""
+    return NewTensor(f"{prefix}{name}", kind, (rows, *infos[0].shape[1:]), parts)
+
+
+def _rebuilt(
+    base: BaseModel, config: Mapping[str, Any], variant: Variant, tensors: list[NewTensor]
+) -> dict[str, tuple[NewTensor, str]]:
+    """The keys SAT insists on and no other layout has. It refuses to run where one is missing."""
+    import numpy as np
+
+    from loraforge import positions
+    from loraforge.basewrite import NewTensor
+
+    by_key = {tensor.key.removeprefix(SAT_PREFIX): tensor for tensor in tensors}
+    patch = by_key["mixins.patch_embed.proj.weight"]
+    width = patch.shape[0]
+    settings = {**base.architecture.config, **variant.config, **config}
+    settings |= {"patch_size": settings.get("patch_size", 2)}
+    made: dict[str, tuple[tuple[int, ...], Callable[[], Any], str]] = {}
+    if not settings["use_rotary_positional_embeddings"]:
+        shape: tuple[int, ...] = (1, settings["max_text_seq_length"] + int(np.prod(positions.grid(settings))), width)
+        made["mixins.pos_embed.pos_embedding"] = shape, partial(positions.sincos, settings, width), _COMPUTED
+    else:
+        zeros = partial(np.zeros, (positions.WORDS, width))
+        made["transformer.position_embeddings.weight"] = (positions.WORDS, width), zeros, _UNUSED
+        if len(patch.shape) == 4:  # the code of the 1.0 models keeps them, that of the 1.5 models does not
+            head = by_key["mixins.adaln_layer.query_layernorm_list.0.weight"].shape[0]
+            shape = (int(np.prod(positions.grid(settings))), head)
+            for n, name in enumerate(("sin", "cos")):
+                made[f"mixins.pos_embed.freqs_{name}"] = shape, partial(_rotary, settings, head, n), _COMPUTED
+    return {
+        key: (NewTensor(f"{SAT_PREFIX}{key}", patch.dtype, shape, made=make), why)
+        for key, (shape, make, why) in made.items()
+    }
+
+
+def _rotary(settings: Mapping[str, Any], head: int, which: int) -> Any:
+    from loraforge import positions
+
+    return positions.rotary(settings, head)[which]
+
+
+def _sat_model(tensors: list[NewTensor], said: str) -> Model:
+    from loraforge.basejob import Model, Shard
+
+    name = f"{ITERATION}/{CHECKPOINT}"
+    return Model({name: Shard("torch", tuple(tensors), {KEY: said})}, {}, {"latest": ITERATION})
+
+
+def _diffusers_model(tensors: list[NewTensor], said: str, config: Mapping[str, Any]) -> Model:
+    """The files save_pretrained would make."""
+    from loraforge.basejob import Model, Shard
+
+    cut = list(_cut(sorted(tensors, key=lambda tensor: tensor.key)))
+    names = [
+        f"{STEM}.safetensors" if len(cut) == 1 else f"{STEM}-{n:05}-of-{len(cut):05}.safetensors"
+        for n in range(1, len(cut) + 1)
+    ]
+    shards = {
+        name: Shard("safetensors", tuple(part), {"format": "pt", KEY: said})
+        for name, part in zip(names, cut, strict=True)
+    }
+    texts = {"config.json": json.dumps(config, indent=2) + "\n"}
+    if len(cut) > 1:
+        where = {tensor.key: name for name, shard in shards.items() for tensor in shard.tensors}
+        total = sum(shard.nbytes for shard in shards.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        texts[INDEX] = json.dumps(index, indent=2) + "\n"
+    return Model(shards, {}, texts)
+
+
+def _cut(tensors: list[NewTensor]) -> Iterator[list[NewTensor]]:
+    part, size = list[Any](), 0
+    for tensor in tensors:
+        nbytes = TensorInfo(*tensor.entry, 0).nbytes
+        if part and size + nbytes > SHARD:
+            yield part
+            part, size = [], 0
+        part.append(tensor)
+        size += nbytes
+    yield part
+
+
+def _typed(base: BaseModel, to: str, dtype: str) -> str:
+    words = ["loraforge", "convert-base", base.path.resolve().name, "--to", to]
+    return command(*words, *(["--dtype", dtype] if dtype != "keep" else []))
+
+
+def _advice(base: BaseModel) -> Iterator[str]:
+    if base.lora:
+        counts = Counter(key.rpartition(".matrix_")[0] for key in base.lora)
+        yield (
+            f"the LoRA in {base.files[0].path.name} ({len(counts)} modules) is left out: what is written is the base "
+            "it was trained on. `loraforge convert` takes the LoRA out, `loraforge fuse` puts it into the weights"
+        )
+
+
+def _load(out: Path, to: str, variant: Variant) -> str:
+    if to == "sat":
+        return f"in SAT's inference.yaml `load: {out}`"
+    return f"CogVideoXTransformer3DModel.from_pretrained('{out}'), as `transformer=` of the pipeline of {variant.repo}"
