@@ -28,6 +28,7 @@ def prove(tensors: Sequence[NewTensor], back: TensorFile) -> None:
     its value in float64 than one rounding to its type and the float32 sums before it explain.
     """
     checked = [t for t in tensors if t.made is None and t.dtype in FACTORS and t.shape and 0 not in t.shape]
+    back.scatter()
     with in_order(lambda tensor: _wrong_row(tensor, back), checked) as found:  # threads: the disk takes its time
         for tensor, row in zip(checked, found, strict=True):
             if row is not None:

@@ -100,6 +100,11 @@ class TensorFile:
         steps = [stride * dtype.itemsize for stride in info.strides]
         return np.lib.stride_tricks.as_strided(flat, info.shape, steps, writeable=False)
 
+    def scatter(self) -> None:
+        """Tell the system that what is read lies far apart, so that it does not read on from there."""
+        if hasattr(self._mapped(), "madvise"):
+            self._mapped().madvise(mmap.MADV_RANDOM)
+
     def release(self, key: str | None = None) -> None:
         """Give the pages read so far, or those of one tensor, back to the system.
 
