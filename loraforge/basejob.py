@@ -42,6 +42,8 @@ class Model:
     shards: Mapping[str, Shard]
     copied: Mapping[str, Path]
     texts: Mapping[str, str]
+    is_file: bool = False
+    """Whether the result is its one file, not a folder."""
 
     @property
     def names(self) -> list[str]:
@@ -59,7 +61,7 @@ def write_model(out: Path, model: Model, engine: Engine, digests: Sequence[str],
     """
     sizes = {name: shard.nbytes for name, shard in model.shards.items()}
     measured, total = dict[str, Sums](), sum(sizes.values())
-    with resumable(out, _plan(model, engine, digests), sizes) as work:
+    with resumable(out, _plan(model, engine, digests), sizes, is_file=model.is_file) as work:
         for name, path in model.copied.items():
             put(path, work.folder / name)
         for name, text in model.texts.items():

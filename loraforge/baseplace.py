@@ -20,10 +20,18 @@ _OUR_KIND = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 """Suffixes of weights. Beside the transformer's they would be other versions of it, without the adapter."""
 
 
+def is_file(base: BaseModel, out: Path) -> bool:
+    """Whether the result is one file and no folder: where its name says so, and the base is one too."""
+    suffixes = {"file": (".safetensors",), "sat": (".pt", ".pth")}.get(base.kind, ())
+    return out.suffix in suffixes
+
+
 def shards(base: BaseModel, out: Path, *, alone: bool) -> dict[str, TensorFile]:
     """Name in the result -> the file of the base it stands for. `alone`: the transformer without its pipeline."""
-    if base.kind == "file" or (base.kind == "sat" and out.suffix in (".pt", ".pth")):
-        return {out.name if out.suffix else base.files[0].path.name: base.files[0]}
+    if is_file(base, out):
+        return {out.name: base.files[0]}
+    if base.kind == "file":
+        return {base.files[0].path.name: base.files[0]}
     if base.kind == "sat":
         folder = base.folder.name if base.folder.name.isdecimal() else ITERATION
         return {f"{folder}/{CHECKPOINT}": base.files[0]}

@@ -155,7 +155,7 @@ def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[floa
 def _model(base: BaseModel, runs: Mapping[str, Runs], out: Path, dtype: str | None, said: str, *, alone: bool) -> Model:
     """The files of the result: the base's own, but for the weights that change."""
     from loraforge.basejob import Model, Shard
-    from loraforge.baseplace import beside, index_text, shards
+    from loraforge.baseplace import beside, index_text, is_file, shards
 
     names = shards(base, out, alone=alone)
     written = {}
@@ -166,7 +166,7 @@ def _model(base: BaseModel, runs: Mapping[str, Runs], out: Path, dtype: str | No
     copied, texts = beside(base, names, alone=alone)
     where = next(iter(names)).rpartition("/")[0]
     total = sum(shard.nbytes for shard in written.values())
-    return Model(written, copied, texts | index_text(base, total, where))
+    return Model(written, copied, texts | index_text(base, total, where), is_file(base, out))
 
 
 def _tensors(base: BaseModel, file: TensorFile, runs: Mapping[str, Runs], dtype: str | None) -> Iterator[NewTensor]:

@@ -64,12 +64,12 @@ def check_place(out: Path, names: Sequence[str], sources: Sequence[Path], *, for
 
 
 @contextmanager
-def resumable(out: Path, plan: str, nbytes: Mapping[str, int]) -> Iterator[Partial]:
+def resumable(out: Path, plan: str, nbytes: Mapping[str, int], *, is_file: bool = False) -> Iterator[Partial]:
     """The folder `OUT.partial`, which becomes `out` when the block ends well and stays when it does not.
 
     `plan` is a hash of everything the result depends on: what an earlier run with the same plan finished counts as
-    done; with another plan it starts again. `nbytes`: file -> bytes it will take. Where there is one file and `out`
-    has a suffix, `out` is that file. Raises OutputError when another process is at it, when the folder is not ours,
+    done; with another plan it starts again. `nbytes`: file -> bytes it will take. `is_file`: `out` is the one file of
+    the folder. Raises OutputError when another process is at it, when the folder is not ours,
     when the disk is too small or cannot be written.
     """
     from filelock import FileLock, Timeout
@@ -98,7 +98,7 @@ def resumable(out: Path, plan: str, nbytes: Mapping[str, int]) -> Iterator[Parti
                 raise
         finally:
             lock.release()
-        _appear(folder, out, list(nbytes))
+        _appear(folder, out, next(iter(nbytes)) if is_file else None)
     except OSError as error:
         raise OutputError(
             f"{out} cannot be written: {error.strerror or error}.", command("ls", "-l", out.parent)
@@ -128,15 +128,15 @@ def _resumed(folder: Path, plan: str) -> Partial:
     return found
 
 
-def _appear(folder: Path, out: Path, names: list[str]) -> None:
+def _appear(folder: Path, out: Path, file: str | None) -> None:
     """Give the result its name, in one step where nothing had it."""
     (folder / _LOCK).unlink(missing_ok=True)
     old = None
     if out.exists():
         old = out.with_name(f".{out.name}.{os.urandom(4).hex()}.old")
         out.rename(old)
-    if len(names) == 1 and out.suffix and Path(names[0]).name == names[0]:
-        (folder / names[0]).replace(out)
+    if file is not None:
+        (folder / file).replace(out)
         shutil.rmtree(folder)
     else:
         folder.rename(out)
