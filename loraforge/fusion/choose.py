@@ -52,5 +52,6 @@ def choose(name: str = "auto", device: str = "auto") -> tuple[FusionBackend, str
         raise LoraforgeError(
             f"{what}. There are: {said}.", Try("--device auto --backend auto"), command("loraforge", "plugins", "list")
         )
-    best = next((key for key, devices in fitting.items() if devices[0] != "cpu"), next(iter(fitting)))
+    with_gpu = (key for key, devices in fitting.items() if device == "auto" and devices[0] != "cpu")
+    best = next(with_gpu, next(iter(fitting)))
     return known[best], fitting[best][0] if device == "auto" else device

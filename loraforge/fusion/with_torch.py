@@ -53,9 +53,8 @@ class TorchBackend:
                     update -= W
                 D += update
             fused = (W + D).to(getattr(torch, np.dtype(dtype).name))
-            applied = fused.to(wide)
-            unchanged = int((applied == W).sum())
-            applied -= W
+            unchanged = int((fused == W).sum())
+            applied = fused - W  # not in place: in float32 the fused weights are no copy
             pairs = ((W, W), (D, D), (applied, applied), (applied, D), (applied - D, applied - D))
             base, ideal, kept, product, lost = (float((x * y).sum(dtype=torch.float64)) for x, y in pairs)
             back = fused.view(torch.int16) if fused.dtype == torch.bfloat16 else fused

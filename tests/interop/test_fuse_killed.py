@@ -1,0 +1,197 @@
+"""A fuse that is killed: nothing half is ever taken for whole, and the next run gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import loraforge
+from loraforge.partial import PROGRESS
+
+HIDDEN, BLOCKS = 256, 6
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9 is of POSIX systems")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A sharded transformer whose fuse takes long enough to be killed on the way, and an adapter for it."""
+    place = tmp_path_factory.mktemp("model")
+    base, rng = place / "base", np.random.default_rng(0)
+    base.mkdir()
+    where, lora = {}, {}
+    for i in range(BLOCKS):
+        stem = f"transformer_blocks.{i}"
+        shapes = {f"attn1.{name}": (HIDDEN, HIDDEN) for name in ("to_q", "to_k", "to_v", "to_out.0")}
+        shapes |= {"ff.net.0.proj": (4 * HIDDEN, HIDDEN), "ff.net.2": (HIDDEN, 4 * HIDDEN)}
+        tensors = {f"{stem}.{n}.weight": rng.standard_normal(s).astype(np.float16) for n, s in shapes.items()}
+        tensors |= {f"{stem}.{n}.bias": rng.standard_normal(s[0]).astype(np.float16) for n, s in shapes.items()}
+        name = f"diffusion_pytorch_model-{i + 1:05}-of-{BLOCKS:05}.safetensors"
+        save_file(tensors, base / name, {"format": "pt"})
+        where |= dict.fromkeys(tensors, name)
+        for n, (rows, width) in shapes.items():
+            lora[f"transformer.{stem}.{n}.lora_A.weight"] = rng.standard_normal((8, width)).astype(np.float16)
+            lora[f"transformer.{stem}.{n}.lora_B.weight"] = rng.standard_normal((rows, 8)).astype(np.float16) / 64
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (base / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (base / "config.json").write_text("{}")
+    save_file(lora, place / "adapter.safetensors", {"format": "pt"})
+    return base, place / "adapter.safetensors"
+
+
+def command(model: tuple[Path, Path], out: Path) -> list[str]:
+    return [
+        sys.executable,
+        "-c",
+        "from loraforge.cli import main; main()",
+        "fuse",
+        *map(str, model),
+        "--as-loaded",
+        "-o",
+        str(out),
+    ]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_killed_thirty_times_at_any_moment(model: tuple[Path, Path], tmp_path: Path) -> None:
+    start = time.monotonic()
+    subprocess.run(command(model, tmp_path / "whole"), check=True, capture_output=True)
+    took, want = time.monotonic() - start, content(tmp_path / "whole")
+    rng, unfinished, resumed = random.Random(0), 0, 0
+    out = tmp_path / "out"
+    assert len(want) == BLOCKS + 2
+    for _ in range(30):
+        process = subprocess.Popen(command(model, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0.1, 1.1) * took)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if out.exists():  # it was quicker than the kill: what has the name is whole
+            got = content(out)
+            got.pop(PROGRESS, None)
+            assert got == want
+            shutil.rmtree(out)
+            continue
+        unfinished += 1
+        progress = tmp_path / "out.partial" / PROGRESS
+        resumed += progress.is_file() and bool(json.loads(progress.read_text())["done"])
+    subprocess.run(command(model, out), check=True, capture_output=True)
+    assert content(out) == want
+    assert not (tmp_path / "out.partial").exists()
+    assert unfinished >= 5
+    assert resumed >= 1
+
+
+class Stop(BaseException):
+    """As a kill: nobody catches it."""
+
+
+def test_it_goes_on_at_the_first_unfinished_shard(
+    model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finished shards are not written again; another plan, or another base, begins anew."""
+    import loraforge.basejob as basejob
+
+    loraforge.fuse(*model_and(model), tmp_path / "whole", as_loaded=True)
+    real, begun = basejob._write, []
+
+    def stopping(after: int):
+        def write(file, *rest):
+            begun.append(file.name)
+            if len(begun) > after:
+                raise Stop
+            return real(file, *rest)
+
+        return write
+
+    out = tmp_path / "out"
+
+    def stopped(after: int, **options) -> list[str]:
+        begun.clear()
+        monkeypatch.setattr(basejob, "_write", stopping(after))
+        with suppress(Stop):
+            loraforge.fuse(*model_and(model), out, as_loaded=True, **options)
+        return [name[24:29] for name in begun]
+
+    assert stopped(2) == ["00001", "00002", "00003"]
+    assert not out.exists()
+    assert stopped(1) == ["00003", "00004"]
+    assert stopped(2, strength=[0.5]) == ["00001", "00002", "00003"]  # another plan
+    assert stopped(9) == [f"{n:05}" for n in range(1, 7)]  # and back: begins again
+    assert content(out) == content(tmp_path / "whole")
+    shutil.rmtree(out)
+    assert stopped(4)[-1] == "00005"
+    base = model[0] / "diffusion_pytorch_model-00001-of-00006.safetensors"
+    os.utime(base, (1, 1))
+    assert stopped(9)[0] == "00001"  # the base was touched meanwhile
+
+
+def model_and(model: tuple[Path, Path]) -> tuple[Path, list[Path]]:
+    return model[0], [model[1]]
+
+
+def test_a_damaged_finished_shard_is_written_again(
+    model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import loraforge.basejob as basejob
+
+    loraforge.fuse(*model_and(model), tmp_path / "whole", as_loaded=True)
+    real, count = basejob._write, []
+
+    def write(file, *rest):
+        count.append(file)
+        if len(count) == 3:
+            raise Stop
+        return real(file, *rest)
+
+    monkeypatch.setattr(basejob, "_write", write)
+    with pytest.raises(Stop):
+        loraforge.fuse(*model_and(model), tmp_path / "out", as_loaded=True)
+    with count[0].open("r+b") as stream:
+        stream.truncate(1000)
+    monkeypatch.setattr(basejob, "_write", real)
+    loraforge.fuse(*model_and(model), tmp_path / "out", as_loaded=True)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_two_at_once_do_not_mix(model: tuple[Path, Path], tmp_path: Path) -> None:
+    """One writes, the other is told; what appears is whole."""
+    processes = [
+        subprocess.Popen(command(model, tmp_path / "out"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate()[1] for process in processes]
+    codes = sorted(process.returncode for process in processes)
+    assert codes == [0, 1], said
+    assert any("another loraforge is writing" in text or "exists" in text for text in said)
+    subprocess.run(command(model, tmp_path / "alone"), check=True, capture_output=True)
+    assert content(tmp_path / "out") == content(tmp_path / "alone")
+
+
+def test_what_is_written_past_the_cache_is_all_there(tmp_path: Path) -> None:
+    """Of every size around the pieces it is written in."""
+    from loraforge.directfile import PIECE, DirectFile
+
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 4095, 4096, 4097, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 5):
+        want = rng.bytes(size)
+        with DirectFile(tmp_path / "x") as file:
+            start = 0
+            while start < size:
+                step = int(rng.integers(1, PIECE // 2))
+                file.write(want[start : start + step])
+                start += step
+        assert (tmp_path / "x").read_bytes() == want
