@@ -88,10 +88,11 @@ def plugins_list(json_: bool) -> None:
     """
     from dataclasses import asdict
 
+    from loraforge.fusion.choose import backends
     from loraforge.plugins import host
     from loraforge.registry import owners
 
-    owners()  # loads them all
+    owners(), backends()  # asks them all
     if json_:
         click.echo(as_json([asdict(plugin) for plugin in host().plugins.values()]))
         return

@@ -20,7 +20,7 @@ class Fused:
     """One adapter in the weights."""
 
     path: str
-    """Its file's name, without folders."""
+    """The name of what was given, without folders."""
     format: str
     digests: tuple[str, ...]
     """Of its tensors, and of the file it was converted from where it says so."""
@@ -38,7 +38,7 @@ def fused(adapter: Adapter, strength: float) -> Fused:
     source = adapter.source
     digest = scan(source.file, adapter.keys) if source else scan_modules(adapter.modules)
     return Fused(
-        source.file.path.name if source else "made-in-python",
+        source.path.resolve().name if source else "made-in-python",
         source.format if source else "python",
         (digest, *_converted_from(adapter)),
         strength,

@@ -53,13 +53,12 @@ def lines(total: Retention, modules: tuple[Retention, ...]) -> tuple[str, str]:
     """What survived, and how large the update is, for a terminal."""
     worst = max(modules, key=lambda r: r.relative_error, default=total)
     survived = (
-        f"{total.unchanged:.1%} of the entries did not change; error {total.relative_error:.2g} of the update, "
-        f"cosine {total.cosine:.4f} (worst: {worst.relative_error:.2g}, {worst.module})"
+        f"all but {total.relative_error:.1%} of the update (at worst {worst.relative_error:.1%}, {worst.module}); "
+        f"cosine {total.cosine:.4f}; {total.unchanged:.1%} of the entries did not change"
     )
     sizes = [r.relative_size for r in modules] or [0.0]
-    size = f"|D|/|W| {total.relative_size:.2g}, by module {min(sizes):.2g} to {max(sizes):.2g}"
-    if total.relative_size < FAINT:
-        size += f"; below {FAINT:g} an update hardly shows"
-    if total.relative_size > LOUD:
-        size += f"; above {LOUD:g} it drowns the base"
-    return survived, f"{size} (bands for orientation, not calibrated on real adapters)"
+    band = "faint" if total.relative_size < FAINT else "drowns the base" if total.relative_size > LOUD else "moderate"
+    return survived, (
+        f"|D|/|W| {total.relative_size:.2g}, by module {min(sizes):.2g} to {max(sizes):.2g}: {band} "
+        f"(below {FAINT:g} faint, above {LOUD:g} too much: for orientation, not calibrated on real adapters)"
+    )

@@ -167,6 +167,15 @@ def test_a_diffusers_adapter_in_a_sat_base_is_the_sat_adapter_there(tmp_path: Pa
     assert (output(model, case) - recorded(case)).abs().max() <= case.manifest["tolerance"]["forward"]
 
 
+def test_it_is_what_sat_merged_itself(tmp_path: Path) -> None:
+    """SAT's own merge_lora of this run, bit for bit and in its order."""
+    case = Case("sat_2b_r4")
+    loraforge.fuse(case.source, [case.source], tmp_path / "out", **case.said)
+    got, want = (sat_tensors(next(d.glob("*/*.pt"))) for d in (tmp_path / "out", case.folder / "sat_merged"))
+    assert list(got) == list(want)
+    assert all(torch.equal(got[key], want[key]) for key in want)
+
+
 @pytest.mark.parametrize("name", SAT_CASES)
 def test_a_sat_run_fused_into_itself_is_a_base(name: str, tmp_path: Path) -> None:
     """Names without `.original.`, no LoRA tensors, and SAT's recorded forward."""

@@ -30,6 +30,9 @@ def test_shown_output_is_real(name: str, tmp_path: Path, cli, monkeypatch) -> No
     assert cli("convert", "pytorch_lora_weights.safetensors", "--to", "diffusers").stderr in text
     compared = cli("verify", "lora-disney-11-20-10-00", "pytorch_lora_weights.safetensors")
     assert compared.stderr + compared.stdout in text
+    shutil.copytree(DATA / "bases" / "2b", "base", ignore=shutil.ignore_patterns("sat_base", "inputs*"))
+    fused = cli("fuse", "base", "lora-disney-11-20-10-00", "-o", "base-disney")
+    assert fused.stderr + fused.stdout in text
 
 
 @pytest.mark.parametrize("name", READMES)
@@ -46,7 +49,9 @@ def test_python_example_runs(name: str, tmp_path: Path, monkeypatch, capsys) -> 
     assert scope["loraforge"].inspect("disney").ranks == {4: 8}
 
 
-@pytest.mark.parametrize("name", [*READMES, "CHANGELOG.md", "CONTRIBUTING.md", "docs/record-the-scale.md"])
+@pytest.mark.parametrize(
+    "name", [*READMES, "CHANGELOG.md", "CONTRIBUTING.md", "docs/record-the-scale.md", "docs/fuse.md"]
+)
 def test_options_and_files_named_exist(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
     every = [main, *main.commands.values()]

@@ -24,7 +24,8 @@ def run_cli(*words: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["convert", "--help"], ["inspect", "--help"], ["formats"], ["--version"]]
+    "command",
+    [["--help"], ["convert", "--help"], ["fuse", "--help"], ["inspect", "--help"], ["formats"], ["--version"]],
 )
 def test_help_and_formats_do_not_load_numpy(command: list[str]) -> None:
     assert loaded_after(run_cli(*command), "numpy", "ml_dtypes", "yaml", "safetensors", *HEAVY) == set()
@@ -39,6 +40,14 @@ def test_a_conversion_and_an_inspection_do_not_load_torch(tmp_path: Path) -> Non
     )
     assert loaded_after(both, "numpy", *HEAVY) == {"numpy"}
     assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").exists()
+
+
+def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> None:
+    run = Case("sat_2b_r4").run(tmp_path)
+    both = run_cli("fuse", run, run, "-o", tmp_path / "a") + "\n"
+    both += run_cli("convert-base", tmp_path / "a", "--to", "diffusers", "-o", tmp_path / "b")
+    assert loaded_after(both, "numpy", *HEAVY) == {"numpy"}
+    assert (tmp_path / "b" / "config.json").exists()
 
 
 LAYERS = """

@@ -39,6 +39,21 @@ def test_convert_inspect_and_provenance(case: Case, tmp_path: Path, cli) -> None
         check(json.loads(file.metadata()["loraforge"]), "provenance")
 
 
+def test_fuse_and_convert_base(case: Case, tmp_path: Path, cli) -> None:
+    run, base, out = case.run(tmp_path), DATA / "bases" / "2b", tmp_path / "out"
+    if case.base == base:
+        check(json.loads(cli("fuse", base, run, "-o", out, "--json", "--dry-run").stdout), "fuse")
+        check(json.loads(cli("fuse", base, run, "-o", out, "--json").stdout), "fuse")
+        with safe_open(out / "diffusion_pytorch_model.safetensors", framework="numpy") as file:
+            check(json.loads(file.metadata()["loraforge"]), "fused")
+    check(
+        json.loads(cli("convert-base", run, "--to", "diffusers", "-o", tmp_path / "base", "--json").stdout),
+        "convert-base",
+    )
+    with safe_open(tmp_path / "base" / "diffusion_pytorch_model.safetensors", framework="numpy") as file:
+        check(json.loads(file.metadata()["loraforge"]), "fused")
+
+
 def test_inspect_of_something_else(cli) -> None:
     result = cli("inspect", DATA / "bases" / "2b" / "sat_base", "--json")
     assert result.exit_code == 1
