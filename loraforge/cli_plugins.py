@@ -92,7 +92,8 @@ def plugins_list(json_: bool) -> None:
     from loraforge.plugins import host
     from loraforge.registry import owners
 
-    owners(), backends()  # asks them all
+    owners()  # asks them all
+    backends()
     if json_:
         click.echo(as_json([asdict(plugin) for plugin in host().plugins.values()]))
         return
