@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from loraforge.catalog import architectures
 from loraforge.dtypes import FACTORS
-from loraforge.errors import FileError, FormatError, Try, command, listed
-from loraforge.formats import Choice
+from loraforge.errors import FileError, FormatError, Try, as_commands, command, listed
+from loraforge.formats import Choice, Found
 from loraforge.formats.sat import SatFormat
 from loraforge.kinds import SAT_PREFIX
 from loraforge.layout import Architecture, Variant
@@ -132,8 +132,11 @@ def open_base(path: str | Path) -> BaseModel:
     return base
 
 
-def _sat(source: Path) -> Any:
-    return SatFormat().find(source, Choice())
+def _sat(source: Path) -> Found | None:
+    try:
+        return SatFormat().find(source, Choice())
+    except FileError as error:
+        raise as_commands(error, "loraforge", "inspect", source) from error
 
 
 def _open(path: Path) -> TensorFile:

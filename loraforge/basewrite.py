@@ -209,6 +209,8 @@ def _fuse(
     if not math.isfinite(sums.applied):
         _finite(weight, f"{tensor.key} of the base model", "")
         _finite(fused, f"{tensor.key}", tensor.dtype)
+    if not sums.ideal and fused.dtype == weight.dtype:  # opposite updates: the base's own bits, a negative zero too
+        fused = weight
     return np.ascontiguousarray(fused).reshape(-1).view(np.uint8).data, sums
 
 

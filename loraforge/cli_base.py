@@ -59,6 +59,7 @@ def _told(report: Any, json_: bool) -> None:
 @click.option("--training-config", type=PATH, metavar="FILE", help="Training configuration that records the scale.")
 @click.option("--as-loaded", is_flag=True, help="Take what loaders show today when nothing is recorded: 1.0.")
 @click.option("--override-scale", is_flag=True, help="Believe the scale you state over the one recorded.")
+@click.option("--drop", multiple=True, metavar="PATTERN", help="Leave out the adapters' modules whose path matches.")
 @click.option("--dry-run", is_flag=True, help="Compute what would survive the rounding; write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace an earlier result.")
 @click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/fuse.schema.json).")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter import Adapter
 from loraforge.basemodel import BaseModel, open_base
+from loraforge.drop import without
 from loraforge.dtypes import CHOICES, FACTORS
-from loraforge.errors import ConversionError, Try, command
+from loraforge.errors import ConversionError, LoraforgeError, Try, as_commands, command
 from loraforge.partial import check_place
 from loraforge.read import read
 from loraforge.report import fraction
@@ -39,6 +40,8 @@ class FuseReport:
     """Tensors that are the base's, byte for byte."""
     cast: int
     """Tensors that were only stored in another type."""
+    dropped_modules: tuple[str, ...]
+    """Of the adapters, as `--drop` says."""
     total: Retention
     modules: tuple[Retention, ...]
     notes: tuple[str, ...]
@@ -54,6 +57,7 @@ class FuseReport:
         done += f", {self.cast} stored as {self.output['dtype']}" if self.cast else ""
         survived, size = lines(self.total, self.modules)
         table = [("adapter", _said(adapter)) for adapter in self.adapters]
+        table += [("dropped", module) for module in self.dropped_modules]
         table += [("survived", survived), ("size", size), ("load", self.load)]
         title = f"{self.base['path']} -> {self.output['path']}{'' if self.output['written'] else ' (not written)'}"
         return [title, f"  {done} ({self.backend})", *(f"  {label:<9} {text}" for label, text in table)]
@@ -80,6 +84,7 @@ def fuse(
     training_config: str | Path | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    drop: Sequence[str] = (),
     dry_run: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] = lambda _more, _all: None,
@@ -104,7 +109,7 @@ def fuse(
     }  # fmt: skip
     engine = Engine(*choose(backend, device))
     found = open_base(base)
-    opened = [read(path, **stated) for path in adapters]
+    opened, dropped = _read(adapters, {**stated, "drop": drop})
     weighted = list(zip(opened, _strengths(strength, opened), strict=True))
     runs = updates(found, weighted)
     described = tuple(fused(adapter, number) for adapter, number in weighted)
@@ -134,11 +139,31 @@ def fuse(
         backend=f"{engine.backend.name} on {engine.device}",
         copied=same,
         cast=len(untouched) - same,
+        dropped_modules=dropped,
         total=total,
         modules=modules,
         notes=(*found.notes, *(note for a in opened for note in a.notes), *_advice(found, opened, total, dtype)),
         load=_load(found, place, alone=transformer_only),
     )
+
+
+_SAID = ("--alpha", "--trained", "--training", "--as-loaded", "--override", "--drop")
+"""How the remedies begin that are options of fuse too."""
+
+
+def _read(paths: Sequence[str | Path], options: Mapping[str, Any]) -> tuple[list[Adapter], tuple[str, ...]]:
+    """The adapters, and what `--drop` leaves out of them."""
+    opened, dropped = list[Adapter](), list[str]()
+    for path in paths:
+        try:
+            adapter, gone = without(read(path, **options), options["drop"])
+        except LoraforgeError as error:
+            if any(not remedy.command.startswith(_SAID) for remedy in error.remedies):
+                raise as_commands(error, "loraforge", "inspect", Path(path)) from error
+            raise
+        opened.append(adapter)
+        dropped += gone
+    return opened, tuple(dropped)
 
 
 def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter import Adapter, Step
 from loraforge.catalog import architecture
+from loraforge.drop import without
 from loraforge.dtypes import CHOICES, name_of
 from loraforge.errors import ConversionError, LoraforgeError, Try, VerificationError, command, listed
 from loraforge.formats import Choice, Format, Header, Target, Wanted, Writer
@@ -61,7 +61,7 @@ def write(
     if layout is None:
         raise ConversionError(f"{to} has no names for {arch.title}.", command("loraforge", "formats"))
     writer = _writer(target, Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only))
-    adapter, dropped = _without(adapter, drop)
+    adapter, dropped = without(adapter, drop)
     relaid = graph.relayout(adapter.modules, arch, adapter.layout, layout)
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
     rank = max(w.rank for delta, _ in relaid.values() for w in delta) if target.storage.one_rank else None
@@ -186,22 +186,6 @@ def _advice(steps: Sequence[Step], dtype: str, adapter: Adapter, target: Format)
     )
     if ways:
         yield f"for less rounding, or none: {', or '.join(ways)}"
-
-
-def _without(adapter: Adapter, patterns: Sequence[str]) -> tuple[Adapter, tuple[str, ...]]:
-    """The adapter without the modules that match a pattern, and their names."""
-    dropped = {module for pattern in patterns for module in fnmatch.filter(adapter.modules, pattern)}
-    held = adapter.source.file.tensors if adapter.source else ()
-    gone = set(held) - set(adapter.keys)  # what `read` has left out already
-    useless = [p for p in patterns if not fnmatch.filter(adapter.modules, p) and not fnmatch.filter(gone, p)]
-    if useless:
-        raise ConversionError(
-            f"--drop {useless[0]} matches no module (they are called like {next(iter(adapter.modules))})."
-        )
-    if len(dropped) == len(adapter.modules):
-        raise ConversionError(f"--drop leaves none of the {len(dropped)} modules.")
-    kept = {module: delta for module, delta in adapter.modules.items() if module not in dropped}
-    return replace(adapter, modules=kept), tuple(sorted(dropped))
 
 
 def _header(writer: Writer, outlines: Mapping[str, Delta]) -> Header:

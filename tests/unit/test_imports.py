@@ -66,7 +66,7 @@ runs recorded
 formats.lorafile formats.satwrite
 formats.sat formats.diffusers formats.peft formats.data
 formats.builtin fusion.choose basemodel
-registry
+registry drop
 merge baseplace basewrite fusedorigin retention positions baseconfig
 baseproof
 basejob
