@@ -74,9 +74,10 @@ def index_text(base: BaseModel, nbytes: int, where: str) -> dict[str, str]:
     name = f"{where}/{INDEX}" if where else INDEX
     table = read_json(file)
     metadata = table.get("metadata")
-    if isinstance(metadata, dict) and metadata.get("total_size") == nbytes:
+    known = metadata if isinstance(metadata, dict) else {}
+    if known.get("total_size") == nbytes:
         return {name: file.read_text("utf-8")}
-    return {name: json.dumps({**table, "metadata": {**(metadata or {}), "total_size": nbytes}}, indent=2) + "\n"}
+    return {name: json.dumps({**table, "metadata": {**known, "total_size": nbytes}}, indent=2) + "\n"}
 
 
 def put(source: Path, place: Path) -> None:
