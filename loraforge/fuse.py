@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter import Adapter
 from loraforge.basemodel import BaseModel, open_base
-from loraforge.dtypes import CHOICES, FACTORS
+from loraforge.dtypes import CHOICES, FACTORS, LARGEST
 from loraforge.errors import ConversionError, Try, command
 from loraforge.partial import check_place
 from loraforge.read import read
@@ -121,7 +121,7 @@ def fuse(
     changed = [tensor.key for tensor in model.tensors if tensor.terms]
     total, modules = summary({key.removeprefix(found.prefix): measured[key] for key in changed})
     untouched = [tensor for tensor in model.tensors if not tensor.terms]
-    same = sum(all(part.file.tensors[part.key].dtype == t.dtype for part in t.parts) for t in untouched)
+    same = sum(not tensor.is_cast for tensor in untouched)
     return FuseReport(
         base={
             "path": str(found.path),
@@ -144,11 +144,12 @@ def fuse(
 def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[float]:
     if not given:
         return [1.0] * len(adapters)
+    as_trained = Try(" ".join(["--strength 1"] * len(adapters)), "as trained, each")
     if len(given) != len(adapters):
-        raise ConversionError(
-            f"{len(given)} strengths for {len(adapters)} adapters: give --strength once per adapter, in their order.",
-            Try(" ".join(["--strength 1"] * len(adapters)), "as trained, each"),
-        )
+        text = f"{len(given)} strengths for {len(adapters)} adapters: give --strength once per adapter, in their order."
+        raise ConversionError(text, as_trained)
+    if strange := [number for number in given if not abs(number) <= LARGEST]:
+        raise ConversionError(f"--strength {strange[0]:g} is no number to multiply an update with.", as_trained)
     return list(given)
 
 
