@@ -88,10 +88,9 @@ def test_a_backend_or_device_that_is_not_there(tmp_path: Path, spares, option: s
 
 
 def test_an_adapter_that_is_in_the_base_already(tmp_path: Path, spares):
-    base, peft, sat_run = (tmp_path / name for name in ("fused", "peft", "sat"))
+    base, peft = tmp_path / "fused", tmp_path / "peft"
     done("fuse", model()(tmp_path), ADAPTER, "-o", base)
     done("convert", ADAPTER, "--to", "peft", "-o", peft)
-    done("convert", peft, "--to", "sat", "-o", sat_run, "--lora-only")
     done("convert-base", base, "--to", "sat", "-o", tmp_path / "fused-sat")
     for holder in (base, base / SINGLE, tmp_path / "fused-sat"):
         for again in (ADAPTER, peft):
@@ -102,6 +101,14 @@ def test_an_adapter_converted_before_it_was_fused(tmp_path: Path, spares):
     done("convert", ADAPTER, "--to", "peft", "-o", tmp_path / "peft")
     done("fuse", model()(tmp_path), tmp_path / "peft", "-o", tmp_path / "fused")
     spares(("fuse", tmp_path / "fused", ADAPTER, "-o", tmp_path / "out"), "already")
+
+
+@pytest.mark.xfail(strict=True, reason="a converted file names the file it was made from, not that one's own source")
+def test_an_adapter_that_was_converted_twice(tmp_path: Path, spares):
+    done("fuse", model()(tmp_path), ADAPTER, "-o", tmp_path / "fused")
+    done("convert", ADAPTER, "--to", "peft", "-o", tmp_path / "peft")
+    done("convert", tmp_path / "peft", "--to", "sat", "-o", tmp_path / "sat", "--lora-only")
+    spares(("fuse", tmp_path / "fused", tmp_path / "sat", "-o", tmp_path / "out"), "already")
 
 
 def entry(**changes: Any) -> dict[str, str]:
