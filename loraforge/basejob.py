@@ -14,7 +14,7 @@ from loraforge.baseplace import put
 from loraforge.baseproof import prove
 from loraforge.basewrite import Engine, NewTensor, write_base
 from loraforge.fusion import Sums
-from loraforge.partial import resumable
+from loraforge.partial import is_file, resumable
 from loraforge.source import open_tensors
 from loraforge.tensorfile import TensorFile, TensorInfo
 
@@ -42,8 +42,6 @@ class Model:
     shards: Mapping[str, Shard]
     copied: Mapping[str, Path]
     texts: Mapping[str, str]
-    is_file: bool = False
-    """Whether the result is its one file, not a folder."""
 
     @property
     def names(self) -> list[str]:
@@ -61,7 +59,7 @@ def write_model(out: Path, model: Model, engine: Engine, digests: Sequence[str],
     """
     sizes = {name: shard.nbytes for name, shard in model.shards.items()}
     measured, total = dict[str, Sums](), sum(sizes.values())
-    with resumable(out, _plan(model, engine, digests), sizes, is_file=model.is_file) as work:
+    with resumable(out, _plan(model, engine, digests), sizes, alone=is_file(out, model.names)) as work:
         for name, path in model.copied.items():
             put(path, work.folder / name)
         for name, text in model.texts.items():

@@ -168,7 +168,7 @@ def _full_precision(folder: Path) -> None:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object in a file. Raises FileError where there is none."""
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{file} cannot be read as JSON: {error}.", command("ls", "-l", file)) from error
     if not isinstance(found, dict):
@@ -238,6 +238,13 @@ def _agrees(index: Path, files: list[TensorFile]) -> None:
 def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, str, str]:
     """The architecture, layout and prefix that explain most names, and at least half of those with the prefix."""
     keys = [key for file in files for key in file.tensors if not any(part in key for part in _LORA)]
+    wrapped = [key for key in keys if ".base_layer." in key]
+    if wrapped:
+        raise FormatError(
+            f"{source} was saved with its LoRA layers still in it ({wrapped[0]}): loaders read noise from it. "
+            "Give the base model as it was released, and the adapter beside it.",
+            command("ls", "-l", source),
+        )
     best, score = None, 0
     for prefix in (SAT_PREFIX, ""):
         names = [key.removeprefix(prefix).replace(".original.", ".") for key in keys if key.startswith(prefix)]
@@ -251,13 +258,6 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
             raise FormatError(
                 f"{source} is an adapter, not a base model. The base model comes first: loraforge fuse BASE ADAPTER.",
                 command("loraforge", "inspect", source),
-            )
-        wrapped = [key for key in keys if ".base_layer." in key]
-        if wrapped:
-            raise FormatError(
-                f"{source} was saved with its LoRA layers still in it ({wrapped[0]}): loaders read noise from it. "
-                "Give the base model as it was released, and the adapter beside it.",
-                command("ls", "-l", source),
             )
         known = " or ".join(arch.title for arch in architectures().values())
         raise FormatError(

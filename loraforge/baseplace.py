@@ -20,7 +20,7 @@ _OUR_KIND = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 """Suffixes of weights. Beside the transformer's they would be other versions of it, without the adapter."""
 
 
-def is_file(base: BaseModel, out: Path) -> bool:
+def _is_file(base: BaseModel, out: Path) -> bool:
     """Whether the result is one file and no folder: where its name says so, and the base is one too."""
     suffixes = {"file": (".safetensors",), "sat": (".pt", ".pth")}.get(base.kind, ())
     return out.suffix in suffixes
@@ -28,7 +28,7 @@ def is_file(base: BaseModel, out: Path) -> bool:
 
 def shards(base: BaseModel, out: Path, *, alone: bool) -> dict[str, TensorFile]:
     """Name in the result -> the file of the base it stands for. `alone`: the transformer without its pipeline."""
-    if is_file(base, out):
+    if _is_file(base, out):
         return {out.name: base.files[0]}
     if base.kind == "file":
         return {base.files[0].path.name: base.files[0]}
@@ -82,9 +82,10 @@ def index_text(base: BaseModel, nbytes: int, where: str) -> dict[str, str]:
     name = f"{where}/{INDEX}" if where else INDEX
     table = read_json(file)
     metadata = table.get("metadata")
-    if isinstance(metadata, dict) and metadata.get("total_size") == nbytes:
+    known = metadata if isinstance(metadata, dict) else {}
+    if known.get("total_size") == nbytes:
         return {name: file.read_text("utf-8")}
-    return {name: json.dumps({**table, "metadata": {**(metadata or {}), "total_size": nbytes}}, indent=2) + "\n"}
+    return {name: json.dumps({**table, "metadata": {**known, "total_size": nbytes}}, indent=2) + "\n"}
 
 
 def put(source: Path, place: Path) -> None:

@@ -54,6 +54,11 @@ class NewTensor:
     def entry(self) -> tuple[str, tuple[int, ...]]:
         return self.dtype, self.shape
 
+    @property
+    def is_cast(self) -> bool:
+        """Whether it is stored in another type than in the source."""
+        return any(part.file.tensors[part.key].dtype != self.dtype for part in self.parts)
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -118,9 +123,10 @@ def write_base(
 
 
 def measure(tensors: Iterable[NewTensor], engine: Engine) -> dict[str, list[Sums]]:
-    """What would become of the updates, without writing anything."""
+    """What would become of the updates, without writing anything. Raises ConversionError as `write_base` does."""
     measured: dict[str, list[Sums]] = {}
-    jobs = [(tensor, job) for tensor in tensors if tensor.terms for job in _jobs(tensor, engine)]
+    changing = [tensor for tensor in tensors if tensor.terms or tensor.is_cast]
+    jobs = [(tensor, job) for tensor in changing for job in _jobs(tensor, engine)]
     with in_order(lambda entry: entry[1]()[1], jobs) as results:
         for (tensor, _), sums in zip(jobs, results, strict=True):
             if sums is not None:
@@ -189,7 +195,7 @@ def _cast(part: Part, tensor: NewTensor, start: int, stop: int) -> tuple[Chunk, 
     with np.errstate(over="ignore"):
         out = source.astype(numpy_type(tensor.dtype))
     if out.dtype.itemsize < source.dtype.itemsize or out.dtype == np.float16:
-        _finite(out, f"{tensor.key}", tensor.dtype)
+        _fits(out, source, tensor)
     return out.view(np.uint8).data, None
 
 
@@ -207,16 +213,19 @@ def _fuse(
     weight = part.file[part.key][start:stop].reshape(stop - start, -1)
     fused, sums = engine.backend.fuse(weight, terms, numpy_type(tensor.dtype), engine.device)
     if not math.isfinite(sums.applied):
-        _finite(weight, f"{tensor.key} of the base model", "")
-        _finite(fused, f"{tensor.key}", tensor.dtype)
+        _fits(fused, weight, tensor)
     if not sums.ideal and fused.dtype == weight.dtype:  # opposite updates: the base's own bits, a negative zero too
         fused = weight
     return np.ascontiguousarray(fused).reshape(-1).view(np.uint8).data, sums
 
 
-def _finite(x: Array, what: str, dtype: str) -> None:
+def _fits(new: Array, source: Array, tensor: NewTensor) -> None:
+    """Raises ConversionError where numbers are none any more, or were none in the base model."""
     import numpy as np
 
-    if not np.isfinite(x).all():
-        why = f": its numbers are too large for {dtype}" if dtype else ""
-        raise ConversionError(f"{what} contains NaN or infinity{why}.", *(["--dtype fp32"] if dtype else []))
+    if not np.isfinite(source).all():
+        raise ConversionError(f"{tensor.key} of the base model contains NaN or infinity.")
+    if not np.isfinite(new).all():
+        small = tensor.dtype in ("F16", "BF16")
+        text = f"{tensor.key} comes out with NaN or infinity: its numbers are too large for {tensor.dtype}."
+        raise ConversionError(text if small else f"{text} Give a smaller --strength.", *["--dtype fp32"][: int(small)])

@@ -64,6 +64,10 @@ _ONE_OF = {"--alpha", "--trained-scale", "--trained-by", "--as-loaded"}
 """Options of which only one may be given."""
 
 
+_ONE_EACH = {"--strength"}
+"""Options given once per argument: an addition names them all."""
+
+
 def _without(typed: Sequence[str], addition: str, verb: click.Command | None) -> list[str]:
     """What was typed, less the options that `addition` gives again or excludes."""
     new = {word for word in addition.split() if word.startswith("-")}
@@ -71,7 +75,7 @@ def _without(typed: Sequence[str], addition: str, verb: click.Command | None) ->
     words = {  # option -> how many words follow it
         option: 0 if getattr(parameter, "is_flag", False) else 1
         for parameter in (verb.params if verb else ())
-        if not getattr(parameter, "multiple", False) and new & set(parameter.opts)
+        if new & set(parameter.opts) and (_ONE_EACH & set(parameter.opts) or not getattr(parameter, "multiple", False))
         for option in parameter.opts
     }
     kept, skip = [], 0

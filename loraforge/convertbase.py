@@ -92,7 +92,7 @@ def convert_base(
     from loraforge.baseconfig import diffusers_config, own_config, variant_of
     from loraforge.basegraph import route
     from loraforge.basejob import write_model
-    from loraforge.basewrite import Engine
+    from loraforge.basewrite import Engine, measure
     from loraforge.fusedorigin import entry
     from loraforge.fusion.choose import choose
 
@@ -103,6 +103,11 @@ def convert_base(
         raise ConversionError(f"{base.path} {why}.", command("loraforge", "layouts", base.architecture.name))
     variant = variant_of(base)
     mine = {name: key for name, key in base.parameters.items() if _is_ours(base, key)}
+    if gaps := list(_gaps(base)):
+        raise ConversionError(
+            f"{base.path} is not whole: there is no {listed(gaps, 3)}, which its other blocks have.",
+            command("loraforge", "inspect", "--skeleton", base.files[0].path),
+        )
     shapes = {name: base.held[key].tensors[key].shape for name, key in mine.items()}
     try:
         plan = route(shapes, base.architecture, base.layout, to, [variant])
@@ -118,9 +123,12 @@ def convert_base(
     said = entry(_typed(base, to, dtype), base, ())
     model = _sat_model(every, said) if to == "sat" else _diffusers_model(every, said, config)
     check_place(place, model.names, [base.path], force=force or dry_run)
-    if not dry_run:
-        write_model(place, model, Engine(*choose("numpy", "cpu")), (), progress)
-    cast = sum(any(part.file.tensors[part.key].dtype != t.dtype for part in t.parts) for t in tensors)
+    engine = Engine(*choose("numpy", "cpu"))
+    if dry_run:
+        measure(tensors, engine)  # whether every number fits
+    else:
+        write_model(place, model, engine, (), progress)
+    cast = sum(tensor.is_cast for tensor in tensors)
     others = components(key for key in base.held if key not in base.parameters.values() and key not in base.lora)
     return BaseReport(
         source={"path": str(base.path), "kind": base.kind, "layout": base.layout},
@@ -140,6 +148,20 @@ def convert_base(
 def _is_ours(base: BaseModel, key: str) -> bool:
     """Whether a key is of the transformer; without a prefix everything is."""
     return key.startswith(base.prefix)
+
+
+def _gaps(base: BaseModel) -> Iterator[str]:
+    """The parameters that some blocks have, and others have not."""
+    layout = base.architecture.layouts[base.layout]
+    found: dict[tuple[Any, str], set[Any]] = {}
+    for name in base.parameters:
+        path, _, parameter = name.rpartition(".")
+        if place := layout.locate(path):
+            found.setdefault((place[0], parameter), set()).add(place[1])
+    blocks = {index for indexes in found.values() for index in indexes if index}
+    for (template, parameter), indexes in found.items():
+        missing = blocks - indexes if any(indexes) else set()
+        yield from (f"{template.fill(index)}.{parameter}" for index in sorted(missing))
 
 
 def _tensor(base: BaseModel, names: Mapping[str, str], name: str, pieces: Any, dtype: str | None, to: str) -> NewTensor:

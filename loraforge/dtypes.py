@@ -26,6 +26,10 @@ CHOICES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """What `--dtype` takes, besides `keep`."""
 
 
+LARGEST = 3.4028234663852886e38
+"""Of float32, in which updates are computed."""
+
+
 def numpy_type(name: str) -> np.dtype[Any]:
     """The numpy type of a factor; bfloat16 comes from ml_dtypes."""
     import ml_dtypes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loraforge.adapter import Adapter
 from loraforge.basemodel import BaseModel, open_base
 from loraforge.drop import without
-from loraforge.dtypes import CHOICES, FACTORS
+from loraforge.dtypes import CHOICES, FACTORS, LARGEST
 from loraforge.errors import ConversionError, LoraforgeError, Try, as_commands, command
 from loraforge.partial import check_place
 from loraforge.read import read
@@ -126,7 +126,7 @@ def fuse(
     changed = [tensor.key for tensor in model.tensors if tensor.terms]
     total, modules = summary({key.removeprefix(found.prefix): measured[key] for key in changed})
     untouched = [tensor for tensor in model.tensors if not tensor.terms]
-    same = sum(all(part.file.tensors[part.key].dtype == t.dtype for part in t.parts) for t in untouched)
+    same = sum(not tensor.is_cast for tensor in untouched)
     return FuseReport(
         base={
             "path": str(found.path),
@@ -169,18 +169,19 @@ def _read(paths: Sequence[str | Path], options: Mapping[str, Any]) -> tuple[list
 def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[float]:
     if not given:
         return [1.0] * len(adapters)
+    as_trained = Try(" ".join(["--strength 1"] * len(adapters)), "as trained, each")
     if len(given) != len(adapters):
-        raise ConversionError(
-            f"{len(given)} strengths for {len(adapters)} adapters: give --strength once per adapter, in their order.",
-            Try(" ".join(["--strength 1"] * len(adapters)), "as trained, each"),
-        )
+        text = f"{len(given)} strengths for {len(adapters)} adapters: give --strength once per adapter, in their order."
+        raise ConversionError(text, as_trained)
+    if strange := [number for number in given if not abs(number) <= LARGEST]:
+        raise ConversionError(f"--strength {strange[0]:g} is no number to multiply an update with.", as_trained)
     return list(given)
 
 
 def _model(base: BaseModel, runs: Mapping[str, Runs], out: Path, dtype: str | None, said: str, *, alone: bool) -> Model:
     """The files of the result: the base's own, but for the weights that change."""
     from loraforge.basejob import Model, Shard
-    from loraforge.baseplace import beside, index_text, is_file, shards
+    from loraforge.baseplace import beside, index_text, shards
 
     names = shards(base, out, alone=alone)
     written = {}
@@ -191,7 +192,7 @@ def _model(base: BaseModel, runs: Mapping[str, Runs], out: Path, dtype: str | No
     copied, texts = beside(base, names, alone=alone)
     where = next(iter(names)).rpartition("/")[0]
     total = sum(shard.nbytes for shard in written.values())
-    return Model(written, copied, texts | index_text(base, total, where), is_file(base, out))
+    return Model(written, copied, texts | index_text(base, total, where))
 
 
 def _tensors(base: BaseModel, file: TensorFile, runs: Mapping[str, Runs], dtype: str | None) -> Iterator[NewTensor]:

@@ -10,6 +10,7 @@ from typing import Any
 from loraforge import __version__
 from loraforge.adapter import Adapter
 from loraforge.basemodel import BaseModel
+from loraforge.dtypes import LARGEST
 from loraforge.errors import ConversionError, command
 from loraforge.scan import scan, scan_modules
 from loraforge.tensorfile import KEY
@@ -88,7 +89,8 @@ def _is_entry(known: Any) -> bool:
     if not isinstance(known, dict) or known.keys() != set(Fused.__slots__):
         return False
     digests, strength = known["digests"], known["strength"]
-    return isinstance(strength, int | float) and isinstance(digests, list) and all(isinstance(d, str) for d in digests)
+    a_number = isinstance(strength, int | float) and abs(strength) <= LARGEST
+    return a_number and isinstance(digests, list) and all(isinstance(d, str) for d in digests)
 
 
 def _parsed(text: str | None) -> Any:

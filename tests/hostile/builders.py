@@ -20,7 +20,10 @@ QKV, DENSE = f"{LAYER}query_key_value", f"{LAYER}dense"
 TO_Q = "transformer.transformer_blocks.0.attn1.to_q"
 CHECKPOINT = "mp_rank_00_model_states.pt"
 STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "float64": "DoubleStorage", "int64": "LongStorage"}
-NAMES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64"}
+NAMES = {
+    "float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64", "bfloat16": "BF16", "uint8": "U8",
+    "float8_e4m3fn": "F8_E4M3",
+}  # fmt: skip
 
 
 def numbers(*shape: int, dtype: str = "float32") -> np.ndarray:

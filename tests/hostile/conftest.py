@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from hostile.base_builders import BASES
 from hostile.refusal import LONGEST, MOST_MEMORY, listing, proper
 from loraforge.cli import main
 
@@ -85,3 +86,20 @@ def whole(words: Words, out: Path) -> list[str]:
     texts = [str(word) for word in ([words] if isinstance(words, Path) else words)]
     target = [] if "--to" in texts else ["--to", "diffusers"]
     return ["convert", *target, *([] if "-o" in texts else ["-o", str(out)]), *texts]
+
+
+@pytest.fixture
+def spares(tmp_path: Path) -> Check:
+    """Prove that a command refuses as it should, changes nothing, and that what it proposes to add helps."""
+
+    def check(words: tuple[object, ...], *fragments: str) -> str:
+        before = listing(tmp_path), listing(BASES)
+        result = CliRunner().invoke(main, [str(word) for word in words])
+        assert isinstance(result.exception, SystemExit), repr(result.exception)
+        assert (result.exit_code, result.stdout) == (1, ""), result.output
+        assert (listing(tmp_path), listing(BASES)) == before, "something was changed or left behind"
+        notes, mark, message = result.stderr.rpartition("Error: ")
+        assert all(line.startswith("note: ") for line in notes.splitlines()), result.stderr
+        return proper(mark + message, fragments, tmp_path)
+
+    return check

@@ -15,7 +15,7 @@ LONGEST = 20_000
 MOST_MEMORY = 400
 """Megabytes; a conversion of a small file has 60."""
 
-PROGRAMS = ("loraforge", "cat", "df", "file", "git", "grep", "head", "ls", "mv", "rm", "unzip")
+PROGRAMS = ("loraforge", "cat", "df", "file", "git", "grep", "head", "ls", "mv", "python", "rm", "unzip")
 """What a remedy may ask a user to type; any other comes from the hostile file."""
 
 
@@ -34,6 +34,9 @@ def proper(stderr: str, fragments: tuple[str, ...], folder: Path) -> str:
         assert remedy.startswith("  try: "), stderr
         program, *words = shlex.split(remedy.removeprefix("  try: "), comments=True)
         assert program in PROGRAMS, stderr
+        if program == "python":
+            assert words[0] == "-c", stderr
+            compile(words[1], remedy, "exec")
         if program == "loraforge":
             result = CliRunner().invoke(main, words)
             assert result.exit_code in (0, 1), f"{remedy} -> {result.output}"
