@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from loraforge.catalog import architectures
 from loraforge.dtypes import FACTORS
-from loraforge.errors import FileError, FormatError, Try, as_commands, command, listed
+from loraforge.errors import FileError, FormatError, as_commands, command, listed
 from loraforge.formats import Choice, Found
 from loraforge.formats.sat import SatFormat
 from loraforge.kinds import SAT_PREFIX
@@ -152,10 +152,14 @@ def _full_precision(folder: Path) -> None:
     """Refuses what a config.json declares quantised."""
     file = folder / "config.json"
     if not file.is_file():
-        raise FileError(
-            f"{folder} has no config.json: it is no folder of a Diffusers model, and it holds no SAT checkpoint.",
-            command("ls", "-l", folder if folder.is_dir() else folder.parent),
+        if (folder / "adapter_config.json").is_file():
+            raise _swapped(folder)
+        what = (
+            f"{folder} has no config.json: it is no folder of a Diffusers model, and it holds no SAT checkpoint."
+            if folder.is_dir()
+            else f"{folder.parent} has a model_index.json and no folder {folder.name}: the pipeline is not complete."
         )
+        raise FileError(what, command("ls", "-l", folder if folder.is_dir() else folder.parent))
     config = read_json(file)
     said = config.get("quantization_config")
     if said is not None:
@@ -163,6 +167,11 @@ def _full_precision(folder: Path) -> None:
         raise FileError(
             f"{file} says the weights are quantised ({method!s:.60}). {_FUSE_FIRST}", command("ls", "-l", folder)
         )
+
+
+def _swapped(source: Path) -> FormatError:
+    text = f"{source} is an adapter, not a base model. The base model comes first: loraforge fuse BASE ADAPTER."
+    return FormatError(text, command("loraforge", "inspect", source))
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -199,13 +208,14 @@ def _shards(folder: Path, notes: list[str]) -> list[TensorFile]:
     if pickles:
         line = f"AutoModel.from_pretrained({str(folder)!r}).save_pretrained('as-safetensors')"
         raise FileError(
-            f"{folder} holds its weights as {pickles[0].name}; save them as safetensors first.",
+            f"{folder} holds its weights as {pickles[0].name}; save them as safetensors first (./as-safetensors).",
             command("python", "-c", f"from diffusers import AutoModel; {line}"),
         )
     if others:
         raise FileError(
-            f"{folder} has no {single.name}, only {listed(others, 3)}. Give the file itself.",
-            *(Try(command("loraforge", "fuse", folder / name, "ADAPTER", "-o", "OUT")) for name in others[:3]),
+            f"{folder} has no {single.name}, only {listed(others, 3)}: another version of the weights. Where it is one "
+            "file, give the file; where it is shards, save them without a variant.",
+            look,
         )
     raise FileError(f"{folder} has no {single.name} and no {index.name}.", look)
 
@@ -255,10 +265,7 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
                     best, score = (arch, layout.name, prefix), found
     if best is None:
         if not keys:
-            raise FormatError(
-                f"{source} is an adapter, not a base model. The base model comes first: loraforge fuse BASE ADAPTER.",
-                command("loraforge", "inspect", source),
-            )
+            raise _swapped(source)
         known = " or ".join(arch.title for arch in architectures().values())
         raise FormatError(
             f"{source} holds no base model of {known}" + (f": its names are like {listed(keys, 3)}." if keys else "."),

@@ -14,6 +14,7 @@ from loraforge.directfile import PIECE, DirectFile
 from loraforge.dtypes import BYTES, FACTORS, numpy_type
 from loraforge.errors import ConversionError, VerificationError, command, listed
 from loraforge.fusion import FusionBackend, Sums, Term
+from loraforge.half import finite
 from loraforge.scan import changed
 from loraforge.source import open_tensors
 from loraforge.tensorfile import KEY, Chunk, TensorFile, chunks_of, file_order, safetensors_header
@@ -175,9 +176,11 @@ def _copies(part: Part, start: int, stop: int, tensor: NewTensor) -> Iterator[Jo
 def _view(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
     import numpy as np
 
-    size = BYTES[part.file.tensors[part.key].dtype]
-    view = part.file.raw(part.key)[start * size : stop * size]
-    np.frombuffer(view, np.uint8)[::4096].max(initial=0)  # touches every page, so that the writer need not wait
+    kind = part.file.tensors[part.key].dtype
+    view = part.file.raw(part.key)[start * BYTES[kind] : stop * BYTES[kind]]
+    # looking at every number also brings it into memory, so that the writer need not wait
+    if kind in FACTORS and not finite(np.frombuffer(view, numpy_type(kind))):
+        raise _not_a_number(part)
     return view, None
 
 
@@ -195,7 +198,7 @@ def _cast(part: Part, tensor: NewTensor, start: int, stop: int) -> tuple[Chunk, 
     with np.errstate(over="ignore"):
         out = source.astype(numpy_type(tensor.dtype))
     if out.dtype.itemsize < source.dtype.itemsize or out.dtype == np.float16:
-        _fits(out, source, tensor)
+        _fits(out, source, part, tensor)
     return out.view(np.uint8).data, None
 
 
@@ -212,20 +215,26 @@ def _fuse(
 
     weight = part.file[part.key][start:stop].reshape(stop - start, -1)
     fused, sums = engine.backend.fuse(weight, terms, numpy_type(tensor.dtype), engine.device)
-    if not math.isfinite(sums.applied):
-        _fits(fused, weight, tensor)
+    if not math.isfinite(sums.applied + sums.ideal + sums.base):
+        _fits(fused, weight, part, tensor)
+        raise ConversionError(f"the update of {tensor.key} is too large to be measured. Give a smaller --strength.")
     if not sums.ideal and fused.dtype == weight.dtype:  # opposite updates: the base's own bits, a negative zero too
         fused = weight
     return np.ascontiguousarray(fused).reshape(-1).view(np.uint8).data, sums
 
 
-def _fits(new: Array, source: Array, tensor: NewTensor) -> None:
+def _not_a_number(part: Part) -> ConversionError:
+    text = f"{part.key} of the base model contains NaN or infinity: it is damaged. Get it again."
+    return ConversionError(text, command("ls", "-l", part.file.path))
+
+
+def _fits(new: Array, source: Array, part: Part, tensor: NewTensor) -> None:
     """Raises ConversionError where numbers are none any more, or were none in the base model."""
     import numpy as np
 
-    if not np.isfinite(source).all():
-        raise ConversionError(f"{tensor.key} of the base model contains NaN or infinity.")
-    if not np.isfinite(new).all():
+    if not finite(np.ascontiguousarray(source)):
+        raise _not_a_number(part)
+    if not finite(new):
         small = tensor.dtype in ("F16", "BF16")
         text = f"{tensor.key} comes out with NaN or infinity: its numbers are too large for {tensor.dtype}."
         raise ConversionError(text if small else f"{text} Give a smaller --strength.", *["--dtype fp32"][: int(small)])

@@ -102,18 +102,17 @@ def convert_base(
         why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
         raise ConversionError(f"{base.path} {why}.", command("loraforge", "layouts", base.architecture.name))
     variant = variant_of(base)
-    mine = {name: key for name, key in base.parameters.items() if _is_ours(base, key)}
-    if gaps := list(_gaps(base)):
+    if gaps := list(_gaps(base, variant)):
         raise ConversionError(
-            f"{base.path} is not whole: there is no {listed(gaps, 3)}, which its other blocks have.",
+            f"{base.path} is not whole: there is no {listed(gaps, 3)}.",
             command("loraforge", "inspect", "--skeleton", base.files[0].path),
         )
-    shapes = {name: base.held[key].tensors[key].shape for name, key in mine.items()}
+    shapes = {name: base.held[key].tensors[key].shape for name, key in base.parameters.items()}
     try:
         plan = route(shapes, base.architecture, base.layout, to, [variant])
     except ConversionError as error:
         raise as_commands(ConversionError(f"{base.path}: {error.message}.", *error.remedies), "loraforge") from error
-    tensors = [_tensor(base, mine, key, parts, CHOICES.get(dtype), to) for key, parts in plan.pieces.items()]
+    tensors = [_tensor(base, key, parts, CHOICES.get(dtype), to) for key, parts in plan.pieces.items()]
     config, where = own_config(base), ""
     if to == "diffusers":
         config, where = diffusers_config(base, variant)
@@ -145,28 +144,23 @@ def convert_base(
     )
 
 
-def _is_ours(base: BaseModel, key: str) -> bool:
-    """Whether a key is of the transformer; without a prefix everything is."""
-    return key.startswith(base.prefix)
-
-
-def _gaps(base: BaseModel) -> Iterator[str]:
-    """The parameters that some blocks have, and others have not."""
+def _gaps(base: BaseModel, variant: Variant) -> Iterator[str]:
+    """The parameters this variant has, in every block there is, and the base has not."""
     layout = base.architecture.layouts[base.layout]
-    found: dict[tuple[Any, str], set[Any]] = {}
-    for name in base.parameters:
-        path, _, parameter = name.rpartition(".")
-        if place := layout.locate(path):
-            found.setdefault((place[0], parameter), set()).add(place[1])
-    blocks = {index for indexes in found.values() for index in indexes if index}
-    for (template, parameter), indexes in found.items():
-        missing = blocks - indexes if any(indexes) else set()
-        yield from (f"{template.fill(index)}.{parameter}" for index in sorted(missing))
+    places = [place for name in base.parameters if (place := layout.locate(name.rpartition(".")[0]))]
+    blocks = sorted({index for _, index in places if index})
+    for template, segments in layout.modules.items():
+        if variant.absent.issuperset(segments):
+            continue
+        for index in blocks if template.holes else [()]:
+            names = (f"{template.fill(index)}.{parameter}" for parameter in base.architecture.named(segments))
+            yield from (name for name in names if name not in base.parameters)
 
 
-def _tensor(base: BaseModel, names: Mapping[str, str], name: str, pieces: Any, dtype: str | None, to: str) -> NewTensor:
+def _tensor(base: BaseModel, name: str, pieces: Any, dtype: str | None, to: str) -> NewTensor:
     from loraforge.basewrite import NewTensor, Part
 
+    names = base.parameters
     parts = tuple(Part(base.held[names[p.key]], names[p.key], p.start, p.stop) for p in pieces)
     infos = [part.file.tensors[part.key] for part in parts]
     types = {info.dtype for info in infos}

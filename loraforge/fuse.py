@@ -171,7 +171,8 @@ def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[floa
         return [1.0] * len(adapters)
     as_trained = Try(" ".join(["--strength 1"] * len(adapters)), "as trained, each")
     if len(given) != len(adapters):
-        text = f"{len(given)} strengths for {len(adapters)} adapters: give --strength once per adapter, in their order."
+        many = f"{len(adapters)} adapter{'s' * (len(adapters) > 1)}"
+        text = f"{len(given)} strengths for {many}: give --strength once per adapter, in their order."
         raise ConversionError(text, as_trained)
     if strange := [number for number in given if not abs(number) <= LARGEST]:
         raise ConversionError(f"--strength {strange[0]:g} is no number to multiply an update with.", as_trained)

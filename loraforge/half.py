@@ -28,6 +28,17 @@ def _every_half(dtype: type) -> Array:
     return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(dtype)
 
 
+def finite(x: Array) -> bool:
+    """Whether a contiguous array holds numbers only.
+
+    Read as integers, NaN and the infinities are the largest of either sign.
+    """
+    unsigned, infinity, _ = LAYOUTS[x.dtype.name]
+    bits = x.reshape(-1).view(unsigned)
+    largest = int(bits.view(bits.dtype.name.removeprefix("u")).max(initial=0)), int(bits.max(initial=0))
+    return largest[0] < infinity and largest[1] < infinity | 1 << 8 * bits.itemsize - 1
+
+
 def widen(x: Array, dtype: type = np.float64) -> Array:
     """Any factor as float64 (float16 also as float32), exactly."""
     return _every_half(dtype).take(x.view(np.uint16)) if x.dtype == np.float16 else x.astype(dtype)

@@ -50,11 +50,16 @@ def check_place(out: Path, names: Sequence[str], sources: Sequence[Path], *, for
     """
     try:
         _apart(out, sources)
+        _apart(_unfinished(out), sources)
         _free(out, names, force=force)
     except (OSError, RuntimeError) as error:  # a name that is too long, or links in a circle
         place = Try(command("-o", Path.home() / out.name[:100]), "another place")
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{out!s:.1000} cannot be written: {reason}.", place) from error
+
+
+def _unfinished(out: Path) -> Path:
+    return out.with_name(f"{out.name}.partial")
 
 
 def is_file(out: Path, names: Sequence[str]) -> bool:
@@ -97,7 +102,7 @@ def resumable(out: Path, plan: str, nbytes: Mapping[str, int], *, alone: bool = 
     """
     from filelock import FileLock, Timeout
 
-    folder = out.with_name(f"{out.name}.partial")
+    folder = _unfinished(out)
     try:
         made = [above for above in folder.parents if not above.exists()]
         folder.mkdir(parents=True, exist_ok=True)

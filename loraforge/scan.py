@@ -10,7 +10,7 @@ import numpy as np
 
 from loraforge.dtypes import FACTORS
 from loraforge.errors import FormatError, command, listed
-from loraforge.half import LAYOUTS, widen
+from loraforge.half import finite, widen
 from loraforge.lora import Delta
 from loraforge.tensorfile import RELEASE_EVERY, TensorFile
 from loraforge.threads import in_order
@@ -49,13 +49,9 @@ def scan(file: TensorFile, keys: Sequence[str]) -> str:
             digest.update(file.raw(key))
             continue
         tensor = np.ascontiguousarray(file[key])
-        unsigned, infinity, _ = LAYOUTS[tensor.dtype.name]
-        bits = tensor.reshape(-1).view(unsigned)
-        # read as integers, NaN and the infinities are the largest of either sign
-        largest = int(bits.view(bits.dtype.name.removeprefix("u")).max(initial=0)), int(bits.max(initial=0))
-        if largest[0] >= infinity or largest[1] >= infinity | 1 << 8 * bits.itemsize - 1:
+        if not finite(tensor):
             broken.append(key)
-        digest.update(bits.view(np.uint8).data)
+        digest.update(tensor.reshape(-1).view(np.uint8).data)
         if n % RELEASE_EVERY == 0:
             file.release()
     if broken:
