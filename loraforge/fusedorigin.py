@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from loraforge.adapter import Adapter
 from loraforge.basemodel import BaseModel
 from loraforge.dtypes import LARGEST
 from loraforge.errors import ConversionError, command
+from loraforge.provenance import digests as converted_from
 from loraforge.scan import scan, scan_modules
 from loraforge.tensorfile import KEY
 
@@ -24,7 +25,7 @@ class Fused:
     """The name of what was given, without folders."""
     format: str
     digests: tuple[str, ...]
-    """Of its tensors, and of the file it was converted from where it says so."""
+    """Of its tensors, and of the files it was converted from where it says so."""
     strength: float
     scalings: tuple[float, ...]
     """The distinct scalings it was trained at, sorted."""
@@ -41,18 +42,12 @@ def fused(adapter: Adapter, strength: float) -> Fused:
     return Fused(
         source.path.resolve().name if source else "made-in-python",
         source.format if source else "python",
-        (digest, *_converted_from(adapter)),
+        (digest, *converted_from(adapter.metadata)),
         strength,
         tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
         adapter.scale.provenance,
         adapter.scale.source,
     )
-
-
-def _converted_from(adapter: Adapter) -> Iterator[str]:
-    match _parsed(adapter.metadata.get(KEY)):
-        case {"source": {"digest": str(digest)}}:
-            yield digest
 
 
 def entry(typed: str, base: BaseModel, adapters: Sequence[Fused]) -> str:

@@ -72,10 +72,12 @@ def entry(
     stored: str,
     base_model: str | None,
     fits: Sequence[str],
+    earlier: Sequence[str] = (),
 ) -> str:
     """The entry for a written file. No paths and no dates: the same input gives the same bytes.
 
-    `scalings` are those of training, `applied` what readers of the file apply, each distinct and sorted.
+    `scalings` are those of training, `applied` what readers of the file apply, each distinct and sorted. `earlier`:
+    the `digests` that the source's own entry has.
     """
     said = {
         "tool": f"loraforge {__version__}",
@@ -86,17 +88,32 @@ def entry(
         "applied": list(applied),
         "base_model": base_model,
         "fits": list(fits),
+        **({"earlier": list(earlier)} if earlier else {}),
     }
     return json.dumps(said, sort_keys=True)
 
 
-def origin(metadata: Mapping[str, str]) -> Origin:
-    """What our entry in a header says. Anybody can write a header, so anything else than expected counts as nothing."""
+def digests(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Of the file this one was converted from, and of those before it, the latest first, as far as they are known."""
+    match _said(metadata):
+        case {"source": {"digest": str(digest)}, "earlier": [*others]}:
+            return (digest, *(other for other in others if isinstance(other, str)))
+        case {"source": {"digest": str(digest)}}:
+            return (digest,)
+    return ()
+
+
+def _said(metadata: Mapping[str, str]) -> Any:
+    """Our entry of a header. Anybody can write a header, so what cannot be read counts as nothing."""
     try:
-        said = json.loads(metadata.get(KEY, "null"))
+        return json.loads(metadata.get(KEY, "null"))
     except (ValueError, RecursionError):
-        return Origin()
-    match said:
+        return None
+
+
+def origin(metadata: Mapping[str, str]) -> Origin:
+    """What our entry in a header says; anything else than expected counts as nothing."""
+    match said := _said(metadata):
         case {"scale": {"provenance": "recorded" | "given" | "assumed" as provenance, "source": str(words)}}:
             base = said.get("base_model")
             where = "folded in" if said.get("stored") == "tensors" else "recorded"

@@ -15,7 +15,7 @@ from loraforge.formats import Choice
 from loraforge.formats.peft import config_path
 from loraforge.kinds import not_an_adapter
 from loraforge.output import Destination, destination, replacing
-from loraforge.provenance import entry
+from loraforge.provenance import digests, entry
 from loraforge.recorded import COMPONENT, HEADER
 from loraforge.registry import locate
 from loraforge.report import fraction
@@ -125,6 +125,7 @@ def stamp(
             "metadata",
             adapter.base_model,
             [variant.name for variant in fits(adapter)],
+            digests(adapter.metadata),
         ),
     }
     goes = _destination(file.path, alpha, out, in_place=in_place, force=force)

@@ -16,7 +16,7 @@ from loraforge.dtypes import CHOICES, name_of
 from loraforge.errors import ConversionError, LoraforgeError, Try, VerificationError, command, listed
 from loraforge.formats import Choice, Format, Header, Target, Wanted, Writer
 from loraforge.output import destination, replacing
-from loraforge.provenance import carried_over, entry
+from loraforge.provenance import carried_over, digests, entry
 from loraforge.registry import formats, named
 from loraforge.report import Report
 from loraforge.source import open_tensors
@@ -113,7 +113,8 @@ def write(
         else:
             name = Path(report.source["path"]).name
             applied = sorted(set(fitting.scalings.values()))
-            said = _entry(report, typed or command("loraforge", "convert", name, "--to", to), applied)
+            typed = typed or command("loraforge", "convert", name, "--to", to)
+            said = _entry(report, typed, applied, digests(adapter.metadata))
             header = _header(writer, fitting.outlines)
             with replacing(goes, writer.size(header), force=force) as folder:
                 written = folder / goes.names[0]
@@ -146,7 +147,7 @@ def _check(scale_in: str, dtype: str, base_model: str | None) -> None:
         )
 
 
-def _entry(report: Report, typed: str, applied: Sequence[float]) -> str:
+def _entry(report: Report, typed: str, applied: Sequence[float], earlier: Sequence[str]) -> str:
     return entry(
         typed,
         report.source,
@@ -156,6 +157,7 @@ def _entry(report: Report, typed: str, applied: Sequence[float]) -> str:
         report.stored,
         report.base_model,
         report.fits,
+        earlier,
     )
 
 

@@ -103,3 +103,20 @@ def test_a_base_that_lacks_a_parameter_is_not_whole(tmp_path: Path, key: str) ->
     base = edited(tmp_path / "base", **{key: None})
     with pytest.raises(loraforge.LoraforgeError, match=f"not whole: there is no {key}"):
         loraforge.convert_base(base, "sat", tmp_path / "out")
+
+
+def test_another_width_is_refused_with_what_it_is_for(tmp_path: Path) -> None:
+    stem = "transformer.transformer_blocks.0.attn1.to_q"
+    factors = {f"{stem}.lora_A.weight": np.ones((4, 3072)), f"{stem}.lora_B.weight": np.ones((3072, 4))}
+    save_file({key: a.astype(np.float16) for key, a in factors.items()}, tmp_path / "wide.safetensors")
+    said = r"to_q is \[64, 64\], not \[3072, 3072\]\. It is for CogVideoX-5B or"
+    with pytest.raises(loraforge.LoraforgeError, match=said):
+        loraforge.fuse(DATA / "bases" / "2b", [tmp_path / "wide.safetensors"], tmp_path / "out", as_loaded=True)
+
+
+def test_a_base_that_lies_where_the_work_would_is_left_alone(tmp_path: Path) -> None:
+    base, run = edited(tmp_path / "x.partial"), Case("sat_2b_r4").run(tmp_path)
+    (base / "loraforge-progress.json").write_text("{}")  # as an earlier, killed run leaves it
+    with pytest.raises(loraforge.LoraforgeError, match=r"would replace or lie inside .*x\.partial"):
+        loraforge.fuse(base, [run], tmp_path / "x")
+    assert (base / FILE).is_file()
