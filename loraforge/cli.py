@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
-import tomli
 
 import loraforge
 from loraforge.cli_base import convert_base, fuse
+from loraforge.cli_options import element_type, stated_scale
 from loraforge.cli_plugins import formats, layouts, plugins
 from loraforge.console import PATH, Cli, as_json, say
 from loraforge.errors import LoraforgeError, plain
 from loraforge.verify import Loader
-
-
-@cache
-def _trainers() -> list[str]:
-    return sorted(tomli.loads((Path(loraforge.__file__).parent / "trainers.toml").read_text("utf-8")))
 
 
 def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -82,30 +76,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
     "--iteration", type=int, metavar="N", help="Checkpoint to take from a run. Default: the one `latest` names."
 )
 @click.option("--ema", is_flag=True, help="Take the averaged weights (N-ema) instead of the plain ones.")
-@click.option(
-    "--alpha",
-    type=float,
-    metavar="N",
-    help="lora_alpha the training used, where no file records it. States, never multiplies.",
-)
-@click.option(
-    "--trained-scale", type=float, metavar="S", help="The scaling itself (lora_alpha / rank), instead of --alpha."
-)
-@click.option(
-    "--trained-by",
-    type=click.Choice(_trainers()),
-    metavar="NAME",
-    help=f"Trainer whose default scale was used: {', '.join(_trainers())}.",
-)
-@click.option(
-    "--training-config",
-    type=PATH,
-    metavar="FILE",
-    help="Training configuration that records the scale (YAML, JSON, TOML, hparams.yml, launch script), "
-    "where it does not lie beside SOURCE.",
-)
-@click.option("--as-loaded", is_flag=True, help="Keep what loaders show today when nothing is recorded: 1.0.")
-@click.option("--override-scale", is_flag=True, help="Believe the scale you state over the one recorded.")
+@stated_scale
 @click.option(
     "--scale-in",
     type=click.Choice(["tensors", "metadata"]),
@@ -127,13 +98,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
     metavar="N",
     help="With --to sat: the lora_alpha SAT will run with. Default: its own, 1. Written into the YAML.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["keep", "fp32", "bf16", "fp16"]),
-    default="keep",
-    show_default=True,
-    help="Element type of the written tensors.",
-)
+@element_type("Element type of the written tensors.")
 @click.option("--base-model", metavar="REPO", help="Base model to record, as a Hub id: zai-org/CogVideoX-5b.")
 @click.option(
     "--drop", multiple=True, metavar="PATTERN", help="Leave out the modules whose path matches (* and ?). Repeatable."

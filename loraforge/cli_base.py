@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 import loraforge
+from loraforge.cli_options import element_type, stated_scale
 from loraforge.console import PATH, as_json, say
 from loraforge.errors import plain
 
@@ -43,22 +44,11 @@ def _told(report: Any, json_: bool) -> None:
     metavar="S",
     help="How strongly, once per ADAPTER and in their order; 1 is as trained. Default: 1 for each.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["keep", "fp32", "bf16", "fp16"]),
-    default="keep",
-    show_default=True,
-    help="Element type of all weights.",
-)
+@element_type("Element type of all weights.")
 @click.option("--transformer-only", is_flag=True, help="Of a pipeline, write the transformer folder alone.")
 @click.option("--backend", default="auto", show_default=True, metavar="NAME", help="numpy, torch or a plugin's.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1.")
-@click.option("--alpha", type=float, metavar="N", help="lora_alpha the training used, where no file records it.")
-@click.option("--trained-scale", type=float, metavar="S", help="The scaling itself, instead of --alpha.")
-@click.option("--trained-by", metavar="NAME", help="Trainer whose default scale was used; see `loraforge convert -h`.")
-@click.option("--training-config", type=PATH, metavar="FILE", help="Training configuration that records the scale.")
-@click.option("--as-loaded", is_flag=True, help="Take what loaders show today when nothing is recorded: 1.0.")
-@click.option("--override-scale", is_flag=True, help="Believe the scale you state over the one recorded.")
+@stated_scale
 @click.option("--drop", multiple=True, metavar="PATTERN", help="Leave out the adapters' modules whose path matches.")
 @click.option("--dry-run", is_flag=True, help="Compute what would survive the rounding; write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace an earlier result.")
@@ -88,13 +78,7 @@ def fuse(json_: bool, **options: Any) -> None:
 @click.argument("source", type=PATH)
 @click.option("--to", type=click.Choice(["diffusers", "sat"]), required=True, help="Layout to write.")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder to write.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["keep", "fp32", "bf16", "fp16"]),
-    default="keep",
-    show_default=True,
-    help="Element type of all weights.",
-)
+@element_type("Element type of all weights.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace an earlier result.")
 @click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/convert-base.schema.json).")

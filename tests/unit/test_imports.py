@@ -72,7 +72,8 @@ baseproof
 basejob
 read write inspect verify stamp plugincheck plugintemplate
 convert fuse convertbase
-testing cli_plugins cli_base
+testing cli_options cli_plugins
+cli_base
 cli
 """
 """Every module may import those in lines above its own, and their types in its own line; nothing below."""

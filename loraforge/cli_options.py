@@ -1,0 +1,60 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, reduce
+from pathlib import Path
+from typing import Any
+
+import click
+import tomli
+
+import loraforge
+from loraforge.console import PATH
+
+Decorator = Callable[[Any], Any]
+
+
+@cache
+def _trainers() -> list[str]:
+    return sorted(tomli.loads((Path(loraforge.__file__).parent / "trainers.toml").read_text("utf-8")))
+
+
+_STATED: tuple[Decorator, ...] = (
+    click.option(
+        "--alpha",
+        type=float,
+        metavar="N",
+        help="lora_alpha the training used, where no file records it. States, never multiplies.",
+    ),
+    click.option(
+        "--trained-scale", type=float, metavar="S", help="The scaling itself (lora_alpha / rank), instead of --alpha."
+    ),
+    click.option(
+        "--trained-by",
+        type=click.Choice(_trainers()),
+        metavar="NAME",
+        help=f"Trainer whose default scale was used: {', '.join(_trainers())}.",
+    ),
+    click.option(
+        "--training-config",
+        type=PATH,
+        metavar="FILE",
+        help="Training configuration that records the scale (YAML, JSON, TOML, hparams.yml, launch script), "
+        "where it does not lie beside SOURCE.",
+    ),
+    click.option("--as-loaded", is_flag=True, help="Keep what loaders show today when nothing is recorded: 1.0."),
+    click.option("--override-scale", is_flag=True, help="Believe the scale you state over the one recorded."),
+)
+
+
+def stated_scale(command: Any) -> Any:
+    """The options that say at what scale an adapter was trained."""
+    return reduce(lambda made, option: option(made), reversed(_STATED), command)
+
+
+def element_type(text: str) -> Decorator:
+    """`--dtype`."""
+    kinds = click.Choice(["keep", "fp32", "bf16", "fp16"])
+    return click.option("--dtype", type=kinds, default="keep", show_default=True, help=text)
