@@ -13,6 +13,8 @@ from loraforge.adapter import Storage as Storage
 from loraforge.convert import convert as convert
 from loraforge.convertbase import BaseReport as BaseReport
 from loraforge.convertbase import convert_base as convert_base
+from loraforge.doctor import Diagnosis as Diagnosis
+from loraforge.doctor import doctor as doctor
 from loraforge.errors import LoraforgeError as LoraforgeError
 from loraforge.formats import Format as Format
 from loraforge.fuse import FuseReport as FuseReport
@@ -37,6 +39,7 @@ from loraforge.write import write as write
 __all__ = [
     "Adapter",
     "BaseReport",
+    "Diagnosis",
     "Format",
     "FuseReport",
     "FusionBackend",
@@ -51,6 +54,7 @@ __all__ = [
     "__version__",
     "convert",
     "convert_base",
+    "doctor",
     "formats",
     "fuse",
     "hookimpl",

@@ -76,7 +76,8 @@ class TensorFile:
     """Dotted names a pickle mentions. None of them was imported."""
     _map: mmap.mmap | None = None
 
-    def _mapped(self) -> mmap.mmap:
+    def mapped(self) -> mmap.mmap:
+        """The whole file as memory."""
         if self._map is None:
             with self.path.open("rb") as stream:
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -85,7 +86,7 @@ class TensorFile:
     def raw(self, key: str) -> memoryview:
         """The bytes of a contiguous tensor."""
         info = self.tensors[key]
-        return memoryview(self._mapped())[info.offset : info.offset + info.nbytes]
+        return memoryview(self.mapped())[info.offset : info.offset + info.nbytes]
 
     def __getitem__(self, key: str) -> Array:
         import numpy as np
@@ -93,17 +94,17 @@ class TensorFile:
         info = self.tensors[key]
         dtype = numpy_type(info.dtype)
         if info.strides is None:
-            flat = np.frombuffer(self._mapped(), dtype, info.nbytes // dtype.itemsize, info.offset)
+            flat = np.frombuffer(self.mapped(), dtype, info.nbytes // dtype.itemsize, info.offset)
             return flat.reshape(info.shape)
         reach = 1 + sum((n - 1) * stride for n, stride in zip(info.shape, info.strides, strict=True))
-        flat = np.frombuffer(self._mapped(), dtype, reach, info.offset)
+        flat = np.frombuffer(self.mapped(), dtype, reach, info.offset)
         steps = [stride * dtype.itemsize for stride in info.strides]
         return np.lib.stride_tricks.as_strided(flat, info.shape, steps, writeable=False)
 
     def scatter(self) -> None:
         """Tell the system that what is read lies far apart, so that it does not read on from there."""
-        if hasattr(self._mapped(), "madvise"):
-            self._mapped().madvise(mmap.MADV_RANDOM)
+        if hasattr(self.mapped(), "madvise"):
+            self.mapped().madvise(mmap.MADV_RANDOM)
 
     def release(self, key: str | None = None) -> None:
         """Give the pages read so far, or those of one tensor, back to the system.

@@ -66,14 +66,15 @@ runs recorded
 formats.lorafile formats.satwrite
 formats.sat formats.diffusers formats.peft formats.data
 formats.builtin fusion.choose basemodel
-registry drop
+registry drop runtimes checks
 merge baseplace basewrite fusedorigin retention positions baseconfig
 baseproof
 basejob
 read write inspect verify stamp plugincheck plugintemplate
 convert fuse convertbase
+doctor
 testing cli_options cli_plugins
-cli_base
+cli_base cli_doctor
 cli
 """
 """Every module may import those in lines above its own, and their types in its own line; nothing below."""

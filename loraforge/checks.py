@@ -1,0 +1,78 @@
+"""What the numbers of an adapter say of it: zero factors, no numbers, lost bits, and how large the update is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from loraforge.adapter import Adapter
+from loraforge.half import finite, widen
+from loraforge.lora import Array, Delta
+from loraforge.tensorfile import RELEASE_EVERY
+from loraforge.threads import in_order
+
+SUBNORMAL = 0.1
+"""Share of a float16 factor's entries below the normal range from which it is told: they hold fewer bits."""
+_SMALLEST = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What the tensors of an adapter say."""
+
+    dead: tuple[str, ...]
+    """Modules of which A or B is zero: their update is zero."""
+    broken: tuple[str, ...]
+    """Modules with NaN or infinity."""
+    subnormal: tuple[str, ...]
+    """Modules with a factor of which more than a tenth lies below the normal range of its type."""
+    sizes: dict[str, float]
+    """Module -> |D|, the Frobenius norm of its update at the scale it was read at."""
+    dtypes: tuple[str, ...]
+
+
+def numbers(adapter: Adapter) -> Numbers:
+    """Look at every tensor once. Memory: a few modules."""
+    dead, broken, low, sizes, kinds = [], [], [], dict[str, float](), set[str]()
+    with in_order(lambda item: (item[0], _look(item[1])), adapter.modules.items()) as found:
+        for n, (path, (state, small, size, dtypes)) in enumerate(found):
+            kinds |= dtypes
+            low += [path] if small else []
+            if state == "broken":
+                broken.append(path)
+            elif state == "dead":
+                dead.append(path)
+            sizes[path] = size
+            if adapter.source and n % RELEASE_EVERY == 0:
+                adapter.source.file.release()
+    return Numbers(tuple(dead), tuple(broken), tuple(low), sizes, tuple(sorted(kinds)))
+
+
+def _look(delta: Delta) -> tuple[Literal["dead", "broken", "fine"], bool, float, set[str]]:
+    factors = [np.ascontiguousarray(factor) for w in delta for factor in (w.A, w.B, w.magnitude) if factor is not None]
+    dtypes = {factor.dtype.name for factor in factors}
+    if not all(map(finite, factors)):
+        return "broken", False, math.nan, dtypes
+    dora = any(w.magnitude is not None for w in delta)
+    alive = dora or any(w.A.any() and w.B.any() for w in delta)
+    small = any(map(_faint, factors))
+    return "fine" if alive else "dead", small, math.sqrt(sum(_squares(delta))), dtypes
+
+
+def _faint(factor: Array) -> bool:
+    if factor.dtype != np.float16:
+        return False
+    size = np.abs(widen(factor, np.float32))
+    there = np.count_nonzero(size)
+    return bool(there and np.count_nonzero(size[size < _SMALLEST["float16"]]) > SUBNORMAL * there)
+
+
+def _squares(delta: Delta) -> Iterator[float]:
+    """|s B A|^2 of every block, from the two small Gram matrices: B A itself is never formed."""
+    for w in delta:
+        A, B = widen(w.A, np.float32), widen(w.B, np.float32)
+        yield w.scaling**2 * float(np.sum((B.T @ B).astype(np.float64) * (A @ A.T).astype(np.float64)))

@@ -1,0 +1,60 @@
+"""The command that says what is wrong with an adapter: doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import loraforge
+from loraforge.cli_options import stated_scale
+from loraforge.console import PATH, as_json, say, table
+from loraforge.errors import plain
+from loraforge.report import fraction
+
+
+@click.command(short_help="Say why an adapter has no effect, is too weak or too strong.")
+@click.argument("source", metavar="ADAPTER", type=PATH)
+@click.option("--base", type=PATH, metavar="DIR", help="Base model: does the adapter fit, and would it survive a fuse?")
+@click.option("--runtime", "runtime_", metavar="NAME", help="Program it is run with. Default: one row for each.")
+@stated_scale
+@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/doctor.schema.json).")
+@click.pass_context
+def doctor(ctx: click.Context, /, source: Path, json_: bool, **options: Any) -> None:
+    """Say what ADAPTER does in the programs that run it, compared with what it did in training.
+
+    The verdict comes first: acts as trained, acts in part, does nothing, 64x too weak, 128x too strong, wrong base,
+    broken file, or cannot tell. Then the numbers behind it, and one command that mends it. Exit code 0 only where
+    it acts as trained.
+
+    \b
+    Examples:
+      loraforge doctor pytorch_lora_weights.safetensors
+      loraforge doctor pytorch_lora_weights.safetensors --trained-by cogvideo --runtime cli_demo-old
+      loraforge doctor my-style.safetensors --base CogVideoX-5b/transformer
+    """
+    from loraforge.threads import settle_process
+
+    settle_process()
+    found = loraforge.doctor(source, **options)
+    for note in found.notes:
+        say("note: ", note)
+    if json_:
+        click.echo(as_json(found.to_dict()))
+    else:
+        click.echo("\n".join(map(plain, found.lines())))
+        if found.outlooks:
+            rows = [
+                [
+                    o.runtime,
+                    "stops" if o.raises else f"{o.applied}/{o.modules}",
+                    ", ".join(map(fraction, o.scalings)),
+                    ", ".join(f"{ratio:.4g}" for ratio in o.ratios),
+                    o.raises or ", ".join(o.lost),
+                ]
+                for o in found.outlooks
+            ]
+            table(["runtime", "modules", "scale applied", "of training's", "passed over, or stops at"], rows)
+    if not found.healthy:
+        ctx.exit(1)
