@@ -6,6 +6,7 @@ everything the program does not look at has been taken away.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -37,6 +38,8 @@ class Runtime:
     sees: frozenset[str]
     times: float | str = 1.0
     needs: str = ""
+    header_prefix: str = ""
+    header_fields: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     named_times: float | str = 1.0
     instead: str = ""
@@ -78,12 +81,15 @@ class Outlook:
 def runtimes() -> Mapping[str, Runtime]:
     """Every program by name."""
     table: dict[str, dict[str, Any]] = tomli.loads((Path(__file__).parent / "runtimes.toml").read_text("utf-8"))
-    return {name: _made(name, entry) for name, entry in table.items()}
+    return {name: _made(name, {**table.get(entry.get("like", ""), {}), **entry}) for name, entry in table.items()}
 
 
 def _made(name: str, entry: dict[str, Any]) -> Runtime:
-    lists = {key: tuple(entry[key]) for key in ("prefixes", "names") if key in entry}
-    return Runtime(**{**entry, **lists, "name": name, "sees": frozenset(entry["sees"])})
+    values = {key: value for key, value in entry.items() if key != "like"}
+    for key in ("prefixes", "names", "header_fields"):
+        values[key] = tuple(entry.get(key, ()))
+    values["name"], values["sees"] = name, frozenset(entry["sees"])
+    return Runtime(**values)
 
 
 def runtime(name: str) -> Runtime:
@@ -98,6 +104,7 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) 
     """What the program would make of the file, given how we read it: its modules, and their scale in training."""
     outcomes = {key: program.outcome(key) for key in file.tensors if key in adapter.keys}
     raising = next((key for key, found in outcomes.items() if found == "raises"), "")
+    raising = raising or _stops_at_header(program, file)
     if not raising and program.needs and not (file.path.parent / program.needs).is_file():
         raising = program.needs
     applied = _applied_scalings(program, form, file, [k for k, found in outcomes.items() if found == "applied"])
@@ -120,6 +127,22 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) 
         tuple(f"{kind} x{count}" for kind, count in lost.items()),
         program.instead,
     )
+
+
+def _stops_at_header(program: Runtime, file: TensorFile) -> str:
+    """The name in the header entry that the program cannot take, or the entry itself where nothing in it is for it."""
+    for entry in program.sees & file.metadata.keys():
+        try:
+            said = json.loads(file.metadata[entry])
+        except (ValueError, RecursionError):
+            return entry
+        prefix = program.header_prefix
+        mine = [name.removeprefix(prefix) for name in said if name.startswith(prefix)] if isinstance(said, dict) else []
+        if program.header_fields and not mine:
+            return entry
+        if unknown := [name for name in mine if program.header_fields and name not in program.header_fields]:
+            return f"{unknown[0]} in {entry}"
+    return ""
 
 
 def _applied_scalings(program: Runtime, form: Format, file: TensorFile, keys: list[str]) -> dict[str, float]:

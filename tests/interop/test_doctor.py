@@ -1,0 +1,250 @@
+"""What doctor predicts of Diffusers and PEFT is what the installed libraries do, file by file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from oracle import DATA, Case
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import loraforge
+
+SOURCE = DATA / "diffusers_save_lora_weights_meta" / "pytorch_lora_weights.safetensors"
+Tensors = dict[str, torch.Tensor]
+Change = Callable[[Tensors, dict[str, str]], None]
+
+
+def renamed(old: str, new: str, *, only: str = "") -> Change:
+    def change(tensors: Tensors, _: dict[str, str]) -> None:
+        for key in [key for key in tensors if old in key and only in key]:
+            tensors[key.replace(old, new)] = tensors.pop(key)
+
+    return change
+
+
+def header(**entries: Any) -> Change:
+    """Other entries in lora_adapter_metadata; None takes one away."""
+
+    def change(_: Tensors, metadata: dict[str, str]) -> None:
+        said = {**json.loads(metadata["lora_adapter_metadata"]), **entries}
+        metadata["lora_adapter_metadata"] = json.dumps({k: v for k, v in said.items() if v is not None})
+
+    return change
+
+
+def no_header(_: Tensors, metadata: dict[str, str]) -> None:
+    metadata.pop("lora_adapter_metadata")
+
+
+def unprefixed_header(_: Tensors, metadata: dict[str, str]) -> None:
+    said = json.loads(metadata["lora_adapter_metadata"])
+    metadata["lora_adapter_metadata"] = json.dumps({k.removeprefix("transformer."): v for k, v in said.items()})
+
+
+def zeroed(*parts: str) -> Change:
+    def change(tensors: Tensors, _: dict[str, str]) -> None:
+        for key in tensors:
+            if all(part in key for part in parts):
+                tensors[key] = torch.zeros_like(tensors[key])
+
+    return change
+
+
+def alphas(tensors: Tensors, _: dict[str, str]) -> None:
+    for key in [key for key in tensors if ".lora_A." in key]:
+        tensors[key.replace(".lora_A.weight", ".alpha")] = torch.tensor(4.0)
+
+
+def broken(tensors: Tensors, _: dict[str, str]) -> None:
+    next(iter(tensors.values()))[0, 0] = float("nan")
+
+
+def halved(tensors: Tensors, _: dict[str, str]) -> None:
+    for key in tensors:
+        tensors[key] = tensors[key].to(torch.bfloat16)
+
+
+FILES: dict[str, tuple[tuple[Change, ...], str]] = {
+    "as it was saved": ((), "acts as trained"),
+    "bf16": ((halved,), "acts as trained"),
+    "older spelling": ((renamed(".lora_A.", ".lora.down."), renamed(".lora_B.", ".lora.up.")), "acts as trained"),
+    "no header": ((no_header,), "cannot tell (0.125 or 8 or 0.5 or 1)"),
+    "another alpha": ((header(**{"transformer.lora_alpha": 8}),), "acts as trained"),
+    "no prefix": ((renamed("transformer.transformer_blocks", "transformer_blocks"),), "does nothing"),
+    "PEFT's prefix": (
+        (renamed("transformer.transformer_blocks", "base_model.model.transformer_blocks"),),
+        "does nothing",
+    ),
+    "ComfyUI's prefix": (
+        (renamed("transformer.transformer_blocks", "diffusion_model.transformer_blocks"),),
+        "does nothing",
+    ),
+    "half without a prefix": ((renamed("transformer.transformer_blocks.1", "transformer_blocks.1"),), "broken file"),
+    "an adapter name inside": (
+        (renamed(".lora_A.", ".lora_A.default."), renamed(".lora_B.", ".lora_B.default.")),
+        "does nothing",
+    ),
+    "kohya's words": ((renamed(".lora_A.", ".lora_down."), renamed(".lora_B.", ".lora_up.")), "does nothing"),
+    "alpha tensors": ((alphas, no_header), "broken file"),
+    "header of nobody": ((unprefixed_header,), "does nothing"),
+    "header with a field of the future": ((header(**{"transformer.magic": 1}),), "does nothing"),
+    "dead B": ((zeroed(".lora_B."),), "does nothing"),
+    "dead A": ((zeroed(".lora_A."),), "does nothing"),
+    "one dead": ((zeroed("blocks.0.attn1.to_q", ".lora_B."),), "acts in part"),
+    "no number": ((broken,), "broken file"),
+}
+
+
+def made(place: Path, *changes: Change) -> Path:
+    tensors = load_file(SOURCE)
+    with safe_open(SOURCE, framework="pt") as file:
+        metadata = dict(file.metadata())
+    for change in changes:
+        change(tensors, metadata)
+    save_file(tensors, place / SOURCE.name, metadata)
+    return place / SOURCE.name
+
+
+def transformer() -> Any:
+    return CogVideoXTransformer3DModel.from_pretrained(DATA / "bases" / "2b", torch_dtype=torch.float32)
+
+
+def filled(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Module -> scaling, for the layers whose A is one of the file's."""
+    held = [t.float() for key, t in tensors.items() if "A" in key.rpartition("lora")[2] or "down" in key]
+    found = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            A = (
+                layer.lora_A["default"].weight
+                if "default" in layer.lora_A
+                else next(iter(layer.lora_A.values())).weight
+            )
+            if not A.is_meta and any(
+                A.shape == t.shape and torch.equal(A.detach().float().nan_to_num(), t.nan_to_num()) for t in held
+            ):
+                found[name.removeprefix("base_model.model.")] = next(iter(layer.scaling.values()))
+    return found
+
+
+def in_diffusers(file: Path) -> dict[str, float] | None:
+    """What the installed Diffusers has in its layers; None where it raises."""
+    model = transformer()
+    pipe = CogVideoXPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=model, scheduler=None)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+    except Exception:
+        return None
+    return filled(model, load_file(file))
+
+
+def predicted(file: Path, program: str, **said: Any) -> Any:
+    return next(o for o in loraforge.doctor(file, **said).outlooks if o.runtime == program)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_diffusers_does_what_is_predicted(name: str, tmp_path: Path) -> None:
+    changes, verdict = FILES[name]
+    file = made(tmp_path, *changes)
+    found = loraforge.doctor(file, runtime_="diffusers")
+    assert found.verdict == verdict, found.why
+    if not found.outlooks:
+        return
+    real, (row,) = in_diffusers(file), found.outlooks
+    assert bool(row.raises) == (real is None), (row, real)
+    assert row.applied == len(real or {})
+    assert set(row.scalings) == set((real or {}).values())
+
+
+PEFT = ("peft_plain", "peft_rslora", "peft_patterns", "peft_dora")
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_peft_does_what_is_predicted(name: str, tmp_path: Path) -> None:
+    case = Case(name)
+    row = predicted(case.source, "peft")
+    model = PeftModel.from_pretrained(transformer(), str(case.source))
+    real = filled(model, load_file(case.source / "adapter_model.safetensors"))
+    assert (row.applied, set(row.scalings), row.ratios) == (len(real), set(real.values()), (1.0,))
+    assert loraforge.doctor(case.source).healthy
+    folder = Path(shutil.copytree(case.source, tmp_path / "without"))
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(Exception, match=r"adapter_config|Can't find"):
+        PeftModel.from_pretrained(transformer(), str(folder))
+    assert predicted(folder / "adapter_model.safetensors", "peft").raises == "adapter_config.json"
+    real = in_diffusers(folder / "adapter_model.safetensors")
+    assert predicted(case.source, "diffusers").applied == len(real or {}) == 0
+
+
+def test_the_project_was_born_from_this(tmp_path: Path) -> None:
+    """CogVideo's trainer: 64/128, no alpha in the file; an old cli_demo.py fuses at 1/rank."""
+    tensors = {}
+    for key, tensor in load_file(SOURCE).items():  # rank 128, as the trainer's default has it
+        axis = 0 if ".lora_A." in key else 1
+        tensors[key] = torch.cat([tensor] * 16, dim=axis).contiguous()
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file(tensors, file, {"format": "pt"})
+    unsaid = loraforge.doctor(file, runtime_="cli_demo-old")
+    assert unsaid.verdict.startswith("cannot tell (")
+    assert {"1", "0.5"} <= set(unsaid.verdict.removeprefix("cannot tell (").removesuffix(")").split(" or "))
+    said = loraforge.doctor(file, runtime_="cli_demo-old", trained_by="cogvideo")
+    assert said.verdict == "64x too weak"
+    assert "1/128" in said.why
+    line, then = said.fix
+    assert line == f"loraforge convert {file} --to diffusers --trained-by cogvideo"
+    assert "lora_scale=1.0" in then
+    report = loraforge.convert(file, to="diffusers", out=tmp_path / "right", trained_by="cogvideo")
+    assert report.scalings == (0.5,)
+    good = loraforge.doctor(tmp_path / "right")
+    assert good.healthy
+    assert loraforge.doctor(tmp_path / "right", runtime_="diffusers-0.33").healthy
+    real = in_diffusers(tmp_path / "right" / file.name)
+    assert real is not None
+    assert set(real.values()) == {1.0}
+
+
+def test_a_name_changes_what_the_comfyui_wrapper_does(tmp_path: Path) -> None:
+    file = made(tmp_path)
+    assert predicted(file, "comfyui-wrapper").ratios == (1.0,)
+    orbit = shutil.copy(file, tmp_path / "my-Orbit-lora.safetensors")
+    assert predicted(Path(orbit), "comfyui-wrapper").ratios == (0.125,)
+
+
+def test_sizes_are_those_of_the_updates(tmp_path: Path) -> None:
+    from loraforge.checks import numbers
+
+    case = Case("diffusers_meta_patterns")
+    sizes = numbers(loraforge.read(case.source)).sizes
+    for path, delta in case.deltas.items():
+        assert sizes[path] == pytest.approx(np.linalg.norm(delta), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["sat_2b_r4", "sat_5b_i2v_r8", "diffusers_meta_patterns", "peft_dora", "diffusers_save_lora_weights_meta"]
+)
+def test_healthy_files_of_every_writer_are_healthy(name: str, tmp_path: Path) -> None:
+    """And every format they are converted to; with the base, too, which another base is not."""
+    case = Case(name)
+    source = case.run(tmp_path) if name.startswith("sat") else case.source
+    assert loraforge.doctor(source).healthy
+    base = case.base if "i2v" not in name else DATA / "bases" / "5b_i2v"
+    found = loraforge.doctor(source, base=base)
+    assert found.healthy
+    assert dict(found.facts)["fused"]
+    for to in ("diffusers", "peft"):
+        loraforge.convert(source, to=to, out=tmp_path / to)
+        assert loraforge.doctor(tmp_path / to).healthy
