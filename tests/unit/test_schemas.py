@@ -54,6 +54,11 @@ def test_fuse_and_convert_base(case: Case, tmp_path: Path, cli) -> None:
         check(json.loads(file.metadata()["loraforge"]), "fused")
 
 
+@pytest.mark.parametrize("name", ["sat_2b_r4/sat_ckpt", "peft_plain", "cogvideo_trainer_plain", "bases/2b/sat_base"])
+def test_doctor(name: str, cli) -> None:
+    check(json.loads(cli("doctor", DATA / name, "--json").stdout), "doctor")
+
+
 def test_inspect_of_something_else(cli) -> None:
     result = cli("inspect", DATA / "bases" / "2b" / "sat_base", "--json")
     assert result.exit_code == 1
@@ -63,8 +68,8 @@ def test_inspect_of_something_else(cli) -> None:
 
 
 def test_tables() -> None:
-    for name in ("architectures/cogvideox.toml", "trainers.toml"):
-        kind = "architecture" if "architectures" in name else "trainers"
+    for name in ("architectures/cogvideox.toml", "trainers.toml", "runtimes.toml"):
+        kind = "architecture" if "architectures" in name else name.removesuffix(".toml")
         check(tomli.loads((files("loraforge") / name).read_text("utf-8")), kind)
 
 
