@@ -12,7 +12,7 @@ import numpy as np
 from loraforge.adapter import Adapter
 from loraforge.half import finite, widen
 from loraforge.lora import Array, Delta
-from loraforge.tensorfile import RELEASE_EVERY
+from loraforge.tensorfile import RELEASE_EVERY, TensorFile
 from loraforge.threads import in_order
 
 SUBNORMAL = 0.1
@@ -35,8 +35,8 @@ class Numbers:
     dtypes: tuple[str, ...]
 
 
-def numbers(adapter: Adapter) -> Numbers:
-    """Look at every tensor once. Memory: a few modules."""
+def numbers(adapter: Adapter, file: TensorFile | None = None) -> Numbers:
+    """Look at every tensor once. Memory: a few modules, where `file` is the one they lie in."""
     dead, broken, low, sizes, kinds = [], [], [], dict[str, float](), set[str]()
     with in_order(lambda item: (item[0], _look(item[1])), adapter.modules.items()) as found:
         for n, (path, (state, small, size, dtypes)) in enumerate(found):
@@ -47,8 +47,8 @@ def numbers(adapter: Adapter) -> Numbers:
             elif state == "dead":
                 dead.append(path)
             sizes[path] = size
-            if adapter.source and n % RELEASE_EVERY == 0:
-                adapter.source.file.release()
+            if file and n % RELEASE_EVERY == 0:
+                file.release()
     return Numbers(tuple(dead), tuple(broken), tuple(low), sizes, tuple(sorted(kinds)))
 
 

@@ -30,6 +30,15 @@ def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     return value and value.lower()
 
 
+def _runtime(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """A program that runs adapters, by name; the table is read only when one is typed."""
+    from loraforge.runtimes import runtimes
+
+    if value is not None and value not in runtimes():
+        raise click.BadParameter(f"{value!r} is none of {', '.join(runtimes())}.", ctx, param)
+    return value and runtimes()[value]
+
+
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
     "token_normalize_func": lambda token: token.replace("_", "-"),
@@ -61,8 +70,13 @@ def main(plugins_: tuple[Path, ...]) -> None:
 
 @main.command(short_help="Convert an adapter, and prove the result.")
 @click.argument("source", type=PATH)
+@click.option("--to", metavar="FORMAT", callback=_format, help="Format to write; see `loraforge formats`.")
 @click.option(
-    "--to", required=True, metavar="FORMAT", callback=_format, help="Format to write; see `loraforge formats`."
+    "--for",
+    "for_",
+    metavar="RUNTIME",
+    callback=_runtime,
+    help="Instead of --to: the format of the program it will run in; see `loraforge doctor`.",
 )
 @click.option(
     "--from", "from_", metavar="FORMAT", callback=_format, help="Format of SOURCE. Default: told by its content."
@@ -107,7 +121,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/convert.schema.json).")
-def convert(json_: bool, **options: Any) -> None:
+def convert(json_: bool, for_: Any, **options: Any) -> None:
     """Convert the adapter in SOURCE, a file, an iteration folder or a run folder.
 
     The written file acts at strength 1.0 exactly as the source did in training. The scale comes from what
@@ -124,8 +138,11 @@ def convert(json_: bool, **options: Any) -> None:
     from loraforge.threads import settle_process
 
     settle_process()
+    if (options["to"] is None) == (for_ is None):
+        raise click.UsageError("Give --to FORMAT or --for RUNTIME.")
+    options["to"] = options["to"] or for_.format
     report = loraforge.convert(**options)
-    for note in report.notes:
+    for note in (*report.notes, *([f"{for_.title}: {for_.instead}"] if for_ and for_.instead else [])):
         say("note: ", note)
     click.echo(as_json(report.to_dict()) if json_ else "\n".join(map(plain, report.lines())))
 

@@ -104,7 +104,7 @@ def _judged(
     from loraforge.base import fits
     from loraforge.checks import numbers
 
-    found = numbers(adapter)
+    found = numbers(adapter, file)
     programs = [runtime(wanted)] if wanted else list(runtimes().values())
     outlooks = tuple(outlook(program, form, file, adapter) for program in programs)
     own = next((o for o, p in zip(outlooks, programs, strict=True) if wanted or p.format == form.name), None)

@@ -100,6 +100,12 @@ def runtime(name: str) -> Runtime:
     return runtimes()[name]
 
 
+def named(path: Path) -> tuple[str, ...]:
+    """What the words in a path make a program do to the file there, one sentence each."""
+    found = ((program, word) for program in runtimes().values() for word in program.names if word in str(path).lower())
+    return tuple(f"the path has {word!r} in it. {program.title}: {program.instead}" for program, word in found)
+
+
 def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) -> Outlook:
     """What the program would make of the file, given how we read it: its modules, and their scale in training."""
     outcomes = {key: program.outcome(key) for key in file.tensors if key in adapter.keys}

@@ -19,6 +19,7 @@ from loraforge.output import destination, replacing
 from loraforge.provenance import carried_over, digests, entry
 from loraforge.registry import formats, named
 from loraforge.report import Report
+from loraforge.runtimes import named as named_paths
 from loraforge.source import open_tensors
 from loraforge.tensorfile import KEY, RELEASE_EVERY, TensorFile
 
@@ -93,7 +94,7 @@ def write(
             others=dict(adapter.others),
             dropped_modules=dropped,
             dropped_metadata=lost,
-            notes=(*adapter.notes, *use.notes),
+            notes=(*adapter.notes, *use.notes, *named_paths(goes.file)),
             load=use.load,
             not_with=use.not_with,
             provided=use.provided,

@@ -248,3 +248,25 @@ def test_healthy_files_of_every_writer_are_healthy(name: str, tmp_path: Path) ->
     for to in ("diffusers", "peft"):
         loraforge.convert(source, to=to, out=tmp_path / to)
         assert loraforge.doctor(tmp_path / to).healthy
+
+
+def test_a_conversion_for_a_program_is_right_in_it(tmp_path: Path, cli: Any) -> None:
+    """The format it takes, its advice, and a warning where the name of the file would change what it does."""
+    source = Case("peft_rslora").source
+    for program, form in {"cli_demo": "diffusers", "peft": "peft"}.items():
+        done = cli("convert", source, "--for", program, "-o", tmp_path / program)
+        assert done.exit_code == 0, done.output
+        assert predicted(tmp_path / program, program).ratios == (1.0,)
+        assert loraforge.inspect(tmp_path / program).format == form
+    done = cli("convert", source, "--for", "cli_demo-old", "-o", tmp_path / "dimensionx-left.safetensors")
+    assert "lora_scale=1.0" in done.stderr
+    assert "the path has 'dimensionx' in it. ComfyUI-CogVideoXWrapper" in done.stderr
+    assert cli("convert", source).exit_code == cli("convert", source, "--to", "peft", "--for", "peft").exit_code == 2
+    assert "is none of diffusers, " in cli("convert", source, "--for", "magic").stderr
+
+
+def test_an_unknown_runtime_lists_those_there_are(tmp_path: Path, cli: Any) -> None:
+    done = cli("doctor", SOURCE, "--runtime", "magic")
+    assert done.exit_code == 1
+    assert "there are diffusers, diffusers-0.33, cli_demo" in done.stderr
+    assert cli("doctor", tmp_path / "nothing").exit_code == 1
