@@ -30,7 +30,7 @@ def test_shown_output_is_real(name: str, tmp_path: Path, cli, monkeypatch) -> No
     assert cli("convert", "pytorch_lora_weights.safetensors", "--to", "diffusers").stderr in text
     compared = cli("verify", "lora-disney-11-20-10-00", "pytorch_lora_weights.safetensors")
     assert compared.stderr + compared.stdout in text
-    assert cli("doctor", "pytorch_lora_weights.safetensors", "--alpha", "1").stdout in text
+    assert cli("doctor", "pytorch_lora_weights.safetensors", "--alpha", "1").stdout.rstrip() in text
     shutil.copytree(DATA / "bases" / "2b", "base", ignore=shutil.ignore_patterns("sat_base", "inputs*"))
     fused = cli("fuse", "base", "lora-disney-11-20-10-00", "-o", "base-disney")
     assert fused.stderr + fused.stdout in text
