@@ -151,8 +151,10 @@ def compare(given: Settings, variant: str, *, like: str | None = None, rank: int
     found: list[Finding] = []
     for key in KEYS:
         own = Finding(key, given[key], *_judged(key, given, wants, rank), _source(key)) if key in given else None
-        if like and key in wanted and (own is None or own.severity != "wrong"):
-            beside = _beside(key, given, wanted[key], _preset(like))
+        entry = _preset(like) if like else {}
+        free = own is not None and (own.severity == "wrong" or key in entry.get("as_variant", ()))
+        if key in wanted and not free:
+            beside = _beside(key, given, wanted[key], entry)
             own = None if own is None and beside.severity == "fine" else beside
         if own is not None:
             found.append(own)
@@ -283,7 +285,8 @@ def _guidance(given: Settings, wants: VariantSettings) -> Judgement:
 
 def _frames(given: Settings, wants: VariantSettings) -> Judgement:
     count = _count(given, "num_frames")
-    near = " or ".join(map(str, wants.nearest(count)))
+    valid = wants.nearest(count)
+    near = valid[0] if len(valid) == 1 else " or ".join(map(str, valid))
     if count not in wants.counts:
         made = (count - 1) // TEMPORAL * TEMPORAL + 1
         if (count - 1) % wants.frames_step == 0:
