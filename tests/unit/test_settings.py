@@ -35,7 +35,7 @@ def one(variant: str, **given: Any) -> Finding:
 
 def test_the_variants_are_those_of_the_architecture() -> None:
     architecture = tomli.loads((files("loraforge") / "architectures" / "cogvideox.toml").read_text("utf-8"))
-    assert VARIANTS == list(architecture["variants"])
+    assert list(architecture["variants"]) == VARIANTS
     for variant, facts in architecture["variants"].items():
         config, wants = {**architecture["config"], **facts.get("config", {})}, settings(variant)
         assert config["sample_frames"] == wants.num_frames
@@ -89,7 +89,7 @@ def test_the_frames_rule_by_brute_force(variant: str) -> None:
             near = [n for n in range(1, most + 1) if (n - 1) % step == 0]
             named = [int(word) for word in str(finding.wanted).split(" or ")]
             assert named == sorted(
-                {max((n for n in near if n < count)), min((n for n in near if n > count), default=most)}
+                {max(n for n in near if n < count), min((n for n in near if n > count), default=most)}
             )
         elif count > most:
             assert (finding.severity, finding.wanted) == ("differs", most)
@@ -336,7 +336,7 @@ def test_what_is_refused_in_a_file(text: str, says: str, tmp_path: Path) -> None
 
 def test_names_are_refused_with_those_there_are() -> None:
     for call in (lambda: settings("CogVideoX-3B"), lambda: compare({}, "2B")):
-        with pytest.raises(LoraforgeError, match="CogVideoX1.5-5B-I2V"):
+        with pytest.raises(LoraforgeError, match=r"CogVideoX1\.5-5B-I2V"):
             call()
     with pytest.raises(LoraforgeError, match="load_cogvideox_lora"):
         compare({}, "CogVideoX-2B", like="demo")
