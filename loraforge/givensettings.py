@@ -120,7 +120,7 @@ _READERS: dict[str, Callable[[Any], Value | None]] = {
     "the name of a class": _matching(r"[A-Za-z_]\w{0,99}"),
     "leading, linspace or trailing": _matching("leading|linspace|trailing"),
     "float16, bfloat16 or float32": _dtype,
-    "cpu, cuda or cuda:N": _matching(r"(cpu|mps|xpu|npu|cuda)(:\d{1,3})?"),
+    "cpu, cuda or cuda:N": _matching(r"(cpu|mps|xpu|npu|cuda)(:[0-9]{1,3})?"),
     "names of components": _components,
 }
 

@@ -16,7 +16,7 @@ from loraforge.givensettings import KEYS, Settings, Value, checked, words
 from loraforge.givensettings import parse as parse
 
 Severity: TypeAlias = Literal["wrong", "differs", "fine"]
-Judgement: TypeAlias = "tuple[Value | None, Severity, str]"
+Judgement: TypeAlias = tuple[Value | None, Severity, str]
 """What is wanted, how bad the difference is, and what comes of it."""
 
 USUAL_RANK = 128
@@ -167,11 +167,11 @@ def _source(key: str) -> str:
 
 def _strength_where_given(values: Settings, given: Settings) -> Settings:
     """The same, its strength under the name the user gave his: the product of the two counts."""
-    stated = [key for key in STRENGTHS if key in given and key not in values]
-    mine = [key for key in STRENGTHS if key in values]
-    if len(stated) != 1 or len(mine) != 1 or mine[0] in given:
+    stated, mine = ([key for key in STRENGTHS if key in where] for where in (given, values))
+    if not stated or not mine:
         return values
-    return {**values, stated[0]: values[mine[0]], mine[0]: 1.0}
+    carries = next((key for key in stated if given[key] != 1), stated[0])
+    return {**values, **dict.fromkeys(STRENGTHS, 1.0), carries: values[mine[0]]}
 
 
 def _beside(key: str, given: Settings, wanted: Value, entry: Mapping[str, Any]) -> Finding:
@@ -203,8 +203,10 @@ _UNLIKE = {
 def _same(key: str, one: Value, other: Value) -> bool:
     if key == "generator_device":
         return str(one).partition(":")[0] == str(other).partition(":")[0]
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=1e-6)
+    if isinstance(one, float) or isinstance(other, float):
+        return (
+            isinstance(one, int | float) and isinstance(other, int | float) and math.isclose(one, other, rel_tol=1e-6)
+        )
     return one == other
 
 

@@ -241,6 +241,12 @@ def test_a_strength_given_by_the_other_way_counts() -> None:
     given = found("CogVideoX-5B", "load_cogvideox_lora", rank=64, lora_scale=1 / 64)
     assert given["lora_scale"].severity == "fine"
     assert "adapter_strength" not in given
+    for strength, scale in ((1, 1 / 64), (1 / 64, 1)):
+        both = found("CogVideoX-5B", "load_cogvideox_lora", rank=64, adapter_strength=strength, lora_scale=scale)
+        assert {both[key].severity for key in ("adapter_strength", "lora_scale")} == {"fine"}
+    twice = found("CogVideoX-5B", "load_cogvideox_lora", rank=64, adapter_strength=1 / 64, lora_scale=1 / 64)
+    assert {twice[key].severity for key in ("adapter_strength", "lora_scale")} == {"wrong"}
+    assert found("CogVideoX-5B", "cli_demo", adapter_strength=0.5)["adapter_strength"].severity == "differs"
 
 
 def test_devices_and_seeds() -> None:
@@ -250,6 +256,13 @@ def test_devices_and_seeds() -> None:
     assert finding.severity == "differs"
     assert "different noise" in finding.consequence
     assert found("CogVideoX-5B", "sat", seed=1234)["seed"].severity == "differs"
+    assert found("CogVideoX-5B", run, seed=42)["seed"].consequence.startswith("one generator goes on")
+
+
+def test_settings_that_are_nearly_equal_are_not_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(table()["presets"]["cli_demo"]["values"], "seed", 10_000_000)
+    assert found("CogVideoX-5B", "cli_demo", seed=10_000_001)["seed"].severity == "differs"
+    assert found("CogVideoX-5B", "cli_demo", seed=10_000_000)["seed"].severity == "fine"
 
 
 def test_what_is_wrong_stays_wrong_beside_a_preset() -> None:
