@@ -18,6 +18,16 @@ from loraforge.report import fraction
 @click.argument("source", metavar="ADAPTER", type=PATH)
 @click.option("--base", type=PATH, metavar="DIR", help="Base model: does the adapter fit, and would it survive a fuse?")
 @click.option("--runtime", "runtime_", metavar="NAME", help="Program it is run with. Default: one row for each.")
+@click.option(
+    "--settings",
+    multiple=True,
+    metavar="KEY=VALUE|FILE.json",
+    help="What you run it with (guidance_scale=6, num_frames=49, ...), beside what the model calls for. Repeatable.",
+)
+@click.option(
+    "--like", metavar="NAME", help="Compare with cogvideo-validation, cli_demo, load_cogvideox_lora or sat instead."
+)
+@click.option("--variant", metavar="NAME", help="The model (CogVideoX-5B, ...), where nothing else tells it.")
 @stated_scale
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/doctor.schema.json).")
 @click.pass_context

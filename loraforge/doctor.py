@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter
-from loraforge.errors import ConversionError, LoraforgeError, ScaleError, as_commands, command, listed
+from loraforge.errors import ConversionError, LoraforgeError, ScaleError, Try, as_commands, command, listed
 from loraforge.formats import Choice, Format
 from loraforge.fuse import fuse
 from loraforge.kinds import not_an_adapter
@@ -17,6 +17,7 @@ from loraforge.report import base_text, fraction
 from loraforge.retention import lines as retained
 from loraforge.runtimes import Outlook, outlook, runtime, runtimes
 from loraforge.scale import Statement, candidates
+from loraforge.settings import Finding, compare, parse
 
 if TYPE_CHECKING:
     from loraforge.checks import Numbers
@@ -38,10 +39,13 @@ class Diagnosis:
     notes: tuple[str, ...]
     fix: tuple[str, ...]
     """Commands that mend it, the best first."""
+    settings: tuple[Finding, ...] = ()
+    """What the user runs it with, beside what the model, or a known program, runs with."""
 
     @property
     def healthy(self) -> bool:
-        return self.verdict == AS_TRAINED
+        """Whether the adapter acts as trained, and no setting is wrong."""
+        return self.verdict == AS_TRAINED and all(finding.severity != "wrong" for finding in self.settings)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document. Its shape is a promise: see the schema."""
@@ -50,6 +54,9 @@ class Diagnosis:
     def lines(self) -> list[str]:
         """The verdict first, for a terminal; the table of runtimes is printed by the command."""
         rows = [*self.facts, *(("fix" if not n else "", line) for n, line in enumerate(self.fix))]
+        rows += [(f.severity, _beside(f)) for f in self.settings if f.severity != "fine"]
+        fine = [f.key for f in self.settings if f.severity == "fine"]
+        rows += [("fine", ", ".join(fine))] if fine else []
         return [f"{self.verdict}: {self.why}", *(f"  {label:<9} {text}" for label, text in rows)]
 
 
@@ -64,6 +71,9 @@ def doctor(
     training_config: str | Path | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    settings: Sequence[str | Path] = (),
+    like: str | None = None,
+    variant: str | None = None,
 ) -> Diagnosis:
     """Diagnose the adapter in `source`; the arguments are those of `loraforge doctor`.
 
@@ -71,6 +81,7 @@ def doctor(
     """
     path = Path(source)
     program = runtime(runtime_) if runtime_ else None
+    given = parse(settings)
     stated = Statement(alpha, trained_scale, trained_by, as_loaded, override_scale)
     options = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
@@ -90,7 +101,35 @@ def doctor(
     except LoraforgeError as error:
         verdict = "does nothing" if form is None else "broken file"
         return _hopeless(path, verdict, as_commands(error, "loraforge", "convert", path, "--to", "diffusers"))
-    return _judged(path, form, file, adapter, place.notes, base, program.name if program else None, options)
+    found = _judged(path, form, file, adapter, place.notes, base, program.name if program else None, options)
+    if not given and like is None:
+        return found
+    rank = max(delta[0].rank for delta in adapter.modules.values())
+    return replace(found, settings=tuple(compare(given, _variant(adapter, variant), like=like, rank=rank)))
+
+
+def _variant(adapter: Adapter, stated: str | None) -> str:
+    """The model whose settings count: stated, recorded, or the only one with these shapes."""
+    from loraforge.base import fits
+    from loraforge.catalog import architecture
+
+    if stated is not None:
+        return stated
+    known = [v for v in architecture(adapter.architecture).variants if v.repo == adapter.base_model] or fits(adapter)
+    if len(known) == 1:
+        return known[0].name
+    every = known or architecture(adapter.architecture).variants
+    raise LoraforgeError(
+        "which model it is for is neither recorded nor told by its shapes, and the right settings depend on it.",
+        *(Try(f"--variant {command(v.name)}") for v in every),
+    )
+
+
+def _beside(finding: Finding) -> str:
+    given = "not given" if finding.given is None else finding.given
+    other = "not" if finding.severity == "wrong" else "there"
+    wanted = "" if finding.wanted is None else f", {other} {finding.wanted}"
+    return f"{finding.key} {given}{wanted}: {finding.consequence}"
 
 
 def _hopeless(path: Path, verdict: str, error: LoraforgeError) -> Diagnosis:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from oracle import DATA, Case
 
 import loraforge
+import loraforge.settings
 from loraforge.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -129,3 +131,21 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path, cli, monkeypatch) -> Non
     ended = subprocess.run(words, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout
     assert re.search(r"^\d\d+ passed", ended.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["training-and-inference.md", "training-and-inference_zh.md"])
+def test_the_settings_page_is_what_the_data_gives(name: str, capsys) -> None:
+    spec = importlib.util.spec_from_file_location("docs_settings", ROOT / "docs" / "settings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = (ROOT / "docs" / name).read_text("utf-8")
+    assert script.renewed(text, script.PAGES[name]) == text, "run: python docs/settings.py"
+    for variant in loraforge.settings.table()["variants"]:
+        assert f"| {variant} |" in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^# (.*)", code, re.MULTILINE)
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / "docs" / link).exists(), link

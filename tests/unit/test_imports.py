@@ -52,12 +52,12 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
 
 LAYERS = """
 errors half hookspecs
-dtypes layout lora tensorfile pickledata threads output plugins console
+dtypes layout lora tensorfile pickledata threads output plugins console givensettings
 fusion
 fusion.with_numpy fusion.with_torch partial directfile
 adapter torchfile torchwrite keys patterns plugindata picture
 catalog
-kinds scale source graph scan base fit
+kinds scale source graph scan base fit settings
 basegraph
 report peftrules trainingconfig proof loaders
 provenance

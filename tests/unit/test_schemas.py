@@ -68,7 +68,7 @@ def test_inspect_of_something_else(cli) -> None:
 
 
 def test_tables() -> None:
-    for name in ("architectures/cogvideox.toml", "trainers.toml", "runtimes.toml"):
+    for name in ("architectures/cogvideox.toml", "trainers.toml", "runtimes.toml", "settings.toml"):
         kind = "architecture" if "architectures" in name else name.removesuffix(".toml")
         check(tomli.loads((files("loraforge") / name).read_text("utf-8")), kind)
 
