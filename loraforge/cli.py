@@ -11,6 +11,7 @@ import tomli
 
 import loraforge
 from loraforge.cli_base import convert_base, fuse
+from loraforge.cli_explain import explain
 from loraforge.cli_plugins import formats, layouts, plugins
 from loraforge.console import PATH, Cli, as_json, say
 from loraforge.errors import LoraforgeError, plain
@@ -259,5 +260,5 @@ def stamp(source: Path, json_: bool, **options: Any) -> None:
     click.echo(as_json(done.to_dict()) if json_ else "\n".join(map(plain, done.lines())))
 
 
-for verb in (fuse, convert_base, formats, layouts, plugins):
+for verb in (fuse, convert_base, explain, formats, layouts, plugins):
     main.add_command(verb)

@@ -52,7 +52,7 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
 
 LAYERS = """
 errors half hookspecs
-dtypes layout lora tensorfile pickledata threads output plugins console
+dtypes layout lora tensorfile pickledata threads output plugins console symptoms
 fusion
 fusion.with_numpy fusion.with_torch partial directfile
 adapter torchfile torchwrite keys patterns plugindata picture
@@ -72,7 +72,7 @@ baseproof
 basejob
 read write inspect verify stamp plugincheck plugintemplate
 convert fuse convertbase
-testing cli_plugins cli_base
+testing cli_plugins cli_base cli_explain
 cli
 """
 """Every module may import those in lines above its own, and their types in its own line; nothing below."""

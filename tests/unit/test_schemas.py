@@ -63,8 +63,8 @@ def test_inspect_of_something_else(cli) -> None:
 
 
 def test_tables() -> None:
-    for name in ("architectures/cogvideox.toml", "trainers.toml"):
-        kind = "architecture" if "architectures" in name else "trainers"
+    kinds = {"architectures/cogvideox.toml": "architecture", "trainers.toml": "trainers", "symptoms.toml": "symptoms"}
+    for name, kind in kinds.items():
         check(tomli.loads((files("loraforge") / name).read_text("utf-8")), kind)
 
 
