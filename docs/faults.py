@@ -12,8 +12,8 @@ PAGE = Path(__file__).with_suffix(".md")
 HEAD = """<!-- Written by `python docs/faults.py` from loraforge/symptoms.toml: change that table, not this page. -->
 # What went wrong with my LoRA? Error messages, explained
 
-Error messages that trainers, loaders and converters print when an adapter goes wrong: why, how to make sure, what to do.
-`...` stands for what varies. The command line finds them in a whole log:
+Error messages that trainers, loaders and converters print when an adapter goes wrong: why, how to make sure, what to
+do. `...` stands for what varies. The command line finds them in a whole log:
 
 ```
 python infer.py 2>&1 | loraforge explain - --file pytorch_lora_weights.safetensors

@@ -46,6 +46,8 @@ class Symptom:
     """Threads (`owner/repo#n`) and source files in which the text was seen."""
     near: tuple[str, ...] = ()
     """Words of which one must stand near the text. Empty: the text says enough alone."""
+    unless: tuple[str, ...] = ()
+    """Words that, near the text, mean that all is well."""
     over: tuple[str, ...] = ()
     """Ids that say less about the same failure: not told where this one is."""
     exact: bool = True
@@ -90,11 +92,13 @@ def symptoms() -> Mapping[str, Symptom]:
 
 @cache
 def _table() -> dict[str, Symptom]:
-    data = tomli.loads((Path(__file__).parent / "symptoms.toml").read_text("utf-8"))
-    return {
-        name: Symptom(name, **{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
-        for name, entry in data.items()
-    }
+    data: dict[str, dict[str, Any]] = tomli.loads((Path(__file__).parent / "symptoms.toml").read_text("utf-8"))
+    return {name: _symptom(name, entry) for name, entry in data.items()}
+
+
+def _symptom(name: str, entry: Mapping[str, Any]) -> Symptom:
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return Symptom(id=name, **fields)
 
 
 def find(text: str) -> list[Symptom]:
@@ -102,7 +106,7 @@ def find(text: str) -> list[Symptom]:
     log = normal(text)
     found = dict[str, Place]()
     for symptom in symptoms().values():
-        places = [place for fragment in symptom.any if (place := _place(log, fragment, symptom.near)) is not None]
+        places = [place for fragment in symptom.any if (place := _place(log, fragment, symptom)) is not None]
         if places:
             found[symptom.id] = max(places, key=_rank)
     less = {name for known in found for name in symptoms()[known].over}
@@ -142,8 +146,8 @@ def _pieces(fragment: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(parts[::2]), tuple(GAPS[wild] for wild in parts[1::2])
 
 
-def _place(log: str, fragment: str, near: tuple[str, ...]) -> Place | None:
-    """The last place of a fragment that has one of the words near it."""
+def _place(log: str, fragment: str, symptom: Symptom) -> Place | None:
+    """The last place of a fragment among the words it needs, and without those that excuse it."""
     pieces, gaps = _pieces(fragment)
     limit = len(log)
     for _ in range(TRIES):
@@ -152,7 +156,10 @@ def _place(log: str, fragment: str, near: tuple[str, ...]) -> Place | None:
             return None
         limit = end + len(pieces[-1]) - 1
         start = _start(log, pieces, gaps, end)
-        if start is not None and _has(log[max(0, start - NEAR) : end + NEAR], near):
+        if start is None:
+            continue
+        around = log[max(0, start - NEAR) : end + NEAR]
+        if (not symptom.near or _has(around, symptom.near)) and not _has(around, symptom.unless):
             return Place(start, end + len(pieces[-1]), sum(map(len, pieces)))
     return None
 
@@ -167,4 +174,4 @@ def _start(log: str, pieces: tuple[str, ...], gaps: tuple[int, ...], end: int) -
 
 
 def _has(text: str, words: tuple[str, ...]) -> bool:
-    return not words or any(word.lower() in text for word in words)
+    return any(word.lower() in text for word in words)
