@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from loraforge.console import PATH, as_json, table
+from loraforge.console import PATH, as_json
 from loraforge.errors import LoraforgeError, Try, command, plain
 from loraforge.symptoms import Symptom, filled, find, language, symptoms
 
@@ -45,7 +45,7 @@ def explain(text: tuple[str, ...], file: Path, lang: str | None, json_: bool) ->
     elif text:
         click.echo("\n\n".join("\n".join(_lines(entry, lang, file)) for entry in entries))
     else:
-        table(["id", "failure"], [[entry.id, entry.said("title", lang)] for entry in entries])
+        click.echo("\n".join(f"{entry.id:<5}{entry.said('title', lang)}" for entry in entries))
 
 
 def _asked(text: str, file: Path) -> list[Symptom]:

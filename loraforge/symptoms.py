@@ -116,7 +116,9 @@ def find(text: str) -> list[Symptom]:
 
 def normal(text: str) -> str:
     """A text as it is searched: its end, without colours, in lower case, every run of blanks one space."""
-    plain = _COLOUR.sub("", text[-MOST:]).replace("\\'", "'").replace('\\"', '"')
+    plain = _COLOUR.sub("", text[-MOST:])
+    for escaped in "'", '"', "\\":  # as in a log of JSON lines
+        plain = plain.replace(f"\\{escaped}", escaped)
     return " ".join(plain.lower().split())
 
 
