@@ -10,6 +10,7 @@ import click
 import loraforge
 from loraforge.cli_base import convert_base, fuse
 from loraforge.cli_doctor import doctor
+from loraforge.cli_explain import explain
 from loraforge.cli_options import element_type, stated_scale
 from loraforge.cli_plugins import formats, layouts, plugins
 from loraforge.console import PATH, Cli, as_json, say
@@ -242,5 +243,5 @@ def stamp(source: Path, json_: bool, **options: Any) -> None:
     click.echo(as_json(done.to_dict()) if json_ else "\n".join(map(plain, done.lines())))
 
 
-for verb in (doctor, fuse, convert_base, formats, layouts, plugins):
+for verb in (doctor, explain, fuse, convert_base, formats, layouts, plugins):
     main.add_command(verb)

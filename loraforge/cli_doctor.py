@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import loraforge
+from loraforge.cli_explain import typed
 from loraforge.cli_options import stated_scale
 from loraforge.console import PATH, as_json, say, table
 from loraforge.errors import plain
@@ -18,6 +19,7 @@ from loraforge.report import fraction
 @click.argument("source", metavar="ADAPTER", type=PATH)
 @click.option("--base", type=PATH, metavar="DIR", help="Base model: does the adapter fit, and would it survive a fuse?")
 @click.option("--runtime", "runtime_", metavar="NAME", help="Program it is run with. Default: one row for each.")
+@click.option("--error", metavar="TEXT|-", help="What the program printed, or - for a log on standard input.")
 @click.option(
     "--settings",
     multiple=True,
@@ -47,6 +49,8 @@ def doctor(ctx: click.Context, /, source: Path, json_: bool, **options: Any) -> 
     from loraforge.threads import settle_process
 
     settle_process()
+    if options["error"] is not None:
+        options["error"] = typed(options["error"])
     found = loraforge.doctor(source, **options)
     for note in found.notes:
         say("note: ", note)

@@ -18,6 +18,7 @@ from loraforge.retention import lines as retained
 from loraforge.runtimes import Outlook, outlook, runtime, runtimes
 from loraforge.scale import Statement, candidates
 from loraforge.settings import Finding, compare, parse
+from loraforge.symptoms import find, language
 
 if TYPE_CHECKING:
     from loraforge.checks import Numbers
@@ -39,6 +40,8 @@ class Diagnosis:
     notes: tuple[str, ...]
     fix: tuple[str, ...]
     """Commands that mend it, the best first."""
+    errors: tuple[dict[str, Any], ...] = ()
+    """What the failure texts mean that the user pasted, the likeliest first: entries of schemas/explain.schema.json."""
     settings: tuple[Finding, ...] = ()
     """What the user runs it with, beside what the model, or a known program, runs with."""
 
@@ -54,6 +57,9 @@ class Diagnosis:
     def lines(self) -> list[str]:
         """The verdict first, for a terminal; the table of runtimes is printed by the command."""
         rows = [*self.facts, *(("fix" if not n else "", line) for n, line in enumerate(self.fix))]
+        for entry in self.errors:
+            rows += [(entry["id"], f"{entry['title']}: {entry['cause']}"), ("", entry["fix"])]
+            rows += [("", entry["fix_command"])] if entry["fix_command"] else []
         rows += [(f.severity, _beside(f)) for f in self.settings if f.severity != "fine"]
         fine = [f.key for f in self.settings if f.severity == "fine"]
         rows += [("fine", ", ".join(fine))] if fine else []
@@ -71,6 +77,7 @@ def doctor(
     training_config: str | Path | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    error: str | None = None,
     settings: Sequence[str | Path] = (),
     like: str | None = None,
     variant: str | None = None,
@@ -80,32 +87,45 @@ def doctor(
     Raises LoraforgeError only for what the user got wrong: a path that is not there, an unknown runtime.
     """
     path = Path(source)
-    program = runtime(runtime_) if runtime_ else None
     given = parse(settings)
-    stated = Statement(alpha, trained_scale, trained_by, as_loaded, override_scale)
-    options = {
+    stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
     }  # fmt: skip
-    choice = Choice(training_config=Path(training_config) if training_config else None, stated=stated)
     if not path.exists():
         raise LoraforgeError(f"{path} does not exist.", command("ls", "-l", path.parent))
+    found, adapter = _diagnosed(path, base, runtime(runtime_).name if runtime_ else None, stated)
+    if error is not None:
+        entries = tuple(entry.to_dict(language(), path) for entry in find(error))
+        unknown = () if entries else ("no failure text that is known stands in what --error was given",)
+        found = replace(found, errors=entries, notes=(*found.notes, *unknown))
+    if adapter and (given or like):
+        rank = max(delta[0].rank for delta in adapter.modules.values())
+        found = replace(found, settings=tuple(compare(given, _variant(adapter, variant), like=like, rank=rank)))
+    return found
+
+
+def _diagnosed(
+    path: Path, base: str | Path | None, wanted: str | None, stated: Mapping[str, Any]
+) -> tuple[Diagnosis, Adapter | None]:
+    """What is to be said of the file itself, and the adapter in it where there is one."""
+    config = stated["training_config"]
+    said = Statement(
+        **{key: value for key, value in stated.items() if key in Statement.__slots__}, override=stated["override_scale"]
+    )
+    choice = Choice(training_config=Path(config) if config else None, stated=said)
     try:
         form, place, file = locate(path, None, choice)
-    except LoraforgeError as error:
-        return _hopeless(path, "broken file", error)
+    except LoraforgeError as fault:
+        return _hopeless(path, "broken file", fault), None
     try:
         if form is None:
             raise not_an_adapter(file)
         adapter = form.read(file, choice)
-    except LoraforgeError as error:
-        verdict = "does nothing" if form is None else "broken file"
-        return _hopeless(path, verdict, as_commands(error, "loraforge", "convert", path, "--to", "diffusers"))
-    found = _judged(path, form, file, adapter, place.notes, base, program.name if program else None, options)
-    if not given and like is None:
-        return found
-    rank = max(delta[0].rank for delta in adapter.modules.values())
-    return replace(found, settings=tuple(compare(given, _variant(adapter, variant), like=like, rank=rank)))
+    except LoraforgeError as fault:
+        as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
+        return _hopeless(path, "does nothing" if form is None else "broken file", fault), None
+    return _judged(path, form, file, adapter, place.notes, base, wanted, stated), adapter
 
 
 def _variant(adapter: Adapter, stated: str | None) -> str:

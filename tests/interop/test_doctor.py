@@ -298,3 +298,15 @@ def test_the_help_names_every_preset(cli: Any) -> None:
 
     text = " ".join(cli("doctor", "--help").stdout.split())
     assert all(name in text for name in table()["presets"])
+
+
+def test_a_pasted_error_is_explained_beside_the_file(tmp_path: Path, cli: Any) -> None:
+    """The text says what the loader did not find; the file says why."""
+    file = made(tmp_path, renamed("transformer.transformer_blocks", "transformer_blocks"))
+    log = "INFO start\nValueError: Adapter name(s) {'style'} not in the list of present adapters: set().\nINFO end"
+    done = cli("doctor", file, "--error", log)
+    assert done.exit_code == 1
+    assert done.stdout.startswith("does nothing")
+    assert "  D7 " in done.stdout
+    assert json.loads(cli("doctor", file, "--error", log, "--json").stdout)["errors"][0]["id"] == "D7"
+    assert "no failure text that is known" in cli("doctor", file, "--error", "CUDA out of memory").stderr

@@ -25,7 +25,16 @@ def run_cli(*words: object) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    [["--help"], ["convert", "--help"], ["fuse", "--help"], ["inspect", "--help"], ["formats"], ["--version"]],
+    [
+        ["--help"],
+        ["convert", "--help"],
+        ["fuse", "--help"],
+        ["inspect", "--help"],
+        ["formats"],
+        ["explain", "D7"],
+        ["explain"],
+        ["--version"],
+    ],
 )
 def test_help_and_formats_do_not_load_numpy(command: list[str]) -> None:
     assert loaded_after(run_cli(*command), "numpy", "ml_dtypes", "yaml", "safetensors", *HEAVY) == set()
@@ -52,7 +61,7 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
 
 LAYERS = """
 errors half hookspecs
-dtypes layout lora tensorfile pickledata threads output plugins console givensettings
+dtypes layout lora tensorfile pickledata threads output plugins console givensettings symptoms
 fusion
 fusion.with_numpy fusion.with_torch partial directfile
 adapter torchfile torchwrite keys patterns plugindata picture
@@ -73,7 +82,7 @@ basejob
 read write inspect verify stamp plugincheck plugintemplate
 convert fuse convertbase
 doctor
-testing cli_options cli_plugins
+testing cli_options cli_plugins cli_explain
 cli_base cli_doctor
 cli
 """
