@@ -64,6 +64,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
     Start here:
       loraforge inspect RUN                  what is it, and at what scale was it trained?
       loraforge convert RUN --to diffusers   a file that is right at strength 1.0 in any loader
+      loraforge doctor FILE                  why does it have no effect, or too much?
     """
     for path in plugins_:
         loraforge.use_plugin(path)

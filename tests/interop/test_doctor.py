@@ -203,6 +203,9 @@ def test_the_project_was_born_from_this(tmp_path: Path) -> None:
     assert {"1", "0.5"} <= set(unsaid.verdict.removeprefix("cannot tell (").removesuffix(")").split(" or "))
     said = loraforge.doctor(file, runtime_="cli_demo-old", trained_by="cogvideo")
     assert said.verdict == "64x too weak"
+    page = (Path(__file__).parents[2] / "docs" / "tutorial-doctor.md").read_text("utf-8")
+    assert said.lines()[0] in page
+    assert "loraforge convert pytorch_lora_weights.safetensors --to diffusers --trained-by cogvideo" in page
     assert "1/128" in said.why
     line, then = said.fix
     assert line == f"loraforge convert {file} --to diffusers --trained-by cogvideo"

@@ -53,7 +53,15 @@ def test_python_example_runs(name: str, tmp_path: Path, monkeypatch, capsys) -> 
 
 
 @pytest.mark.parametrize(
-    "name", [*READMES, "CHANGELOG.md", "CONTRIBUTING.md", "docs/record-the-scale.md", "docs/fuse.md"]
+    "name",
+    [
+        *READMES,
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "docs/record-the-scale.md",
+        "docs/fuse.md",
+        "docs/tutorial-doctor.md",
+    ],
 )
 def test_options_and_files_named_exist(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
