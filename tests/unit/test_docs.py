@@ -70,7 +70,7 @@ def test_options_and_files_named_exist(name: str) -> None:
     foreign = {"--help", "--lora_alpha", "--lora_r"}  # the last two of load_cogvideox_lora.py
     assert set(re.findall(r"--[a-z][a-z_-]+", text)) <= known | foreign
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / link).exists(), link
+        assert ((ROOT / name).parent / link).exists(), link
 
 
 def test_every_command_has_help_with_an_example() -> None:
