@@ -120,7 +120,9 @@ def _judged(
     ]
     few = f"in {_named(found.subnormal)} a tenth of the numbers or more lie below float16's normal range: fewer bits"
     said = (*notes, *adapter.notes, *((few,) if found.subnormal else ()))
-    fix = tuple(_fix(path, adapter, verdict, own))
+    loaded = own is None or own.applied == len(adapter.modules)
+    dead = len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded)
+    fix = tuple(_fix(path, adapter, verdict, own, dead=dead))
     return Diagnosis(str(path), verdict, why, tuple(facts), outlooks, said, fix)
 
 
@@ -188,11 +190,11 @@ def _in_base(path: Path, base: str | Path | None, stated: Mapping[str, Any]) -> 
     return "", []
 
 
-def _fix(path: Path, adapter: Adapter, verdict: str, own: Outlook | None) -> Iterator[str]:
+def _fix(path: Path, adapter: Adapter, verdict: str, own: Outlook | None, *, dead: bool) -> Iterator[str]:
     """The command, and what to change in the program where no file can be right in it."""
     if verdict == AS_TRAINED:
         return
-    if verdict in ("broken file", "wrong base"):
+    if verdict in ("broken file", "wrong base") or dead:  # no conversion mends what was never trained
         yield command("loraforge", "inspect", path)
         return
     if verdict.startswith("cannot tell") and adapter.scale.provenance == "ambiguous":
