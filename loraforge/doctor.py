@@ -129,7 +129,8 @@ def _judged(
 def _verdict(adapter: Adapter, found: Numbers, own: Outlook | None, other: str) -> tuple[str, str]:
     total = len(adapter.modules)
     if found.broken:
-        return "broken file", f"{_named(found.broken)} contain NaN or infinity: the training diverged"
+        why = "the training diverged, or a conversion to float16 overflowed"
+        return "broken file", f"NaN or infinity in {_named(found.broken)}: {why}"
     if other:
         return "wrong base", other
     if len(found.dead) == total:
