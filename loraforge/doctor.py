@@ -108,8 +108,15 @@ def _judged(
     programs = [runtime(wanted)] if wanted else list(runtimes().values())
     outlooks = tuple(outlook(program, form, file, adapter) for program in programs)
     own = next((o for o, p in zip(outlooks, programs, strict=True) if wanted or p.format == form.name), None)
-    other, survives = _in_base(path, base, stated)
+    try:
+        (other, survives), unread = _in_base(path, base, stated), None
+    except LoraforgeError as error:
+        if base is None or not Path(base).exists():
+            raise
+        other, survives, unread = "", [("fused", error.message)], error
     verdict, why = _verdict(adapter, found, own, other)
+    if unread and verdict == AS_TRAINED:
+        verdict, why = "cannot tell (whether it fits the base)", unread.message
     of = f"{len(adapter.modules)} modules of rank {_ranks(adapter)}, {', '.join(found.dtypes)}"
     facts = [
         ("file", f"{file.path} ({form.name}), {of}"),
@@ -123,6 +130,8 @@ def _judged(
     loaded = own is None or own.applied == len(adapter.modules)
     dead = len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded)
     fix = tuple(_fix(path, adapter, verdict, own, dead=dead))
+    if unread and why == unread.message:
+        fix = tuple(remedy.command for remedy in unread.remedies)
     return Diagnosis(str(path), verdict, why, tuple(facts), outlooks, said, fix)
 
 
