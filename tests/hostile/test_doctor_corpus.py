@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from hostile.doctor_corpus import changed
 from hostile.doctor_faults import FAULTS, HEALTHY
 from loraforge.cli import main
 from loraforge.doctor import AS_TRAINED
@@ -63,3 +64,9 @@ def test_nothing_is_wrong_with_a_healthy_file(name: str, tmp_path: Path):
 def test_there_are_enough():
     assert len(FAULTS) >= 40
     assert len(HEALTHY) >= 15
+
+
+def test_a_base_that_is_not_there_is_the_users_word(tmp_path: Path):
+    result = CliRunner().invoke(main, ["doctor", str(changed()(tmp_path)), "--base", str(tmp_path / "nowhere")])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "nowhere does not exist" in result.stderr
