@@ -52,7 +52,7 @@ KINDS = {
     "DiffSynth's names": Fault(
         lambda _: DATA / "diffsynth_cogdit" / "lora.safetensors", "does nothing", "DiffSynth"
     ),
-    "another model's names": Fault(make.only(make.OTHER), "wrong base", "not named as those of CogVideoX"),
+    "another model's names": Fault(make.only(make.OTHER), "does nothing", "not named as those of CogVideoX"),
     "text encoder's keys alone": Fault(make.only(make.TEXT), "does nothing", "not named as those"),
     "LoHa": Fault(changed(make.loha), "does nothing", "LoHa"),
 }  # fmt: skip
