@@ -90,11 +90,6 @@ _KINDS: tuple[tuple[str, str, Callable[[TensorFile], bool]], ...] = (
         and _names(".lora_down.", ".lora_up.")(file),
     ),
     (
-        "an adapter by another method than LoRA (LoHa or LoKr)",
-        "No format here reads it.",
-        _names(".hada_w", ".lokr_w"),
-    ),
-    (
         "an adapter whose modules are not named as those of {known}",
         "",
         _names(".lora_A.", ".lora_B.", ".lora_down.", ".lora.down."),
