@@ -88,9 +88,20 @@ def doctor(
             raise not_an_adapter(file)
         adapter = form.read(file, choice)
     except LoraforgeError as error:
+        if form and _reads(form, file):
+            raise
         verdict = "does nothing" if form is None else "broken file"
         return _hopeless(path, verdict, as_commands(error, "loraforge", "convert", path, "--to", "diffusers"))
     return _judged(path, form, file, adapter, place.notes, base, program.name if program else None, options)
+
+
+def _reads(form: Format, file: TensorFile) -> bool:
+    """Whether the file can be read where the user states nothing: then what the user stated is at fault."""
+    try:
+        form.read(file, Choice())
+    except LoraforgeError:
+        return False
+    return True
 
 
 def _hopeless(path: Path, verdict: str, error: LoraforgeError) -> Diagnosis:
