@@ -158,8 +158,6 @@ def _verdict(adapter: Adapter, found: Numbers, own: Outlook | None, other: str) 
         return "does nothing", "A or B of every module is zero: it was never trained, or the wrong tensors were saved"
     if own and own.raises:
         return "does nothing", f"{own.title} stops at {own.raises}"
-    if own and own.applied and not any(own.scalings):
-        return "does nothing", f"{own.title} applies the scale 0"
     if own and not own.applied:
         passed = f" ({listed(list(own.lost), 3)} are passed over)" if own.lost else ""
         return "does nothing", f"{own.title} finds none of the {total} modules{passed}"
@@ -190,8 +188,8 @@ def _strength(own: Outlook) -> str:
     if own.ratios in ((), (1.0,)):
         return ""
     low, high = own.ratios[0], own.ratios[-1]
-    if low <= 0:
-        return "cannot tell (what it applies and what training used differ in sign, or one is zero)"
+    if low < 0:
+        return "cannot tell (the two scales differ in sign)"
     if high <= 1:
         return f"{1 / low:.3g}x too weak" if low == high else f"{1 / high:.3g}x to {1 / low:.3g}x too weak"
     return f"{high:.3g}x too strong" if low == high else f"{low:.3g}x to {high:.3g}x too strong"
