@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from loraforge.report import base_text, fraction
 from loraforge.retention import lines as retained
 from loraforge.runtimes import Outlook, outlook, runtime, runtimes
 from loraforge.scale import Statement, candidates
+from loraforge.trainingconfig import beside, read_training_config
 
 if TYPE_CHECKING:
     from loraforge.checks import Numbers
@@ -138,7 +140,7 @@ def _judged(
         ("base", adapter.base_model or base_text([v.name for v in fits(adapter)], adapter.architecture)),
     ]
     few = f"in {_named(found.subnormal)} a tenth of the numbers or more lie below float16's normal range: fewer bits"
-    said = (*notes, *adapter.notes, *((few,) if found.subnormal else ()))
+    said = (*notes, *adapter.notes, *_contradicted(file, adapter), *((few,) if found.subnormal else ()))
     loaded = own is None or own.applied == len(adapter.modules)
     dead = len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded)
     fix = tuple(_fix(path, adapter, verdict, own, dead=dead))
@@ -181,6 +183,27 @@ def _verdict(adapter: Adapter, found: Numbers, own: Outlook | None, other: str) 
     if own is None:
         return "cannot tell", "no program is known that loads this format as it is"
     return AS_TRAINED, f"{own.title} applies all {total} modules at the scale of training"
+
+
+def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
+    """A note where the file records a scale, and a training configuration beside it another for the same rank.
+
+    No verdict: what lies beside a file, or above it, may be of another run. Nor where we wrote the file: its scale is
+    another on purpose.
+    """
+    from loraforge.provenance import origin
+
+    scalings = {w.scaling for delta in adapter.modules.values() for w in delta}
+    near = beside(file.path) if adapter.scale.provenance == "recorded" and len(scalings) == 1 else None
+    if near is None or origin(file.metadata).folded:
+        return ()
+    said = read_training_config(near)
+    if said.rank is None or _ranks(adapter) != f"{said.rank:g}" or said.rslora:
+        return ()
+    (mine,) = scalings
+    if math.isclose(said.alpha / said.rank, mine):
+        return ()
+    return (f"{said.said}, beside it, says the scale {fraction(said.alpha / said.rank)}; the file's own record counts",)
 
 
 def _strength(own: Outlook) -> str:

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from oracle import DATA
 
+import loraforge
 from hostile import doctor_corpus as make
 from hostile.doctor_corpus import BASES, BLOCKS, WEIGHTS, Fault, changed, copied, header, in_peft, renamed
-
-import loraforge
 
 DIFFUSERS = ("--runtime", "diffusers")
 BASE = ("--base", str(BASES / "2b"))
@@ -54,7 +53,7 @@ KINDS = {
     ),
     "another model's names": Fault(make.only(make.OTHER), "does nothing", "not named as those of CogVideoX"),
     "text encoder's keys alone": Fault(make.only(make.TEXT), "does nothing", "not named as those"),
-    "LoHa": Fault(changed(make.loha), "does nothing", "LoHa"),
+    "LoHa": Fault(changed(make.loha), "does nothing", "hada_w1_a"),
 }  # fmt: skip
 """Whole files of another kind."""
 
@@ -92,18 +91,24 @@ CONTENT = {
     "a pattern that matches nothing": Fault(
         copied("peft_plain", config={"rank_pattern": {"to_query": 4}}), "broken file", "to_query"
     ),
-    "modules_to_save": Fault(copied("peft_modules_to_save"), "broken file", "modules_to_save"),
+    "modules_to_save": Fault(copied("peft_modules_to_save"), "cannot tell (", "modules_to_save"),
     "modules' weights without saying so": Fault(
         copied("peft_modules_to_save", config={"modules_to_save": None}), "broken file", "proj_out"
     ),
-    "bias in the LoRA": Fault(in_peft("peft_plain", make.lora_bias, lora_bias=True), "broken file", "lora_bias"),
+    "bias in the LoRA": Fault(in_peft("peft_plain", make.lora_bias, lora_bias=True), "cannot tell (", "lora_bias"),
     "bias in the LoRA without saying so": Fault(in_peft("peft_plain", make.lora_bias), "broken file", "lora_B.bias"),
     "modules it leaves out": Fault(copied("peft_plain", config={"target_modules": ["to_q"]}), "broken file", "to_k"),
-    "LoHa's configuration": Fault(copied("peft_plain", config={"peft_type": "LOHA"}), "broken file", "LOHA"),
+    "LoHa's configuration": Fault(copied("peft_plain", config={"peft_type": "LOHA"}), "cannot tell (", "LOHA"),
     "configuration is no JSON": Fault(
         make.beside(copied("peft_plain"), "adapter_config.json", "{"), "broken file", "not JSON"
     ),
     "configuration alone": Fault(copied("peft_plain", without=PEFT_FILE), "broken file", "adapter_config.json"),
+    "alpha 0": Fault(changed(header(lora_alpha=0)), "broken file", "scaling of 0"),
+    "alpha 0, which was not meant": Fault(
+        changed(header(lora_alpha=0)), "does nothing", "none of the 8 modules",
+        ("--alpha", "4", "--override-scale", *DIFFUSERS),
+    ),
+    "alpha below 0": Fault(changed(make.no_header), "cannot tell (", "-0.5", ("--alpha", "-4")),
     "dead A": Fault(changed(make.filled(".lora_A.", 0.0)), "does nothing", "zero"),
     "dead B": Fault(changed(make.filled(".lora_B.", 0.0)), "does nothing", "zero"),
     "one dead module": Fault(changed(make.filled("0.attn1.to_q.lora_B", 0.0)), "acts in part", "0.attn1.to_q"),
@@ -120,8 +125,8 @@ def orbit(place: Path) -> Path:
     return changed(name="my-Orbit-Left.safetensors")(place)
 
 
-def at_one(place: Path) -> Path:
-    """In PEFT's names, alpha 4 at rank 8 in the configuration, and the prefix that Diffusers wants put before it."""
+def in_header_alone(place: Path) -> Path:
+    """Alpha 4 at rank 8, and nowhere but in the header."""
     loraforge.convert(changed()(place), to="diffusers", out=place / "out", scale_in="metadata")
     return place / "out" / WEIGHTS
 
@@ -134,7 +139,7 @@ SCALES = {
                                    "adapter_config.json"),
     "finetrainers": Fault(copied("finetrainers_dcp_ws1"), "2x too strong", "training used 1/2", DIFFUSERS),
     "header in an older Diffusers": Fault(
-        at_one, "2x too strong", "training used 1/2", ("--runtime", "diffusers-0.33")
+        in_header_alone, "2x too strong", "training used 1/2", ("--runtime", "diffusers-0.33")
     ),
     "an older cli_demo": Fault(changed(), "8x too weak", "applies 1/16", ("--runtime", "cli_demo-old")),
     "an older cli_demo, CogVideo's ranks": Fault(
@@ -146,7 +151,7 @@ SCALES = {
     "orbit in the name": Fault(orbit, "8x too weak", "applies 1/16", ("--runtime", "comfyui-wrapper")),
     "PEFT's folder in Diffusers": Fault(copied("peft_plain"), "does nothing", "base_model x16", DIFFUSERS),
     "PEFT's folder in SAT": Fault(copied("peft_plain"), "does nothing", "base_model x16", ("--runtime", "sat")),
-    "DoRA in the older spelling": Fault(
+    "DoRA without its configuration": Fault(
         make.file_of(copied("peft_dora", without="adapter_config.json"), PEFT_FILE), "does nothing", "adapter_config"
     ),
 }  # fmt: skip
