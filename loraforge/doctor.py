@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter
-from loraforge.errors import ConversionError, LoraforgeError, ScaleError, Try, as_commands, command, listed
+from loraforge.errors import (
+    ConversionError,
+    LoraforgeError,
+    ScaleError,
+    Try,
+    VariantError,
+    as_commands,
+    command,
+    listed,
+)  # fmt: skip
 from loraforge.formats import Choice, Format
 from loraforge.fuse import fuse
 from loraforge.kinds import not_an_adapter
@@ -19,6 +29,7 @@ from loraforge.runtimes import Outlook, outlook, runtime, runtimes
 from loraforge.scale import Statement, candidates
 from loraforge.settings import Finding, compare, parse
 from loraforge.symptoms import find, language
+from loraforge.trainingconfig import beside, read_training_config
 
 if TYPE_CHECKING:
     from loraforge.checks import Numbers
@@ -123,8 +134,12 @@ def _diagnosed(
             raise not_an_adapter(file)
         adapter = form.read(file, choice)
     except LoraforgeError as fault:
+        if form and _reads(form, file):
+            raise
+        verdict = "does nothing" if form is None else "broken file"
+        verdict = "cannot tell (it is more than A and B)" if isinstance(fault, VariantError) else verdict
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
-        return _hopeless(path, "does nothing" if form is None else "broken file", fault), None
+        return _hopeless(path, verdict, fault), None
     return _judged(path, form, file, adapter, place.notes, base, wanted, stated), adapter
 
 
@@ -152,6 +167,15 @@ def _beside(finding: Finding) -> str:
     return f"{finding.key} {given}{wanted}: {finding.consequence}"
 
 
+def _reads(form: Format, file: TensorFile) -> bool:
+    """Whether the file can be read where the user states nothing: then what the user stated is at fault."""
+    try:
+        form.read(file, Choice())
+    except LoraforgeError:
+        return False
+    return True
+
+
 def _hopeless(path: Path, verdict: str, error: LoraforgeError) -> Diagnosis:
     return Diagnosis(str(path), verdict, error.message, (), (), (), tuple(r.command for r in error.remedies))
 
@@ -167,8 +191,15 @@ def _judged(
     programs = [runtime(wanted)] if wanted else list(runtimes().values())
     outlooks = tuple(outlook(program, form, file, adapter) for program in programs)
     own = next((o for o, p in zip(outlooks, programs, strict=True) if wanted or p.format == form.name), None)
-    other, survives = _in_base(path, base, stated)
+    try:
+        (other, survives), unread = _in_base(path, base, stated), None
+    except LoraforgeError as error:
+        if base is None or not Path(base).exists():
+            raise
+        other, survives, unread = "", [("fused", error.message)], error
     verdict, why = _verdict(adapter, found, own, other)
+    if unread and verdict == AS_TRAINED:
+        verdict, why = "cannot tell (whether it fits the base)", unread.message
     of = f"{len(adapter.modules)} modules of rank {_ranks(adapter)}, {', '.join(found.dtypes)}"
     facts = [
         ("file", f"{file.path} ({form.name}), {of}"),
@@ -178,15 +209,20 @@ def _judged(
         ("base", adapter.base_model or base_text([v.name for v in fits(adapter)], adapter.architecture)),
     ]
     few = f"in {_named(found.subnormal)} a tenth of the numbers or more lie below float16's normal range: fewer bits"
-    said = (*notes, *adapter.notes, *((few,) if found.subnormal else ()))
-    fix = tuple(_fix(path, adapter, verdict, own))
+    said = (*notes, *adapter.notes, *_contradicted(file, adapter), *((few,) if found.subnormal else ()))
+    loaded = own is None or own.applied == len(adapter.modules)
+    dead = len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded)
+    fix = tuple(_fix(path, adapter, verdict, own, dead=dead))
+    if unread and why == unread.message:
+        fix = tuple(remedy.command for remedy in unread.remedies)
     return Diagnosis(str(path), verdict, why, tuple(facts), outlooks, said, fix)
 
 
 def _verdict(adapter: Adapter, found: Numbers, own: Outlook | None, other: str) -> tuple[str, str]:
     total = len(adapter.modules)
     if found.broken:
-        return "broken file", f"{_named(found.broken)} contain NaN or infinity: the training diverged"
+        why = "the training diverged, or a conversion to float16 overflowed"
+        return "broken file", f"NaN or infinity in {_named(found.broken)}: {why}"
     if other:
         return "wrong base", other
     if len(found.dead) == total:
@@ -218,11 +254,34 @@ def _verdict(adapter: Adapter, found: Numbers, own: Outlook | None, other: str) 
     return AS_TRAINED, f"{own.title} applies all {total} modules at the scale of training"
 
 
+def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
+    """A note where the file records a scale, and a training configuration beside it another for the same rank.
+
+    No verdict: what lies beside a file, or above it, may be of another run. Nor where we wrote the file: its scale is
+    another on purpose.
+    """
+    from loraforge.provenance import origin
+
+    scalings = {w.scaling for delta in adapter.modules.values() for w in delta}
+    near = beside(file.path) if adapter.scale.provenance == "recorded" and len(scalings) == 1 else None
+    if near is None or origin(file.metadata).folded:
+        return ()
+    said = read_training_config(near)
+    if said.rank is None or _ranks(adapter) != f"{said.rank:g}" or said.rslora:
+        return ()
+    (mine,) = scalings
+    if math.isclose(said.alpha / said.rank, mine):
+        return ()
+    return (f"{said.said}, beside it, says the scale {fraction(said.alpha / said.rank)}; the file's own record counts",)
+
+
 def _strength(own: Outlook) -> str:
     """`64x too weak`, where one factor says it; empty where it is 1."""
     if own.ratios in ((), (1.0,)):
         return ""
     low, high = own.ratios[0], own.ratios[-1]
+    if low < 0:
+        return "cannot tell (the two scales differ in sign)"
     if high <= 1:
         return f"{1 / low:.3g}x too weak" if low == high else f"{1 / high:.3g}x to {1 / low:.3g}x too weak"
     return f"{high:.3g}x too strong" if low == high else f"{low:.3g}x to {high:.3g}x too strong"
@@ -247,11 +306,11 @@ def _in_base(path: Path, base: str | Path | None, stated: Mapping[str, Any]) -> 
     return "", []
 
 
-def _fix(path: Path, adapter: Adapter, verdict: str, own: Outlook | None) -> Iterator[str]:
+def _fix(path: Path, adapter: Adapter, verdict: str, own: Outlook | None, *, dead: bool) -> Iterator[str]:
     """The command, and what to change in the program where no file can be right in it."""
     if verdict == AS_TRAINED:
         return
-    if verdict in ("broken file", "wrong base"):
+    if verdict in ("broken file", "wrong base") or dead:  # no conversion mends what was never trained
         yield command("loraforge", "inspect", path)
         return
     if verdict.startswith("cannot tell") and adapter.scale.provenance == "ambiguous":

@@ -84,6 +84,14 @@ _KINDS: tuple[tuple[str, str, Callable[[TensorFile], bool]], ...] = (
         lambda file: _any("blocks.")(file) and _names(".lora_A.")(file),
     ),
     (
+        "an adapter with kohya's words (.lora_down., .lora_up.) behind Diffusers' names",
+        "Diffusers stops at them: rename them to .lora_A. and .lora_B.",
+        lambda file: (
+            _any("transformer.transformer_blocks.", "transformer_blocks.")(file)
+            and _names(".lora_down.", ".lora_up.")(file)
+        ),
+    ),
+    (
         "an adapter whose modules are not named as those of {known}",
         "",
         _names(".lora_A.", ".lora_B.", ".lora_down.", ".lora.down."),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from loraforge import peftrules
-from loraforge.errors import FormatError, ScaleError, Try, command, listed
+from loraforge.errors import FormatError, ScaleError, Try, VariantError, command, listed
 from loraforge.scale import Rule
 from loraforge.trainingconfig import TrainingScale, beside, read_training_config
 
@@ -64,7 +64,7 @@ def from_configs(
     look = command("loraforge", "inspect", file.path)
     for where, config in configs.items():
         if odd := peftrules.unsupported(config):
-            raise FormatError(f"{file.path}: its {where} has {odd}.", look)
+            raise VariantError(f"{file.path}: its {where} has {odd}.", look)
         if where == "lora_config":  # finetrainers writes neither patterns nor rslora: one r and one alpha for all
             config = {"r": Counter(ranks.values()).most_common(1)[0][0], **config}
         if bool(config.get("use_dora", dora)) != dora:

@@ -110,7 +110,8 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) 
     """What the program would make of the file, given how we read it: its modules, and their scale in training."""
     outcomes = {key: program.outcome(key) for key in file.tensors if key in adapter.keys}
     raising = next((key for key, found in outcomes.items() if found == "raises"), "")
-    raising = raising or _stops_at_header(program, file)
+    if any(key.startswith(program.prefixes) for key in outcomes):  # without one, Diffusers returns before the header
+        raising = raising or _stops_at_header(program, file)
     if not raising and program.needs and not (file.path.parent / program.needs).is_file():
         raising = program.needs
     applied = _applied_scalings(program, form, file, [k for k, found in outcomes.items() if found == "applied"])

@@ -79,9 +79,10 @@ class DiffusersFormat:
 
     def claims(self, file: TensorFile) -> bool:
         hits = [hit for key in file.tensors if (hit := STYLE.parse(key))]
-        if any(hit.prefix for hit in hits):
-            return not outdone([hit.path for hit in hits], self.layouts)
-        return matching([hit.path for hit in hits], self.layouts) is not None and bool(header_configs(file))
+        paths = [hit.path for hit in hits]
+        if matching(paths, self.layouts) is None:  # as Diffusers: no module of the model is called so
+            return False
+        return not outdone(paths, self.layouts) if any(hit.prefix for hit in hits) else bool(header_configs(file))
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         hits = [hit.path for key in file.tensors if (hit := STYLE.parse(key))]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loraforge import peftrules, runs
 from loraforge.adapter import Adapter, Storage
 from loraforge.catalog import architecture, having, matching, outdone
-from loraforge.errors import FileError, FormatError, command, shown
+from loraforge.errors import FileError, FormatError, VariantError, command, shown
 from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
 from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
 from loraforge.keys import PEFT_SPELLINGS, KeyStyle
@@ -105,7 +105,7 @@ class PeftFormat:
         path = config_path(file)
         config = _read_config(path) if path else None
         if config and (odd := peftrules.unsupported(config)):
-            raise FormatError(f"{file.path}: its {CONFIG} has {odd}.", command("loraforge", "inspect", file.path))
+            raise VariantError(f"{file.path}: its {CONFIG} has {odd}.", command("loraforge", "inspect", file.path))
         hits = [hit.path for key in file.tensors if (hit := STYLE.parse(key))]
         if not hits:
             raise not_an_adapter(file, "PEFT adapter")

@@ -83,6 +83,14 @@ FILES: dict[str, tuple[tuple[Change, ...], str]] = {
     "no header": ((no_header,), "cannot tell (0.125 or 8 or 0.5 or 1)"),
     "another alpha": ((header(**{"transformer.lora_alpha": 8}),), "acts as trained"),
     "no prefix": ((renamed("transformer.transformer_blocks", "transformer_blocks"),), "does nothing"),
+    "no prefix, in the header neither": (
+        (renamed("transformer.transformer_blocks", "transformer_blocks"), unprefixed_header),
+        "does nothing",
+    ),
+    "another model's names": (
+        (renamed("transformer.transformer_blocks", "transformer.single_transformer_blocks"),),
+        "does nothing",
+    ),
     "PEFT's prefix": (
         (renamed("transformer.transformer_blocks", "base_model.model.transformer_blocks"),),
         "does nothing",
