@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter
-from loraforge.errors import ConversionError, LoraforgeError, ScaleError, VariantError, as_commands, command, listed
+from loraforge.errors import (
+    ConversionError,
+    LoraforgeError,
+    NoAdapterError,
+    ScaleError,
+    VariantError,
+    as_commands,
+    command,
+    listed,
+)
 from loraforge.formats import Choice, Format
 from loraforge.fuse import fuse
 from loraforge.kinds import not_an_adapter
@@ -92,7 +101,7 @@ def doctor(
     except LoraforgeError as error:
         if form and _reads(form, file):
             raise
-        verdict = "does nothing" if form is None else "broken file"
+        verdict = "does nothing" if isinstance(error, NoAdapterError) else "broken file"
         verdict = "cannot tell (it is more than A and B)" if isinstance(error, VariantError) else verdict
         return _hopeless(path, verdict, as_commands(error, "loraforge", "convert", path, "--to", "diffusers"))
     return _judged(path, form, file, adapter, place.notes, base, program.name if program else None, options)
