@@ -66,6 +66,10 @@ class FormatError(LoraforgeError):
     """The tensors are readable, but they are not an adapter of the format asked for."""
 
 
+class NoAdapterError(FormatError):
+    """The file is whole, and is something else than an adapter of the format asked for."""
+
+
 class VariantError(FormatError):
     """The adapter is whole, and its configuration makes it more than A and B: PEFT knows it, no format here does."""
 

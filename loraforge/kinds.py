@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loraforge.catalog import architectures
-from loraforge.errors import FormatError, command, listed
+from loraforge.errors import NoAdapterError, command, listed
 from loraforge.tensorfile import TensorFile
 
 SAT_PREFIX = "model.diffusion_model."
@@ -14,7 +14,7 @@ _PLUGIN = "The plugin loraforge-{} reads it, if the names of its modules are kno
 _LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
 
 
-def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this version reads") -> FormatError:
+def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this version reads") -> NoAdapterError:
     """The refusal of a file that holds no `wanted`."""
     folder = file.path.absolute().parent
     for what, instead, is_it in _KINDS:
@@ -22,9 +22,9 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
             remedy = "loraforge plugins list" if "adapter" in what else command("ls", "-l", folder)
             what = what.replace("{known}", " or ".join(arch.title for arch in architectures().values()))
             what = what.replace("{base}", _base(file) or "")
-            return FormatError(f"{file.path} is {what}, and holds no {wanted}. {instead}", remedy)
+            return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {instead}", remedy)
     names = f", with names like {listed(list(file.tensors), 3)}" if file.tensors else ""
-    return FormatError(
+    return NoAdapterError(
         f"{file.path} holds no {wanted}. It has {len(file.tensors)} tensors{names}.",
         command("loraforge", "inspect", "--skeleton", file.path),
     )

@@ -37,6 +37,8 @@ FILES = {
 
 KINDS = {
     "full transformer": Fault(make.only(make.bundle("2b")), "does nothing", "full CogVideoX transformer"),
+    "full transformer of SAT": Fault(lambda _: BASES / "2b" / "sat_base", "does nothing", "full CogVideoX transformer"),
+    "SAT run merged": Fault(lambda _: DATA / "sat_2b_r4" / "sat_merged", "does nothing", "full CogVideoX transformer"),
     "T5": Fault(make.only(make.T5), "does nothing", "T5"),
     "VAE": Fault(make.only(make.VAE), "does nothing", "VAE"),
     "optimizer state": Fault(

@@ -80,7 +80,7 @@ merge baseplace basewrite fusedorigin retention positions baseconfig
 baseproof
 basejob
 read write inspect verify stamp plugincheck plugintemplate
-convert fuse convertbase
+convert fuse convertbase verdict
 doctor
 testing cli_options cli_plugins cli_explain
 cli_base cli_doctor

@@ -1,0 +1,116 @@
+"""The verdict on an adapter, from what its numbers, its scale and the program it runs in say; and what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraforge.adapter import Adapter
+from loraforge.errors import command, listed
+from loraforge.report import fraction
+from loraforge.runtimes import Outlook, runtime
+from loraforge.scale import candidates
+
+if TYPE_CHECKING:
+    from loraforge.checks import Numbers
+
+AS_TRAINED = "acts as trained"
+
+
+def judge(adapter: Adapter, found: Numbers, own: Outlook | None, other: str) -> tuple[str, str]:
+    """The verdict, and why."""
+    total = len(adapter.modules)
+    if found.broken:
+        why = "the training diverged, or a conversion to float16 overflowed"
+        return "broken file", f"NaN or infinity in {named(found.broken)}: {why}"
+    if other:
+        return "wrong base", other
+    if len(found.dead) == total:
+        return "does nothing", "A or B of every module is zero: it was never trained, or the wrong tensors were saved"
+    if own and own.raises:
+        return "does nothing", f"{own.title} stops at {own.raises}"
+    if own and not own.applied:
+        passed = f" ({listed(list(own.lost), 3)} are passed over)" if own.lost else ""
+        return "does nothing", f"{own.title} finds none of the {total} modules{passed}"
+    applies = f"; {own.title} applies {listed_scales(own.scalings)}" if own else ""
+    if adapter.scale.provenance == "ambiguous":
+        ranks = {path: delta[0].rank for path, delta in adapter.modules.items()}
+        known = candidates(ranks, adapter.written_as)[:-1]
+        scales = dict.fromkeys(remedy.why.rpartition("scale ")[2] for remedy in known)
+        return f"cannot tell ({' or '.join(scales)})", f"{adapter.scale.source}{applies}"
+    if adapter.scale.provenance == "assumed":
+        return f"cannot tell ({trained(adapter)})", f"the scale is assumed: {adapter.scale.source}{applies}"
+    if own and (strength := _strength(own)):
+        return strength, f"{own.title} applies {listed_scales(own.scalings)}, and training used {trained(adapter)}"
+    if own and own.applied < total:
+        return (
+            "acts in part",
+            f"{own.title} applies {own.applied} of {total} modules ({listed(list(own.lost), 3)} are passed over)",
+        )
+    if found.dead:
+        return "acts in part", f"A or B of {named(found.dead)} is zero"
+    if own is None:
+        return "cannot tell", "no program is known that loads this format as it is"
+    return AS_TRAINED, f"{own.title} applies all {total} modules at the scale of training"
+
+
+def _strength(own: Outlook) -> str:
+    """`64x too weak`, where one factor says it; empty where it is 1."""
+    if own.ratios in ((), (1.0,)):
+        return ""
+    low, high = own.ratios[0], own.ratios[-1]
+    if low < 0:
+        return "cannot tell (the two scales differ in sign)"
+    if high <= 1:
+        return f"{1 / low:.3g}x too weak" if low == high else f"{1 / high:.3g}x to {1 / low:.3g}x too weak"
+    return f"{high:.3g}x too strong" if low == high else f"{low:.3g}x to {high:.3g}x too strong"
+
+
+def remedies(path: Path, adapter: Adapter, verdict: str, own: Outlook | None, *, dead: bool) -> Iterator[str]:
+    """The command, and what to change in the program where no file can be right in it."""
+    if verdict == AS_TRAINED:
+        return
+    if verdict in ("broken file", "wrong base") or dead:  # no conversion mends what was never trained
+        yield command("loraforge", "inspect", path)
+        return
+    if verdict.startswith("cannot tell") and adapter.scale.provenance == "ambiguous":
+        ranks = {name: delta[0].rank for name, delta in adapter.modules.items()}
+        for remedy in candidates(ranks, adapter.written_as):
+            yield f"{command('loraforge', 'doctor', path)} {remedy.command}   # {remedy.why}"
+        return
+    if verdict.startswith("cannot tell") and adapter.scale.provenance == "assumed":
+        scaling = adapter.modules[next(iter(adapter.modules))][0].scaling
+        again = " --override-scale" if adapter.scale.source.startswith("--") else ""
+        yield f"{command('loraforge', 'doctor', path)} --trained-scale {scaling:.12g}{again}   # if training used that"
+        return
+    to = runtime(own.runtime).format if own else "diffusers"
+    stated = _typed(adapter)
+    yield f"{command('loraforge', 'convert', path, '--to', to)}{stated}"
+    if own and own.instead and own.ratios not in ((), (1.0,)):
+        yield f"# then: {own.instead}"
+
+
+def _typed(adapter: Adapter) -> str:
+    """What the user stated of the scale, to be said again."""
+    said = adapter.scale.source.partition(":")[0]
+    return f" {said}" if adapter.scale.provenance == "given" and said.startswith("--") else ""
+
+
+def ranks(adapter: Adapter) -> str:
+    """The distinct ranks, for a reader."""
+    return ", ".join(map(str, sorted({w.rank for delta in adapter.modules.values() for w in delta})))
+
+
+def trained(adapter: Adapter) -> str:
+    """The distinct scales of training, for a reader."""
+    return listed_scales(tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})))
+
+
+def listed_scales(scalings: Sequence[float]) -> str:
+    return ", ".join(map(fraction, scalings)) or "nothing"
+
+
+def named(modules: Sequence[str]) -> str:
+    """Modules, the first of many."""
+    return f"{len(modules)} modules ({listed(list(modules), 3)})" if len(modules) > 1 else "".join(modules)
