@@ -190,30 +190,25 @@ def _judged(
     programs = [runtime(wanted)] if wanted else list(runtimes().values())
     outlooks = tuple(outlook(program, form, file, adapter) for program in programs)
     own = next((o for o, p in zip(outlooks, programs, strict=True) if wanted or p.format == form.name), None)
-    try:
-        (other, survives), unread = _in_base(path, base, stated), None
-    except LoraforgeError as error:
-        if base is None or not Path(base).exists():
-            raise
-        other, survives, unread = "", [("fused", error.message)], error
-    verdict, why = judge(adapter, found, own, other)
-    if unread and verdict == AS_TRAINED:
+    there = _InBase() if base is None else _in_base(path, Path(base), stated)
+    verdict, why = judge(adapter, found, own, there.misfit)
+    unread = there.unread if verdict == AS_TRAINED else None
+    if unread:
         verdict, why = "cannot tell (whether it fits the base)", unread.message
     of = f"{len(adapter.modules)} modules of rank {ranks(adapter)}, {', '.join(found.dtypes)}"
     facts = [
         ("file", f"{file.path} ({form.name}), {of}"),
         ("scale", _scale(adapter)),
         ("size", _size(found)),
-        *survives,
+        *there.facts,
         ("base", adapter.base_model or base_text([v.name for v in fits(adapter)], adapter.architecture)),
     ]
     few = f"in {named(found.subnormal)} a tenth of the numbers or more lie below float16's normal range: fewer bits"
-    said = (*notes, *adapter.notes, *_contradicted(file, adapter), *((few,) if found.subnormal else ()))
+    said = (*notes, *adapter.notes, *there.notes, *_contradicted(file, adapter), *((few,) if found.subnormal else ()))
     loaded = own is None or own.applied == len(adapter.modules)
     dead = len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded)
-    fix = tuple(remedies(path, adapter, verdict, own, dead=dead))
-    if unread and why == unread.message:
-        fix = tuple(remedy.command for remedy in unread.remedies)
+    mend = (r.command for r in unread.remedies) if unread else remedies(path, adapter, verdict, own, dead=dead)
+    fix = tuple(mend)
     return Diagnosis(str(path), verdict, why, tuple(facts), outlooks, said, fix)
 
 
@@ -238,10 +233,20 @@ def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
     return (f"{said.said}, beside it, says the scale {fraction(said.alpha / said.rank)}; the file's own record counts",)
 
 
-def _in_base(path: Path, base: str | Path | None, stated: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
-    """Why it does not fit the base, or what of it would survive being fused there."""
-    if base is None:
-        return "", []
+@dataclass(frozen=True, slots=True)
+class _InBase:
+    """What becomes of the adapter in a base model."""
+
+    misfit: str = ""
+    """Why it does not fit."""
+    facts: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    unread: LoraforgeError | None = None
+    """Why the base cannot be read."""
+
+
+def _in_base(path: Path, base: Path, stated: Mapping[str, Any]) -> _InBase:
+    """What of it would survive being fused there. Raises LoraforgeError where there is no base of that name."""
     unknown = not any(value for value in stated.values())
     for options in (stated, {"as_loaded": True}) if unknown else (stated,):
         try:
@@ -249,12 +254,15 @@ def _in_base(path: Path, base: str | Path | None, stated: Mapping[str, Any]) -> 
         except ScaleError:
             continue
         except ConversionError as error:
-            return error.message, []
-        return "", [
-            ("fused", retained(report.total, report.modules)[0]),
-            ("", retained(report.total, report.modules)[1]),
-        ]
-    return "", []
+            return _InBase(misfit=error.message)
+        except LoraforgeError as error:
+            if not base.exists():
+                raise
+            return _InBase(facts=(("fused", error.message),), unread=error)
+        survived, size = retained(report.total, report.modules)
+        of_base = tuple(note for note in report.notes if "shapes of" in note)
+        return _InBase(facts=(("fused", survived), ("", size)), notes=of_base)
+    return _InBase()
 
 
 def _scale(adapter: Adapter) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from hostile.doctor_faults import FAULTS, HEALTHY
 from oracle import DATA, Case
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
@@ -20,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import loraforge
+from loraforge.cli import main
 
 SOURCE = DATA / "diffusers_save_lora_weights_meta" / "pytorch_lora_weights.safetensors"
 Tensors = dict[str, torch.Tensor]
@@ -198,6 +201,41 @@ def test_peft_does_what_is_predicted(name: str, tmp_path: Path) -> None:
     assert predicted(case.source, "diffusers").applied == len(real or {}) == 0
 
 
+EVERY = {**{name: (fault.make, fault.words) for name, fault in FAULTS.items()}, **HEALTHY}
+ALONE = {name: case for name, case in EVERY.items() if not {"--base", "--override-scale"} & set(case[1])}
+"""Those of which nothing but the file decides: another base raises, and a refused header has no prediction."""
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_on_every_file_of_the_corpus(name: str, tmp_path: Path) -> None:
+    """Modules, scaling and whether it raises: as predicted for Diffusers and for PEFT, wherever a file can be read."""
+    make, words = ALONE[name]
+    said = list(words)
+    if "--runtime" in said:
+        del said[said.index("--runtime") : said.index("--runtime") + 2]
+    done = CliRunner().invoke(main, ["doctor", str(make(tmp_path)), *said, "--json"])
+    document = json.loads(done.stdout)
+    rows = {row["runtime"]: row for row in document["outlooks"]}
+    if not rows:
+        return
+    path = Path(document["facts"]["file"].partition(" (")[0])
+    if path.suffix == ".safetensors":
+        row, real = rows["diffusers"], in_diffusers(path)
+        assert bool(row["raises"]) == (real is None), (row, real)
+        assert row["applied"] == len(real or {}), (row, real)
+        assert row["scalings"] == pytest.approx(sorted(set((real or {}).values()))), row
+    if path.name == "adapter_model.safetensors":
+        row = rows["peft"]
+        try:
+            model = PeftModel.from_pretrained(transformer(), str(path.parent))
+        except Exception:
+            assert row["raises"], row
+            return
+        real = filled(model, load_file(path))
+        assert (row["raises"], row["applied"]) == ("", len(real)), row
+        assert row["scalings"] == pytest.approx(sorted(set(real.values()))), row
+
+
 def test_the_project_was_born_from_this(tmp_path: Path) -> None:
     """CogVideo's trainer: 64/128, no alpha in the file; an old cli_demo.py fuses at 1/rank."""
     tensors = {}
@@ -279,7 +317,7 @@ def test_a_conversion_for_a_program_is_right_in_it(tmp_path: Path, cli: Any) -> 
 def test_an_unknown_runtime_lists_those_there_are(tmp_path: Path, cli: Any) -> None:
     done = cli("doctor", SOURCE, "--runtime", "magic")
     assert done.exit_code == 1
-    assert "there are diffusers, diffusers-0.33, cli_demo" in done.stderr
+    assert "there are diffusers, diffusers-0.33, diffusers-0.31, cli_demo" in done.stderr
     assert cli("doctor", tmp_path / "nothing").exit_code == 1
 
 
@@ -321,3 +359,10 @@ def test_a_pasted_error_is_explained_beside_the_file(tmp_path: Path, cli: Any) -
     assert "  D7 " in done.stdout
     assert json.loads(cli("doctor", file, "--error", log, "--json").stdout)["errors"][0]["id"] == "D7"
     assert "no failure text that is known" in cli("doctor", file, "--error", "CUDA out of memory").stderr
+
+
+def test_the_model_it_was_trained_on_is_compared_with_the_base(tmp_path: Path, cli: Any) -> None:
+    """Shapes that fit are not the model: 5B, I2V and 1.5 share most of theirs."""
+    loraforge.convert(SOURCE, to="diffusers", out=tmp_path / "a", base_model="zai-org/CogVideoX1.5-5B")
+    done = cli("doctor", tmp_path / "a", "--base", DATA / "bases" / "2b")
+    assert "the adapter is for zai-org/CogVideoX1.5-5B, and the base has the shapes of" in done.stderr
