@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ class Diagnosis:
     notes: tuple[str, ...]
     fix: tuple[str, ...]
     """Commands that mend it, the best first."""
+    sizes: dict[str, float] = field(default_factory=dict)
+    """Module -> |D|, the Frobenius norm of its update at the scale it was read at."""
     errors: tuple[dict[str, Any], ...] = ()
     """What the failure texts mean that the user pasted, the likeliest first: entries of schemas/explain.schema.json."""
     settings: tuple[Finding, ...] = ()
@@ -209,7 +211,8 @@ def _judged(
     dead = len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded)
     mend = (r.command for r in unread.remedies) if unread else remedies(path, adapter, verdict, own, dead=dead)
     fix = tuple(mend)
-    return Diagnosis(str(path), verdict, why, tuple(facts), outlooks, said, fix)
+    sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)}
+    return Diagnosis(str(path), verdict, why, tuple(facts), outlooks, said, fix, sizes)
 
 
 def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:

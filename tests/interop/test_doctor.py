@@ -278,6 +278,7 @@ def test_sizes_are_those_of_the_updates(tmp_path: Path) -> None:
 
     case = Case("diffusers_meta_patterns")
     sizes = numbers(loraforge.read(case.source)).sizes
+    assert loraforge.doctor(case.source).sizes == sizes
     for path, delta in case.deltas.items():
         assert sizes[path] == pytest.approx(np.linalg.norm(delta), rel=1e-5)
 
