@@ -43,11 +43,6 @@ def judge(adapter: Adapter, found: Numbers, own: Outlook | None, other: str) -> 
         return f"cannot tell ({trained(adapter)})", f"the scale is assumed: {adapter.scale.source}{applies}"
     if own and (strength := _strength(own)):
         return strength, f"{own.title} applies {listed_scales(own.scalings)}, and training used {trained(adapter)}"
-    if own and own.applied < total:
-        return (
-            "acts in part",
-            f"{own.title} applies {own.applied} of {total} modules ({listed(list(own.lost), 3)} are passed over)",
-        )
     if found.dead:
         return "acts in part", f"A or B of {named(found.dead)} is zero"
     if own is None:
