@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,7 +17,7 @@ from loraforge.errors import plain
 
 
 @contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
+def _bar(label: str, out: Path) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal."""
     with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 
@@ -24,7 +25,12 @@ def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
             bar.length = of
             bar.update(more)
 
-        yield progress
+        try:
+            yield progress
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            say("note: ", f"interrupted. Type the same command again to go on; the work is in {out}.partial")
+            raise
 
 
 def _told(report: Any, json_: bool) -> None:
@@ -69,7 +75,7 @@ def fuse(json_: bool, **options: Any) -> None:
     from loraforge.threads import settle_process
 
     settle_process()
-    with _bar("fusing") as progress:
+    with _bar("fusing", options["out"]) as progress:
         report = loraforge.fuse(**options, progress=progress)
     _told(report, json_)
 
@@ -96,6 +102,6 @@ def convert_base(json_: bool, **options: Any) -> None:
     from loraforge.threads import settle_process
 
     settle_process()
-    with _bar("converting") as progress:
+    with _bar("converting", options["out"]) as progress:
         report = loraforge.convert_base(**options, progress=progress)
     _told(report, json_)

@@ -63,12 +63,12 @@ def doctor(ctx: click.Context, /, source: Path, json_: bool, **options: Any) -> 
                 [
                     o.runtime,
                     "stops" if o.raises else f"{o.applied}/{o.modules}",
-                    ", ".join(map(fraction, o.scalings)),
+                    ", ".join(fraction(scale).partition(" = ")[0] for scale in o.scalings),
                     ", ".join(f"{ratio:.4g}" for ratio in o.ratios),
                     o.raises or ", ".join(o.lost),
                 ]
                 for o in found.outlooks
             ]
-            table(["runtime", "modules", "scale applied", "of training's", "passed over, or stops at"], rows)
+            table(["runtime", "modules", "scale", "x trained", "passes over, or stops at"], rows)
     if not found.healthy:
         ctx.exit(1)

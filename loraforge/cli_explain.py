@@ -58,14 +58,28 @@ def _asked(text: str, file: Path) -> list[Symptom]:
                 f"there is no entry {text}; they are D1 to D{len(symptoms())}.", Try("loraforge explain", "list them")
             )
         return [symptoms()[text.upper()]]
+    if not set(text) - set("0123456789"):
+        return _asked(f"D{text}", file)
     found = find(typed(text))
     if not found:
         raise LoraforgeError(
             "no known failure text stands in it.",
-            Try(command("loraforge", "inspect", file), "many faults print nothing: look at the file itself"),
+            *([Try(f"loraforge explain - < {command(text)}", "read that file")] if _is_file(text) else []),
+            *(
+                [Try(command("loraforge", "inspect", file), "many faults print nothing: look at the file itself")]
+                if file != Path("ADAPTER")
+                else []
+            ),
             Try("loraforge explain", "list the failures that are known"),
         )
     return found
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def typed(text: str) -> str:

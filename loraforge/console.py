@@ -64,8 +64,8 @@ _ONE_OF = {"--alpha", "--trained-scale", "--trained-by", "--as-loaded"}
 """Options of which only one may be given."""
 
 
-_ONE_EACH = {"--strength"}
-"""Options given once per argument: an addition names them all."""
+_ONE_EACH = {"--strength", "--settings"}
+"""Repeatable options of which an addition takes the place of all."""
 
 
 def _without(typed: Sequence[str], addition: str, verb: click.Command | None) -> list[str]:

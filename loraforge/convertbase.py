@@ -100,7 +100,8 @@ def convert_base(
     if to not in base.architecture.layouts or base.layout == to:
         known = ", ".join(base.architecture.layouts)
         why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
-        raise ConversionError(f"{base.path} {why}.", command("loraforge", "layouts", base.architecture.name))
+        other = [Try(f"--to {name}") for name in ("diffusers", "sat") if name != base.layout]
+        raise ConversionError(f"{base.path} {why}.", *other)
     variant = variant_of(base)
     if gaps := list(_gaps(base, variant)):
         raise ConversionError(

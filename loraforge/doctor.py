@@ -28,9 +28,10 @@ from loraforge.retention import lines as retained
 from loraforge.runtimes import Outlook, outlook, runtime, runtimes
 from loraforge.scale import Statement
 from loraforge.settings import Finding, compare, parse
+from loraforge.settings import settings as variant_settings
 from loraforge.symptoms import find, language
 from loraforge.trainingconfig import beside, read_training_config
-from loraforge.verdict import AS_TRAINED, judge, named, ranks, remedies, trained
+from loraforge.verdict import AS_TRAINED, judge, named, ranks, remedies, strength_of, trained
 
 if TYPE_CHECKING:
     from loraforge.checks import Numbers
@@ -75,7 +76,8 @@ class Diagnosis:
         rows += [(f.severity, _beside(f)) for f in self.settings if f.severity != "fine"]
         fine = [f.key for f in self.settings if f.severity == "fine"]
         rows += [("fine", ", ".join(fine))] if fine else []
-        return [f"{self.verdict}: {self.why}", *(f"  {label:<9} {text}" for label, text in rows)]
+        but = ", but not with these settings" if self.verdict == AS_TRAINED and not self.healthy else ""
+        return [f"{self.verdict}{but}: {self.why}", *(f"  {label:<9} {text}" for label, text in rows)]
 
 
 def doctor(
@@ -100,6 +102,8 @@ def doctor(
     """
     path = Path(source)
     given = parse(settings)
+    if variant is not None:
+        variant_settings(variant)
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
@@ -110,6 +114,10 @@ def doctor(
     if error is not None:
         entries = tuple(entry.to_dict(language(), path) for entry in find(error))
         unknown = () if entries else ("no failure text that is known stands in what --error was given",)
+        if entries and found.healthy:
+            unknown = (
+                "nothing in this file explains that text: another file, or another program (--runtime), gave it",
+            )
         found = replace(found, errors=entries, notes=(*found.notes, *unknown))
     if adapter and (given or like):
         rank = max(delta[0].rank for delta in adapter.modules.values())
@@ -204,6 +212,7 @@ def _judged(
         ("size", _size(found)),
         *there.facts,
         ("base", adapter.base_model or base_text([v.name for v in fits(adapter)], adapter.architecture)),
+        *_elsewhere(path, outlooks, own if verdict == AS_TRAINED else None),
     ]
     few = f"in {named(found.subnormal)} a tenth of the numbers or more lie below float16's normal range: fewer bits"
     said = (*notes, *adapter.notes, *there.notes, *_contradicted(file, adapter), *((few,) if found.subnormal else ()))
@@ -213,6 +222,19 @@ def _judged(
     fix = tuple(mend)
     sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)}
     return Diagnosis(str(path), verdict, why, tuple(facts), outlooks, said, fix, sizes)
+
+
+def _elsewhere(path: Path, outlooks: Sequence[Outlook], own: Outlook | None) -> list[tuple[str, str]]:
+    """Where a file that is right in one program is not right in others, and how to make one that is."""
+    found: dict[str, list[str]] = {}
+    for other in outlooks if own else ():
+        what = "does nothing" if other.raises or not other.applied else strength_of(other)
+        if what and own and other.runtime != own.runtime:
+            found.setdefault(what, []).append(other.runtime)
+    if not found:
+        return []
+    said = "; ".join(f"{what} in {', '.join(names)}" for what, names in found.items())
+    return [("elsewhere", f"{said}. For another program: {command('loraforge', 'convert', path)} --for NAME")]
 
 
 def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
@@ -262,9 +284,9 @@ def _in_base(path: Path, base: Path, stated: Mapping[str, Any]) -> _InBase:
             if not base.exists():
                 raise
             return _InBase(facts=(("fused", error.message),), unread=error)
-        survived, size = retained(report.total, report.modules)
+        lost, size = retained(report.total, report.modules)
         of_base = tuple(note for note in report.notes if "shapes of" in note)
-        return _InBase(facts=(("fused", survived), ("", size)), notes=of_base)
+        return _InBase(facts=(("fused", lost), ("", size)), notes=of_base)
     return _InBase()
 
 

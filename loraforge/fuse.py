@@ -15,7 +15,7 @@ from loraforge.errors import ConversionError, LoraforgeError, Try, as_commands, 
 from loraforge.partial import check_place
 from loraforge.read import read
 from loraforge.report import fraction
-from loraforge.retention import WARN, Retention, lines, summary
+from loraforge.retention import LOUD, WARN, Retention, lines, summary
 from loraforge.tensorfile import KEY, TensorFile
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ class FuseReport:
         """The report for a terminal."""
         done = f"{len(self.modules)} weights changed, {self.copied} tensors copied as they are"
         done += f", {self.cast} stored as {self.output['dtype']}" if self.cast else ""
-        survived, size = lines(self.total, self.modules)
+        lost, size = lines(self.total, self.modules)
         table = [("adapter", _said(adapter)) for adapter in self.adapters]
         table += [("dropped", module) for module in self.dropped_modules]
-        table += [("survived", survived), ("size", size), ("load", self.load)]
+        table += [("rounding", lost), ("size", size), ("load", self.load)]
         title = f"{self.base['path']} -> {self.output['path']}{'' if self.output['written'] else ' (not written)'}"
         return [title, f"  {done} ({self.backend})", *(f"  {label:<9} {text}" for label, text in table)]
 
@@ -173,7 +173,8 @@ def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[floa
     if len(given) != len(adapters):
         many = f"{len(adapters)} adapter{'s' * (len(adapters) > 1)}"
         text = f"{len(given)} strengths for {many}: give --strength once per adapter, in their order."
-        raise ConversionError(text, as_trained)
+        numbers = [f"{number:g}" for number in (*given, *[1.0] * len(adapters))][: len(adapters)]
+        raise ConversionError(text, Try(" ".join(f"--strength {number}" for number in numbers)), as_trained)
     if strange := [number for number in given if not abs(number) <= LARGEST]:
         raise ConversionError(f"--strength {strange[0]:g} is no number to multiply an update with.", as_trained)
     return list(given)
@@ -227,6 +228,12 @@ def _advice(base: BaseModel, adapters: Sequence[Adapter], total: Retention, dtyp
     for adapter in adapters:
         if adapter.base_model and repos and adapter.base_model not in repos:
             yield f"the adapter is for {adapter.base_model}, and the base has the shapes of {' or '.join(repos)}"
+    if not total.relative_size:
+        yield "nothing is added: every strength is 0, or the updates cancel"
+    if total.relative_size > LOUD:
+        yield f"the updates are {total.relative_size:.3g} times as large as the weights they change, which they drown"
+    if len({str(a.source.path.resolve()) for a in adapters if a.source}) < len(adapters):
+        yield "the same adapter is given more than once: its updates add up"
     if total.relative_error > WARN and total.relative_size:
         kept = "keep the adapter separate (loraforge convert)"
         ways = f"--dtype fp32 keeps it, in a larger file; or {kept}" if dtype != "fp32" else kept

@@ -16,6 +16,7 @@ from loraforge.output import sync_folder
 
 PROGRESS = "loraforge-progress.json"
 """In the unfinished folder: the plan it follows, and what each finished file is known to be."""
+_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _LOCK = "loraforge.lock"
 
 
@@ -78,6 +79,9 @@ def _apart(out: Path, sources: Sequence[Path]) -> None:
 
 
 def _free(out: Path, names: Sequence[str], *, force: bool) -> None:
+    if out.suffix in _FILES and not is_file(out, names):
+        text = f"{out} is the name of a file, and the result is a folder of {names[0]} and more."
+        raise OutputError(text, Try(command("-o", out.with_suffix(""))))
     if not (out.exists() or out.is_symlink()):
         return
     other = Try(command("-o", out.with_name(f"{out.stem}-2{out.suffix}")), "another name")

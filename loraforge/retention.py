@@ -50,15 +50,15 @@ def summary(measured: Mapping[str, Sums]) -> tuple[Retention, tuple[Retention, .
 
 
 def lines(total: Retention, modules: tuple[Retention, ...]) -> tuple[str, str]:
-    """What survived, and how large the update is, for a terminal."""
+    """What rounding took, and how large the update is, for a terminal."""
     worst = max(modules, key=lambda r: r.relative_error, default=total)
-    survived = (
-        f"all but {total.relative_error:.1%} of the update (at worst {worst.relative_error:.1%}, {worst.module}); "
+    lost = (
+        f"{total.relative_error:.1%} of the update is lost (at worst {worst.relative_error:.1%}, {worst.module}); "
         f"cosine {total.cosine:.4f}; {total.unchanged:.1%} of the entries did not change"
     )
     sizes = [r.relative_size for r in modules] or [0.0]
     band = "faint" if total.relative_size < FAINT else "drowns the base" if total.relative_size > LOUD else "moderate"
-    return survived, (
+    return lost, (
         f"|D|/|W| {total.relative_size:.2g}, by module {min(sizes):.2g} to {max(sizes):.2g}: {band} "
         f"(below {FAINT:g} faint, above {LOUD:g} too much: for orientation, not calibrated on real adapters)"
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from loraforge.adapter import Adapter
 from loraforge.errors import command, listed
+from loraforge.registry import formats
 from loraforge.report import fraction
 from loraforge.runtimes import Outlook, runtime
 from loraforge.scale import candidates
@@ -41,7 +42,7 @@ def judge(adapter: Adapter, found: Numbers, own: Outlook | None, other: str) -> 
         return f"cannot tell ({' or '.join(scales)})", f"{adapter.scale.source}{applies}"
     if adapter.scale.provenance == "assumed":
         return f"cannot tell ({trained(adapter)})", f"the scale is assumed: {adapter.scale.source}{applies}"
-    if own and (strength := _strength(own)):
+    if own and (strength := strength_of(own)):
         return strength, f"{own.title} applies {listed_scales(own.scalings)}, and training used {trained(adapter)}"
     if found.dead:
         return "acts in part", f"A or B of {named(found.dead)} is zero"
@@ -50,7 +51,7 @@ def judge(adapter: Adapter, found: Numbers, own: Outlook | None, other: str) -> 
     return AS_TRAINED, f"{own.title} applies all {total} modules at the scale of training"
 
 
-def _strength(own: Outlook) -> str:
+def strength_of(own: Outlook) -> str:
     """`64x too weak`, where one factor says it; empty where it is 1."""
     if own.ratios in ((), (1.0,)):
         return ""
@@ -79,9 +80,16 @@ def remedies(path: Path, adapter: Adapter, verdict: str, own: Outlook | None, *,
         again = " --override-scale" if adapter.scale.source.startswith("--") else ""
         yield f"{command('loraforge', 'doctor', path)} --trained-scale {scaling:.12g}{again}   # if training used that"
         return
-    to = runtime(own.runtime).format if own else "diffusers"
-    stated = _typed(adapter)
-    yield f"{command('loraforge', 'convert', path, '--to', to)}{stated}"
+    to, stated = runtime(own.runtime).format if own else "diffusers", _typed(adapter)
+    known = formats().get(to)
+    if known is None or known.writer is None:
+        yield f"# a package adds the format {to}: docs/plugins.md says which; then loraforge convert --to {to}"
+    elif to == "sat" and any(w.magnitude is not None for delta in adapter.modules.values() for w in delta):
+        yield f"# SAT has no DoRA: loraforge fuse SAT_BASE {command(path)} -o OUT puts it into the weights"
+    elif to == "sat":
+        yield f"# loraforge convert {command(path)} --to sat --base SAT_BASE, the base's SAT checkpoint{stated}"
+    else:
+        yield f"{command('loraforge', 'convert', path, '--to', to)}{stated}"
     if own and own.instead and own.ratios not in ((), (1.0,)):
         yield f"# then: {own.instead}"
 

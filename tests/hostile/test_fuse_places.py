@@ -137,10 +137,9 @@ def test_a_claim_that_is_none(tmp_path: Path, claim: Any):
 # what must work
 
 
-@pytest.mark.parametrize("name", ["CogVideoX-1.5-mine", SINGLE])
-def test_a_folder_whose_name_has_a_dot(tmp_path: Path, name: str):
-    done("fuse", model()(tmp_path), ADAPTER, "-o", tmp_path / name)
-    assert {path.name for path in (tmp_path / name).iterdir()} == {"config.json", SINGLE}
+def test_a_folder_whose_name_has_a_dot(tmp_path: Path):
+    done("fuse", model()(tmp_path), ADAPTER, "-o", tmp_path / "CogVideoX-1.5-mine")
+    assert {path.name for path in (tmp_path / "CogVideoX-1.5-mine").iterdir()} == {"config.json", SINGLE}
 
 
 def test_strengths_of_two_adapters(tmp_path: Path):

@@ -367,3 +367,26 @@ def test_the_model_it_was_trained_on_is_compared_with_the_base(tmp_path: Path, c
     loraforge.convert(SOURCE, to="diffusers", out=tmp_path / "a", base_model="zai-org/CogVideoX1.5-5B")
     done = cli("doctor", tmp_path / "a", "--base", DATA / "bases" / "2b")
     assert "the adapter is for zai-org/CogVideoX1.5-5B, and the base has the shapes of" in done.stderr
+
+
+def test_what_is_right_in_one_program_only_says_so(tmp_path: Path, cli: Any) -> None:
+    """A SAT run acts in SAT; a PEFT folder in PEFT; the line for another program is there."""
+    done = cli("doctor", Case("peft_plain").source)
+    assert done.exit_code == 0
+    assert "elsewhere does nothing in diffusers, " in done.stdout
+    assert "--for NAME" in done.stdout
+    log = "No LoRA keys associated to CogVideoXTransformer3DModel found with the prefix='transformer'."
+    told = cli("doctor", Case("peft_plain").source, "--error", log)
+    assert "nothing in this file explains that text" in told.stderr
+    wrong = cli("doctor", SOURCE, "--variant", "CogVideoX-5B", "--settings", "torch_dtype=float16")
+    assert wrong.stdout.startswith("acts as trained, but not with these settings: ")
+    assert cli("doctor", SOURCE, "--variant", "foo").exit_code == 1
+
+
+def test_no_command_is_printed_that_cannot_run(tmp_path: Path) -> None:
+    """Formats of packages that are not there, SAT's base, DoRA in SAT: said in words."""
+    for program, said in {"comfyui": "a package adds", "sat": "--base SAT_BASE"}.items():
+        (line,) = loraforge.doctor(Case("peft_plain").source, runtime_=program).fix[:1]
+        assert line.startswith("# ")
+        assert said in line
+    assert "SAT has no DoRA" in loraforge.doctor(Case("peft_dora").source, runtime_="sat").fix[0]

@@ -123,8 +123,20 @@ def test_the_figures_of_edge_cases_are_defined() -> None:
     assert retention("x", Sums(4, 0, 0.0, 1.0, 1.0, 1.0, 0.0)).relative_size == np.inf
     total, modules = summary({"a": Sums(1, 0, 1.0, 4.0, 4.0, 4.0, 0.0), "b": Sums(1, 1, 1.0, 4.0, 0.0, 0.0, 4.0)})
     assert total.relative_error == pytest.approx(0.5**0.5)
-    survived, size = lines(total, modules)
-    assert "at worst 100.0%, b" in survived
+    lost, size = lines(total, modules)
+    assert "at worst 100.0%, b" in lost
     assert "drowns the base" in size
     faint, _ = summary({"a": Sums(1, 0, 1e8, 1.0, 1.0, 1.0, 0.0)})
     assert ": faint" in lines(faint, ())[1]
+
+
+def test_what_hardly_is_a_fuse_is_noted(tmp_path: Path, adapter: Path, cli) -> None:
+    """Nothing added, the same adapter twice, an update larger than the weights, a folder called like a file."""
+    assert "nothing is added" in cli("fuse", BASE, adapter, "--strength", 0, "-o", tmp_path / "a").stderr
+    assert "given more than once" in cli("fuse", BASE, adapter, adapter, "-o", tmp_path / "b").stderr
+    assert "times as large as the weights" in cli("fuse", BASE, adapter, "--strength", 50, "-o", tmp_path / "c").stderr
+    done = cli("fuse", BASE, adapter, "-o", tmp_path / "d.safetensors")
+    assert done.exit_code == 1
+    assert "is the name of a file" in done.stderr
+    few = cli("fuse", BASE, adapter, adapter, "--strength", 0.5, "-o", tmp_path / "e")
+    assert "--strength 0.5 --strength 1" in few.stderr
