@@ -62,16 +62,14 @@ def _asked(text: str, file: Path) -> list[Symptom]:
         return _asked(f"D{text}", file)
     found = find(typed(text))
     if not found:
-        raise LoraforgeError(
-            "no known failure text stands in it.",
-            *([Try(f"loraforge explain - < {command(text)}", "read that file")] if _is_file(text) else []),
-            *(
-                [Try(command("loraforge", "inspect", file), "many faults print nothing: look at the file itself")]
-                if file != Path("ADAPTER")
-                else []
-            ),
-            Try("loraforge explain", "list the failures that are known"),
-        )
+        ways = [Try("loraforge explain", "list the failures that are known")]
+        if file != Path("ADAPTER"):
+            ways.insert(
+                0, Try(command("loraforge", "inspect", file), "many faults print nothing: look at the file itself")
+            )
+        if _is_file(text):
+            ways.insert(0, Try(f"loraforge explain - < {command(text)}", "read that file"))
+        raise LoraforgeError("no known failure text stands in it.", *ways)
     return found
 
 
