@@ -85,7 +85,7 @@ def _number(value: object) -> float | None:
 
 def _whole(value: object, least: int = 1) -> int | None:
     if isinstance(value, str):
-        value = int(value) if re.fullmatch(r"[0-9]{1,19}", value) else None
+        value = int(value) if re.fullmatch(r"[0-9]{1,20}", value) else None
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if least <= value < 1 << 64 else None

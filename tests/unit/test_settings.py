@@ -392,3 +392,11 @@ def test_every_given_setting_has_one_finding_that_explains_itself(given: dict, v
 def test_what_is_shown_is_read_again(given: dict) -> None:
     given = {key: value for key, value in given.items() if not isinstance(value, float)}  # those are shown shortened
     assert parse([f"{key}={words(value)}" for key, value in given.items()]) == checked(given.items())
+
+
+def test_a_seed_is_any_of_64_bits_as_text_and_as_number() -> None:
+    most = (1 << 64) - 1
+    assert parse([f"seed={most}"]) == checked([("seed", most)]) == {"seed": most}
+    for beyond in (most + 1, "9" * 21):
+        with pytest.raises(LoraforgeError, match="seed is a whole number"):
+            parse([f"seed={beyond}"])
