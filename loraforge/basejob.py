@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,14 +52,14 @@ class Model:
         return [tensor for shard in self.shards.values() for tensor in shard.tensors]
 
 
-def write_model(out: Path, model: Model, engine: Engine, digests: Sequence[str], progress: Progress) -> dict[str, Sums]:
-    """Write the model, and return what became of every update. `digests`: of the adapters.
+def write_model(out: Path, model: Model, engine: Engine, progress: Progress) -> dict[str, Sums]:
+    """Write the model, and return what became of every update.
 
     Raises VerificationError when a file does not come back as it was written, or a row is not what it should be.
     """
     sizes = {name: shard.nbytes for name, shard in model.shards.items()}
     measured, total = dict[str, Sums](), sum(sizes.values())
-    with resumable(out, _plan(model, engine, digests), sizes, alone=is_file(out, model.names)) as work:
+    with resumable(out, _plan(model, engine), sizes, alone=is_file(out, model.names)) as work:
         for name, path in model.copied.items():
             put(path, work.folder / name)
         for name, text in model.texts.items():
@@ -83,16 +83,20 @@ def _write(file: Path, shard: Shard, engine: Engine, progress: Callable[[int], N
     return {key: sum(pieces, Sums()) for key, pieces in measured.items()}
 
 
-def _plan(model: Model, engine: Engine, digests: Sequence[str]) -> str:
-    """A hash of all that decides what is written. Of the sources: names, sizes, dates and headers, not every byte."""
-    said = [__version__, engine.backend.name, engine.device, *digests]
+def _plan(model: Model, engine: Engine) -> str:
+    """A hash of all that decides what is written.
+
+    Of the base: names, sizes, dates and headers, not every byte. Of the adapters the digests, which stand with their
+    strengths in the metadata of every file.
+    """
+    said = [__version__, engine.backend.name, engine.device]
     files: dict[Path, TensorFile] = {}
     for name, shard in model.shards.items():
         said.append(f"{name} {shard.kind} {sorted(shard.metadata.items())}")
         for tensor in shard.tensors:
             files |= {part.file.path: part.file for part in tensor.parts}
             rows = [(part.key, part.start, part.stop) for part in tensor.parts]
-            terms = [(run, [(t.scaling, t.weight.rank) for t in terms]) for run, terms in tensor.terms.items()]
+            terms = [(run, [term.scaling for term in terms]) for run, terms in tensor.terms.items()]
             said.append(f"{tensor.key} {tensor.dtype} {tensor.shape} {rows} {terms}")
     for path, file in files.items():
         state = path.stat()

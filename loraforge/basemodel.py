@@ -80,8 +80,7 @@ class BaseModel:
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
         """The released models it may be: those that no shape speaks against; of another width, those like it."""
-        layout, fitting = self.architecture.layouts[self.layout], []
-        shapes = []
+        layout, shapes = self.architecture.layouts[self.layout], []
         for name in self.parameters:
             path, _, parameter = name.rpartition(".")
             place = layout.locate(path) if parameter == "weight" else None
@@ -92,10 +91,6 @@ class BaseModel:
         lacking = {v.name: v.shapes.keys() & _single(layout.modules.values()) - there for v in fitting}
         told = next((shape for segment, _, shape in shapes if segment == self.architecture.told_by), None)
         return tuple(v for v in fitting if not lacking[v.name]) or (self.architecture.like(told) if told else ())
-
-    @property
-    def nbytes(self) -> int:
-        return sum(file.size for file in self.files)
 
 
 def _single(stacks: Any) -> set[str]:

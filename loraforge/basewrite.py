@@ -185,8 +185,13 @@ def _view(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
 
 
 def _gather(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
-    size = BYTES[part.file.tensors[part.key].dtype]
-    return b"".join(copy_chunks(part.file, part.key))[start * size : stop * size], None
+    import numpy as np
+
+    kind = part.file.tensors[part.key].dtype
+    content = b"".join(copy_chunks(part.file, part.key))[start * BYTES[kind] : stop * BYTES[kind]]
+    if kind in FACTORS and not finite(np.frombuffer(content, numpy_type(kind))):
+        raise _not_a_number(part)
+    return content, None
 
 
 def _cast(part: Part, tensor: NewTensor, start: int, stop: int) -> tuple[Chunk, None]:
@@ -197,8 +202,7 @@ def _cast(part: Part, tensor: NewTensor, start: int, stop: int) -> tuple[Chunk, 
     source = np.ascontiguousarray(part.file[part.key]).reshape(-1)[start:stop]
     with np.errstate(over="ignore"):
         out = source.astype(numpy_type(tensor.dtype))
-    if out.dtype.itemsize < source.dtype.itemsize or out.dtype == np.float16:
-        _fits(out, source, part, tensor)
+    _fits(out, source, part, tensor)
     return out.view(np.uint8).data, None
 
 

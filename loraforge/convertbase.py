@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.basemodel import INDEX, STEM, BaseModel, open_base
 from loraforge.dtypes import CHOICES, FACTORS
-from loraforge.errors import ConversionError, Try, as_commands, command, listed
+from loraforge.errors import ConversionError, Try, command, listed
 from loraforge.formats.sat import components
 from loraforge.formats.satwrite import CHECKPOINT, ITERATION
 from loraforge.kinds import SAT_PREFIX
@@ -112,7 +112,7 @@ def convert_base(
     try:
         plan = route(shapes, base.architecture, base.layout, to, [variant])
     except ConversionError as error:
-        raise as_commands(ConversionError(f"{base.path}: {error.message}.", *error.remedies), "loraforge") from error
+        raise ConversionError(f"{base.path}: {error.message}.", *error.remedies) from error
     tensors = [_tensor(base, key, parts, CHOICES.get(dtype), to) for key, parts in plan.pieces.items()]
     config, where = own_config(base), ""
     if to == "diffusers":
@@ -127,7 +127,7 @@ def convert_base(
     if dry_run:
         measure(tensors, engine)  # whether every number fits
     else:
-        write_model(place, model, engine, (), progress)
+        write_model(place, model, engine, progress)
     cast = sum(tensor.is_cast for tensor in tensors)
     others = components(key for key in base.held if key not in base.parameters.values() and key not in base.lora)
     return BaseReport(

@@ -121,8 +121,7 @@ def fuse(
     if dry_run:
         measured = {key: sum(pieces, Sums()) for key, pieces in measure(model.tensors, engine).items()}
     else:
-        digests = [digest for adapter in described for digest in adapter.digests]
-        measured = write_model(place, model, engine, digests, progress)
+        measured = write_model(place, model, engine, progress)
     changed = [tensor.key for tensor in model.tensors if tensor.terms]
     total, modules = summary({key.removeprefix(found.prefix): measured[key] for key in changed})
     untouched = [tensor for tensor in model.tensors if not tensor.terms]

@@ -13,8 +13,8 @@ from loraforge.basemodel import BaseModel
 from loraforge.dtypes import LARGEST
 from loraforge.errors import ConversionError, command
 from loraforge.provenance import digests as converted_from
+from loraforge.provenance import own_entry
 from loraforge.scan import scan, scan_modules
-from loraforge.tensorfile import KEY
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def refuse_twice(base: BaseModel, adapters: Sequence[Fused]) -> None:
 
 def _held(base: BaseModel) -> list[dict[str, Any]]:
     """What the base says of adapters in it. Anybody can write a header, so what is not as we write it is left out."""
-    said = _parsed(next((f.metadata[KEY] for f in base.files if KEY in f.metadata), None))
+    said = next((entry for file in base.files if (entry := own_entry(file.metadata))), None)
     found = said.get("fused") if isinstance(said, dict) else None
     return [known for known in found if _is_entry(known)] if isinstance(found, list) else []
 
@@ -86,10 +86,3 @@ def _is_entry(known: Any) -> bool:
     digests, strength = known["digests"], known["strength"]
     a_number = isinstance(strength, int | float) and abs(strength) <= LARGEST
     return a_number and isinstance(digests, list) and all(isinstance(d, str) for d in digests)
-
-
-def _parsed(text: str | None) -> Any:
-    try:
-        return json.loads(text or "null")
-    except (ValueError, RecursionError):
-        return None

@@ -95,7 +95,7 @@ def entry(
 
 def digests(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Of the file this one was converted from, and of those before it, the latest first, as far as they are known."""
-    match _said(metadata):
+    match own_entry(metadata):
         case {"source": {"digest": str(digest)}, "earlier": [*others]}:
             return (digest, *(other for other in others if isinstance(other, str)))
         case {"source": {"digest": str(digest)}}:
@@ -103,8 +103,8 @@ def digests(metadata: Mapping[str, str]) -> tuple[str, ...]:
     return ()
 
 
-def _said(metadata: Mapping[str, str]) -> Any:
-    """Our entry of a header. Anybody can write a header, so what cannot be read counts as nothing."""
+def own_entry(metadata: Mapping[str, str]) -> Any:
+    """What our entry of a header holds. Anybody can write a header, so what cannot be read counts as nothing."""
     try:
         return json.loads(metadata.get(KEY, "null"))
     except (ValueError, RecursionError):
@@ -113,7 +113,7 @@ def _said(metadata: Mapping[str, str]) -> Any:
 
 def origin(metadata: Mapping[str, str]) -> Origin:
     """What our entry in a header says; anything else than expected counts as nothing."""
-    match said := _said(metadata):
+    match said := own_entry(metadata):
         case {"scale": {"provenance": "recorded" | "given" | "assumed" as provenance, "source": str(words)}}:
             base = said.get("base_model")
             where = "folded in" if said.get("stored") == "tensors" else "recorded"

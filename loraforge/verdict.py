@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 AS_TRAINED = "acts as trained"
 
 
-def judge(adapter: Adapter, found: Numbers, own: Outlook | None, other: str) -> tuple[str, str]:
+def judge(adapter: Adapter, found: Numbers, own: Outlook | None, misfit: str) -> tuple[str, str]:
     """The verdict, and why."""
     total = len(adapter.modules)
     if found.broken:
         why = "the training diverged, or a conversion to float16 overflowed"
         return "broken file", f"NaN or infinity in {named(found.broken)}: {why}"
-    if other:
-        return "wrong base", other
+    if misfit:
+        return "wrong base", misfit
     if len(found.dead) == total:
         return "does nothing", "A or B of every module is zero: it was never trained, or the wrong tensors were saved"
     if own and own.raises:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.partial import PROGRESS
@@ -136,7 +136,13 @@ def test_it_goes_on_at_the_first_unfinished_shard(
     assert stopped(4)[-1] == "00005"
     base = model[0] / "diffusion_pytorch_model-00001-of-00006.safetensors"
     os.utime(base, (1, 1))
-    assert stopped(9)[0] == "00001"  # the base was touched meanwhile
+    assert stopped(4)[0] == "00001"  # the base was touched meanwhile
+    save_file({k: 2 * t for k, t in load_file(model[1]).items()}, tmp_path / "adapter.safetensors", {"format": "pt"})
+    other = model[0], tmp_path / "adapter.safetensors"  # the same name, shapes and scale: other numbers
+    begun.clear()
+    with suppress(Stop):
+        loraforge.fuse(*model_and(other), out, as_loaded=True)
+    assert begun[0][24:29] == "00001"
 
 
 def model_and(model: tuple[Path, Path]) -> tuple[Path, list[Path]]:

@@ -140,3 +140,17 @@ def test_what_hardly_is_a_fuse_is_noted(tmp_path: Path, adapter: Path, cli) -> N
     assert "is the name of a file" in done.stderr
     few = cli("fuse", BASE, adapter, adapter, "--strength", 0.5, "-o", tmp_path / "e")
     assert "--strength 0.5 --strength 1" in few.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, adapter: Path, cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loraforge.basejob._write", interrupted)
+    done = cli("fuse", BASE, adapter, "-o", tmp_path / "out")
+    assert done.exit_code == 1
+    assert f"Type the same command again to go on; the work is in {tmp_path / 'out'}.partial" in done.stderr
+    assert (tmp_path / "out.partial").is_dir()
+    monkeypatch.undo()
+    assert cli("fuse", BASE, adapter, "-o", tmp_path / "out").exit_code == 0
+    assert not (tmp_path / "out.partial").exists()

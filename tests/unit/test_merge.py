@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import DATA, Case
+from safetensors import torch as torch_file
 from safetensors.numpy import load_file, save_file
 
 import loraforge
@@ -96,6 +98,25 @@ def test_a_number_that_is_none_is_found_where_nothing_is_changed(tmp_path: Path)
     with pytest.raises(loraforge.LoraforgeError, match=r"norm_final\.bias of the base model contains NaN"):
         loraforge.fuse(base, [Case("sat_2b_r4").run(tmp_path)], tmp_path / "out")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("out")]
+
+
+def test_nor_is_it_kept_where_it_is_only_stored_in_another_type(tmp_path: Path) -> None:
+    """bf16 into fp32 rounds nothing, and still looks at every number; so does a tensor that is not contiguous."""
+    file = tmp_path / "base.pt"
+    held = torch.load(next((DATA / "bases/2b/sat_base").glob("*/*.pt")), weights_only=True)["module"]
+    key = "model.diffusion_model.time_embed.2.weight"
+    held[key][3, 4] = float("nan")
+    for name, tensor in (("plain", held[key]), ("strided", held[key].T.clone().T)):
+        torch.save({"module": {**held, key: tensor}}, file)
+        for dtype in ("keep", "fp16"):
+            with pytest.raises(loraforge.LoraforgeError, match=r"time_embed\.2\.weight of the base model contains NaN"):
+                loraforge.fuse(file, [Case("sat_2b_r4").run(tmp_path / name / dtype)], tmp_path / "o.pt", dtype=dtype)
+    base = Path(shutil.copytree(DATA / "bases" / "2b", tmp_path / "base", ignore=shutil.ignore_patterns("sat_base")))
+    tensors = torch_file.load_file(base / FILE)
+    tensors["norm_final.bias"][0] = float("inf")
+    torch_file.save_file(tensors, base / FILE, {"format": "pt"})
+    with pytest.raises(loraforge.LoraforgeError, match=r"norm_final\.bias of the base model contains NaN"):
+        loraforge.convert_base(base, "sat", tmp_path / "sat", dtype="fp32")
 
 
 @pytest.mark.parametrize("key", ["norm_final.bias", "proj_out.weight", "transformer_blocks.1.norm1.norm.weight"])
