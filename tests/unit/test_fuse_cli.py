@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +155,25 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, adapter: Path, cli, monkeypatc
     monkeypatch.undo()
     assert cli("fuse", BASE, adapter, "-o", tmp_path / "out").exit_code == 0
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_the_adapter_is_left_as_it_is(tmp_path: Path, adapter: Path, cli) -> None:
+    """Not even --force writes the model over what it is made of."""
+    loraforge.convert(adapter, "diffusers", out=tmp_path / "a.safetensors")
+    before = (tmp_path / "a.safetensors").read_bytes()
+    done = cli("fuse", BASE / FILE, tmp_path / "a.safetensors", "-o", tmp_path / "a.safetensors", "--force")
+    assert done.exit_code == 1
+    assert "would replace or lie inside" in done.stderr
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+
+
+def test_a_run_without_a_chosen_iteration_is_asked_about_with_lines_that_run(
+    tmp_path: Path, adapter: Path, cli
+) -> None:
+    """fuse has no --iteration: the lines are those of a command that has one."""
+    (adapter / "latest").write_text("7")
+    done = cli("fuse", BASE, adapter, "-o", tmp_path / "out")
+    assert done.exit_code == 1
+    tries = [line.partition("try: ")[2] for line in done.stderr.splitlines() if "try: " in line]
+    assert tries[0] == f"loraforge inspect {adapter} --iteration 1000"
+    assert all(cli(*shlex.split(line)[1:]).exit_code == 0 for line in tries)
