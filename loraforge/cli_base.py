@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ from loraforge.errors import plain
 
 @contextmanager
 def _bar(label: str, out: Path) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal."""
-    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    """A progress bar on a terminal, from the first bytes on: what is refused before has none."""
+    with ExitStack() as shown:
+        bar: Any = None
 
         def progress(more: int, of: int) -> None:
-            bar.length = of
+            nonlocal bar
+            if bar is None:
+                hidden = not sys.stderr.isatty()
+                bar = shown.enter_context(click.progressbar(length=of, label=label, file=sys.stderr, hidden=hidden))
             bar.update(more)
 
         try:

@@ -50,7 +50,7 @@ def read_torch(path: Path) -> TensorFile:
             text = {name: _text(name, archive, records[name], path) for name in _MOST if name in records}
     except (
         zipfile.BadZipFile,
-        NotImplementedError,
+        NotImplementedError,  # of zipfile, for a compression or a version it does not know
         EOFError,
         RuntimeError,
         ValueError,
