@@ -11,9 +11,9 @@ import loraforge
 from loraforge.cli_base import convert_base, fuse
 from loraforge.cli_doctor import doctor
 from loraforge.cli_explain import explain
-from loraforge.cli_options import element_type, stated_scale
+from loraforge.cli_options import element_type, fetch, stated_scale
 from loraforge.cli_plugins import formats, layouts, plugins
-from loraforge.console import PATH, Cli, as_json, say
+from loraforge.console import PATH, SOURCE, Cli, as_json, say
 from loraforge.errors import LoraforgeError, plain
 from loraforge.verify import Loader
 
@@ -71,7 +71,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
 
 
 @main.command(short_help="Convert an adapter, and prove the result.")
-@click.argument("source", type=PATH)
+@click.argument("source", type=SOURCE)
 @click.option("--to", metavar="FORMAT", callback=_format, help="Format to write; see `loraforge formats`.")
 @click.option(
     "--for",
@@ -121,6 +121,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
     "--drop", multiple=True, metavar="PATTERN", help="Leave out the modules whose path matches (* and ?). Repeatable."
 )
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@fetch
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/convert.schema.json).")
 def convert(json_: bool, for_: Any, **options: Any) -> None:
@@ -150,7 +151,7 @@ def convert(json_: bool, for_: Any, **options: Any) -> None:
 
 
 @main.command(short_help="Say what a file is, from its headers.")
-@click.argument("source", type=PATH)
+@click.argument("source", type=SOURCE)
 @click.option(
     "--from", "from_", metavar="FORMAT", callback=_format, help="Format of SOURCE. Default: told by its content."
 )
@@ -164,7 +165,10 @@ def convert(json_: bool, for_: Any, **options: Any) -> None:
     is_flag=True,
     help="Print names, shapes, element types and metadata as JSON, no weight: attach it to a bug report.",
 )
-def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, json_: bool, skeleton: bool) -> None:
+@fetch
+def inspect(
+    source: str, from_: str | None, iteration: int | None, ema: bool, json_: bool, skeleton: bool, fetch: bool
+) -> None:
     """Say what SOURCE is: format, modules, ranks, scale, base model. Reads headers only.
 
     \b
@@ -172,11 +176,12 @@ def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, j
       loraforge inspect runs/lora-disney-11-20-10-00
       loraforge inspect pytorch_lora_weights.safetensors --json
       loraforge inspect mp_rank_00_model_states.pt --skeleton > skeleton.json
+      loraforge inspect user/my-style            a model on the Hub; of its file, the header alone is fetched
     """
     if skeleton:
-        click.echo(as_json(loraforge.skeleton(source, iteration=iteration, ema=ema)))
+        click.echo(as_json(loraforge.skeleton(source, iteration=iteration, ema=ema, fetch=fetch)))
         return
-    found = loraforge.inspect(source, from_, iteration=iteration, ema=ema)
+    found = loraforge.inspect(source, from_, iteration=iteration, ema=ema, fetch=fetch)
     for note in found.notes:
         say("note: ", note)
     click.echo(as_json(found.to_dict()) if json_ else "\n".join(map(plain, found.lines())))
@@ -185,8 +190,8 @@ def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, j
 
 
 @main.command(short_help="Compare two adapters, or a file with what its loader makes of it.")
-@click.argument("a", type=PATH)
-@click.argument("b", type=PATH, required=False)
+@click.argument("a", type=SOURCE)
+@click.argument("b", type=SOURCE, required=False)
 @click.option(
     "--in",
     "in_",
@@ -195,13 +200,13 @@ def inspect(source: Path, from_: str | None, iteration: int | None, ema: bool, j
 )
 @click.option(
     "--base",
-    type=PATH,
+    type=SOURCE,
     metavar="DIR",
     help="With --in: a folder with the transformer's config.json. Default: made from A's shapes.",
 )
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
 @click.pass_context
-def verify(ctx: click.Context, a: Path, b: Path | None, in_: Loader | None, base: Path | None, json_: bool) -> None:
+def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: str | None, json_: bool) -> None:
     """Say whether A and B, of any formats, make the same update; or what a loader makes of A.
 
     Every row is compared in float64; rounding to the coarser element type is no difference. A scale that
@@ -224,14 +229,14 @@ def verify(ctx: click.Context, a: Path, b: Path | None, in_: Loader | None, base
 
 
 @main.command(short_help="Record the scale of training in a file's header.")
-@click.argument("source", metavar="FILE", type=PATH)
+@click.argument("source", metavar="FILE", type=SOURCE)
 @click.option("--alpha", type=float, required=True, metavar="N", help="lora_alpha the training used.")
 @click.option("-o", "--out", type=PATH, help="File to write. Default: ./<name>-alpha<N>.safetensors, printed.")
 @click.option("--in-place", is_flag=True, help="Replace FILE itself, once the new one has proved right.")
 @click.option("--override-scale", is_flag=True, help="Believe --alpha over the scale the file records.")
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/stamp.schema.json).")
-def stamp(source: Path, json_: bool, **options: Any) -> None:
+def stamp(source: str, json_: bool, **options: Any) -> None:
     """Record in FILE's header at what lora_alpha it was trained. The tensors stay as they are.
 
     Diffusers 0.34 or newer reads the entry. For a file that is right in every loader, use `loraforge convert`.

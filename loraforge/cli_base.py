@@ -12,7 +12,7 @@ import click
 
 import loraforge
 from loraforge.cli_options import element_type, stated_scale
-from loraforge.console import PATH, as_json, say
+from loraforge.console import PATH, SOURCE, as_json, say
 from loraforge.errors import plain
 
 
@@ -44,8 +44,8 @@ def _told(report: Any, json_: bool) -> None:
 
 
 @click.command(short_help="Add adapters to base weights for good.")
-@click.argument("base", type=PATH)
-@click.argument("adapters", metavar="ADAPTER...", type=PATH, nargs=-1, required=True)
+@click.argument("base", type=SOURCE)
+@click.argument("adapters", metavar="ADAPTER...", type=SOURCE, nargs=-1, required=True)
 @click.option("-o", "--out", type=PATH, required=True, help="Model to write: a folder, or a file where BASE is one.")
 @click.option(
     "--strength",
@@ -85,7 +85,7 @@ def fuse(json_: bool, **options: Any) -> None:
 
 
 @click.command("convert-base", short_help="Move base weights between SAT and Diffusers.")
-@click.argument("source", type=PATH)
+@click.argument("source", type=SOURCE)
 @click.option("--to", type=click.Choice(["diffusers", "sat"]), required=True, help="Layout to write.")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder to write.")
 @element_type("Element type of all weights.")

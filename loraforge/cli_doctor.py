@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 import loraforge
 from loraforge.cli_explain import typed
-from loraforge.cli_options import stated_scale
-from loraforge.console import PATH, as_json, say, table
+from loraforge.cli_options import fetch, stated_scale
+from loraforge.console import SOURCE, as_json, say, table
 from loraforge.errors import plain
 from loraforge.report import fraction
 
 
 @click.command(short_help="Say why an adapter has no effect, is too weak or too strong.")
-@click.argument("source", metavar="ADAPTER", type=PATH)
-@click.option("--base", type=PATH, metavar="DIR", help="Base model: does the adapter fit, and would it survive a fuse?")
+@click.argument("source", metavar="ADAPTER", type=SOURCE)
+@click.option(
+    "--base", type=SOURCE, metavar="DIR", help="Base model: does the adapter fit, and would it survive a fuse?"
+)
 @click.option("--runtime", "runtime_", metavar="NAME", help="Program it is run with. Default: one row for each.")
 @click.option("--error", metavar="TEXT|-", help="What the program printed, or - for a log on standard input.")
 @click.option(
@@ -31,9 +32,10 @@ from loraforge.report import fraction
 )
 @click.option("--variant", metavar="NAME", help="The model (CogVideoX-5B, ...), where nothing else tells it.")
 @stated_scale
+@fetch
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/doctor.schema.json).")
 @click.pass_context
-def doctor(ctx: click.Context, /, source: Path, json_: bool, **options: Any) -> None:
+def doctor(ctx: click.Context, /, source: str, json_: bool, **options: Any) -> None:
     """Say what ADAPTER does in the programs that run it, compared with what it did in training.
 
     The verdict comes first: acts as trained, acts in part, does nothing, 64x too weak, 128x too strong, wrong base,

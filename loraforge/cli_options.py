@@ -54,6 +54,11 @@ def stated_scale(command: Any) -> Any:
     return reduce(lambda made, option: option(made), reversed(_STATED), command)
 
 
+fetch: Decorator = click.option(
+    "--fetch", is_flag=True, help="Of what lies on the Hub get the tensors too, into its cache; not the header alone."
+)
+
+
 def element_type(text: str) -> Decorator:
     """`--dtype`."""
     kinds = click.Choice(["keep", "fp32", "bf16", "fp16"])

@@ -14,6 +14,8 @@ import click
 from loraforge.errors import LoraforgeError, Try, command, plain
 
 PATH = click.Path(path_type=Path)
+SOURCE = click.STRING
+"""A path or an address on the Hub: the library tells which, `Path` would spoil the `//`."""
 
 
 class Cli(click.Group):

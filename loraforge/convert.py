@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from loraforge.errors import command
+from loraforge.errors import command, recorded
 from loraforge.read import read
 from loraforge.report import Report
 from loraforge.write import write
@@ -34,13 +34,14 @@ def convert(
     base_model: str | None = None,
     drop: Sequence[str] = (),
     dry_run: bool = False,
+    fetch: bool = False,
     force: bool = False,
 ) -> Report:
     """Convert the adapter in `source` to the format `to`; the arguments are those of `loraforge convert`.
 
-    Returns the report. Raises a LoraforgeError, with nothing written, when the source is not what it
-    should be, its scale is ambiguous or contradictory, it does not fit the target, or the written
-    file does not do what the source does.
+    `source` may be an address on the Hub; a dry run reads no more than its header, unless `fetch`. Returns the report.
+    Raises a LoraforgeError, with nothing written, when the source is not what it should be, its scale is ambiguous
+    or contradictory, it does not fit the target, or the written file does not do what the source does.
     """
     options = dict(locals())
     adapter = read(
@@ -55,8 +56,9 @@ def convert(
         as_loaded=as_loaded,
         override_scale=override_scale,
         drop=drop,
+        fetch=fetch or not dry_run,
     )
-    name = adapter.source.file.path.name if adapter.source else ""
+    name = recorded(adapter.source.file.path) if adapter.source else ""
     return write(
         adapter,
         to,
@@ -79,7 +81,7 @@ def _typed(options: Mapping[str, object], name: str) -> str:
     words = ["loraforge", "convert", name]
     for option, value in options.items():
         flag = "--" + option.rstrip("_").replace("_", "-")
-        if option in ("source", "out", "force", "dry_run") or value is None or value is False:
+        if option in ("source", "out", "force", "dry_run", "fetch") or value is None or value is False:
             continue  # by identity: a stated scale of 0 equals False
         if value in ("tensors", "keep"):
             continue

@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from loraforge.basemodel import INDEX, STEM, BaseModel, open_base
+from loraforge.basemodel import COMPONENT, INDEX, STEM, BaseModel, open_base
 from loraforge.dtypes import CHOICES, FACTORS
-from loraforge.errors import ConversionError, Try, command, listed
+from loraforge.errors import ConversionError, Try, command, listed, recorded, told
 from loraforge.formats.sat import components
 from loraforge.formats.satwrite import CHECKPOINT, ITERATION
+from loraforge.hubbase import base_folder
 from loraforge.kinds import SAT_PREFIX
 from loraforge.layout import Variant
 from loraforge.partial import check_place
@@ -96,7 +97,7 @@ def convert_base(
     from loraforge.fusedorigin import entry
     from loraforge.fusion.choose import choose
 
-    base = open_base(source)
+    base = open_base(base_folder(source, only=COMPONENT))
     if to not in base.architecture.layouts or base.layout == to:
         known = ", ".join(base.architecture.layouts)
         why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
@@ -131,7 +132,7 @@ def convert_base(
     cast = sum(tensor.is_cast for tensor in tensors)
     others = components(key for key in base.held if key not in base.parameters.values() and key not in base.lora)
     return BaseReport(
-        source={"path": str(base.path), "kind": base.kind, "layout": base.layout},
+        source={"path": told(base.path), "kind": base.kind, "layout": base.layout},
         output={"path": str(place), "files": list(model.shards), "layout": to, "dtype": dtype, "written": not dry_run},
         variant=variant.name,
         tensors=len(every),
@@ -256,7 +257,7 @@ def _cut(tensors: list[NewTensor]) -> Iterator[list[NewTensor]]:
 
 
 def _typed(base: BaseModel, to: str, dtype: str) -> str:
-    words = ["loraforge", "convert-base", base.path.resolve().name, "--to", to]
+    words = ["loraforge", "convert-base", recorded(base.path), "--to", to]
     return command(*words, *(["--dtype", dtype] if dtype != "keep" else []))
 
 

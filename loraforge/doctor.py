@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraforge.adapter import Adapter
 from loraforge.errors import (
     ConversionError,
+    HubError,
     LoraforgeError,
     NoAdapterError,
     ScaleError,
@@ -18,9 +19,11 @@ from loraforge.errors import (
     VariantError,
     as_commands,
     command,
+    told,
 )
 from loraforge.formats import Choice, Format
 from loraforge.fuse import fuse
+from loraforge.hubaddress import address
 from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
 from loraforge.report import base_text, fraction
@@ -30,12 +33,12 @@ from loraforge.scale import Statement
 from loraforge.settings import Finding, compare, parse
 from loraforge.settings import settings as variant_settings
 from loraforge.symptoms import find, language
+from loraforge.tensorfile import TensorFile, megabytes
 from loraforge.trainingconfig import beside, read_training_config
 from loraforge.verdict import AS_TRAINED, judge, named, ranks, remedies, strength_of, trained
 
 if TYPE_CHECKING:
     from loraforge.checks import Numbers
-    from loraforge.tensorfile import TensorFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +98,14 @@ def doctor(
     settings: Sequence[str | Path] = (),
     like: str | None = None,
     variant: str | None = None,
+    fetch: bool = False,
 ) -> Diagnosis:
-    """Diagnose the adapter in `source`; the arguments are those of `loraforge doctor`.
+    """Diagnose the adapter in `source`, a path or an address on the Hub; the arguments are those of `loraforge doctor`.
+
+    Of a file on the Hub the header alone is judged, unless `fetch`, or a `base` to try it in.
 
     Raises LoraforgeError only for what the user got wrong: a path that is not there, an unknown runtime.
     """
-    path = Path(source)
     given = parse(settings)
     if variant is not None:
         variant_settings(variant)
@@ -108,11 +113,13 @@ def doctor(
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
     }  # fmt: skip
-    if not path.exists():
-        raise LoraforgeError(f"{path} does not exist.", command("ls", "-l", path.parent))
-    found, adapter = _diagnosed(path, base, runtime(runtime_).name if runtime_ else None, stated)
+    if address(source) is None and not Path(source).exists():
+        raise LoraforgeError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
+    found, adapter = _diagnosed(
+        source, base, runtime(runtime_).name if runtime_ else None, stated, fetch=fetch or base is not None
+    )
     if error is not None:
-        entries = tuple(entry.to_dict(language(), path) for entry in find(error))
+        entries = tuple(entry.to_dict(language(), source) for entry in find(error))
         unknown = () if entries else ("no failure text that is known stands in what --error was given",)
         if entries and found.healthy:
             unknown = (
@@ -126,7 +133,7 @@ def doctor(
 
 
 def _diagnosed(
-    path: Path, base: str | Path | None, wanted: str | None, stated: Mapping[str, Any]
+    path: str | Path, base: str | Path | None, wanted: str | None, stated: Mapping[str, Any], *, fetch: bool
 ) -> tuple[Diagnosis, Adapter | None]:
     """What is to be said of the file itself, and the adapter in it where there is one."""
     config = stated["training_config"]
@@ -135,7 +142,9 @@ def _diagnosed(
     )
     choice = Choice(training_config=Path(config) if config else None, stated=said)
     try:
-        form, place, file = locate(path, None, choice)
+        form, place, file = locate(path, None, choice, fetch=fetch)
+    except HubError:
+        raise
     except LoraforgeError as fault:
         return _hopeless(path, "broken file", fault), None
     try:
@@ -185,46 +194,48 @@ def _reads(form: Format, file: TensorFile) -> bool:
     return True
 
 
-def _hopeless(path: Path, verdict: str, error: LoraforgeError) -> Diagnosis:
+def _hopeless(path: str | Path, verdict: str, error: LoraforgeError) -> Diagnosis:
     return Diagnosis(str(path), verdict, error.message, (), (), (), tuple(r.command for r in error.remedies))
 
 
 def _judged(
-    path: Path, form: Format, file: TensorFile, adapter: Adapter, notes: Sequence[str],
+    path: str | Path, form: Format, file: TensorFile, adapter: Adapter, notes: Sequence[str],
     base: str | Path | None, wanted: str | None, stated: Mapping[str, Any],
 ) -> Diagnosis:  # fmt: skip
     from loraforge.base import fits
     from loraforge.checks import numbers
 
-    found = numbers(adapter, file)
+    found = None if file.absent else numbers(adapter, file)
     programs = [runtime(wanted)] if wanted else list(runtimes().values())
     outlooks = tuple(outlook(program, form, file, adapter) for program in programs)
     own = next((o for o, p in zip(outlooks, programs, strict=True) if wanted or p.format == form.name), None)
-    there = _InBase() if base is None else _in_base(path, Path(base), stated)
+    there = _InBase() if base is None else _in_base(path, base, stated)
     verdict, why = judge(adapter, found, own, there.misfit)
     unread = there.unread if verdict == AS_TRAINED else None
     if unread:
         verdict, why = "cannot tell (whether it fits the base)", unread.message
-    of = f"{len(adapter.modules)} modules of rank {ranks(adapter)}, {', '.join(found.dtypes)}"
+    kinds = sorted({w.A.dtype.name for delta in adapter.modules.values() for w in delta})
+    of = f"{len(adapter.modules)} modules of rank {ranks(adapter)}, {', '.join(found.dtypes if found else kinds)}"
     facts = [
-        ("file", f"{file.path} ({form.name}), {of}"),
+        ("file", f"{told(file.path)} ({form.name}), {of}"),
         ("scale", _scale(adapter)),
-        ("size", _size(found)),
+        ("size", _size(found) if found else f"needs the tensors ({megabytes(file.absent)}): --fetch gets them"),
         *there.facts,
         ("base", adapter.base_model or base_text([v.name for v in fits(adapter)], adapter.architecture)),
         *_elsewhere(path, outlooks, own if verdict == AS_TRAINED else None),
     ]
-    few = f"in {named(found.subnormal)} a tenth of the numbers or more lie below float16's normal range: fewer bits"
-    said = (*notes, *adapter.notes, *there.notes, *_contradicted(file, adapter), *((few,) if found.subnormal else ()))
+    subnormal = found.subnormal if found else ()
+    few = f"in {named(subnormal)} a tenth of the numbers or more lie below float16's normal range: fewer bits"
+    said = (*notes, *adapter.notes, *there.notes, *_contradicted(file, adapter), *((few,) if subnormal else ()))
     loaded = own is None or own.applied == len(adapter.modules)
-    dead = len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded)
+    dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded))
     mend = (r.command for r in unread.remedies) if unread else remedies(path, adapter, verdict, own, dead=dead)
     fix = tuple(mend)
-    sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)}
+    sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)} if found else {}
     return Diagnosis(str(path), verdict, why, tuple(facts), outlooks, said, fix, sizes)
 
 
-def _elsewhere(path: Path, outlooks: Sequence[Outlook], own: Outlook | None) -> list[tuple[str, str]]:
+def _elsewhere(path: str | Path, outlooks: Sequence[Outlook], own: Outlook | None) -> list[tuple[str, str]]:
     """Where a file that is right in one program is not right in others, and how to make one that is."""
     found: dict[str, list[str]] = {}
     for other in outlooks if own else ():
@@ -270,7 +281,7 @@ class _InBase:
     """Why the base cannot be read."""
 
 
-def _in_base(path: Path, base: Path, stated: Mapping[str, Any]) -> _InBase:
+def _in_base(path: str | Path, base: str | Path, stated: Mapping[str, Any]) -> _InBase:
     """What of it would survive being fused there. Raises LoraforgeError where there is no base of that name."""
     unknown = not any(value for value in stated.values())
     for options in (stated, {"as_loaded": True}) if unknown else (stated,):
@@ -281,7 +292,7 @@ def _in_base(path: Path, base: Path, stated: Mapping[str, Any]) -> _InBase:
         except ConversionError as error:
             return _InBase(misfit=error.message)
         except LoraforgeError as error:
-            if not base.exists():
+            if address(base) is None and not Path(base).exists():
                 raise
             return _InBase(facts=(("fused", error.message),), unread=error)
         lost, size = retained(report.total, report.modules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -22,11 +23,36 @@ class Try:
     why: str = ""
 
 
+_STANDS_FOR: dict[str, tuple[str, str]] = {}
+"""Folder on this machine -> the address of the Hub whose files it holds, as it was typed and with its commit."""
+
+
+def stands_for(folder: Path, address: str, pinned: str) -> None:
+    """From now on users are told `address` where a message or a command would name `folder`."""
+    _STANDS_FOR[str(folder)] = address, pinned
+
+
+def told(text: str | Path) -> str:
+    """A path, or a text with paths in it, as the user knows it."""
+    text = str(text)
+    for folder, (address, _) in _STANDS_FOR.items():
+        text = text.replace(folder, address)
+    return text
+
+
+def recorded(path: Path) -> str:
+    """What a written file may say of a path: its name without folders, or where on the Hub it came from."""
+    for folder, (_, pinned) in _STANDS_FOR.items():
+        if path.is_relative_to(folder):
+            return "/".join([pinned, *path.relative_to(folder).parts])
+    return Path(os.path.abspath(path)).name  # noqa: PTH100 - it takes `.` and `..` away, and follows no links
+
+
 class LoraforgeError(Exception):
     """Base of every refusal. The text says what is wrong and where; `remedies` says what to type next."""
 
     def __init__(self, message: str, *remedies: Try | str) -> None:
-        super().__init__(message)
+        super().__init__(told(message))
         self.remedies = tuple(r if isinstance(r, Try) else Try(r) for r in remedies)
 
     def __str__(self) -> str:
@@ -86,6 +112,10 @@ class VerificationError(LoraforgeError):
     """What was written does not do what the source does. Nothing was kept."""
 
 
+class HubError(LoraforgeError):
+    """The Hugging Face Hub has not got what was asked for, does not allow it, or cannot be reached."""
+
+
 class OutputError(LoraforgeError):
     """The destination cannot be written."""
 
@@ -105,7 +135,7 @@ def shown(value: object) -> str:
 
 def command(*words: str | Path) -> str:
     """The words as one line for a shell, quoted where needed; a path is never mistaken for an option."""
-    texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
+    texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else told(word) for word in words]
     return shlex.join(texts)
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter import Adapter
-from loraforge.basemodel import BaseModel, open_base
+from loraforge.basemodel import COMPONENT, BaseModel, open_base
 from loraforge.drop import without
 from loraforge.dtypes import CHOICES, FACTORS, LARGEST
-from loraforge.errors import ConversionError, LoraforgeError, Try, as_commands, command
+from loraforge.errors import ConversionError, LoraforgeError, Try, as_commands, command, recorded, told
+from loraforge.hubbase import base_folder
 from loraforge.partial import check_place
 from loraforge.read import read
 from loraforge.report import fraction
@@ -108,7 +109,7 @@ def fuse(
         "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
     }  # fmt: skip
     engine = Engine(*choose(backend, device))
-    found = open_base(base)
+    found = open_base(base_folder(base, only=COMPONENT if transformer_only else ""))
     opened, dropped = _read(adapters, {**stated, "drop": drop})
     weighted = list(zip(opened, _strengths(strength, opened), strict=True))
     runs = updates(found, weighted)
@@ -128,7 +129,7 @@ def fuse(
     same = sum(not tensor.is_cast for tensor in untouched)
     return FuseReport(
         base={
-            "path": str(found.path),
+            "path": told(found.path),
             "kind": found.kind,
             "layout": found.layout,
             "variants": [variant.name for variant in found.variants],
@@ -158,7 +159,7 @@ def _read(paths: Sequence[str | Path], options: Mapping[str, Any]) -> tuple[list
             adapter, gone = without(read(path, **options), options["drop"])
         except LoraforgeError as error:
             if any(not remedy.command.startswith(_SAID) for remedy in error.remedies):
-                raise as_commands(error, "loraforge", "inspect", Path(path)) from error
+                raise as_commands(error, "loraforge", "inspect", path) from error
             raise
         opened.append(adapter)
         dropped += gone
@@ -211,7 +212,7 @@ def _tensors(base: BaseModel, file: TensorFile, runs: Mapping[str, Runs], dtype:
 
 def _typed(base: BaseModel, adapters: Sequence[Fused], dtype: str) -> str:
     """The command as the result records it: no folders, and only what can change the result."""
-    words = ["loraforge", "fuse", base.path.resolve().name, *(adapter.path for adapter in adapters)]
+    words = ["loraforge", "fuse", recorded(base.path), *(adapter.path for adapter in adapters)]
     words += [word for adapter in adapters for word in ("--strength", f"{adapter.strength:g}")]
     return command(*words, *(["--dtype", dtype] if dtype != "keep" else []))
 

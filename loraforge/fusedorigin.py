@@ -11,7 +11,7 @@ from loraforge import __version__
 from loraforge.adapter import Adapter
 from loraforge.basemodel import BaseModel
 from loraforge.dtypes import LARGEST
-from loraforge.errors import ConversionError, command
+from loraforge.errors import ConversionError, command, recorded
 from loraforge.provenance import digests as converted_from
 from loraforge.provenance import own_entry
 from loraforge.scan import scan, scan_modules
@@ -40,7 +40,7 @@ def fused(adapter: Adapter, strength: float) -> Fused:
     source = adapter.source
     digest = scan(source.file, adapter.keys) if source else scan_modules(adapter.modules)
     return Fused(
-        source.path.resolve().name if source else "made-in-python",
+        recorded(source.path) if source else "made-in-python",
         source.format if source else "python",
         (digest, *converted_from(adapter.metadata)),
         strength,
@@ -55,7 +55,7 @@ def entry(typed: str, base: BaseModel, adapters: Sequence[Fused]) -> str:
     said = {
         "tool": f"loraforge {__version__}",
         "command": typed,
-        "base": {"path": base.path.resolve().name, "variants": [variant.name for variant in base.variants]},
+        "base": {"path": recorded(base.path), "variants": [variant.name for variant in base.variants]},
         "fused": [*_held(base), *map(asdict, adapters)],
     }
     return json.dumps(said, sort_keys=True)

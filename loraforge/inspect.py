@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Scale
-from loraforge.errors import LoraforgeError, as_commands, command
+from loraforge.errors import LoraforgeError, as_commands, command, told
 from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
@@ -103,15 +103,22 @@ def _counted(counts: Mapping[Any, int]) -> str:
 
 
 def inspect(
-    source: str | Path, from_: str | None = None, *, iteration: int | None = None, ema: bool = False
+    source: str | Path,
+    from_: str | None = None,
+    *,
+    iteration: int | None = None,
+    ema: bool = False,
+    fetch: bool = False,
 ) -> Inspection:
-    """Describe the adapter in `source` without reading a weight.
+    """Describe the adapter in `source`, a path or an address on the Hub, without reading a weight.
+
+    Of a file on the Hub the header alone is fetched; with `fetch` the file, into the Hub's cache.
 
     A file that opens but is no adapter is described as far as possible, with `problem` set. Raises a
     LoraforgeError when it cannot be opened at all.
     """
     choice = Choice(iteration, ema)
-    form, place, file = locate(Path(source), from_, choice)
+    form, place, file = locate(source, from_, choice, fetch=fetch)
     try:
         if form is None:
             raise not_an_adapter(file)
@@ -141,7 +148,7 @@ def _describe(
         start = command("loraforge", "convert", file.path, "--to", "diffusers")
         remedies = [f"{start} {remedy.command}   # {remedy.why}" for remedy in candidates(ranks, adapter.written_as)]
     return Inspection(
-        path=str(file.path),
+        path=told(file.path),
         container=file.kind,
         size=file.size,
         format=form.name if form else None,
@@ -163,12 +170,14 @@ def _describe(
     )
 
 
-def skeleton(source: str | Path, *, iteration: int | None = None, ema: bool = False) -> dict[str, Any]:
+def skeleton(
+    source: str | Path, *, iteration: int | None = None, ema: bool = False, fetch: bool = False
+) -> dict[str, Any]:
     """Everything of a file but its weights: names, shapes, element types, metadata, pickle globals.
 
     Follows schemas/skeleton.schema.json. A file of the same names and shapes can be rebuilt from it.
     """
-    _, _, file = locate(Path(source), None, Choice(iteration, ema))
+    _, _, file = locate(source, None, Choice(iteration, ema), fetch=fetch)
     tensors: Mapping[str, Any] = {
         key: {"dtype": info.dtype, "shape": list(info.shape)} for key, info in file.tensors.items()
     }

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from loraforge import __version__
@@ -72,35 +71,53 @@ def entry(
     stored: str,
     base_model: str | None,
     fits: Sequence[str],
-    earlier: Sequence[str] = (),
+    earlier: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The entry for a written file. No paths and no dates: the same input gives the same bytes.
 
-    `scalings` are those of training, `applied` what readers of the file apply, each distinct and sorted. `earlier`:
-    the `digests` that the source's own entry has.
+    `source` has path (as `recorded` gives it), format, size and digest. `scalings` are those of training, `applied`
+    what readers of the file apply, each distinct and sorted. `earlier`: the `history` in the source's own entry.
     """
     said = {
         "tool": f"loraforge {__version__}",
         "command": typed,
-        "source": {**source, "path": Path(source["path"]).name},
+        "source": dict(source),
         "scale": {"provenance": scale.provenance, "source": scale.source, "scalings": list(scalings)},
         "stored": stored,
         "applied": list(applied),
         "base_model": base_model,
         "fits": list(fits),
-        **({"earlier": list(earlier)} if earlier else {}),
+        **({"earlier": [dict(step) for step in earlier]} if earlier else {}),
     }
     return json.dumps(said, sort_keys=True)
 
 
 def digests(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Of the file this one was converted from, and of those before it, the latest first, as far as they are known."""
-    match own_entry(metadata):
-        case {"source": {"digest": str(digest)}, "earlier": [*others]}:
-            return (digest, *(other for other in others if isinstance(other, str)))
-        case {"source": {"digest": str(digest)}}:
-            return (digest,)
-    return ()
+    return tuple(step["source"]["digest"] for step in history(metadata))
+
+
+def history(metadata: Mapping[str, str]) -> tuple[dict[str, Any], ...]:
+    """The conversions that led to a file, the latest first: `tool`, `command`, and `source` as `entry` has it.
+
+    Anybody can write a header: what is not as we write it is left out.
+    """
+    said = own_entry(metadata)
+    earlier = said.get("earlier") if isinstance(said, dict) else None
+    steps = [_step(step) for step in (said, *(earlier if isinstance(earlier, list) else ()))]
+    return tuple(step for step in steps if step)
+
+
+def _step(said: Any) -> dict[str, Any] | None:
+    match said:
+        case {
+            "tool": str(tool),
+            "command": str(typed),
+            "source": {"path": str(path), "format": str(form), "size": int(size), "digest": str(digest)},
+        }:
+            source = {"path": path, "format": form, "size": size, "digest": digest}
+            return {"tool": tool, "command": typed, "source": source}
+    return None
 
 
 def own_entry(metadata: Mapping[str, str]) -> Any:

@@ -27,16 +27,18 @@ def read(
     as_loaded: bool = False,
     override_scale: bool = False,
     drop: Sequence[str] = (),
+    fetch: bool = True,
 ) -> Adapter:
-    """The adapter in `source`; the arguments are those of `loraforge convert`.
+    """The adapter in `source`, a path or an address on the Hub; the arguments are those of `loraforge convert`.
 
-    Its factors are read-only views of the file, so that nothing is loaded before it is used. Raises a
+    Its factors are read-only views of the file, so that nothing is loaded before it is used; not `fetch`: of a file
+    on the Hub, shapes without numbers. Raises a
     LoraforgeError when there is no adapter, or when its scale is ambiguous or contradictory.
     """
     config = Path(training_config) if training_config else None
     stated = Statement(alpha, trained_scale, trained_by, as_loaded, override_scale)
     choice = Choice(iteration, ema, config, stated, tuple(drop))
-    form, place, file = locate(Path(source), from_, choice)
+    form, place, file = locate(source, from_, choice, fetch=fetch)
     if form is None:
         raise not_an_adapter(file)
     adapter = form.read(file, choice)
@@ -44,7 +46,7 @@ def read(
         raise _ambiguous(place.path, adapter)
     return replace(
         adapter,
-        source=Source(Path(source), file, form.name, place.run),
+        source=Source(Path(source) if Path(source).exists() else file.path, file, form.name, place.run),
         notes=(*place.notes, *adapter.notes),
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from loraforge.catalog import architectures, data_files
 from loraforge.errors import FileError, FormatError, LoraforgeError, Try, command
 from loraforge.formats import Choice, Format, Found
 from loraforge.formats.data import DataFormat
+from loraforge.hubsource import reach
 from loraforge.plugins import depends_on_plugins, host
 from loraforge.source import open_tensors
 from loraforge.tensorfile import TensorFile
@@ -89,22 +91,26 @@ def named(name: str, flag: str = "--from") -> Format:
     return formats()[name]
 
 
-def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | None, Found, TensorFile]:
+def locate(
+    given: str | Path, name: str | None, choice: Choice, *, fetch: bool = True
+) -> tuple[Format | None, Found, TensorFile]:
     """The format of a source, the file in it that holds the tensors, and that file, opened.
 
-    The format is the one called `name`, else the only one that claims the file; None where none does.
-    Raises FileError or FormatError when nothing can be opened or several formats claim the file.
+    The format is the one called `name`, else the only one that claims the file; None where none does. Of a file on
+    the Hub the header alone is fetched where not `fetch`.
+    Raises FileError or FormatError when nothing can be opened or several formats claim the file, HubError when the
+    Hub has it not.
     """
+    hub = reach(given)
+    source = hub.source if hub else Path(given)
     _check(source, choice)
     wanted = [named(name)] if name else list(formats().values())
-    found, faults = list[tuple[Format, Found]](), list[FileError]()
-    for entry in wanted:
-        try:
-            found += [(entry, place)] if (place := entry.find(source, choice)) else []
-        except FileError as error:  # it is a folder of that kind, and has what another wants or nobody
-            faults.append(error)
+    found, faults = _search(wanted, source, choice)
     if not found and faults:
         raise faults[0]
+    if not found and hub:
+        only, note = hub.only()
+        found = [(form, replace(at, notes=(note, *at.notes))) for form, at in _search(wanted, only, choice)[0]]
     if not found:
         what = f"no {name} checkpoint" if name else "nothing that any format reads"
         below = [
@@ -112,13 +118,27 @@ def locate(source: Path, name: str | None, choice: Choice) -> tuple[Format | Non
         ]
         remedies = [command("loraforge", "inspect", child) for child in below[:3]]
         raise FileError(f"{source} has {what} in it.", *(remedies or [command("ls", "-l", source)]))
-    opened = {place.path: open_tensors(place.path) for _, place in found}
+    look = open_tensors if hub is None else hub.whole if fetch else hub.header
+    opened = {place.path: look(place.path) for _, place in found}
     claiming = [(entry, place) for entry, place in found if name or entry.claims(opened[place.path][0])]
     if len(claiming) > 1:
         raise _several(source, claiming)
     form, place = claiming[0] if claiming else (None, found[0][1])
     file, warnings = opened[place.path]
-    return form, Found(place.path, place.run, (*place.notes, *warnings)), file
+    return form, Found(file.path, place.run, (*place.notes, *warnings)), file
+
+
+def _search(
+    wanted: Sequence[Format], source: Path, choice: Choice
+) -> tuple[list[tuple[Format, Found]], list[FileError]]:
+    """What each format finds in a source, and the faults of those that find a folder of their kind and no more."""
+    found, faults = list[tuple[Format, Found]](), list[FileError]()
+    for entry in wanted:
+        try:
+            found += [(entry, place)] if (place := entry.find(source, choice)) else []
+        except FileError as error:  # it is a folder of that kind, and has what another wants or nobody
+            faults.append(error)
+    return found, faults
 
 
 def _check(source: Path, choice: Choice) -> None:

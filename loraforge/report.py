@@ -9,6 +9,7 @@ from typing import Any
 
 from loraforge.adapter import Scale, Step
 from loraforge.catalog import architecture
+from loraforge.tensorfile import megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class Report:
     """Everything a user may ask about one conversion."""
 
     source: dict[str, Any]
-    """path, format, size, digest of the adapter tensors."""
+    """path, format, size, digest of the adapter tensors (None where they were not fetched)."""
     output: dict[str, Any]
     """path, format, written."""
     architecture: str
@@ -27,6 +28,8 @@ class Report:
     stored: str
     """`tensors` (folded into A and B), `metadata` (in their header) or `config` (in a file beside them)."""
     steps: tuple[Step, ...]
+    unfetched: int
+    """Bytes of tensors that still lie on the Hub: there are no steps then."""
     worst_error: float | None
     """Of any row, as the verification measured it; None where nothing was written."""
     fits: tuple[str, ...]
@@ -62,6 +65,8 @@ class Report:
         ]
         if self.others:
             done.append("left alone: " + ", ".join(f"{count} tensors of {name}" for name, count in self.others.items()))
+        if self.unfetched:
+            done = [f"steps and rounding: needs the tensors ({megabytes(self.unfetched)}); --fetch gets them"]
         out = [f"{self.source['path']} -> {self.output['path']}", "  " + "; ".join(done)]
         out += [f"  dropped {what}" for what in self.dropped_modules]
         if self.dropped_metadata:

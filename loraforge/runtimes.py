@@ -161,7 +161,7 @@ def _applied_scalings(program: Runtime, form: Format, file: TensorFile, keys: li
     metadata = {key: text for key, text in file.metadata.items() if key in program.sees}
     beside = program.sees & {"adapter_config.json", "training_config.yaml"}
     path = file.path if beside else Path("elsewhere", file.path.name)
-    seen = replace(file, tensors=kept, metadata=metadata, path=path, _map=file.mapped())
+    seen = replace(file, tensors=kept, metadata=metadata, path=path, _map=None if file.absent else file.mapped())
     try:
         adapter = form.read(seen, Choice())
     except LoraforgeError:  # what is left of the file is no adapter

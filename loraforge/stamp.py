@@ -10,12 +10,21 @@ from typing import Any
 
 from loraforge import peftrules
 from loraforge.adapter import Scale
-from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, as_commands, command
+from loraforge.errors import (
+    FormatError,
+    LoraforgeError,
+    ScaleError,
+    Try,
+    VerificationError,
+    as_commands,
+    command,
+    recorded,
+)
 from loraforge.formats import Choice
 from loraforge.formats.peft import config_path
 from loraforge.kinds import not_an_adapter
 from loraforge.output import Destination, destination, replacing
-from loraforge.provenance import digests, entry
+from loraforge.provenance import entry, history
 from loraforge.recorded import COMPONENT, HEADER
 from loraforge.registry import locate
 from loraforge.report import fraction
@@ -80,10 +89,9 @@ def stamp(
     from loraforge.base import fits
     from loraforge.scan import changed, scan
 
-    path = Path(source)
     if not (math.isfinite(alpha) and alpha > 0):
         raise ScaleError(f"--alpha {alpha:g} is no lora_alpha a training can have used.", "--alpha 1")
-    form, _, file = locate(path, None, Choice())
+    form, _, file = locate(source, None, Choice())
     if form is None:
         raise not_an_adapter(file)
     if file.kind != "safetensors" or form.name not in STAMPED:
@@ -95,7 +103,7 @@ def stamp(
     if form.name == "peft" and (config := config_path(file)):
         raise FormatError(
             f"{file.path} has its scale in the {config.name} beside it, where PEFT looks for it.",
-            command("loraforge", "inspect", path),
+            command("loraforge", "inspect", source),
         )
     stated = Statement(alpha=alpha, override=override_scale)
     try:
@@ -113,19 +121,19 @@ def stamp(
     replaced = tuple(key for key in HEADER if key in file.metadata)
     scale = Scale("given", f"--alpha {alpha:g}")
     told = tuple(sorted(set(scalings.values())))
-    words = ["loraforge", "stamp", file.path.name, "--alpha", f"{alpha:g}", *["--override-scale"] * override_scale]
+    words = ["loraforge", "stamp", recorded(file.path), "--alpha", f"{alpha:g}", *["--override-scale"] * override_scale]
     metadata = {key: text for key, text in file.metadata.items() if key not in HEADER} | {
         "lora_adapter_metadata": json.dumps(least, indent=2, sort_keys=True),
         KEY: entry(
             command(*words),
-            {"path": file.path.name, "format": form.name, "size": file.size, "digest": digest},
+            {"path": recorded(file.path), "format": form.name, "size": file.size, "digest": digest},
             scale,
             told,
             told,
             "metadata",
             adapter.base_model,
             [variant.name for variant in fits(adapter)],
-            digests(adapter.metadata),
+            history(adapter.metadata),
         ),
     }
     goes = _destination(file.path, alpha, out, in_place=in_place, force=force)
@@ -139,7 +147,7 @@ def stamp(
         again = form.read(back, Choice())
         if {module: delta[0].scaling for module, delta in again.modules.items()} != scalings:
             raise VerificationError("the written header does not give the scale back. Nothing was kept.")
-    return Stamp(str(path), str(goes.file), scale, told, replaced, loads=bool(prefix))
+    return Stamp(str(source), str(goes.file), scale, told, replaced, loads=bool(prefix))
 
 
 def _destination(file: Path, alpha: float, out: str | Path | None, *, in_place: bool, force: bool) -> Destination:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from loraforge.dtypes import BYTES, name_of, numpy_type
-from loraforge.errors import FileError, command
+from loraforge.dtypes import BYTES, FACTORS, name_of, numpy_type
+from loraforge.errors import FileError, Try, command
 
 if TYPE_CHECKING:
     from loraforge.lora import Array
@@ -74,10 +75,15 @@ class TensorFile:
     """Keys that hold something else than a plain tensor -> the dotted name of what it is."""
     globals: tuple[str, ...] = ()
     """Dotted names a pickle mentions. None of them was imported."""
+    absent: int = 0
+    """Bytes of tensors that were not fetched from the Hub: only the header was."""
     _map: mmap.mmap | None = None
 
     def mapped(self) -> mmap.mmap:
-        """The whole file as memory."""
+        """The whole file as memory. Raises FileError where only its header was fetched."""
+        if self.absent:
+            text = f"{self.path}: that stands in its tensors ({megabytes(self.absent)}); only its header was fetched."
+            raise FileError(text, Try("--fetch", "get them, into the cache of the Hub"))
         if self._map is None:
             with self.path.open("rb") as stream:
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -93,6 +99,8 @@ class TensorFile:
 
         info = self.tensors[key]
         dtype = numpy_type(info.dtype)
+        if self.absent:  # what has a shape and no numbers: whoever counts with them gets NaN, which every check refuses
+            return np.broadcast_to(np.asarray(math.nan if info.dtype in FACTORS else 0).astype(dtype), info.shape)
         if info.strides is None:
             flat = np.frombuffer(self.mapped(), dtype, info.nbytes // dtype.itemsize, info.offset)
             return flat.reshape(info.shape)
@@ -120,6 +128,11 @@ class TensorFile:
         start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
         if info.strides is None and info.nbytes:
             self._map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes, for a reader."""
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
 
 
 RELEASE_EVERY = 16

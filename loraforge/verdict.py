@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 AS_TRAINED = "acts as trained"
 
 
-def judge(adapter: Adapter, found: Numbers, own: Outlook | None, misfit: str) -> tuple[str, str]:
-    """The verdict, and why."""
+NEEDS_TENSORS = "cannot tell (without the tensors)"
+
+
+def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: str) -> tuple[str, str]:
+    """The verdict, and why. `found`: None where the header alone is known."""
     total = len(adapter.modules)
-    if found.broken:
+    if found and found.broken:
         why = "the training diverged, or a conversion to float16 overflowed"
         return "broken file", f"NaN or infinity in {named(found.broken)}: {why}"
     if misfit:
         return "wrong base", misfit
-    if len(found.dead) == total:
+    if found and len(found.dead) == total:
         return "does nothing", "A or B of every module is zero: it was never trained, or the wrong tensors were saved"
     if own and own.raises:
         return "does nothing", f"{own.title} stops at {own.raises}"
@@ -44,10 +47,13 @@ def judge(adapter: Adapter, found: Numbers, own: Outlook | None, misfit: str) ->
         return f"cannot tell ({trained(adapter)})", f"the scale is assumed: {adapter.scale.source}{applies}"
     if own and (strength := strength_of(own)):
         return strength, f"{own.title} applies {listed_scales(own.scalings)}, and training used {trained(adapter)}"
-    if found.dead:
+    if found and found.dead:
         return "acts in part", f"A or B of {named(found.dead)} is zero"
     if own is None:
         return "cannot tell", "no program is known that loads this format as it is"
+    if found is None:
+        why = f"by its header {own.title} applies all {total} modules at the scale of training"
+        return NEEDS_TENSORS, f"{why}; whether their numbers are whole needs the tensors"
     return AS_TRAINED, f"{own.title} applies all {total} modules at the scale of training"
 
 
@@ -63,9 +69,12 @@ def strength_of(own: Outlook) -> str:
     return f"{high:.3g}x too strong" if low == high else f"{low:.3g}x to {high:.3g}x too strong"
 
 
-def remedies(path: Path, adapter: Adapter, verdict: str, own: Outlook | None, *, dead: bool) -> Iterator[str]:
+def remedies(path: str | Path, adapter: Adapter, verdict: str, own: Outlook | None, *, dead: bool) -> Iterator[str]:
     """The command, and what to change in the program where no file can be right in it."""
     if verdict == AS_TRAINED:
+        return
+    if verdict == NEEDS_TENSORS:
+        yield f"{command('loraforge', 'doctor', path)} --fetch"
         return
     if verdict in ("broken file", "wrong base") or dead:  # no conversion mends what was never trained
         yield command("loraforge", "inspect", path)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter import Adapter, Scale
-from loraforge.errors import LoraforgeError, as_commands, listed
+from loraforge.basemodel import COMPONENT
+from loraforge.errors import LoraforgeError, as_commands, listed, told
 from loraforge.formats import Choice
+from loraforge.hubbase import base_folder
 from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
 from loraforge.report import fraction
@@ -129,14 +131,14 @@ def verify(
     from loraforge.proof import compare, pair_up
     from loraforge.scan import scan
 
-    one, notes, file, name = _read(Path(a))
+    one, notes, file, name = _read(a)
     if b is not None:
-        other, more, other_file, other_name = _read(Path(b))
+        other, more, other_file, other_name = _read(b)
         scan(other_file, other.keys)
     else:
         from loraforge.loaders import load_back
 
-        other = load_back(file.path, one, str(in_), Path(base) if base else None)
+        other = load_back(file.path, one, str(in_), base_folder(base, only=COMPONENT) if base else None)
         more, other_file, other_name = (), file, f"as {in_} loads it"
     scan(file, one.keys)
 
@@ -161,7 +163,7 @@ def verify(
     )
 
 
-def _read(source: Path) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
+def _read(source: str | Path) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
     form, place, file = locate(source, None, Choice())
     if form is None:
         raise not_an_adapter(file)
@@ -174,7 +176,7 @@ def _read(source: Path) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
 
 def _side(file: TensorFile, name: str, adapter: Adapter) -> Side:
     scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
-    return Side(str(file.path), name, adapter.scale, scalings)
+    return Side(told(file.path), name, adapter.scale, scalings)
 
 
 def _strength(found: Sequence[Comparison]) -> float | None:

@@ -13,10 +13,19 @@ from loraforge.adapter import Adapter, Step
 from loraforge.catalog import architecture
 from loraforge.drop import without
 from loraforge.dtypes import CHOICES, name_of
-from loraforge.errors import ConversionError, LoraforgeError, Try, VerificationError, command, listed
+from loraforge.errors import (
+    ConversionError,
+    LoraforgeError,
+    Try,
+    VerificationError,
+    command,
+    listed,
+    recorded,
+    told,
+)
 from loraforge.formats import Choice, Format, Header, Target, Wanted, Writer
 from loraforge.output import destination, replacing
-from loraforge.provenance import carried_over, digests, entry
+from loraforge.provenance import carried_over, entry, history
 from loraforge.registry import formats, named
 from loraforge.report import Report
 from loraforge.runtimes import named as named_paths
@@ -79,15 +88,18 @@ def write(
     fitting = Target({plan.path: plan.outline() for plan in plans}, kept, base_model or adapter.base_model)
     metadata = kept | writer.header(fitting)
     use = writer.use(goes.file, fitting)
-    with in_order(fit.carry_out, plans) as fitted:  # begins while the tensors are scanned
+    absent = file.absent if file else 0
+    with in_order(fit.carry_out, [] if absent else plans) as fitted:  # begins while the tensors are scanned
+        digest = None if absent else scan(file, adapter.keys) if file else scan_modules(adapter.modules)
         report = Report(
-            source=_source(adapter, scan(file, adapter.keys) if file else scan_modules(adapter.modules)),
+            source=_source(adapter, digest),
             output={"path": str(goes.file), "format": to, "written": not dry_run},
             architecture=arch.name,
             scale=adapter.scale,
             scalings=tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
             stored=writer.stored,
             steps=(),
+            unfetched=absent,
             worst_error=None,
             fits=tuple(variant.name for variant in fits(adapter)),
             base_model=base_model or adapter.base_model,
@@ -112,10 +124,10 @@ def write(
         if dry_run:
             deque(tensors(), maxlen=0)
         else:
-            name = Path(report.source["path"]).name
+            name = recorded(file.path) if file else report.source["path"]
             applied = sorted(set(fitting.scalings.values()))
             typed = typed or command("loraforge", "convert", name, "--to", to)
-            said = _entry(report, typed, applied, digests(adapter.metadata))
+            said = _entry(report, {**report.source, "path": name}, typed, applied, history(adapter.metadata))
             header = _header(writer, fitting.outlines)
             with replacing(goes, writer.size(header), force=force) as folder:
                 written = folder / goes.names[0]
@@ -124,17 +136,17 @@ def write(
                 for name, text in writer.beside(replace(fitting, metadata=kept | {KEY: said})).items():
                     (folder / name).write_text(text, "utf-8")
                 worst = _prove(adapter, target, written, sums, steps, file)
-    notes = (*report.notes, *_advice(steps, dtype, adapter, target))
+    notes = (*report.notes, *([] if absent else _advice(steps, dtype, adapter, target)))
     return replace(report, steps=tuple(steps), worst_error=worst, notes=notes)
 
 
-def _source(adapter: Adapter, digest: str) -> dict[str, Any]:
+def _source(adapter: Adapter, digest: str | None) -> dict[str, Any]:
     """What the report and the provenance say of where the adapter came from."""
     if adapter.source is None:
         size = sum(f.nbytes for delta in adapter.modules.values() for w in delta for f in (w.A, w.B))
         return {"path": "made-in-python", "format": "python", "size": size, "digest": digest}
     file = adapter.source.file
-    return {"path": str(file.path), "format": adapter.source.format, "size": file.size, "digest": digest}
+    return {"path": told(file.path), "format": adapter.source.format, "size": file.size, "digest": digest}
 
 
 def _check(scale_in: str, dtype: str, base_model: str | None) -> None:
@@ -148,10 +160,16 @@ def _check(scale_in: str, dtype: str, base_model: str | None) -> None:
         )
 
 
-def _entry(report: Report, typed: str, applied: Sequence[float], earlier: Sequence[str]) -> str:
+def _entry(
+    report: Report,
+    source: Mapping[str, Any],
+    typed: str,
+    applied: Sequence[float],
+    earlier: Sequence[Mapping[str, Any]],
+) -> str:
     return entry(
         typed,
-        report.source,
+        source,
         report.scale,
         report.scalings,
         applied,

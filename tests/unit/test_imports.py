@@ -61,14 +61,16 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
 
 LAYERS = """
 errors half hookspecs
+hubaddress hubclient
 dtypes layout lora tensorfile pickledata threads output plugins console givensettings symptoms
 fusion
 fusion.with_numpy fusion.with_torch partial directfile
 adapter torchfile torchwrite keys patterns plugindata picture
 catalog
-kinds scale source graph scan base fit settings
+kinds scale source graph scan base fit settings hubrepo
 basegraph
 report peftrules trainingconfig proof loaders
+hubsource hubbase
 provenance
 formats
 runs recorded

@@ -1,0 +1,138 @@
+"""One revision of a repository on the Hub: its files, pieces of them, and whole ones through the client's own cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraforge.errors import HubError, Try, command, listed, plain
+from loraforge.hubaddress import Address
+from loraforge.hubclient import asking
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """What one revision holds."""
+
+    address: Address
+    commit: str
+    """The commit's hash, whatever the revision was called."""
+    files: Mapping[str, int]
+    """Path in the repository -> bytes."""
+
+    def fetch(self, path: str) -> Path:
+        """The file in the cache (`HF_HOME`), fetched if it is not there."""
+        from huggingface_hub import hf_hub_download
+
+        with asking(self.address.repo, self.address.at(path)):
+            return Path(hf_hub_download(self.address.repo, path, revision=self.commit))
+
+    def cached(self, path: str) -> Path | None:
+        """The file in the cache, where it is there already."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.address.repo, path, revision=self.commit)
+        return Path(found) if isinstance(found, str) else None
+
+    def piece(self, path: str, start: int, end: int) -> bytes:
+        """The bytes from `start` to `end`, by one range request."""
+        from huggingface_hub import hf_hub_url, utils
+
+        web: Any = utils  # which loads its names when they are asked for
+        url = hf_hub_url(self.address.repo, path, revision=self.commit)
+        headers = web.build_hf_headers() | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        got = bytearray()
+        with (
+            asking(self.address.repo, self.address.at(path)),
+            web.http_stream_backoff("GET", url, headers=headers, follow_redirects=True) as answer,
+        ):
+            web.hf_raise_for_status(answer)
+            if answer.status_code != 206 and start:
+                raise HubError(
+                    f"the Hub sends no pieces of {self.address.at(path)}, only the whole file.",
+                    Try("--fetch", "get it, into the cache of the Hub"),
+                )
+            for block in answer.iter_bytes():
+                got += block
+                if len(got) >= end - start:
+                    break  # a server without ranges would send on
+        return bytes(got[: end - start])
+
+    def missing(self, what: str) -> HubError:
+        """The refusal where there is nothing to take: it names what could be meant."""
+        inspect = [
+            Try(command("loraforge", "inspect", self.address.at(path)), f"{size:,} bytes")
+            for path, size in sorted(self.files.items())
+            if path.endswith((".safetensors", ".pt", ".bin", ".ckpt", ".pth"))
+        ]
+        there = listed([plain(path, 100) for path in sorted(self.files)], 10) or "nothing"
+        return HubError(f"{self.address.at()} {what}. It holds: {there}.", *(inspect[:8] or [_page(self.address)]))
+
+
+def _page(address: Address) -> Try:
+    return Try(command("hf", "models", "ls", address.repo))
+
+
+def open_repo(address: Address) -> Repo:
+    """The revision an address names; in offline mode, as far as it lies in the cache.
+
+    Raises HubError when it does not exist, is not for this user, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, constants, errors
+
+    if constants.is_offline_mode():
+        return _from_cache(address)
+    try:
+        with asking(address.repo, str(address)):
+            info = HfApi().model_info(address.repo, revision=address.revision, files_metadata=True)
+    except HubError as error:
+        if isinstance(error.__cause__, errors.RevisionNotFoundError):
+            raise _no_revision(address) from error
+        if address.bare and isinstance(error.__cause__, errors.RepositoryNotFoundError):
+            raise HubError(
+                f"there is no file or folder {address.repo} here, and {error.message}", *error.remedies
+            ) from error
+        raise
+    files = {file.rfilename: file.size or 0 for file in info.siblings or () if _harmless(file.rfilename)}
+    return Repo(address, info.sha or "main", files)
+
+
+def _harmless(path: str) -> bool:
+    """Whether a server's name of a file stays below the folder it is put in, on any system."""
+    return all(part not in ("", ".", "..") for part in path.split("/")) and not set(path) & set('\\:"<>|?*\0')
+
+
+def _no_revision(address: Address) -> HubError:
+    from huggingface_hub import HfApi
+
+    with asking(address.repo):
+        refs = HfApi().list_repo_refs(address.repo)
+    names = [ref.name for ref in (*refs.branches, *refs.tags)]
+    lines = [command("loraforge", "inspect", f"hf://{address.repo}@{name}") for name in names[:5]]
+    return HubError(f"{address.repo} has no revision {address.revision}; it has {listed(names, 8)}.", *lines)
+
+
+def _from_cache(address: Address) -> Repo:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        repos = frozenset()
+    wanted = address.revision or "main"
+    for repo in repos:
+        for revision in repo.revisions if (repo.repo_id, repo.repo_type) == (address.repo, "model") else ():
+            if wanted in revision.refs or revision.commit_hash == wanted:
+                files = {
+                    file.file_path.relative_to(revision.snapshot_path).as_posix(): file.size_on_disk
+                    for file in revision.files
+                }
+                return Repo(address, revision.commit_hash, files)
+    here = f"there is no file or folder {address.repo} here, and " if address.bare else ""
+    raise HubError(
+        f"{here}{address.at()} is not in the cache, and HF_HUB_OFFLINE is set.",
+        Try(f"HF_HUB_OFFLINE=0 {command('loraforge', 'inspect', str(address))}", "with the network"),
+    )
