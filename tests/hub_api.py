@@ -173,8 +173,8 @@ def model(request: Request, name: str, revision: str = "main") -> Answer:
     card = front_matter(commit.files["README.md"].whole().decode()) if "README.md" in commit.files else {}
     siblings: list[dict[str, Any]] = []
     for path, file in sorted(commit.files.items()):
-        entry = file.entry(path)
-        blob = {"size": file.size, "blobId": file.oid, "lfs": entry.get("lfs")}
+        lfs = {"sha256": file.sha256, "size": file.size, "pointerSize": 134} if file.lfs else None
+        blob = {"size": file.size, "blobId": file.oid, "lfs": lfs}
         siblings.append({"rfilename": path, **(blob if request.flag("blobs") else {})})
     facts = {
         "_id": "0" * 24,

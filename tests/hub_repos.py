@@ -99,7 +99,8 @@ class Repo:
     def commit(
         self, ref: str, files: Mapping[str, File], message: str, description: str = "", parent: str | None = None
     ) -> Commit:
-        sha = hashlib.sha1(f"{self.name} {len(self.commits)}".encode()).hexdigest()
+        tree = sorted((path, file.etag) for path, file in files.items())
+        sha = hashlib.sha1(repr((self.name, len(self.commits), message, tree)).encode()).hexdigest()
         self.objects |= {file.sha256: file for file in files.values() if file.lfs}
         self.commits[sha] = Commit(sha, parent, message, description, dict(files))
         self.refs[ref] = sha
