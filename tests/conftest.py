@@ -32,6 +32,15 @@ def cli():
     return run
 
 
+@pytest.fixture
+def hub():
+    """A Hub on loopback, of this test only."""
+    from hub import Hub
+
+    with Hub() as hub:
+        yield hub
+
+
 @pytest.fixture(autouse=True)
 def no_plugins_of_this_machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
     """No user's own plugins in a test, and none of one test in the next."""
