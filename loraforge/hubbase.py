@@ -28,8 +28,11 @@ def base_folder(source: str | Path, *, only: str = "") -> Path:
     names = _needed(repo, only)
     if not names:
         raise repo.missing(f"has no {where.path}" if where.path else "has no base model in it")
+    patterns, branch = [_literal(name) for name in names], where.revision or "main"
     with asking(where.repo, str(where)):
-        folder = Path(snapshot_download(where.repo, revision=repo.commit, allow_patterns=[_literal(n) for n in names]))
+        folder = Path(snapshot_download(where.repo, revision=branch, allow_patterns=patterns))
+        if folder.name != repo.commit:  # somebody has committed since
+            folder = Path(snapshot_download(where.repo, revision=repo.commit, allow_patterns=patterns))
     stands_for(folder, where.at(), f"hf://{where.repo}@{repo.commit}")
     return folder / where.path
 

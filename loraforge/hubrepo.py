@@ -27,7 +27,11 @@ class Repo:
         from huggingface_hub import hf_hub_download
 
         with asking(self.address.repo, self.address.at(path)):
-            return Path(hf_hub_download(self.address.repo, path, revision=self.commit))
+            # by the branch's name, so that the cache remembers what it pointed to when there is no network
+            found = Path(hf_hub_download(self.address.repo, path, revision=self.address.revision or "main"))
+            if self.commit not in found.parts:  # somebody has committed since
+                found = Path(hf_hub_download(self.address.repo, path, revision=self.commit))
+        return found
 
     def cached(self, path: str) -> Path | None:
         """The file in the cache, where it is there already."""

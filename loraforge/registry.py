@@ -119,7 +119,7 @@ def locate(
         remedies = [command("loraforge", "inspect", child) for child in below[:3]]
         raise FileError(f"{source} has {what} in it.", *(remedies or [command("ls", "-l", source)]))
     look = open_tensors if hub is None else hub.whole if fetch else hub.header
-    opened = {place.path: look(place.path) for _, place in found}
+    opened = {path: look(path) for path in dict.fromkeys(place.path for _, place in found)}
     claiming = [(entry, place) for entry, place in found if name or entry.claims(opened[place.path][0])]
     if len(claiming) > 1:
         raise _several(source, claiming)
