@@ -29,6 +29,15 @@ def asking(repo: str, what: str = "") -> Iterator[None]:
     transport = transport_error()
     try:
         yield
+    except (RuntimeError, errors.LocalEntryNotFoundError) as error:  # the client wraps the real one, of some requests
+        if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
+            raise HubError(f"{what or repo} is not in the cache, and HF_HUB_OFFLINE is set.", _online(what)) from error
+        if isinstance(error, errors.LocalEntryNotFoundError) and not isinstance(error.__cause__, transport):
+            raise _unreached(repo, error) from error
+        if not isinstance(error.__cause__, transport):
+            raise
+        with asking(repo, what):
+            raise error.__cause__ from None
     except errors.GatedRepoError as error:
         text = f"{repo} is gated: its owner lets in who agrees to the terms at https://huggingface.co/{repo}."
         raise HubError(text, LOGIN) from error
@@ -36,8 +45,6 @@ def asking(repo: str, what: str = "") -> Iterator[None]:
         raise HubError(f"there is no model {repo} on the Hub that you may see.", LOGIN) from error
     except errors.OfflineModeIsEnabled as error:
         raise HubError(f"{what or repo} is not in the cache, and HF_HUB_OFFLINE is set.", _online(what)) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise _unreached(repo, error) from error
     except errors.HfHubHTTPError as error:
         raise _refused(repo, error) from error
     except transport as error:

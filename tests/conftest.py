@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -39,6 +42,22 @@ def hub():
 
     with Hub() as hub:
         yield hub
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A tiny real pipeline as pipelines.pipeline_folder writes it. Only to read: the session shares it."""
+    made: dict[Any, Path] = {}
+
+    def folder(kind: str, **options: Any) -> Path:
+        from pipelines import pipeline_folder  # needs torch, which most tests do without
+
+        key = (kind, *sorted(options.items()))
+        if key not in made:
+            made[key] = pipeline_folder(kind, tmp_path_factory.mktemp("pipelines") / kind, **options)
+        return made[key]
+
+    return folder
 
 
 @pytest.fixture(autouse=True)
