@@ -27,6 +27,8 @@ from loraforge.inspect import skeleton as skeleton
 from loraforge.keys import KeyStyle as KeyStyle
 from loraforge.keys import Spelling as Spelling
 from loraforge.plugins import use_plugin as use_plugin
+from loraforge.push import PushReport as PushReport
+from loraforge.push import push as push
 from loraforge.read import read as read
 from loraforge.registry import formats as formats
 from loraforge.report import Report as Report
@@ -46,6 +48,7 @@ __all__ = [
     "Inspection",
     "KeyStyle",
     "LoraforgeError",
+    "PushReport",
     "Report",
     "Spelling",
     "Stamp",
@@ -59,6 +62,7 @@ __all__ = [
     "fuse",
     "hookimpl",
     "inspect",
+    "push",
     "read",
     "skeleton",
     "stamp",

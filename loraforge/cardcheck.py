@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-REPO = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(?<![.-])", re.ASCII)
+from loraforge.hubaddress import is_repo
+
 RELATIONS = ("adapter", "merge", "finetune", "quantized")
 TASKS = tuple(
     """text-to-video image-to-video video-to-video text-to-image image-to-image unconditional-image-generation
@@ -17,19 +18,6 @@ TASKS = tuple(
     image-text-to-text any-to-any""".split()
 )
 _LISTS = ("tags", "datasets", "language", "metrics")
-RENAMED = {"THUDM": "zai-org"}
-"""Owner of CogVideoX on the Hub until 2025 -> the one it has now."""
-
-
-def is_repo(text: object) -> bool:
-    """Whether it can be the id of a repository: `user/name`, no path of a machine."""
-    return isinstance(text, str) and REPO.fullmatch(text) is not None and len(text) <= 96
-
-
-def renamed(repo: str) -> str:
-    """The same repository under its owner's name of today."""
-    owner, _, name = repo.partition("/")
-    return f"{RENAMED.get(owner, owner)}/{name}"
 
 
 def problems(card: Mapping[str, Any]) -> Iterator[str]:
@@ -47,9 +35,9 @@ def problems(card: Mapping[str, Any]) -> Iterator[str]:
         yield f"pipeline_tag is {task!r:.60}, which is no task of the Hub for such a model"
     for key in _LISTS:
         value = card.get(key)
-        if value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
-            if key == "tags" or not isinstance(value, str):
-                yield f"{key} is {value!r:.60}; it must be a list of words"
+        words = isinstance(value, list) and all(isinstance(v, str) for v in value)
+        if not (words or value is None or (isinstance(value, str) and key != "tags")):
+            yield f"{key} is {value!r:.60}; it must be a list of words"
     for key in ("library_name", "instance_prompt"):
         if card.get(key) is not None and not isinstance(card[key], str):
             yield f"{key} is {card[key]!r:.60}; it must be a text"

@@ -11,6 +11,7 @@ import loraforge
 from loraforge.cli_base import convert_base, fuse
 from loraforge.cli_doctor import doctor
 from loraforge.cli_explain import explain
+from loraforge.cli_hub import publish, push
 from loraforge.cli_options import element_type, fetch, stated_scale
 from loraforge.cli_plugins import formats, layouts, plugins
 from loraforge.console import PATH, SOURCE, Cli, as_json, say
@@ -123,8 +124,10 @@ def main(plugins_: tuple[Path, ...]) -> None:
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @fetch
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
+@click.option("--push", "repo", metavar="USER/REPO", help="Then publish the result; see `loraforge push`.")
+@click.option("--private", is_flag=True, help="With --push: if the repository is new, for you alone.")
 @click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/convert.schema.json).")
-def convert(json_: bool, for_: Any, **options: Any) -> None:
+def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: Any) -> None:
     """Convert the adapter in SOURCE, a file, an iteration folder or a run folder.
 
     The written file acts at strength 1.0 exactly as the source did in training. The scale comes from what
@@ -143,11 +146,19 @@ def convert(json_: bool, for_: Any, **options: Any) -> None:
     settle_process()
     if (options["to"] is None) == (for_ is None):
         raise click.UsageError("Give --to FORMAT or --for RUNTIME.")
+    if private and not repo:
+        raise click.UsageError("--private goes with --push.")
+    if repo and json_:
+        raise click.UsageError("--json prints one report: convert with --json, then push with --json.")
+    if repo and options["dry_run"]:
+        raise click.UsageError("--dry-run writes no file that --push could look at: convert, then push --dry-run.")
     options["to"] = options["to"] or for_.format
     report = loraforge.convert(**options)
     for note in (*report.notes, *([f"{for_.title}: {for_.instead}"] if for_ and for_.instead else [])):
         say("note: ", note)
     click.echo(as_json(report.to_dict()) if json_ else "\n".join(map(plain, report.lines())))
+    if repo:
+        publish(report, repo, private=private)
 
 
 @main.command(short_help="Say what a file is, from its headers.")
@@ -165,10 +176,9 @@ def convert(json_: bool, for_: Any, **options: Any) -> None:
     is_flag=True,
     help="Print names, shapes, element types and metadata as JSON, no weight: attach it to a bug report.",
 )
+@click.option("--history", is_flag=True, help="Print from which file, by which commands, it was made.")
 @fetch
-def inspect(
-    source: str, from_: str | None, iteration: int | None, ema: bool, json_: bool, skeleton: bool, fetch: bool
-) -> None:
+def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history: bool, **options: Any) -> None:
     """Say what SOURCE is: format, modules, ranks, scale, base model. Reads headers only.
 
     \b
@@ -179,12 +189,13 @@ def inspect(
       loraforge inspect user/my-style            a model on the Hub; of its file, the header alone is fetched
     """
     if skeleton:
-        click.echo(as_json(loraforge.skeleton(source, iteration=iteration, ema=ema, fetch=fetch)))
+        click.echo(as_json(loraforge.skeleton(source, **options)))
         return
-    found = loraforge.inspect(source, from_, iteration=iteration, ema=ema, fetch=fetch)
+    found = loraforge.inspect(source, from_, **options)
     for note in found.notes:
         say("note: ", note)
-    click.echo(as_json(found.to_dict()) if json_ else "\n".join(map(plain, found.lines())))
+    told = found.history_lines() if history else found.lines()
+    click.echo(as_json(found.to_dict()) if json_ else "\n".join(map(plain, told)))
     if found.problem:
         raise LoraforgeError(found.problem, *found.remedies)
 
@@ -249,5 +260,5 @@ def stamp(source: str, json_: bool, **options: Any) -> None:
     click.echo(as_json(done.to_dict()) if json_ else "\n".join(map(plain, done.lines())))
 
 
-for verb in (doctor, explain, fuse, convert_base, formats, layouts, plugins):
+for verb in (doctor, explain, fuse, convert_base, push, formats, layouts, plugins):
     main.add_command(verb)

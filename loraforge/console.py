@@ -25,6 +25,8 @@ class Cli(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         self.typed = list(sys.argv[1:] if args is None else args)
+        if not sys.stderr.isatty():  # the Hub's client draws its bars into logs too
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         return super().main(_plugin_first(self.typed), *rest, **options)
 
     def invoke(self, ctx: click.Context) -> Any:

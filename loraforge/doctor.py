@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraforge.adapter import Adapter
+from loraforge.adapter import Adapter, Source
 from loraforge.errors import (
     ConversionError,
     HubError,
@@ -115,7 +115,7 @@ def doctor(
     }  # fmt: skip
     if address(source) is None and not Path(source).exists():
         raise LoraforgeError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
-    found, adapter = _diagnosed(
+    found, adapter = diagnosed(
         source, base, runtime(runtime_).name if runtime_ else None, stated, fetch=fetch or base is not None
     )
     if error is not None:
@@ -132,7 +132,7 @@ def doctor(
     return found
 
 
-def _diagnosed(
+def diagnosed(
     path: str | Path, base: str | Path | None, wanted: str | None, stated: Mapping[str, Any], *, fetch: bool
 ) -> tuple[Diagnosis, Adapter | None]:
     """What is to be said of the file itself, and the adapter in it where there is one."""
@@ -158,6 +158,7 @@ def _diagnosed(
         verdict = "cannot tell (it is more than A and B)" if isinstance(fault, VariantError) else verdict
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
         return _hopeless(path, verdict, fault), None
+    adapter = replace(adapter, source=Source(Path(path), file, form.name, place.run))
     return _judged(path, form, file, adapter, place.notes, base, wanted, stated), adapter
 
 

@@ -11,6 +11,20 @@ from loraforge.errors import HubError, command
 _BARE = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", re.ASCII)
 _TENSORS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".toml", ".yaml", ".json")
 _SCHEMES = ("hf://", "https://", "http://")
+_REPO = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(?<![.-])", re.ASCII)
+RENAMED = {"THUDM": "zai-org"}
+"""Owner of CogVideoX on the Hub until 2025 -> the one it has now."""
+
+
+def is_repo(text: object) -> bool:
+    """Whether it can be the id of a repository: `user/name`, no path of a machine."""
+    return isinstance(text, str) and _REPO.fullmatch(text) is not None and len(text) <= 96
+
+
+def renamed(repo: str) -> str:
+    """The same repository under its owner's name of today."""
+    owner, _, name = repo.partition("/")
+    return f"{RENAMED.get(owner, owner)}/{name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from loraforge.errors import stands_for
 from loraforge.hubaddress import address
-from loraforge.hubclient import asking
+from loraforge.hubclient import asking, patiently
 from loraforge.hubrepo import Repo, open_repo
 
 _BESIDE = (".json", ".txt", ".model")
@@ -30,9 +31,11 @@ def base_folder(source: str | Path, *, only: str = "") -> Path:
         raise repo.missing(f"has no {where.path}" if where.path else "has no base model in it")
     patterns, branch = [_literal(name) for name in names], where.revision or "main"
     with asking(where.repo, str(where)):
-        folder = Path(snapshot_download(where.repo, revision=branch, allow_patterns=patterns))
-        if folder.name != repo.commit:  # somebody has committed since
-            folder = Path(snapshot_download(where.repo, revision=repo.commit, allow_patterns=patterns))
+        for revision in (branch, repo.commit):
+            fetch = partial(snapshot_download, where.repo, revision=revision, allow_patterns=patterns)
+            folder = Path(patiently(fetch))
+            if folder.name == repo.commit:
+                break  # else somebody has committed since
     stands_for(folder, where.at(), f"hf://{where.repo}@{repo.commit}")
     return folder / where.path
 

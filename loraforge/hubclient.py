@@ -26,29 +26,38 @@ def asking(repo: str, what: str = "") -> Iterator[None]:
     """Turn what the client raises into a HubError that says what of `repo` cannot be had, and what to type."""
     from huggingface_hub import errors
 
-    transport = transport_error()
+    wrapped = RuntimeError, errors.LocalEntryNotFoundError  # round the real one, for some requests
     try:
         yield
-    except (RuntimeError, errors.LocalEntryNotFoundError) as error:  # the client wraps the real one, of some requests
-        if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
-            raise HubError(f"{what or repo} is not in the cache, and HF_HUB_OFFLINE is set.", _online(what)) from error
-        if isinstance(error, errors.LocalEntryNotFoundError) and not isinstance(error.__cause__, transport):
-            raise _unreached(repo, error) from error
-        if not isinstance(error.__cause__, transport):
+    except (*wrapped, errors.OfflineModeIsEnabled, transport_error()) as error:
+        real = error.__cause__ if isinstance(error, wrapped) and error.__cause__ else error
+        refusal = _in_our_words(real, repo, what)
+        if refusal is None:
             raise
-        with asking(repo, what):
-            raise error.__cause__ from None
-    except errors.GatedRepoError as error:
-        text = f"{repo} is gated: its owner lets in who agrees to the terms at https://huggingface.co/{repo}."
-        raise HubError(text, LOGIN) from error
-    except errors.RepositoryNotFoundError as error:
-        raise HubError(f"there is no model {repo} on the Hub that you may see.", LOGIN) from error
-    except errors.OfflineModeIsEnabled as error:
-        raise HubError(f"{what or repo} is not in the cache, and HF_HUB_OFFLINE is set.", _online(what)) from error
-    except errors.HfHubHTTPError as error:
-        raise _refused(repo, error) from error
-    except transport as error:
-        raise _unreached(repo, error) from error
+        raise refusal from real
+
+
+def _in_our_words(error: BaseException, repo: str, what: str) -> HubError | None:
+    from huggingface_hub import errors
+
+    match error:
+        case errors.GatedRepoError():
+            text = f"{repo} is gated: its owner lets in who agrees to the terms at https://huggingface.co/{repo}."
+            return HubError(text, LOGIN)
+        case errors.RepositoryNotFoundError():
+            return HubError(f"there is no model {repo} on the Hub that you may see.", LOGIN)
+        case errors.OfflineModeIsEnabled():
+            line = f"HF_HUB_OFFLINE=0 loraforge inspect {what}" if what else "hf auth whoami"
+            return HubError(
+                f"{what or repo} is not in the cache, and HF_HUB_OFFLINE is set.", Try(line, "with the network")
+            )
+        case errors.HfHubHTTPError():
+            return _refused(repo, error)
+    if isinstance(error, transport_error() | errors.LocalEntryNotFoundError):
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        text = f"the Hub cannot be reached, for {repo}: {why}. What is in the cache can be used with HF_HUB_OFFLINE=1."
+        return HubError(text, Try("hf auth whoami", "does the network work?"))
+    return None
 
 
 def transport_error() -> type[Exception]:
@@ -56,17 +65,6 @@ def transport_error() -> type[Exception]:
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
-
-
-def _online(what: str) -> Try:
-    return Try(f"HF_HUB_OFFLINE=0 loraforge inspect {what}" if what else "hf auth whoami", "with the network")
-
-
-def _unreached(repo: str, error: Exception) -> HubError:
-    cause = error.__cause__ or error
-    why = " ".join(str(cause).split())[:200] or type(cause).__name__
-    text = f"the Hub cannot be reached, for {repo}: {why}. What is in the cache can be used with HF_HUB_OFFLINE=1."
-    return HubError(text, Try("hf auth whoami", "does the network work?"))
 
 
 def _refused(repo: str, error: Any) -> HubError:

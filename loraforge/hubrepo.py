@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loraforge.errors import HubError, Try, command, listed, plain
 from loraforge.hubaddress import Address
-from loraforge.hubclient import asking
+from loraforge.hubclient import asking, patiently
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,10 @@ class Repo:
 
         with asking(self.address.repo, self.address.at(path)):
             # by the branch's name, so that the cache remembers what it pointed to when there is no network
-            found = Path(hf_hub_download(self.address.repo, path, revision=self.address.revision or "main"))
-            if self.commit not in found.parts:  # somebody has committed since
-                found = Path(hf_hub_download(self.address.repo, path, revision=self.commit))
+            for revision in (self.address.revision or "main", self.commit):
+                found = Path(patiently(partial(hf_hub_download, self.address.repo, path, revision=revision)))
+                if self.commit in found.parts:
+                    break  # else somebody has committed since
         return found
 
     def cached(self, path: str) -> Path | None:
@@ -90,7 +92,7 @@ def open_repo(address: Address) -> Repo:
         return _from_cache(address)
     try:
         with asking(address.repo, str(address)):
-            info = HfApi().model_info(address.repo, revision=address.revision, files_metadata=True)
+            info = patiently(lambda: HfApi().model_info(address.repo, revision=address.revision, files_metadata=True))
     except HubError as error:
         if isinstance(error.__cause__, errors.RevisionNotFoundError):
             raise _no_revision(address) from error
@@ -140,3 +142,27 @@ def _from_cache(address: Address) -> Repo:
         f"{here}{address.at()} is not in the cache, and HF_HUB_OFFLINE is set.",
         Try(f"HF_HUB_OFFLINE=0 {command('loraforge', 'inspect', str(address))}", "with the network"),
     )
+
+
+def licence_of(repo: str) -> tuple[dict[str, str], str]:
+    """The licence fields of a model's card, or why there are none. A link to a file of its own becomes an address."""
+    from huggingface_hub import HfApi, constants
+
+    try:
+        with asking(repo):
+            info = patiently(lambda: HfApi().model_info(repo))
+    except HubError as error:
+        return {}, error.message
+    said: Any = info.card_data or {}
+    found = {
+        key: str(said[key]) for key in ("license", "license_name", "license_link") if isinstance(said.get(key), str)
+    }
+    if "license" not in found:
+        return {}, f"the card of {repo} names none"
+    link = found.get("license_link")
+    if found["license"] == "other" and not link and not found.get("license_name"):
+        files = {file.rfilename for file in info.siblings or ()}
+        found["license_link"] = f"{constants.ENDPOINT}/{repo}" + ("/blob/main/LICENSE" if "LICENSE" in files else "")
+    elif link and "://" not in link:
+        found["license_link"] = f"{constants.ENDPOINT}/{repo}/blob/main/{link.lstrip('/')}"
+    return found, ""

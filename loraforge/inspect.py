@@ -12,6 +12,7 @@ from loraforge.adapter import Scale
 from loraforge.errors import LoraforgeError, as_commands, command, told
 from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
+from loraforge.provenance import history
 from loraforge.registry import locate
 from loraforge.report import base_text, fraction
 from loraforge.scale import candidates
@@ -45,6 +46,10 @@ class Inspection:
     scalings: tuple[float, ...]
     fits: tuple[str, ...]
     metadata: dict[str, str]
+    trigger_words: dict[str, str]
+    """Header entry -> the words that prompts are to have in them."""
+    history: tuple[dict[str, Any], ...]
+    """The conversions that led to the file, the latest first."""
     notes: tuple[str, ...]
     problem: str | None
     """Why the file is no adapter this version can convert; None when it is."""
@@ -64,6 +69,7 @@ class Inspection:
             "rank": _counted(self.ranks),
             "dtype": _counted(self.dtypes),
             "scale": self._scale(),
+            "trigger": "; ".join(f"{words} ({key})" for key, words in self.trigger_words.items()),
             "fits": base_text(self.fits, self.architecture) if self.scale and self.architecture else "",
         }
         lines = [f"{name:<9}{text}" for name, text in table.items() if text]
@@ -73,6 +79,19 @@ class Inspection:
         ]
         known = [] if self.problem else self.remedies
         return lines + [f"{'convert' if not n else '':<9}{line}" for n, line in enumerate(known)]
+
+    def history_lines(self) -> list[str]:
+        """Where the file comes from, the oldest first; for `--history`."""
+        if not self.history:
+            return ["history  none is recorded: no conversion by loraforge led to this file"]
+        steps = list(reversed(self.history))
+        first = steps[0]["scale"]
+        at = ", ".join(map(fraction, first["scalings"]))
+        lines = [f"history  {_origin(steps[0]['source'])}, at scale {at} ({first['provenance']}: {first['source']})"]
+        for n, step in enumerate(steps):
+            after = _origin(steps[n + 1]["source"]) if n + 1 < len(steps) else f"{self.path}, this file"
+            lines += [f"         {n + 1}. {step['command']}   ({step['tool']})", f"            -> {after}"]
+        return lines
 
     def _holds(self) -> str:
         adapted = {name: count for name, count in self.components.items() if name in ("transformer", "text_encoder")}
@@ -87,6 +106,28 @@ class Inspection:
         if self.scale.provenance == "ambiguous":
             return f"unknown ({self.scale.source}; loaders apply 1.0)"
         return f"{', '.join(map(fraction, self.scalings))} ({self.scale.provenance}: {self.scale.source})"
+
+
+TRIGGERS = (
+    "modelspec.trigger_phrase",
+    "modelspec.trigger_words",
+    "ss_trigger_words",
+    "trained_words",
+    "trigger_words",
+    "trigger_word",
+    "trigger_phrase",
+    "instance_prompt",
+)
+"""Header entries with the words that call the adapter up: ModelSpec's, and those that trainers and viewers use."""
+
+
+def trigger_words(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Header entry -> the trigger words in it."""
+    return {key: " ".join(metadata[key].split()) for key in TRIGGERS if metadata.get(key, "").strip()}
+
+
+def _origin(source: Mapping[str, Any]) -> str:
+    return f"{source['path']} ({source['format']}, {source['size']:,} bytes, {source['digest'][:19]}...)"
 
 
 def _short(text: str) -> str:
@@ -164,6 +205,8 @@ def _describe(
         scalings=tuple(sorted({w.scaling for delta in modules.values() for w in delta})),
         fits=tuple(variant.name for variant in fits(adapter)) if adapter else (),
         metadata=dict(sorted(file.metadata.items())),
+        trigger_words=trigger_words(file.metadata),
+        history=history(adapter.metadata if adapter else file.metadata),
         notes=notes,
         problem=error.message if error else None,
         remedies=tuple(remedies),

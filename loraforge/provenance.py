@@ -98,7 +98,7 @@ def digests(metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def history(metadata: Mapping[str, str]) -> tuple[dict[str, Any], ...]:
-    """The conversions that led to a file, the latest first: `tool`, `command`, and `source` as `entry` has it.
+    """The conversions that led to a file, the latest first: `tool`, `command`, `source` and `scale` as `entry` has them.
 
     Anybody can write a header: what is not as we write it is left out.
     """
@@ -114,9 +114,11 @@ def _step(said: Any) -> dict[str, Any] | None:
             "tool": str(tool),
             "command": str(typed),
             "source": {"path": str(path), "format": str(form), "size": int(size), "digest": str(digest)},
-        }:
+            "scale": {"provenance": str(provenance), "source": str(words), "scalings": [*scalings]},
+        } if scalings and all(number(value) is not None for value in scalings):
             source = {"path": path, "format": form, "size": size, "digest": digest}
-            return {"tool": tool, "command": typed, "source": source}
+            scale = {"provenance": provenance, "source": words, "scalings": scalings}
+            return {"tool": tool, "command": typed, "source": source, "scale": scale}
     return None
 
 

@@ -48,6 +48,8 @@ class VariantSettings:
     """What one variant calls for."""
 
     variant: str
+    pipeline: str
+    """Diffusers' class."""
     scheduler: str
     timestep_spacing: str
     use_dynamic_cfg: bool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -24,6 +23,7 @@ from loraforge.errors import (
     told,
 )
 from loraforge.formats import Choice, Format, Header, Target, Wanted, Writer
+from loraforge.hubaddress import is_repo
 from loraforge.output import destination, replacing
 from loraforge.provenance import carried_over, entry, history
 from loraforge.registry import formats, named
@@ -153,7 +153,7 @@ def _check(scale_in: str, dtype: str, base_model: str | None) -> None:
     for option, value, known in (("scale_in", scale_in, ("tensors", "metadata")), ("dtype", dtype, ("keep", *CHOICES))):
         if value not in known:
             raise ConversionError(f"{option} is {value!r}; it can be {', '.join(known)}.")
-    if base_model is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) is None:
+    if base_model is not None and not is_repo(base_model):
         raise ConversionError(
             f"--base-model {base_model} is no Hub id (like zai-org/CogVideoX-5b).",
             Try("--base-model zai-org/CogVideoX-5b", "for example"),

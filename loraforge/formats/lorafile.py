@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loraforge.adapter import Adapter
 from loraforge.errors import FormatError, command
 from loraforge.formats import Choice, Header, Target
+from loraforge.hubaddress import renamed
 from loraforge.keys import KeyStyle, alphas, ranks
 from loraforge.layout import Architecture
 from loraforge.provenance import origin
@@ -73,7 +74,7 @@ def read_lora_file(
         scale=known.settle(scale, rule, choice.stated, sizes, str(file.path)),
         keys=tuple(sorted(tensors)),
         metadata=file.metadata,
-        base_model=known.base_model or base_model,
+        base_model=renamed(base) if (base := known.base_model or base_model) else None,
         notes=notes,
         written_as=writes,
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from loraforge.catalog import architecture, having, matching, outdone
 from loraforge.errors import FileError, FormatError, VariantError, command, shown
 from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
 from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
+from loraforge.hubaddress import is_repo
 from loraforge.keys import PEFT_SPELLINGS, KeyStyle
 from loraforge.kinds import not_an_adapter, of_training
 from loraforge.recorded import COMPONENT, header_configs
@@ -110,7 +110,6 @@ class PeftFormat:
         if not hits:
             raise not_an_adapter(file, "PEFT adapter")
         base = (config or {}).get("base_model_name_or_path")
-        is_repo = isinstance(base, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
         configs = header_configs(file) | ({CONFIG: config} if config else {})
         return read_lora_file(
             file,
@@ -120,7 +119,7 @@ class PeftFormat:
             "diffusers",
             configs,
             writes=self.name,
-            base_model=base if is_repo else None,
+            base_model=base if is_repo(base) else None,
         )
 
 

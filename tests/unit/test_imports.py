@@ -61,13 +61,15 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
 
 LAYERS = """
 errors half hookspecs
-hubaddress hubclient
+hubaddress hubclient frontmatter cardcheck private
 dtypes layout lora tensorfile pickledata threads output plugins console givensettings symptoms
 fusion
 fusion.with_numpy fusion.with_torch partial directfile
 adapter torchfile torchwrite keys patterns plugindata picture
 catalog
 kinds scale source graph scan base fit settings hubrepo
+snippet
+card
 basegraph
 report peftrules trainingconfig proof loaders
 hubsource hubbase
@@ -82,10 +84,12 @@ merge baseplace basewrite fusedorigin retention positions baseconfig
 baseproof
 basejob
 read write inspect verify stamp plugincheck plugintemplate
-convert fuse convertbase verdict
-doctor
+convert fuse convertbase verdict outgoing
+doctor hubcommit
+published
+push
 testing cli_options cli_plugins cli_explain
-cli_base cli_doctor
+cli_base cli_doctor cli_hub
 cli
 """
 """Every module may import those in lines above its own, and their types in its own line; nothing below."""

@@ -1,0 +1,161 @@
+"""The model card: the fields the Hub reads, and a text that says what the file is and how to run it as it is.
+
+Sources: hub-docs model-cards.md, model-cards-components.md, models-widgets.md; huggingface.js for the `lora` tag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraforge.errors import plain
+from loraforge.frontmatter import fields, join, merged, split, written
+from loraforge.hubaddress import is_repo, renamed
+from loraforge.settings import VariantSettings
+from loraforge.snippet import Snippet, snippet
+
+BEGIN, END = "<!-- loraforge: from here -->", "<!-- loraforge: to here; write outside of these two lines -->"
+TASKS = {"CogVideoXPipeline": "text-to-video", "CogVideoXImageToVideoPipeline": "image-to-video"}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of what is published."""
+
+    repo: str
+    kind: str
+    """`adapter`, or `merge` for base weights with adapters in them."""
+    format: str
+    """Of an adapter; of base weights, `pipeline`, `transformer` or `file`."""
+    title: str
+    """Of the family of base models: `CogVideoX`."""
+    architecture: str
+    base_model: str | None
+    settings: VariantSettings | None
+    """What the base model calls for, as far as it is known."""
+    weights: str
+    """Name of the tensor file."""
+    rows: tuple[tuple[str, str], ...]
+    """What is known of the training and the file, label -> text."""
+    commands: tuple[str, ...]
+    """What made the file, the oldest first."""
+    prompts: tuple[str, ...]
+    samples: tuple[str, ...]
+    """Names in the repository, one for each of the first prompts."""
+    trigger: str | None
+
+
+def card_fields(facts: Facts, licence: Mapping[str, str]) -> dict[str, Any]:
+    """The front matter, in the order the Hub's own documentation has."""
+    library = {"diffusers": "diffusers", "peft": "peft", "pipeline": "diffusers", "transformer": "diffusers"}
+    tags = ["lora"] if facts.kind == "adapter" else ["merge"]
+    task = TASKS.get(facts.settings.pipeline) if facts.settings else None
+    name = library.get(facts.format)
+    tags += [word for word in (name, task, facts.architecture, "template:sd-lora" if facts.samples else "") if word]
+    made: dict[str, Any] = {
+        **licence,
+        "base_model": facts.base_model,
+        "base_model_relation": facts.kind if facts.base_model else None,
+        "library_name": name,
+        "pipeline_tag": task,
+        "tags": tags,
+        "instance_prompt": facts.trigger or (facts.prompts[0] if facts.prompts and not facts.samples else None),
+        "widget": [
+            {"text": prompt, "output": {"url": sample}}
+            for prompt, sample in zip(facts.prompts, facts.samples, strict=False)
+        ],
+    }
+    return {key: value for key, value in made.items() if value not in (None, [])}
+
+
+def new_card(facts: Facts, licence: Mapping[str, str]) -> str:
+    """A card where there was none."""
+    title = facts.repo.partition("/")[2]
+    gallery = "\n<Gallery />\n" if facts.samples else ""
+    return join(written(card_fields(facts, licence)), f"\n# {title}\n{gallery}\n{section(facts)}\n")
+
+
+def updated_card(old: str, facts: Facts, licence: Mapping[str, str], stated: frozenset[str]) -> tuple[str, list[str]]:
+    """The card of a repository with our fields and section in it, and notes of what it says otherwise.
+
+    What its owner wrote stays, but for the fields that are `stated` now, lists that lack a word of ours, a base model
+    that is no id of a repository, and our own section between its two marks.
+    """
+    front, body = split(old)
+    had, notes, new = fields(front, f"https://huggingface.co/{facts.repo}/blob/main/README.md"), list[str](), {}
+    for key, value in card_fields(facts, licence).items():
+        old_value = had.get(key)
+        if key in ("tags", "widget"):
+            known = old_value if isinstance(old_value, list) else []
+            new[key] = [*known, *(entry for entry in value if entry not in known)]
+        elif old_value in (None, "", []) or key in stated:
+            new[key] = value
+        elif key == "base_model" and _same_base(old_value, value):
+            new[key] = [value] if isinstance(old_value, list) else value
+        elif old_value != value:
+            notes.append(f"the card says {key} {old_value!s:.100}, not {value!s:.100}: left as its owner has it")
+    return join(merged(front, new), _with_section(body, section(facts))), notes
+
+
+def _same_base(old: Any, new: str) -> bool:
+    """Whether what stands there is a path of a machine, or the same model under the name it had."""
+    (one,) = old if isinstance(old, list) and len(old) == 1 else (old,)
+    return not isinstance(one, list) and (not is_repo(one) or renamed(str(one)) == new)
+
+
+def _with_section(body: str, text: str) -> str:
+    before, begin, rest = body.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if begin and end:
+        return before + text + after
+    return f"{body.rstrip()}\n\n{text}\n"
+
+
+def section(facts: Facts) -> str:
+    """What we say of the file, between two marks by which it is found again."""
+    return "\n".join([BEGIN, *_section(facts), END])
+
+
+def _section(facts: Facts) -> Iterator[str]:
+    made = snippet(facts.repo, facts.base_model, facts.format, facts.weights, facts.settings, facts.prompts)
+    yield from _what(facts)
+    if facts.trigger:
+        yield f"\nIts prompts have `{plain(facts.trigger, 200)}` in them."
+    yield "\n## Use\n"
+    yield from _use(made, facts)
+    yield "\n## What it is\n"
+    yield "| | |\n|---|---|"
+    for label, text in facts.rows:
+        yield f"| {label} | {_cell(text)} |"
+    if facts.commands:
+        yield "\n## How it was made\n"
+        yield "```sh"
+        yield from facts.commands
+        yield "```"
+
+
+def _what(facts: Facts) -> Iterator[str]:
+    base = f"[{facts.base_model}](https://huggingface.co/{facts.base_model})" if facts.base_model else facts.title
+    if facts.kind == "adapter":
+        yield f"A LoRA for {base}, to be run at strength 1.0: so it acts as it did in training."
+    else:
+        yield f"{base} with LoRA adapters added to its weights for good. No adapter is to be loaded on top."
+
+
+def _use(made: Snippet | None, facts: Facts) -> Iterator[str]:
+    if made is None:
+        yield f"Load `{facts.weights}` at strength 1.0 in a program that reads the format {facts.format}."
+        return
+    yield f"```sh\n{made.install}\n```\n"
+    yield f"```python\n{made.code}\n```"
+    yield from (f"\n{remark}" for remark in made.remarks)
+
+
+def _cell(text: str) -> str:
+    return plain(text, 500).replace("|", "\\|").replace("<", "&lt;")
+
+
+def rows(pairs: Sequence[tuple[str, str | None]]) -> tuple[tuple[str, str], ...]:
+    """The pairs that have a text."""
+    return tuple((label, text) for label, text in pairs if text)

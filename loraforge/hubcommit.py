@@ -1,0 +1,144 @@
+"""A repository that is to be written: as it is now, and the one commit that changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraforge.errors import HubError, Try, command
+from loraforge.hubclient import asking, patiently
+from loraforge.outgoing import Outgoing
+
+_MOST_CARD = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A repository as it is before the commit; `commit` is None where there is none of that name."""
+
+    repo: str
+    url: str
+    revision: str | None
+    commit: str | None
+    private: bool
+    hashes: Mapping[str, str]
+    """Name -> the sha256 of a large file, git's hash of a small one."""
+    card: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What the commit became."""
+
+    commit: str
+    pull_request: str | None
+
+
+def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Callable[[str], None]) -> Remote:
+    """The repository as it is. A dry run goes on, with a note, where the Hub cannot be asked.
+
+    Raises HubError where the revision is not there.
+    """
+    from huggingface_hub import HfApi, constants, errors
+
+    api = HfApi()
+    url = f"{constants.ENDPOINT}/{repo}"
+    try:
+        with asking(repo):
+            info = patiently(lambda: api.model_info(repo, revision=revision, files_metadata=True), wait)
+    except HubError as error:
+        if isinstance(error.__cause__, errors.RepositoryNotFoundError) and not isinstance(
+            error.__cause__, errors.GatedRepoError
+        ):
+            return Remote(repo, url, revision, None, False, {}, "")
+        if isinstance(error.__cause__, errors.RevisionNotFoundError):
+            raise HubError(f"{repo} has no revision {revision}.", command("hf", "models", "info", repo)) from error
+        if dry_run:
+            note = f"what {repo} holds is not known: {error.message}"
+            return Remote(repo, url, revision, None, False, {}, "", (note,))
+        raise
+    hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in info.siblings or ()}
+    card = _card(api, repo, info.sha) if "README.md" in hashes else ""
+    return Remote(repo, url, revision, info.sha, bool(info.private), hashes, card)
+
+
+def _card(api: Any, repo: str, commit: str | None) -> str:
+    with asking(repo, f"hf://{repo}/README.md"):
+        path = patiently(lambda: api.hf_hub_download(repo, "README.md", revision=commit))
+    with open(path, "rb") as stream:  # noqa: PTH123 - the client gives a text
+        return stream.read(_MOST_CARD).decode("utf-8", "replace")
+
+
+def commit(
+    there: Remote,
+    files: Sequence[Outgoing],
+    message: str,
+    *,
+    private: bool,
+    create_pr: bool,
+    wait: Callable[[str], None],
+) -> Made:
+    """Make the repository where there is none, and change it in one commit on top of the one that was looked at.
+
+    Raises HubError that says in which state the repository is: the old one, the new one, or that nobody can tell.
+    """
+    try:
+        parent = there.commit or _create(there, private=private, wait=wait)
+    except HubError as error:
+        raise HubError(
+            f"{error.message} {there.repo} {'is as it was' if there.commit else 'was not made'}.", *error.remedies
+        ) from error
+    try:
+        with asking(there.repo):
+            return patiently(lambda: _commit(there, parent, files, message, create_pr=create_pr), wait)
+    except HubError as error:
+        return _state(there, parent, files, error, create_pr=create_pr)
+
+
+def _create(there: Remote, *, private: bool, wait: Callable[[str], None]) -> str:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with asking(there.repo):
+        patiently(lambda: api.create_repo(there.repo, private=private, exist_ok=True), wait)
+        info = patiently(lambda: api.model_info(there.repo), wait)
+    return str(info.sha)
+
+
+def _commit(there: Remote, parent: str, files: Sequence[Outgoing], message: str, *, create_pr: bool) -> Made:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    made = HfApi().create_commit(
+        there.repo,
+        [CommitOperationAdd(file.name, file.content) for file in files],
+        commit_message=message,
+        revision=there.revision,
+        create_pr=create_pr,
+        parent_commit=parent,
+    )
+    return Made(made.oid, made.pr_url)
+
+
+def _state(there: Remote, parent: str, files: Sequence[Outgoing], error: HubError, *, create_pr: bool) -> Made:
+    """Look what became of a commit that ended in an error: its answer may be all that was lost."""
+    again = Try("hf auth whoami", "is the Hub there?")
+    if create_pr:
+        text = f"{error.message} {there.repo} is as it was; whether the pull request was made, its page says."
+        raise HubError(text, *error.remedies) from error
+    try:
+        now = remote(there.repo, there.revision, dry_run=False, wait=lambda _: None)
+    except HubError:
+        text = f"{error.message} Whether the commit arrived in {there.repo} is not known: the Hub does not answer."
+        raise HubError(text, again) from error
+    if all(now.hashes.get(file.name) in (file.sha256, file.git_hash) for file in files) and now.commit:
+        return Made(now.commit, None)
+    new = "" if there.commit else " It was made for this push, and is empty."
+    moved = now.commit != parent
+    if moved:
+        text = (
+            f"somebody has committed to {there.repo} meanwhile (it is at {(now.commit or '')[:8]}): nothing was sent."
+        )
+        raise HubError(text) from error
+    raise HubError(f"{error.message} {there.repo} is as it was, at {parent[:8]}.{new}", *error.remedies) from error
