@@ -26,6 +26,8 @@ class Facts:
     repo: str
     kind: str
     """`adapter`, or `merge` for base weights with adapters in them."""
+    as_trained: bool
+    """Whether the scale of training is recorded or given, and the file acts at it."""
     format: str
     """Of an adapter; of base weights, `pipeline`, `transformer` or `file`."""
     title: str
@@ -135,10 +137,14 @@ def _section(facts: Facts) -> Iterator[str]:
         yield "```"
 
 
+_UNKNOWN = "as loaders read it. No file records the scale of its training, so that may have been stronger or weaker."
+
+
 def _what(facts: Facts) -> Iterator[str]:
     base = f"[{facts.base_model}](https://huggingface.co/{facts.base_model})" if facts.base_model else facts.title
     if facts.kind == "adapter":
-        yield f"A LoRA for {base}, to be run at strength 1.0: so it acts as it did in training."
+        how = "so it acts as it did in training." if facts.as_trained else _UNKNOWN
+        yield f"A LoRA for {base}, to be run at strength 1.0: {how}"
     else:
         yield f"{base} with LoRA adapters added to its weights for good. No adapter is to be loaded on top."
 

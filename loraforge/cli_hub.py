@@ -9,14 +9,14 @@ import click
 
 import loraforge
 from loraforge.cli_options import stated_scale
-from loraforge.console import PATH, as_json, say
+from loraforge.console import PATH, SOURCE, as_json, say
 from loraforge.errors import LoraforgeError, as_commands, plain
 from loraforge.push import PushReport
 from loraforge.report import Report
 
 
 @click.command(short_help="Publish an adapter on the Hugging Face Hub, with a card.")
-@click.argument("source", type=PATH)
+@click.argument("source", type=SOURCE)
 @click.argument("repo", metavar="USER/REPO")
 @click.option("--base-model", metavar="REPO", help="Base model the card names: zai-org/CogVideoX-5b.")
 @click.option("--license", metavar="NAME", help="Licence. Default: the base model's, from its card.")
@@ -37,7 +37,7 @@ from loraforge.report import Report
 @stated_scale
 @click.option("--dry-run", is_flag=True, help="Print files, digests, card and commit; send nothing.")
 @click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/push.schema.json).")
-def push(source: Path, repo: str, json_: bool, **options: Any) -> None:
+def push(source: str, repo: str, json_: bool, **options: Any) -> None:
     """Publish SOURCE, an adapter or a model that `fuse` wrote, in USER/REPO: its files and a card, in one commit.
 
     One tensor file leaves, under the name loaders look for, with PEFT's configuration where it is PEFT's; of a

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from loraforge.errors import HubError, Try
+
+if TYPE_CHECKING:
+    import yaml
 
 _FENCE = "---"
 
@@ -31,6 +32,8 @@ def join(front: str, body: str) -> str:
 
 def fields(front: str, where: str) -> dict[str, Any]:
     """What the YAML says. Raises HubError where it is none, or no mapping."""
+    import yaml
+
     try:
         found = yaml.safe_load(front)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -48,6 +51,8 @@ def _edit(where: str) -> Try:
 
 def merged(front: str, new: Mapping[str, Any]) -> str:
     """The YAML with these fields set. Lines, comments and order of all others stay as their owner wrote them."""
+    import yaml
+
     tree = yaml.compose(front, Loader=yaml.SafeLoader)
     pairs = tree.value if isinstance(tree, yaml.MappingNode) else []
     spans = {key.value: (key.start_mark.line, _after(value, front)) for key, value in pairs}
@@ -71,4 +76,6 @@ def _after(value: yaml.Node, front: str) -> int:
 
 def written(values: Mapping[str, Any]) -> str:
     """Fields as YAML, in their order, no line folded."""
+    import yaml
+
     return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=10_000))

@@ -26,11 +26,17 @@ def asking(repo: str, what: str = "") -> Iterator[None]:
     """Turn what the client raises into a HubError that says what of `repo` cannot be had, and what to type."""
     from huggingface_hub import errors
 
-    wrapped = RuntimeError, errors.LocalEntryNotFoundError  # round the real one, for some requests
     try:
         yield
-    except (*wrapped, errors.OfflineModeIsEnabled, transport_error()) as error:
-        real = error.__cause__ if isinstance(error, wrapped) and error.__cause__ else error
+    except (
+        RuntimeError,
+        ValueError,
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        transport_error(),
+    ) as error:
+        # some requests' errors come wrapped in one of another kind
+        real = error if isinstance(error, transport_error()) else error.__cause__ or error
         refusal = _in_our_words(real, repo, what)
         if refusal is None:
             raise

@@ -98,7 +98,7 @@ def digests(metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def history(metadata: Mapping[str, str]) -> tuple[dict[str, Any], ...]:
-    """The conversions that led to a file, the latest first: `tool`, `command`, `source` and `scale` as `entry` has them.
+    """The conversions that led to a file, the latest first: tool, command, source and scale as `entry` has them.
 
     Anybody can write a header: what is not as we write it is left out.
     """

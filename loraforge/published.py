@@ -42,7 +42,7 @@ def published(source: Path, repo: str, base_model: str | None, stated: Mapping[s
     Raises HubError where the file by itself would not act as trained, or its base model is not known.
     """
     if base := _model(source):
-        return _of_model(base, base_model)
+        return _of_model(base, base_model, as_loaded=stated["as_loaded"])
     return _of_adapter(source, repo, base_model, stated, work)
 
 
@@ -61,21 +61,26 @@ def _model(source: Path) -> BaseModel | None:
 
 
 def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping[str, Any], work: Path) -> Published:
-    found, adapter = diagnosed(source, None, None, stated, fetch=True)
+    # what is stated is compared with the file; --as-loaded only lets it pass where no scale is known
+    found, adapter = diagnosed(source, None, None, {**stated, "as_loaded": False}, fetch=True)
+    as_loaded = stated["as_loaded"] and adapter is not None and adapter.scale.provenance in ("assumed", "ambiguous")
+    if as_loaded and adapter and adapter.scale.provenance == "ambiguous":
+        found, adapter = diagnosed(source, None, None, stated, fetch=True)
     again = command("loraforge", "convert", source, "--to", "diffusers", "--push", repo)
     if adapter is None or adapter.source is None:
         raise HubError(f"{source} cannot be published: {found.verdict}: {found.why}", *found.fix)
     file, form = adapter.source.file, adapter.source.format
     if file.kind != "safetensors":
         raise HubError(f"{file.path} is a torch checkpoint, a pickle: what is published is a safetensors file.", again)
-    if found.verdict != AS_TRAINED and not _unknown_program(found, adapter):
+    if not (found.verdict == AS_TRAINED or _unknown_program(found, adapter) or (as_loaded and _only_unknown(found))):
         raise _not_as_trained(source, repo, found, adapter)
     arch = architecture(adapter.architecture)
     base, notes = _base(base_model, adapter, arch)
     files, said = of_adapter(file, form, base, work)
     variant = next((v for v in arch.variants if v.repo == base), None)
     facts = Facts(
-        repo=repo, kind="adapter", format=form, title=arch.title, architecture=arch.name, base_model=base,
+        repo=repo, kind="adapter", as_trained=not as_loaded, format=form,
+        title=arch.title, architecture=arch.name, base_model=base,
         settings=_settings(variant), weights=files[0].name, rows=_rows(adapter, found), commands=_commands(adapter),
         prompts=(), samples=(), trigger=next(iter(trigger_words(file.metadata).values()), None),
     )  # fmt: skip
@@ -85,6 +90,11 @@ def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping
 def _unknown_program(found: Diagnosis, adapter: Adapter) -> bool:
     """Whether all that is lacking is a program that we know to read this format."""
     return found.verdict == "cannot tell" and adapter.scale.provenance in ("recorded", "given")
+
+
+def _only_unknown(found: Diagnosis) -> bool:
+    """Whether nothing is wrong with the file but that nobody recorded its scale."""
+    return found.verdict.startswith("cannot tell (")
 
 
 def _not_as_trained(source: Path, repo: str, found: Diagnosis, adapter: Adapter) -> HubError:
@@ -162,7 +172,7 @@ def _commands(adapter: Adapter) -> tuple[str, ...]:
     return tuple(step["command"] for step in reversed(history(adapter.metadata)))
 
 
-def _of_model(base: BaseModel, stated: str | None) -> Published:
+def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Published:
     said = own_entry(base.files[0].metadata)
     held = said.get("fused") if isinstance(said, dict) else None
     if not held:
@@ -170,6 +180,13 @@ def _of_model(base: BaseModel, stated: str | None) -> Published:
             f"{base.path} is a base model without adapters in it, as far as its header says: there is nothing of ours "
             "to publish.",
             command("loraforge", "fuse", base.path, "ADAPTER", "-o", "OUT"),
+        )
+    adapters = [entry for entry in held if isinstance(entry, dict)]
+    guessed = [entry["path"] for entry in adapters if entry.get("provenance") not in ("recorded", "given")]
+    if guessed and not as_loaded:
+        raise HubError(
+            f"{base.path} holds {guessed[0]} at a scale that was only assumed. Fuse it again with the scale stated.",
+            Try("--as-loaded", "publish it as it is"),
         )
     repos = [variant.repo for variant in base.variants if variant.repo]
     if stated is None and len(repos) != 1:
@@ -180,9 +197,9 @@ def _of_model(base: BaseModel, stated: str | None) -> Published:
     repo = stated or repos[0]
     files, notes = of_model(base)
     variant = next((v for v in base.architecture.variants if v.repo == repo), None)
-    adapters = [entry for entry in held if isinstance(entry, dict)]
     facts = Facts(
-        repo="", kind="merge", format=base.kind, title=base.architecture.title, architecture=base.architecture.name,
+        repo="", kind="merge", as_trained=not guessed, format=base.kind,
+        title=base.architecture.title, architecture=base.architecture.name,
         base_model=repo, settings=_settings(variant), weights=base.files[0].path.name,
         rows=rows([(f"adapter {n}", _held(entry)) for n, entry in enumerate(adapters, 1)]),
         commands=(str(said["command"]),), prompts=(), samples=(), trigger=None,

@@ -125,7 +125,10 @@ def reply(data: object, status: int = 200, headers: Mapping[str, str] | None = N
 
 def front_matter(readme: str) -> dict[str, Any]:
     found = re.match(r"---\r?\n(.*?)\r?\n---", readme, re.DOTALL)
-    data = yaml.safe_load(found[1]) if found else None
+    try:
+        data = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:  # committed before it was checked
+        data = None
     return data if isinstance(data, dict) else {}
 
 
