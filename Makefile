@@ -5,7 +5,7 @@ LIGHT := .venv-light/$(BIN)
 FULL := .venv/$(BIN)
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test check format clean
+.PHONY: demo test hub-oldest check wild format clean
 
 demo: .venv-light/ready  ## convert a real SAT run with the light core (no torch), and look at the result
 	$(LIGHT)/python docs/demo.py
@@ -13,6 +13,12 @@ demo: .venv-light/ready  ## convert a real SAT run with the light core (no torch
 test: .venv/ready  ## every test, in the full environment
 	$(FULL)/python -m pytest -n auto
 	$(FULL)/python -m pytest -q -n auto plugins
+
+hub-oldest: .venv-hub/ready  ## the tests of the Hub with the oldest client that is supported
+	.venv-hub/$(BIN)/python -m pytest -q -n auto -m "not pipelines" tests/hubs
+
+wild: .venv/ready  ## public adapters of the Hub: inspect, doctor, convert, verify (needs a network)
+	$(FULL)/python tests/wild/wild.py
 
 check: .venv/ready  ## format, lint, types, schemas, and the wheel in a clean environment
 	$(FULL)/ruff format --check .
@@ -31,11 +37,17 @@ format: .venv/ready  ## put the code into the project's format
 	$(FULL)/ruff format .
 
 clean:
-	rm -rf .venv .venv-light .venv-wheel dist
+	rm -rf .venv .venv-light .venv-hub .venv-wheel dist
 
 .venv-light/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-light
 	$(LIGHT)/python $(PIP) --editable .
+	touch $@
+
+.venv-hub/ready: pyproject.toml tests/constraints.txt
+	$(PYTHON) -m venv .venv-hub
+	grep -v huggingface_hub tests/constraints.txt > .venv-hub/constraints.txt
+	.venv-hub/$(BIN)/python $(PIP) --constraint .venv-hub/constraints.txt --editable . huggingface_hub==1.32.0 pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 .venv/ready: pyproject.toml tests/constraints.txt $(wildcard plugins/*/pyproject.toml)

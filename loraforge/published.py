@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from loraforge.adapter import Adapter
-from loraforge.base import fits
 from loraforge.basemodel import BaseModel, open_base
 from loraforge.card import Facts, rows
 from loraforge.catalog import architecture
@@ -116,6 +115,8 @@ def _not_as_trained(source: Path, repo: str, found: Diagnosis, adapter: Adapter)
 
 def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str, list[str]]:
     """The base model as a Hub id. Raises HubError where it is not known: without it no one finds the adapter."""
+    from loraforge.base import fits  # needs numpy, which --help must not wait for
+
     if stated:
         return stated, []
     if adapter.base_model and is_repo(adapter.base_model):

@@ -392,6 +392,7 @@ def test_refusals(hub: Hub, style: Path, tmp_path: Path, words: tuple[str, ...])
     assert REFUSED[words] in refused(hub, "push", *(named.get(word, word) for word in words))
 
 
+@pytest.mark.pipelines
 def test_a_fused_model(hub: Hub, tmp_path: Path, pipelines) -> None:
     run = Case("sat_2b_r4").run(tmp_path)
     out = tmp_path / "fused"

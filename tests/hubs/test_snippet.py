@@ -56,6 +56,8 @@ def run(hub: Hub, code: str, place: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+pytestmark = pytest.mark.pipelines
+
 CASES = [
     ("5b", "sat_5b_r8", "diffusers"),
     ("5b", "sat_5b_r8", "peft"),

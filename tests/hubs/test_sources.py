@@ -252,6 +252,7 @@ def test_a_server_that_names_files_outside_of_the_folder(hub: Hub, tmp_path: Pat
     ]
 
 
+@pytest.mark.pipelines
 def test_a_base_on_the_hub_is_fused_into(hub: Hub, tmp_path: Path, pipelines) -> None:
     base = pipelines("2b")
     hub.add("zai-org/CogVideoX-2b", {**folder(base), "extra.bin": b"x" * 1000, "other/notes.txt": b"no component"})
