@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from loraforge.errors import HubError, Try, command
@@ -67,7 +68,7 @@ def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Callable[[st
 def _card(api: Any, repo: str, commit: str | None) -> str:
     with asking(repo, f"hf://{repo}/README.md"):
         path = patiently(lambda: api.hf_hub_download(repo, "README.md", revision=commit))
-    with open(path, "rb") as stream:  # noqa: PTH123 - the client gives a text
+    with Path(path).open("rb") as stream:
         return stream.read(_MOST_CARD).decode("utf-8", "replace")
 
 
