@@ -243,7 +243,8 @@ def test_a_busy_hub_is_waited_for_and_a_dead_one_is_told(style: Hub) -> None:
 
 
 def test_a_server_that_names_files_outside_of_the_folder(hub: Hub, tmp_path: Path) -> None:
-    hub.add("me/evil", {META.name: META, "../../evil.json": b"{}", "/etc/evil": b"{}", "a\\..\\b.json": b"{}"})
+    names = ("../../evil.json", f"{tmp_path}/evil.json", "a\\..\\b.json")
+    hub.add("me/evil", {META.name: META, **dict.fromkeys(names, b"{}")})
     done = hub.run("convert", "me/evil", "--to", "peft", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from loraforge.errors import ConversionError
+from loraforge.errors import ConversionError, FileError
 from loraforge.graph import relayout
 from loraforge.layout import parse
 from loraforge.lora import LoraWeight
@@ -54,3 +55,15 @@ def test_patterns_do_not_match_a_longer_path() -> None:
     ranks = {"a.b": 2, "x.a.b": 4, "y": 4}
     least = config(ranks, dict.fromkeys(ranks, 1.0))
     assert all(rule(least, ranks, "header").of(path, rank) == 1.0 for path, rank in ranks.items())
+
+
+def test_of_a_header_alone_there_are_shapes_and_no_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    header = {"a": ("F32", (2, 3)), "n": ("I64", (1,))}
+    write_safetensors(path, header, [("a", np.ones((2, 3), np.float32)), ("n", np.ones(1, np.int64))], {})
+    file = replace(read_safetensors(path), absent=32)
+    assert file["a"].shape == (2, 3) and np.isnan(file["a"]).all()
+    for look in (lambda: file.raw("n"), file.mapped):
+        with pytest.raises(FileError, match=r"stands in its tensors \(0 kB\)") as refused:
+            look()
+        assert refused.value.remedies[0].command == "--fetch"
