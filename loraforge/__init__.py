@@ -26,12 +26,16 @@ from loraforge.inspect import inspect as inspect
 from loraforge.inspect import skeleton as skeleton
 from loraforge.keys import KeyStyle as KeyStyle
 from loraforge.keys import Spelling as Spelling
+from loraforge.pipeline import Loaded as Loaded
+from loraforge.pipeline import load_into as load_into
 from loraforge.plugins import use_plugin as use_plugin
 from loraforge.push import PushReport as PushReport
 from loraforge.push import push as push
 from loraforge.read import read as read
 from loraforge.registry import formats as formats
 from loraforge.report import Report as Report
+from loraforge.run import RunReport as RunReport
+from loraforge.run import run as run
 from loraforge.stamp import Stamp as Stamp
 from loraforge.stamp import stamp as stamp
 from loraforge.verify import Verification as Verification
@@ -47,9 +51,11 @@ __all__ = [
     "FusionBackend",
     "Inspection",
     "KeyStyle",
+    "Loaded",
     "LoraforgeError",
     "PushReport",
     "Report",
+    "RunReport",
     "Spelling",
     "Stamp",
     "Storage",
@@ -62,8 +68,10 @@ __all__ = [
     "fuse",
     "hookimpl",
     "inspect",
+    "load_into",
     "push",
     "read",
+    "run",
     "skeleton",
     "stamp",
     "use_plugin",

@@ -14,6 +14,7 @@ from loraforge.cli_explain import explain
 from loraforge.cli_hub import publish, push
 from loraforge.cli_options import element_type, fetch, stated_scale
 from loraforge.cli_plugins import formats, layouts, plugins
+from loraforge.cli_run import run
 from loraforge.console import PATH, SOURCE, Cli, as_json, say
 from loraforge.errors import LoraforgeError, plain
 from loraforge.verify import Loader
@@ -260,5 +261,5 @@ def stamp(source: str, json_: bool, **options: Any) -> None:
     click.echo(as_json(done.to_dict()) if json_ else "\n".join(map(plain, done.lines())))
 
 
-for verb in (doctor, explain, fuse, convert_base, push, formats, layouts, plugins):
+for verb in (doctor, explain, fuse, convert_base, push, run, formats, layouts, plugins):
     main.add_command(verb)

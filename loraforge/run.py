@@ -1,0 +1,269 @@
+"""Run an adapter in a CogVideoX pipeline, and say by numbers what it does there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from loraforge.adapter import Adapter
+from loraforge.compared import Compared, compared, effect, names, pictures, strengths
+from loraforge.effect import Effect
+from loraforge.errors import LoraforgeError, OutputError, Try, command, told
+from loraforge.givensettings import Settings, checked, parse
+from loraforge.manifest import Manifest, manifest_of, read_manifest
+from loraforge.probe import Probe, probe
+from loraforge.report import fraction
+from loraforge.running import Clip, Running, Transformer, check_memory, check_offload, device_of, versions
+from loraforge.runplan import base_of, checkable, opened, planned
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run did. Its JSON follows schemas/run.schema.json."""
+
+    base: str
+    variant: str
+    pipeline: str
+    adapters: tuple[dict[str, Any], ...]
+    settings: dict[str, Any]
+    output: str | None
+    manifest: str | None
+    others: tuple[str, ...]
+    """The other files of a comparison: side by side, and the contact sheet."""
+    latents: str | None
+    """Digest of the latents at full strength."""
+    probe: Probe | None
+    compared: tuple[Compared, ...]
+    effect: Effect | None
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.run.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The report for a terminal: what was run with, what came out, and what the adapters did."""
+        out = [f"{self.base} ({self.variant}, {self.pipeline})"]
+        out += [f"  adapter   {a['path']} at strength {a['strength']:g} ({a['scale']})" for a in self.adapters]
+        values = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+        out += [f"  settings  {values}"] if values else []
+        if self.probe:
+            at = ", ".join(
+                f"{change:.3g} at {strength:g}"
+                for strength, change in zip(self.probe.strengths, self.probe.changes, strict=True)
+            )
+            out.append(f"  change    of the transformer's output, as a share of its norm: {at} ({self.probe.dtype})")
+        out += [f"  at {one.strength:<6g} {one.line()}" for one in self.compared]
+        if self.effect:
+            out.append(f"  effect    {self.effect.verdict}: {self.effect.why}")
+        named = {"video": self.output, "manifest": self.manifest}
+        out += [f"  {label:<9} {path}" for label, path in named.items() if path]
+        return [*out, *(f"  {'' if n else 'beside it':<9} {path}" for n, path in enumerate(self.others))]
+
+
+def run(
+    adapters: Sequence[str | Path],
+    *,
+    prompt: str = "",
+    negative_prompt: str = "",
+    base: str | Path | None = None,
+    image: str | Path | None = None,
+    video: str | Path | None = None,
+    out: str | Path | None = None,
+    strength: Sequence[float] = (),
+    steps: int | None = None,
+    guidance: float | None = None,
+    frames: int | None = None,
+    seed: int | None = None,
+    settings: Sequence[str] = (),
+    like: str | None = None,
+    device: str = "auto",
+    offload: str = "none",
+    tiling: bool = True,
+    slicing: bool = True,
+    check: bool = False,
+    compare: Sequence[float] = (),
+    manifest: str | Path | None = None,
+    alpha: float | None = None,
+    trained_scale: float | None = None,
+    trained_by: str | None = None,
+    training_config: str | Path | None = None,
+    as_loaded: bool = False,
+    override_scale: bool = False,
+    anyway: bool = False,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> RunReport:
+    """Run `adapters` in the pipeline of `base`; the arguments are those of `loraforge run`.
+
+    `progress` is told how many steps are done, and of how many. Raises a LoraforgeError, before weights are loaded
+    where that can be told by then, and with no file written.
+    """
+    stated: dict[str, Any] = {
+        "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
+        "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
+    }  # fmt: skip
+    again = read_manifest(Path(manifest)) if manifest else None
+    short = {"num_inference_steps": steps, "guidance_scale": guidance, "num_frames": frames, "seed": seed}
+    given = {**parse(settings), **checked((key, value) for key, value in short.items() if value is not None)}
+    if again:
+        adapters, strength, stated = [part.path for part in again.adapters], _strengths(again), again.stated
+        base, prompt, negative_prompt = base or again.base, again.prompt, again.negative_prompt
+        image, video, given, anyway = again.image, again.video, again.given(given), again.anyway or anyway
+        device, offload = (again.device, again.offload) if device == "auto" else (device, offload)
+        tiling, slicing = again.tiling, again.slicing
+    if not adapters:
+        raise LoraforgeError("there is no adapter to run.", "loraforge run --help")
+    read = opened(adapters, strength, stated)
+    base, device = base_of(read, base), device_of(device)
+    if check:
+        return _checked(read, base, given, device, progress)
+    if not prompt and again is None:
+        raise LoraforgeError("a run needs a prompt: what the video is to show.", '--prompt "a panda plays the guitar"')
+    place = _place(out, read, compare, force=force)
+    check_offload(offload, device)
+    plan = planned(
+        read, base, prompt=prompt, negative_prompt=negative_prompt, image=image, video=video,
+        given=given, like=like, anyway=anyway,
+    )  # fmt: skip
+    if again:
+        again.check(plan)
+    check_memory(plan, device, offload)
+    running = Running(plan, device, offload, tiling=tiling, slicing=slicing)
+    at, clips = strengths(compare), dict[float, Clip]()
+    for n, factor in enumerate(at):
+        running.at(factor)
+        clips[factor] = running.clip(partial(_overall, progress, n, len(at)))
+    main = clips[max(at, key=abs)] if 1.0 not in clips else clips[1.0]
+    how = {"device": device, "offload": offload, "tiling": tiling, "slicing": slicing}
+    made = manifest_of(plan, main.digest, stated=_plain(stated), anyway=anyway, **how)
+    found = compared(clips) if compare else ()
+    others = _write(place, main, made, clips if compare else {}, found, int(str(plan.settings["fps"])))
+    verdict = None
+    if compare:
+        weights, linear = running.weights(), not _dora(read)
+        verdict = effect(found, weights, str(plan.settings["torch_dtype"]), linear=linear)
+    return RunReport(
+        base=told(plan.base.path),
+        variant=plan.variant,
+        pipeline=plan.pipeline,
+        adapters=_described(read),
+        settings=dict(plan.settings),
+        output=str(place),
+        manifest=str(_manifest_name(place)),
+        others=tuple(map(str, others)),
+        latents=main.digest,
+        probe=None,
+        compared=found,
+        effect=verdict,
+        notes=(*plan.notes, *_repeated(again, main)),
+    )
+
+
+def _checked(
+    read: Sequence[tuple[Adapter, float]], base: str | Path, given: Settings, device: str,
+    progress: Callable[[int, int], None],
+) -> RunReport:  # fmt: skip
+    """The transformer alone, on and off."""
+    plan = checkable(read, base, given)
+    steps = iter(range(1, 4))
+    transformer = Transformer(plan, device)
+    found = probe(
+        transformer.module, transformer.at, transformer.weights(), linear=not _dora(read),
+        progress=lambda: progress(next(steps), 3),
+    )  # fmt: skip
+    return RunReport(
+        base=told(plan.base.path),
+        variant=plan.variant,
+        pipeline=type(transformer.module).__name__,
+        adapters=_described(read),
+        settings={"torch_dtype": plan.settings["torch_dtype"]},
+        output=None,
+        manifest=None,
+        others=(),
+        latents=None,
+        probe=found,
+        compared=(),
+        effect=found.effect,
+        notes=plan.notes,
+    )
+
+
+def _overall(progress: Callable[[int, int], None], before: int, runs: int, done: int, steps: int) -> None:
+    """The steps of one of several runs, told as steps of all."""
+    progress(before * steps + done, runs * steps)
+
+
+def _strengths(again: Manifest) -> list[float]:
+    return [part.strength for part in again.adapters]
+
+
+def _plain(stated: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in stated.items()}
+
+
+def _dora(read: Sequence[tuple[Adapter, float]]) -> bool:
+    return any(w.magnitude is not None for adapter, _ in read for delta in adapter.modules.values() for w in delta)
+
+
+def _described(read: Sequence[tuple[Adapter, float]]) -> tuple[dict[str, Any], ...]:
+    found = []
+    for adapter, strength in read:
+        scalings = sorted({w.scaling for delta in adapter.modules.values() for w in delta})
+        said = f"trained at {', '.join(map(fraction, scalings))}, {adapter.scale.provenance}: {adapter.scale.source}"
+        path = told(adapter.source.path) if adapter.source else "made in Python"
+        found.append({"path": path, "strength": strength, "scale": said})
+    return tuple(found)
+
+
+def _repeated(again: Manifest | None, clip: Clip) -> tuple[str, ...]:
+    """What is to be said of a run that was to be as an earlier one."""
+    if again is None:
+        return ()
+    if again.latents == clip.digest:
+        return ("the latents are those of the manifest, bit for bit",)
+    now = versions()
+    other = [f"{name} {was}, now {now.get(name)}" for name, was in again.versions.items() if now.get(name) != was]
+    why = ", ".join(other) or "a setting, the base or the machine is another"
+    return (f"the latents are not those of the manifest: {why}",)
+
+
+def _place(
+    out: str | Path | None, read: Sequence[tuple[Adapter, float]], compare: Sequence[float], *, force: bool
+) -> Path:
+    """Where the video goes. Raises OutputError where something is there already, or the name is of another kind."""
+    source = read[0][0].source
+    place = Path(out) if out else Path(f"{source.run if source else 'run'}.mp4")
+    if place.suffix != ".mp4":
+        raise OutputError(f"{place}: what is written is an .mp4.", Try(command("-o", place.with_suffix(".mp4"))))
+    if not place.absolute().parent.is_dir():
+        raise OutputError(f"{place.parent} is no folder.", command("mkdir", "-p", place.parent))
+    for file in (place, _manifest_name(place), *(names(place) if compare else ())):
+        if file.exists() and not force:
+            other = place.with_stem(f"{place.stem}-2")
+            raise OutputError(
+                f"{file} exists.", Try("--force", "replace it"), Try(command("-o", other), "another name")
+            )
+    return place
+
+
+def _manifest_name(place: Path) -> Path:
+    return place.with_suffix(".json")
+
+
+def _write(
+    place: Path, clip: Clip, made: Manifest, clips: Mapping[float, Clip], found: Sequence[Compared], fps: int
+) -> tuple[Path, ...]:
+    """The video and what lies beside it, the manifest last: where there is one, all of it is there."""
+    from loraforge.videofile import write_video
+
+    _manifest_name(place).unlink(missing_ok=True)
+    write_video(place, clip.frames, fps, force=True)
+    others = pictures(clips, found, place, fps) if clips else ()
+    temporary = place.with_name(f".{place.stem}.json.part")
+    temporary.write_text(made.text(), "utf-8")
+    temporary.replace(_manifest_name(place))
+    return others
