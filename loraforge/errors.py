@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -118,6 +119,18 @@ class HubError(LoraforgeError):
 
 class OutputError(LoraforgeError):
     """The destination cannot be written."""
+
+
+@contextmanager
+def of_pipeline(what: str) -> Iterator[None]:
+    """Around imports of what comes with `loraforge[pipeline]`: says how to get it, where it is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise LoraforgeError(
+            f"{what} needs {error.name or error}, which is not installed here.",
+            Try("pip install 'loraforge[pipeline]'", "it comes with this"),
+        ) from error
 
 
 def plain(text: str, most: int = 4000) -> str:

@@ -62,9 +62,9 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
 LAYERS = """
 errors half hookspecs
 hubaddress hubclient frontmatter cardcheck private
-dtypes layout lora tensorfile pickledata threads output plugins console givensettings symptoms
+dtypes layout lora tensorfile pickledata threads output plugins console givensettings symptoms clips
 fusion
-fusion.with_numpy fusion.with_torch partial directfile
+fusion.with_numpy fusion.with_torch partial directfile videofile metrics sheet
 adapter torchfile torchwrite keys patterns plugindata picture
 catalog
 kinds scale source graph scan base fit settings hubrepo
