@@ -48,7 +48,7 @@ def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "--settings",
     multiple=True,
     metavar="KEY=VALUE|FILE.json",
-    help="Any other setting (height=480, scheduler=..., torch_dtype=...). Default: what the model calls for. Repeatable.",
+    help="Any other setting (height=480, scheduler=..., torch_dtype=...); else what the model calls for. Repeatable.",
 )
 @click.option(
     "--like", metavar="NAME", help="The settings of cogvideo-validation, cli_demo, load_cogvideox_lora or sat."

@@ -58,12 +58,12 @@ def compared(clips: Mapping[float, Clip]) -> tuple[Compared, ...]:
     )
 
 
-def effect(found: Sequence[Compared], weights: float, dtype: str, *, linear: bool) -> Effect:
+def effect(found: Sequence[Compared], weights: float, dtype: str, steps: int, *, linear: bool) -> Effect:
     """The verdict on the strongest run. How it grows is asked where a run at half that strength is there."""
     changes = {abs(one.strength): one.latents for one in found}
     most = max(changes)
     half = changes.get(most / 2)
-    return judged(half or 0.0, changes[most], weights * most, dtype, linear=linear and half is not None)
+    return judged(half or 0.0, changes[most], weights * most, dtype, linear=linear and half is not None, calls=steps)
 
 
 def pictures(clips: Mapping[float, Clip], found: Sequence[Compared], out: Path, fps: int) -> tuple[Path, ...]:

@@ -12,7 +12,6 @@ from loraforge.errors import FileError, LoraforgeError, command, recorded, told
 from loraforge.givensettings import Settings, checked
 from loraforge.running import versions
 from loraforge.runplan import RunPlan
-from loraforge.scan import scan
 
 SCHEMA = "loraforge.manifest.v1"
 
@@ -66,6 +65,8 @@ class Manifest:
 
     def check(self, plan: RunPlan) -> None:
         """Raise LoraforgeError where an adapter is not the one that was run."""
+        from loraforge.scan import scan
+
         for part, (adapter, _) in zip(self.adapters, plan.adapters, strict=True):
             if adapter.source and scan(adapter.source.file, adapter.keys) != part.digest:
                 raise LoraforgeError(
@@ -76,6 +77,8 @@ class Manifest:
 
 def manifest_of(plan: RunPlan, latents: str, **how: Any) -> Manifest:
     """The manifest of a run that gave these latents; `how`: stated, anyway, device, offload, tiling, slicing."""
+    from loraforge.scan import scan
+
     parts = []
     for adapter, strength in plan.adapters:
         source = adapter.source

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraforge import graph, peftrules
+from loraforge import peftrules
 from loraforge.adapter import Adapter, Scale, Storage
 from loraforge.catalog import architecture
 from loraforge.errors import ConversionError, LoraforgeError, Try, command, listed, told
 from loraforge.formats.diffusers import STYLE
-from loraforge.lora import rows
 from loraforge.read import read
 from loraforge.recorded import COMPONENT
 
@@ -103,6 +102,7 @@ def set_strength(transformer: Any, name: str, strength: float) -> None:
 
 def fitted(adapter: Adapter) -> list[Plan]:
     """One (A, B) for each module, under Diffusers' names. Raises ConversionError where it has none for a module."""
+    from loraforge import graph  # numpy is loaded with the first adapter, not with --help
     from loraforge.fit import Policy, plan
 
     arch = architecture(adapter.architecture)
@@ -117,6 +117,8 @@ def fitted(adapter: Adapter) -> list[Plan]:
 
 def misfits(transformer: Any, plans: list[Plan]) -> Iterator[str]:
     """Every module that the transformer has not got, or has in another shape. Works on the `meta` device too."""
+    from loraforge.lora import rows
+
     modules = dict(transformer.named_modules())
     for plan in plans:
         module = modules.get(plan.path)

@@ -108,7 +108,7 @@ def run(
     }  # fmt: skip
     again = read_manifest(Path(manifest)) if manifest else None
     short = {"num_inference_steps": steps, "guidance_scale": guidance, "num_frames": frames, "seed": seed}
-    given = {**parse(settings), **checked((key, value) for key, value in short.items() if value is not None)}
+    given: Settings = {**parse(settings), **checked((key, value) for key, value in short.items() if value is not None)}
     if again:
         adapters, strength, stated = [part.path for part in again.adapters], _strengths(again), again.stated
         base, prompt, negative_prompt = base or again.base, again.prompt, again.negative_prompt
@@ -144,8 +144,8 @@ def run(
     others = _write(place, main, made, clips if compare else {}, found, int(str(plan.settings["fps"])))
     verdict = None
     if compare:
-        weights, linear = running.weights(), not _dora(read)
-        verdict = effect(found, weights, str(plan.settings["torch_dtype"]), linear=linear)
+        dtype, count = str(plan.settings["torch_dtype"]), int(str(plan.settings["num_inference_steps"]))
+        verdict = effect(found, running.weights(), dtype, count, linear=not _dora(read))
     return RunReport(
         base=told(plan.base.path),
         variant=plan.variant,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +110,8 @@ class Running:
         dtype = getattr(torch, str(plan.settings["torch_dtype"]))
         kind = getattr(diffusers, plan.pipeline)
         self.plan, self.device = plan, device
-        self.pipe = kind.from_pretrained(str(plan.base.path), torch_dtype=dtype)
+        with _quiet():
+            self.pipe = kind.from_pretrained(str(plan.base.path), torch_dtype=dtype)
         scheduler = getattr(diffusers, str(plan.settings["scheduler"]))
         spacing = {"timestep_spacing": plan.settings["timestep_spacing"]}
         self.pipe.scheduler = scheduler.from_config(self.pipe.scheduler.config, **spacing)
@@ -116,7 +119,7 @@ class Running:
             (load_into(self.pipe, adapter, strength, name=f"adapter_{n}").name, strength)
             for n, (adapter, strength) in enumerate(plan.adapters, 1)
         ]
-        if tiling:
+        if tiling and _tiles_fit(self.pipe.vae):
             self.pipe.vae.enable_tiling()
         if slicing:
             self.pipe.vae.enable_slicing()
@@ -204,7 +207,8 @@ class Transformer:
 
         kind: Any = CogVideoXTransformer3DModel  # its class methods have no types
         dtype = getattr(torch, str(plan.settings["torch_dtype"]))
-        self.module = kind.from_pretrained(str(plan.base.folder), torch_dtype=dtype)
+        with _quiet():
+            self.module = kind.from_pretrained(str(plan.base.folder), torch_dtype=dtype)
         self.names = [
             (load_into(self.module, adapter, strength, name=f"adapter_{n}").name, strength)
             for n, (adapter, strength) in enumerate(plan.adapters, 1)
@@ -219,6 +223,34 @@ class Transformer:
     def weights(self) -> float:
         """As `Running.weights`."""
         return _relative_size(self.module, self.names)
+
+
+def _tiles_fit(vae: Any) -> bool:
+    """Whether tiles of the latents and of the frames overlap alike: where rounding parts them, frames change size."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    sides = (
+        (vae.tile_latent_min_height, vae.tile_sample_min_height, vae.tile_overlap_factor_height),
+        (vae.tile_latent_min_width, vae.tile_sample_min_width, vae.tile_overlap_factor_width),
+    )
+    return all(int(latent * (1 - lap)) * factor == int(sample * (1 - lap)) for latent, sample, lap in sides)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading without the bars of three libraries, and without the warning about a name that older ones need."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    logs: tuple[Any, ...] = (diffusers_log, transformers_log)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
+        for log in logs:
+            log.disable_progress_bar()
+        try:
+            yield
+        finally:
+            for log in logs:
+                log.enable_progress_bar()
 
 
 def _relative_size(transformer: Any, adapters: Sequence[tuple[str, float]]) -> float:

@@ -16,7 +16,6 @@ from loraforge.errors import ConversionError, LoraforgeError, Try, command, told
 from loraforge.givensettings import Settings, Value
 from loraforge.hubaddress import address, is_repo
 from loraforge.hubbase import base_folder
-from loraforge.merge import updates
 from loraforge.read import read
 from loraforge.settings import compare, preset, settings
 
@@ -112,8 +111,8 @@ def planned(
     variant = variant_of(found)
     _fitting(found, adapters)
     pipeline = _pipeline(found, image, video)
-    values, own_size = _settings(found, variant.name, given, like)
-    _refuse_wrong(given, variant.name, anyway=anyway, own_size=own_size)
+    values, own = _settings(found, variant.name, given, like)
+    _refuse_wrong(given, variant.name, anyway=anyway, own=own)
     _refuse_size(values, found)
     notes = [f"{told(a.source.path)}: {note}" for a, _ in adapters if a.source for note in a.notes]
     repo = variant.repo
@@ -169,6 +168,8 @@ def _pipeline_folder(base: str | Path) -> BaseModel:
 
 
 def _fitting(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> None:
+    from loraforge.merge import updates
+
     for adapter, _ in adapters:
         try:
             updates(base, [(adapter, 1.0)])
@@ -201,29 +202,33 @@ def _pipeline(base: BaseModel, image: str | Path | None, video: str | Path | Non
     return FROM_VIDEO if video is not None else TO_VIDEO
 
 
-def _settings(base: BaseModel, variant: str, given: Settings, like: str | None) -> tuple[dict[str, Value], bool]:
-    """Every setting of the call, and whether the base has a size of its own, which then is the size of the video."""
+def _settings(
+    base: BaseModel, variant: str, given: Settings, like: str | None
+) -> tuple[dict[str, Value], frozenset[str]]:
+    """Every setting of the call, and those that the base's own configuration decides, as no released one does."""
     wants, config, arch = settings(variant), own_config(base), base.architecture
     values: dict[str, Value] = {key: getattr(wants, key) for key in KEYS if hasattr(wants, key)}
     released = {**arch.config, **next(v.config for v in arch.variants if v.name == variant)}
-    names = ("sample_height", "sample_width")
-    own_size = any(config.get(name, released[name]) != released[name] for name in names)
-    if own_size:
-        values |= {"height": int(config[names[0]]) * PIXELS, "width": int(config[names[1]]) * PIXELS}
-    if "max_text_seq_length" in config and config["max_text_seq_length"] != released["max_text_seq_length"]:
-        values["max_sequence_length"] = int(config["max_text_seq_length"])
+    own = {
+        key: int(config[name]) * times
+        for key, name, times in _OWN
+        if config.get(name, released[name]) != released[name]
+    }
     known = preset(like, variant) if like else {}
-    values |= {**ALWAYS, **{key: value for key, value in known.items() if key in KEYS}}
-    return values | {key: value for key, value in given.items() if key in KEYS}, own_size
+    values |= {**own, **ALWAYS, **{key: value for key, value in known.items() if key in KEYS}}
+    return values | {key: value for key, value in given.items() if key in KEYS}, frozenset(own)
 
 
-def _refuse_wrong(given: Settings, variant: str, *, anyway: bool, own_size: bool = False) -> None:
+_OWN = (("height", "sample_height", PIXELS), ("width", "sample_width", PIXELS), ("max_sequence_length", "max_text_seq_length", 1))
+"""Setting, the entry of the transformer's config.json that decides it, and what one of it is there."""
+
+
+def _refuse_wrong(given: Settings, variant: str, *, anyway: bool, own: frozenset[str] = frozenset()) -> None:
     """Raise LoraforgeError for every given setting that is wrong for the variant, with what is right."""
     odd = [key for key in given if key not in KEYS]
     if odd:
         raise LoraforgeError(f"{odd[0]} is no setting of a run; there are {', '.join(KEYS)}.", "loraforge run --help")
-    wrong = [finding for finding in compare(given, variant) if finding.severity == "wrong"]
-    wrong = [finding for finding in wrong if not (own_size and finding.key in ("height", "width"))]
+    wrong = [f for f in compare(given, variant) if f.severity == "wrong" and f.key not in own]
     if not wrong or anyway:
         return
     text = "; ".join(f"{f.key} {f.given} is wrong for {variant}: {f.consequence}" for f in wrong)

@@ -60,7 +60,7 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
 
 
 LAYERS = """
-errors half hookspecs
+errors half hookspecs effect
 hubaddress hubclient frontmatter cardcheck private
 dtypes layout lora tensorfile pickledata threads output plugins console givensettings symptoms clips
 fusion
@@ -84,12 +84,12 @@ merge baseplace basewrite fusedorigin retention positions baseconfig
 baseproof
 basejob
 read write inspect verify stamp plugincheck plugintemplate
-convert fuse convertbase verdict outgoing
-doctor hubcommit
-published
-push
+convert fuse convertbase verdict outgoing pipeline runplan
+doctor hubcommit probe running
+published compared manifest
+push run
 testing cli_options cli_plugins cli_explain
-cli_base cli_doctor cli_hub
+cli_base cli_doctor cli_hub cli_run
 cli
 """
 """Every module may import those in lines above its own, and their types in its own line; nothing below."""
