@@ -28,6 +28,8 @@ _WIDEST = 2400
 """Pixels of a sheet: what a page and an image viewer show without effort."""
 _PICTURE = (160, 480)
 """Pixels of a sheet's picture: the least along its width, and the most along its height."""
+_LONGEST = 200
+"""Characters of a text; no page has room for more."""
 _GAP = 8
 _WHITE, _BLACK, _GREY = 255, 0, 96
 
@@ -36,8 +38,9 @@ def side_by_side(clips: Sequence[Frames], labels: Sequence[str]) -> Frames:
     """One film [frames, height', width', 3] of clips of one shape, in their order, each under its label.
 
     Up to four stand in a row; five make rows of three and two. Labels take two lines at most, then are cut.
-    Clips narrower than 128 pixels have white beside them, so that the label has a place. Raises
-    LoraforgeError where the clips differ in shape or have not got one label each.
+    Clips narrower than 128 pixels have white beside them, so that the label has a place. Nothing is scaled: four
+    clips of 1360 make 5464 pixels, which some phones do not decode. Raises LoraforgeError where the clips
+    differ in shape or have not got one label each.
     """
     import numpy as np
 
@@ -72,7 +75,7 @@ def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequenc
     across = len(shown) * (picture[0] + _GAP) + _GAP
     size = min(30, max(16, across // 70))
     large, small = _font(size), _font(max(14, size * 4 // 5))
-    wanted = max([large.getlength(plain(t)) for t in labels] + [small.getlength(plain(t)) for t in notes])
+    wanted = max([large.getlength(_plain(t)) for t in labels] + [small.getlength(_plain(t)) for t in notes])
     whole = min(_WIDEST, max(across, math.ceil(wanted) + 2 * _GAP))
     line = size * 3 // 2
     row = 3 * line + picture[1] + 2 * _GAP  # label, note, pictures, numbers
@@ -80,8 +83,8 @@ def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequenc
     draw = ImageDraw.Draw(page)
     for n, (clip, label, note) in enumerate(zip(clips, labels, notes, strict=True)):
         top = n * row + _GAP
-        _write(draw, (_GAP, top), _cut(plain(label), large, whole - 2 * _GAP), large, _BLACK)
-        _write(draw, (_GAP, top + line), _cut(plain(note), small, whole - 2 * _GAP), small, _GREY)
+        _write(draw, (_GAP, top), _cut(_plain(label), large, whole - 2 * _GAP), large, _BLACK)
+        _write(draw, (_GAP, top + line), _cut(_plain(note), small, whole - 2 * _GAP), small, _GREY)
         top += 2 * line
         for m, number in enumerate(shown):
             left = _GAP + m * (picture[0] + _GAP)
@@ -133,10 +136,14 @@ def _strips(labels: Sequence[str], width: int) -> list[Frames]:
 
 def _lines(text: str, font: FreeTypeFont, width: int) -> list[str]:
     """The text in one line, or in two where it is too long, the last one cut."""
-    first, rest = "", plain(text).split()
+    first, rest = "", _plain(text).split()
     while rest and (not first or font.getlength(f"{first} {rest[0]}") <= width):
         first = f"{first} {rest.pop(0)}".strip()
     return [_cut(line, font, width) for line in (first, " ".join(rest)) if line] or [""]
+
+
+def _plain(text: str) -> str:
+    return plain(text, _LONGEST)
 
 
 def _cut(text: str, font: FreeTypeFont, width: int) -> str:

@@ -26,7 +26,7 @@ _EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
 """How colours are converted. ffmpeg's default is faster, darkens by a level and differs between processors."""
 _ENCODING = [
     # HD's colours, and saying so: players take what is untagged for one standard or another by its size
-    "-vf", f"scale=out_color_matrix=bt709:out_range=tv:{_EXACT},format=yuv420p,"
+    "-vf", f"scale=out_color_matrix=bt709:out_range=tv:{_EXACT},"
            "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709",
     "-c:v", "libx264", "-preset", "medium", "-crf", "17", "-pix_fmt", "yuv420p",
     # one thread: x264 decides otherwise with another number of them, and machines have different numbers
@@ -44,7 +44,8 @@ def write_video(path: Path, frames: Iterable[Frames], fps: int, *, force: bool =
 
     `frames` is an array of them or yields them one by one. Nothing is rescaled: H.264 halves the resolution of
     colour, so that an odd width or height repeats its last column or row. The file appears whole or not at all.
-    The same frames make the same bytes, on x86 processors since SSE4 and with the same ffmpeg.
+    The same frames make the same bytes with the same ffmpeg, on any number of cores and on x86 processors from
+    SSE4 to AVX-512, which choose other code. Without SSE4 x264 decides otherwise; ARM was not tried.
 
     Raises OutputError where the file exists (unless `force`), is not named .mp4 or cannot be written, where
     there are no frames or unequal ones, and where ffmpeg fails; LoraforgeError where there is no ffmpeg.

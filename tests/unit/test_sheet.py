@@ -83,7 +83,7 @@ def test_a_label_stays_next_to_its_picture_when_another_takes_two_lines() -> Non
 ODD = ["", "提示 🎬 عربى", "a\nb\x00\x1b[31m", "\ud800", "w" * 5000, "word " * 1000]
 
 
-@pytest.mark.parametrize("label", ODD, ids=ascii)
+@pytest.mark.parametrize("label", ODD, ids=["empty", "not Latin", "control", "surrogate", "one word", "many words"])
 def test_no_text_crashes(label: str) -> None:
     assert side_by_side([clip(COLOURS[0])], [label]).shape[1] < 100
     assert contact_sheet([clip(COLOURS[0])], [label], [label]).width <= 2400
@@ -100,6 +100,15 @@ def test_a_sheet_has_rows_of_clips_and_columns_from_first_to_last_frame() -> Non
         assert sheet[before : row[0][1]].min() < 50  # a label above each row
         for _, top, left in row:
             assert sheet[top + 24 : top + 24 + 20, left : left + 160].min() < 128  # a number below each picture
+
+
+def test_each_row_of_a_sheet_has_its_own_label_and_note() -> None:
+    labels, notes = ["strength 0", "strength 1", "strength 2"], ["PSNR 11.1 dB", "PSNR 22.2 dB", "PSNR 33.3 dB"]
+    sheet = np.asarray(contact_sheet([clip(c) for c in COLOURS[:3]], labels, notes))
+    row = (sheet.shape[0] - 8) // 3
+    for n, (label, note) in enumerate(zip(labels, notes, strict=True)):
+        alone = np.asarray(contact_sheet([clip(COLOURS[n])], [label], [note]))[8:]
+        assert np.array_equal(sheet[8 + n * row :][: row - 8], alone[: row - 8])
 
 
 @pytest.mark.parametrize(("held", "asked", "shown"), [(1, 6, [0]), (2, 6, [0, 1]), (5, 3, [0, 2, 4]), (9, 1, [0])])
