@@ -219,7 +219,11 @@ def _settings(
     return values | {key: value for key, value in given.items() if key in KEYS}, frozenset(own)
 
 
-_OWN = (("height", "sample_height", PIXELS), ("width", "sample_width", PIXELS), ("max_sequence_length", "max_text_seq_length", 1))
+_OWN = (
+    ("height", "sample_height", PIXELS),
+    ("width", "sample_width", PIXELS),
+    ("max_sequence_length", "max_text_seq_length", 1),
+)
 """Setting, the entry of the transformer's config.json that decides it, and what one of it is there."""
 
 
