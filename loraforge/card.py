@@ -12,10 +12,12 @@ from typing import Any
 from loraforge.errors import plain
 from loraforge.frontmatter import fields, join, merged, split, written
 from loraforge.hubaddress import is_repo, renamed
+from loraforge.private import private
 from loraforge.settings import VariantSettings
 from loraforge.snippet import Snippet, snippet
 
 BEGIN, END = "<!-- loraforge: from here -->", "<!-- loraforge: to here; write outside of these two lines -->"
+_MARK = "<!-- loraforge:"
 TASKS = {"CogVideoXPipeline": "text-to-video", "CogVideoXImageToVideoPipeline": "image-to-video"}
 
 
@@ -97,7 +99,8 @@ def updated_card(old: str, facts: Facts, licence: Mapping[str, str], stated: fro
             new[key] = [value] if isinstance(old_value, list) else value
         elif old_value != value:
             notes.append(f"the card says {key} {old_value!s:.100}, not {value!s:.100}: left as its owner has it")
-    return join(merged(front, new), _with_section(body, section(facts))), notes
+    made = join(merged(front, new), _with_section(body, section(facts)))
+    return (made.replace("\n", "\r\n") if old.count("\r\n") * 2 > old.count("\n") else made), notes
 
 
 def _same_base(old: Any, new: str) -> bool:
@@ -107,23 +110,26 @@ def _same_base(old: Any, new: str) -> bool:
 
 
 def _with_section(body: str, text: str) -> str:
-    before, begin, rest = body.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if begin and end:
-        return before + text + after
+    # its owner may have taken away one of the two marks: from the last beginning to the end that follows
+    end = body.find(END, max(body.find(BEGIN), 0))
+    begin = body.rfind(BEGIN, 0, max(end, 0))
+    if begin >= 0:
+        return body[:begin] + text + body[end + len(END) :]
     return f"{body.rstrip()}\n\n{text}\n"
 
 
 def section(facts: Facts) -> str:
     """What we say of the file, between two marks by which it is found again."""
-    return "\n".join([BEGIN, *_section(facts), END])
+    text = "\n".join(_section(facts))
+    return f"{BEGIN}\n{text.replace(_MARK, _MARK.replace('<', '&lt;'))}\n{END}"
 
 
 def _section(facts: Facts) -> Iterator[str]:
     made = snippet(facts.repo, facts.base_model, facts.format, facts.weights, facts.settings, facts.prompts)
     yield from _what(facts)
     if facts.trigger:
-        yield f"\nIts prompts have `{plain(facts.trigger, 200)}` in them."
+        words = plain(facts.trigger, 200).replace("`", "'")
+        yield f"\nIts prompts have `{words}` in them."
     yield "\n## Use\n"
     yield from _use(made, facts)
     yield "\n## What it is\n"
@@ -133,7 +139,8 @@ def _section(facts: Facts) -> Iterator[str]:
     if facts.commands:
         yield "\n## How it was made\n"
         yield "```sh"
-        yield from facts.commands
+        # anybody can write a header: a command is one line of its own, which ends no fence
+        yield from (line if line.startswith("loraforge ") else f"# {line}" for line in map(plain, facts.commands))
         yield "```"
 
 
@@ -163,5 +170,5 @@ def _cell(text: str) -> str:
 
 
 def rows(pairs: Sequence[tuple[str, str | None]]) -> tuple[tuple[str, str], ...]:
-    """The pairs that have a text."""
-    return tuple((label, text) for label, text in pairs if text)
+    """The pairs that have a text, and one for everybody's eyes."""
+    return tuple((label, text) for label, text in pairs if text and not private(text))

@@ -148,8 +148,18 @@ def shown(value: object) -> str:
 
 def command(*words: str | Path) -> str:
     """The words as one line for a shell, quoted where needed; a path is never mistaken for an option."""
+    if words[0] in ("ls", "file") and (repo := _on_the_hub(words[-1])):
+        words = ("hf", "models", "ls", repo)
     texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else told(word) for word in words]
     return shlex.join(texts)
+
+
+def _on_the_hub(path: str | Path) -> str:
+    """The repository whose files a path on this machine stands for; empty where it is a path and no more."""
+    for folder, (address, _) in _STANDS_FOR.items():
+        if Path(path).is_relative_to(folder):
+            return address.removeprefix("hf://").partition("@")[0]
+    return ""
 
 
 def leaving_out(paths: Iterable[str]) -> Try:

@@ -11,12 +11,16 @@ if TYPE_CHECKING:
     import yaml
 
 _FENCE = "---"
+_LONG = 1 << 30
+"""Letters in a line, so that none is folded."""
+_MOST = 100_000
+"""Values in the head of a card, with those counted again that are referred to again."""
 
 
 def split(card: str) -> tuple[str, str]:
     """The YAML between the first two lines of `---`, and the text after them; no YAML where a card has none."""
     card = card.removeprefix("\ufeff").replace("\r\n", "\n")
-    lines = card.split("\n")
+    lines = card.lstrip().split("\n")  # as the Hub, which passes over empty lines before the first
     if lines[0].rstrip() != _FENCE:
         return "", card
     end = next((n for n, line in enumerate(lines) if n and line.rstrip() == _FENCE), None)
@@ -35,8 +39,10 @@ def fields(front: str, where: str) -> dict[str, Any]:
     import yaml
 
     try:
+        if _size(yaml.compose(front, Loader=yaml.SafeLoader), {}) > _MOST:
+            raise HubError(f"the head of {where} is too large, or contains itself: mend it there first.", _edit(where))
         found = yaml.safe_load(front)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         at = f" (line {line + 2})" if line is not None else ""
         raise HubError(f"the head of {where} is no YAML{at}: mend it there first.", _edit(where)) from error
@@ -45,37 +51,101 @@ def fields(front: str, where: str) -> dict[str, Any]:
     return found or {}
 
 
+def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """How many values there are in a part of a YAML; too many where it contains itself."""
+    if node is None or isinstance(node.value, str):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = _MOST + 1  # as long as it is not done
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = min(1 + sum(_size(part, known) for part in parts), _MOST + 1)
+    return known[id(node)]
+
+
 def _edit(where: str) -> Try:
     return Try(f"# edit {where}")
 
 
 def merged(front: str, new: Mapping[str, Any]) -> str:
-    """The YAML with these fields set. Lines, comments and order of all others stay as their owner wrote them."""
+    """The YAML with these fields set. Lines, comments and order of all others stay as their owner wrote them.
+
+    Where the YAML is of a kind that no line can be changed in (an anchor in a value of ours, braces around it all),
+    every value stays, and the layout does not.
+    """
+    import yaml
+
+    old = yaml.safe_load(front) or {}
+    changes = {key: value for key, value in new.items() if old.get(key) != value}
+    if not changes:
+        return front
+    wanted = written({**old, **changes})
+    for longer in (True, False):
+        made = _edited(front, old, changes, longer=longer)
+        try:
+            # as text, for a YAML may refer to a part of itself many times over
+            if written(yaml.safe_load(made)) == wanted:
+                return made
+        except (yaml.YAMLError, ValueError, TypeError):
+            pass
+    return wanted
+
+
+def _edited(front: str, old: Mapping[str, Any], changes: Mapping[str, Any], *, longer: bool) -> str:
+    """The text with each value in its place, and new fields at the end. `longer`: lists get what they lack behind."""
     import yaml
 
     tree = yaml.compose(front, Loader=yaml.SafeLoader)
-    pairs = tree.value if isinstance(tree, yaml.MappingNode) else []
-    spans = {key.value: (key.start_mark.line, _after(value, front)) for key, value in pairs}
-    lines = front.split("\n")[: front.count("\n")] if front.endswith("\n") else front.split("\n") * bool(front)
-    old = yaml.safe_load(front) or {}
-    changes = {key: value for key, value in new.items() if old.get(key) != value}
-    if isinstance(tree, yaml.MappingNode) and tree.flow_style:  # {a: 1, b: 2} on one line has no lines of its own
-        return written({**old, **changes})
-    for key in sorted(changes.keys() & spans.keys(), key=lambda key: -spans[key][0]):
-        start, end = spans[key]
-        lines[start:end] = written({key: changes[key]}).splitlines()
-    lines += [line for key in changes if key not in spans for line in written({key: changes[key]}).splitlines()]
-    return "".join(f"{line}\n" for line in lines)
+    table = tree if isinstance(tree, yaml.MappingNode) else None
+    pairs = {key.value: (key, value) for key, value in table.value} if table else {}
+    margin = " " * (table.start_mark.column if table else 0)
+    for key in sorted(changes.keys() & pairs.keys(), key=lambda key: -pairs[key][0].start_mark.index):
+        name, value = pairs[key]
+        had, wants = old.get(key), changes[key]
+        if longer and had and isinstance(had, list) and wants[: len(had)] == had and value.value:
+            front = _appended(front, value, wants[len(had) :])
+        else:
+            end = max(_end(front, value), name.end_mark.index + 1)
+            front = front[: name.start_mark.index] + _lines({key: wants}, margin).strip() + front[end:]
+    more = {key: value for key, value in changes.items() if key not in pairs}
+    return front + ("" if front.endswith("\n") or not front else "\n") + (_lines(more, margin) if more else "")
 
 
-def _after(value: yaml.Node, front: str) -> int:
-    """The line after the last of a value."""
-    mark = value.end_mark
-    return mark.line if mark.column == 0 and mark.line else min(mark.line + 1, front.count("\n") + 1)
+def _end(front: str, value: yaml.Node) -> int:
+    """Where a value ends: a list or table by lines goes on, for YAML, over the comments before what comes next."""
+    end = int(value.end_mark.index)
+    lines = front[value.start_mark.index : end].splitlines(keepends=True)
+    while len(lines) > 1 and (not lines[-1].strip() or lines[-1].lstrip().startswith("#")):
+        end -= len(lines.pop())
+    return end - (len(lines[-1]) - len(lines[-1].rstrip()) if lines else 0)
 
 
-def written(values: Mapping[str, Any]) -> str:
+def _appended(front: str, value: yaml.CollectionNode, more: list[Any]) -> str:
+    """The text with more at the end of a list."""
+    import yaml
+
+    if value.flow_style:
+        inside = yaml.safe_dump(more, default_flow_style=True, allow_unicode=True, width=_LONG).strip()[1:-1]
+        end = value.end_mark.index - 1
+        return f"{front[:end].rstrip()}, {inside}{front[end:]}"
+    end = front.find("\n", _end(front, value))
+    end = len(front) if end < 0 else end
+    return f"{front[:end]}\n{_lines(more, ' ' * value.start_mark.column).rstrip()}{front[end:]}"
+
+
+def _lines(values: Any, margin: str) -> str:
+    return "".join(f"{margin}{line}\n" for line in written(values).splitlines())
+
+
+def written(values: Mapping[str, Any] | list[Any]) -> str:
     """Fields as YAML, in their order, no line folded."""
     import yaml
 
-    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=10_000))
+    class Dumper(yaml.SafeDumper):
+        """Which escapes what PyYAML writes as it is and reads as a space or the end of a line."""
+
+        def represent_str(self, text: str) -> yaml.ScalarNode:
+            odd = any(not c.isprintable() and c != "\n" for c in text)
+            return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else None)
+
+    Dumper.add_representer(str, Dumper.represent_str)
+    return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=_LONG))

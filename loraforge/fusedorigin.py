@@ -56,14 +56,14 @@ def entry(typed: str, base: BaseModel, adapters: Sequence[Fused]) -> str:
         "tool": f"loraforge {__version__}",
         "command": typed,
         "base": {"path": recorded(base.path), "variants": [variant.name for variant in base.variants]},
-        "fused": [*_held(base), *map(asdict, adapters)],
+        "fused": [*held(base), *map(asdict, adapters)],
     }
     return json.dumps(said, sort_keys=True)
 
 
 def refuse_twice(base: BaseModel, adapters: Sequence[Fused]) -> None:
     """Raise ConversionError where the base says that it holds one of the adapters already."""
-    for known in _held(base):
+    for known in held(base):
         for new in adapters:
             if set(known.get("digests", ())) & set(new.digests):
                 raise ConversionError(
@@ -73,7 +73,7 @@ def refuse_twice(base: BaseModel, adapters: Sequence[Fused]) -> None:
                 )
 
 
-def _held(base: BaseModel) -> list[dict[str, Any]]:
+def held(base: BaseModel) -> list[dict[str, Any]]:
     """What the base says of adapters in it. Anybody can write a header, so what is not as we write it is left out."""
     said = next((entry for file in base.files if (entry := own_entry(file.metadata))), None)
     found = said.get("fused") if isinstance(said, dict) else None
@@ -81,8 +81,19 @@ def _held(base: BaseModel) -> list[dict[str, Any]]:
 
 
 def _is_entry(known: Any) -> bool:
-    if not isinstance(known, dict) or known.keys() != set(Fused.__slots__):
-        return False
-    digests, strength = known["digests"], known["strength"]
-    a_number = isinstance(strength, int | float) and abs(strength) <= LARGEST
-    return a_number and isinstance(digests, list) and all(isinstance(d, str) for d in digests)
+    match known:
+        case {
+            "path": str(),
+            "format": str(),
+            "digests": [*digests],
+            "strength": strength,
+            "scalings": [*scalings],
+            "provenance": str(),
+            "said": str(),
+        } if scalings and all(isinstance(digest, str) for digest in digests):
+            return known.keys() == set(Fused.__slots__) and all(map(_is_factor, (strength, *scalings)))
+    return False
+
+
+def _is_factor(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= LARGEST

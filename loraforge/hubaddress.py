@@ -63,6 +63,8 @@ def address(source: str | Path) -> Address | None:
     try:
         found = parse_hf_uri(text if scheme else f"hf://{text}")
     except HfUriError as error:
+        if not scheme:
+            return None
         why = " ".join(str(error).split()).removeprefix(f"Invalid HF URI '{text}'. ")
         raise HubError(f"{text} is no address of a model on the Hub: {why}", _example(text)) from error
     if found.type != "model":
@@ -75,12 +77,14 @@ def address(source: str | Path) -> Address | None:
 def _bare(text: str) -> bool:
     """Whether a text without a scheme can only be `user/repo` or `user/repo@revision`."""
     repo = text.partition("@")[0]
-    if _BARE.fullmatch(text) is None or repo.endswith(_TENSORS):
+    if _BARE.fullmatch(text) is None or repo.endswith(_TENSORS) or not is_repo(repo):
         return False
     return not Path(text).exists()
 
 
 def _example(text: str) -> str:
-    if match := re.search(r"[\w-][\w.-]*/[\w-][\w.-]*", text.partition("://")[2], re.ASCII):
+    if match := re.search(
+        r"[\w-][\w.-]*/[\w-][\w.-]*", re.sub(r"^(hf|huggingface)\.co/", "", text.partition("://")[2]), re.ASCII
+    ):
         return command("loraforge", "inspect", f"hf://{match[0]}")
     return "loraforge inspect --help"

@@ -29,21 +29,21 @@ def asking(repo: str, what: str = "") -> Iterator[None]:
     try:
         yield
     except (
-        RuntimeError,
-        ValueError,
+        *_NO_ANSWER,
         errors.LocalEntryNotFoundError,
         errors.OfflineModeIsEnabled,
         transport_error(),
     ) as error:
         # some requests' errors come wrapped in one of another kind
         real = error if isinstance(error, transport_error()) else error.__cause__ or error
-        refusal = _in_our_words(real, repo, what)
-        if refusal is None:
-            raise
-        raise refusal from real
+        raise _in_our_words(real, repo, what) from real
 
 
-def _in_our_words(error: BaseException, repo: str, what: str) -> HubError | None:
+_NO_ANSWER = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError)
+"""What the client raises over an answer that is none of the Hub's, as of a proxy that wants a login; over its cache."""
+
+
+def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:
     from huggingface_hub import errors
 
     match error:
@@ -63,7 +63,11 @@ def _in_our_words(error: BaseException, repo: str, what: str) -> HubError | None
         why = " ".join(str(error).split())[:200] or type(error).__name__
         text = f"the Hub cannot be reached, for {repo}: {why}. What is in the cache can be used with HF_HUB_OFFLINE=1."
         return HubError(text, Try("hf auth whoami", "does the network work?"))
-    return None
+    why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if isinstance(error, OSError):
+        return HubError(f"the cache of the Hub's client cannot be used, for {repo}: {why}.", Try("hf cache ls"))
+    text = f"what answers for the Hub is not the Hub, or {repo} is not as its client knows it ({why})."
+    return HubError(text, Try("hf auth whoami", "is it the Hub?"))
 
 
 def transport_error() -> type[Exception]:

@@ -11,7 +11,8 @@ from loraforge.errors import HubError, Try, command
 from loraforge.hubclient import asking, patiently
 from loraforge.outgoing import Outgoing
 
-_MOST_CARD = 1 << 20
+_MOST_CARD = 10 << 20
+"""Bytes; the Hub takes no longer file as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,22 @@ def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Callable[[st
 
 
 def _card(api: Any, repo: str, commit: str | None) -> str:
+    """The card as its owner wrote it. Raises HubError where it could not be written again as it is."""
+    from huggingface_hub import constants
+
     with asking(repo, f"hf://{repo}/README.md"):
         path = patiently(lambda: api.hf_hub_download(repo, "README.md", revision=commit))
     with Path(path).open("rb") as stream:
-        return stream.read(_MOST_CARD).decode("utf-8", "replace")
+        text = stream.read(_MOST_CARD + 1)
+    where = f"{constants.ENDPOINT}/{repo}/blob/main/README.md"
+    if len(text) > _MOST_CARD:
+        raise HubError(
+            f"the card of {repo} is too long to be changed without losing some of it.", Try(f"# edit {where}")
+        )
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise HubError(f"the card of {repo} is no UTF-8: mend it there first.", Try(f"# edit {where}")) from error
 
 
 def commit(

@@ -64,6 +64,11 @@ class Repo:
                 got += block
                 if len(got) >= end - start:
                     break  # a server without ranges would send on
+        if len(got) < end - start:
+            raise HubError(
+                f"the Hub sent {len(got):,} of {end - start:,} bytes of {self.address.at(path)}.",
+                Try("--fetch", "get it, into the cache of the Hub"),
+            )
         return bytes(got[: end - start])
 
     def missing(self, what: str) -> HubError:
@@ -101,13 +106,26 @@ def open_repo(address: Address) -> Repo:
                 f"there is no file or folder {address.repo} here, and {error.message}", *error.remedies
             ) from error
         raise
-    files = {file.rfilename: file.size or 0 for file in info.siblings or () if _harmless(file.rfilename)}
-    return Repo(address, info.sha or "main", files)
+    sizes = {file.rfilename: file.size for file in info.siblings or () if _harmless(file.rfilename)}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or not 0 <= size < 1 << 50:
+            raise HubError(f"the Hub says that {address.at(name)} has {size!r:.40} bytes.", _page(address))
+    return Repo(
+        address, info.sha if isinstance(info.sha, str) else "main", {n: s for n, s in sizes.items() if s is not None}
+    )
 
 
-def _harmless(path: str) -> bool:
-    """Whether a server's name of a file stays below the folder it is put in, on any system."""
-    return all(part not in ("", ".", "..") for part in path.split("/")) and not set(path) & set('\\:"<>|?*\0')
+def _harmless(path: object) -> bool:
+    """Whether a server's name of a file stays below the folder it is put in, on any system, and can be a name there."""
+    if not isinstance(path, str) or len(path) > 1000 or set(path) & set('\\:"<>|?*\0'):
+        return False
+    parts = path.encode("utf-8", "replace").split(b"/")
+    return all(part not in (b"", b".", b"..") and len(part) <= 255 for part in parts) and _encodes(path)
+
+
+def _encodes(text: str) -> bool:
+    """Whether no half of a surrogate pair is in it."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _no_revision(address: Address) -> HubError:

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from loraforge.errors import FileError, Try, stands_for
+from loraforge.errors import FileError, HubError, Try, command, stands_for
 from loraforge.hubaddress import address
 from loraforge.hubrepo import Repo, open_repo
 from loraforge.source import open_tensors
@@ -117,10 +117,15 @@ def reach(source: str | Path) -> Reached | None:
     folder = temporary / "hub" / where.repo
     found = Reached(repo, folder)
     found._known_as(folder)
+    folder.mkdir(parents=True)
     for name, size in repo.files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with (folder / name).open("wb") as stream:
-            stream.truncate(size)
+        try:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with (folder / name).open("wb") as stream:
+                stream.truncate(size)
+        except OSError as error:
+            text = f"{where.at(name)}, of {size:,} bytes, cannot be a file on this machine: {error.strerror}."
+            raise HubError(text, command("hf", "models", "ls", where.repo)) from error
         if PurePosixPath(name).name == "latest":
             found._small(name)
     if where.path and not found.source.exists():

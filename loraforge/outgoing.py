@@ -14,6 +14,7 @@ from loraforge.basemodel import BaseModel, read_json
 from loraforge.errors import FileError, HubError, Try, command
 from loraforge.formats.peft import CONFIG
 from loraforge.private import cleaned, cleaned_json
+from loraforge.source import open_tensors
 from loraforge.tensorfile import KEY, TensorFile, write_safetensors
 
 CANONICAL = {"diffusers": "pytorch_lora_weights.safetensors", "peft": "adapter_model.safetensors"}
@@ -30,10 +31,14 @@ SAMPLES = {
 """Suffix of a sample -> where in the file which bytes stand."""
 _COMPONENT_FILES = re.compile(
     r"(config|scheduler_config|tokenizer_config|special_tokens_map|added_tokens|tokenizer|generation_config|"
-    r"preprocessor_config|vocab)\.json|merges\.txt|spiece\.model|[\w.-]+\.safetensors(\.index\.json)?"
+    r"preprocessor_config|vocab)\.json|merges\.txt|spiece\.model|[\w-][\w.-]*\.safetensors(\.index\.json)?"
 )
 """What a folder of a pipeline's component holds that a loader reads."""
-_CONFIGURATIONS = re.compile(r"(.*/)?(config|scheduler_config|tokenizer_config|model_index|adapter_config)\.json")
+_CONFIGURATIONS = re.compile(
+    r"(.*/)?((\w+_)?config|model_index|special_tokens_map|[\w.-]+\.safetensors\.index)\.json"
+)  # a tokenizer's vocabulary may have anything in it
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)\b[\w.-]*\.safetensors")
+"""What the components of a pipeline call theirs."""
 _OTHER_TENSORS = re.compile(r"optimizer|scheduler|random_states|checkpoint")
 
 
@@ -116,14 +121,15 @@ def of_model(base: BaseModel) -> tuple[list[Outgoing], list[str]]:
 
     Raises HubError where a shard's header holds something private, FileError where a file cannot be read.
     """
-    for file in base.files:
-        if notes := cleaned(file.metadata)[1]:
-            raise HubError(f"{file.path}: {notes[0].removeprefix('left out of ')}.", command("ls", "-l", file.path))
     shards = {file.path.resolve() for file in base.files}
     files, said = list[Outgoing](), list[str]()
     for name, path in _parts(base):
-        if path.suffix == ".safetensors" and path.parent == base.folder and path.resolve() not in shards:
-            continue
+        if path.suffix == ".safetensors":
+            own = path.resolve() in shards
+            if not own and (path.parent == base.folder or not _WEIGHTS.fullmatch(path.name)):
+                continue
+            if notes := cleaned(open_tensors(path)[0].metadata)[1]:
+                raise HubError(f"{path}: {notes[0].removeprefix('left out of ')}.", command("ls", "-l", path))
         if not _CONFIGURATIONS.fullmatch(name):
             files.append(outgoing(name, path.resolve()))
             continue

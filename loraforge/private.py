@@ -8,19 +8,31 @@ from collections.abc import Mapping
 from typing import Any
 
 _PATH = re.compile(
-    r"""(?:^|[\s"'=:,;(\[{])(?:/[\w.@+ -]+){2,}"""  # /home/me/run, not the slashes of https://
+    r"""(?<![\w./\\])/[\w.@+-][\w.@+ -]*/[\w.@+-]"""  # /home/me/run; not anime/realistic/3d, nor a / b / c
+    r"""|/(?:home|Users)/\w|(?<![A-Za-z0-9_.\\])/(?:root|mnt|data|workspace|tmp)/\w"""  # -I/home/me
     r"""|(?<![A-Za-z])[A-Za-z]:[\\/]+\w"""  # C:\Users
-    r"""|\\\\[\w.-]+\\"""  # \\server\share
-    r"""|(?:^|[\s"'=])~[\w-]*[\\/]"""
+    r"""|\\\\[\w.-]+\\|(?<![\w/])//[\w.-]+/\w"""  # \\server\share
+    r"""|(?<![\w/])(?:~[\w-]*|\$\{?HOME\}?)[\\/]"""
     r"""|file://"""
 )
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}|(?:sk|ghp|gho|github_pat|glpat)[-_][A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}")
+_PUBLIC = re.compile(r"\b(?!file:)[a-z][a-z0-9+.-]+://[\w.:/%#?&=~+@-]*|\bdata:[\w/+.-]+;base64,[A-Za-z0-9+/=]*")
+"""Addresses, and pictures in base64: there are slashes in them, and no paths."""
+_ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
+"""A letter as it stands in JSON, of which many header entries are made."""
+_TOKEN = re.compile(
+    r"hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}|(?:sk|ghp|gho|github_pat|glpat)[-_][A-Za-z0-9_-]{20,}"
+    r"|AKIA[0-9A-Z]{16}|AIza[\w-]{35}|xox[a-z]-[\w-]{10,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\."
+    r"|://[^\s/:@]+:[^\s/@]+@"  # https://me:password@host
+    r"|(?i:(?:api[_-]?key|password|secret|(?:access|auth)[_-]?token)[\\\"']*\s*[=:]\s*[\\\"']*[\w-]{16,})"
+)
 
 
 def private(text: str) -> str:
     """What in a text is not for others: `a path of this machine`, `a token`; empty where there is nothing."""
+    text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
     if _TOKEN.search(text):
         return "a token"
+    text = _PUBLIC.sub(" ", re.sub(r"\\+/", "/", text))  # as some write a slash in JSON
     return "a path of a machine" if _PATH.search(text) else ""
 
 
@@ -28,11 +40,18 @@ def cleaned(metadata: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...
     """A header's entries without those that hold something private, and a note for each of these."""
     found = {key: what for key, text in metadata.items() if (what := private(f"{key} {text}"))}
     kept = {key: text for key, text in metadata.items() if key not in found}
-    return kept, tuple(f"left out of the header: {key}, in which there is {what}" for key, what in found.items())
+    return kept, tuple(
+        f"left out of the header: {_named(key)}, in which there is {what}" for key, what in found.items()
+    )
+
+
+def _named(key: str) -> str:
+    """What to call an entry in a message, which shows no token."""
+    return key if private(key) != "a token" else "an entry named after a token"
 
 
 def cleaned_json(text: str, name: str) -> tuple[str, tuple[str, ...]]:
-    """A JSON document with null for every text that is private; the same text where there is none.
+    """A JSON document with null for every text that is private, without keys that are; else the same text.
 
     Raises ValueError where it is no JSON.
     """
@@ -40,7 +59,9 @@ def cleaned_json(text: str, name: str) -> tuple[str, tuple[str, ...]]:
 
     def clean(value: Any, where: str) -> Any:
         if isinstance(value, dict):
-            return {key: clean(entry, f"{where}.{key}") for key, entry in value.items()}
+            named = {key: what for key in value if (what := private(key))}
+            notes.extend(f"left out of {name}: {_named(key)}, in which there is {what}" for key, what in named.items())
+            return {key: clean(entry, f"{where}.{key}") for key, entry in value.items() if key not in named}
         if isinstance(value, list):
             return [clean(entry, where) for entry in value]
         if isinstance(value, str) and (what := private(value)):

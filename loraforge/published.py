@@ -14,10 +14,12 @@ from loraforge.card import Facts, rows
 from loraforge.catalog import architecture
 from loraforge.doctor import Diagnosis, diagnosed
 from loraforge.errors import HubError, LoraforgeError, Try, command
+from loraforge.fusedorigin import held
 from loraforge.hubaddress import is_repo, renamed
 from loraforge.inspect import trigger_words
 from loraforge.layout import Architecture, Variant
 from loraforge.outgoing import Outgoing, of_adapter, of_model
+from loraforge.private import cleaned
 from loraforge.provenance import history, own_entry
 from loraforge.report import fraction
 from loraforge.settings import VariantSettings, settings, table
@@ -81,7 +83,7 @@ def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping
         repo=repo, kind="adapter", as_trained=not as_loaded, format=form,
         title=arch.title, architecture=arch.name, base_model=base,
         settings=_settings(variant), weights=files[0].name, rows=_rows(adapter, found), commands=_commands(adapter),
-        prompts=(), samples=(), trigger=next(iter(trigger_words(file.metadata).values()), None),
+        prompts=(), samples=(), trigger=next(iter(trigger_words(cleaned(file.metadata)[0]).values()), None),
     )  # fmt: skip
     return Published(facts, tuple(files), files[0].name, (*found.notes, *notes, *said))
 
@@ -166,7 +168,8 @@ def _modelspec(adapter: Adapter) -> list[tuple[str, str | None]]:
     """What the header says in the words of the model specification."""
     start = "modelspec."
     wanted = ("title", "author", "description", "date", "usage_hint")
-    return [(name, adapter.metadata.get(start + name)) for name in wanted]
+    metadata = cleaned(adapter.metadata)[0]
+    return [(name, metadata.get(start + name)) for name in wanted]
 
 
 def _commands(adapter: Adapter) -> tuple[str, ...]:
@@ -174,15 +177,13 @@ def _commands(adapter: Adapter) -> tuple[str, ...]:
 
 
 def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Published:
-    said = own_entry(base.files[0].metadata)
-    held = said.get("fused") if isinstance(said, dict) else None
-    if not held:
+    said, adapters = own_entry(base.files[0].metadata), held(base)
+    if not adapters:
         raise HubError(
             f"{base.path} is a base model without adapters in it, as far as its header says: there is nothing of ours "
             "to publish.",
             command("loraforge", "fuse", base.path, "ADAPTER", "-o", "OUT"),
         )
-    adapters = [entry for entry in held if isinstance(entry, dict)]
     guessed = [entry["path"] for entry in adapters if entry.get("provenance") not in ("recorded", "given")]
     if guessed and not as_loaded:
         raise HubError(
@@ -203,7 +204,7 @@ def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Publis
         title=base.architecture.title, architecture=base.architecture.name,
         base_model=repo, settings=_settings(variant), weights=base.files[0].path.name,
         rows=rows([(f"adapter {n}", _held(entry)) for n, entry in enumerate(adapters, 1)]),
-        commands=(str(said["command"]),), prompts=(), samples=(), trigger=None,
+        commands=(str(said.get("command", "")),), prompts=(), samples=(), trigger=None,
     )  # fmt: skip
     return Published(facts, tuple(files), files[0].name, tuple(notes))
 

@@ -75,7 +75,8 @@ def _run(wants: VariantSettings, prompts: Sequence[str]) -> Iterator[str]:
     yield "video = pipe("
     if wants.pipeline == "CogVideoXImageToVideoPipeline":
         yield '    image=load_image("first_frame.png"),'
-    yield f"    prompt={(prompts[0] if prompts else _PROMPT)!r},"
+    prompt = prompts[0] if prompts else _PROMPT
+    yield f"    prompt={_literal(prompt)},"
     if (wants.height, wants.width) != _DEFAULT_SIZE:
         yield f"    height={wants.height},\n    width={wants.width},"
     yield f"    num_frames={wants.num_frames},"
@@ -87,3 +88,8 @@ def _run(wants: VariantSettings, prompts: Sequence[str]) -> Iterator[str]:
     yield "    generator=torch.Generator().manual_seed(42),"
     yield ").frames[0]"
     yield f'export_to_video(video, "video.mp4", fps={wants.fps})'
+
+
+def _literal(text: str) -> str:
+    """The text in Python, without what would be a comment in Markdown, as the marks of our section are."""
+    return repr(text).replace("<!--", "\\x3c!--")

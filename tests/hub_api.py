@@ -173,7 +173,8 @@ def validate(request: Request) -> Answer:
 def model(request: Request, name: str, revision: str = "main") -> Answer:
     repo = request.repo(name)
     commit = repo.at(revision)
-    card = front_matter(commit.files["README.md"].whole().decode()) if "README.md" in commit.files else {}
+    readme = commit.files["README.md"].whole() if "README.md" in commit.files else b""
+    card = front_matter(readme.decode("utf-8", "replace"))
     siblings: list[dict[str, Any]] = []
     for path, file in sorted(commit.files.items()):
         lfs = {"sha256": file.sha256, "size": file.size, "pointerSize": 134} if file.lfs else None
