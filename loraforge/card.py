@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from loraforge.errors import plain
@@ -14,7 +15,7 @@ from loraforge.frontmatter import fields, join, merged, split, written
 from loraforge.hubaddress import is_repo, renamed
 from loraforge.private import private
 from loraforge.settings import VariantSettings
-from loraforge.snippet import Snippet, snippet
+from loraforge.snippet import EXAMPLE, Snippet, snippet
 
 BEGIN, END = "<!-- loraforge: from here -->", "<!-- loraforge: to here; write outside of these two lines -->"
 _MARK = "<!-- loraforge:"
@@ -47,6 +48,8 @@ class Facts:
     prompts: tuple[str, ...]
     samples: tuple[str, ...]
     """Names in the repository, one for each of the first prompts."""
+    example: str | None
+    """The prompt of the snippet."""
     trigger: str | None
 
 
@@ -64,10 +67,10 @@ def card_fields(facts: Facts, licence: Mapping[str, str]) -> dict[str, Any]:
         "library_name": name,
         "pipeline_tag": task,
         "tags": tags,
-        "instance_prompt": facts.trigger or (facts.prompts[0] if facts.prompts and not facts.samples else None),
+        "instance_prompt": facts.trigger,
         "widget": [
-            {"text": prompt, "output": {"url": sample}}
-            for prompt, sample in zip(facts.prompts, facts.samples, strict=False)
+            {"text": prompt, **({"output": {"url": sample}} if sample else {})}
+            for prompt, sample in zip_longest(facts.prompts, facts.samples)
         ],
     }
     return {key: value for key, value in made.items() if value not in (None, [])}
@@ -87,11 +90,12 @@ def updated_card(old: str, facts: Facts, licence: Mapping[str, str], stated: fro
     that is no id of a repository, and our own section between its two marks.
     """
     front, body = split(old)
-    had, notes, new = fields(front, f"https://huggingface.co/{facts.repo}/blob/main/README.md"), list[str](), {}
+    had, notes = fields(front, f"https://huggingface.co/{facts.repo}/blob/main/README.md"), list[str]()
+    new: dict[str, Any] = {}
     for key, value in card_fields(facts, licence).items():
         old_value = had.get(key)
         if key in ("tags", "widget"):
-            known = old_value if isinstance(old_value, list) else []
+            known = [entry for entry in old_value if not _replaced(entry, value)] if isinstance(old_value, list) else []
             new[key] = [*known, *(entry for entry in value if entry not in known)]
         elif old_value in (None, "", []) or key in stated:
             new[key] = value
@@ -99,8 +103,19 @@ def updated_card(old: str, facts: Facts, licence: Mapping[str, str], stated: fro
             new[key] = [value] if isinstance(old_value, list) else value
         elif old_value != value:
             notes.append(f"the card says {key} {old_value!s:.100}, not {value!s:.100}: left as its owner has it")
+    if "license" in stated:  # what the other licence was called, and where it stands, goes with it
+        new |= {key: None for key in ("license_name", "license_link") if key in had and key not in new}
+    if (BEGIN in body) != (END in body):
+        notes.append("one of the two marks around our section is gone from the card: its text is left as it is")
+        return join(merged(front, new), body), notes
     made = join(merged(front, new), _with_section(body, section(facts)))
     return (made.replace("\n", "\r\n") if old.count("\r\n") * 2 > old.count("\n") else made), notes
+
+
+def _replaced(entry: Any, new: Sequence[Any]) -> bool:
+    """Whether an entry of the widget shows what a new one shows, with another prompt."""
+    shown = [one["output"] for one in new if isinstance(one, dict) and "output" in one]
+    return isinstance(entry, dict) and entry.get("output") in shown and entry not in new
 
 
 def _same_base(old: Any, new: str) -> bool:
@@ -125,7 +140,7 @@ def section(facts: Facts) -> str:
 
 
 def _section(facts: Facts) -> Iterator[str]:
-    made = snippet(facts.repo, facts.base_model, facts.format, facts.weights, facts.settings, facts.prompts)
+    made = snippet(facts.repo, facts.base_model, facts.format, facts.weights, facts.settings, _prompt(facts))
     yield from _what(facts)
     if facts.trigger:
         words = plain(facts.trigger, 200).replace("`", "'")
@@ -154,6 +169,13 @@ def _what(facts: Facts) -> Iterator[str]:
         yield f"A LoRA for {base}, to be run at strength 1.0: {how}"
     else:
         yield f"{base} with LoRA adapters added to its weights for good. No adapter is to be loaded on top."
+
+
+def _prompt(facts: Facts) -> str:
+    """The prompt of the snippet: one that is shown, else an example, with the trigger words before it."""
+    if facts.example:
+        return facts.example
+    return f"{facts.trigger} {EXAMPLE[0].lower()}{EXAMPLE[1:]}" if facts.trigger else EXAMPLE
 
 
 def _use(made: Snippet | None, facts: Facts) -> Iterator[str]:

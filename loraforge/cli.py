@@ -17,6 +17,7 @@ from loraforge.cli_plugins import formats, layouts, plugins
 from loraforge.cli_run import run
 from loraforge.console import PATH, SOURCE, Cli, as_json, say
 from loraforge.errors import LoraforgeError, plain
+from loraforge.push import repo_of
 from loraforge.verify import Loader
 
 
@@ -29,7 +30,7 @@ def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> st
         named(value.lower(), f"--{(param.name or '').rstrip('_')}")
     if value is not None and value.lower() not in names:
         verb = "written" if param.name == "to" else "read"
-        raise click.BadParameter(f"{value!r} is not {verb} yet; {', '.join(names)} can be.", ctx, param)
+        raise click.BadParameter(f"{value!r} is no format that is {verb}; there are {', '.join(names)}.", ctx, param)
     return value and value.lower()
 
 
@@ -147,6 +148,7 @@ def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: 
     settle_process()
     if (options["to"] is None) == (for_ is None):
         raise click.UsageError("Give --to FORMAT or --for RUNTIME.")
+    repo = repo and repo_of(repo)  # before anything is converted
     if private and not repo:
         raise click.UsageError("--private goes with --push.")
     if repo and json_:

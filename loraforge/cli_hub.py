@@ -53,7 +53,16 @@ def push(source: str, repo: str, json_: bool, **options: Any) -> None:
       loraforge push my-style.safetensors user/my-style --base-model zai-org/CogVideoX-5b --private
       loraforge push my-style.safetensors user/my-style --sample panda.mp4 --prompt "DISNEY a panda plays the guitar"
     """
-    _told(loraforge.push(source, repo, **options, wait=_waiting), json_=json_)
+    _told(_pushed(source, repo, **options), json_=json_)
+
+
+def _pushed(source: str | Path, repo: str, **options: Any) -> PushReport:
+    """The push; what it refuses says in its last line how it left the repository."""
+    try:
+        return loraforge.push(source, repo, **options, wait=lambda why: say("note: ", why))
+    except LoraforgeError as error:
+        error.state = error.state or f"Nothing was sent; {repo} is as it was."
+        raise
 
 
 def publish(converted: Report, repo: str, *, private: bool) -> None:
@@ -62,15 +71,13 @@ def publish(converted: Report, repo: str, *, private: bool) -> None:
     source = written.parent if converted.output["format"] == "peft" else written
     as_loaded = converted.scale.provenance == "given" and converted.scale.source.startswith("--as-loaded")
     try:
-        _told(loraforge.push(source, repo, private=private, as_loaded=as_loaded, wait=_waiting), json_=False)
+        _told(_pushed(source, repo, private=private, as_loaded=as_loaded), json_=False)
     except LoraforgeError as error:
         words = ["--private"] if private else []
         more = as_commands(error, "loraforge", "push", source, repo, *words).remedies
-        raise LoraforgeError(f"{written} is written. {error.message}", *more) from error
-
-
-def _waiting(why: str) -> None:
-    say("note: ", why)
+        refused = LoraforgeError(f"the file is written, {written}, and not published: {error.message}", *more)
+        refused.state = error.state
+        raise refused from error
 
 
 def _told(report: PushReport, *, json_: bool) -> None:

@@ -38,6 +38,8 @@ class Cli(click.Group):
             lines.pop(command("loraforge", *self.typed), None)  # what was just tried
             for line, why in (lines or {f"loraforge {ctx.invoked_subcommand or ''} --help": ""}).items():
                 say("  try: ", line, f"   # {why}" if why else "")
+            if error.state:
+                say("", error.state)
             ctx.exit(1)
 
     def line(self, remedy: Try, ctx: click.Context) -> str:

@@ -52,6 +52,9 @@ def recorded(path: Path) -> str:
 class LoraforgeError(Exception):
     """Base of every refusal. The text says what is wrong and where; `remedies` says what to type next."""
 
+    state = ""
+    """In what state something outside of this machine was left, where there is such a thing: the last line."""
+
     def __init__(self, message: str, *remedies: Try | str) -> None:
         super().__init__(told(message))
         self.remedies = tuple(r if isinstance(r, Try) else Try(r) for r in remedies)

@@ -67,7 +67,7 @@ def _edit(where: str) -> Try:
 
 
 def merged(front: str, new: Mapping[str, Any]) -> str:
-    """The YAML with these fields set. Lines, comments and order of all others stay as their owner wrote them.
+    """The YAML with these fields set, those of None taken away. Lines, comments and order of all others stay.
 
     Where the YAML is of a kind that no line can be changed in (an anchor in a value of ours, braces around it all),
     every value stays, and the layout does not.
@@ -78,7 +78,9 @@ def merged(front: str, new: Mapping[str, Any]) -> str:
     changes = {key: value for key, value in new.items() if old.get(key) != value}
     if not changes:
         return front
-    wanted = written({**old, **changes})
+    wanted = written(
+        {key: value for key, value in {**old, **changes}.items() if value is not None or key not in changes}
+    )
     for longer in (True, False):
         made = _edited(front, old, changes, longer=longer)
         try:
@@ -105,8 +107,10 @@ def _edited(front: str, old: Mapping[str, Any], changes: Mapping[str, Any], *, l
             front = _appended(front, value, wants[len(had) :])
         else:
             end = max(_end(front, value), name.end_mark.index + 1)
-            front = front[: name.start_mark.index] + _lines({key: wants}, margin).strip() + front[end:]
-    more = {key: value for key, value in changes.items() if key not in pairs}
+            text = "" if wants is None else _lines({key: wants}, margin).strip()
+            end += wants is None and front[end : end + 1] == "\n"  # a field that goes takes its line with it
+            front = front[: name.start_mark.index] + text + front[end:]
+    more = {key: value for key, value in changes.items() if key not in pairs and value is not None}
     return front + ("" if front.endswith("\n") or not front else "\n") + (_lines(more, margin) if more else "")
 
 

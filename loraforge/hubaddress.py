@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraforge.errors import HubError, command
+from loraforge.errors import HubError, Try, command
 
 _BARE = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", re.ASCII)
 _TENSORS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".toml", ".yaml", ".json")
-_SCHEMES = ("hf://", "https://", "http://")
+_SCHEMES = ("hf://", "https://", "http://", "huggingface.co/", "hf.co/")
 _REPO = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(?<![.-])", re.ASCII)
 RENAMED = {"THUDM": "zai-org"}
 """Owner of CogVideoX on the Hub until 2025 -> the one it has now."""
@@ -83,8 +83,20 @@ def _bare(text: str) -> bool:
 
 
 def _example(text: str) -> str:
-    if match := re.search(
-        r"[\w-][\w.-]*/[\w-][\w.-]*", re.sub(r"^(hf|huggingface)\.co/", "", text.partition("://")[2]), re.ASCII
-    ):
-        return command("loraforge", "inspect", f"hf://{match[0]}")
-    return "loraforge inspect --help"
+    """The line for the repository that a wrong address may mean; of a mirror, how to read from it."""
+    scheme, _, rest = text.partition("://")
+    host, *parts = rest.split("/") if scheme.startswith("http") else ["", *rest.split("/")]
+    parts = [part for part in parts if part not in ("models", "datasets", "spaces")]
+    repo = "/".join(parts[:2]).partition("@")[0].partition("?")[0]
+    if not is_repo(repo):
+        return "loraforge inspect --help"
+    mirror = f"HF_ENDPOINT=https://{host} " if "mirror" in host else ""
+    return mirror + command("loraforge", "inspect", f"hf://{repo}")
+
+
+def perhaps(text: str) -> Try | None:
+    """The line for a path that is not there and may have been meant for the Hub; None where it cannot be one."""
+    repo = "/".join(text.strip("/").split("/")[:2])
+    if text.startswith(("/", "~", ".")) or not is_repo(repo):
+        return None
+    return Try(command("loraforge", "inspect", f"hf://{text.strip('/')}"), "if it is on the Hub")

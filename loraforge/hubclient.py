@@ -5,6 +5,7 @@ Written against huggingface_hub 1.32 to 2.x, whose exceptions have the same name
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from typing import Any, TypeVar
 
 from loraforge.errors import HubError, Try
 
-LOGIN = Try("hf auth login", "with a token of https://huggingface.co/settings/tokens")
+HUB = "https://huggingface.co"
+"""Where cards lead, whichever mirror a user reads from."""
 BUSY = (408, 429, 500, 502, 503, 504)
 _TRIES = 6
 _LONGEST = 30.0
@@ -48,10 +50,12 @@ def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:
 
     match error:
         case errors.GatedRepoError():
-            text = f"{repo} is gated: its owner lets in who agrees to the terms at https://huggingface.co/{repo}."
-            return HubError(text, LOGIN)
+            text = f"{repo} is gated: its owner lets in who agrees to the terms at {HUB}/{repo}."
+            page = Try(f"python -m webbrowser {HUB}/{repo}", "agree there") if _token() else login()
+            return HubError(text, page)
         case errors.RepositoryNotFoundError():
-            return HubError(f"there is no model {repo} on the Hub that you may see.", LOGIN)
+            who = Try("hf auth whoami", "who you are there, if it is private") if _token() else login()
+            return HubError(f"there is no model {repo} on the Hub that you may see.", who)
         case errors.OfflineModeIsEnabled():
             line = f"HF_HUB_OFFLINE=0 loraforge inspect {what}" if what else "hf auth whoami"
             return HubError(
@@ -61,13 +65,28 @@ def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:
             return _refused(repo, error)
     if isinstance(error, transport_error() | errors.LocalEntryNotFoundError):
         why = " ".join(str(error).split())[:200] or type(error).__name__
-        text = f"the Hub cannot be reached, for {repo}: {why}. What is in the cache can be used with HF_HUB_OFFLINE=1."
+        cache = " What is in the cache can be used with HF_HUB_OFFLINE=1." if what else ""
+        text = f"the Hub cannot be reached, for {repo}: {why}.{cache}"
         return HubError(text, Try("hf auth whoami", "does the network work?"))
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if isinstance(error, OSError):
         return HubError(f"the cache of the Hub's client cannot be used, for {repo}: {why}.", Try("hf cache ls"))
     text = f"what answers for the Hub is not the Hub, or {repo} is not as its client knows it ({why})."
     return HubError(text, Try("hf auth whoami", "is it the Hub?"))
+
+
+def _token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def login() -> Try:
+    """How to log in. A token in the environment counts before the one that is saved."""
+    where = f"with a token of {HUB}/settings/tokens"
+    if os.environ.get("HF_TOKEN"):
+        return Try("env -u HF_TOKEN hf auth login --force", f"{where}; then unset HF_TOKEN, which counts before it")
+    return Try("hf auth login --force" if _token() else "hf auth login", where)
 
 
 def transport_error() -> type[Exception]:
@@ -81,10 +100,11 @@ def _refused(repo: str, error: Any) -> HubError:
     status = error.response.status_code
     said = " ".join((getattr(error, "server_message", None) or "").split())[:300]
     if status == 401:
-        return HubError(f"the Hub does not accept your token, for {repo}.", LOGIN)
+        who = "does not accept your token" if _token() else "wants you to log in"
+        return HubError(f"the Hub {who}, for {repo}.", login())
     if status == 403:
         why = f" ({said})" if said else ""
-        return HubError(f"your token may not do that to {repo}{why}: it needs the right to write there.", LOGIN)
+        return HubError(f"your token may not do that to {repo}{why}: it needs the right to write there.", login())
     if status in BUSY:
         text = f"the Hub was too busy for {repo} (HTTP {status}), {_TRIES} times in a row. Try it later."
         return HubError(text, Try("hf auth whoami", "does it answer at all?"))
@@ -108,7 +128,8 @@ def patiently(call: Callable[[], T], wait: Callable[[str], None] = lambda _: Non
                 raise
             pause = _pause(answer, attempt)
             why = f"HTTP {answer.status_code}" if answer is not None else type(error).__name__
-            wait(f"the Hub is busy ({why}): trying again in {pause:g} s")
+            state = "is busy" if answer is not None else "does not answer"
+            wait(f"the Hub {state} ({why}): trying again in {pause:g} s")
             time.sleep(pause)
     raise AssertionError("unreachable")
 

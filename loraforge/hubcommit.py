@@ -28,6 +28,8 @@ class Remote:
     """Name -> the sha256 of a large file, git's hash of a small one."""
     card: str
     notes: tuple[str, ...] = ()
+    known: bool = True
+    """Whether the Hub could be asked; a dry run goes on where it could not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,18 @@ def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Callable[[st
         with asking(repo):
             info = patiently(lambda: api.model_info(repo, revision=revision, files_metadata=True), wait)
     except HubError as error:
+        if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
+            error = HubError("HF_HUB_OFFLINE is set: nothing can be published.", "HF_HUB_OFFLINE=0 hf auth whoami")
         if isinstance(error.__cause__, errors.RepositoryNotFoundError) and not isinstance(
             error.__cause__, errors.GatedRepoError
         ):
             return Remote(repo, url, revision, None, False, {}, "")
         if isinstance(error.__cause__, errors.RevisionNotFoundError):
-            raise HubError(f"{repo} has no revision {revision}.", command("hf", "models", "info", repo)) from error
+            make = Try(command("hf", "repos", "branch", "create", repo, str(revision)), "make it")
+            raise HubError(f"{repo} has no revision {revision}.", make) from error
         if dry_run:
             note = f"what {repo} holds is not known: {error.message}"
-            return Remote(repo, url, revision, None, False, {}, "", (note,))
+            return Remote(repo, url, revision, None, False, {}, "", (note,), known=False)
         raise
     hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in info.siblings or ()}
     card = _card(api, repo, info.sha) if "README.md" in hashes else ""
@@ -101,14 +106,19 @@ def commit(
     try:
         parent = there.commit or _create(there, private=private, wait=wait)
     except HubError as error:
-        raise HubError(
-            f"{error.message} {there.repo} {'is as it was' if there.commit else 'was not made'}.", *error.remedies
-        ) from error
+        raise _left(error, f"{there.repo} {'is as it was' if there.commit else 'was not made'}") from error
     try:
         with asking(there.repo):
             return patiently(lambda: _commit(there, parent, files, message, create_pr=create_pr), wait)
     except HubError as error:
         return _state(there, parent, files, error, create_pr=create_pr)
+
+
+def _left(error: HubError, state: str, *more: Try) -> HubError:
+    """The same refusal, with the state in which it left the repository."""
+    made = HubError(error.message, *more, *error.remedies)
+    made.state = f"{state}."
+    return made
 
 
 def _create(there: Remote, *, private: bool, wait: Callable[[str], None]) -> str:
@@ -137,22 +147,20 @@ def _commit(there: Remote, parent: str, files: Sequence[Outgoing], message: str,
 
 def _state(there: Remote, parent: str, files: Sequence[Outgoing], error: HubError, *, create_pr: bool) -> Made:
     """Look what became of a commit that ended in an error: its answer may be all that was lost."""
-    again = Try("hf auth whoami", "is the Hub there?")
     if create_pr:
-        text = f"{error.message} {there.repo} is as it was; whether the pull request was made, its page says."
-        raise HubError(text, *error.remedies) from error
+        raise _left(error, f"{there.repo} is as it was; whether the pull request was made, its page says") from error
     try:
         now = remote(there.repo, there.revision, dry_run=False, wait=lambda _: None)
     except HubError:
-        text = f"{error.message} Whether the commit arrived in {there.repo} is not known: the Hub does not answer."
-        raise HubError(text, again) from error
+        text = f"whether the commit arrived in {there.repo} is not known: the Hub does not answer"
+        raise _left(error, text, Try("hf auth whoami", "is the Hub there?")) from error
     if all(now.hashes.get(file.name) in (file.sha256, file.git_hash) for file in files) and now.commit:
         return Made(now.commit, None)
-    new = "" if there.commit else " It was made for this push, and is empty."
-    moved = now.commit != parent
-    if moved:
-        text = (
-            f"somebody has committed to {there.repo} meanwhile (it is at {(now.commit or '')[:8]}): nothing was sent."
-        )
-        raise HubError(text) from error
-    raise HubError(f"{error.message} {there.repo} is as it was, at {parent[:8]}.{new}", *error.remedies) from error
+    new = "" if there.commit else "; it was made for this push, and is empty"
+    if now.commit != parent:
+        head = (now.commit or "")[:8]
+        moved = HubError(f"somebody has committed to {there.repo} meanwhile: nothing was sent. Type it again.")
+        raise _left(moved, f"{there.repo} is as they left it, at {head}") from error
+    status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
+    propose = [Try("--create-pr", "propose it to the owner instead")] if status == 403 else []
+    raise _left(error, f"{there.repo} is as it was, at {parent[:8]}{new}", *propose) from error

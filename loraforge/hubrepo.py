@@ -10,7 +10,7 @@ from typing import Any
 
 from loraforge.errors import HubError, Try, command, listed, plain
 from loraforge.hubaddress import Address
-from loraforge.hubclient import asking, patiently
+from loraforge.hubclient import HUB, asking, patiently
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Repo:
             for path, size in sorted(self.files.items())
             if path.endswith((".safetensors", ".pt", ".bin", ".ckpt", ".pth"))
         ]
-        there = listed([plain(path, 100) for path in sorted(self.files)], 10) or "nothing"
+        there = listed([plain(path, 100) for path in sorted(self.files) if not path.startswith(".")], 10) or "nothing"
         return HubError(f"{self.address.at()} {what}. It holds: {there}.", *(inspect[:8] or [_page(self.address)]))
 
 
@@ -164,7 +164,7 @@ def _from_cache(address: Address) -> Repo:
 
 def licence_of(repo: str) -> tuple[dict[str, str], str]:
     """The licence fields of a model's card, or why there are none. A link to a file of its own becomes an address."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
     try:
         with asking(repo):
@@ -176,11 +176,11 @@ def licence_of(repo: str) -> tuple[dict[str, str], str]:
         key: str(said[key]) for key in ("license", "license_name", "license_link") if isinstance(said.get(key), str)
     }
     if "license" not in found:
-        return {}, f"the card of {repo} names none"
+        return {}, f"the card of {repo} names none."
     link = found.get("license_link")
     if found["license"] == "other" and not link and not found.get("license_name"):
         files = {file.rfilename for file in info.siblings or ()}
-        found["license_link"] = f"{constants.ENDPOINT}/{repo}" + ("/blob/main/LICENSE" if "LICENSE" in files else "")
+        found["license_link"] = f"{HUB}/{repo}" + ("/blob/main/LICENSE" if "LICENSE" in files else "")
     elif link and "://" not in link:
-        found["license_link"] = f"{constants.ENDPOINT}/{repo}/blob/main/{link.lstrip('/')}"
+        found["license_link"] = f"{HUB}/{repo}/blob/main/{link.lstrip('/')}"
     return found, ""

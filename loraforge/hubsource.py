@@ -53,7 +53,7 @@ class Reached:
         size = self.repo.files[name]
         head = self.repo.piece(name, 0, min(size, _FIRST)) if size else b""
         if len(head) < size and head.startswith(b"PK\x03\x04"):
-            text = f"{path} is a torch archive, whose names stand throughout the file ({megabytes(size)})."
+            text = f"{path} is a torch checkpoint: only the whole file ({megabytes(size)}) tells what is in it."
             raise FileError(text, Try("--fetch", "get it, into the cache of the Hub"))
         end = 8 + int.from_bytes(head[:8], "little")
         if len(head) < end <= min(size, _LONGEST):

@@ -105,7 +105,10 @@ class Inspection:
             return ""
         if self.scale.provenance == "ambiguous":
             return f"unknown ({self.scale.source}; loaders apply 1.0)"
-        return f"{', '.join(map(fraction, self.scalings))} ({self.scale.provenance}: {self.scale.source})"
+        applied = ", ".join(map(fraction, self.scalings))
+        trained = ", ".join(map(fraction, self.history[-1]["scale"]["scalings"])) if self.history else applied
+        known = f"({self.scale.provenance}: {self.scale.source})"
+        return f"{applied} {known}" if trained == applied else f"trained at {trained} {known}; readers apply {applied}"
 
 
 TRIGGERS = (

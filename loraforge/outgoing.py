@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraforge.basemodel import BaseModel, read_json
@@ -163,8 +163,8 @@ def _component(folder: Path, start: str) -> Iterator[tuple[str, Path]]:
             yield start + path.name, _no_way_out(path, folder)
 
 
-def of_sample(path: Path, number: int) -> Outgoing:
-    """A picture or video for the card. Raises FileError where it is none."""
+def of_sample(path: Path) -> Outgoing:
+    """A picture or video for the card, named by its content: another one is another file. Raises FileError."""
     suffix = path.suffix.lower()
     if suffix not in SAMPLES:
         raise FileError(f"{path} is no video or picture: {', '.join(SAMPLES)} can be shown.", command("ls", "-l", path))
@@ -175,8 +175,11 @@ def of_sample(path: Path, number: int) -> Outgoing:
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
     if head[at:] != mark:
-        raise FileError(f"{path} is called {suffix} and is none.", Try(command("file", path)))
-    return outgoing(f"samples/{number}{suffix}", path)
+        raise FileError(
+            f"{path} does not begin as a {suffix} file does: it is something else.", Try(command("file", path))
+        )
+    made = outgoing("", path)
+    return replace(made, name=f"samples/{made.sha256[:8]}{suffix}")
 
 
 def workplace() -> tempfile.TemporaryDirectory[str]:

@@ -67,14 +67,14 @@ def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping
     as_loaded = stated["as_loaded"] and adapter is not None and adapter.scale.provenance in ("assumed", "ambiguous")
     if as_loaded and adapter and adapter.scale.provenance == "ambiguous":
         found, adapter = diagnosed(source, None, None, stated, fetch=True)
-    again = command("loraforge", "convert", source, "--to", "diffusers", "--push", repo)
+    again = Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes")
     if adapter is None or adapter.source is None:
-        raise HubError(f"{source} cannot be published: {found.verdict}: {found.why}", *found.fix)
+        raise HubError(f"{source} cannot be published: {found.why}", *found.fix)
     file, form = adapter.source.file, adapter.source.format
     if file.kind != "safetensors":
         raise HubError(f"{file.path} is a torch checkpoint, a pickle: what is published is a safetensors file.", again)
     if not (found.verdict == AS_TRAINED or _unknown_program(found, adapter) or (as_loaded and _only_unknown(found))):
-        raise _not_as_trained(source, repo, found, adapter)
+        raise _not_as_trained(source, found, adapter)
     arch = architecture(adapter.architecture)
     base, notes = _base(base_model, adapter, arch)
     files, said = of_adapter(file, form, base, work)
@@ -83,7 +83,8 @@ def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping
         repo=repo, kind="adapter", as_trained=not as_loaded, format=form,
         title=arch.title, architecture=arch.name, base_model=base,
         settings=_settings(variant), weights=files[0].name, rows=_rows(adapter, found), commands=_commands(adapter),
-        prompts=(), samples=(), trigger=next(iter(trigger_words(cleaned(file.metadata)[0]).values()), None),
+        prompts=(), samples=(), example=None,
+        trigger=next(iter(trigger_words(cleaned(file.metadata)[0]).values()), None),
     )  # fmt: skip
     return Published(facts, tuple(files), files[0].name, (*found.notes, *notes, *said))
 
@@ -98,17 +99,17 @@ def _only_unknown(found: Diagnosis) -> bool:
     return found.verdict.startswith("cannot tell (")
 
 
-def _not_as_trained(source: Path, repo: str, found: Diagnosis, adapter: Adapter) -> HubError:
-    """The refusal, with lines that make a file which can be published."""
+def _not_as_trained(source: Path, found: Diagnosis, adapter: Adapter) -> HubError:
+    """The refusal, with lines that make a file which can be published; they publish nothing by themselves."""
     start = command("loraforge", "convert", source, "--to", "diffusers")
     remedies = []
     for line in found.fix:
         typed, _, why = line.partition("   # ")
         if typed.startswith("loraforge doctor "):  # what it would state, said to convert
             options = typed.removeprefix(command("loraforge", "doctor", source))
-            remedies.append(Try(f"{start}{options} --push {repo}", why))
+            remedies.append(Try(f"{start}{options}", f"{why}; then push what it writes"))
         elif typed.startswith("loraforge convert "):
-            remedies.append(Try(f"{typed} --push {repo}", why))
+            remedies.append(Try(typed, "then push what it writes"))
     if adapter.scale.provenance in ("ambiguous", "assumed"):
         remedies.append(Try("--as-loaded", "publish what loaders make of it today"))
     text = f"{source}, by itself, is not what was trained: {found.verdict}: {found.why}. Nothing was sent."
@@ -119,16 +120,21 @@ def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str
     """The base model as a Hub id. Raises HubError where it is not known: without it no one finds the adapter."""
     from loraforge.base import fits  # needs numpy, which --help must not wait for
 
+    right = [variant.repo for variant in fits(adapter) if variant.repo]
+    if stated and right and stated not in right and any(variant.repo == stated for variant in arch.variants):
+        raise HubError(
+            f"the adapter is not for {stated}: its shapes are those of {' or '.join(right)}.",
+            *(Try(f"--base-model {repo}") for repo in right),
+        )
     if stated:
         return stated, []
     if adapter.base_model and is_repo(adapter.base_model):
         return renamed(adapter.base_model), []
-    fitting = [variant.repo for variant in fits(adapter) if variant.repo]
-    if len(fitting) == 1:
-        return fitting[0], [f"the base model is {fitting[0]}: told by the shapes; --base-model changes it"]
+    if len(right) == 1:
+        return right[0], [f"the base model is {right[0]}: told by the shapes; --base-model changes it"]
     raise HubError(
         "which base model the adapter is for is not recorded, and the card must say it.",
-        *(Try(f"--base-model {repo}") for repo in fitting or [variant.repo for variant in arch.variants]),
+        *(Try(f"--base-model {repo}") for repo in right or [variant.repo for variant in arch.variants]),
     )
 
 
@@ -148,7 +154,7 @@ def _rows(adapter: Adapter, found: Diagnosis) -> tuple[tuple[str, str], ...]:
             ("rank", ranks),
             ("element type", ", ".join(sorted({w.A.dtype.name for delta in deltas for w in delta}))),
             ("scale in training", _trained(adapter)),
-            ("at strength 1.0", found.why),
+            ("acts as trained in", ", ".join(o.runtime for o in found.outlooks if o.ratios == (1.0,)) or None),
             *_modelspec(adapter),
         ]
     )
@@ -204,7 +210,7 @@ def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Publis
         title=base.architecture.title, architecture=base.architecture.name,
         base_model=repo, settings=_settings(variant), weights=base.files[0].path.name,
         rows=rows([(f"adapter {n}", _held(entry)) for n, entry in enumerate(adapters, 1)]),
-        commands=(str(said.get("command", "")),), prompts=(), samples=(), trigger=None,
+        commands=(str(said.get("command", "")),), prompts=(), samples=(), example=None, trigger=None,
     )  # fmt: skip
     return Published(facts, tuple(files), files[0].name, tuple(notes))
 

@@ -71,7 +71,7 @@ class PushReport:
             return f"not sent (--dry-run){new}"
         if self.pull_request:
             return f"{self.repo} is as it was; the change waits in {self.pull_request}"
-        return f"{self.repo} is in its new state, at {(self.commit or '')[:8]}"
+        return f"{self.repo} is in its new state, at {(self.commit or '')[:8]} ({self.visibility})"
 
 
 def push(
@@ -107,10 +107,12 @@ def push(
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
     }  # fmt: skip
-    _check(source, repo, base_model, prompt, sample)
-    shown = [of_sample(Path(path), number + 1) for number, path in enumerate(sample)]
+    repo = repo_of(repo)
+    shown = [of_sample(Path(path)) for path in sample]
+    _check(source, base_model, prompt, sample)
     with workplace() as work:
         there = remote(repo, revision, dry_run=dry_run, wait=wait)
+        _reachable(there, private=private)
         old = fields(split(there.card)[0], f"https://huggingface.co/{repo}/blob/main/README.md")
         chosen = renamed(base_model) if base_model else _base_of(old)
         what = published(Path(source), repo, chosen, stated, Path(work))
@@ -119,11 +121,12 @@ def push(
             repo=repo,
             prompts=tuple(prompt),
             samples=tuple(file.name for file in shown),
-            trigger=trigger or what.facts.trigger,
+            example=_example(prompt, old),
+            trigger=trigger or what.facts.trigger or _words(old.get("instance_prompt")),
         )
         given = {"license": license, "license_name": license_name, "license_link": license_link}
         licence, doubts = _licence(given, old, facts.base_model)
-        card, said = _card(there, facts, licence, _stated(base_model, license, prompt, trigger))
+        card, said = _card(there, facts, licence, _stated(base_model, license, trigger))
         files = [*what.files, *shown, outgoing("README.md", card.encode())]
         message = commit_message or _message(there, what)
         done = PushReport(
@@ -132,7 +135,7 @@ def push(
             state="planned",
             commit=there.commit,
             pull_request=None,
-            created=there.commit is None,
+            created=there.commit is None and there.known,
             visibility="private" if (private if there.commit is None else there.private) else "public",
             revision=revision or "main",
             message=message,
@@ -150,21 +153,52 @@ def push(
         return replace(done, state="committed", commit=made.commit, pull_request=made.pull_request)
 
 
-def _check(
-    source: str | Path, repo: str, base_model: str | None, prompts: Sequence[str], samples: Sequence[str | Path]
-) -> None:
-    if address(source) is not None:
+def repo_of(text: str) -> str:
+    """The repository a text names: `user/name`, or its address. Raises HubError where it names none."""
+    where = address(text) if "://" in text else None
+    repo = where.repo if where else text
+    if not is_repo(repo):
         raise HubError(
-            f"{source} is on the Hub already: what is published comes from this machine.",
-            Try(command("loraforge", "convert", str(source), "--to", "diffusers", "--push", repo)),
+            f"{text} is no name of a repository: it is user/name, of letters, digits, dots and dashes.",
+            "loraforge push --help",
+        )
+    return repo
+
+
+def _reachable(there: Remote, *, private: bool) -> None:
+    """Raise HubError for what is wanted of the repository and cannot be had, before anything is made."""
+    if there.commit is None and there.known and there.revision not in (None, "main"):
+        raise HubError(
+            f"{there.repo} does not exist, and a new repository begins with main: leave out --revision the first time.",
+            command("hf", "repos", "create", there.repo),
+        )
+    if private and there.commit is not None and not there.private:
+        raise HubError(
+            f"{there.repo} exists and is public: --private is for a new one.",
+            command("hf", "repos", "settings", there.repo, "--private"),
+        )
+
+
+def _example(prompts: Sequence[str], card: Mapping[str, Any]) -> str | None:
+    """The prompt of the snippet: stated now, else the first that the card shows."""
+    widget = card.get("widget")
+    shown = [entry.get("text") for entry in widget if isinstance(entry, dict)] if isinstance(widget, list) else []
+    return next((text for text in (*prompts, *shown) if isinstance(text, str) and text), None)
+
+
+def _words(said: Any) -> str | None:
+    return said if isinstance(said, str) and said.strip() else None
+
+
+def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], samples: Sequence[str | Path]) -> None:
+    where = address(source)
+    if where is not None and not where.bare:
+        raise HubError(
+            f"{source} is on the Hub: what is published comes from this machine.",
+            Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes"),
         )
     if not Path(source).exists():
         raise HubError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
-    if not is_repo(repo):
-        raise HubError(
-            f"{repo} is no name of a repository: it is user/name, of letters, digits, dots and dashes.",
-            command("loraforge", "push", source, "user/my-style"),
-        )
     if base_model is not None and not is_repo(base_model):
         raise HubError(
             f"--base-model {base_model} is no Hub id (like zai-org/CogVideoX-5b); the Hub refuses cards with paths.",
@@ -188,20 +222,20 @@ def _licence(
     stated = {key: value for key, value in given.items() if value}
     if stated or old.get("license"):
         return stated, []
-    found, why = licence_of(base) if base else ({}, "no base model is known")
+    found, why = licence_of(base) if base else ({}, "no base model is known.")
     if found:
         return found, [f"the licence is the base model's: {', '.join(found.values())}"]
-    return {}, [f"the card has no licence ({why}); --license NAME states one"]
+    return {}, [f"the card names no licence, as {why} --license NAME states one"]
 
 
-def _stated(base_model: str | None, licence: str | None, prompts: Sequence[str], trigger: str | None) -> frozenset[str]:
+def _stated(base_model: str | None, licence: str | None, trigger: str | None) -> frozenset[str]:
     """The fields of the card that the user typed now, over what stands there."""
     typed = {
         "base_model": base_model,
         "license": licence,
         "license_name": licence,
         "license_link": licence,
-        "instance_prompt": trigger or prompts,
+        "instance_prompt": trigger,
     }
     return frozenset(key for key, value in typed.items() if value)
 

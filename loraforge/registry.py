@@ -12,6 +12,7 @@ from loraforge.catalog import architectures, data_files
 from loraforge.errors import FileError, FormatError, LoraforgeError, Try, command
 from loraforge.formats import Choice, Format, Found
 from loraforge.formats.data import DataFormat
+from loraforge.hubaddress import perhaps
 from loraforge.hubsource import reach
 from loraforge.plugins import depends_on_plugins, host
 from loraforge.source import open_tensors
@@ -117,7 +118,9 @@ def locate(
             child for child in sorted(source.iterdir()) if child.is_dir() and any(_finds(f, child) for f in wanted)
         ]
         remedies = [command("loraforge", "inspect", child) for child in below[:3]]
-        raise FileError(f"{source} has {what} in it.", *(remedies or [command("ls", "-l", source)]))
+        remote = perhaps(str(given)) if hub is None else None
+        other = [command("ls", "-l", source), *([remote] if remote else [])]
+        raise FileError(f"{source} has {what} in it.", *(remedies or other))
     look = open_tensors if hub is None else hub.whole if fetch else hub.header
     opened = {path: look(path) for path in dict.fromkeys(place.path for _, place in found)}
     claiming = [(entry, place) for entry, place in found if name or entry.claims(opened[place.path][0])]
@@ -146,7 +149,10 @@ def _check(source: Path, choice: Choice) -> None:
         source.lstat()
     except (OSError, ValueError) as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be looked at ({error})"
-        raise FileError(f"{source} {reason}.", command("ls", "-l", source.parent)) from error
+        hub = perhaps(str(source)) if isinstance(error, FileNotFoundError) else None
+        lines: list[Try | str] = [hub] if hub else []
+        lines += [command("ls", "-l", source.parent)] if source.parent.exists() else []
+        raise FileError(f"{source} {reason}.", *(lines or ["ls -l"])) from error
     if not (source.is_file() or source.is_dir()):
         raise FileError(f"{source} is neither a file nor a folder.", command("ls", "-l", source))
     if source.is_file() and (choice.iteration is not None or choice.ema):

@@ -6,12 +6,12 @@ Sources: settings.toml; diffusers CogVideoXPipeline and CogVideoXImageToVideoPip
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loraforge.settings import VariantSettings, table
 
-_PROMPT = "A panda plays the guitar by a stream in a bamboo forest, soft light, calm water"
+EXAMPLE = "A panda plays the guitar by a stream in a bamboo forest, soft light, calm water"
 _DEFAULT_SIZE = (480, 720)
 """What the released configurations make the pipeline's default, but for those of 1.5, which say another."""
 
@@ -26,7 +26,7 @@ class Snippet:
 
 
 def snippet(
-    repo: str, base: str | None, form: str, weights: str, wants: VariantSettings | None, prompts: Sequence[str]
+    repo: str, base: str | None, form: str, weights: str, wants: VariantSettings | None, prompt: str
 ) -> Snippet | None:
     """The lines that run what is in `repo`; None where nothing known in Python runs it as it is."""
     if wants is None or form not in ("diffusers", "peft", "pipeline", "transformer"):
@@ -35,7 +35,7 @@ def snippet(
         return None
     packages = "diffusers transformers accelerate sentencepiece imageio imageio-ffmpeg"
     packages += " peft" if form in ("diffusers", "peft") else ""
-    lines = [*_imports(form, wants), "", *_model(repo, str(base), form, weights, wants), "", *_run(wants, prompts)]
+    lines = [*_imports(form, wants), "", *_model(repo, str(base), form, weights, wants), "", *_run(wants, prompt)]
     remarks = (
         f"{wants.variant} makes {wants.frames_rule.replace(', ', ' frames, ')}, shown at {wants.fps} a second.",
         "Where the GPU is too small, put `pipe.enable_model_cpu_offload()` in the place of `pipe.to(device)`, "
@@ -71,11 +71,10 @@ def _model(repo: str, base: str, form: str, weights: str, wants: VariantSettings
     yield "pipe.to(device)"
 
 
-def _run(wants: VariantSettings, prompts: Sequence[str]) -> Iterator[str]:
+def _run(wants: VariantSettings, prompt: str) -> Iterator[str]:
     yield "video = pipe("
     if wants.pipeline == "CogVideoXImageToVideoPipeline":
         yield '    image=load_image("first_frame.png"),'
-    prompt = prompts[0] if prompts else _PROMPT
     yield f"    prompt={_literal(prompt)},"
     if (wants.height, wants.width) != _DEFAULT_SIZE:
         yield f"    height={wants.height},\n    width={wants.width},"

@@ -119,7 +119,8 @@ def test_a_yaml_that_is_made_to_blow_up_is_refused() -> None:
 FACTS = Facts(
     repo="me/style", kind="adapter", as_trained=True, format="diffusers", title="CogVideoX", architecture="cogvideox",
     base_model="zai-org/CogVideoX-5b", settings=settings("CogVideoX-5B"), weights="pytorch_lora_weights.safetensors",
-    rows=(("rank", "8"),), commands=("loraforge convert a.pt --to diffusers",), prompts=(), samples=(), trigger=None,
+    rows=(("rank", "8"),), commands=("loraforge convert a.pt --to diffusers",), prompts=(), samples=(),
+    example=None, trigger=None,
 )  # fmt: skip
 CARDS = {
     "empty front matter": "---\n---\n# Mine\n",
@@ -130,8 +131,6 @@ CARDS = {
     "DOS": "---\r\nlicense: mit\r\nx: 1 # mine\r\n---\r\n# Mine\r\n\r\nwords\r\n",
     "a rule that never ends": "---\nlicense: mit\n# Mine\n",
     "no end of the last line": "---\nlicense: mit\n---\n# Mine",
-    "only our beginning": f"# Mine\n\n{BEGIN}\nold\n\nwords of mine\n",
-    "only our end": f"# Mine\n\nwords of mine\n{END}\nmore of mine\n",
     "the end before": f"# Mine\n{END}\n\nwords of mine\n\n{BEGIN}\nold\n{END}\nmore of mine\n",
     "the beginning twice": f"# Mine\n{BEGIN}\n\nwords of mine\n\n{BEGIN}\nold\n{END}\nmore of mine\n",
 }
@@ -172,7 +171,7 @@ def test_any_prompt_is_carried_as_it_is(prompt: str) -> None:
 
 
 def _carried(prompt: str) -> None:
-    facts = replace(FACTS, prompts=(prompt,), samples=("samples/1.mp4",), trigger=prompt)
+    facts = replace(FACTS, prompts=(prompt,), samples=("samples/1.mp4",), example=prompt, trigger=prompt)
     card = new_card(facts, {"license": "mit"})
     found = fields(split(card)[0], "it")
     assert found["widget"][0]["text"] == prompt and found["instance_prompt"] == prompt

@@ -11,40 +11,14 @@ import jsonschema
 import pytest
 import yaml
 from hub import Hub
-from oracle import DATA, Case
+from oracle import DATA
+from pushed import BASE, NAME, card, last, ours
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from loraforge.cardcheck import problems
-from loraforge.frontmatter import fields, split
+from loraforge.frontmatter import split
 
-BASE = "zai-org/CogVideoX-5b"
-NAME = "pytorch_lora_weights.safetensors"
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "push.schema.json").read_text())
-
-
-@pytest.fixture
-def style(hub: Hub, tmp_path: Path) -> Path:
-    """A file as `convert` leaves it, and the base model's card on the Hub."""
-    hub.add(BASE, {"README.md": b"---\nlicense: other\nlicense_link: LICENSE\n---\n# 5B\n"})
-    out = tmp_path / "made" / "style"
-    run = Case("sat_5b_r8").run(tmp_path / "run")
-    done = hub.run("convert", run, "--to", "diffusers", "--base-model", "THUDM/CogVideoX-5b", "-o", out)
-    assert done.returncode == 0, done.stderr
-    hub.log.clear()
-    return out
-
-
-def card(hub: Hub, repo: str = "me/style") -> dict[str, object]:
-    return fields(split(hub.files(repo)["README.md"].decode())[0], repo)
-
-
-def last(done: object) -> str:
-    return done.stdout.splitlines()[-1]  # type: ignore[attr-defined]
-
-
-def ours(hub: Hub, repo: str = "me/style") -> list[str]:
-    return sorted(hub.files(repo).keys() - {".gitattributes"})
 
 
 def test_create_push_again_and_change_one_field(hub: Hub, style: Path) -> None:
@@ -54,7 +28,7 @@ def test_create_push_again_and_change_one_field(hub: Hub, style: Path) -> None:
     assert hub.files("me/style")[NAME] == (style / NAME).read_bytes()
     commits = hub.commits("me/style")
     assert [c.message for c in commits[1:]] == [f"Add {NAME}"]
-    assert last(first) == f"me/style is in its new state, at {commits[-1].sha[:8]}"
+    assert last(first) == f"me/style is in its new state, at {commits[-1].sha[:8]} (private)"
 
     again = hub.run("push", style, "me/style")
     assert again.returncode == 0 and len(hub.commits("me/style")) == 2
@@ -72,18 +46,18 @@ def test_the_fields_of_the_card(hub: Hub, style: Path, tmp_path: Path) -> None:
     video.write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
     done = hub.run("push", style, "me/style", "--sample", video, "--prompt", 'a "panda": plays | it\'s ☕')
     assert done.returncode == 0, done.stderr
-    found = card(hub)
+    found, sample = card(hub), f"samples/{hashlib.sha256(video.read_bytes()).hexdigest()[:8]}.mp4"
     assert found == {
         "license": "other",
-        "license_link": f"{hub.endpoint}/{BASE}/blob/main/LICENSE",
+        "license_link": f"https://huggingface.co/{BASE}/blob/main/LICENSE",
         "base_model": BASE,
         "base_model_relation": "adapter",
         "library_name": "diffusers",
         "pipeline_tag": "text-to-video",
         "tags": ["lora", "diffusers", "text-to-video", "cogvideox", "template:sd-lora"],
-        "widget": [{"text": 'a "panda": plays | it\'s ☕', "output": {"url": "samples/1.mp4"}}],
+        "widget": [{"text": 'a "panda": plays | it\'s ☕', "output": {"url": sample}}],
     }
-    assert hub.files("me/style")["samples/1.mp4"] == video.read_bytes()
+    assert hub.files("me/style")[sample] == video.read_bytes()
     body = hub.files("me/style")["README.md"].decode()
     assert "<Gallery />" in body and "1/8 = 0.125 (recorded: r 8, lora_alpha not set" in body
     assert "loraforge convert mp_rank_00_model_states.pt --to diffusers" in body
@@ -95,8 +69,8 @@ def test_the_fields_of_the_card(hub: Hub, style: Path, tmp_path: Path) -> None:
     [
         (b"---\nlicense: apache-2.0\n---\n", (), {"license": "apache-2.0"}, "the licence is the base model's"),
         (b"---\nlicense: other\n---\n", (), {"license": "other", "license_link": f"/{BASE}"}, "the base model's"),
-        (b"# no head\n", (), {}, f"the card has no licence (the card of {BASE} names none); --license"),
-        (None, (), {}, "the card has no licence (there is no model"),
+        (b"# no head\n", (), {}, f"the card names no licence, as the card of {BASE} names none. --license"),
+        (None, (), {}, "the card names no licence, as there is no model"),
         (b"---\nlicense: other\n---\n", ("--license", "mit"), {"license": "mit"}, ""),
         (
             b"---\nlicense: mit\n---\n",
@@ -115,7 +89,7 @@ def test_the_licence_is_the_bases_or_stated_and_never_made_up(
     done = hub.run("push", style, "me/style", *options)
     assert done.returncode == 0, done.stderr
     found = {key: value for key, value in card(hub).items() if key.startswith("license")}
-    assert found == {k: (hub.endpoint + v if v.startswith("/") else v) for k, v in wanted.items()}
+    assert found == {k: (f"https://huggingface.co{v}" if v.startswith("/") else v) for k, v in wanted.items()}
     assert note in done.stderr
 
 
@@ -259,34 +233,6 @@ def test_an_owners_card_keeps_what_it_says(hub: Hub, style: Path) -> None:
     assert "New words of" not in text and "New words" in hub.files("me/style")["README.md"].decode()
 
 
-def test_a_card_that_is_no_yaml_is_left_to_its_owner(hub: Hub, style: Path) -> None:
-    hub.add("me/style", {"README.md": b"---\ntags: [a\n---\nhello"})
-    done = hub.run("push", style, "me/style")
-    assert done.returncode == 1 and "is no YAML" in done.stderr
-    assert hub.files("me/style")["README.md"] == b"---\ntags: [a\n---\nhello"
-
-
-BAD_CARDS = {
-    "base_model: /home/me/CogVideoX-5b\nbase_model_relation: child": ["no id of a repository", "base_model_relation"],
-    "license: My own licence\nlicense_name: mine\ntags: lora": ["license is", "license_name", "tags is"],
-    "license: other\npipeline_tag: text2video\nwidget: video.mp4": ["license is other", "pipeline_tag", "widget is"],
-}
-
-
-@pytest.mark.parametrize("front", BAD_CARDS)
-def test_bad_cards_are_told_before_anything_is_sent(hub: Hub, style: Path, front: str) -> None:
-    said = list(problems(yaml.safe_load(front)))
-    assert len(said) == len(BAD_CARDS[front])
-    for sentence, words in zip(said, BAD_CARDS[front], strict=True):
-        assert words in sentence
-    if "widget" in front or "tags: lora" in front:
-        hub.add("me/style", {"README.md": f"---\n{front}\n---\n".encode()})
-        before = len(hub.commits("me/style"))
-        done = hub.run("push", style, "me/style")
-        assert done.returncode == 1 and "would not be a right one" in done.stderr, done.stdout
-        assert len(hub.commits("me/style")) == before and not hub.asked("POST")
-
-
 def test_a_dry_run_sends_nothing_and_shows_all(hub: Hub, style: Path) -> None:
     done = hub.run("push", style, "me/style", "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -327,87 +273,62 @@ def test_stale_weights_are_pointed_out(hub: Hub, style: Path) -> None:
     assert {"old.safetensors", "sub/other.safetensors"} <= set(ours(hub))
 
 
-def refused(hub: Hub, *words: object) -> str:
-    done = hub.run(*words)
-    assert done.returncode == 1, done.stdout
-    assert not [one for one in hub.log if one.method not in ("GET", "HEAD")]
-    return str(done.stderr)
+def test_a_card_stays_as_good_as_it_was(hub: Hub, style: Path, tmp_path: Path) -> None:
+    """A push without the words of an earlier one changes nothing; a new sample is beside the old one."""
+    first, second = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    for n, path in enumerate((first, second)):
+        path.write_bytes(b"\0\0\0\x18ftypisom" + bytes([n]) * 50)
+    words = ["push", style, "me/style"]
+    assert hub.run(*words, "--trigger", "DISNEY", "--sample", first, "--prompt", "DISNEY a cat").returncode == 0
+    text = hub.files("me/style")["README.md"].decode()
+    assert "Its prompts have `DISNEY` in them." in text and "prompt='DISNEY a cat'" in text
+    assert "nothing has changed" in hub.run(*words).stdout
+    assert hub.run(*words, "--sample", second, "--prompt", "DISNEY a dog").returncode == 0
+    urls = [entry["output"]["url"] for entry in card(hub)["widget"]]  # type: ignore[attr-defined]
+    assert len(set(urls)) == 2 and {first.read_bytes(), second.read_bytes()} == {hub.files("me/style")[u] for u in urls}
+    assert hub.run(*words, "--sample", first, "--prompt", "DISNEY a black cat").returncode == 0
+    assert sorted(entry["text"] for entry in card(hub)["widget"]) == ["DISNEY a black cat", "DISNEY a dog"]  # type: ignore[attr-defined]
+    assert hub.run(*words, "--prompt", "no trigger").returncode == 0
+    assert card(hub)["instance_prompt"] == "DISNEY"
 
 
-def test_a_scale_nobody_knows_is_not_published(hub: Hub, tmp_path: Path) -> None:
-    silent = DATA / "diffusers_save_lora_weights_nometa"
-    said = refused(hub, "push", silent, "me/style", "--base-model", BASE)
-    assert "by itself, is not what was trained: cannot tell" in said
-    lines = [line.split("try: ")[1].partition("   #")[0] for line in said.splitlines() if "try: " in line]
-    assert f"loraforge push {silent} me/style --base-model {BASE} --as-loaded" in lines
-    stated = hub.run("push", silent, "me/loaded", "--base-model", BASE, "--as-loaded")
-    assert stated.returncode == 0, stated.stderr
-    text = hub.files("me/loaded")["README.md"].decode()
-    assert "No file records the scale of its training" in text and "acts as it did in training" not in text
-    half = next(line for line in lines if "--trained-scale 0.5" in line)
-    hub.log.clear()
-    done = hub.run(*half.split()[1:], "--base-model", BASE, "-o", tmp_path / "half")
-    assert done.returncode == 0, done.stderr
-    assert hub.files("me/style")[NAME] == (tmp_path / "half" / NAME).read_bytes()
-    assert last(done).startswith("me/style is in its new state")
+def test_the_example_has_the_trigger_words(hub: Hub, style: Path) -> None:
+    assert hub.run("push", style, "me/style", "--trigger", "DISNEY").returncode == 0
+    assert "prompt='DISNEY a panda" in hub.files("me/style")["README.md"].decode()
 
 
-def test_a_stated_scale_that_the_file_does_not_have(hub: Hub) -> None:
-    silent = DATA / "diffusers_save_lora_weights_nometa"
-    said = refused(hub, "push", silent, "me/style", "--base-model", BASE, "--trained-scale", "0.5")
-    assert "2x too strong" in said and "--to diffusers --trained-scale 0.5 --push me/style" in said
+def test_another_licence_takes_the_old_ones_words_along(hub: Hub, style: Path) -> None:
+    assert hub.run("push", style, "me/style").returncode == 0 and "license_link" in card(hub)
+    assert hub.run("push", style, "me/style", "--license", "mit").returncode == 0
+    assert card(hub)["license"] == "mit" and "license_link" not in card(hub)
 
 
-def test_an_assumed_scale_is_not_published_unless_it_is_stated(hub: Hub, tmp_path: Path) -> None:
-    run = Case("sat_2b_r4").run(tmp_path)
-    bare = tmp_path / "bare.pt"
-    bare.write_bytes(next(run.rglob("*.pt")).read_bytes())
-    out = tmp_path / "out"
-    words = ["convert", bare, "--to", "diffusers", "-o", out, "--base-model", "zai-org/CogVideoX-2b"]
-    done = hub.run(*words, "--push", "me/style")
-    assert done.returncode == 1 and "is written. " in done.stderr and "the scale is assumed" in done.stderr
-    assert "me/style" not in hub.repos
-    assert hub.run("push", out, "me/style", "--as-loaded").returncode == 0
-    done = hub.run(*words, "--force", "--alpha", "1", "--push", "me/other")
-    assert done.returncode == 0, done.stderr
+def test_the_repository_may_be_an_address(hub: Hub, style: Path) -> None:
+    for address in ("hf://me/style", "https://huggingface.co/me/style"):
+        assert hub.run("push", style, address, "--dry-run").stdout.startswith(f"{hub.endpoint}/me/style")
 
 
-REFUSED = {
-    ("nowhere.safetensors", "me/style"): "does not exist",
-    ("STYLE", "style"): "is no name of a repository",
-    ("STYLE", "../style"): "is no name of a repository",
-    ("STYLE", "me/style", "--base-model", "./CogVideoX-5b"): "is no Hub id",
-    ("STYLE", "me/style", "--sample", "x.mp4"): "each --sample needs the --prompt",
-    ("STYLE", "me/style", "--sample", "x.mp4", "--prompt", "p"): "cannot be read",
-    ("STYLE", "me/style", "--sample", "STYLE", "--prompt", "p"): "is no video or picture",
-    ("hf://me/there", "me/style"): "is on the Hub already",
-    ("RUN", "me/style"): "is a torch checkpoint, a pickle",
-    ("BASE", "me/style"): "is a base model without adapters in it",
-}
+def test_a_mark_that_is_gone_leaves_the_text_alone(hub: Hub, style: Path) -> None:
+    assert hub.run("push", style, "me/style").returncode == 0
+    text = hub.files("me/style")["README.md"].decode()
+    for mark in [line for line in text.splitlines() if line.startswith("<!-- loraforge")]:
+        hub.add("me/style", {"README.md": text.replace(mark, "mine").encode()})
+        done = hub.run("push", style, "me/style", "--trigger", "D")
+        assert "one of the two marks" in done.stderr
+        assert split(hub.files("me/style")["README.md"].decode())[1] == split(text.replace(mark, "mine"))[1]
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_refusals(hub: Hub, style: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
-    named = {"STYLE": style, "RUN": next((tmp_path / "run").iterdir()), "BASE": DATA / "bases" / "5b"}
-    assert REFUSED[words] in refused(hub, "push", *(named.get(word, word) for word in words))
+def test_the_first_scale_of_a_chain_is_the_one_of_training(hub: Hub, style: Path, tmp_path: Path) -> None:
+    for n, form in enumerate(("peft", "diffusers")):
+        source = style if not n else tmp_path / "0"
+        assert hub.run("convert", source, "--to", form, "-o", tmp_path / str(n)).returncode == 0
+    assert hub.run("push", tmp_path / "1", "me/style").returncode == 0
+    assert "| scale in training | 1/8 = 0.125 (recorded" in hub.files("me/style")["README.md"].decode()
+    assert "trained at 1/8 = 0.125 (recorded" in hub.run("inspect", tmp_path / "1").stdout
 
 
-@pytest.mark.pipelines
-def test_a_fused_model(hub: Hub, tmp_path: Path, pipelines) -> None:
-    run = Case("sat_2b_r4").run(tmp_path)
-    out = tmp_path / "fused"
-    assert hub.run("fuse", pipelines("2b"), run, "-o", out).returncode == 0
-    config = json.loads((out / "transformer" / "config.json").read_text())
-    (out / "transformer" / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/somebody/x"}))
-    (out / "optimizer.pt").write_bytes(b"no")
-    (out / "transformer" / "optimizer.safetensors").write_bytes(b"no")
-    (out / "transformer" / "token.txt").write_bytes(b"no")
-    done = hub.run("push", out, "me/fused", "--base-model", "zai-org/CogVideoX-2b")
-    assert done.returncode == 0, done.stderr
-    assert card(hub, "me/fused")["base_model_relation"] == "merge"
-    sent = ours(hub, "me/fused")
-    assert not [name for name in sent if "optimizer" in name or "token.txt" in name]
-    for name in ("model_index.json", "transformer/diffusion_pytorch_model.safetensors", "vae/config.json"):
-        assert name in sent
-    assert json.loads(hub.files("me/fused")["transformer/config.json"])["_name_or_path"] is None
-    assert "nothing has changed" in hub.run("push", out, "me/fused", "--base-model", "zai-org/CogVideoX-2b").stdout
+def test_owners_fields_win_over_ours(hub: Hub, style: Path) -> None:
+    hub.add("me/style", {"README.md": b"---\nlibrary_name: mine\npipeline_tag: video-to-video\n---\n"})
+    done = hub.run("push", style, "me/style")
+    assert (card(hub)["library_name"], card(hub)["pipeline_tag"]) == ("mine", "video-to-video")
+    assert "the card says library_name mine, not diffusers: left as its owner has it" in done.stderr

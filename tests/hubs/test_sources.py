@@ -191,14 +191,14 @@ REFUSED = {
     "them/private": "there is no model them/private on the Hub that you may see",
     "them/gated": "them/gated is gated: its owner lets in who agrees to the terms",
     "me/style@v9": "me/style has no revision v9; it has main",
-    "hf://me/style/other.safetensors": f"hf://me/style has no other.safetensors. It holds: .gitattributes, {META.name}",
+    "hf://me/style/other.safetensors": f"hf://me/style has no other.safetensors. It holds: {META.name}",
     "me/two": "hf://me/two has 2 tensor files: say which",
-    "me/empty": "hf://me/empty has no adapter in it. It holds: .gitattributes, README.md",
+    "me/empty": "hf://me/empty has no adapter in it. It holds: README.md",
     "hf://datasets/me/data": "is a dataset; adapters and base models are looked for in models",
     "https://example.com/me/style": "is no address of a model on the Hub",
     "hf://style": "is no address of a model on the Hub",
     "hf://me/style/../../etc/passwd": "is no path in a repository",
-    "hf://me/torch/a.pt": "is a torch archive, whose names stand throughout the file",
+    "hf://me/torch/a.pt": "is a torch checkpoint: only the whole file (100 kB) tells what is in it",
 }
 
 
