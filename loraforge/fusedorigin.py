@@ -14,7 +14,6 @@ from loraforge.dtypes import LARGEST
 from loraforge.errors import ConversionError, command, recorded
 from loraforge.provenance import digests as converted_from
 from loraforge.provenance import own_entry
-from loraforge.scan import scan, scan_modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +36,8 @@ class Fused:
 
 def fused(adapter: Adapter, strength: float) -> Fused:
     """The entry of an adapter. Raises FormatError when it contains NaN or infinity."""
+    from loraforge.scan import scan, scan_modules  # needs numpy, which --help must not wait for
+
     source = adapter.source
     digest = scan(source.file, adapter.keys) if source else scan_modules(adapter.modules)
     return Fused(
