@@ -57,12 +57,10 @@ def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option(
     "--offload",
     type=click.Choice(["none", "model", "sequential", "group"]),
-    default="none",
-    show_default=True,
-    help="Keep weights out of the GPU: component by component, layer by layer, or in groups of layers.",
+    help="Default: none. Keep weights out of the GPU: component by component, layer by layer, or in groups of layers.",
 )
-@click.option("--tiling/--no-tiling", default=True, show_default=True, help="Decode the video in tiles.")
-@click.option("--slicing/--no-slicing", default=True, show_default=True, help="Decode one video of a batch at a time.")
+@click.option("--tiling/--no-tiling", default=None, help="Decode the video in tiles. Default: yes.")
+@click.option("--slicing/--no-slicing", default=None, help="Decode one video of a batch at a time. Default: yes.")
 @click.option("--manifest", type=PATH, metavar="FILE", help="Repeat the run that wrote FILE.")
 @click.option("--anyway", is_flag=True, help="Run with settings that are wrong for the model.")
 @stated_scale

@@ -81,9 +81,9 @@ def run(
     settings: Sequence[str] = (),
     like: str | None = None,
     device: str = "auto",
-    offload: str = "none",
-    tiling: bool = True,
-    slicing: bool = True,
+    offload: str | None = None,
+    tiling: bool | None = None,
+    slicing: bool | None = None,
     check: bool = False,
     compare: Sequence[float] = (),
     manifest: str | Path | None = None,
@@ -109,12 +109,20 @@ def run(
     again = read_manifest(Path(manifest)) if manifest else None
     short = {"num_inference_steps": steps, "guidance_scale": guidance, "num_frames": frames, "seed": seed}
     given: Settings = {**parse(settings), **checked((key, value) for key, value in short.items() if value is not None)}
-    if again:
-        adapters, strength, stated = [part.path for part in again.adapters], _strengths(again), again.stated
-        base, prompt, negative_prompt = base or again.base, again.prompt, again.negative_prompt
-        image, video, given, anyway = again.image, again.video, again.given(given), again.anyway or anyway
-        device, offload = (again.device, again.offload) if device == "auto" else (device, offload)
-        tiling, slicing = again.tiling, again.slicing
+    if again and adapters:
+        raise LoraforgeError("the manifest names its adapters: give it alone.", "loraforge run --help")
+    if again:  # what is typed now counts
+        adapters, strength = [part.path for part in again.adapters], list(strength) or _strengths(again)
+        stated = stated if any(stated.values()) else again.stated
+        base, prompt = base or again.base, prompt or again.prompt
+        negative_prompt = negative_prompt or again.negative_prompt
+        image, video = image or again.image, video or again.video
+        given, anyway = again.given(given), again.anyway or anyway
+        device = again.device if device == "auto" else device
+        offload = offload or again.offload
+        tiling = again.tiling if tiling is None else tiling
+        slicing = again.slicing if slicing is None else slicing
+    offload, tiling, slicing = offload or "none", tiling is not False, slicing is not False
     if not adapters:
         raise LoraforgeError("there is no adapter to run.", "loraforge run --help")
     read = opened(adapters, strength, stated)

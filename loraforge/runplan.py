@@ -114,6 +114,8 @@ def planned(
     values, own = _settings(found, variant.name, given, like)
     _refuse_wrong(given, variant.name, anyway=anyway, own=own)
     _refuse_size(values, found)
+    if pipeline == FROM_VIDEO and video is not None:
+        _refuse_short(Path(video), variant.name, int(str(values["num_frames"])))
     notes = [f"{told(a.source.path)}: {note}" for a, _ in adapters if a.source for note in a.notes]
     repo = variant.repo
     for adapter, _ in adapters:
@@ -249,6 +251,17 @@ def _refuse_size(values: Mapping[str, Value], base: BaseModel) -> None:
             near = max(step, round(size / step) * step)
             text = f"{key} {size} is no multiple of {step}, the pixels of a patch."
             raise LoraforgeError(text, f"--settings {key}={near}")
+
+
+def _refuse_short(video: Path, variant: str, num_frames: int) -> None:
+    """Raise LoraforgeError where the video has fewer frames than the run is to have."""
+    from loraforge.videofile import read_video
+
+    there = len(read_video(video, num_frames)[0])
+    if there < num_frames:
+        fits = [count for count in settings(variant).counts if count <= there][-1:]
+        text = f"{video} has {there} frames, and the run is to have {num_frames}."
+        raise LoraforgeError(text, *(f"--frames {count}" for count in fits))
 
 
 def component_sizes(base: BaseModel) -> dict[str, int]:

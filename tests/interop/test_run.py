@@ -253,3 +253,23 @@ def test_what_is_there_is_not_replaced(pipelines: Folders, tmp_path: Path) -> No
         run(source, base=pipelines("5b"), out=tmp_path / "x.mp4")
     run(source, base=pipelines("5b"), out=tmp_path / "x.mp4", force=True)
     assert json.loads((tmp_path / "x.json").read_text())["prompt"] == "a cat"
+
+
+def test_what_is_typed_beside_a_manifest_counts(pipelines: Folders, tmp_path: Path) -> None:
+    source = adapter("5b", tmp_path / "run")
+    first = run(source, base=pipelines("5b"), out=tmp_path / "a.mp4", strength=[0.5])
+    again = loraforge.run([], manifest=tmp_path / "a.json", out=tmp_path / "b.mp4", strength=[0.25], prompt="a dog")
+    assert again.adapters[0]["strength"] == 0.25 and again.latents != first.latents
+    assert json.loads((tmp_path / "b.json").read_text())["prompt"] == "a dog"
+    with pytest.raises(LoraforgeError, match="names its adapters"):
+        loraforge.run([source], manifest=tmp_path / "a.json", out=tmp_path / "c.mp4")
+
+
+def test_a_video_that_is_too_short(pipelines: Folders, tmp_path: Path) -> None:
+    from loraforge.videofile import write_video
+
+    clip = tmp_path / "clip.mp4"
+    write_video(clip, np.stack([np.asarray(picture) for picture in pictures(64, 64, 12)]), 8)
+    with pytest.raises(LoraforgeError, match="has 12 frames, and the run is to have 49") as refused:
+        run(adapter("5b", tmp_path / "run"), base=pipelines("5b"), video=clip, frames=None)
+    assert refused.value.remedies[0].command == "--frames 9"
