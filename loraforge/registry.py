@@ -149,9 +149,10 @@ def _check(source: Path, choice: Choice) -> None:
         source.lstat()
     except (OSError, ValueError) as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be looked at ({error})"
-        hub = perhaps(str(source)) if isinstance(error, FileNotFoundError) else None
-        lines: list[Try | str] = [hub] if hub else []
-        lines += [command("ls", "-l", source.parent)] if source.parent.exists() else []
+        lines: list[Try | str] = [command("ls", "-l", source.parent)]
+        if isinstance(error, FileNotFoundError):
+            hub = perhaps(str(source))
+            lines = [*([hub] if hub else []), *(lines if source.parent.exists() else [])]
         raise FileError(f"{source} {reason}.", *(lines or ["ls -l"])) from error
     if not (source.is_file() or source.is_dir()):
         raise FileError(f"{source} is neither a file nor a folder.", command("ls", "-l", source))
