@@ -39,10 +39,12 @@ def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) ->
     help="Once per ADAPTER, in order. Default: 1, as trained.",
 )
 @click.option("--check", is_flag=True, help="Only measure: the transformer alone, on and off. No text encoder, no VAE.")
-@click.option("--compare", callback=_strengths, metavar="S,S,...", help="Run at these strengths from the same noise.")
-@click.option("--steps", type=int, metavar="N", help="Denoising steps.")
+@click.option(
+    "--compare", callback=_strengths, metavar="S,S,...", help="Run at these times the strengths, from the same noise."
+)
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Denoising steps.")
 @click.option("--guidance", type=float, metavar="G", help="Guidance scale.")
-@click.option("--frames", type=int, metavar="N", help="Frames of the video.")
+@click.option("--frames", type=click.IntRange(min=1), metavar="N", help="Frames of the video.")
 @click.option("--seed", type=int, metavar="N", help="Of the noise.")
 @click.option(
     "--settings",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from loraforge import __version__
 from loraforge.errors import FileError, LoraforgeError, command, recorded, told
 from loraforge.givensettings import Settings, checked
+from loraforge.plugindata import schemas
 from loraforge.running import versions
 from loraforge.runplan import RunPlan
 
@@ -43,6 +46,8 @@ class Manifest:
     negative_prompt: str
     image: str | None
     video: str | None
+    inputs: dict[str, str]
+    """Image or video -> its sha256."""
     settings: dict[str, Any]
     anyway: bool
     """Whether settings that are wrong for the model were wanted."""
@@ -73,10 +78,16 @@ class Manifest:
                     f"{told(adapter.source.path)} has changed since the manifest was written: its tensors are others.",
                     command("loraforge", "inspect", adapter.source.path),
                 )
+        for name, path in (("image", plan.image), ("video", plan.video)):
+            if name in self.inputs and str(path) == str(getattr(self, name)) and _digest(path) != self.inputs[name]:
+                raise LoraforgeError(f"{path} is another {name} than the manifest's.", command("ls", "-l", str(path)))
 
 
-def manifest_of(plan: RunPlan, latents: str, **how: Any) -> Manifest:
-    """The manifest of a run that gave these latents; `how`: stated, anyway, device, offload, tiling, slicing."""
+def manifest_of(plan: RunPlan, latents: str, folder: Path, *, factor: float, **how: Any) -> Manifest:
+    """The manifest, to lie in `folder`, of a run that gave these latents at `factor` times the plan's strengths.
+
+    `how`: stated, anyway, device, offload, tiling, slicing.
+    """
     from loraforge.scan import scan
 
     parts = []
@@ -84,22 +95,23 @@ def manifest_of(plan: RunPlan, latents: str, **how: Any) -> Manifest:
         source = adapter.source
         parts.append(
             Part(
-                _path(source.path) if source else "made-in-python",
+                _path(source.path, folder) if source else "made-in-python",
                 scan(source.file, adapter.keys) if source else "",
-                strength,
+                factor * strength,
                 tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
                 f"{adapter.scale.provenance}: {adapter.scale.source}",
             )
         )
     return Manifest(
-        base=_path(plan.base.path),
+        base=_path(plan.base.path, folder),
         variant=plan.variant,
         pipeline=plan.pipeline,
         adapters=tuple(parts),
         prompt=plan.prompt,
         negative_prompt=plan.negative_prompt,
-        image=str(plan.image) if plan.image else None,
-        video=str(plan.video) if plan.video else None,
+        image=_path(plan.image, folder) if plan.image else None,
+        video=_path(plan.video, folder) if plan.video else None,
+        inputs={name: _digest(path) for name, path in (("image", plan.image), ("video", plan.video)) if path},
         settings=dict(plan.settings),
         latents=latents,
         versions=versions(),
@@ -107,22 +119,40 @@ def manifest_of(plan: RunPlan, latents: str, **how: Any) -> Manifest:
     )
 
 
-def _path(path: Path) -> str:
-    """How it is found again: its address with the commit where it is on the Hub."""
+def _path(path: Path, folder: Path) -> str:
+    """How it is found again: from the manifest's folder where it was given so; of the Hub, its address and commit."""
     pinned = recorded(path)
-    return pinned if pinned.startswith("hf://") else str(path)
+    if pinned.startswith("hf://") or path.is_absolute():
+        return pinned if pinned.startswith("hf://") else str(path)
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _digest(path: Path | None) -> str:
+    with Path(path or "").open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_manifest(path: Path) -> Manifest:
-    """A manifest. Raises FileError where it is none."""
+    """A manifest, its paths from where one is. Raises FileError where it is none."""
+    import jsonschema
+
     try:
         said = json.loads(path.read_text("utf-8"))
-        if said.pop("schema", None) != SCHEMA:
-            raise ValueError(f"it does not say schema {SCHEMA}")
-        parts = tuple(Part(**{**part, "scalings": tuple(part["scalings"])}) for part in said.pop("adapters"))
-        return Manifest(**said, adapters=parts)
+        schema = json.loads((schemas() / "manifest.schema.json").read_text("utf-8"))
+        jsonschema.validate(said, schema, jsonschema.Draft202012Validator)
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        why = str(error).partition("\n")[0][:200]
-        raise FileError(f"{path} is no manifest of `loraforge run`: {why}.", "loraforge run --help") from error
+    except (ValueError, RecursionError, jsonschema.ValidationError) as error:
+        where = "/".join(map(str, getattr(error, "absolute_path", ())))
+        why = f"{where + ': ' if where else ''}{getattr(error, 'message', error)}".partition("\n")[0][:200]
+        raise FileError(f"{path} is no manifest of `loraforge run`: {why}.", command("ls", "-l", path)) from error
+    found = {key: value for key, value in said.items() if key != "schema"}
+    for key in ("base", "image", "video"):
+        found[key] = found[key] and _from(found[key], path.parent)
+    parts = ({**part, "path": _from(part["path"], path.parent)} for part in found["adapters"])
+    found["adapters"] = tuple(Part(**{**part, "scalings": tuple(part["scalings"])}) for part in parts)
+    return Manifest(**found)
+
+
+def _from(text: str, folder: Path) -> str:
+    return text if text.startswith("hf://") or Path(text).is_absolute() else str(folder / text)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from loraforge import peftrules
 from loraforge.adapter import Adapter, Scale, Storage
 from loraforge.catalog import architecture
-from loraforge.errors import ConversionError, LoraforgeError, Try, command, listed, told
+from loraforge.errors import ConversionError, LoraforgeError, Try, command, listed, shown, told
 from loraforge.formats.diffusers import STYLE
 from loraforge.read import read
 from loraforge.recorded import COMPONENT
@@ -66,8 +66,17 @@ def load_into(
     """
     transformer = getattr(pipe, COMPONENT, pipe)
     _libraries()
-    if not math.isfinite(strength):
-        raise LoraforgeError(f"a strength of {strength} is none.", "loraforge run --help")
+    if not hasattr(transformer, "load_lora_adapter"):
+        text = f"{type(pipe).__name__} is no pipeline of Diffusers, nor the transformer of one."
+        raise LoraforgeError(text, Try("load_into(pipe, adapter)", "in this order"))
+    if not isinstance(strength, int | float) or not math.isfinite(strength):
+        raise LoraforgeError(f"the strength {shown(strength)} is no number.", "strength=1.0")
+    if not isinstance(adapter, str | Path | Adapter):
+        raise LoraforgeError(
+            f"{type(adapter).__name__} is no adapter: give a path, or what read() gave.", "loraforge.read"
+        )
+    if name is not None and name in getattr(transformer, "peft_config", {}):
+        raise LoraforgeError(f"there is an adapter {name} in it already.", f"pipe.delete_adapters({name!r})")
     if not isinstance(adapter, Adapter):
         adapter = read(
             adapter, alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,

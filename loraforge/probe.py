@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraforge.effect import Effect, judged
+from loraforge.errors import LoraforgeError, Try
 
 FRAMES, HEIGHT, WIDTH = 2, 32, 48
 """Latents: frames (doubled where two make one patch), and the most rows and columns where the model takes any."""
@@ -56,6 +57,13 @@ def probe(
             progress()
     off, half, full = outputs
     changes = relative(half, off), relative(full, off)
+    if not all(map(math.isfinite, (*changes, weights))):
+        kind = str(transformer.dtype).removeprefix("torch.")
+        raise LoraforgeError(
+            f"the transformer's output is NaN or infinity in {kind} with the adapters on: no number can be said of it.",
+            Try("--settings torch_dtype=float32", "a wider type"),
+            Try("--strength 1", "as trained"),
+        )
     kind = str(transformer.dtype).removeprefix("torch.")
     return Probe((0.5, 1.0), changes, weights, judged(*changes, weights, kind, linear=linear), kind)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,8 +34,10 @@ class RunReport:
     manifest: str | None
     others: tuple[str, ...]
     """The other files of a comparison: side by side, and the contact sheet."""
+    shown: float
+    """What the strengths were multiplied with in the video: 1, unless a comparison went without 1."""
     latents: str | None
-    """Digest of the latents at full strength."""
+    """Digest of the latents of the video."""
     probe: Probe | None
     compared: tuple[Compared, ...]
     effect: Effect | None
@@ -59,7 +62,8 @@ class RunReport:
         out += [f"  at {one.strength:<6g} {one.line()}" for one in self.compared]
         if self.effect:
             out.append(f"  effect    {self.effect.verdict}: {self.effect.why}")
-        named = {"video": self.output, "manifest": self.manifest}
+        at = "" if self.shown == 1.0 else f" (at {self.shown:g} times these strengths)"
+        named = {"video": f"{self.output}{at}" if self.output else None, "manifest": self.manifest}
         out += [f"  {label:<9} {path}" for label, path in named.items() if path]
         return [*out, *(f"  {'' if n else 'beside it':<9} {path}" for n, path in enumerate(self.others))]
 
@@ -127,16 +131,21 @@ def run(
         raise LoraforgeError("there is no adapter to run.", "loraforge run --help")
     read = opened(adapters, strength, stated)
     base, device = base_of(read, base), device_of(device)
+    if check and compare:
+        raise LoraforgeError("--check and --compare are two measurements: one at a time.", "loraforge run --help")
+    if not any(number for _, number in read) and (check or compare):
+        raise LoraforgeError("every strength is 0: there is nothing to measure.", "--strength 1")
     if check:
         return _checked(read, base, given, device, progress)
     if not prompt and again is None:
         raise LoraforgeError("a run needs a prompt: what the video is to show.", '--prompt "a panda plays the guitar"')
-    place = _place(out, read, compare, force=force)
     check_offload(offload, device)
     plan = planned(
         read, base, prompt=prompt, negative_prompt=negative_prompt, image=image, video=video,
         given=given, like=like, anyway=anyway,
     )  # fmt: skip
+    kept = [source for source in (image, video, manifest, *settings) if source and "=" not in str(source)]
+    place = _place(out, read, compare, kept, force=force)
     if again:
         again.check(plan)
     check_memory(plan, device, offload)
@@ -145,9 +154,10 @@ def run(
     for n, factor in enumerate(at):
         running.at(factor)
         clips[factor] = running.clip(partial(_overall, progress, n, len(at)))
-    main = clips[max(at, key=abs)] if 1.0 not in clips else clips[1.0]
+    shown = 1.0 if 1.0 in clips else max(at, key=abs)
+    main = clips[shown]
     how = {"device": device, "offload": offload, "tiling": tiling, "slicing": slicing}
-    made = manifest_of(plan, main.digest, stated=_plain(stated), anyway=anyway, **how)
+    made = manifest_of(plan, main.digest, place.parent, factor=shown, stated=_plain(stated), anyway=anyway, **how)
     found = compared(clips) if compare else ()
     others = _write(place, main, made, clips if compare else {}, found, int(str(plan.settings["fps"])))
     verdict = None
@@ -163,6 +173,7 @@ def run(
         output=str(place),
         manifest=str(_manifest_name(place)),
         others=tuple(map(str, others)),
+        shown=shown,
         latents=main.digest,
         probe=None,
         compared=found,
@@ -192,6 +203,7 @@ def _checked(
         output=None,
         manifest=None,
         others=(),
+        shown=1.0,
         latents=None,
         probe=found,
         compared=(),
@@ -240,21 +252,27 @@ def _repeated(again: Manifest | None, clip: Clip) -> tuple[str, ...]:
 
 
 def _place(
-    out: str | Path | None, read: Sequence[tuple[Adapter, float]], compare: Sequence[float], *, force: bool
-) -> Path:
+    out: str | Path | None, read: Sequence[tuple[Adapter, float]], compare: Sequence[float],
+    inputs: Sequence[str | Path], *, force: bool,
+) -> Path:  # fmt: skip
     """Where the video goes. Raises OutputError where something is there already, or the name is of another kind."""
     source = read[0][0].source
-    place = Path(out) if out else Path(f"{source.run if source else 'run'}.mp4")
-    if place.suffix != ".mp4":
+    default = f"{source.run if source else 'run'}.mp4"
+    place = Path(out) if out else Path(default)
+    place = place / default if place.is_dir() else place
+    if place.suffix.lower() != ".mp4":
         raise OutputError(f"{place}: what is written is an .mp4.", Try(command("-o", place.with_suffix(".mp4"))))
-    if not place.absolute().parent.is_dir():
-        raise OutputError(f"{place.parent} is no folder.", command("mkdir", "-p", place.parent))
+    folder = place.absolute().parent
+    if not folder.is_dir():
+        raise OutputError(f"there is no folder {place.parent}.", command("mkdir", "-p", place.parent))
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{place.parent} cannot be written.", Try(command("-o", Path.home() / place.name)))
+    other = Try(command("-o", place.with_stem(f"{place.stem}-2")), "another name")
     for file in (place, _manifest_name(place), *(names(place) if compare else ())):
+        if any(file.resolve() == Path(given).resolve() for given in inputs):
+            raise OutputError(f"{file} is read by this run, and would be replaced by what it writes.", other)
         if file.exists() and not force:
-            other = place.with_stem(f"{place.stem}-2")
-            raise OutputError(
-                f"{file} exists.", Try("--force", "replace it"), Try(command("-o", other), "another name")
-            )
+            raise OutputError(f"{file} exists.", Try("--force", "replace it"), other)
     return place
 
 

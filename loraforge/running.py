@@ -123,7 +123,8 @@ class Running:
             self.pipe.vae.enable_tiling()
         if slicing:
             self.pipe.vae.enable_slicing()
-        self._place(offload)
+        with _quiet():
+            self._place(offload)
         self.pipe.set_progress_bar_config(disable=True)
 
     def _place(self, offload: str) -> None:
@@ -170,7 +171,8 @@ class Running:
             dtype = self.plan.settings["torch_dtype"]
             raise LoraforgeError(
                 f"the run came out as NaN or infinity in {dtype}: the video would be black.",
-                Try("--settings torch_dtype=bfloat16", "what the model was trained in"),
+                *([] if dtype == "bfloat16" else [Try("--settings torch_dtype=bfloat16", "a wider range")]),
+                Try("--strength 1", "as trained"),
             )
         return Clip(held["latents"].float().cpu(), np.clip(np.rint(made * 255), 0, 255).astype(np.uint8))
 
@@ -244,11 +246,15 @@ def _quiet() -> Iterator[None]:
     logs: tuple[Any, ...] = (diffusers_log, transformers_log)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
+        warnings.filterwarnings("ignore", "Cannot enable progress bars", UserWarning)
+        level = diffusers_log.get_verbosity()
+        diffusers_log.set_verbosity_error()  # float16 runs on a CPU, whatever it says
         for log in logs:
             log.disable_progress_bar()
         try:
             yield
         finally:
+            diffusers_log.set_verbosity(level)
             for log in logs:
                 log.enable_progress_bar()
 

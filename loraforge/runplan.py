@@ -72,7 +72,7 @@ def opened(
         )
         raise LoraforgeError(text, Try(" ".join(["--strength 1"] * len(adapters)), "as trained, each"))
     if odd := [number for number in numbers if not math.isfinite(number)]:
-        raise LoraforgeError(f"a strength of {odd[0]} is none.", "--strength 1")
+        raise LoraforgeError(f"the strength {odd[0]} is no number.", "--strength 1")
     return list(zip(adapters, numbers, strict=True))
 
 
@@ -117,6 +117,8 @@ def planned(
     if pipeline == FROM_VIDEO and video is not None:
         _refuse_short(Path(video), variant.name, int(str(values["num_frames"])))
     notes = [f"{told(a.source.path)}: {note}" for a, _ in adapters if a.source for note in a.notes]
+    if len({str(a.source.path.resolve()) for a, _ in adapters if a.source}) < len(adapters):
+        notes.append("the same adapter is given more than once: its updates add up")
     repo = variant.repo
     for adapter, _ in adapters:
         if adapter.base_model and adapter.base_model != repo:
@@ -238,7 +240,9 @@ def _refuse_wrong(given: Settings, variant: str, *, anyway: bool, own: frozenset
     if not wrong or anyway:
         return
     text = "; ".join(f"{f.key} {f.given} is wrong for {variant}: {f.consequence}" for f in wrong)
-    right = " ".join(f"{SHORT.get(f.key, f'--settings {f.key}=')}{f.wanted}" for f in wrong if f.wanted is not None)
+    # of two that are right, as 9 or 17 frames, the first
+    first = {f.key: str(f.wanted).partition(" ")[0] for f in wrong if f.wanted is not None}
+    right = " ".join(f"{SHORT.get(key, f'--settings {key}=')}{value}" for key, value in first.items())
     raise LoraforgeError(f"{text}.", *([Try(right)] if right else []), Try("--anyway", "run it all the same"))
 
 

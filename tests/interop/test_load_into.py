@@ -84,6 +84,20 @@ def test_strength_scales_the_update(pipelines: Folders) -> None:
     assert np.linalg.norm(delta - want) <= 1e-6 * np.linalg.norm(want)
 
 
+def test_the_numbers_of_the_file_go_in_as_they_are(pipelines: Folders) -> None:
+    """The scale stands beside them: folded in, one that is no power of two would round them."""
+    case = Case("peft_plain")
+    adapter = loraforge.read(case.source)
+    path, (weight,) = next(iter(adapter.modules.items()))
+    odd = replace(adapter, modules={path: (replace(weight, scaling=0.3),)})
+    pipe = load(pipelines("2b"))
+    found = loraforge.load_into(pipe, odd)
+    layer = pipe.transformer.get_submodule(path)
+    assert np.array_equal(layer.lora_A[found.name].weight.detach().numpy(), weight.A)
+    assert np.array_equal(layer.lora_B[found.name].weight.detach().numpy(), weight.B)
+    assert layer.scaling[found.name] == pytest.approx(0.3, rel=1e-12)
+
+
 def test_two_that_cancel(pipelines: Folders) -> None:
     case = Case("peft_plain")
     pipe = load(pipelines("2b"))
@@ -176,6 +190,11 @@ def test_refusals_leave_the_pipeline_as_it_was(pipelines: Folders, tmp_path: Pat
         (LoraforgeError, tmp_path / "nowhere", {}),
         (LoraforgeError, Case("sat_5b_r8").source, {"strength": float("nan"), **Case("sat_5b_r8").said}),
     ]
+    for thing in (3, "pipe", None):
+        with pytest.raises(LoraforgeError, match="is no pipeline of Diffusers"):
+            loraforge.load_into(thing, Case("sat_5b_r8").source)
+    with pytest.raises(LoraforgeError, match="is no adapter"):
+        loraforge.load_into(pipe, None)  # type: ignore[arg-type]
     for kind, source, options in refused:
         with pytest.raises(kind):
             loraforge.load_into(pipe, source, **options)

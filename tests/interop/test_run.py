@@ -273,3 +273,57 @@ def test_a_video_that_is_too_short(pipelines: Folders, tmp_path: Path) -> None:
     with pytest.raises(LoraforgeError, match="has 12 frames, and the run is to have 49") as refused:
         run(adapter("5b", tmp_path / "run"), base=pipelines("5b"), video=clip, frames=None)
     assert refused.value.remedies[0].command == "--frames 9"
+
+
+def test_a_comparison_without_1_says_what_its_video_is(pipelines: Folders, tmp_path: Path) -> None:
+    source, options = adapter("5b", tmp_path / "run"), {"base": pipelines("5b"), "settings": ["torch_dtype=float32"]}
+    found = run(source, strength=[0.5], compare=[0.5], out=tmp_path / "a.mp4", **options)
+    assert found.shown == 0.5 and "(at 0.5 times these strengths)" in "\n".join(found.lines())
+    assert json.loads((tmp_path / "a.json").read_text())["adapters"][0]["strength"] == 0.25
+    assert "bit for bit" in loraforge.run([], manifest=tmp_path / "a.json", out=tmp_path / "b.mp4").notes[-1]
+    assert run(source, strength=[0.25], out=tmp_path / "c.mp4", **options).latents == found.latents
+
+
+def test_a_check_of_numbers_that_are_none(pipelines: Folders, tmp_path: Path) -> None:
+    source = adapter("2b", tmp_path / "run")
+    with pytest.raises(LoraforgeError, match="NaN or infinity in float16"):
+        loraforge.run([source], base=pipelines("2b"), check=True, strength=[3e5])
+    with pytest.raises(LoraforgeError, match="every strength is 0"):
+        loraforge.run([source], base=pipelines("2b"), check=True, strength=[0.0])
+
+
+def test_what_the_run_reads_is_not_written_over(pipelines: Folders, tmp_path: Path) -> None:
+    source = adapter("5b", tmp_path / "run")
+    (tmp_path / "s.json").write_text('{"seed": 1}')
+    with pytest.raises(LoraforgeError, match=r"s\.json is read by this run"):
+        run(source, base=pipelines("5b"), settings=[str(tmp_path / "s.json")], out=tmp_path / "s.mp4", force=True)
+    assert (tmp_path / "s.json").read_text() == '{"seed": 1}'
+
+
+EDITS: dict[str, Any] = {
+    "strength": lambda m: m["adapters"][0].update(strength="lots"),
+    "stated": lambda m: m.update(stated=None),
+    "base": lambda m: m.update(base=["a"]),
+    "prompt": lambda m: m.update(prompt=3),
+    "settings": lambda m: m.pop("settings"),
+    "versions": lambda m: m.update(versions=7),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_manifest_edited_by_hand(name: str, pipelines: Folders, tmp_path: Path) -> None:
+    run(adapter("5b", tmp_path / "run"), base=pipelines("5b"), out=tmp_path / "a.mp4")
+    made = json.loads((tmp_path / "a.json").read_text())
+    EDITS[name](made)
+    (tmp_path / "a.json").write_text(json.dumps(made))
+    with pytest.raises(LoraforgeError, match=r"a\.json is no manifest of"):
+        loraforge.run([], manifest=tmp_path / "a.json", out=tmp_path / "b.mp4")
+
+
+def test_a_manifest_is_read_from_another_folder(pipelines: Folders, tmp_path: Path, monkeypatch) -> None:
+    adapter("5b", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    first = run(Path("run/lora-disney-11-20-10-00"), base=pipelines("5b"), out="a.mp4")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert loraforge.run([], manifest="../a.json", out="b.mp4").latents == first.latents
