@@ -126,7 +126,7 @@ def push(
         )
         given = {"license": license, "license_name": license_name, "license_link": license_link}
         licence, doubts = _licence(given, old, facts.base_model)
-        card, said = _card(there, facts, licence, _stated(base_model, license, trigger))
+        card, said = _card(there, facts, licence, _stated(base_model, given, trigger))
         files = [*what.files, *shown, outgoing("README.md", card.encode())]
         message = commit_message or _message(there, what)
         done = PushReport(
@@ -228,15 +228,9 @@ def _licence(
     return {}, [f"the card names no licence, as {why} --license NAME states one"]
 
 
-def _stated(base_model: str | None, licence: str | None, trigger: str | None) -> frozenset[str]:
+def _stated(base_model: str | None, licence: Mapping[str, str | None], trigger: str | None) -> frozenset[str]:
     """The fields of the card that the user typed now, over what stands there."""
-    typed = {
-        "base_model": base_model,
-        "license": licence,
-        "license_name": licence,
-        "license_link": licence,
-        "instance_prompt": trigger,
-    }
+    typed = {"base_model": base_model, **licence, "instance_prompt": trigger}
     return frozenset(key for key, value in typed.items() if value)
 
 

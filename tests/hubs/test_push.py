@@ -301,6 +301,10 @@ def test_another_licence_takes_the_old_ones_words_along(hub: Hub, style: Path) -
     assert hub.run("push", style, "me/style").returncode == 0 and "license_link" in card(hub)
     assert hub.run("push", style, "me/style", "--license", "mit").returncode == 0
     assert card(hub)["license"] == "mit" and "license_link" not in card(hub)
+    words = ["--license", "other", "--license-name", "mine", "--license-link", "https://example.com/l"]
+    assert hub.run("push", style, "me/style", *words).returncode == 0
+    assert hub.run("push", style, "me/style", "--license-name", "ours").returncode == 0
+    assert (card(hub)["license_name"], card(hub)["license_link"]) == ("ours", "https://example.com/l")
 
 
 def test_the_repository_may_be_an_address(hub: Hub, style: Path) -> None:
