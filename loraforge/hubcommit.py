@@ -82,12 +82,16 @@ def _card(api: Any, repo: str, commit: str | None) -> str:
     where = f"{constants.ENDPOINT}/{repo}/blob/main/README.md"
     if len(text) > _MOST_CARD:
         raise HubError(
-            f"the card of {repo} is too long to be changed without losing some of it.", Try(f"# edit {where}")
+            f"the card of {repo} is too long to be changed without losing some of it.",
+            Try(f"python -m webbrowser {where}", "edit it there"),
         )
     try:
         return text.decode()
     except UnicodeDecodeError as error:
-        raise HubError(f"the card of {repo} is no UTF-8: mend it there first.", Try(f"# edit {where}")) from error
+        raise HubError(
+            f"the card of {repo} is no UTF-8: mend it there first.",
+            Try(f"python -m webbrowser {where}", "edit it there"),
+        ) from error
 
 
 def commit(

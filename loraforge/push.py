@@ -241,7 +241,12 @@ def _card(there: Remote, facts: Facts, licence: Mapping[str, str], stated: froze
     if wrong := list(problems(fields(split(card)[0], where))):
         text = f"the card of {facts.repo} would not be a right one: {'; '.join(wrong)}. Nothing was sent."
         raise HubError(
-            text, *([Try(f"# edit {where}")] if there.card else [Try("--license other --license-name NAME")])
+            text,
+            *(
+                [Try(f"python -m webbrowser {where}", "edit it there")]
+                if there.card
+                else [Try("--license other --license-name NAME")]
+            ),
         )
     return card, notes
 
