@@ -5,6 +5,9 @@ LIGHT := .venv-light/$(BIN)
 FULL := .venv/$(BIN)
 PIP := -m pip --disable-pip-version-check install --quiet
 
+# each worker of pytest has a core: torch's threads in all of them would stand in each other's way (4 times slower)
+export OMP_NUM_THREADS ?= 1
+
 .PHONY: demo test hub-oldest check wild format clean
 
 demo: .venv-light/ready  ## convert a real SAT run with the light core (no torch), and look at the result
