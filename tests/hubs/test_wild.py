@@ -1,4 +1,4 @@
-"""The run over public adapters, tried on a Hub that has three of them."""
+"""The run over public adapters, tried on a Hub that has two of them."""
 
 from __future__ import annotations
 
