@@ -17,7 +17,7 @@ from loraforge.givensettings import Settings, checked, parse
 from loraforge.manifest import Manifest, manifest_of, read_manifest
 from loraforge.probe import Probe, probe
 from loraforge.report import fraction
-from loraforge.running import Clip, Running, Transformer, check_memory, check_offload, device_of, versions
+from loraforge.running import Clip, Running, check_memory, check_offload, device_of, transformer_of, versions
 from loraforge.runplan import base_of, checkable, opened, planned
 
 
@@ -149,10 +149,12 @@ def run(
     if again:
         again.check(plan)
     check_memory(plan, device, offload)
-    running = Running(plan, device, offload, tiling=tiling, slicing=slicing)
+    running = Running(plan, tiling=tiling, slicing=slicing)
+    weights = running.adapted.weights() if compare else 0.0
+    running.place(device, offload)
     at, clips = strengths(compare), dict[float, Clip]()
     for n, factor in enumerate(at):
-        running.at(factor)
+        running.adapted.at(factor)
         clips[factor] = running.clip(partial(_overall, progress, n, len(at)))
     shown = 1.0 if 1.0 in clips else max(at, key=abs)
     main = clips[shown]
@@ -163,7 +165,7 @@ def run(
     verdict = None
     if compare:
         dtype, count = str(plan.settings["torch_dtype"]), int(str(plan.settings["num_inference_steps"]))
-        verdict = effect(found, running.weights(), dtype, count, linear=not _dora(read))
+        verdict = effect(found, weights, dtype, count, linear=not _dora(read))
     return RunReport(
         base=told(plan.base.path),
         variant=plan.variant,
@@ -189,7 +191,7 @@ def _checked(
     """The transformer alone, on and off."""
     plan = checkable(read, base, given)
     steps = iter(range(1, 4))
-    transformer = Transformer(plan, device)
+    transformer = transformer_of(plan, device)
     found = probe(
         transformer.module, transformer.at, transformer.weights(), linear=not _dora(read),
         progress=lambda: progress(next(steps), 3),

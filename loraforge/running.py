@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loraforge.adapter import Adapter
 from loraforge.errors import LoraforgeError, Try
 from loraforge.pipeline import EXTRA, layers, load_into, set_strength
 from loraforge.runplan import FROM_IMAGE, FROM_VIDEO, OFFLOADS, RunPlan, component_sizes
@@ -100,58 +101,78 @@ def _free(device: str) -> tuple[float, str]:
     return float(psutil.virtual_memory().available), "memory"
 
 
-class Running:
-    """A pipeline with its adapters in it."""
+class Adapted:
+    """A transformer with adapters in it, each at a strength."""
 
-    def __init__(self, plan: RunPlan, device: str, offload: str, *, tiling: bool, slicing: bool) -> None:
+    def __init__(self, module: Any, adapters: Sequence[tuple[Adapter, float]]) -> None:
+        self.module = module
+        self.names = [
+            (load_into(module, adapter, strength, name=f"adapter_{n}").name, strength)
+            for n, (adapter, strength) in enumerate(adapters, 1)
+        ]
+
+    def at(self, factor: float) -> None:
+        """Let every adapter act at `factor` times the strength it was given; 0 is the base model."""
+        for name, strength in self.names:
+            set_strength(self.module, name, factor * strength)
+
+    def weights(self) -> float:
+        """sqrt(sum |D|^2 / sum |W|^2) over the weights that are adapted; D is what all adapters add at factor 1.
+
+        Takes the memory of one weight. To be asked before weights are offloaded, which leaves their shapes alone here.
+        """
+        self.at(1.0)
+        changed = there = 0.0
+        for _, layer in layers(self.module):
+            held = [layer.get_delta_weight(name).float() for name, _ in self.names if name in layer.scaling]
+            changed += float(sum(held[1:], held[0]).norm()) ** 2
+            there += float(layer.get_base_layer().weight.float().norm()) ** 2
+        return math.sqrt(changed / there) if there else 0.0
+
+
+class Running:
+    """A pipeline with its adapters in it; `place` it before its first clip."""
+
+    def __init__(self, plan: RunPlan, *, tiling: bool, slicing: bool) -> None:
         import diffusers
         import torch
 
         dtype = getattr(torch, str(plan.settings["torch_dtype"]))
         kind = getattr(diffusers, plan.pipeline)
-        self.plan, self.device = plan, device
+        self.plan = plan
         with _quiet():
             self.pipe = kind.from_pretrained(str(plan.base.path), torch_dtype=dtype)
         scheduler = getattr(diffusers, str(plan.settings["scheduler"]))
         spacing = {"timestep_spacing": plan.settings["timestep_spacing"]}
         self.pipe.scheduler = scheduler.from_config(self.pipe.scheduler.config, **spacing)
-        self.names = [
-            (load_into(self.pipe, adapter, strength, name=f"adapter_{n}").name, strength)
-            for n, (adapter, strength) in enumerate(plan.adapters, 1)
-        ]
+        self.adapted = Adapted(self.pipe.transformer, plan.adapters)
         if tiling and _tiles_fit(self.pipe.vae):
             self.pipe.vae.enable_tiling()
         if slicing:
             self.pipe.vae.enable_slicing()
-        with _quiet():
-            self._place(offload)
         self.pipe.set_progress_bar_config(disable=True)
 
-    def _place(self, offload: str) -> None:
+    def place(self, device: str, offload: str) -> None:
+        """Put the weights where they are to be while it runs."""
+        with _quiet():
+            self._place(device, offload)
+
+    def _place(self, device: str, offload: str) -> None:
         if offload == "none":
-            self.pipe.to(self.device)
+            self.pipe.to(device)
         elif offload == "model":
-            self.pipe.enable_model_cpu_offload(device=self.device)
+            self.pipe.enable_model_cpu_offload(device=device)
         elif offload == "sequential":
-            self.pipe.enable_sequential_cpu_offload(device=self.device)
+            self.pipe.enable_sequential_cpu_offload(device=device)
         else:
             import torch
             from diffusers import hooks
 
             library: Any = hooks  # which loads its names when they are asked for
-            where = {"onload_device": torch.device(self.device), "offload_device": torch.device("cpu")}
+            where = {"onload_device": torch.device(device), "offload_device": torch.device("cpu")}
             for part in self.pipe.components.values():
                 if isinstance(part, torch.nn.Module):
                     library.apply_group_offloading(part, offload_type="leaf_level", **where)
-
-    def at(self, factor: float) -> None:
-        """Let every adapter act at `factor` times the strength it was given; 0 is the base model."""
-        for name, strength in self.names:
-            set_strength(self.pipe.transformer, name, factor * strength)
-
-    def weights(self) -> float:
-        """|D|/|W| of all adapters together, as they were given their strengths."""
-        return _relative_size(self.pipe.transformer, self.names)
 
     def clip(self, progress: Progress = lambda _done, _all: None) -> Clip:
         """One video, from the noise of the plan's seed."""
@@ -200,31 +221,18 @@ class Running:
         return call
 
 
-class Transformer:
-    """A transformer without its pipeline, with its adapters in it."""
+def transformer_of(plan: RunPlan, device: str) -> Adapted:
+    """The transformer without its pipeline, with its adapters in it."""
+    import torch
+    from diffusers import CogVideoXTransformer3DModel
 
-    def __init__(self, plan: RunPlan, device: str) -> None:
-        import torch
-        from diffusers import CogVideoXTransformer3DModel
-
-        kind: Any = CogVideoXTransformer3DModel  # its class methods have no types
-        dtype = getattr(torch, str(plan.settings["torch_dtype"]))
-        with _quiet():
-            self.module = kind.from_pretrained(str(plan.base.folder), torch_dtype=dtype)
-        self.names = [
-            (load_into(self.module, adapter, strength, name=f"adapter_{n}").name, strength)
-            for n, (adapter, strength) in enumerate(plan.adapters, 1)
-        ]
-        self.module.to(device)
-
-    def at(self, factor: float) -> None:
-        """As `Running.at`."""
-        for name, strength in self.names:
-            set_strength(self.module, name, factor * strength)
-
-    def weights(self) -> float:
-        """As `Running.weights`."""
-        return _relative_size(self.module, self.names)
+    kind: Any = CogVideoXTransformer3DModel  # its class methods have no types
+    dtype = getattr(torch, str(plan.settings["torch_dtype"]))
+    with _quiet():
+        module = kind.from_pretrained(str(plan.base.folder), torch_dtype=dtype)
+    found = Adapted(module, plan.adapters)
+    module.to(device)
+    return found
 
 
 def _tiles_fit(vae: Any) -> bool:
@@ -257,19 +265,6 @@ def _quiet() -> Iterator[None]:
             diffusers_log.set_verbosity(level)
             for log in logs:
                 log.enable_progress_bar()
-
-
-def _relative_size(transformer: Any, adapters: Sequence[tuple[str, float]]) -> float:
-    """sqrt(sum |D|^2 / sum |W|^2) over the weights that are adapted; D is the sum of all adapters' updates."""
-    updates, sizes = dict[str, Any](), dict[str, float]()
-    for name, strength in adapters:
-        for path, layer in layers(transformer, name):
-            layer.set_scale(name, strength)
-            delta = layer.get_delta_weight(name).float()
-            updates[path] = updates[path] + delta if path in updates else delta
-            sizes[path] = float(layer.get_base_layer().weight.float().norm()) ** 2
-    changed = sum(float(delta.norm()) ** 2 for delta in updates.values())
-    return math.sqrt(changed / sum(sizes.values())) if sum(sizes.values()) else 0.0
 
 
 def versions() -> dict[str, str]:
