@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loraforge.dtypes import eps
 from loraforge.errors import ConversionError
 from loraforge.half import halves_times, rounded, shifted, widen
 
@@ -148,26 +149,36 @@ def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
     """Move the scaling into A and B and store them as `a_type` and `b_type`.
 
     Returns the weight, now of scaling 1.0, and the relative error of its update in the Frobenius
-    norm: 0.0 only where every entry is exact, or the update is zero before and after.
+    norm: 0.0 only where every entry is exact, or the update is zero before and after; infinite
+    where a number overflows.
 
     The power of two in the scaling is shared between A and B, cut towards zero, so that folding by s
-    and then by 1/s gives the same bits; the rest (sign, odd factor) goes to B, one rounding. In float16,
-    where small entries lose bits, several shares are tried, and the one with the smallest measured
-    error is kept.
+    and then by 1/s gives the same bits; the rest (sign, odd factor) goes to B, one rounding. Where that
+    loses more than the type's own rounding, because numbers fall below the normal range of the type or
+    above it, every other power of two between the two is open, and the one that loses least is taken.
     """
     mantissa, exponent = math.frexp(w.scaling)
     mantissa, exponent = mantissa * 2, exponent - 1 if mantissa else 0
     share = int(exponent / 2)
-    if mantissa == 1 and (w.A.dtype, w.B.dtype) == (a_type, b_type):
+    same = mantissa == 1 and (w.A.dtype, w.B.dtype) == (a_type, b_type)
+    if same:
         B = shifted(w.B, exponent - share)
         A = None if B is None else shifted(w.A, share)
         if A is not None and B is not None:
             return replace(w, A=A, B=B, scaling=1.0), 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows comes out as an infinite error
         attempt = _Attempt(w, mantissa, exponent, a_type, b_type)
-        if np.float16 in (a_type, b_type):
-            share = attempt.best_share()
-        return attempt.weight(share), attempt.error(attempt(share))
+        halves = np.float16 in (a_type, b_type)
+        unavoidable = 0.0 if same else max(eps(np.dtype(a_type)), eps(np.dtype(b_type))) / 2
+        if (same and halves) or attempt.error(share) > unavoidable:
+            share = attempt.best_share(share)
+        return attempt.weight(share), attempt.error(share)
+
+
+_LEAN = 2.2
+"""How many times as much as the other a factor must lose before another share is tried. A step of one halves what
+one loses to the smallest numbers and doubles the other's: it pays from a ratio of 2 on. A little more, so that for
+losses in the ratio of two powers of two it is not the last bit of a sum, which is the processor's, that decides."""
 
 
 class _Attempt:
@@ -178,7 +189,7 @@ class _Attempt:
         self.wide: Any = np.float32 if self._halves(w.A, a_type) and self._halves(w.B, b_type) else np.float64
         self.A, self.B = widen(w.A, self.wide), widen(w.B, self.wide)
         self.probes = random_columns(self.A.shape[1]).astype(self.wide, copy=False)
-        self.size = float(np.linalg.norm(self.B @ (self.A @ self.probes))) * abs(w.scaling)
+        self.size = _norm(self.B @ (self.A @ self.probes)) * abs(w.scaling)
         self.cached: dict[int, tuple[Array, Array] | None] = {}
 
     @staticmethod
@@ -208,7 +219,7 @@ class _Attempt:
         kept = rounded(product, kind)
         return kept, kept - product
 
-    def __call__(self, share: int) -> tuple[Array, Array] | None:
+    def lost(self, share: int) -> tuple[Array, Array] | None:
         """What rounding A and rounding B does to the probes; None where every entry is exact."""
         if share not in self.cached:
             down, up = self._times(share)
@@ -216,37 +227,59 @@ class _Attempt:
             _, lost_b = self._stored(self.w.B, self.types[1], up)
             exact = abs(self.mantissa) in (0.0, 1.0) and not (lost_a.any() or lost_b.any())
             # each a product with a small factor, never the difference of two nearly equal products
-            lost = None if exact else (self.B @ (lost_a @ self.probes) * up, lost_b @ (A @ self.probes))
-            self.cached[share] = lost
+            from_a, from_b = self.B @ (lost_a @ self.probes), lost_b @ (A @ self.probes)
+            self.cached[share] = None if exact else (from_a.astype(np.float64) * up, from_b.astype(np.float64))
         return self.cached[share]
 
-    def error(self, lost: tuple[Array, Array] | None) -> float:
+    def error(self, share: int) -> float:
         """Relative error of the update; never 0.0 where an entry that matters is not exact."""
-        if lost is None or not self.size:
+        if (lost := self.lost(share)) is None:
             return 0.0
-        drift = float(np.linalg.norm(lost[0] + lost[1]))
+        drift = _norm(lost[0] + lost[1])
+        if not self.size:  # no update, or one too small to be measured
+            live = self.w.A.astype(bool).any(axis=1) & self.w.B.astype(bool).any(axis=0)
+            return math.inf if drift or (self.w.scaling and live.any()) else 0.0
         return max(drift / self.size, math.ulp(0.0)) if math.isfinite(drift) else math.inf
 
-    def best_share(self) -> int:
-        """The share that loses least: from where A and B come out equally large, while one of them loses the more.
+    def best_share(self, usual: int) -> int:
+        """Of all shares with which nothing overflows the one that loses least; `usual` where there is none.
 
-        A step of one halves what one factor loses to float16's smallest numbers and doubles the other's:
-        it pays where the first is more than twice the second.
+        The more of the power of two A gets, the less A loses and the more B does: the two cross once. The search
+        begins where A and B come out equally large.
         """
-        lowest, highest = sorted((0, self.exponent))
-        sizes = float(np.linalg.norm(self.A)), float(np.linalg.norm(self.B))
-        level = (math.log2(sizes[1] / sizes[0]) + self.exponent) / 2 if all(sizes) else 0
-        share, best, direction = min(max(round(level), lowest), highest), math.inf, 0
-        while True:
-            lost = self(share)
-            error = self.error(lost)
-            if lost is None or error >= best:
-                return share if error < best else share - direction
-            from_a, from_b = (float(np.linalg.norm(x)) for x in lost)
-            step = (from_a > 2 * from_b) - (from_b > 2 * from_a)
-            if step == 0 or step == -direction or not lowest <= share + step <= highest:
+        peaks = (max(x.max(initial=0), -x.min(initial=0)) for x in (self.A, self.B))
+        top_a, top_b = (math.frexp(float(peak))[1] for peak in peaks)
+        most_a, most_b = (_TOP[np.dtype(kind).name] for kind in self.types)
+        whole = abs(self.mantissa) == 1
+        low, high = self.exponent + (not whole) + top_b - most_b, most_a - top_a
+        if whole and self.wide is np.float32:  # halves lose nothing by growing: no gain where both shrink, or both grow
+            low, high = max(low, min(0, self.exponent)), min(high, max(0, self.exponent))
+        sizes = _norm(self.A), _norm(self.B)
+        if low > high or not 0 < self.size < math.inf or math.inf in sizes:
+            return usual
+        share = math.floor((math.log2(sizes[1] / sizes[0]) + self.exponent) / 2 + 0.4)
+        step, last, turned = 1, 0, False
+        while low <= high:
+            share = min(max(share, low), high)
+            if (lost := self.lost(share)) is None:
                 return share
-            share, best, direction = share + step, error, step
+            from_a, from_b = (_norm(x) for x in lost)
+            lean = (from_a > _LEAN * from_b) - (from_b > _LEAN * from_a)
+            if not lean:
+                break
+            low, high = (share + 1, high) if lean > 0 else (low, share - 1)
+            turned = turned or lean == -last
+            share, step, last = (low + high) // 2 if turned else share + lean * step, 2 * step, lean
+        # to two digits: what comes after them is the processor's
+        return min(self.cached, key=lambda tried: (float(f"{self.error(tried):.1e}"), abs(tried - usual)))
+
+
+_TOP = {"float16": 15, "bfloat16": 127, "float32": 127, "float64": 1023}
+"""Every number below 2 to this is one of the type, whatever rounding does."""
+
+
+def _norm(x: Array) -> float:
+    return float(np.linalg.norm(x))
 
 
 PROBES = 8
