@@ -10,8 +10,9 @@ from typing import Literal
 import numpy as np
 
 from loraforge.adapter import Adapter
+from loraforge.dtypes import subnormal
 from loraforge.half import finite, widen
-from loraforge.lora import Array, Delta
+from loraforge.lora import CEILING, Array, Delta
 from loraforge.tensorfile import RELEASE_EVERY, TensorFile
 from loraforge.threads import in_order
 
@@ -30,6 +31,8 @@ class Numbers:
     """Modules with NaN or infinity."""
     subnormal: tuple[str, ...]
     """Modules with a factor of which more than a tenth lies below the normal range of its type."""
+    coarse: tuple[str, ...]
+    """Modules with a float16 factor so small that its type may have rounded off more than CEILING of it."""
     sizes: dict[str, float]
     """Module -> |D|, the Frobenius norm of its update at the scale it was read at."""
     dtypes: tuple[str, ...]
@@ -37,10 +40,11 @@ class Numbers:
 
 def numbers(adapter: Adapter, file: TensorFile | None = None) -> Numbers:
     """Look at every tensor once. Memory: a few modules, where `file` is the one they lie in."""
-    dead, broken, low, sizes, kinds = [], [], [], dict[str, float](), set[str]()
+    dead, broken, low, coarse, sizes, kinds = [], [], [], [], dict[str, float](), set[str]()
     with in_order(lambda item: (item[0], _look(item[1])), adapter.modules.items()) as found:
-        for n, (path, (state, small, size, dtypes)) in enumerate(found):
+        for n, (path, (state, small, rounded, size, dtypes)) in enumerate(found):
             kinds |= dtypes
+            coarse += [path] if rounded else []
             low += [path] if small else []
             if state == "broken":
                 broken.append(path)
@@ -49,26 +53,30 @@ def numbers(adapter: Adapter, file: TensorFile | None = None) -> Numbers:
             sizes[path] = size
             if file and n % RELEASE_EVERY == 0:
                 file.release()
-    return Numbers(tuple(dead), tuple(broken), tuple(low), sizes, tuple(sorted(kinds)))
+    return Numbers(tuple(dead), tuple(broken), tuple(low), tuple(coarse), sizes, tuple(sorted(kinds)))
 
 
-def _look(delta: Delta) -> tuple[Literal["dead", "broken", "fine"], bool, float, set[str]]:
+def _look(delta: Delta) -> tuple[Literal["dead", "broken", "fine"], bool, bool, float, set[str]]:
     factors = [np.ascontiguousarray(factor) for w in delta for factor in (w.A, w.B, w.magnitude) if factor is not None]
     dtypes = {factor.dtype.name for factor in factors}
     if not all(map(finite, factors)):
-        return "broken", False, math.nan, dtypes
+        return "broken", False, False, math.nan, dtypes
     dora = any(w.magnitude is not None for w in delta)
     alive = dora or any(w.A.any() and w.B.any() for w in delta)
-    small = any(map(_faint, factors))
-    return "fine" if alive else "dead", small, math.sqrt(sum(_squares(delta))), dtypes
+    looks = [_faint(factor) for factor in factors if factor.dtype == np.float16]
+    small, coarse = (any(look[n] for look in looks) for n in (0, 1))
+    return "fine" if alive else "dead", small, alive and coarse, math.sqrt(sum(_squares(delta))), dtypes
 
 
-def _faint(factor: Array) -> bool:
-    if factor.dtype != np.float16:
-        return False
+def _faint(factor: Array) -> tuple[bool, bool]:
+    """Of a float16 factor: whether many entries have fewer bits, and whether that may be more than CEILING of it.
+
+    An entry below the normal range may be off by half of the smallest number, 1 / sqrt(12) of it in the mean square.
+    """
     size = np.abs(widen(factor, np.float32))
-    there = np.count_nonzero(size)
-    return bool(there and np.count_nonzero(size[size < _SMALLEST["float16"]]) > SUBNORMAL * there)
+    there, low = np.count_nonzero(size), size < _SMALLEST["float16"]
+    lost, norm = subnormal(factor.dtype) * math.sqrt(np.count_nonzero(low) / 12), float(np.linalg.norm(size))
+    return bool(there and np.count_nonzero(size[low]) > SUBNORMAL * there), norm > 0 and lost > CEILING * norm
 
 
 def _squares(delta: Delta) -> Iterator[float]:

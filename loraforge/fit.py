@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from loraforge.adapter import Kind, Step, Storage
 from loraforge.dtypes import numpy_type
 from loraforge.errors import ConversionError, Try, command, leaving_out, listed
 from loraforge.half import rounded, widen
-from loraforge.lora import Delta, LoraWeight, collapse, fold, pad
+from loraforge.lora import CEILING, Delta, LoraWeight, collapse, fold, pad
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class Plan:
     rank: int
     """The largest rank among the source modules."""
     policy: Policy
+    lost: float = 0.0
+    """Relative error of the update so far: pairs of several scalings had to be folded before they merged."""
 
     def types(self, w: LoraWeight) -> tuple[Any, Any]:
         if self.policy.dtype is None:
@@ -87,14 +89,16 @@ def plan(
             problems["it has no place for the magnitudes (DoRA) of"] += sources
             continue
         rank = max(ranks[source] for source in sources)
+        plan = Plan(path, delta, sources, rank, policy)
         if not storage.parts and len(delta) > 1:
             if policy.scaling is not None and len({w.scaling for w in delta}) > 1:
-                delta = tuple(fold(w, w.A.dtype.type, w.B.dtype.type)[0] for w in delta)
+                folded = [_folded(w, plan) for w in delta]
+                plan = replace(plan, delta=tuple(w for w, _ in folded), lost=max(lost for _, lost in folded))
             try:
-                delta = (collapse(delta),)
+                plan = replace(plan, delta=(collapse(plan.delta),))
             except ConversionError as error:
                 problems[f"one place per module ({error.message}), in"] += sources
-        plans.append(Plan(path, delta, sources, rank, policy))
+        plans.append(plan)
     if problems:
         text = "; ".join(f"{what} {listed(paths)}" for what, paths in problems.items())
         paths = [path for some in problems.values() for path in some]
@@ -103,18 +107,28 @@ def plan(
     return plans
 
 
+def _folded(w: LoraWeight, plan: Plan) -> tuple[LoraWeight, float]:
+    """The pair at the scaling and in the types it will be stored in, and the relative error of its update."""
+    keep = w.scaling if plan.policy.scaling is None else plan.policy.scaling
+    # one scaling over the other is one rounding: 1 where both are lora_alpha / rank of the same
+    w, lost = fold(replace(w, scaling=w.scaling / keep if keep != w.scaling else 1.0), *plan.types(w))
+    return replace(w, scaling=keep), lost
+
+
 def carry_out(plan: Plan) -> tuple[Delta, Step]:
-    """The numbers of one module as they will be stored, and what they went through."""
-    policy, fitted, error = plan.policy, [], 0.0
+    """The numbers of one module as they will be stored, and what they went through.
+
+    An error of more than CEILING, infinite where a number overflows, is for `too_lossy` to find.
+    """
+    policy, fitted, error = plan.policy, [], plan.lost
     for w in plan.delta:
         a_type, b_type = plan.types(w)
         keep = w.scaling if policy.scaling is None else policy.scaling
         if not w.rank:
             w = replace(w, A=w.A.astype(a_type), B=w.B.astype(b_type), scaling=keep)
         elif keep != w.scaling or (a_type, b_type) != (w.A.dtype.type, w.B.dtype.type):
-            # one scaling over the other is one rounding: 1 where both are lora_alpha / rank of the same
-            w, loss = fold(replace(w, scaling=w.scaling / keep if keep != w.scaling else 1.0), a_type, b_type)
-            w, error = replace(w, scaling=keep), max(error, loss)
+            w, loss = _folded(w, plan)
+            error = max(error, loss)
         if w.magnitude is not None and (kind := plan.length(w)) is not w.magnitude.dtype.type:
             length = widen(w.magnitude)
             with np.errstate(over="ignore"):  # what overflows comes out as an infinite error
@@ -123,10 +137,23 @@ def carry_out(plan: Plan) -> tuple[Delta, Step]:
             error = max(error, float(np.max(lost / np.where(length == 0, 1.0, np.abs(length)), initial=0.0)))
             w = replace(w, magnitude=stored)
         fitted.append(pad(w, policy.rank or w.rank))
-    if not np.isfinite(error):
-        kind = np.dtype(plan.types(plan.delta[0])[1]).name
-        remedy = "--dtype fp32" if kind == "float16" else "--scale-in metadata"
-        raise ConversionError(f"{plan.path} does not fit into {kind}: its numbers overflow.", remedy)
     rank = max(w.rank for w in fitted)
     outcome: Kind = "rounded" if error else "rank" if rank != plan.rank else "exact"
     return tuple(fitted), Step(plan.path, plan.sources, outcome, (plan.rank, rank), error)
+
+
+def too_lossy(steps: Sequence[Step]) -> dict[str, float]:
+    """The modules of which rounding would take more than CEILING, and how much; infinite where numbers overflow."""
+    return {step.module: step.error for step in steps if not step.error <= CEILING}
+
+
+def refusal(lossy: Mapping[str, float], modules: int, kinds: str, *remedies: Try) -> ConversionError:
+    """The error for `lossy` of a result of so many `modules`, to be stored as `kinds` of numbers."""
+    over = [path for path, lost in lossy.items() if not np.isfinite(lost)]
+    lost = sorted((path for path in lossy if path not in over), key=lambda path: -lossy[path])
+    parts = [f"the numbers of {listed(over, 5)} overflow"] if over else []
+    if lost:
+        shares = listed([f"{path} ({lossy[path]:.1%})" for path in lost], 5)
+        parts.append(f"rounding takes more than {CEILING:.0%} of the update of {shares}")
+    text = f"{len(lossy)} of {modules} modules do not fit into {kinds}: {'; '.join(parts)}."
+    return ConversionError(text if remedies else f"{text} No other --dtype holds them.", *remedies)

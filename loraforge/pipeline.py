@@ -175,9 +175,12 @@ def _free_name(transformer: Any, adapter: Adapter) -> str:
 
 def _as_diffusers(plans: list[Plan]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors under Diffusers' keys, as they are, and the LoraConfig that gives every module its scaling."""
-    from loraforge.fit import carry_out
+    from loraforge.fit import carry_out, refusal, too_lossy
 
-    deltas = {plan.path: carry_out(plan)[0] for plan in plans}
+    done = [carry_out(plan) for plan in plans]
+    if lossy := too_lossy([step for _, step in done]):
+        raise refusal(lossy, len(plans), "the types of their numbers")
+    deltas = {step.module: delta for delta, step in done}
     state = {key: _tensor(array) for path, delta in deltas.items() for key, array in STYLE.encode(path, delta)}
     least = peftrules.config(
         {path: delta[0].rank for path, delta in deltas.items()},

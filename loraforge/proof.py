@@ -13,7 +13,7 @@ from loraforge.dtypes import eps, subnormal
 from loraforge.errors import VerificationError
 from loraforge.graph import to_segments
 from loraforge.half import widen
-from loraforge.lora import Array, Delta, LoraWeight, is_zero, random_columns
+from loraforge.lora import CEILING, Array, Delta, LoraWeight, is_zero, random_columns
 from loraforge.tensorfile import RELEASE_EVERY
 from loraforge.threads import in_order
 
@@ -41,6 +41,10 @@ class Comparison:
     """The worst row's error once the first update is multiplied by `strength`."""
     allowed: float = EXACT
     """The share of its size by which a row may be off, smallest subnormals apart."""
+    loss: float = 0.0
+    """How far apart the two updates are as a whole, as a share of the first; infinite where that is zero."""
+    rounding: bool = True
+    """Whether every row is off by no more than rounding explains. With rows `off`, rounding took more than CEILING."""
 
     @property
     def holds(self) -> bool:
@@ -81,7 +85,8 @@ def compare(
     row's error is the root mean square of the difference over the probes; its size is
     `|s| sqrt(sum_k B_ik^2 |A_k|^2)`, which does not shrink when components cancel. A row may be
     off by EXACT of its size, in a module that `is_rounded` by ROUNDED eps of the coarser element type
-    and one smallest subnormal per entry. DoRA's magnitudes are compared as numbers, to the same measure.
+    and one smallest subnormal per entry. Whatever explains it, the whole may be off by CEILING of the update.
+    DoRA's magnitudes are compared as numbers, to the same measure.
 
     Raises VerificationError when the two have different numbers of rows, or DoRA on one side only.
     """
@@ -104,6 +109,10 @@ def compare(
         if share > EXACT and (error > allowed).any():
             allowed += np.maximum(_grain(one), _grain(other))
         off = ~(error <= allowed)  # also where one of them is not a number
+        rounding, wanted = not off.any(), np.sqrt(np.square(want).mean(axis=1))
+        apart, whole = float(np.linalg.norm(error)), float(np.linalg.norm(wanted))
+        if apart > max(CEILING * whole, _NOISE * float(np.linalg.norm(size))):
+            off |= error > CEILING * wanted
         worst = error / np.where(size > 0, size, 1.0)
         if lengths is not None:
             off, worst = off | ~(lengths <= share), np.maximum(worst, lengths)
@@ -111,7 +120,10 @@ def compare(
         rest = np.sqrt(np.square(got - strength * want).mean(axis=1)) if want.any() else error
         scaled = rest / np.where(size > 0, size * abs(strength), 1.0) if want.any() and strength else worst
         scaled = scaled if lengths is None else np.maximum(scaled, lengths)
-        return Comparison(path, float(worst.max()), len(off), int(off.sum()), strength, float(scaled.max()), share)
+        loss = apart / whole if whole else np.inf if apart else 0.0
+        return Comparison(
+            path, float(worst.max()), len(off), int(off.sum()), strength, float(scaled.max()), share, loss, rounding
+        )
 
     out = []
     with in_order(judge, pairs) as comparisons:
@@ -121,6 +133,9 @@ def compare(
                 release()
     return out
 
+
+_NOISE = 1e-12
+"""What float64 itself may be off by, as a share of the size: an update whose components cancel may come out as this."""
 
 _RANGE = 1e-100, 1e100
 """Sizes of an update whose squares float64 still holds; only float64 factors and odd scalings can be outside."""

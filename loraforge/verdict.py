@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 AS_TRAINED = "acts as trained"
 
 
+COARSE = "cannot tell (float16 is too coarse for it)"
 NEEDS_TENSORS = "cannot tell (without the tensors)"
 
 
@@ -49,6 +50,11 @@ def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: 
         return strength, f"{own.title} applies {listed_scales(own.scalings)}, and training used {trained(adapter)}"
     if found and found.dead:
         return "acts in part", f"A or B of {named(found.dead)} is zero"
+    if found and found.coarse:
+        from loraforge.lora import CEILING  # numpy is at hand where tensors were looked at
+
+        why = f"{named(found.coarse)}: numbers so small that float16 rounds off more than {CEILING:.0%} of the update"
+        return COARSE, f"{why}, unless they were trained in it; convert the original to --dtype fp32 or bf16"
     if own is None:
         return "cannot tell", "no program is known that loads this format as it is"
     if found is None:
@@ -76,7 +82,7 @@ def remedies(path: str | Path, adapter: Adapter, verdict: str, own: Outlook | No
     if verdict == NEEDS_TENSORS:
         yield f"{command('loraforge', 'doctor', path)} --fetch"
         return
-    if verdict in ("broken file", "wrong base") or dead:  # no conversion mends what was never trained
+    if verdict in ("broken file", "wrong base", COARSE) or dead:  # no conversion mends what was never trained
         yield command("loraforge", "inspect", path)
         return
     if verdict.startswith("cannot tell") and adapter.scale.provenance == "ambiguous":

@@ -34,6 +34,11 @@ from loraforge.tensorfile import KEY, RELEASE_EVERY, TensorFile
 
 if TYPE_CHECKING:
     from loraforge.lora import Array, Delta
+    from loraforge.proof import Comparison
+
+
+_WIDER = {"fp32": "a larger file", "bf16": "as small as fp16, with a wider range and fewer digits"}
+"""What --dtype can be where fp16 is too narrow, in the order in which it is proposed."""
 
 
 def write(
@@ -58,7 +63,9 @@ def write(
     LoraforgeError, with nothing written, when the adapter does not fit the target or the written file
     does not do what the adapter does.
     """
-    from loraforge import fit, graph  # these need numpy, which --help must not wait for
+    import numpy as np  # --help must not wait for it
+
+    from loraforge import fit, graph
     from loraforge.base import fits
     from loraforge.scan import scan, scan_modules
     from loraforge.threads import in_order
@@ -76,7 +83,24 @@ def write(
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
     rank = max(w.rank for delta, _ in relaid.values() for w in delta) if target.storage.one_rank else None
     policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(dtype), rank)
-    plans = fit.plan(relaid, target.storage, policy, arch.layouts[layout].stacked, to, ranks)
+    stacked = arch.layouts[layout].stacked
+    plans = fit.plan(relaid, target.storage, policy, stacked, to, ranks)
+
+    def refuse(lossy: Mapping[str, float]) -> ConversionError:
+        """With each way to store these modules that was tried and holds them."""
+
+        def holds(changed: fit.Policy) -> bool:
+            again = fit.plan(relaid, target.storage, changed, stacked, to, ranks)
+            return not fit.too_lossy([fit.carry_out(plan)[1] for plan in again if plan.path in lossy])
+
+        there = [plan.types(w) for plan in plans if plan.path in lossy for w in plan.delta]
+        kinds = sorted({np.dtype(kind).name for pair in there for kind in pair})
+        ways = [(Try(f"--dtype {name}", why), replace(policy, dtype=CHOICES[name])) for name, why in _WIDER.items()]
+        if "scale_in" in target.options and policy.scaling is not None:
+            ways.append((Try("--scale-in metadata", "no number is changed"), replace(policy, scaling=None)))
+        tries = [way for way, changed in ways if changed != policy and holds(changed)]
+        return fit.refusal(lossy, len(plans), " and ".join(kinds), *tries)
+
     place = Path(out) if out else None
     run = adapter.source.run if adapter.source else arch.name
     sources = [path for path in (adapter.source.path if adapter.source else None, Path(base) if base else None) if path]
@@ -119,6 +143,8 @@ def write(
                 yield from writer.encode(step.module, delta)
                 if file and len(steps) % RELEASE_EVERY == 0:
                     file.release()
+            if lossy := fit.too_lossy(steps):
+                raise refuse(lossy)
 
         worst = None
         if dry_run:
@@ -135,7 +161,10 @@ def write(
                 sums = writer.write(written, header, tensors(), metadata | {KEY: said})
                 for name, text in writer.beside(replace(fitting, metadata=kept | {KEY: said})).items():
                     (folder / name).write_text(text, "utf-8")
-                worst = _prove(adapter, target, written, sums, steps, file)
+                results = _prove(adapter, target, written, sums, steps, file)
+                if lossy := {result.module: result.loss for result in results if not result.holds}:
+                    raise refuse(lossy)  # of one of several segments, which the module as a whole could bear
+                worst = max(result.error for result in results)
     notes = (*report.notes, *([] if absent else _advice(steps, dtype, adapter, target)))
     return replace(report, steps=tuple(steps), worst_error=worst, notes=notes)
 
@@ -222,10 +251,11 @@ def _prove(
     sums: Mapping[str, int],
     steps: Sequence[Step],
     file: TensorFile | None,
-) -> float:
+) -> list[Comparison]:
     """Read the written file as its loader would: its bytes, then its update against the source's.
 
-    Returns the worst row's error. Raises VerificationError.
+    Returns what was found of each segment; one that does not hold lost too much to rounding, and to nothing else.
+    Raises VerificationError.
     """
     from loraforge.proof import compare, pair_up
     from loraforge.scan import changed
@@ -253,7 +283,7 @@ def _prove(
         names = listed([*alone.first, *alone.second], 5)
         raise VerificationError(f"the written file adapts other modules than the source: {names}. Nothing was kept.")
     results = compare(pairs, rounded.__contains__, release)
-    wrong = [result for result in results if not result.holds]
+    wrong = [result for result in results if not result.rounding]
     if wrong:
         wrong.sort(key=lambda result: -result.error)
         worst = listed([f"{result.module} (off by {result.error:.1e} of a row)" for result in wrong], 5)
@@ -262,4 +292,4 @@ def _prove(
             "Nothing was kept. This is a fault of loraforge: please report it with the skeleton of your file.",
             *([command("loraforge", "inspect", "--skeleton", file.path)] if file else []),
         )
-    return max(result.error for result in results)
+    return results
