@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
+from tolerance import UPDATE, share
 
 DATA = Path(__file__).parent / "data"
 SAT_CASES = (
@@ -116,10 +117,10 @@ def updates(file: Path) -> dict[str, np.ndarray]:
     }
 
 
-def assert_acts_as_trained(file: Path, case: Case, tolerance: float = 1e-6) -> None:
+def assert_acts_as_trained(file: Path, case: Case, tolerance: float = UPDATE) -> None:
     """Per module, in float64: the file's update equals what training applied."""
     got = updates(file)
     assert got.keys() == case.deltas.keys()
     for path, want in case.deltas.items():
-        error = np.linalg.norm(got[path] - want) / np.linalg.norm(want)
+        error = share(got[path], want)
         assert error <= tolerance, f"{path} is off by {error:.1e}"

@@ -44,7 +44,7 @@ def forward(pipe: Any, kind: str) -> torch.Tensor:
     return result
 
 
-def off_by(pipe: Any, case: Case, name: str) -> float:
+def forward_off_by(pipe: Any, case: Case, name: str) -> float:
     if case.name in SAT_CASES:
         pipe.transformer.norm_out.norm.eps = 1e-6  # SAT's final norm; diffusers uses 1e-5
     return float((forward(pipe, kind_of(case)) - load_file(case.folder / "forward.safetensors")[name]).abs().max())
@@ -100,7 +100,7 @@ def test_the_same_seed_writes_the_same_bytes(kind: str, pipelines: Folders, tmp_
 @pytest.mark.parametrize("kind", RECORDED)
 def test_the_transformer_is_the_recorded_one(kind: str, pipelines: Folders) -> None:
     case = Case(RECORDED[kind])
-    assert off_by(load(pipelines(kind)), case, "lora_off") <= case.manifest["tolerance"]["forward"]
+    assert forward_off_by(load(pipelines(kind)), case, "lora_off") <= case.manifest["tolerance"]["forward"]
 
 
 @pytest.mark.parametrize("prompt", ["", "a cat", "  zwei   Hüte\n一只猫 🐱", "</s> <pad> <extra_id_0>", "long " * 400])
@@ -243,7 +243,7 @@ def test_a_converted_adapter_in_its_pipeline(name: str, pipelines: Folders, tmp_
     pipe.unload_lora_weights()
     assert torch.equal(latents(pipe), before)
     pipe.load_lora_weights(str(tmp_path / "out"), weight_name=WEIGHTS)
-    assert off_by(pipe, case, "lora_on") <= case.manifest["tolerance"]["forward"]
+    assert forward_off_by(pipe, case, "lora_on") <= case.manifest["tolerance"]["forward"]
 
 
 @pytest.mark.parametrize("name", PEFT_CASES)
@@ -257,7 +257,7 @@ def test_a_peft_folder_in_a_live_pipeline(name: str, pipelines: Folders) -> None
     before = latents(pipe)
     PeftModel.from_pretrained(pipe.transformer, str(case.folder))
     assert type(pipe.transformer) is diffusers.CogVideoXTransformer3DModel
-    assert off_by(pipe, case, "lora_on") <= case.manifest["tolerance"]["forward"]
+    assert forward_off_by(pipe, case, "lora_on") <= case.manifest["tolerance"]["forward"]
     assert (latents(pipe) - before).abs().max() > 0.05
     pipe.set_adapters(["default"], [0.5])  # diffusers knows it by PEFT's name, and the factor is on top of alpha / r
     halved = scalings(pipe)

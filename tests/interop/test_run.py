@@ -15,6 +15,7 @@ import torch
 from oracle import Case
 from pipelines import pictures
 from safetensors.numpy import load_file, save_file
+from tolerance import FORWARD
 
 import loraforge
 from loraforge.effect import judged
@@ -95,7 +96,7 @@ def test_strength_0_is_the_base_and_opposites_cancel(pipelines: Folders, tmp_pat
     off = run(source, strength=[0.0], out=tmp_path / "off.mp4", **options)
     assert off.latents == dead.latents
     found = run(source, source, strength=[0.5, -0.5], compare=[1.0], out=tmp_path / "both.mp4", **options)
-    assert found.compared[1].latents < 1e-5
+    assert found.compared[1].latents <= FORWARD
     assert found.effect and found.effect.verdict == "no measurable effect"
 
 

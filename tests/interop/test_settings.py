@@ -11,6 +11,7 @@ import torch
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline, CogVideoXTransformer3DModel
 from oracle import DATA, Case
 from safetensors.torch import load_file
+from tolerance import WEIGHT
 
 from loraforge.settings import compare, settings, table
 
@@ -68,9 +69,9 @@ def test_set_adapters_and_lora_scale_are_multiplied() -> None:
     changed = [key for key in base if not torch.equal(base[key], half[key])]
     assert changed
     for key in base:
-        torch.testing.assert_close(both[key], quarter[key], rtol=0, atol=1e-6)
+        torch.testing.assert_close(both[key], quarter[key], rtol=0, atol=WEIGHT)
     for key in changed:
-        torch.testing.assert_close(both[key] - base[key], (half[key] - base[key]) / 2, rtol=0, atol=1e-6)
+        torch.testing.assert_close(both[key] - base[key], (half[key] - base[key]) / 2, rtol=0, atol=WEIGHT)
     findings = compare({"adapter_strength": 0.5, "lora_scale": 0.5}, "CogVideoX-2B")
     assert all("0.25 is applied" in finding.consequence for finding in findings)
 
