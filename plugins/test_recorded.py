@@ -11,6 +11,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import checker
 import numpy as np
 import pytest
 import torch
@@ -68,6 +69,21 @@ def test_the_real_diffusers_does_what_was_trained(recorded: tuple[Case, Path, di
         got = model(inputs["x"], inputs["context"], inputs["timesteps"], return_dict=False)[0]
     want = load_torch(case.folder / "forward.safetensors")["lora_on"]
     assert (got - want).abs().max().item() <= case.manifest["tolerance"]["forward"]
+
+
+@pytest.mark.parametrize("to", [name for name in sorted(loraforge.formats()) if "hunyuan" not in name])
+def test_a_reader_that_shares_no_line_with_loraforge_agrees(
+    recorded: tuple[Case, Path, dict[str, Any]], to: str, tmp_path: Path
+) -> None:
+    case, file, said = recorded
+    try:
+        loraforge.convert(file, to=to, out=tmp_path / "out", **said, **({"lora_only": True} if to == "sat" else {}))
+    except ConversionError as refusal:
+        assert (to, case.name) == ("sat", FUN) and "adapts only" in refusal.message
+        return
+    found = checker.differences(checker.read(file, said.get("alpha")), checker.read(tmp_path / "out"))
+    assert len(found) == len(case.deltas)
+    assert all(off <= limit for off, limit in found.values()), found
 
 
 def test_files_without_an_alpha_are_refused_without_a_statement(tmp_path: Path) -> None:
