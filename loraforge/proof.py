@@ -109,13 +109,13 @@ def compare(
         if share > EXACT and (error > allowed).any():
             allowed += np.maximum(_grain(one), _grain(other))
         off = ~(error <= allowed)  # also where one of them is not a number
+        worst = error / np.where(size > 0, size, 1.0)
+        if lengths is not None:
+            off, worst = off | ~(lengths <= share), np.maximum(worst, lengths)
         rounding, wanted = not off.any(), np.sqrt(np.square(want).mean(axis=1))
         apart, whole = float(np.linalg.norm(error)), float(np.linalg.norm(wanted))
         if apart > max(CEILING * whole, _NOISE * float(np.linalg.norm(size))):
             off |= error > CEILING * wanted
-        worst = error / np.where(size > 0, size, 1.0)
-        if lengths is not None:
-            off, worst = off | ~(lengths <= share), np.maximum(worst, lengths)
         strength = float(np.vdot(want, got) / np.vdot(want, want)) if want.any() else np.nan
         rest = np.sqrt(np.square(got - strength * want).mean(axis=1)) if want.any() else error
         scaled = rest / np.where(size > 0, size * abs(strength), 1.0) if want.any() and strength else worst

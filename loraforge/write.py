@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from loraforge.proof import Comparison
 
 
-_WIDER = {"fp32": "a larger file", "bf16": "as small as fp16, with a wider range and fewer digits"}
+_WIDER = {"fp32": "", "bf16": "as small as fp16, with a wider range and fewer digits"}
 """What --dtype can be where fp16 is too narrow, in the order in which it is proposed."""
 
 
@@ -161,7 +161,8 @@ def write(
                 sums = writer.write(written, header, tensors(), metadata | {KEY: said})
                 for name, text in writer.beside(replace(fitting, metadata=kept | {KEY: said})).items():
                     (folder / name).write_text(text, "utf-8")
-                results = _prove(adapter, target, written, sums, steps, file)
+                results = _prove(adapter, target, written, sums, metadata | {KEY: said}, steps, file)
+                _prove_place(target, folder, goes.names, written)
                 if lossy := {result.module: result.loss for result in results if not result.holds}:
                     raise refuse(lossy)  # of one of several segments, which the module as a whole could bear
                 worst = max(result.error for result in results)
@@ -249,10 +250,11 @@ def _prove(
     target: Format,
     written: Path,
     sums: Mapping[str, int],
+    metadata: Mapping[str, str],
     steps: Sequence[Step],
     file: TensorFile | None,
 ) -> list[Comparison]:
-    """Read the written file as its loader would: its bytes, then its update against the source's.
+    """Read the written file as its loader would: its bytes, its header, then its update against the source's.
 
     Returns what was found of each segment; one that does not hold lost too much to rounding, and to nothing else.
     Raises VerificationError.
@@ -260,8 +262,15 @@ def _prove(
     from loraforge.proof import compare, pair_up
     from loraforge.scan import changed
 
-    back, _ = open_tensors(written)
-    if damaged := changed(back, sums):
+    try:
+        back, _ = open_tensors(written)
+    except LoraforgeError as error:
+        said = error.message.replace(str(written), written.name)
+        raise VerificationError(f"the written file is damaged: {said} Nothing was kept.") from error
+    damaged = changed(back, sums)
+    if back.kind == "safetensors" and back.metadata != metadata:
+        damaged.append("its metadata")
+    if damaged:
         raise VerificationError(
             f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept.",
             command("ls", "-l", written.parent.parent),
@@ -293,3 +302,18 @@ def _prove(
             *([command("loraforge", "inspect", "--skeleton", file.path)] if file else []),
         )
     return results
+
+
+def _prove_place(target: Format, folder: Path, names: Sequence[str], written: Path) -> None:
+    """What was written must be found where it lies, as it is by whoever is given the folder. Raises VerificationError."""
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise VerificationError(f"{listed(missing)} was not written. Nothing was kept.")
+    if len(names) == 1:
+        return
+    try:
+        found = target.find(folder, Choice())
+    except LoraforgeError as error:
+        said = error.message.replace(str(folder), folder.name)
+        raise VerificationError(f"the written folder is not one of {target.name}: {said} Nothing was kept.") from error
+    if found is None or found.path != written:
+        raise VerificationError(f"{written.name} is not what is found in the written folder. Nothing was kept.")

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from loraforge.errors import ConversionError, FileError, Try, command, listed
+from loraforge.errors import ConversionError, FileError, Try, VerificationError, command, listed
 from loraforge.formats import Header, Target, Use, Wanted
 from loraforge.keys import KeyStyle, Spelling
 from loraforge.kinds import SAT_PREFIX
@@ -102,9 +102,15 @@ class SatWriter:
         del metadata  # it stands in the YAML
         if self.base is None:
             return write_torch(path, header, tensors)
+        from loraforge.scan import changed
+
         base, names = self.base, _renamed(self.base, header)
         copied = ((new, copy_chunks(base, key)) for key, new in names.items())
-        return write_torch(path, {**_base_header(base, header), **header}, chain(copied, tensors))
+        sums = write_torch(path, {**_base_header(base, header), **header}, chain(copied, tensors))
+        plain = {key: sums[new] for key, new in names.items() if base.tensors[key].strides is None}
+        if wrong := [key for key in changed(base, plain) if key in plain]:
+            raise VerificationError(f"the base's {listed(wrong, 5)} did not come through as it is. Nothing was kept.")
+        return sums
 
     def use(self, path: Path, target: Target) -> Use:
         run = path.parent.parent
