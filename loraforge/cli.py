@@ -223,8 +223,8 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
 def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: str | None, json_: bool) -> None:
     """Say whether A and B, of any formats, make the same update; or what a loader makes of A.
 
-    Every row is compared in float64; rounding to the coarser element type is no difference. A scale that
-    nothing records is read as 1.0, as loaders do. Exit code 1 when the two differ.
+    Every row is compared in float64; rounding to the coarser type, up to 1 % of a module, is no difference.
+    A scale that nothing records is read as 1.0, as loaders do. Exit code 1 when the two differ.
 
     \b
     Examples:

@@ -29,14 +29,21 @@ def _every_half(dtype: type) -> Array:
 
 
 def finite(x: Array) -> bool:
-    """Whether a contiguous array holds numbers only.
+    """Whether a contiguous array holds numbers only: read as integers, NaN and the infinities are the largest."""
+    return _largest(x) < LAYOUTS[x.dtype.name][1]
 
-    Read as integers, NaN and the infinities are the largest of either sign.
-    """
-    unsigned, infinity, _ = LAYOUTS[x.dtype.name]
-    bits = x.reshape(-1).view(unsigned)
-    largest = int(bits.view(bits.dtype.name.removeprefix("u")).max(initial=0)), int(bits.max(initial=0))
-    return largest[0] < infinity and largest[1] < infinity | 1 << 8 * bits.itemsize - 1
+
+def peak(x: Array) -> float:
+    """The largest magnitude in an array of numbers."""
+    bits = np.array(_largest(np.ascontiguousarray(x)), LAYOUTS[x.dtype.name][0])
+    return float(bits.view(x.dtype))
+
+
+def _largest(x: Array) -> int:
+    """The bits, without the sign, of what is the largest in a contiguous array when read as integers."""
+    bits = x.reshape(-1).view(LAYOUTS[x.dtype.name][0])
+    positive = int(bits.view(bits.dtype.name.removeprefix("u")).max(initial=0))
+    return max(positive, int(bits.max(initial=0)) & ~(1 << 8 * bits.itemsize - 1))
 
 
 def widen(x: Array, dtype: type = np.float64) -> Array:
@@ -61,15 +68,15 @@ def rounded(x: Array, dtype: Any) -> Array:
 
 
 @lru_cache(maxsize=64)
-def halves_times(factor: float) -> tuple[Array, Array, Array]:
-    """For each of the 65,536 halves: its product with `factor` as a half, the same as float32, and what rounding lost.
+def halves_times(factor: float) -> tuple[Array, Array]:
+    """For each of the 65,536 halves: its product with `factor` as a half, and what rounding added, as float32.
 
     A product of halves with one number is a look-up, whatever the number.
     """
     every = _every_half(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         stored = (every * factor).astype(np.float16)
-        return stored, stored.astype(np.float32), (stored.astype(np.float64) - every * factor).astype(np.float32)
+        return stored, (stored.astype(np.float64) - every * factor).astype(np.float32)
 
 
 def shifted(x: Array, power: int) -> Array | None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from loraforge.dtypes import eps
 from loraforge.errors import ConversionError
-from loraforge.half import halves_times, rounded, shifted, widen
+from loraforge.half import halves_times, peak, rounded, shifted, widen
 
 Array = npt.NDArray[Any]
 """A factor: float16, bfloat16 (ml_dtypes), float32 or float64."""
@@ -195,7 +195,8 @@ class _Attempt:
         self.wide: Any = np.float32 if self._halves(w.A, a_type) and self._halves(w.B, b_type) else np.float64
         self.A, self.B = widen(w.A, self.wide), widen(w.B, self.wide)
         self.probes = random_columns(self.A.shape[1]).astype(self.wide, copy=False)
-        self.size = _norm(self.B @ (self.A @ self.probes)) * abs(w.scaling)
+        self.applied = self.A @ self.probes
+        self.size = _norm(self.B @ self.applied) * abs(w.scaling)
         self.cached: dict[int, tuple[Array, Array] | None] = {}
 
     @staticmethod
@@ -215,25 +216,23 @@ class _Attempt:
         )
         return replace(self.w, A=A, B=B, scaling=1.0)
 
-    def _stored(self, factor: Array, kind: Any, times: float) -> tuple[Array, Array]:
-        """A factor as it is stored, in the wide type, and what rounding it lost."""
+    def _rounding(self, factor: Array, kind: Any, times: float) -> Array:
+        """What storing a factor adds to it, in the wide type."""
         if self._halves(factor, kind):
-            _, values, lost = halves_times(times)
-            bits = factor.view(np.uint16)
-            return values.take(bits), lost.take(bits)
+            return halves_times(times)[1].take(factor.view(np.uint16))
         product = widen(factor) * times
-        kept = rounded(product, kind)
-        return kept, kept - product
+        return rounded(product, kind) - product
 
     def lost(self, share: int) -> tuple[Array, Array] | None:
         """What rounding A and rounding B does to the probes; None where every entry is exact."""
         if share not in self.cached:
             down, up = self._times(share)
-            A, lost_a = self._stored(self.w.A, self.types[0], down)
-            _, lost_b = self._stored(self.w.B, self.types[1], up)
+            lost_a = self._rounding(self.w.A, self.types[0], down)
+            lost_b = self._rounding(self.w.B, self.types[1], up)
             exact = abs(self.mantissa) in (0.0, 1.0) and not (lost_a.any() or lost_b.any())
             # each a product with a small factor, never the difference of two nearly equal products
-            from_a, from_b = self.B @ (lost_a @ self.probes), lost_b @ (A @ self.probes)
+            lost = lost_a @ self.probes
+            from_a, from_b = self.B @ lost, lost_b @ (self.applied * self.wide(down) + lost)
             self.cached[share] = None if exact else (from_a.astype(np.float64) * up, from_b.astype(np.float64))
         return self.cached[share]
 
@@ -253,8 +252,7 @@ class _Attempt:
         The more of the power of two A gets, the less A loses and the more B does: the two cross once. The search
         begins where A and B come out equally large.
         """
-        peaks = (max(x.max(initial=0), -x.min(initial=0)) for x in (self.A, self.B))
-        top_a, top_b = (math.frexp(float(peak))[1] for peak in peaks)
+        top_a, top_b = (math.frexp(peak(factor))[1] for factor in (self.w.A, self.w.B))
         most_a, most_b = (_TOP[np.dtype(kind).name] for kind in self.types)
         whole = abs(self.mantissa) == 1
         low, high = self.exponent + (not whole) + top_b - most_b, most_a - top_a

@@ -120,7 +120,7 @@ def verify(
 
     With `in_` instead of `b`: compare the adapter with what the real loader has in its layers after loading
     it (`base`: a folder with the transformer's config.json). A scale that is recorded nowhere is
-    read as 1.0, as loaders do. Rounding of the coarser element type is no difference.
+    read as 1.0, as loaders do. Rounding to the coarser element type is no difference, up to 1 % of a module.
 
     Raises a LoraforgeError when one of them cannot be read.
     """

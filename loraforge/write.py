@@ -305,7 +305,7 @@ def _prove(
 
 
 def _prove_place(target: Format, folder: Path, names: Sequence[str], written: Path) -> None:
-    """What was written must be found where it lies, as it is by whoever is given the folder. Raises VerificationError."""
+    """What was written is found where it lies, by whoever is given the folder. Raises VerificationError."""
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise VerificationError(f"{listed(missing)} was not written. Nothing was kept.")
     if len(names) == 1:

@@ -236,7 +236,7 @@ def header_edit(change: Callable[[dict[str, Any]], None]) -> Fault:
 
 
 def two(said: dict[str, Any]) -> tuple[str, str]:
-    keys = [key for key in said if key != "__metadata__"]
+    keys = [key for key in said if key != "__metadata__" and len(said[key]["shape"]) == 2]
     first = keys[0]
     return first, next(key for key in keys[1:] if said[key]["shape"] == said[first]["shape"])
 
