@@ -15,6 +15,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loraforge
+from loraforge import fit
+from loraforge.adapter import Storage
 from loraforge.errors import ConversionError
 from loraforge.lora import CEILING, LoraWeight, fold
 
@@ -255,3 +257,15 @@ def test_the_ceiling_lies_above_what_the_coarsest_type_costs() -> None:
     w = LoraWeight(normal(4, 64, size=0.02), normal(32, 4, size=0.01, seed=1), 1.0)
     folded, error = fold(w, ml_dtypes.bfloat16, ml_dtypes.bfloat16)
     assert apart(w, folded) < error * 2 < CEILING
+
+
+@pytest.mark.parametrize("scales", [(0.3, 0.7), (1e-9, 1.0), (0.5, 2.0)])
+def test_pairs_of_several_scales_that_merge_tell_what_that_cost(scales: tuple[float, float]) -> None:
+    """One place per module can have one scale: each pair is folded first, into the type of the result."""
+    blocks = tuple(LoraWeight(normal(4, 64, size=0.02), normal(32, 4, size=0.01, seed=1), s) for s in scales)
+    policy = fit.Policy(1.0, "F16")
+    (plan,) = fit.plan({"qkv": (blocks, ("q", "k"))}, Storage(), policy, lambda _: ("q", "k"), "x", {"q": 4, "k": 4})
+    (delta,), step = fit.carry_out(plan)
+    worst = max(apart(w, LoraWeight(delta.A, delta.B[32 * n : 32 * (n + 1)], 1.0)) for n, w in enumerate(blocks))
+    assert step.kind == "rounded" and step.error == pytest.approx(worst, rel=0.6)
+    assert bool(fit.too_lossy([step])) == (min(scales) < 1e-6)
