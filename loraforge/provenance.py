@@ -13,11 +13,12 @@ from typing import Any
 from loraforge import __version__
 from loraforge.adapter import Scale
 from loraforge.errors import ScaleError, Try
+from loraforge.runfolders import states_scale
 from loraforge.scale import Rule, Statement, given, number
 from loraforge.tensorfile import KEY
 
-_NO_LONGER_TRUE = re.compile(r"ss_network_(dim|alpha)|sshs_.*|lora_adapter_metadata|lora_config|modelspec\.hash_sha256")
-"""Entries that state a scale, a rank or a hash of the old tensors."""
+_HASHES = re.compile(r"sshs_.*|modelspec\.hash_sha256")
+"""Entries that hold a hash of the old tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,5 +162,6 @@ def _trained(metadata: Mapping[str, str]) -> tuple[float, ...]:
 
 def carried_over(metadata: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """The entries of others that stay true of the same adapter in another file, and the keys of those that do not."""
-    kept = {key: text for key, text in metadata.items() if key != KEY and not _NO_LONGER_TRUE.fullmatch(key)}
+    old = {key for key, text in metadata.items() if _HASHES.fullmatch(key) or states_scale(key, text)}
+    kept = {key: text for key, text in metadata.items() if key not in (KEY, *old)}
     return kept, tuple(sorted(metadata.keys() - kept.keys() - {KEY}))

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 COMPONENT = "transformer"
 """What Diffusers calls the part of a pipeline that CogVideoX LoRAs adapt; it stands before names and entries."""
 
-HEADER: tuple[str, ...] = ("lora_adapter_metadata", "lora_config")
-"""Header entries that record the scale. The second is finetrainers'; diffusers ignores it."""
-
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_CONFIG = "adapter_config.json"
 _MOST_BYTES = 1 << 24
@@ -75,7 +72,7 @@ class Record:
 
 def search(record: Record) -> Record:
     """Look into every place, in this order. Raises FormatError and ScaleError for what contradicts the tensors."""
-    for place in PLACES:
+    for place in PLACES if not record.choice.program else PLACES[:3]:
         place.look(record)
     del record.near[_OFFERED:]
     return record
@@ -202,7 +199,8 @@ def _plain(record: Record) -> None:
         except ValueError:  # `None`, `Dynamic`: no number that could be applied
             continue
         groups.setdefault(component, {})[word] = value
-    for component, said in groups.items() if record.believed else ():
+    ours = record.origin.scale is not None  # what was true of the source is not of what we made of it
+    for component, said in groups.items() if record.believed and not ours else ():
         ranks = {word: value for word, value in said.items() if word in words["rank"]}
         for word, alpha in said.items():
             if word in words["alpha"]:
@@ -239,7 +237,7 @@ def _one(record: Record, component: str, word: str, alpha: float, stated: Mappin
 
 
 def _documents(record: Record) -> None:
-    for key in places()["header"]["documents"] if record.believed else ():
+    for key in places()["header"]["documents"] if record.believed and record.origin.scale is None else ():
         try:
             said = read_text(record.file.metadata.get(key, ""), Path(f"{key}.json"))
         except ScaleError:  # it states none, or is no configuration

@@ -80,7 +80,7 @@ class Report:
         known = self.scale.provenance in ("recorded", "given")
         claim = ("1.0 acts as trained" if known else "1.0 is right if training used this scale") + self.provided
         if self.scale.program:
-            claim = f"1.0 acts as it acts in {self.scale.program}, whatever training used{self.provided}"
+            claim = f"1.0 keeps it as it acts in {self.scale.program}, whatever training used{self.provided}"
         worst = max((step.error for step in self.steps), default=0.0)
         same = f"same update as the source{f', to {worst:.0e}' if worst else ''} (compared),"
         proof = "not written, not compared: source" if self.worst_error is None else same

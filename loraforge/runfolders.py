@@ -27,6 +27,14 @@ def places() -> dict[str, Any]:
     return tomli.loads((Path(__file__).parent / "places.toml").read_text("utf-8"))
 
 
+def states_scale(name: str, text: str = "alpha") -> bool:
+    """Whether a header entry states a scale or a rank, with or without the component's name in front."""
+    words, word = places()["header"], name.rpartition(".")[2]
+    if name in words["documents"]:
+        return "alpha" in text
+    return name in words["configs"] or word in (*words["alpha"], *words["rank"], *words["rslora"])
+
+
 def own(file: Path) -> list[Path]:
     """The folders of the run that wrote `file`, the nearest first: where it lies, and what a trainer puts that into."""
     folder = file.absolute().parent

@@ -84,13 +84,19 @@ def number(value: object) -> float | None:
 
 
 def resolve(
-    recorded: Sequence[Rule], stated: Statement, ranks: Mapping[str, int], *, default: Rule | None, unknown: str
+    recorded: Sequence[Rule],
+    stated: Statement,
+    ranks: Mapping[str, int],
+    *,
+    default: Rule | None,
+    unknown: str,
+    bare: bool = False,
 ) -> tuple[Rule, Scale]:
     """The rule that holds, and its provenance.
 
     `ranks`: module path -> rank. `default` is the only rule that can apply where nothing is recorded,
     or None where known trainers write indistinguishable files: then the scale is ambiguous, read as
-    1.0; `unknown` says where it was looked for.
+    1.0; `unknown` says where it was looked for. `bare`: modules without a record act at 1.0, as in programs.
 
     Raises ScaleError when two recorded values disagree, when the statement contradicts the record
     (unless it overrides), when some modules alone have a record, or when a value is 0, negative or not a number and
@@ -111,6 +117,9 @@ def resolve(
         return whole[0], Scale("recorded", whole[0].said, whole[0].file)
     if given is not None:
         return given, Scale("given", given.said)
+    if recorded and bare:
+        said = {path: recorded[0].of(path, rank) for path, rank in _both(ranks, recorded[0])}
+        return Rule(recorded[0].said, scaling=1.0, exceptions=said), Scale("recorded", recorded[0].said)
     if recorded:
         raise _in_part(recorded[0], ranks)
     if default is not None:
@@ -137,7 +146,7 @@ def _in_part(rule: Rule, ranks: Mapping[str, int]) -> ScaleError:
     if said != {1.0}:
         tries.append(Try("--trained-scale 1 --override-scale", "if 1.0 is right for all: scale 1"))
     return ScaleError(
-        f"{rule.said} give the scale of {len(covers)} modules, and {len(bare)} have none ({listed(bare, 3)}): "
+        f"{rule.said}: that is the scale of {len(covers)} modules, and {len(bare)} have none ({listed(bare, 3)}): "
         "loaders apply 1.0 to those, and what training used is not known.",
         *tries,
     )

@@ -26,9 +26,10 @@ from loraforge.formats.peft import config_path
 from loraforge.kinds import not_an_adapter
 from loraforge.output import Destination, destination, replacing
 from loraforge.provenance import entry, history
-from loraforge.recorded import COMPONENT, HEADER
+from loraforge.recorded import COMPONENT
 from loraforge.registry import locate
 from loraforge.report import fraction, scale_text
+from loraforge.runfolders import states_scale
 from loraforge.scale import STATES, given, statement
 from loraforge.tensorfile import KEY, read_safetensors, write_safetensors
 
@@ -134,10 +135,10 @@ def stamp(
     dora = any(w.magnitude is not None for delta in adapter.modules.values() for w in delta)
     prefix = f"{COMPONENT}." if all(key.startswith(f"{COMPONENT}.") for key in adapter.keys) else ""
     least = {f"{prefix}{key}": value for key, value in peftrules.config(ranks, scalings, dora=dora).items()}
-    replaced = tuple(key for key in HEADER if key in file.metadata)
+    replaced = tuple(sorted(key for key, text in file.metadata.items() if states_scale(key, text)))
     scale = given(stated, ranks) or adapter.scale
     told = tuple(sorted(set(scalings.values())))
-    metadata = {key: text for key, text in file.metadata.items() if key not in HEADER} | {
+    metadata = {key: text for key, text in file.metadata.items() if key not in replaced} | {
         "lora_adapter_metadata": json.dumps(least, indent=2, sort_keys=True),
         KEY: entry(
             command("loraforge", "stamp", recorded(file.path), *typed),

@@ -65,8 +65,8 @@ def read_lora_file(
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 
     record = search(Record(file, choice, sizes, said, dora, known, peft=writes == "peft", live=live))
-    rule, scale = resolve(record.rules, choice.stated, sizes, default=None, unknown=looked(file, writes))
-    unknown = scale.provenance == "ambiguous"
+    unknown = looked(file, writes)
+    rule, scale = resolve(record.rules, choice.stated, sizes, default=None, unknown=unknown, bare=choice.program)
     return Adapter(
         architecture=arch.name,
         layout=layout,
@@ -76,7 +76,7 @@ def read_lora_file(
         metadata=file.metadata,
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
         notes=(*notes, *record.notes),
-        candidates=(*record.near, *candidates(sizes, writes)) if unknown else (),
+        candidates=(*record.near, *candidates(sizes, writes)) if scale.provenance == "ambiguous" else (),
     )
 
 
