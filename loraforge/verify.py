@@ -15,6 +15,7 @@ from loraforge.errors import LoraforgeError, as_commands, listed, told
 from loraforge.formats import Choice
 from loraforge.hubbase import base_folder
 from loraforge.kinds import not_an_adapter
+from loraforge.provenance import own_entry
 from loraforge.registry import locate
 from loraforge.report import fraction, scale_text
 from loraforge.scale import STATES, statement
@@ -185,9 +186,11 @@ def _unknown(source: str | Path) -> bool:
     """Whether the adapter records no scale; what cannot be read is refused later."""
     form, _, file = locate(source, None, Choice())
     try:
-        return form is None or form.read(file, Choice()).scale.provenance in ("ambiguous", "assumed")
+        adapter = form.read(file, Choice()) if form else None
     except LoraforgeError:
         return True
+    known = adapter is not None and own_entry(adapter.metadata) is not None
+    return not known and (adapter is None or adapter.scale.provenance in ("ambiguous", "assumed"))
 
 
 def _read(source: str | Path, choice: Choice) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:

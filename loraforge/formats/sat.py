@@ -216,9 +216,7 @@ def _recorded(
     if path is None or (path != choice.training_config and of_several_runs(path.parent)):
         return [], {}, ()
     document = read_yaml(path)
-    section = document
-    for key in LORA_SECTION:
-        section = section.get(key) if isinstance(section, dict) else None
+    section = _section(document)
     if not isinstance(section, dict):
         if choice.training_config:
             raise ScaleError(
@@ -249,19 +247,24 @@ def _recorded(
     return [] if odd else [rule], metadata, ()
 
 
+def _section(document: Any) -> Any:
+    for key in LORA_SECTION:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document
+
+
 def _near(file: TensorFile, ranks: Mapping[str, int]) -> list[Try]:
     """What to type where configurations near by say that SAT's default may not be what training used."""
     whose, others = around(file.path, ranks, siblings=False)
     found = [(path, said) for path, said in [*([whose] if whose else []), *others] if said.rank in ranks.values()]
     if all(said.alpha == 1 for _, said in found):
         return []
-    tries = [
-        Try(
-            command("--training-config", as_typed(path, file.path)),
-            f"if that is of its run ({said.said}): scale {said.scaling(min(ranks.values())):g}",
-        )
-        for path, said in found[:3]
-    ]
+    tries = []
+    for path, said in found[:3]:
+        where, scale = as_typed(path, file.path), said.scaling(min(ranks.values()))
+        sats = not where.startswith("hf://") and path.suffix == ".yaml" and isinstance(_section(read_yaml(path)), dict)
+        addition = command("--training-config", where) if sats else f"--trained-scale {scale:.12g}"
+        tries.append(Try(addition, f"if {where} is of its run ({said.said}): scale {scale:g}"))
     return [*tries, Try("--alpha 1", f"if the run did not set lora_alpha: scale {1 / min(ranks.values()):g}")]
 
 

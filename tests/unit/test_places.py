@@ -21,7 +21,7 @@ HEADERS: dict[str, tuple[dict[str, Any], float]] = {
     "of another component": ({"lora_adapter_metadata": {"dit.r": 4, "dit.lora_alpha": 2}}, 0.5),
     "without a component": ({"lora_adapter_metadata": {"r": 4, "lora_alpha": 2}}, 0.5),
     "beside a text encoder's": (
-        {"lora_adapter_metadata": {"text_encoder.r": 8, "text_encoder.lora_alpha": 8, "unet.r": 4, "unet.lora_alpha": 1}},
+        {"lora_adapter_metadata": {"text_encoder.r": 8, "text_encoder.lora_alpha": 8, "dit.r": 4, "dit.lora_alpha": 1}},
         0.25,
     ),
     "rslora": ({"lora_adapter_metadata": {"unet.r": 4, "unet.lora_alpha": 8, "unet.use_rslora": True}}, 4),
@@ -123,7 +123,7 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a rank that is not the tensors'": (
         {"ss_network_alpha": "4", "ss_network_dim": "8"}, ["ss_network_alpha 4, ss_network_dim 8", "have rank 4"],
     ),
-    "a rank of JSON": ({"lora_adapter_metadata": {"unet.r": 8, "unet.lora_alpha": 8}}, ["says r 8", "have rank 4"]),
+    "a rank of JSON": ({"lora_adapter_metadata": {"dit.r": 8, "dit.lora_alpha": 8}}, ["says r 8", "have rank 4"]),
 }  # fmt: skip
 
 
