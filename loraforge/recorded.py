@@ -81,8 +81,8 @@ def search(record: Record) -> Record:
 def looked(file: TensorFile, writes: str) -> str:
     """Where the scale of a file was looked for and is not."""
     folder = as_typed(file.path.absolute().parent, file.path)
-    names = "; ".join(place.name for place in PLACES)
-    return f"no alpha is recorded (looked for in {folder}: {names}), and trainers that write {writes} files differ"
+    names = ", ".join(place.name for place in PLACES)
+    return f"no alpha is recorded (looked for {names}, in {folder}), and trainers that write {writes} files differ"
 
 
 def header_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
@@ -351,11 +351,11 @@ class Place:
 
 
 PLACES = (
-    Place("lora_adapter_metadata, lora_config in the header", _configs),
+    Place("lora_adapter_metadata, lora_config", _configs),
     Place("adapter_config.json", _peft),
     Place("alpha tensors", _tensors),
-    Place("[component.]lora_alpha, network_alpha, alpha, ss_network_alpha in the header", _plain),
-    Place("ot_config, training_config, ss_network_args in the header", _documents),
+    Place("header entries lora_alpha, network_alpha, alpha, ss_network_alpha", _plain),
+    Place("ot_config, training_config, ss_network_args", _documents),
     Place("loraforge's own entry", _own),
     Place("training configurations of its run", _training),
 )

@@ -16,7 +16,9 @@ from loraforge.errors import told
 TENSORS = (".safetensors", ".bin", ".pt", ".ckpt", ".pth")
 _STATE = re.compile(r"(optimizer|scheduler|scaler|sampler|random_states|rng_state|training_args).*")
 """What trainers save beside an adapter to resume from."""
-_HEAD, _MOST_FILES, _MOST_FOLDERS = 1 << 20, 500, 100
+_HEAD, _MOST_FILES = 1 << 20, 500
+_MOST_FOLDERS = 20
+"""Folders beside a run's, of which one may be worth naming; among more, naming one is noise."""
 UP = 3
 """Folders above a file that are looked at, its own among them."""
 
@@ -60,10 +62,10 @@ def beside(file: Path) -> list[Path]:
     mine = own(file)
     try:
         with os.scandir(mine[-1].parent) as entries:
-            found = sorted(islice((entry.path for entry in entries if entry.is_dir()), _MOST_FOLDERS))
+            found = sorted(islice((entry.path for entry in entries if entry.is_dir()), _MOST_FOLDERS + 1))
     except OSError:
         return []
-    return [folder for folder in map(Path, found) if folder not in mine]
+    return [folder for folder in map(Path, found) if folder not in mine] if len(found) <= _MOST_FOLDERS else []
 
 
 def adapters(folder: Path) -> list[Path]:

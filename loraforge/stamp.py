@@ -169,7 +169,7 @@ def stamp(
 def _typed(choice: Choice) -> list[str]:
     """The options that state the scale, without folders."""
     said = choice.stated
-    values = {
+    values: dict[str, Any] = {
         "--alpha": said.alpha, "--trained-scale": said.trained_scale, "--trained-by": said.trained_by,
         "--as-in": said.as_in, "--training-config": choice.training_config and choice.training_config.name,
     }  # fmt: skip
