@@ -48,7 +48,7 @@ def read(
         raise not_an_adapter(file)
     adapter = read_at(form, file, choice)
     if adapter.scale.provenance == "ambiguous":
-        raise _ambiguous(place.path, adapter)
+        raise ambiguous(place.path, adapter)
     return replace(
         adapter,
         source=Source(Path(source) if Path(source).exists() else file.path, file, form.name, place.run),
@@ -56,7 +56,8 @@ def read(
     )
 
 
-def _ambiguous(path: Path, adapter: Adapter) -> ScaleError:
+def ambiguous(path: Path, adapter: Adapter) -> ScaleError:
+    """The refusal of an adapter whose scale nobody knows, with a line for each that it may have."""
     kept = any(remedy.command.startswith("--as-in") for remedy in adapter.candidates)
     keep = " Or keep what a program does with the file today (--as-in), whatever training used: right if you like that."
     return ScaleError(

@@ -26,6 +26,7 @@ from loraforge.formats.peft import config_path
 from loraforge.kinds import not_an_adapter
 from loraforge.output import Destination, destination, replacing
 from loraforge.provenance import entry, history
+from loraforge.read import ambiguous
 from loraforge.recorded import COMPONENT
 from loraforge.registry import locate
 from loraforge.report import fraction, scale_text
@@ -128,7 +129,7 @@ def stamp(
             raise
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
     if adapter.scale.provenance == "ambiguous":
-        raise ScaleError(f"{file.path} records no scale: {adapter.scale.source}. State it.", *adapter.candidates)
+        raise ambiguous(file.path, adapter)
     digest = scan(file, adapter.keys)
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     scalings = {module: delta[0].scaling for module, delta in adapter.modules.items()}

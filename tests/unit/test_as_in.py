@@ -190,7 +190,7 @@ def test_stamp_of_a_trainer_and_of_nothing(tmp_path: Path, cli: Any) -> None:
     assert cli("stamp", source, "--trained-by", "cogvideox-factory", "-o", tmp_path / "y.safetensors").exit_code == 0
     assert loraforge.inspect(tmp_path / "y.safetensors").scalings == (1.0,)
     done = cli("stamp", source, "-o", tmp_path / "z.safetensors")
-    assert done.exit_code == 1 and "State it" in done.stderr
+    assert done.exit_code == 1 and "State its alpha" in done.stderr
     line = re.search(r"try: loraforge (stamp .*?)   #", done.stderr)
     assert line and cli(*shlex.split(line[1])).exit_code == 0
     stale = adapter(tmp_path / "s.safetensors", {"lora_alpha": "2"})
