@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from loraforge.errors import Try
 from loraforge.tensorfile import TensorFile
 
 if TYPE_CHECKING:
@@ -23,6 +25,17 @@ class Scale:
     provenance: Provenance
     source: str
     """One phrase: which file, key or flag said so, and what it said."""
+    file: str = ""
+    """The path in `source`, as the user knows it; empty where no file beside the adapter said so."""
+    program: str = ""
+    """The program whose behaviour is kept (`--as-in`); empty where the scale is that of training."""
+    trained: tuple[float, ...] = ()
+    """The scalings of training, where loraforge wrote the file and its own entry tells them."""
+
+    @property
+    def portable(self) -> str:
+        """`source` without folders: what a written file may say."""
+        return self.source.replace(self.file, re.split(r"[\\/]", self.file)[-1]) if self.file else self.source
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +87,8 @@ class Adapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     base_model: str | None = None
     notes: tuple[str, ...] = ()
-    written_as: str = ""
-    """Under which name trainers.toml lists who may have written it."""
+    candidates: tuple[Try, ...] = ()
+    """One addition to the command for each scale it may have been trained at; empty where that is known."""
     source: Source | None = None
     """None for an adapter made in Python."""
 

@@ -218,13 +218,17 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
     metavar="DIR",
     help="With --in: a folder with the transformer's config.json. Default: made from A's shapes.",
 )
+@stated_scale
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
 @click.pass_context
-def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: str | None, json_: bool) -> None:
+def verify(
+    ctx: click.Context, /, a: str, b: str | None, in_: Loader | None, base: str | None, json_: bool, **options: Any
+) -> None:
     """Say whether A and B, of any formats, make the same update; or what a loader makes of A.
 
     Every row is compared in float64; rounding to the coarser type, up to 1 % of a module, is no difference.
-    A scale that nothing records is read as 1.0, as loaders do. Exit code 1 when the two differ.
+    A scale that nothing records is read as 1.0, as loaders do, unless you state it: of the one that records none;
+    where both do, of A. --as-in is said of A. Exit code 1 when the two differ.
 
     \b
     Examples:
@@ -234,7 +238,7 @@ def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: 
     from loraforge.threads import settle_process
 
     settle_process()
-    found = loraforge.verify(a, b, in_=in_, base=base)
+    found = loraforge.verify(a, b, in_=in_, base=base, **options)
     for note in found.notes:
         say("note: ", note)
     click.echo(as_json(found.to_dict()) if json_ else "\n".join(map(plain, found.lines())))
@@ -244,14 +248,13 @@ def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: 
 
 @main.command(short_help="Record the scale of training in a file's header.")
 @click.argument("source", metavar="FILE", type=SOURCE)
-@click.option("--alpha", type=float, required=True, metavar="N", help="lora_alpha the training used.")
-@click.option("-o", "--out", type=PATH, help="File to write. Default: ./<name>-alpha<N>.safetensors, printed.")
+@stated_scale
+@click.option("-o", "--out", type=PATH, help="File to write. Default: ./<name>-<what you state>.safetensors, printed.")
 @click.option("--in-place", is_flag=True, help="Replace FILE itself, once the new one has proved right.")
-@click.option("--override-scale", is_flag=True, help="Believe --alpha over the scale the file records.")
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/stamp.schema.json).")
 def stamp(source: str, json_: bool, **options: Any) -> None:
-    """Record in FILE's header at what lora_alpha it was trained. The tensors stay as they are.
+    """Record in FILE's header at what scale it was trained, stated as for convert. The tensors stay as they are.
 
     Diffusers 0.34 or newer reads the entry. For a file that is right in every loader, use `loraforge convert`.
 

@@ -69,7 +69,7 @@ def publish(converted: Report, repo: str, *, private: bool) -> None:
     """Push what a conversion wrote; of a refusal say that the file is there, and how to push it later."""
     written = Path(converted.output["path"])
     source = written.parent if converted.output["format"] == "peft" else written
-    as_loaded = converted.scale.provenance == "given" and converted.scale.source.startswith("--as-loaded")
+    as_loaded = bool(converted.scale.program)
     try:
         _told(_pushed(source, repo, private=private, as_loaded=as_loaded), json_=False)
     except LoraforgeError as error:

@@ -41,10 +41,15 @@ _STATED: tuple[Decorator, ...] = (
         "--training-config",
         type=PATH,
         metavar="FILE",
-        help="Training configuration that records the scale (YAML, JSON, TOML, hparams.yml, launch script), "
-        "where it does not lie beside SOURCE.",
+        help="Training configuration that records the scale (YAML, JSON, TOML, hparams.yml, launch script, "
+        "adapter_config.json), where it does not lie in the folder of SOURCE's run.",
     ),
-    click.option("--as-loaded", is_flag=True, help="Keep what loaders show today when nothing is recorded: 1.0."),
+    click.option(
+        "--as-in",
+        metavar="PROGRAM",
+        help="Not the scale of training: keep what PROGRAM does with SOURCE today (names: `loraforge doctor`'s table).",
+    ),
+    click.option("--as-loaded", is_flag=True, help="The same as --as-in diffusers."),
     click.option("--override-scale", is_flag=True, help="Believe the scale you state over the one recorded."),
 )
 

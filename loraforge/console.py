@@ -66,7 +66,7 @@ def _plugin_first(typed: Sequence[str]) -> list[str]:
     return [*plugins, *others]
 
 
-_ONE_OF = {"--alpha", "--trained-scale", "--trained-by", "--as-loaded"}
+_ONE_OF = {"--alpha", "--trained-scale", "--trained-by", "--as-in", "--as-loaded"}
 """Options of which only one may be given."""
 
 

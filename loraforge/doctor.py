@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter, Source
+from loraforge.asin import read_at
 from loraforge.errors import (
     ConversionError,
     HubError,
@@ -25,16 +26,17 @@ from loraforge.formats import Choice, Format
 from loraforge.fuse import fuse
 from loraforge.hubaddress import address
 from loraforge.kinds import not_an_adapter
+from loraforge.recorded import around
 from loraforge.registry import locate
-from loraforge.report import base_text, fraction
+from loraforge.report import base_text, fraction, scale_text
 from loraforge.retention import lines as retained
+from loraforge.runfolders import as_typed
 from loraforge.runtimes import Outlook, outlook, runtime, runtimes
-from loraforge.scale import Statement
+from loraforge.scale import statement
 from loraforge.settings import Finding, compare, parse
 from loraforge.settings import settings as variant_settings
 from loraforge.symptoms import find, language
 from loraforge.tensorfile import TensorFile, megabytes
-from loraforge.trainingconfig import beside, read_training_config
 from loraforge.verdict import AS_TRAINED, judge, named, ranks, remedies, strength_of, trained
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def doctor(
     trained_scale: float | None = None,
     trained_by: str | None = None,
     training_config: str | Path | None = None,
+    as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
     error: str | None = None,
@@ -111,7 +114,7 @@ def doctor(
         variant_settings(variant)
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
-        "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
+        "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
     }  # fmt: skip
     if address(source) is None and not Path(source).exists():
         raise LoraforgeError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
@@ -137,10 +140,7 @@ def diagnosed(
 ) -> tuple[Diagnosis, Adapter | None]:
     """What is to be said of the file itself, and the adapter in it where there is one."""
     config = stated["training_config"]
-    said = Statement(
-        **{key: value for key, value in stated.items() if key in Statement.__slots__}, override=stated["override_scale"]
-    )
-    choice = Choice(training_config=Path(config) if config else None, stated=said)
+    choice = Choice(training_config=Path(config) if config else None, stated=statement(**stated))
     try:
         form, place, file = locate(path, None, choice, fetch=fetch)
     except HubError:
@@ -150,7 +150,7 @@ def diagnosed(
     try:
         if form is None:
             raise not_an_adapter(file)
-        adapter = form.read(file, choice)
+        adapter = read_at(form, file, choice)
     except LoraforgeError as fault:
         if form and _reads(form, file):
             raise
@@ -258,16 +258,14 @@ def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
     from loraforge.provenance import origin
 
     scalings = {w.scaling for delta in adapter.modules.values() for w in delta}
-    near = beside(file.path) if adapter.scale.provenance == "recorded" and len(scalings) == 1 else None
-    if near is None or origin(file.metadata).folded:
+    if adapter.scale.provenance != "recorded" or len(scalings) != 1 or origin(file.metadata).folded:
         return ()
-    said = read_training_config(near)
-    if said.rank is None or ranks(adapter) != f"{said.rank:g}" or said.rslora:
-        return ()
+    whose, _ = around(file.path, {path: delta[0].rank for path, delta in adapter.modules.items()}, siblings=False)
     (mine,) = scalings
-    if math.isclose(said.alpha / said.rank, mine):
+    if whose is None or math.isclose(other := whose[1].scaling(int(whose[1].rank or 1)), mine):
         return ()
-    return (f"{said.said}, beside it, says the scale {fraction(said.alpha / said.rank)}; the file's own record counts",)
+    where = as_typed(whose[0], file.path)
+    return (f"{whose[1].said} in {where} says the scale {fraction(other)}; the file's own record counts",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +283,7 @@ class _InBase:
 def _in_base(path: str | Path, base: str | Path, stated: Mapping[str, Any]) -> _InBase:
     """What of it would survive being fused there. Raises LoraforgeError where there is no base of that name."""
     unknown = not any(value for value in stated.values())
-    for options in (stated, {"as_loaded": True}) if unknown else (stated,):
+    for options in (stated, {"trained_scale": 1.0}) if unknown else (stated,):
         try:
             report = fuse(base, [path], "unused", dry_run=True, **options)
         except ScaleError:
@@ -305,7 +303,8 @@ def _in_base(path: str | Path, base: str | Path, stated: Mapping[str, Any]) -> _
 def _scale(adapter: Adapter) -> str:
     if adapter.scale.provenance == "ambiguous":
         return f"unknown: {adapter.scale.source}"
-    return f"{trained(adapter)} ({adapter.scale.provenance}: {adapter.scale.source})"
+    scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
+    return f"{trained(adapter)} ({scale_text(adapter.scale, scalings)})"
 
 
 def _size(found: Numbers) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from loraforge.partial import check_place
 from loraforge.read import read
 from loraforge.report import fraction
 from loraforge.retention import LOUD, WARN, Retention, lines, summary
+from loraforge.scale import STATES
 from loraforge.tensorfile import KEY, TensorFile
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class FuseReport:
 
 def _said(adapter: Fused) -> str:
     scale = ", ".join(map(fraction, adapter.scalings))
-    return f"{adapter.path} at strength {adapter.strength:g}, trained at {scale} ({adapter.provenance}: {adapter.said})"
+    at = "trained at" if adapter.provenance in ("recorded", "given") else "at scale"
+    return f"{adapter.path} at strength {adapter.strength:g}, {at} {scale} ({adapter.provenance}: {adapter.said})"
 
 
 def fuse(
@@ -83,6 +85,7 @@ def fuse(
     trained_scale: float | None = None,
     trained_by: str | None = None,
     training_config: str | Path | None = None,
+    as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
     drop: Sequence[str] = (),
@@ -106,7 +109,7 @@ def fuse(
 
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
-        "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
+        "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
     }  # fmt: skip
     engine = Engine(*choose(backend, device))
     found = open_base(base_folder(base, only=COMPONENT if transformer_only else ""))
@@ -134,7 +137,7 @@ def fuse(
             "layout": found.layout,
             "variants": [variant.name for variant in found.variants],
         },
-        adapters=described,
+        adapters=tuple(replace(f, said=a.scale.source) for f, (a, _) in zip(described, weighted, strict=True)),
         output={"path": str(place), "files": list(model.shards), "dtype": dtype, "written": not dry_run},
         backend=f"{engine.backend.name} on {engine.device}",
         copied=same,
@@ -147,7 +150,7 @@ def fuse(
     )
 
 
-_SAID = ("--alpha", "--trained", "--training", "--as-loaded", "--override", "--drop")
+_SAID = (*STATES, "--drop")
 """How the remedies begin that are options of fuse too."""
 
 

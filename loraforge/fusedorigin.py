@@ -47,7 +47,7 @@ def fused(adapter: Adapter, strength: float) -> Fused:
         strength,
         tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
         adapter.scale.provenance,
-        adapter.scale.source,
+        adapter.scale.portable,
     )
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Scale
+from loraforge.asin import read_at
 from loraforge.errors import LoraforgeError, as_commands, command, told
 from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
 from loraforge.provenance import history
 from loraforge.registry import locate
 from loraforge.report import base_text, fraction
-from loraforge.scale import candidates
 
 if TYPE_CHECKING:
     from loraforge.adapter import Adapter
@@ -108,7 +108,9 @@ class Inspection:
         applied = ", ".join(map(fraction, self.scalings))
         trained = ", ".join(map(fraction, self.history[-1]["scale"]["scalings"])) if self.history else applied
         known = f"({self.scale.provenance}: {self.scale.source})"
-        return f"{applied} {known}" if trained == applied else f"trained at {trained} {known}; readers apply {applied}"
+        if trained == applied or self.scale.program:
+            return f"{applied} {known}"
+        return f"trained at {trained} {known}; readers apply {applied}"
 
 
 TRIGGERS = (
@@ -166,7 +168,7 @@ def inspect(
     try:
         if form is None:
             raise not_an_adapter(file)
-        adapter = form.read(file, choice)
+        adapter = read_at(form, file, choice)
     except LoraforgeError as error:
         if form is not None:
             error = as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers")
@@ -188,9 +190,8 @@ def _describe(
     )
     remedies = [remedy.command for remedy in error.remedies] if error else []
     if adapter and form and adapter.scale.provenance == "ambiguous":
-        ranks = {path: delta[0].rank for path, delta in modules.items()}
         start = command("loraforge", "convert", file.path, "--to", "diffusers")
-        remedies = [f"{start} {remedy.command}   # {remedy.why}" for remedy in candidates(ranks, adapter.written_as)]
+        remedies = [f"{start} {remedy.command}   # {remedy.why}" for remedy in adapter.candidates]
     return Inspection(
         path=told(file.path),
         container=file.kind,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -186,14 +187,22 @@ def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float
         if (key := pairs[0].alpha) is None:
             continue
         info = file.tensors[key]
-        if info.shape not in ((), (1,)) or info.dtype not in (*FACTORS, *_INTEGERS):
+        if math.prod(info.shape) != 1 or info.dtype not in (*FACTORS, *_SMALL, *_INTEGERS):
             raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
-        raw = bytes(file.raw(key))
-        said[path] = int.from_bytes(raw, "little", signed=True) if info.dtype in _INTEGERS else float(file[key].item())
+        if info.dtype in _INTEGERS:
+            said[path] = int.from_bytes(bytes(file.raw(key)), "little", signed=info.dtype.startswith("I"))
+        elif info.dtype in _SMALL:
+            import ml_dtypes
+            import numpy as np
+
+            said[path] = float(np.frombuffer(bytes(file.raw(key)), getattr(ml_dtypes, _SMALL[info.dtype]))[0])
+        else:
+            said[path] = float(file[key].item())
     return said
 
 
-_INTEGERS = ("I64", "I32", "I16", "I8")
+_INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
+_SMALL = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 
 
 def _alpha(w: LoraWeight) -> Array:

@@ -99,7 +99,7 @@ def manifest_of(plan: RunPlan, latents: str, folder: Path, *, factor: float, **h
                 scan(source.file, adapter.keys) if source else "",
                 factor * strength,
                 tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
-                f"{adapter.scale.provenance}: {adapter.scale.source}",
+                f"{adapter.scale.provenance}: {adapter.scale.portable}",
             )
         )
     return Manifest(

@@ -55,13 +55,24 @@ def unsupported(config: Mapping[str, Any]) -> str | None:
     return listed(odd) or None
 
 
-def rule(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> Rule:
-    """What a LoraConfig says of each module's scaling.
+def rule(
+    config: Mapping[str, Any],
+    ranks: Mapping[str, int],
+    where: str,
+    file: str = "",
+    live: Callable[[], Mapping[str, int]] = dict,
+) -> Rule:
+    """What a LoraConfig says of each module's scaling. `where` it stands, `file` where that is a path.
+
+    `live`: module path -> components that are not exactly zero, asked where a rank contradicts the tensors.
 
     Raises ScaleError when a value has the wrong type, a rank contradicts the tensors, a pattern matches
     no module, or a pattern takes too long to match.
     """
     r, alpha, rslora = number(config.get("r")), number(config.get("lora_alpha")), config.get("use_rslora", False)
+    if alpha is not None and "r" not in config and not (config.keys() & {"rank_pattern", "alpha_pattern"}):
+        scalings = {path: alpha / math.sqrt(rank) for path, rank in ranks.items()} if rslora else {}
+        return Rule(f"lora_alpha {alpha:g} in {where}", alpha=alpha, exceptions=scalings, file=file)
     if r is None or alpha is None:
         raise ScaleError(
             f"{where}: r {shown(config.get('r'))}, lora_alpha {shown(config.get('lora_alpha'))} are no numbers.",
@@ -71,14 +82,28 @@ def rule(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> Rul
         raise ScaleError(f"{where}: use_rslora is {shown(rslora)}, neither true nor false.", *_BELIEVE)
     declared = _given(config, "rank_pattern", ranks, r, where)
     alphas = _given(config, "alpha_pattern", ranks, alpha, where)
-    for path, rank in ranks.items():
-        if declared[path] != rank:
-            raise ScaleError(
-                f"{where} says r {declared[path]:g} for {path}, but its tensors have rank {rank}.", *_BELIEVE
-            )
+    if odd := [path for path, rank in ranks.items() if declared[path] != rank]:
+        raise _other_rank(odd, declared, ranks, live(), where, alphas, math.sqrt if rslora else float)
     exceptions = {path: alphas[path] / (math.sqrt(rank) if rslora else rank) for path, rank in ranks.items()}
     said = f"r {r:g}, lora_alpha {alpha:g}{', rslora' if rslora else ''} in {where}"
-    return Rule(said, alpha=alpha, exceptions=exceptions)
+    return Rule(said, alpha=alpha, exceptions=exceptions, file=file)
+
+
+def _other_rank(
+    odd: list[str], declared: Mapping[str, float], ranks: Mapping[str, int], live: Mapping[str, int],
+    where: str, alphas: Mapping[str, float], divisor: Callable[[float], float],
+) -> ScaleError:  # fmt: skip
+    """The refusal of ranks that are not the tensors'; padded tensors keep the scale of the rank that is declared."""
+    first, text = odd[0], f"{where} says r {declared[odd[0]]:g} for {odd[0]}, but its tensors have rank {ranks[odd[0]]}"
+    if not all(0 < live.get(path, ranks[path]) <= declared[path] < ranks[path] for path in odd):
+        return ScaleError(f"{text}.", *_BELIEVE)
+    scales = {float(f"{alphas[path] / divisor(declared[path]):.12g}") for path in ranks}
+    tries = [Try(f"--trained-scale {s:.12g} --override-scale", f"what it says of its r: scale {s:g}") for s in scales]
+    return ScaleError(
+        f"{text}, of which {ranks[first] - live[first]} components are exactly zero: they were padded, as PEFT does to "
+        f"swap adapters in a compiled model, and the scale is that of r {declared[first]:g}.",
+        *(tries if len(tries) == 1 else ()),
+    )
 
 
 def untargeted(config: Mapping[str, Any], paths: Collection[str], where: str) -> list[str]:

@@ -53,6 +53,7 @@ def load_into(
     trained_scale: float | None = None,
     trained_by: str | None = None,
     training_config: str | Path | None = None,
+    as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
 ) -> Loaded:
@@ -80,7 +81,7 @@ def load_into(
     if not isinstance(adapter, Adapter):
         adapter = read(
             adapter, alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
-            training_config=training_config, as_loaded=as_loaded, override_scale=override_scale,
+            training_config=training_config, as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
         )  # fmt: skip
     plans = fitted(adapter)
     if problems := list(misfits(transformer, plans)):

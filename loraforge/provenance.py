@@ -7,16 +7,18 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from loraforge import __version__
 from loraforge.adapter import Scale
 from loraforge.errors import ScaleError, Try
+from loraforge.runfolders import states_scale
 from loraforge.scale import Rule, Statement, given, number
 from loraforge.tensorfile import KEY
 
-_NO_LONGER_TRUE = re.compile(r"ss_network_(dim|alpha)|sshs_.*|lora_adapter_metadata|lora_config|modelspec\.hash_sha256")
-"""Entries that state a scale, a rank or a hash of the old tensors."""
+_HASHES = re.compile(r"sshs_.*|modelspec\.hash_sha256")
+"""Entries that hold a hash of the old tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,7 @@ class Origin:
 
     def _check(self, rule: Rule, ranks: Mapping[str, int], where: str) -> None:
         now = sorted({rule.of(path, rank) for path, rank in ranks.items()})
-        pairs = zip(self.applied, now, strict=False)
-        if not self.applied or (
-            len(now) == len(self.applied) and all(math.isclose(a, b, rel_tol=1e-9) for a, b in pairs)
-        ):
+        if not self.applied or (_all_in(now, self.applied) and _all_in(self.applied, now)):
             return
         then = ", ".join(f"{value:g}" for value in self.applied)
         here = ", ".join(f"{value:g}" for value in now)
@@ -60,6 +59,11 @@ class Origin:
             "One of the two was changed since, or they are of different conversions.",
             *choices,
         )
+
+
+def _all_in(some: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether each of the numbers is one of the others, but for rounding."""
+    return all(any(math.isclose(one, other, rel_tol=1e-9) for other in others) for one in some)
 
 
 def entry(
@@ -82,7 +86,12 @@ def entry(
         "tool": f"loraforge {__version__}",
         "command": typed,
         "source": dict(source),
-        "scale": {"provenance": scale.provenance, "source": scale.source, "scalings": list(scalings)},
+        "scale": {
+            "provenance": scale.provenance,
+            "source": scale.portable,
+            "scalings": list(scalings),
+            **({"program": scale.program} if scale.program else {}),
+        },
         "stored": stored,
         "applied": list(applied),
         "base_model": base_model,
@@ -134,17 +143,25 @@ def origin(metadata: Mapping[str, str]) -> Origin:
     """What our entry in a header says; anything else than expected counts as nothing."""
     match said := own_entry(metadata):
         case {"scale": {"provenance": "recorded" | "given" | "assumed" as provenance, "source": str(words)}}:
-            base = said.get("base_model")
-            where = "folded in" if said.get("stored") == "tensors" else "recorded"
+            base, program = said.get("base_model"), said["scale"].get("program")
             words = words.removesuffix("; folded in by loraforge").removesuffix("; recorded by loraforge")
-            known = Scale(provenance, f"{words}; {where} by loraforge")
+            program = program if isinstance(program, str) else ""
+            known = Scale(provenance, words, program=program, trained=() if program else _trained(metadata))
             applied = said.get("applied")
             numbers = tuple(v for v in map(number, applied) if v is not None) if isinstance(applied, list) else ()
             return Origin(known, base if isinstance(base, str) else None, said.get("stored") == "tensors", numbers)
     return Origin()
 
 
+def _trained(metadata: Mapping[str, str]) -> tuple[float, ...]:
+    """The scalings of training: those of the first of the conversions that hand on what the last one says of them."""
+    steps = history(metadata)
+    same = list(takewhile(lambda step: step["scale"]["source"] == steps[0]["scale"]["source"], steps))
+    return tuple(float(value) for value in same[-1]["scale"]["scalings"]) if same else ()
+
+
 def carried_over(metadata: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """The entries of others that stay true of the same adapter in another file, and the keys of those that do not."""
-    kept = {key: text for key, text in metadata.items() if key != KEY and not _NO_LONGER_TRUE.fullmatch(key)}
+    old = {key for key, text in metadata.items() if _HASHES.fullmatch(key) or states_scale(key, text)}
+    kept = {key: text for key, text in metadata.items() if key not in (KEY, *old)}
     return kept, tuple(sorted(metadata.keys() - kept.keys() - {KEY}))

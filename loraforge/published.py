@@ -62,9 +62,10 @@ def _model(source: Path) -> BaseModel | None:
 
 
 def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping[str, Any], work: Path) -> Published:
-    # what is stated is compared with the file; --as-loaded only lets it pass where no scale is known
-    found, adapter = diagnosed(source, None, None, {**stated, "as_loaded": False}, fetch=True)
-    as_loaded = stated["as_loaded"] and adapter is not None and adapter.scale.provenance in ("assumed", "ambiguous")
+    # what is stated is compared with the file; --as-in only lets it pass where no scale is known
+    keep = stated["as_loaded"] or stated.get("as_in")
+    found, adapter = diagnosed(source, None, None, {**stated, "as_loaded": False, "as_in": None}, fetch=True)
+    as_loaded = bool(keep) and adapter is not None and adapter.scale.provenance in ("assumed", "ambiguous")
     if as_loaded and adapter and adapter.scale.provenance == "ambiguous":
         found, adapter = diagnosed(source, None, None, stated, fetch=True)
     again = Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes")
@@ -144,6 +145,7 @@ def _settings(variant: Variant | None) -> VariantSettings | None:
 
 def _rows(adapter: Adapter, found: Diagnosis) -> tuple[tuple[str, str], ...]:
     deltas = adapter.modules.values()
+    right = found.outlooks if adapter.scale.provenance in ("recorded", "given") else ()
     ranks = ", ".join(map(str, sorted({w.rank for delta in deltas for w in delta})))
     ends = Counter(
         path.rpartition(".")[2] if not path.endswith(".0") else path[:-2].rpartition(".")[2] for path in adapter.modules
@@ -154,7 +156,7 @@ def _rows(adapter: Adapter, found: Diagnosis) -> tuple[tuple[str, str], ...]:
             ("rank", ranks),
             ("element type", ", ".join(sorted({w.A.dtype.name for delta in deltas for w in delta}))),
             ("scale in training", _trained(adapter)),
-            ("acts as trained in", ", ".join(o.runtime for o in found.outlooks if o.ratios == (1.0,)) or None),
+            ("acts as trained in", ", ".join(o.runtime for o in right if o.ratios == (1.0,)) or None),
             *_modelspec(adapter),
         ]
     )
@@ -167,7 +169,7 @@ def _trained(adapter: Adapter) -> str:
         first = steps[-1]["scale"]
         return f"{', '.join(map(fraction, first['scalings']))} ({first['provenance']}: {first['source']})"
     scalings = sorted({w.scaling for delta in adapter.modules.values() for w in delta})
-    return f"{', '.join(map(fraction, scalings))} ({adapter.scale.provenance}: {adapter.scale.source})"
+    return f"{', '.join(map(fraction, scalings))} ({adapter.scale.provenance}: {adapter.scale.portable})"
 
 
 def _modelspec(adapter: Adapter) -> list[tuple[str, str | None]]:

@@ -93,6 +93,7 @@ def push(
     trained_scale: float | None = None,
     trained_by: str | None = None,
     training_config: str | Path | None = None,
+    as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
     dry_run: bool = False,
@@ -105,7 +106,7 @@ def push(
     """
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
-        "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
+        "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
     }  # fmt: skip
     repo = repo_of(repo)
     shown = [of_sample(Path(path)) for path in sample]

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraforge.adapter import Adapter, Source
+from loraforge.asin import read_at
 from loraforge.errors import ScaleError
 from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
-from loraforge.scale import Statement, candidates
+from loraforge.scale import statement
 
 
 def read(
@@ -24,6 +25,7 @@ def read(
     trained_scale: float | None = None,
     trained_by: str | None = None,
     training_config: str | Path | None = None,
+    as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
     drop: Sequence[str] = (),
@@ -36,14 +38,17 @@ def read(
     LoraforgeError when there is no adapter, or when its scale is ambiguous or contradictory.
     """
     config = Path(training_config) if training_config else None
-    stated = Statement(alpha, trained_scale, trained_by, as_loaded, override_scale)
+    stated = statement(
+        alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
+        as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
+    )  # fmt: skip
     choice = Choice(iteration, ema, config, stated, tuple(drop))
     form, place, file = locate(source, from_, choice, fetch=fetch)
     if form is None:
         raise not_an_adapter(file)
-    adapter = form.read(file, choice)
+    adapter = read_at(form, file, choice)
     if adapter.scale.provenance == "ambiguous":
-        raise _ambiguous(place.path, adapter)
+        raise ambiguous(place.path, adapter)
     return replace(
         adapter,
         source=Source(Path(source) if Path(source).exists() else file.path, file, form.name, place.run),
@@ -51,10 +56,12 @@ def read(
     )
 
 
-def _ambiguous(path: Path, adapter: Adapter) -> ScaleError:
-    ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
+def ambiguous(path: Path, adapter: Adapter) -> ScaleError:
+    """The refusal of an adapter whose scale nobody knows, with a line for each that it may have."""
+    kept = any(remedy.command.startswith("--as-in") for remedy in adapter.candidates)
+    keep = " Or keep what a program does with the file today (--as-in), whatever training used: right if you like that."
     return ScaleError(
         f"{path} does not record the scale of its training: {adapter.scale.source}. "
-        "State its alpha (--alpha N), or which trainer wrote it.",
-        *candidates(ranks, adapter.written_as),
+        f"State its alpha (--alpha N), or which trainer wrote it.{keep if kept else ''}",
+        *adapter.candidates,
     )

@@ -79,14 +79,26 @@ class Report:
         scaling = ", ".join(fraction(value) for value in self.scalings)
         known = self.scale.provenance in ("recorded", "given")
         claim = ("1.0 acts as trained" if known else "1.0 is right if training used this scale") + self.provided
+        if self.scale.program:
+            claim = f"1.0 keeps it as it acts in {self.scale.program}, whatever training used{self.provided}"
         worst = max((step.error for step in self.steps), default=0.0)
         same = f"same update as the source{f', to {worst:.0e}' if worst else ''} (compared),"
         proof = "not written, not compared: source" if self.worst_error is None else same
-        return f"{claim}; {proof} read at scale {scaling} ({self.scale.provenance}: {self.scale.source})"
+        return f"{claim}; {proof} read at scale {scaling} ({scale_text(self.scale, self.scalings)})"
 
     def base(self) -> str:
         """The base model, as stated or as far as shapes tell it."""
         return self.base_model or base_text(self.fits, self.architecture)
+
+
+def scale_text(scale: Scale, scalings: Sequence[float]) -> str:
+    """How well a scale is known and who says so; of a file we wrote, at what scale its source was trained."""
+    said = f"{scale.provenance}: {scale.source}"
+    if not scale.trained:
+        return said
+    if tuple(scalings) == scale.trained:
+        return f"{said}; loraforge wrote it into the file"
+    return f"trained at {', '.join(map(fraction, scale.trained))}, {said}; loraforge folded that into the tensors"
 
 
 def base_text(fits: Sequence[str], family: str) -> str:

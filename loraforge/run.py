@@ -95,6 +95,7 @@ def run(
     trained_scale: float | None = None,
     trained_by: str | None = None,
     training_config: str | Path | None = None,
+    as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
     anyway: bool = False,
@@ -108,7 +109,7 @@ def run(
     """
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
-        "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
+        "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
     }  # fmt: skip
     again = read_manifest(Path(manifest)) if manifest else None
     short = {"num_inference_steps": steps, "guidance_scale": guidance, "num_frames": frames, "seed": seed}
@@ -235,7 +236,8 @@ def _described(read: Sequence[tuple[Adapter, float]]) -> tuple[dict[str, Any], .
     found = []
     for adapter, strength in read:
         scalings = sorted({w.scaling for delta in adapter.modules.values() for w in delta})
-        said = f"trained at {', '.join(map(fraction, scalings))}, {adapter.scale.provenance}: {adapter.scale.source}"
+        at = "at scale" if adapter.scale.program else "trained at"
+        said = f"{at} {', '.join(map(fraction, scalings))}, {adapter.scale.provenance}: {adapter.scale.source}"
         path = told(adapter.source.path) if adapter.source else "made in Python"
         found.append({"path": path, "strength": strength, "scale": said})
     return tuple(found)

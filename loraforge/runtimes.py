@@ -163,7 +163,7 @@ def _applied_scalings(program: Runtime, form: Format, file: TensorFile, keys: li
     path = file.path if beside else Path("elsewhere", file.path.name)
     seen = replace(file, tensors=kept, metadata=metadata, path=path, _map=None if file.absent else file.mapped())
     try:
-        adapter = form.read(seen, Choice())
+        adapter = form.read(seen, Choice(program=True))
     except LoraforgeError:  # what is left of the file is no adapter
         return {}
     return {

@@ -10,6 +10,7 @@ from typing import Any
 
 from loraforge import peftrules
 from loraforge.adapter import Scale
+from loraforge.asin import read_at
 from loraforge.errors import (
     FormatError,
     LoraforgeError,
@@ -25,10 +26,12 @@ from loraforge.formats.peft import config_path
 from loraforge.kinds import not_an_adapter
 from loraforge.output import Destination, destination, replacing
 from loraforge.provenance import entry, history
-from loraforge.recorded import COMPONENT, HEADER
+from loraforge.read import ambiguous
+from loraforge.recorded import COMPONENT
 from loraforge.registry import locate
-from loraforge.report import fraction
-from loraforge.scale import Statement
+from loraforge.report import fraction, scale_text
+from loraforge.runfolders import states_scale
+from loraforge.scale import STATES, given, statement
 from loraforge.tensorfile import KEY, read_safetensors, write_safetensors
 
 STAMPED = ("diffusers", "peft")
@@ -55,11 +58,12 @@ class Stamp:
     def lines(self) -> list[str]:
         """The same for a terminal."""
         at = ", ".join(map(fraction, self.scalings))
-        out = [f"{self.output} records scale {at} ({self.scale.provenance}: {self.scale.source})"]
+        out = [f"{self.output} records scale {at} ({scale_text(self.scale, self.scalings)})"]
         out += [f"  replaced  {', '.join(self.replaced)}"] if self.replaced else []
         folding = command("loraforge", "convert", self.output, "--to", "diffusers")
+        kept = f"as it acts in {self.scale.program}, whatever training used," if self.scale.program else "as trained"
         strength = (
-            "1.0 acts as trained in Diffusers 0.34 or newer, which reads the header; other loaders do not"
+            f"1.0 acts {kept} in Diffusers 0.34 or newer, which reads the header; other loaders do not"
             if self.loads
             else "no loader knows these names: convert the file, which now tells its scale"
         )
@@ -73,14 +77,19 @@ class Stamp:
 
 def stamp(
     source: str | Path,
-    alpha: float,
+    alpha: float | None = None,
     *,
+    trained_scale: float | None = None,
+    trained_by: str | None = None,
+    training_config: str | Path | None = None,
+    as_in: str | None = None,
+    as_loaded: bool = False,
+    override_scale: bool = False,
     out: str | Path | None = None,
     in_place: bool = False,
-    override_scale: bool = False,
     force: bool = False,
 ) -> Stamp:
-    """Record that the adapter in `source` was trained at lora_alpha `alpha`, in the header of a new file.
+    """Record at what scale the adapter in `source` was trained, in the header of a new file; stated as to `convert`.
 
     The entry is the one Diffusers writes and reads, `lora_adapter_metadata`. Raises a LoraforgeError, with
     nothing written, when a scale is recorded already and differs (unless `override_scale`), or when
@@ -89,8 +98,16 @@ def stamp(
     from loraforge.base import fits
     from loraforge.scan import changed, scan
 
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ScaleError(f"--alpha {alpha:g} is no lora_alpha a training can have used.", "--alpha 1")
+    for option, value in (("--alpha", alpha), ("--trained-scale", trained_scale)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            what = "lora_alpha" if option == "--alpha" else "scale"
+            raise ScaleError(f"{option} {value:g} is no {what} a training can have used.", f"{option} 1")
+    stated = statement(
+        alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
+        as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
+    )  # fmt: skip
+    choice = Choice(training_config=Path(training_config) if training_config else None, stated=stated)
+    typed = _typed(choice)
     form, _, file = locate(source, None, Choice())
     if form is None:
         raise not_an_adapter(file)
@@ -98,34 +115,34 @@ def stamp(
         what = "is a torch file, which has no header" if file.kind != "safetensors" else f"is read as {form.name}"
         raise FormatError(
             f"{file.path} {what}: no loader looks for a scale there. Convert it, stating the alpha.",
-            command("loraforge", "convert", file.path, "--to", "diffusers", "--alpha", f"{alpha:g}"),
+            command("loraforge", "convert", file.path, "--to", "diffusers", *typed),
         )
     if form.name == "peft" and (config := config_path(file)):
         raise FormatError(
             f"{file.path} has its scale in the {config.name} beside it, where PEFT looks for it.",
             command("loraforge", "inspect", source),
         )
-    stated = Statement(alpha=alpha, override=override_scale)
     try:
-        adapter = form.read(file, Choice(stated=stated))
+        adapter = read_at(form, file, choice)
     except LoraforgeError as error:
-        if any(remedy.command.startswith("--override-scale") for remedy in error.remedies):
+        if error.remedies and all(remedy.command.startswith(STATES) for remedy in error.remedies):
             raise
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
+    if adapter.scale.provenance == "ambiguous":
+        raise ambiguous(file.path, adapter)
     digest = scan(file, adapter.keys)
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     scalings = {module: delta[0].scaling for module, delta in adapter.modules.items()}
     dora = any(w.magnitude is not None for delta in adapter.modules.values() for w in delta)
     prefix = f"{COMPONENT}." if all(key.startswith(f"{COMPONENT}.") for key in adapter.keys) else ""
     least = {f"{prefix}{key}": value for key, value in peftrules.config(ranks, scalings, dora=dora).items()}
-    replaced = tuple(key for key in HEADER if key in file.metadata)
-    scale = Scale("given", f"--alpha {alpha:g}")
+    replaced = tuple(sorted(key for key, text in file.metadata.items() if states_scale(key, text)))
+    scale = given(stated, ranks) or adapter.scale
     told = tuple(sorted(set(scalings.values())))
-    words = ["loraforge", "stamp", recorded(file.path), "--alpha", f"{alpha:g}", *["--override-scale"] * override_scale]
-    metadata = {key: text for key, text in file.metadata.items() if key not in HEADER} | {
+    metadata = {key: text for key, text in file.metadata.items() if key not in replaced} | {
         "lora_adapter_metadata": json.dumps(least, indent=2, sort_keys=True),
         KEY: entry(
-            command(*words),
+            command("loraforge", "stamp", recorded(file.path), *typed),
             {"path": recorded(file.path), "format": form.name, "size": file.size, "digest": digest},
             scale,
             told,
@@ -136,7 +153,7 @@ def stamp(
             history(adapter.metadata),
         ),
     }
-    goes = _destination(file.path, alpha, out, in_place=in_place, force=force)
+    goes = _destination(file.path, typed, out, in_place=in_place, force=force)
     with replacing(goes, file.size, force=force or in_place) as folder:
         written = folder / goes.names[0]
         header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
@@ -150,11 +167,28 @@ def stamp(
     return Stamp(str(source), str(goes.file), scale, told, replaced, loads=bool(prefix))
 
 
-def _destination(file: Path, alpha: float, out: str | Path | None, *, in_place: bool, force: bool) -> Destination:
+def _typed(choice: Choice) -> list[str]:
+    """The options that state the scale, without folders."""
+    said = choice.stated
+    values: dict[str, Any] = {
+        "--alpha": said.alpha, "--trained-scale": said.trained_scale, "--trained-by": said.trained_by,
+        "--as-in": said.as_in, "--training-config": choice.training_config and choice.training_config.name,
+    }  # fmt: skip
+    words = [
+        word
+        for option, value in values.items()
+        if value is not None
+        for word in (option, f"{value:g}" if isinstance(value, float | int) else value)
+    ]
+    return [*words, *["--override-scale"] * said.override]
+
+
+def _destination(file: Path, typed: list[str], out: str | Path | None, *, in_place: bool, force: bool) -> Destination:
     if in_place and out:
         raise LoraforgeError("--in-place and -o exclude each other.", Try("--in-place", "write no second file"))
     if in_place:
         whole = file.resolve()  # a link stays one
         return Destination(whole.parent, (whole.name,))
-    default = f"{file.stem}-alpha{alpha:g}.safetensors"
+    said = "".join(typed[:2]).lstrip("-").replace("trained-", "").removesuffix(".yaml")
+    default = f"{file.stem}-{said or 'stamped'}.safetensors"
     return destination(Path(out) if out else None, default, (file.name,), [file], force=force)

@@ -157,6 +157,12 @@ def read_safetensors(path: Path) -> TensorFile:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length), object_pairs_hook=_no_repeats)
     except (SafetensorError, ValueError, RecursionError) as error:
+        if odd := _no_texts(path):
+            name, value = odd
+            raise FileError(
+                f"{path}: its header entry {name:.80} is {value!r:.40}, and safetensors allows texts alone: no loader "
+                "opens the file. Its tensors may be whole: whoever wrote it can write the entry as a text.",
+            ) from error
         raise FileError(
             f"{path} is not a healthy safetensors file: {error}. Download or save it again.", remedy
         ) from error
@@ -167,6 +173,22 @@ def read_safetensors(path: Path) -> TensorFile:
             raise FileError(f"{path}: {key} has element type {entry['dtype']}, which no adapter is stored in.", remedy)
         tensors[key] = TensorInfo(entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
     return TensorFile(path, "safetensors", path.stat().st_size, tensors, metadata)
+
+
+def _no_texts(path: Path) -> tuple[str, object] | None:
+    """The first entry of the metadata that is no text, in a header that is JSON all the same."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if length <= min(HEADER_LIMIT, path.stat().st_size) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    entries = header.get("__metadata__") if isinstance(header, dict) else None
+    return (
+        next(((k, v) for k, v in entries.items() if not isinstance(v, str)), None)
+        if isinstance(entries, dict)
+        else None
+    )
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

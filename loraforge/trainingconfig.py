@@ -28,11 +28,12 @@ RANKS = ("lora_rank", "lora_r", "network_dim", "network_rank", "rank", "r")
 RSLORA = ("use_rslora", "rslora")
 PATTERNS = ("alpha_pattern", "rank_pattern")
 NAMES = frozenset((*ALPHAS, *RANKS, *RSLORA, *PATTERNS))
+OUTPUTS = ("output_dir", "output_path")
 BARE = ("alpha", "rank", "r")
 """Names that mean other things too (a blend, a process): they yield to a plainer one in the same mapping."""
 
-BESIDE = """training_config.yaml args.yaml config.yaml args.json training_args.json hparams.yml files/config.yaml
-wandb/latest-run/files/config.yaml""".split()
+BESIDE = """training_config.yaml args.yaml config.yaml args.json training_args.json hparams.yml hparams.yaml
+files/config.yaml wandb/latest-run/files/config.yaml""".split()
 MOST_BYTES, MOST_MAPPINGS, DEEPEST = 1 << 20, 20_000, 64
 
 
@@ -45,12 +46,18 @@ class _SilentError(ScaleError):
 
 @dataclass(frozen=True, slots=True)
 class TrainingScale:
-    """What a configuration says training used; `said` is one phrase: `lora_alpha 64, rank 128 in args.yaml`."""
+    """What a configuration says training used; `said` is one phrase: `lora_alpha 64, rank 128`."""
 
     alpha: float
     rank: float | None
     rslora: bool
     said: str
+    output: str = ""
+    """Where it says that the run writes; empty where it does not say, or says several."""
+
+    def scaling(self, rank: int) -> float:
+        """Of a module of this rank."""
+        return self.alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
 class _Entry(NamedTuple):
@@ -64,11 +71,18 @@ def read_training_config(path: Path) -> TrainingScale:
 
     Raises ScaleError when the file cannot be read, states none or two, or states what is no number.
     """
-    text, read = _text(path), _document if path.suffix.lower() in _PARSERS else _script
+    return read_text(_text(path), path)
+
+
+def read_text(text: str, path: Path) -> TrainingScale:
+    """The same of a text; `path` says what it is by its suffix, and what to call it."""
+    read = _document if path.suffix.lower() in _PARSERS else _script
     alphas, ranks, flags = list[_Entry](), list[_Entry](), list[_Entry]()
+    outputs = set[str]()
     # Only these words state an alpha; a search among neighbours need not parse what lacks them.
     for group in read(text, path) if re.search("alpha|lora_config", text) else []:
         flags += _named(group, RSLORA)
+        outputs |= {entry.value for entry in _named(group, OUTPUTS) if isinstance(entry.value, str)}
         alpha, rank = _named(group, ALPHAS), _named(group, RANKS)
         if not alpha or (alpha[0].name == "alpha" and all(number(entry.value) is None for entry in rank)):
             continue
@@ -81,27 +95,22 @@ def read_training_config(path: Path) -> TrainingScale:
     a, r, flag = (_agreed(path, entries) for entries in (alphas, ranks, flags))
     rslora = any(value for _, value in flag)
     said = ", ".join([f"{entry.name} {value:g}" for entry, value in a + r] + ["rslora"] * rslora)
-    return TrainingScale(a[0][1], r[0][1] if r else None, rslora, f"{said} in {plain(path.name, 80)}")
+    output = outputs.pop() if len(outputs) == 1 else ""
+    return TrainingScale(a[0][1], r[0][1] if r else None, rslora, said, output)
 
 
-def beside(file: Path) -> Path | None:
-    """The configuration nearest to a tensor file, up to two folders above its own, that states a lora alpha.
-
-    None also where the nearest contradicts itself or another in its folder: a choice would be a guess.
-    """
-    for folder in file.absolute().parents[:3]:
-        found = dict[Path, TrainingScale]()
-        logged = [*folder.glob("logs/*/hparams.yml"), *folder.glob("logs/*/*/hparams.yml")]
-        for path in [folder / name for name in BESIDE] + logged * (len(logged) == 1):
-            try:
-                found[path] = read_training_config(path)
-            except _SilentError:
-                continue
-            except ScaleError:
-                return None
-        if found:
-            return next(iter(found)) if len({(scale.alpha, scale.rslora) for scale in found.values()}) == 1 else None
-    return None
+def stated_in(folder: Path) -> dict[Path, TrainingScale | None]:
+    """The configurations in a folder that state a lora alpha; None for one that contradicts itself."""
+    found = dict[Path, TrainingScale | None]()
+    logged = [*folder.glob("logs/*/hparams.yml"), *folder.glob("logs/*/*/hparams.yml")]
+    for path in [folder / name for name in BESIDE] + logged * (len(logged) == 1):
+        try:
+            found[path] = read_training_config(path)
+        except _SilentError:
+            continue
+        except ScaleError:
+            found[path] = None
+    return found
 
 
 def _named(group: list[_Entry], names: Iterable[str]) -> list[_Entry]:
@@ -161,7 +170,7 @@ def _document(text: str, path: Path) -> Iterator[list[_Entry]]:
             if isinstance(value, dict) and "value" in value and value.keys() <= {"desc", "value"}:
                 value = value["value"]  # wandb wraps each value
             at = (*keys, plain(key, 40) if isinstance(key, str) else shown(key))
-            if key in NAMES and value is not None:
+            if (key in NAMES or key in OUTPUTS) and value is not None:
                 group.append(_Entry(key, value, ".".join(at)))
             if isinstance(value, dict | list):
                 queue.append((at, value))

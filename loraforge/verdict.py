@@ -11,7 +11,6 @@ from loraforge.errors import command, listed
 from loraforge.registry import formats
 from loraforge.report import fraction
 from loraforge.runtimes import Outlook, runtime
-from loraforge.scale import candidates
 
 if TYPE_CHECKING:
     from loraforge.checks import Numbers
@@ -40,10 +39,12 @@ def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: 
         return "does nothing", f"{own.title} finds none of the {total} modules{passed}"
     applies = f"; {own.title} applies {listed_scales(own.scalings)}" if own else ""
     if adapter.scale.provenance == "ambiguous":
-        ranks = {path: delta[0].rank for path, delta in adapter.modules.items()}
-        known = candidates(ranks, adapter.written_as)[:-1]
+        known = [remedy for remedy in adapter.candidates if not remedy.command.startswith("--as-in")]
         scales = dict.fromkeys(remedy.why.rpartition("scale ")[2] for remedy in known)
         return f"cannot tell ({' or '.join(scales)})", f"{adapter.scale.source}{applies}"
+    if adapter.scale.program:
+        kept = f"its scale is not that of training: {adapter.scale.source}"
+        return f"cannot tell ({trained(adapter)})", f"{kept}{applies}"
     if adapter.scale.provenance == "assumed":
         return f"cannot tell ({trained(adapter)})", f"the scale is assumed: {adapter.scale.source}{applies}"
     if own and (strength := strength_of(own)):
@@ -86,8 +87,7 @@ def remedies(path: str | Path, adapter: Adapter, verdict: str, own: Outlook | No
         yield command("loraforge", "inspect", path)
         return
     if verdict.startswith("cannot tell") and adapter.scale.provenance == "ambiguous":
-        ranks = {name: delta[0].rank for name, delta in adapter.modules.items()}
-        for remedy in candidates(ranks, adapter.written_as):
+        for remedy in adapter.candidates:
             yield f"{command('loraforge', 'doctor', path)} {remedy.command}   # {remedy.why}"
         return
     if verdict.startswith("cannot tell") and adapter.scale.provenance == "assumed":

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter import Adapter, Scale
+from loraforge.asin import read_at
 from loraforge.basemodel import COMPONENT
 from loraforge.errors import LoraforgeError, as_commands, listed, told
 from loraforge.formats import Choice
 from loraforge.hubbase import base_folder
 from loraforge.kinds import not_an_adapter
+from loraforge.provenance import own_entry
 from loraforge.registry import locate
-from loraforge.report import fraction
+from loraforge.report import fraction, scale_text
+from loraforge.scale import STATES, statement
 
 if TYPE_CHECKING:
     from loraforge.proof import Comparison
@@ -42,7 +45,7 @@ class Side:
             return f"{self.path} ({self.format}): not one module"
         at = ", ".join(map(fraction, self.scalings))
         known = (
-            f"{self.scale.provenance}: {self.scale.source}"
+            scale_text(self.scale, self.scalings)
             if self.scale.provenance != "ambiguous"
             else "nothing is recorded, and that is what loaders apply"
         )
@@ -115,12 +118,21 @@ def verify(
     *,
     in_: Loader | None = None,
     base: str | Path | None = None,
+    alpha: float | None = None,
+    trained_scale: float | None = None,
+    trained_by: str | None = None,
+    training_config: str | Path | None = None,
+    as_in: str | None = None,
+    as_loaded: bool = False,
+    override_scale: bool = False,
 ) -> Verification:
     """Compare the updates of two adapters of any formats and layouts, row by row, in float64.
 
     With `in_` instead of `b`: compare the adapter with what the real loader has in its layers after loading
-    it (`base`: a folder with the transformer's config.json). A scale that is recorded nowhere is
-    read as 1.0, as loaders do. Rounding to the coarser element type is no difference, up to 1 % of a module.
+    it (`base`: a folder with the transformer's config.json). A scale that is recorded nowhere and not stated is
+    read as 1.0, as loaders do. What states a scale is said of the one that records none; where both do, of A, and
+    refused if it is another; `as_in` is said of A. Rounding to the coarser element type is no difference, up to
+    1 % of a module.
 
     Raises a LoraforgeError when one of them cannot be read.
     """
@@ -131,9 +143,17 @@ def verify(
     from loraforge.proof import compare, pair_up
     from loraforge.scan import scan
 
-    one, notes, file, name = _read(a)
+    said = statement(
+        alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
+        as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
+    )  # fmt: skip
+    choice = Choice(training_config=Path(training_config) if training_config else None, stated=said)
+    plain = Choice()
+    asked = () if choice == plain or said.as_in else (a, b)
+    unknown = [source for source in asked if source is not None and _unknown(source)]
+    one, notes, file, name = _read(a, choice if a in unknown or not unknown else plain)
     if b is not None:
-        other, more, other_file, other_name = _read(b)
+        other, more, other_file, other_name = _read(b, choice if b in unknown else plain)
         scan(other_file, other.keys)
     else:
         from loraforge.loaders import load_back
@@ -163,13 +183,26 @@ def verify(
     )
 
 
-def _read(source: str | Path) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
-    form, place, file = locate(source, None, Choice())
+def _unknown(source: str | Path) -> bool:
+    """Whether the adapter records no scale; what cannot be read is refused later."""
+    form, _, file = locate(source, None, Choice())
+    try:
+        adapter = form.read(file, Choice()) if form else None
+    except LoraforgeError:
+        return True
+    known = adapter is not None and own_entry(adapter.metadata) is not None
+    return not known and (adapter is None or adapter.scale.provenance in ("ambiguous", "assumed"))
+
+
+def _read(source: str | Path, choice: Choice) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
+    form, place, file = locate(source, None, choice)
     if form is None:
         raise not_an_adapter(file)
     try:
-        adapter = form.read(file, Choice())
+        adapter = read_at(form, file, choice)
     except LoraforgeError as error:
+        if all(remedy.command.startswith(STATES) for remedy in error.remedies):
+            raise
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
     return adapter, (*place.notes, *adapter.notes), file, form.name
 

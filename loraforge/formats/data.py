@@ -88,7 +88,6 @@ class DataFormat:
             self.style,
             architecture(name),
             self.layouts[name],
-            {},
             writes=self.family or self.name,
             others=self.others,
         )

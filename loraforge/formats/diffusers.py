@@ -89,4 +89,4 @@ class DiffusersFormat:
         if not hits:
             raise not_an_adapter(file, "Diffusers adapter")
         arch = architecture(matching(hits, self.layouts) or "cogvideox")
-        return read_lora_file(file, choice, STYLE, arch, "diffusers", header_configs(file), writes=self.name)
+        return read_lora_file(file, choice, STYLE, arch, "diffusers", writes=self.name)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraforge.adapter import Adapter
 from loraforge.errors import FormatError, command
@@ -16,8 +16,8 @@ from loraforge.hubaddress import renamed
 from loraforge.keys import KeyStyle, alphas, ranks
 from loraforge.layout import Architecture
 from loraforge.provenance import origin
-from loraforge.recorded import from_alphas, from_configs, from_training
-from loraforge.scale import Rule, resolve
+from loraforge.recorded import Record, looked, search
+from loraforge.scale import candidates, resolve
 from loraforge.tensorfile import TensorInfo, write_safetensors
 
 if TYPE_CHECKING:
@@ -31,13 +31,12 @@ def read_lora_file(
     style: KeyStyle,
     arch: Architecture,
     layout: str,
-    configs: Mapping[str, Mapping[str, Any]],
     *,
     writes: str,
     base_model: str | None = None,
     others: Mapping[str, str] = MappingProxyType({}),
 ) -> Adapter:
-    """The adapter in a file of (A, B) keys. `configs`: the LoraConfigs that describe it, by where they stand.
+    """The adapter in a file of (A, B) keys, at the scale that is recorded in any of the places that can.
 
     `writes` is the format's name in trainers.toml, `others` what begins the keys of adapters of other components.
     Raises FormatError and ScaleError.
@@ -57,16 +56,17 @@ def read_lora_file(
     except FormatError as error:
         raise FormatError(f"{file.path}: {error.message}", look) from error
     dora = any(keys.magnitude for pairs in found.values() for keys in pairs)
-    rules = from_configs(file, configs, sizes, dora=dora, believed=not choice.stated.override)
-    if said and not choice.stated.override:
-        rules.append(from_alphas(file, said, sizes))
     known = origin(file.metadata)
-    if not rules and known.folded and not choice.stated.override:
-        rules.append(Rule("folded in by loraforge", scaling=1.0))
-    if not choice.stated.override:
-        more, told = from_training(file, choice, sizes, search=not rules)
-        rules, notes = rules + more, notes + told
-    rule, scale = resolve(rules, choice.stated, sizes, default=None, writes=writes)
+
+    def live() -> dict[str, int]:
+        from loraforge.lora import prune
+
+        whole = {} if file.absent else style.decode(file, found, lambda *_: 1.0)
+        return {path: prune(delta[0]).rank for path, delta in whole.items()}
+
+    record = search(Record(file, choice, sizes, said, dora, known, peft=writes == "peft", live=live))
+    unknown = looked(file, writes)
+    rule, scale = resolve(record.rules, choice.stated, sizes, default=None, unknown=unknown, bare=choice.program)
     return Adapter(
         architecture=arch.name,
         layout=layout,
@@ -75,8 +75,8 @@ def read_lora_file(
         keys=tuple(sorted(tensors)),
         metadata=file.metadata,
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
-        notes=notes,
-        written_as=writes,
+        notes=(*notes, *record.notes),
+        candidates=(*record.near, *candidates(sizes, writes)) if scale.provenance == "ambiguous" else (),
     )
 
 

@@ -13,26 +13,26 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from loraforge import peftrules, runs
 from loraforge.adapter import Adapter, Storage
 from loraforge.catalog import architecture, having, matching, outdone
-from loraforge.errors import FileError, FormatError, VariantError, command, shown
+from loraforge.errors import FileError, VariantError, command
 from loraforge.formats import Choice, Found, Target, Use, Wanted, Writer
 from loraforge.formats.lorafile import LoraFileWriter, read_lora_file
 from loraforge.hubaddress import is_repo
 from loraforge.keys import PEFT_SPELLINGS, KeyStyle
 from loraforge.kinds import not_an_adapter, of_training
-from loraforge.recorded import COMPONENT, header_configs
+from loraforge.recorded import COMPONENT, PEFT_CONFIG, PEFT_FILES, header_configs, read_config
+from loraforge.runfolders import adapters
 
 if TYPE_CHECKING:
     from loraforge.tensorfile import TensorFile
 
 STYLE = KeyStyle(PEFT_SPELLINGS, prefixes=("base_model.model.", ""))
-FILES = ("adapter_model.safetensors", "adapter_model.bin")
-CONFIG = "adapter_config.json"
-_MOST_BYTES = 1 << 24
+FILES = PEFT_FILES
+CONFIG = PEFT_CONFIG
 
 
 class PeftWriter(LoraFileWriter):
@@ -87,6 +87,9 @@ class PeftFormat:
             note = f"{source.name} holds other adapters too, in folders of their own: {', '.join(others[:5])}"
             return replace(found, notes=(*found.notes, note))
         if found is None and (source / CONFIG).is_file():
+            if len(alone := adapters(source)) == 1:
+                note = f"took {alone[0].name}, the only adapter in {source.name}"
+                return Found(alone[0], source.resolve().name, (note,))
             raise FileError(f"{source} has {CONFIG}, but neither {' nor '.join(FILES)}.", command("ls", "-l", source))
         return found
 
@@ -103,21 +106,19 @@ class PeftFormat:
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         path = config_path(file)
-        config = _read_config(path) if path else None
+        config = read_config(path) if path else None
         if config and (odd := peftrules.unsupported(config)):
             raise VariantError(f"{file.path}: its {CONFIG} has {odd}.", command("loraforge", "inspect", file.path))
         hits = [hit.path for key in file.tensors if (hit := STYLE.parse(key))]
         if not hits:
             raise not_an_adapter(file, "PEFT adapter")
         base = (config or {}).get("base_model_name_or_path")
-        configs = header_configs(file) | ({CONFIG: config} if config else {})
         return read_lora_file(
             file,
             choice,
             STYLE,
             architecture(matching(hits, self.layouts) or "cogvideox"),
             "diffusers",
-            configs,
             writes=self.name,
             base_model=base if is_repo(base) else None,
         )
@@ -127,22 +128,3 @@ def config_path(file: TensorFile) -> Path | None:
     """The configuration that speaks for a tensor file; None where it is not called as PEFT calls it, or has none."""
     path = file.path.with_name(CONFIG)
     return path if file.path.name in FILES and os.path.lexists(path) else None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    look = command("ls", "-l", path)
-    if not path.is_file():  # opening a pipe would wait for ever
-        raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.", look)
-    try:
-        with path.open("rb") as stream:
-            text = stream.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise FormatError(f"{path} has more than {_MOST_BYTES >> 20} MB: it is no LoraConfig.", look)
-        value = json.loads(text)
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}.", look) from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not JSON: the save or the download failed.", look) from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{path} holds {shown(value)}, not a LoraConfig.", look)
-    return value

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter, Storage
 from loraforge.catalog import architecture
-from loraforge.errors import FileError, FormatError, ScaleError, Try, command, listed, shown
+from loraforge.errors import FileError, FormatError, ScaleError, Try, command, listed, shown, told
 from loraforge.formats import Choice, Found, Wanted, Writer
 from loraforge.formats.satwrite import CHECKPOINT, CONFIG, LORA_SECTION, ORIGIN, STYLE, SatWriter
 from loraforge.keys import Keys
 from loraforge.kinds import SAT_PREFIX, not_an_adapter
 from loraforge.layout import Architecture
 from loraforge.provenance import origin
+from loraforge.recorded import around
+from loraforge.runfolders import as_typed, of_several_runs, own
 from loraforge.scale import Rule, number, resolve
 
 if TYPE_CHECKING:
@@ -83,8 +85,10 @@ class SatFormat:
             raise FormatError(f"{file.path}: {error.message}", command("loraforge", "inspect", file.path)) from error
         ranks = {path: _one_rank(file, path, keys) for path, keys in pairs.items()}
         recorded, metadata, notes = _recorded(file.path, choice, ranks)
+        near = [] if recorded or choice.training_config or choice.stated.override else _near(file, ranks)
         default = Rule("SAT's default lora_alpha 1, as no file of the run says otherwise", alpha=1.0)
-        rule, scale = resolve(recorded, choice.stated, ranks, default=default, writes="sat")
+        where = "no training_config.yaml is in the folder of its run, and one near by states another alpha than SAT's 1"
+        rule, scale = resolve(recorded, choice.stated, ranks, default=None if near else default, unknown=where)
         known = origin(metadata)
         return Adapter(
             architecture="cogvideox",
@@ -97,6 +101,7 @@ class SatFormat:
             metadata=metadata,
             base_model=known.base_model,
             notes=notes,
+            candidates=tuple(near) if scale.provenance == "ambiguous" else (),
         )
 
 
@@ -203,18 +208,15 @@ def _recorded(
 ) -> tuple[list[Rule], dict[str, str], tuple[str, ...]]:
     """The scale that the run's YAML records, and what loraforge wrote there of its origin.
 
-    The YAML is the one named by the user, else the nearest above the file.
+    The YAML is the one named by the user, else that in the folder of its run.
     """
     if choice.stated.override:
         return [], {}, ()
-    folders = [file.absolute().parent, *file.absolute().parents[1:3]]
-    path = choice.training_config or next((f / CONFIG for f in folders if (f / CONFIG).is_file()), None)
-    if path is None:
+    path = choice.training_config or next((f / CONFIG for f in own(file) if (f / CONFIG).is_file()), None)
+    if path is None or (path != choice.training_config and of_several_runs(path.parent)):
         return [], {}, ()
     document = read_yaml(path)
-    section = document
-    for key in LORA_SECTION:
-        section = section.get(key) if isinstance(section, dict) else None
+    section = _section(document)
     if not isinstance(section, dict):
         if choice.training_config:
             raise ScaleError(
@@ -231,7 +233,8 @@ def _recorded(
     odd = sorted({rank for rank in ranks.values() if rank != r})
     default = "lora_alpha" not in section
     said = f"r {r:g}, lora_alpha not set: SAT's default 1," if default else f"r {r:g}, lora_alpha {alpha:g}"
-    rule = Rule(f"{said} in {path.name}", alpha=alpha)
+    where = told(path) if path == choice.training_config else as_typed(path, file)
+    rule = Rule(f"{said} in {where}", alpha=alpha, file=where)
     if odd and not choice.stated.override:
         raise ScaleError(
             f"{path} says r {r:g}, but the tensors of {file} have rank {', '.join(map(str, odd))}: "
@@ -242,6 +245,27 @@ def _recorded(
     texts = origins.items() if isinstance(origins, dict) else ()
     metadata = {key: text for key, text in texts if isinstance(key, str) and isinstance(text, str)}
     return [] if odd else [rule], metadata, ()
+
+
+def _section(document: Any) -> Any:
+    for key in LORA_SECTION:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document
+
+
+def _near(file: TensorFile, ranks: Mapping[str, int]) -> list[Try]:
+    """What to type where configurations near by say that SAT's default may not be what training used."""
+    whose, others = around(file.path, ranks, siblings=False)
+    found = [(path, said) for path, said in [*([whose] if whose else []), *others] if said.rank in ranks.values()]
+    if all(said.alpha == 1 for _, said in found):
+        return []
+    tries = []
+    for path, said in found[:3]:
+        where, scale = as_typed(path, file.path), said.scaling(min(ranks.values()))
+        sats = not where.startswith("hf://") and path.suffix == ".yaml" and isinstance(_section(read_yaml(path)), dict)
+        addition = command("--training-config", where) if sats else f"--trained-scale {scale:.12g}"
+        tries.append(Try(addition, f"if {where} is of its run ({said.said}): scale {scale:g}"))
+    return [*tries, Try("--alpha 1", f"if the run did not set lora_alpha: scale {1 / min(ranks.values()):g}")]
 
 
 def read_yaml(path: Path) -> Any:

@@ -104,7 +104,7 @@ def test_an_alpha_no_training_has_is_blamed_on_who_stated_it(tmp_path: Path, ref
     refuses(["stamp", file()(tmp_path), f"--alpha={alpha}"], "--alpha")
 
 
-@pytest.mark.parametrize("words", [(), ("--alpha", "one"), ("--alpha", "2", "--alpha")], ids=["none", "text", "twice"])
+@pytest.mark.parametrize("words", [("--alpha", "one"), ("--alpha", "2", "--alpha"), ("--as-in",)])
 def test_an_alpha_that_is_missing_is_a_matter_of_usage(tmp_path: Path, cli, words: tuple[str, ...]):
     result = cli("stamp", file()(tmp_path), *words)
     assert result.exit_code == 2
@@ -174,10 +174,14 @@ def test_a_file_that_cannot_be_stamped(tmp_path: Path, refuses, in_place: bool, 
     refuses(["stamp", make(tmp_path), "--alpha", "2", *place], fragment)
 
 
-def test_a_file_beside_a_configuration_that_is_not_read_for_it(tmp_path: Path, cli):
+def test_a_file_beside_a_configuration_that_fits_it(tmp_path: Path, cli):
+    """It may be renamed: the configuration counts, and an alpha that contradicts it is refused."""
     source = beside_a_configuration("x.safetensors", lora(""))(tmp_path)
-    assert "does not record the scale" in cli("convert", source, "--to", "peft").stderr
-    assert cli("stamp", source, "--alpha", "2", "-o", tmp_path / "o.safetensors").exit_code == 0
+    assert "the scale is read from" in cli("convert", source, "--to", "peft", "-o", tmp_path / "p").stderr
+    refused = cli("stamp", source, "--alpha", "20", "-o", tmp_path / "o.safetensors")
+    assert refused.exit_code == 1 and "two scales" in refused.stderr
+    words = ("--alpha", "20", "--override-scale")
+    assert cli("stamp", source, *words, "-o", tmp_path / "o.safetensors").exit_code == 0
 
 
 def test_stamp_onto_its_source(tmp_path: Path, refuses):

@@ -24,14 +24,15 @@ import loraforge
 
 
 def test_results_to_stdout_and_the_rest_to_stderr(tmp_path: Path, cli) -> None:
-    result = cli("convert", Case("sat_2b_r4").run(tmp_path), "--to", "diffusers", "-o", tmp_path / "out")
+    run = Case("sat_2b_r4").run(tmp_path)
+    result = cli("convert", run, "--to", "diffusers", "-o", tmp_path / "out")
     assert result.exit_code == 0
     assert result.stderr.startswith("note: took iteration 1000")
     for word in ("strength", "load", "not with", "base"):
         assert f"\n  {word} " in result.stdout
     assert "1.0 acts as trained" in result.stdout
     assert (
-        "read at scale 1/4 = 0.25 (recorded: r 4, lora_alpha not set: SAT's default 1, in training_config.yaml)"
+        f"read at scale 1/4 = 0.25 (recorded: r 4, lora_alpha not set: SAT's default 1, in {run}/training_config.yaml)"
         in result.stdout
     )
     assert "load_cogvideox_lora.py" in result.stdout
@@ -298,7 +299,7 @@ def test_inspect_prints_the_line_for_each_scale_an_unrecorded_file_may_have(tmp_
     monkeypatch.chdir(tmp_path)
     shown = cli("inspect", DATA / "sat_2b_r4" / "hf_export_unscaled").stdout
     lines = re.findall(r"loraforge (convert .*?)   # ", shown)
-    assert len(lines) == 5
+    assert len(lines) == 7
     for n, line in enumerate(lines):
         assert cli(*shlex.split(line), "-o", f"{n}.safetensors").exit_code == 0, line
 

@@ -22,9 +22,10 @@ READMES = ("README.md", "README_zh.md")
 
 @pytest.mark.parametrize("name", READMES)
 def test_shown_output_is_real(name: str, tmp_path: Path, cli, monkeypatch) -> None:
-    Case("sat_2b_r4").run(tmp_path)
-    shutil.copy(DATA / "sat_2b_r4" / "hf_export_unscaled" / "pytorch_lora_weights.safetensors", tmp_path)
-    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "here"  # what lies beside it is no other test's
+    Case("sat_2b_r4").run(here)
+    shutil.copy(DATA / "sat_2b_r4" / "hf_export_unscaled" / "pytorch_lora_weights.safetensors", here)
+    monkeypatch.chdir(here)
     text = (ROOT / name).read_text("utf-8")
     assert cli("inspect", "lora-disney-11-20-10-00").stdout in text
     done = cli("convert", "lora-disney-11-20-10-00", "--to", "diffusers")

@@ -71,7 +71,7 @@ kinds scale source graph scan base fit settings hubrepo
 snippet
 card
 basegraph
-report peftrules trainingconfig proof loaders
+report peftrules runfolders trainingconfig proof loaders
 hubsource hubbase
 provenance
 formats
@@ -80,7 +80,7 @@ formats.lorafile formats.satwrite
 formats.sat formats.diffusers formats.peft formats.data
 formats.builtin fusion.choose basemodel
 registry drop runtimes checks
-merge baseplace basewrite fusedorigin retention positions baseconfig
+asin merge baseplace basewrite fusedorigin retention positions baseconfig
 baseproof
 basejob
 read write inspect verify stamp plugincheck plugintemplate

@@ -109,7 +109,7 @@ def test_a_configuration_changed_after_us_is_not_believed_with_our_words(tmp_pat
 
 
 def test_a_statement_makes_an_assumption_known(tmp_path: Path) -> None:
-    loraforge.convert(Case("videox_fun_peft").source, to="diffusers", as_loaded=True, out=tmp_path / "a")
+    loraforge.convert(Case("cogvideo_trainer_plain").source, to="diffusers", as_loaded=True, out=tmp_path / "a")
     assert loraforge.read(tmp_path / "a").scale.provenance == "assumed"
     assert loraforge.read(tmp_path / "a", trained_scale=1).scale.provenance == "given"
 

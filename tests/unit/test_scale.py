@@ -43,7 +43,7 @@ def test_nothing_recorded_and_trainers_differ_is_refused_with_a_runnable_line_ea
     assert "does not record the scale of its training" in result.stderr
     assert "as trained" not in result.output
     lines = re.findall(r"try: loraforge (.*?)   # (.*)", result.stderr)
-    assert len(lines) == 5
+    assert len(lines) == 7
     scales = set()
     for line, promise in lines:
         done = cli(*shlex.split(line), "--force", "--json")
@@ -55,9 +55,9 @@ def test_nothing_recorded_and_trainers_differ_is_refused_with_a_runnable_line_ea
         assert factor == pytest.approx(
             scale * np.linalg.norm(updates(UNSCALED)["transformer_blocks.0.attn1.to_q"]), rel=1e-6
         )
-        assert report["scale"]["provenance"] == ("assumed" if "--as-loaded" in line else "given")
+        assert report["scale"]["provenance"] == ("assumed" if "--as-in" in line else "given")
         scales.add(scale)
-    assert scales == {0.25, 16.0, 0.5, 1.0}
+    assert scales == {0.25, 16.0, 0.5, 1.0, 1 / 128}
 
 
 @pytest.mark.parametrize("name", trainers())
@@ -82,7 +82,7 @@ def test_as_loaded_is_an_assumption(tmp_path: Path) -> None:
 
 
 def test_two_statements_at_once_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ScaleError, match="--alpha and --as-loaded say the same thing"):
+    with pytest.raises(ScaleError, match="--alpha and --as-in say the same thing"):
         convert(UNSCALED, tmp_path, alpha=1, as_loaded=True)
 
 
@@ -96,7 +96,7 @@ def test_given_against_recorded_prints_both(cli, tmp_path: Path) -> None:
     run = Case("sat_2b_r8_alpha4_layer1").run(tmp_path)
     result = cli("convert", run, "--to", "diffusers", "-o", tmp_path / "out", "--alpha", "8")
     assert result.exit_code == 1
-    assert "0.5 (r 8, lora_alpha 4 in training_config.yaml), but 1 (--alpha 8)" in result.stderr
+    assert f"0.5 (r 8, lora_alpha 4 in {run}/training_config.yaml), but 1 (--alpha 8)" in result.stderr
     line = re.search(r"try: loraforge (.*?)   #", result.stderr)
     assert line is not None
     assert cli(*shlex.split(line[1])).exit_code == 0

@@ -68,7 +68,7 @@ def test_inspect_of_something_else(cli) -> None:
 
 
 def test_tables() -> None:
-    names = ("architectures/cogvideox", "trainers", "runtimes", "settings", "symptoms")
+    names = ("architectures/cogvideox", "trainers", "places", "runtimes", "settings", "symptoms")
     for name in (f"{name}.toml" for name in names):
         kind = "architecture" if "architectures" in name else name.removesuffix(".toml")
         check(tomli.loads((files("loraforge") / name).read_text("utf-8")), kind)

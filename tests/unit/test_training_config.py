@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraforge.errors import ScaleError
-from loraforge.trainingconfig import beside, read_training_config
+from loraforge.trainingconfig import read_training_config, stated_in
 
 SAT = """\
 args:
@@ -158,9 +158,9 @@ def test_reads(tmp_path: Path, name: str, content: str, alpha: float, rank: floa
 @pytest.mark.parametrize(
     ("case", "said"),
     {
-        "videox-fun arguments": "network_alpha 64, rank 128 in args.yaml",
-        "sat, alpha left out": "SAT's default lora_alpha 1, r 128 in training_config.yaml",
-        "peft": "lora_alpha 16, r 8, rslora in adapter_config.json",
+        "videox-fun arguments": "network_alpha 64, rank 128",
+        "sat, alpha left out": "SAT's default lora_alpha 1, r 128",
+        "peft": "lora_alpha 16, r 8, rslora",
     }.items(),
 )
 def test_says_what_and_where(tmp_path: Path, case: str, said: str) -> None:
@@ -254,52 +254,46 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.yaml", tmp_path, tmp_path / "missing.yaml"):
         with pytest.raises(ScaleError, match="no file"):
             read_training_config(path)
-    assert beside(tmp_path / "lora.safetensors") is None
+    assert stated_in(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
     ("files", "found"),
     [
-        (["run/args.yaml"], "run/args.yaml"),
-        (["args.json", "run/hparams.yml"], "run/hparams.yml"),
-        (["run/logs/1700000000.1/hparams.yml"], "run/logs/1700000000.1/hparams.yml"),
-        (["run/logs/cogvideox-lora/1700000000.1/hparams.yml"], "run/logs/cogvideox-lora/1700000000.1/hparams.yml"),
-        (["run/logs/a/hparams.yml", "run/logs/b/hparams.yml"], None),
-        (["run/wandb/latest-run/files/config.yaml"], "run/wandb/latest-run/files/config.yaml"),
-        (["training_config.yaml"], "training_config.yaml"),
-        (["../args.yaml"], None),
-        (["run/checkpoint-1/adapter_config.json", "run/train.sh"], None),
-        ([], None),
+        (["args.yaml"], ["args.yaml"]),
+        (["hparams.yml", "hparams.yaml"], ["hparams.yml", "hparams.yaml"]),
+        (["logs/1700000000.1/hparams.yml"], ["logs/1700000000.1/hparams.yml"]),
+        (["logs/cogvideox-lora/1700000000.1/hparams.yml"], ["logs/cogvideox-lora/1700000000.1/hparams.yml"]),
+        (["logs/a/hparams.yml", "logs/b/hparams.yml"], []),
+        (["wandb/latest-run/files/config.yaml"], ["wandb/latest-run/files/config.yaml"]),
+        (["../args.yaml", "adapter_config.json", "train.sh"], []),
+        ([], []),
     ],
 )
-def test_looks_beside_a_file(tmp_path: Path, files: list[str], found: str | None) -> None:
+def test_what_a_folder_states(tmp_path: Path, files: list[str], found: list[str]) -> None:
     top = tmp_path / "top"
     for name in files:
         written(top, name, json.dumps({"lora_alpha": 64, "rank": 128}))
-    written(top, "run/checkpoint-1/config.yaml", "mixed_precision: bf16\n")
-    written(top, "run/config.yaml", "lora_alpha: [\n")
-    written(top, "config.yaml/x", "")
-    assert beside(top / "run/checkpoint-1/pytorch_lora_weights.safetensors") == (top / found if found else None)
+    written(top, "config.yaml", "lora_alpha: [\n")
+    written(top, "args.json/x", "")
+    assert list(stated_in(top)) == [top / name for name in found]
 
 
-@pytest.mark.parametrize("other", ["lora_alpha: 32\n", "lora_alpha: 64\nuse_rslora: true\n", "lora_alpha: many\n"])
-def test_neighbours_that_disagree_are_not_chosen_between(tmp_path: Path, other: str) -> None:
+def test_a_configuration_that_contradicts_itself_is_told_from_none(tmp_path: Path) -> None:
     written(tmp_path, "args.yaml", "lora_alpha: 64\n")
-    assert beside(tmp_path / "run/x.safetensors") == tmp_path / "args.yaml"
-    written(tmp_path, "hparams.yml", other)
-    assert beside(tmp_path / "run/x.safetensors") is None
+    written(tmp_path, "hparams.yml", "lora_alpha: many\n")
+    found = stated_in(tmp_path)
+    assert found[tmp_path / "args.yaml"] is not None and found[tmp_path / "hparams.yml"] is None
 
 
 def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path, "args.yaml", "lora_alpha: 64\n")
-    written(tmp_path, "run/args.yaml", "lora_alpha: 32\n")
 
     def refuse(path: Path, *_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    opened = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, *a: (refuse if path.parent.name == "run" else opened)(path, *a))
-    assert beside(tmp_path / "run/x.safetensors") == tmp_path / "args.yaml"
+    monkeypatch.setattr(Path, "open", refuse)
+    assert stated_in(tmp_path) == {}
 
 
 KEYS = st.sampled_from("model lora_config params modules optimizer network r2 value desc 学习".split()) | st.text(

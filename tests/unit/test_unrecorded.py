@@ -52,7 +52,7 @@ def test_each_candidate_is_a_line_that_does_what_it_promises(name: str, to: str,
         report = json.loads(done.stdout)
         (scale,) = report["scalings"]
         assert re.search(rf"(scale |: ){scale:g}(\.0)?$", promise), promise
-        assumed = "--as-loaded" in line
+        assumed = "--as-in" in line
         assert report["scale"]["provenance"] == ("assumed" if assumed else "given")
         shown = cli(*shlex.split(line), "--force").stdout
         assert ("as trained" in shown) == (not assumed)

@@ -58,7 +58,7 @@ def tried(entry: dict[str, Any], work: Path) -> dict[str, Any]:
         return row
     row["commit"] = _commit(entry)
     row["doctor"] = loraforge("doctor", where, "--fetch").stdout.partition("\n")[0]
-    unknown = ["--as-loaded"] if row["scale"] == "ambiguous" else []
+    unknown = ["--trained-scale", "1"] if row["scale"] == "ambiguous" else []
     made = loraforge("convert", where, "--to", "diffusers", "-o", out, *unknown)
     row["convert"] = "written" if made.returncode == 0 else _why(made)
     if made.returncode == 0:
