@@ -25,8 +25,8 @@ from loraforge.formats import Choice, Format
 from loraforge.fuse import fuse
 from loraforge.hubaddress import address
 from loraforge.kinds import not_an_adapter
-from loraforge.registry import locate
 from loraforge.measured import does
+from loraforge.registry import locate
 from loraforge.report import base_text, fraction
 from loraforge.retention import lines as retained
 from loraforge.runtimes import Outlook, by_names, outlook, outlooks, runtime
@@ -207,8 +207,8 @@ def _by_names(found: Diagnosis, file: TensorFile, wanted: str | None) -> Diagnos
         return found
     best = max(rows, key=lambda row: row.applied / row.modules)
     why = f"{best.title} knows {best.applied} of its {best.modules} modules by their names; {found.why}"
-    whole = best.applied == best.modules
-    return replace(found, verdict="cannot tell (at what scale)" if whole else found.verdict, why=why, outlooks=rows)
+    verdict = "cannot tell (at what scale)" if found.verdict == "does nothing" else found.verdict
+    return replace(found, verdict=verdict, why=why, outlooks=rows)
 
 
 def _judged(
@@ -243,12 +243,12 @@ def _judged(
     loaded = own is None or own.applied == len(adapter.modules)
     dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded))
     mend = (r.command for r in unread.remedies) if unread else remedies(path, adapter, verdict, own, dead=dead)
-    fix = (*mend, *_whole_entry(path, file, seen, verdict))
+    fix = (*mend, *_whole_entry(file, seen, verdict))
     sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)} if found else {}
     return Diagnosis(str(path), verdict, why, tuple(facts), seen, said, fix, sizes)
 
 
-def _whole_entry(path: str | Path, file: TensorFile, seen: Sequence[Outlook], verdict: str) -> tuple[str, ...]:
+def _whole_entry(file: TensorFile, seen: Sequence[Outlook], verdict: str) -> tuple[str, ...]:
     """The command that completes a header entry at which some versions stop for what it lacks."""
     titles = [o.title for o in seen if o.raises.startswith("KeyError")]
     if not titles or file.absent or verdict in ("broken file", "wrong base"):

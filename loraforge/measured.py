@@ -33,7 +33,7 @@ def does(own: Outlook) -> str:
 
 
 def programs(outlooks: Sequence[Outlook], to: str) -> tuple[Program, ...]:
-    """The programs that were run and in which a written file acts, and those of the format `to` in which it does not."""
+    """The programs that were run and apply a written file as its source, and the others of the format `to`."""
     found = []
     for own in outlooks:
         what, mine = does(own), runtimes()[own.runtime].format == to

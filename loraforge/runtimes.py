@@ -178,7 +178,7 @@ def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
     """TOML's lists and dates as a Runtime has them."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     if "run" in entry:
-        values["run"] = tuple(Run(**{**run, "date": str(run["date"])}) for run in entry["run"])
+        values["run"] = tuple(Run(**run) for run in entry["run"])
     if "sees" in entry:
         values["sees"] = frozenset(entry["sees"])
     return values
@@ -257,7 +257,7 @@ def by_names(file: TensorFile) -> tuple[Outlook, ...]:
         outcomes = {key: program.outcome(key) for key in file.tensors}
         ranks = {key: info.shape[0] for key, info in file.tensors.items() if _is_factor(key) and info.shape}
         ranks = {key: rank for key, rank in ranks.items() if "lora_A" in key or "down" in key}
-        if next(_stops(program, file, outcomes, ranks), ""):
+        if next(_stops(program, file, outcomes, ranks), "") or _misshapen(program, file, outcomes):
             continue
         pairs = Counter(
             program.module(key) for key, found in outcomes.items() if found == "applied" and _is_factor(key)
@@ -268,6 +268,18 @@ def by_names(file: TensorFile) -> tuple[Outlook, ...]:
             told = (program.name, program.title, "", len(whole), len(every), (), (), (), program.instead)
             found.append(Outlook(*told, "", program.program, program.run))
     return tuple(found)
+
+
+def _misshapen(program: Runtime, file: TensorFile, outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether a pair of factors it would apply cannot be multiplied: empty, or of two ranks."""
+    sides: dict[str, set[int]] = {}
+    for key, found in outcomes.items():
+        shape = file.tensors[key].shape
+        if found == "applied" and _is_factor(key):
+            first = "lora_A" in key or "down" in key
+            rank = 0 if len(shape) < 2 or 0 in shape else shape[0 if first else 1]
+            sides.setdefault(program.module(key), set()).add(rank)
+    return any(0 in ranks or len(ranks) > 1 for ranks in sides.values())
 
 
 def _is_factor(key: str) -> bool:
