@@ -58,5 +58,5 @@ def mixed_ranks(to: str, ranks: Mapping[str, int]) -> str:
     return ", ".join(
         program.title
         for program in runtimes().values()
-        if program.format == to and not program.always and odd_ranks(program, ranks)
+        if program.format == to and not program.always and not program.sees and odd_ranks(program, ranks)
     )
