@@ -115,6 +115,12 @@ def _folded(w: LoraWeight, plan: Plan) -> tuple[LoraWeight, float]:
     return replace(w, scaling=keep), lost
 
 
+def padded(plans: list[Plan]) -> list[Plan]:
+    """The same at the rank of the widest: zero components change no update."""
+    rank = max(w.rank for plan in plans for w in plan.delta)
+    return [replace(plan, policy=replace(plan.policy, rank=rank)) for plan in plans]
+
+
 def carry_out(plan: Plan) -> tuple[Delta, Step]:
     """The numbers of one module as they will be stored, and what they went through.
 

@@ -18,6 +18,7 @@ from loraforge.fusedorigin import held
 from loraforge.hubaddress import is_repo, renamed
 from loraforge.inspect import trigger_words
 from loraforge.layout import Architecture, Variant
+from loraforge.measured import acting
 from loraforge.outgoing import Outgoing, of_adapter, of_model
 from loraforge.private import cleaned
 from loraforge.provenance import history, own_entry
@@ -156,7 +157,7 @@ def _rows(adapter: Adapter, found: Diagnosis) -> tuple[tuple[str, str], ...]:
             ("rank", ranks),
             ("element type", ", ".join(sorted({w.A.dtype.name for delta in deltas for w in delta}))),
             ("scale in training", _trained(adapter)),
-            ("acts as trained in", ", ".join(o.runtime for o in right if o.ratios == (1.0,)) or None),
+            ("acts as trained in", acting(right) or None),
             *_modelspec(adapter),
         ]
     )

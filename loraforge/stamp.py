@@ -24,13 +24,15 @@ from loraforge.errors import (
 from loraforge.formats import Choice
 from loraforge.formats.peft import config_path
 from loraforge.kinds import not_an_adapter
+from loraforge.measured import acting
 from loraforge.output import Destination, destination, replacing
-from loraforge.provenance import entry, history
+from loraforge.provenance import entry, history, origin
 from loraforge.read import ambiguous
 from loraforge.recorded import COMPONENT
 from loraforge.registry import locate
 from loraforge.report import fraction, scale_text
 from loraforge.runfolders import states_scale
+from loraforge.runtimes import outlooks
 from loraforge.scale import STATES, given, statement
 from loraforge.tensorfile import KEY, read_safetensors, write_safetensors
 
@@ -50,6 +52,8 @@ class Stamp:
     """Header entries that said something else before."""
     loads: bool
     """Whether Diffusers knows the names in the file; a bare state dict needs a conversion besides."""
+    acts_in: str = ""
+    """Programs, with the versions that were run, that apply the file at this scale."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document. Its shape is a promise: see the schema."""
@@ -63,9 +67,9 @@ class Stamp:
         folding = command("loraforge", "convert", self.output, "--to", "diffusers")
         kept = f"as it acts in {self.scale.program}, whatever training used," if self.scale.program else "as trained"
         strength = (
-            f"1.0 acts {kept} in Diffusers 0.34 or newer, which reads the header; other loaders do not"
-            if self.loads
-            else "no loader knows these names: convert the file, which now tells its scale"
+            f"1.0 acts {kept} in {self.acts_in}; what reads no header applies 1.0 to these tensors"
+            if self.acts_in
+            else "no program that was run takes names and scale as they stand: convert the file, which tells its scale"
         )
         return [
             *out,
@@ -91,9 +95,10 @@ def stamp(
 ) -> Stamp:
     """Record at what scale the adapter in `source` was trained, in the header of a new file; stated as to `convert`.
 
-    The entry is the one Diffusers writes and reads, `lora_adapter_metadata`. Raises a LoraforgeError, with
-    nothing written, when a scale is recorded already and differs (unless `override_scale`), or when
-    the file has no header.
+    The entry is the one Diffusers writes and reads, `lora_adapter_metadata`. Without `alpha` the scale that the file
+    records is written anew, in an entry that is whole: some versions stop at one that lacks a name. Raises a
+    LoraforgeError, with nothing written, when a scale is recorded already and differs (unless `override_scale`),
+    when none is recorded and none is given, or when the file has no header.
     """
     from loraforge.base import fits
     from loraforge.scan import changed, scan
@@ -129,7 +134,7 @@ def stamp(
             raise
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
     if adapter.scale.provenance == "ambiguous":
-        raise ambiguous(file.path, adapter)
+        raise as_commands(ambiguous(file.path, adapter), "loraforge", "stamp", source)
     digest = scan(file, adapter.keys)
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     scalings = {module: delta[0].scaling for module, delta in adapter.modules.items()}
@@ -139,9 +144,11 @@ def stamp(
     replaced = tuple(sorted(key for key, text in file.metadata.items() if states_scale(key, text)))
     scale = given(stated, ranks) or adapter.scale
     told = tuple(sorted(set(scalings.values())))
+    mine = None if typed else file.metadata[KEY] if origin(file.metadata).scale else None  # as true as before
     metadata = {key: text for key, text in file.metadata.items() if key not in replaced} | {
         "lora_adapter_metadata": json.dumps(least, indent=2, sort_keys=True),
-        KEY: entry(
+        KEY: mine
+        or entry(
             command("loraforge", "stamp", recorded(file.path), *typed),
             {"path": recorded(file.path), "format": form.name, "size": file.size, "digest": digest},
             scale,
@@ -164,7 +171,8 @@ def stamp(
         again = form.read(back, Choice())
         if {module: delta[0].scaling for module, delta in again.modules.items()} != scalings:
             raise VerificationError("the written header does not give the scale back. Nothing was kept.")
-    return Stamp(str(source), str(goes.file), scale, told, replaced, loads=bool(prefix))
+        acts_in = acting(outlooks(form, back, again))
+    return Stamp(str(source), str(goes.file), scale, told, replaced, bool(prefix), acts_in)
 
 
 def _typed(choice: Choice) -> list[str]:
@@ -190,5 +198,5 @@ def _destination(file: Path, typed: list[str], out: str | Path | None, *, in_pla
         whole = file.resolve()  # a link stays one
         return Destination(whole.parent, (whole.name,))
     said = "".join(typed[:2]).lstrip("-").replace("trained-", "").removesuffix(".yaml")
-    default = f"{file.stem}-{said or 'stamped'}.safetensors"
+    default = f"{file.stem}-{said or 'mended'}.safetensors"
     return destination(Path(out) if out else None, default, (file.name,), [file], force=force)

@@ -24,13 +24,15 @@ from loraforge.errors import (
 )
 from loraforge.formats import Choice, Format, Header, Target, Wanted, Writer
 from loraforge.hubaddress import is_repo
+from loraforge.measured import mixed_ranks, programs
 from loraforge.output import destination, replacing
 from loraforge.provenance import carried_over, entry, history
 from loraforge.registry import formats, named
-from loraforge.report import Report
+from loraforge.report import Program, Report
 from loraforge.runtimes import named as named_paths
+from loraforge.runtimes import outlooks
 from loraforge.source import open_tensors
-from loraforge.tensorfile import KEY, RELEASE_EVERY, TensorFile
+from loraforge.tensorfile import KEY, RELEASE_EVERY, TensorFile, TensorInfo
 
 if TYPE_CHECKING:
     from loraforge.lora import Array, Delta
@@ -50,6 +52,7 @@ def write(
     target_alpha: float | None = None,
     base: str | Path | None = None,
     lora_only: bool = False,
+    pad_ranks: bool = False,
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
     base_model: str | None = None,
     drop: Sequence[str] = (),
@@ -77,7 +80,7 @@ def write(
     layout = target.layouts.get(arch.name)
     if layout is None:
         raise ConversionError(f"{to} has no names for {arch.title}.", command("loraforge", "formats"))
-    writer = _writer(target, Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only))
+    writer = _writer(target, Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only, pad_ranks))
     adapter, dropped = without(adapter, drop)
     relaid = graph.relayout(adapter.modules, arch, adapter.layout, layout)
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
@@ -85,6 +88,7 @@ def write(
     policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(dtype), rank)
     stacked = arch.layouts[layout].stacked
     plans = fit.plan(relaid, target.storage, policy, stacked, to, ranks)
+    plans = fit.padded(plans) if pad_ranks else plans
 
     def refuse(lossy: Mapping[str, float]) -> ConversionError:
         """With each way to store these modules that was tried and holds them."""
@@ -130,7 +134,7 @@ def write(
             others=dict(adapter.others),
             dropped_modules=dropped,
             dropped_metadata=lost,
-            notes=(*adapter.notes, *use.notes, *named_paths(goes.file)),
+            notes=(*adapter.notes, *use.notes, *named_paths(goes.file), *_odd_ranks(to, fitting.ranks)),
             load=use.load,
             not_with=use.not_with,
             provided=use.provided,
@@ -146,9 +150,14 @@ def write(
             if lossy := fit.too_lossy(steps):
                 raise refuse(lossy)
 
-        worst = None
+        worst, seen = None, report.programs
         if dry_run:
             deque(tensors(), maxlen=0)
+            seen = (
+                _foreseen(target, goes.file, _header(writer, fitting.outlines), metadata)
+                if writer.stored != "config"
+                else ()
+            )
         else:
             name = recorded(file.path) if file else report.source["path"]
             applied = sorted(set(fitting.scalings.values()))
@@ -161,13 +170,31 @@ def write(
                 sums = writer.write(written, header, tensors(), metadata | {KEY: said})
                 for name, text in writer.beside(replace(fitting, metadata=kept | {KEY: said})).items():
                     (folder / name).write_text(text, "utf-8")
-                results = _prove(adapter, target, written, sums, metadata | {KEY: said}, steps, file)
+                results, back, again = _prove(adapter, target, written, sums, metadata | {KEY: said}, steps, file)
                 _prove_place(target, folder, goes.names, written)
                 if lossy := {result.module: result.loss for result in results if not result.holds}:
                     raise refuse(lossy)  # of one of several segments, which the module as a whole could bear
                 worst = max(result.error for result in results)
+                seen = programs(outlooks(target, back, again), to)
     notes = (*report.notes, *([] if absent else _advice(steps, dtype, adapter, target)))
-    return replace(report, steps=tuple(steps), worst_error=worst, notes=notes)
+    return replace(report, steps=tuple(steps), worst_error=worst, notes=notes, programs=seen)
+
+
+def _foreseen(target: Format, path: Path, header: Header, metadata: Mapping[str, str]) -> tuple[Program, ...]:
+    """What programs would do with a file that is not written, as far as its header tells it."""
+    tensors = {key: TensorInfo(*entry, place) for place, (key, entry) in enumerate(header.items())}
+    file = TensorFile(path, "safetensors", 0, tensors, metadata, absent=1)
+    try:
+        return programs(outlooks(target, file, target.read(file, Choice())), target.name)
+    except LoraforgeError:
+        return ()
+
+
+def _odd_ranks(to: str, ranks: Mapping[str, int]) -> Iterator[str]:
+    """What becomes of modules of several ranks in programs that take one rank for all."""
+    if where := mixed_ranks(to, ranks):
+        said = f"its modules have ranks {', '.join(map(str, sorted(set(ranks.values()))))}"
+        yield f"{said}: {where} would apply them at a wrong scale, without a word. For these: --pad-ranks"
 
 
 def _source(adapter: Adapter, digest: str | None) -> dict[str, Any]:
@@ -233,7 +260,9 @@ def _advice(steps: Sequence[Step], dtype: str, adapter: Adapter, target: Format)
     ways = [f"leave out --dtype {dtype}"] if dtype in ("fp16", "bf16") else []
     ways += ["--dtype fp32 (a larger file)"] if narrow and dtype == "keep" else []
     ways += (
-        ["--scale-in metadata (Diffusers 0.34 or newer)"] if "scale_in" in target.options and dtype == "keep" else []
+        ["--scale-in metadata, where a loader reads the header"]
+        if "scale_in" in target.options and dtype == "keep"
+        else []
     )
     if ways:
         yield f"for less rounding, or none: {', or '.join(ways)}"
@@ -253,11 +282,11 @@ def _prove(
     metadata: Mapping[str, str],
     steps: Sequence[Step],
     file: TensorFile | None,
-) -> list[Comparison]:
+) -> tuple[list[Comparison], TensorFile, Adapter]:
     """Read the written file as its loader would: its bytes, its header, then its update against the source's.
 
-    Returns what was found of each segment; one that does not hold lost too much to rounding, and to nothing else.
-    Raises VerificationError.
+    Returns what was found of each segment, and what was read; a segment that does not hold lost too much to rounding,
+    and to nothing else. Raises VerificationError.
     """
     from loraforge.proof import compare, pair_up
     from loraforge.scan import changed
@@ -301,7 +330,7 @@ def _prove(
             "Nothing was kept. This is a fault of loraforge: please report it with the skeleton of your file.",
             *([command("loraforge", "inspect", "--skeleton", file.path)] if file else []),
         )
-    return results
+    return results, back, again
 
 
 def _prove_place(target: Format, folder: Path, names: Sequence[str], written: Path) -> None:
