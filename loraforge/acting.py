@@ -1,6 +1,6 @@
-"""Whether the LoRA layers of a live transformer do what their adapter does, asked layer by layer without a forward.
+"""Whether the LoRA layers of a live transformer do what their adapter does: each is asked, without a forward.
 
-Sources: peft tuners/lora/layer.py (`LoraLayer.forward`), tuners/tuners_utils.py; diffusers models/attention_processor.py
+Sources: peft tuners/lora/layer.py (`LoraLayer.forward`); diffusers models/attention_processor.py
 (a fused processor reads `to_qkv`), hooks/layerwise_casting.py, hooks/group_offloading.py; accelerate hooks.py.
 """
 
@@ -79,19 +79,37 @@ def _hook(module: Any, name: str) -> Any:
     return registry.get_hook(name) if registry is not None else None
 
 
-def placed(transformer: Any, updates: Mapping[str, Update]) -> dict[str, tuple[Update, Place]]:
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """An update, and how its layer will have it."""
+
+    wanted: Update
+    held: Update
+    place: Place
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the layer has a type of one byte."""
+        return self.place.dtype is not None and self.place.dtype.itemsize < 2
+
+    @property
+    def off(self) -> float:
+        """What the layer's type costs, as a part of the update."""
+        return self.wanted.off(self.held.A, self.held.B)
+
+
+def placed(transformer: Any, updates: Mapping[str, Update]) -> dict[str, Cast]:
     """Every update in the type and place of its layer.
 
     Raises LoraforgeError, before anything is touched, where a layer could not compute with it.
     """
     modules, group = dict(transformer.named_modules()), group_offload(transformer)
-    found, problems = dict[str, tuple[Update, Place]](), dict[str, list[str]]()
+    found, problems = dict[str, Cast](), dict[str, list[str]]()
     for path, update in updates.items():
         layer = modules[path]
         place = place_of(getattr(layer, "base_layer", layer), group)
-        cast = _cast(update, place)
-        found[path] = cast, place
-        if why := next((why for why, test in _HINDERED.items() if test(update, cast, place)), None):
+        found[path] = cast = Cast(update, _cast(update, place), place)
+        if why := next((why for why, hinders in _HINDERED.items() if hinders(cast)), None):
             problems.setdefault(why, []).append(path)
     for why, paths in problems.items():
         raise LoraforgeError(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *_REMEDIES[why])
@@ -113,15 +131,15 @@ _META = "the base weights are on `meta`, and no offload brings them back layer b
 _FLOAT8 = "the base weights are float8 without layerwise casting, and nothing computes with those as they are"
 _NAN = "the adapter contains NaN or infinity"
 _LARGE = "the adapter's numbers are too large for the type of the transformer, and become infinity"
-_DORA = "a DoRA reads the base weights while they are offloaded or in float8"
+_DORA = "a DoRA reads the base weights, which are offloaded or in float8 then"
 _ROUNDED = f"rounding to the type of the transformer changes the update by more than {CEILING:.0%} of its size"
-_HINDERED: Mapping[str, Callable[[Update, Update, Place], bool]] = {
-    _META: lambda update, cast, place: place.device.type == "meta",
-    _DORA: lambda update, cast, place: update.magnitude is not None and (place.away or _is_narrow(place)),
-    _FLOAT8: lambda update, cast, place: _is_narrow(place),
-    _NAN: lambda update, cast, place: not _finite(update),
-    _LARGE: lambda update, cast, place: not _finite(cast),
-    _ROUNDED: lambda update, cast, place: update.off(cast.A, cast.B) > CEILING,
+_HINDERED: Mapping[str, Callable[[Cast], bool]] = {
+    _META: lambda cast: cast.place.device.type == "meta",
+    _DORA: lambda cast: cast.wanted.magnitude is not None and (cast.place.away or cast.is_narrow),
+    _FLOAT8: lambda cast: cast.is_narrow,
+    _NAN: lambda cast: not _finite(cast.wanted),
+    _LARGE: lambda cast: not _finite(cast.held),
+    _ROUNDED: lambda cast: cast.off > CEILING,
 }
 """What stands in the way -> whether it does. Asked in this order, before the transformer is touched."""
 _WIDER = Try("pipe.transformer.to(torch.bfloat16)", "before load_into; or torch.float32")
@@ -140,20 +158,28 @@ _REMEDIES: Mapping[str, tuple[Try, ...]] = {
 }
 
 
-def _is_narrow(place: Place) -> bool:
-    return place.dtype is not None and place.dtype.itemsize < 2
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A layer that has the adapter, and what it is to add."""
+
+    layer: Any
+    parent: Any
+    path: str
+    name: str
+    update: Update
+    strength: float
+
+    @property
+    def factors(self) -> tuple[Any, Any]:
+        return self.layer.lora_A[self.name].weight, self.layer.lora_B[self.name].weight
 
 
 def idle(transformer: Any, name: str, wanted: Mapping[str, Update], strength: float) -> Iterator[str]:
     """`why: path` of every layer of the adapter `name` that does not add `strength` times its update."""
     modules = dict(transformer.named_modules())
     for path, update in wanted.items():
-        layer, parent = modules.get(path), modules.get(path.rpartition(".")[0])
-        if name not in getattr(layer, "lora_A", ()):
-            yield f"there is no layer of it: {path}"
-            continue
-        why = next((why for why, test in _IDLE.items() if test(layer, parent, path, name, update, strength)), None)
-        if why:
+        asked = Asked(modules.get(path), modules.get(path.rpartition(".")[0]), path, name, update, strength)
+        if why := next((why for why, holds in _IDLE.items() if holds(asked)), None):
             yield f"{why}: {path}"
 
 
@@ -163,21 +189,16 @@ def is_bypassed(parent: Any, path: str) -> bool:
     return fused and path.rpartition(".")[2] in _PROJECTIONS
 
 
-def _factors(layer: Any, name: str) -> tuple[Any, Any]:
-    return layer.lora_A[name].weight, layer.lora_B[name].weight
-
-
-_IDLE: Mapping[str, Callable[[Any, Any, str, str, Update, float], bool]] = {
-    "adapters are switched off there": lambda layer, parent, path, name, update, s: layer.disable_adapters,
-    "it is not active there": lambda layer, parent, path, name, update, s: (name in layer.active_adapters) != bool(s),
-    "another adapter is fused there, and only that acts": lambda layer, parent, path, name, update, s: layer.merged,
-    "a fused projection is used instead of it": lambda layer, parent, path, name, update, s: is_bypassed(parent, path),
-    "its numbers are on `meta`": lambda layer, parent, path, name, update, s: any(
-        t.device.type == "meta" for t in _factors(layer, name)
+_IDLE: Mapping[str, Callable[[Asked], bool]] = {
+    "there is no layer of it": lambda asked: asked.name not in getattr(asked.layer, "lora_A", ()),
+    "adapters are switched off there": lambda asked: asked.layer.disable_adapters,
+    "it is not active there": lambda asked: (asked.name in asked.layer.active_adapters) != bool(asked.strength),
+    "a fused adapter alone acts there": lambda asked: asked.layer.merged,
+    "a fused projection is used instead": lambda asked: is_bypassed(asked.parent, asked.path),
+    "its numbers are on `meta`": lambda asked: any(t.device.type == "meta" for t in asked.factors),
+    "its scale is another": lambda asked: (
+        not math.isclose(float(asked.layer.scaling[asked.name]), asked.update.scaling * asked.strength, rel_tol=1e-6)
     ),
-    "its scale is another": lambda layer, parent, path, name, update, s: not math.isclose(
-        float(layer.scaling[name]), update.scaling * s, rel_tol=1e-6
-    ),
-    "its numbers are others": lambda layer, parent, path, name, update, s: not update.off(*_factors(layer, name)) < 1e-6,
+    "its numbers are others": lambda asked: not asked.update.off(*asked.factors) < 1e-6,
 }
-"""Why a layer does not act as it should -> whether that is so."""
+"""Why a layer does not act as it should -> whether that is so. Asked in this order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ class LiveState:
 
     def undo(self) -> None:
         """Put everything back. Hooks were never touched."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted", UserWarning)
+            self._undo()
+
+    def _undo(self) -> None:
         for path, layer in list(layers(self.transformer)):
             before = self.layers.get(path)
             if before is None:
@@ -87,7 +93,7 @@ def guarded(transformer: Any, name: str) -> Iterator[LiveState]:
     from diffusers.utils import logging
 
     before, level = LiveState(transformer, name), logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # it complains of the other adapters; what matters is checked here
+    logging.set_verbosity(50)  # it complains of the other adapters; what matters is checked here
     try:
         yield before
         before.keep_gradients()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge import peftrules
-from loraforge.acting import Place, Update, group_offload, idle, is_bypassed, placed
+from loraforge.acting import Cast, Update, group_offload, idle, is_bypassed, placed
 from loraforge.adapter import Adapter, Scale, Storage
 from loraforge.catalog import architecture
 from loraforge.drop import without
@@ -67,14 +67,14 @@ def load_into(
     `strength` 1 is as trained, 0 switches it off to the last bit. Works before and after offloading is enabled. The
     arguments that state a scale, and `drop`, are those of `convert`.
 
-    Returns what was loaded: every layer was asked whether it acts, and with which numbers. Raises a LoraforgeError, with
-    the pipeline as it was, when the adapter's scale is unknown, when it is for another base model, when a layer could
+    Returns what was loaded, after each layer was asked whether it acts, and with which numbers. Raises a
+    LoraforgeError, with the pipeline as it was, when the adapter's scale is unknown, when it is for another base model, when a layer could
     not act, or when a library is missing.
     """
     transformer = _inner(getattr(pipe, COMPONENT, pipe))
     _libraries()
     if not hasattr(transformer, "load_lora_adapter"):
-        what = f"the {COMPONENT} of {type(pipe).__name__} is None" if transformer is None else ""
+        what = f"the {COMPONENT} of {type(pipe).__name__} is None" if transformer is None and pipe is not None else ""
         text = what or f"{type(pipe).__name__} is no pipeline of Diffusers, nor the transformer of one"
         raise LoraforgeError(f"{text}.", Try("load_into(pipe, adapter)", "in this order"))
     if not isinstance(strength, int | float) or not math.isfinite(strength):
@@ -114,20 +114,19 @@ def _load(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # which is what is wanted
             warnings.filterwarnings("ignore", "Adapter cannot be set when the model is merged", UserWarning)
+            warnings.filterwarnings("ignore", ".* to a meta parameter", UserWarning)  # `_settle` puts them there
             transformer.load_lora_adapter(state, prefix=COMPONENT, adapter_name=name, metadata=metadata)
         _check(transformer, name, set(wanted))
         _settle(transformer, name, cast)
-        notes += _others_as_before(transformer, name, before)
+        notes += _others_as_before(transformer, before)
         set_strength(transformer, name, strength)
-        if bad := list(idle(transformer, name, {path: update for path, (update, _) in cast.items()}, strength)):
+        if bad := list(idle(transformer, name, {path: one.held for path, one in cast.items()}, strength)):
             text = f"the adapter would not act as it should ({listed(bad, 3)}). It was taken out again."
             raise LoraforgeError(text, "pip install --upgrade diffusers peft")
         _regroup(transformer)
-    notes += _rounding(wanted, cast)
+    notes += _rounding(cast)
     scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
-    return Loaded(
-        name, len(plans), adapter.scale, scalings, strength, adapter.base_model, (*adapter.notes, *notes)
-    )
+    return Loaded(name, len(plans), adapter.scale, scalings, strength, adapter.base_model, (*adapter.notes, *notes))
 
 
 def _inner(model: Any) -> Any:
@@ -189,32 +188,30 @@ def _unfused(transformer: Any, wanted: Mapping[str, Update]) -> Iterator[str]:
     """Let q, k and v be computed by layers of their own again where the adapter has them; says so."""
     modules = dict(transformer.named_modules())
     if any(is_bypassed(modules.get(path.rpartition(".")[0]), path) for path in wanted):
-        transformer.unfuse_qkv_projections()
+        transformer.set_attn_processor(dict(transformer.original_attn_processors))  # unfuse_... empties the original
         yield (
             "the fused q, k and v projections were unfused, as no adapter acts in them; the result is the same. "
             "fuse_qkv_projections() after this switches adapters off there"
         )
 
 
-def _settle(transformer: Any, name: str, cast: Mapping[str, tuple[Update, Place]]) -> None:
+def _settle(transformer: Any, name: str, cast: Mapping[str, Cast]) -> None:
     """Put the factors where they are computed with, where PEFT put them on `meta` or into a narrower type."""
     import torch
 
-    for path, (update, place) in cast.items():
-        layer = transformer.get_submodule(path)
-        holders = ((layer.lora_A, update.A), (layer.lora_B, update.B), (layer.lora_magnitude_vector, update.magnitude))
+    for path, one in cast.items():
+        layer, place, new = transformer.get_submodule(path), one.place, one.held
+        holders = ((layer.lora_A, new.A), (layer.lora_B, new.B), (layer.lora_magnitude_vector, new.magnitude))
         for holder, tensor in holders:
             held = holder[name].weight if tensor is not None else None
             if held is None or (held.device == place.device and held.dtype == (place.dtype or held.dtype)):
                 continue
             if held.device.type == "meta" or held.dtype != (place.dtype or held.dtype):
                 held = tensor  # the numbers themselves; else what is there, which may be padded
-            holder[name].weight = torch.nn.Parameter(
-                held.detach().to(place.device, place.dtype), requires_grad=False
-            )
+            holder[name].weight = torch.nn.Parameter(held.detach().to(place.device, place.dtype), requires_grad=False)
 
 
-def _others_as_before(transformer: Any, name: str, before: LiveState) -> Iterator[str]:
+def _others_as_before(transformer: Any, before: LiveState) -> Iterator[str]:
     """Let the other adapters act as they did, the new one beside them. Says what it had to change."""
     off = any(state.disabled for state in before.layers.values())
     fused = sorted({name for state in before.layers.values() for name in state.merged})
@@ -242,11 +239,11 @@ def _regroup(transformer: Any) -> None:
         group_offloading._maybe_remove_and_reapply_group_offloading(transformer)
 
 
-def _rounding(wanted: Mapping[str, Update], cast: Mapping[str, tuple[Update, Place]]) -> Iterator[str]:
+def _rounding(cast: Mapping[str, Cast]) -> Iterator[str]:
     """A note on what the type of the transformer changes, if anything."""
-    lost = {path: wanted[path].off(update.A, update.B) for path, (update, _) in cast.items()}
+    lost = {path: one.off for path, one in cast.items()}
     if (worst := max(lost, key=lambda path: lost[path])) and lost[worst]:
-        types = {str(update.B.dtype).removeprefix("torch.") for update, _ in cast.values()}
+        types = {str(one.held.B.dtype).removeprefix("torch.") for one in cast.values()}
         yield (
             f"its numbers are stored in {' and '.join(sorted(types))}, the type of the transformer: the update is "
             f"off by {lost[worst]:.2g} of its size at worst ({worst})"

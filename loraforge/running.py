@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter
 from loraforge.errors import LoraforgeError, Try
-from loraforge.pipeline import EXTRA, layers, load_into, set_strength
+from loraforge.livestate import layers
+from loraforge.pipeline import EXTRA, load_into, set_strength
 from loraforge.runplan import FROM_IMAGE, FROM_VIDEO, OFFLOADS, RunPlan, component_sizes
 
 if TYPE_CHECKING:
