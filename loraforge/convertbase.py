@@ -81,6 +81,7 @@ def convert_base(
     out: str | Path,
     *,
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
+    sample: str | None = None,
     dry_run: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] = lambda _more, _all: None,
@@ -117,7 +118,7 @@ def convert_base(
     tensors = [_tensor(base, key, parts, CHOICES.get(dtype), to) for key, parts in plan.pieces.items()]
     config, where = own_config(base), ""
     if to == "diffusers":
-        config, where = diffusers_config(base, variant)
+        config, where = diffusers_config(base, variant, sample)
     rebuilt = _rebuilt(base, config, variant, tensors) if to == "sat" else {}
     every = [*tensors, *(tensor for tensor, _ in rebuilt.values())]
     place = Path(out)
@@ -273,4 +274,5 @@ def _advice(base: BaseModel) -> Iterator[str]:
 def _load(out: Path, to: str, variant: Variant) -> str:
     if to == "sat":
         return f"in SAT's inference.yaml `load: {out}`"
-    return f"CogVideoXTransformer3DModel.from_pretrained('{out}'), as `transformer=` of the pipeline of {variant.repo}"
+    whole = f"as transformer= of the pipeline of {variant.repo}"
+    return f"CogVideoXTransformer3DModel.from_pretrained({str(out)!r})  # {whole}"

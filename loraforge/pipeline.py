@@ -68,8 +68,8 @@ def load_into(
     arguments that state a scale, and `drop`, are those of `convert`.
 
     Returns what was loaded, after each layer was asked whether it acts, and with which numbers. Raises a
-    LoraforgeError, with the pipeline as it was, when the adapter's scale is unknown, when it is for another base model, when a layer could
-    not act, or when a library is missing.
+    LoraforgeError, with the pipeline as it was, when the adapter's scale is unknown, when it is for another base model,
+    when a layer could not act, or when a library is missing.
     """
     transformer = _inner(getattr(pipe, COMPONENT, pipe))
     _libraries()

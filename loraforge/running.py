@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import LoraforgeError, Try, command, told
 from loraforge.livestate import layers
 from loraforge.pipeline import EXTRA, load_into, set_strength
 from loraforge.runplan import FROM_IMAGE, FROM_VIDEO, OFFLOADS, RunPlan, component_sizes
@@ -141,7 +141,7 @@ class Running:
         dtype = getattr(torch, str(plan.settings["torch_dtype"]))
         kind = getattr(diffusers, plan.pipeline)
         self.plan = plan
-        with _quiet():
+        with _quiet(), _diffusers(f"load {told(plan.base.path)}"):
             self.pipe = kind.from_pretrained(str(plan.base.path), torch_dtype=dtype)
         scheduler = getattr(diffusers, str(plan.settings["scheduler"]))
         spacing = {"timestep_spacing": plan.settings["timestep_spacing"]}
@@ -155,7 +155,7 @@ class Running:
 
     def place(self, device: str, offload: str) -> None:
         """Put the weights where they are to be while it runs."""
-        with _quiet():
+        with _quiet(), _diffusers(f"place it on {device} with --offload {offload}"):
             self._place(device, offload)
 
     def _place(self, device: str, offload: str) -> None:
@@ -187,7 +187,7 @@ class Running:
             progress(number + 1, self.pipe.num_timesteps)
             return {}
 
-        with torch.no_grad():
+        with torch.no_grad(), _diffusers("run it with these settings"):
             made = self.pipe(**self.arguments(), output_type="np", callback_on_step_end=step).frames[0]
         if not np.isfinite(made).all() or not bool(held["latents"].isfinite().all()):
             dtype = self.plan.settings["torch_dtype"]
@@ -229,7 +229,7 @@ def transformer_of(plan: RunPlan, device: str) -> Adapted:
 
     kind: Any = CogVideoXTransformer3DModel  # its class methods have no types
     dtype = getattr(torch, str(plan.settings["torch_dtype"]))
-    with _quiet():
+    with _quiet(), _diffusers(f"load {told(plan.base.folder)}"):
         module = kind.from_pretrained(str(plan.base.folder), torch_dtype=dtype)
     found = Adapted(module, plan.adapters)
     module.to(device)
@@ -266,6 +266,22 @@ def _quiet() -> Iterator[None]:
             diffusers_log.set_verbosity(level)
             for log in logs:
                 log.enable_progress_bar()
+
+
+@contextmanager
+def _diffusers(what: str) -> Iterator[None]:
+    """Around calls into Diffusers: what they raise becomes one message."""
+    try:
+        yield
+    except (LoraforgeError, MemoryError):
+        raise
+    except Exception as error:  # a library raises what it likes
+        name, version = type(error).__name__, versions()["diffusers"]
+        text = next(iter(str(error).strip().splitlines()), "")[:300]
+        remedies = [Try("--offload sequential")] if name == "OutOfMemoryError" else [
+            Try(command("loraforge", "explain", f"{name}: {text}"), "what is known of it")
+        ]  # fmt: skip
+        raise LoraforgeError(f"diffusers {version} cannot {what} ({name}: {text}).", *remedies) from error
 
 
 def versions() -> dict[str, str]:
