@@ -16,6 +16,7 @@ from loraforge.errors import ConversionError, Try, command
 from loraforge.formats.sat import read_yaml
 from loraforge.formats.satwrite import CONFIG
 from loraforge.layout import Variant
+from loraforge.provenance import own_entry
 
 PIXELS = 8
 """Of the VAE, per latent row and column."""
@@ -81,11 +82,25 @@ def diffusers_config(base: BaseModel, variant: Variant, sample: str | None = Non
         text = places - _patches(config)
         if sample is not None and text > 0:
             config["max_text_seq_length"] = text
-        elif text != config["max_text_seq_length"] and not config["use_learned_positional_embeddings"]:
-            where += f"; its table of {places} positions is of another size, which --sample would state"
-        elif text != config["max_text_seq_length"]:
+        elif text != config["max_text_seq_length"] and config["use_learned_positional_embeddings"]:
             raise _other_size(base, config, places, where)
     return dict(sorted(config.items())), where
+
+
+def other_size(base: BaseModel, config: Mapping[str, Any]) -> Iterator[str]:
+    """A note if a table of positions, which Diffusers computes itself, is of another size than the configuration."""
+    shape = base.shape(_POSITIONS)
+    if shape and shape[-2] != config["max_text_seq_length"] + _patches(config):
+        yield (
+            f"its table of {shape[-2]} positions is of another size than the configuration, which decides the default "
+            "size of a video: --sample FRAMESxHEIGHTxWIDTH states it"
+        )
+
+
+def sample_of(base: BaseModel) -> dict[str, int]:
+    """The sample that a base says it is for: for what SAT is given, which has no place for it but a run's YAML."""
+    said = own_config(base) or _configured(base)[0]
+    return {key: said[key] for key in _SAMPLE if key in said}
 
 
 def _sample(text: str) -> dict[str, int]:
@@ -166,7 +181,9 @@ def _configured(base: BaseModel) -> tuple[dict[str, Any], str]:
     for key in ("model", "network_config", "params"):
         params = params.get(key) if isinstance(params, Mapping) else None
     if path is None or not isinstance(params, Mapping):
-        return {}, ""
+        entry = own_entry(base.files[0].metadata)
+        known = _counts(entry["base"].get("sample")) if entry and isinstance(entry.get("base"), Mapping) else {}
+        return known, "the file's own header" if known else ""
     modules = params.get("modules")
     table = modules.get("pos_embed_config") if isinstance(modules, Mapping) else None
     place = table.get("params") if isinstance(table, Mapping) else None
@@ -177,5 +194,15 @@ def _configured(base: BaseModel) -> tuple[dict[str, Any], str]:
         "temporal_compression_ratio": params.get("time_compressed_rate"),
         "max_text_seq_length": place.get("text_length") if isinstance(place, Mapping) else None,
     }
-    whole = {key: value for key, value in found.items() if type(value) is int and value > 0}
+    whole = _counts(found)
     return whole, Path(path).name if whole else ""
+
+
+def _counts(said: Any) -> dict[str, Any]:
+    """The entries of a sample that are what they should be. Anybody can write a header or a YAML."""
+    found = said if isinstance(said, Mapping) else {}
+    return {key: found[key] for key in _SAMPLE if type(found.get(key)) is int and found[key] > 0}
+
+
+_SAMPLE = ("sample_frames", "sample_height", "sample_width", "temporal_compression_ratio", "max_text_seq_length")
+"""The entries of config.json that no weight but a table of positions tells."""

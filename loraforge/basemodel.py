@@ -132,7 +132,7 @@ def open_base(path: str | Path) -> BaseModel:
         kind = "file" if files[0].kind == "safetensors" else "sat"
     arch, layout, prefix = _recognised(source, files)
     if index:
-        notes += _agrees(source, files, index, arch.layouts[layout], prefix)
+        notes += _agrees(files, index, arch.layouts[layout], prefix)
     base = BaseModel(source, kind, tuple(files), arch, layout, prefix, tuple(notes), index)
     _check(base)
     return base
@@ -245,7 +245,7 @@ def _under_another_name(folder: Path) -> Path:
     parts = [path.name for path, _ in known]
     if parts:
         text = f"{folder} holds {listed(parts, 3)}, and no index that says which parts there are: it is not complete."
-        raise FileError(text, Try(command("hf", "download", "OWNER/NAME", "--local-dir", folder), "get it again"))
+        raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", folder / parts[0]), "what is in it"))
     text = f"{folder} has no {STEM}.safetensors and no {INDEX}"
     strange = sorted(p.name for p in folder.glob("*.safetensors"))
     more = f"; there is {listed(strange, 3)}: where that is the model, give the file" if strange else ""
@@ -274,7 +274,7 @@ def _indexed(index: Path) -> list[str]:
     return names
 
 
-def _agrees(source: Path, files: list[TensorFile], index: str, layout: Any, prefix: str) -> Iterator[str]:
+def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> Iterator[str]:
     """What an index says that its shards do not bear out, and no loader minds.
 
     Raises FileError where a weight of the model is missing, is there twice, or is in another shard than named.
@@ -293,8 +293,9 @@ def _agrees(source: Path, files: list[TensorFile], index: str, layout: Any, pref
         (needed, "is in none of the shards, although the index names it"),
     ):
         if keys:
-            text = f"{index} and the shards beside it do not agree: {listed(keys, 3)} {what}. They were saved apart."
-            raise FileError(text, Try(command("hf", "download", "OWNER/NAME", "--local-dir", source), "get it again"))
+            text = f"{place} and the shards beside it do not agree: {listed(keys, 3)} {what}. They were saved apart."
+            odd = place.parent / real.get(keys[0], files[0].path.name)
+            raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", odd), "what is in it"))
     if missing:
         yield f"the index names {listed(missing, 3)}, which no shard holds and the model has no place for"
     if extra := sorted(real.keys() - table.keys()):
@@ -308,8 +309,9 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
     if wrapped:
         raise FormatError(
             f"{source} was saved with its LoRA layers still in it ({wrapped[0]}): loaders read noise from it. "
-            "Give the base model as it was released, and the adapter beside it; or save it again without them.",
-            Try("pipe.unload_lora_weights()", "in Python, before save_pretrained"),
+            "Give the base model as it was released, and the adapter beside it; or call unload_lora_weights() before "
+            "save_pretrained().",
+            command("loraforge", "inspect", "--skeleton", files[0].path),
         )
     best, score = None, 0
     for prefix in (SAT_PREFIX, ""):

@@ -91,7 +91,7 @@ def convert_base(
     Raises a LoraforgeError, with nothing left behind, when a key is not understood or a part is missing, when it
     cannot be told which model it is, or when a number does not fit into the type it is to be stored in.
     """
-    from loraforge.baseconfig import diffusers_config, own_config, variant_of
+    from loraforge.baseconfig import diffusers_config, other_size, own_config, variant_of
     from loraforge.basegraph import route
     from loraforge.basejob import write_model
     from loraforge.basewrite import Engine, measure
@@ -122,7 +122,7 @@ def convert_base(
     rebuilt = _rebuilt(base, config, variant, tensors) if to == "sat" else {}
     every = [*tensors, *(tensor for tensor, _ in rebuilt.values())]
     place = Path(out)
-    said = entry(_typed(base, to, dtype), base, ())
+    said = entry(_typed(base, to, dtype), base, (), to)
     model = _sat_model(every, said) if to == "sat" else _diffusers_model(every, said, config)
     check_place(place, model.names, [base.path], force=force or dry_run)
     engine = Engine(*choose("numpy", "cpu"))
@@ -142,7 +142,7 @@ def convert_base(
         rebuilt={key: why for key, (_, why) in rebuilt.items()},
         left_out=others,
         config=where,
-        notes=(*base.notes, *_advice(base)),
+        notes=(*base.notes, *_advice(base), *(other_size(base, config) if to == "diffusers" else ())),
         load=_load(place, to, variant),
     )
 

@@ -115,7 +115,7 @@ def fuse(
     runs = updates(found, weighted)
     described = tuple(fused(adapter, number) for adapter, number in weighted)
     refuse_twice(found, described)
-    said = entry(_typed(found, described, dtype), found, described)
+    said = entry(_typed(found, described, dtype), found, described, found.layout)
     place = Path(out)
     model = _model(found, runs, place, CHOICES.get(dtype), said, alone=transformer_only)
     check_place(place, model.names, [found.path, *map(Path, adapters)], force=force or dry_run)

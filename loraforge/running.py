@@ -107,10 +107,14 @@ class Adapted:
 
     def __init__(self, module: Any, adapters: Sequence[tuple[Adapter, float]]) -> None:
         self.module = module
-        self.names = [
-            (load_into(module, adapter, strength, name=f"adapter_{n}").name, strength)
-            for n, (adapter, strength) in enumerate(adapters, 1)
-        ]
+        self.names = []
+        for n, (adapter, strength) in enumerate(adapters, 1):
+            try:
+                self.names.append((load_into(module, adapter, strength, name=f"adapter_{n}").name, strength))
+            except LoraforgeError as error:
+                if any(remedy.command.startswith("pipe.") for remedy in error.remedies):  # which is Python's way
+                    error.remedies = (Try("--settings torch_dtype=float32", "a wider type"),)
+                raise
 
     def at(self, factor: float) -> None:
         """Let every adapter act at `factor` times the strength it was given; 0 is the base model."""

@@ -175,7 +175,9 @@ def _sat(place: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", POSITIONS)
 @pytest.mark.parametrize("sample", ["9x64x64", "5x96x32", "17x16x128"])
-def test_the_line_of_convert_base(kind: str, sample: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [True, False])
+def test_the_line_of_convert_base(kind: str, sample: str, said: bool, tmp_path: Path) -> None:
+    """The sample is stated, or what our own SAT checkpoint has of it counts."""
     frames, height, width = map(int, sample.split("x"))
     sizes = {"sample_frames": frames, "sample_height": height // 8, "sample_width": width // 8}
     made = model(**POSITIONS[kind], **sizes)
@@ -184,7 +186,7 @@ def test_the_line_of_convert_base(kind: str, sample: str, tmp_path: Path) -> Non
     line = re.search(r"`(load: .*)`", there.load)
     assert line
     assert Path(yaml.safe_load(line[1])["load"]).joinpath("latest").is_file()
-    back = loraforge.convert_base(tmp_path / "sat's", "diffusers", tmp_path / "back's", sample=sample)
+    back = loraforge.convert_base(tmp_path / "sat's", "diffusers", tmp_path / "back's", sample=sample if said else None)
     loaded = run(back.load)
     assert {key: loaded.config[key] for key in sizes} == sizes
     for key, tensor in made.state_dict().items():
@@ -200,6 +202,7 @@ def test_positions_of_another_size_are_refused(more: int, tmp_path: Path) -> Non
     name = next(key for key in held["module"] if key.endswith("pos_embed.pos_embedding"))
     count = 17776 + more if more else 226 + 13 * 16 * 24
     held["module"][name] = torch.zeros(1, count, held["module"][name].shape[2], dtype=torch.bfloat16)
+    assert held.pop("loraforge")  # a checkpoint of SAT's own has none
     torch.save(held, file)
     with pytest.raises(LoraforgeError, match=f"{count} learned positions, and CogVideoX-5B-I2V as released") as refused:
         loraforge.convert_base(sat, "diffusers", tmp_path / "back")
@@ -216,6 +219,16 @@ def test_positions_of_another_size_are_refused(more: int, tmp_path: Path) -> Non
 def test_a_sample_that_is_none(sample: str, tmp_path: Path) -> None:
     with pytest.raises(LoraforgeError, match="--sample"):
         loraforge.convert_base(_sat(tmp_path, "5b"), "diffusers", tmp_path / "back", sample=sample)
+
+
+def test_a_header_that_says_another_size_is_not_believed(tmp_path: Path) -> None:
+    sat = _sat(tmp_path, "i2v")
+    file = next(sat.rglob(CHECKPOINT))
+    held = torch.load(file, weights_only=False)
+    held["loraforge"] = held["loraforge"].replace('"sample_height": 8', '"sample_height": 16')
+    torch.save(held, file)
+    with pytest.raises(LoraforgeError, match="56 learned positions, and the file's own header"):
+        loraforge.convert_base(sat, "diffusers", tmp_path / "back")
 
 
 def test_a_tensor_in_two_shards_or_in_none(tmp_path: Path) -> None:
