@@ -116,7 +116,6 @@ def open_base(path: str | Path) -> BaseModel:
     if not source.exists():
         raise FileError(f"{source} does not exist.", command("ls", "-l", source.parent))
     notes, index = list[str](), ""
-    source = _snapshot(source, notes)
     if source.is_dir():
         sat = None if (source / "config.json").exists() or (source / "model_index.json").exists() else _sat(source)
         if sat:
@@ -195,17 +194,6 @@ def missing_parts(base: BaseModel) -> list[str]:
     """The components of a pipeline that its model_index.json names and has not got."""
     parts = read_json(base.path / "model_index.json").items()
     return sorted(name for name, kind in parts if kind == [None, None])
-
-
-def _snapshot(source: Path, notes: list[str]) -> Path:
-    """The files of a model in the Hub's cache, where its folder `models--OWNER--NAME` is given."""
-    snapshots = sorted(source.glob("snapshots/*/")) if source.name.startswith("models--") else []
-    named = source / "refs" / "main"
-    main = source / "snapshots" / named.read_text("utf-8").strip() if named.is_file() else None
-    chosen = main if main in snapshots else snapshots[0] if len(snapshots) == 1 else source
-    if chosen != source:
-        notes.append(f"read snapshots/{chosen.name}: {source.name} is a folder of the Hub's cache")
-    return chosen
 
 
 def _shards(folder: Path, notes: list[str]) -> tuple[list[TensorFile], str]:

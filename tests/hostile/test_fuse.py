@@ -79,7 +79,7 @@ FUSED = {
     "a path out of the index": (mapped(lambda m: m | {TO_Q: "/etc/passwd"}), ("/etc/passwd", INDEX)),
     "the folder itself": (mapped(lambda m: dict.fromkeys(m, "..")), ("'..'",)),
     "a weight that is in the index alone": (
-        mapped(lambda m: m | {TO_Q.replace(".0.", ".7."): SHARDS[0]}),
+        mapped(lambda m: m | {f"{TO_Q}.weight".replace(".0.", ".7."): SHARDS[0]}),
         ("transformer_blocks.7.attn1", "in none of the shards"),
     ),
     "the shards swapped": (mapped(lambda m: {k: SHARDS[v == SHARDS[0]] for k, v in m.items()}), ("do not agree",)),

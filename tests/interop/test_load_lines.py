@@ -246,19 +246,6 @@ def test_a_tensor_in_two_shards_or_in_none(tmp_path: Path) -> None:
         loraforge.fuse(base, [file], tmp_path / "out", trained_scale=SCALE)
 
 
-def test_a_folder_of_the_hubs_cache(tmp_path: Path) -> None:
-    file, _ = adapter(tmp_path)
-    cache = tmp_path / "models--me--base"
-    (cache / "snapshots").mkdir(parents=True)
-    for commit in ("aaaa", "bbbb"):
-        _saved(tmp_path).rename(cache / "snapshots" / commit)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text("bbbb")
-    report = loraforge.fuse(cache, [file], tmp_path / "out", trained_scale=SCALE)
-    assert any("snapshots/bbbb" in note for note in report.notes)
-    assert run(report.load)
-
-
 @pytest.mark.parametrize("name", ["text_encoder", "vae"])
 def test_a_run_of_a_partial_pipeline_is_one_message(name: str, tmp_path: Path) -> None:
     file, _ = adapter(tmp_path)
