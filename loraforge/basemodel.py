@@ -159,19 +159,26 @@ def _full_precision(folder: Path) -> None:
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
             raise _swapped(folder)
-        what = (
-            f"{folder} has no config.json: it is no folder of a Diffusers model, and it holds no SAT checkpoint."
-            if folder.is_dir()
-            else f"{folder.parent} has a model_index.json and no folder {folder.name}: the pipeline is not complete."
-        )
-        raise FileError(what, command("ls", "-l", folder if folder.is_dir() else folder.parent))
+        if not folder.is_dir():
+            text = f"{folder.parent} has a model_index.json and no folder {folder.name}: the pipeline is not complete."
+            raise FileError(text, command("ls", "-l", folder.parent))
+        text = f"{folder} has no config.json, which a Diffusers model has, and no checkpoint of SAT was found in it."
+        if models := sorted(path.parent for path in folder.glob("*/model_index.json")):
+            text += f" Below it there is {listed([str(path) for path in models], 3)}: give that."
+        elif files := sorted(path for path in folder.glob("*.safetensors")):
+            text += f" Where {listed([path.name for path in files], 3)} is the model, give the file."
+        raise FileError(text, _look(folder))
     config = read_json(file)
     said = config.get("quantization_config")
     if said is not None:
         method = said.get("quant_method", "some method") if isinstance(said, dict) else "some method"
-        raise FileError(
-            f"{file} says the weights are quantised ({method!s:.60}). {_FUSE_FIRST}", command("ls", "-l", folder)
-        )
+        raise FileError(f"{file} says the weights are quantised ({method!s:.60}). {_FUSE_FIRST}", _look(folder))
+
+
+def _look(folder: Path) -> str:
+    """The command that shows what is in the weights of a folder, or in the folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    return command("loraforge", "inspect", "--skeleton", files[0]) if files else command("ls", "-l", folder)
 
 
 def _swapped(source: Path) -> FormatError:

@@ -14,6 +14,7 @@ from livestates import PATHS, SCALE, STATES, adapter, forward, model, off, pipel
 
 import loraforge
 from loraforge.errors import LoraforgeError
+from loraforge.pipeline import set_strength
 
 
 def _state_of(transformer: Any) -> dict[str, Any]:
@@ -164,32 +165,29 @@ def test_a_pipeline_without_its_transformer() -> None:
         loraforge.load_into(pipeline(None), "a.safetensors")
 
 
-def _wrong_scale(module: Any, *_given: Any, **_options: Any) -> None:
-    for layer in module.modules():
-        if hasattr(layer, "lora_A"):
-            layer.scaling = dict.fromkeys(layer.scaling, 1.0)
+def _then(change: Callable[[Any], object]) -> Callable[..., None]:
+    """`set_strength`, and something after it that spoils its work."""
+
+    def instead(module: Any, name: str, strength: float) -> None:
+        set_strength(module, name, strength)
+        change(module)
+
+    return instead
 
 
-WRONG: dict[str, tuple[str, Callable[..., None], str]] = {
-    "no numbers": ("peft.set_peft_model_state_dict", lambda *_given, **_options: None, "its numbers are others"),
-    "another scale": ("loraforge.pipeline.set_strength", _wrong_scale, "its scale is another"),
-    "not active": (
-        "loraforge.pipeline.set_strength",
-        lambda module, *_: [m.set_adapter([]) for m in module.modules() if hasattr(m, "lora_A")],
-        "it is not active there",
-    ),
-    "switched off": ("loraforge.pipeline.set_strength", lambda module, *_: module.disable_lora(), "switched off there"),
-    "fused away": (
-        "loraforge.pipeline.set_strength",
-        lambda module, *_: module.fuse_qkv_projections(),
-        "a fused projection is used instead",
-    ),
-    "merged": ("loraforge.pipeline.set_strength", lambda module, *_: module.fuse_lora(), "alone acts there"),
-    "on meta": (
-        "loraforge.pipeline.set_strength",
-        lambda module, *_: [m.lora_A.to("meta") for m in module.modules() if hasattr(m, "lora_A")],
-        "are on `meta`",
-    ),
+def _each(change: Callable[[Any], object]) -> Callable[..., None]:
+    return _then(lambda module: [change(m) for m in module.modules() if hasattr(m, "lora_A")])
+
+
+WRONG: dict[str, tuple[Callable[..., None], str]] = {
+    "another scale": (_each(lambda layer: layer.scaling.update(a=1.0)), "its scale is another"),
+    "not active": (_each(lambda layer: layer.set_adapter([])), "it is not active there"),
+    "other numbers": (_each(lambda layer: layer.lora_B["a"].weight.data.mul_(1.01)), "its numbers are others"),
+    "on meta": (_each(lambda layer: layer.lora_A.to("meta")), "are on `meta`"),
+    "switched off": (_then(lambda module: module.disable_lora()), "switched off there"),
+    "fused away": (_then(lambda module: module.fuse_qkv_projections()), "a fused projection is used instead"),
+    "merged": (_then(lambda module: module.fuse_lora()), "alone acts there"),
+    "taken out": (_then(lambda module: module.unload_lora()), "there is no layer of it"),
 }
 
 
@@ -197,13 +195,13 @@ WRONG: dict[str, tuple[str, Callable[..., None], str]] = {
 def test_a_loader_that_does_something_else_is_noticed(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where, instead, words = WRONG[case]
+    instead, words = WRONG[case]
     pipe, (file, _) = pipeline(model()), adapter(tmp_path)
     before, was = forward(pipe.transformer), _state_of(pipe.transformer)
-    monkeypatch.setattr(where, instead)
+    monkeypatch.setattr("loraforge.pipeline.set_strength", instead)
     with pytest.raises(LoraforgeError, match=f"would not act as it should.*{words}"):
         loraforge.load_into(pipe, file, name="a", trained_scale=SCALE)
     if case != "fused away":  # which adds modules of its own
         assert _state_of(pipe.transformer) == was
-    if case != "merged":
+    if case != "merged":  # which rounds the base weights
         assert torch.equal(forward(pipe.transformer), before)
