@@ -7,6 +7,8 @@ SwissArmyTransformer sat/training/model_io.py.
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +17,7 @@ from typing import Any, Literal
 
 from loraforge.catalog import architectures
 from loraforge.dtypes import FACTORS
-from loraforge.errors import FileError, FormatError, as_commands, command, listed
+from loraforge.errors import FileError, FormatError, Try, as_commands, command, listed
 from loraforge.formats import Choice, Found
 from loraforge.formats.sat import SatFormat
 from loraforge.kinds import SAT_PREFIX
@@ -26,6 +28,11 @@ from loraforge.tensorfile import TensorFile
 Kind = Literal["pipeline", "transformer", "file", "sat"]
 STEM = "diffusion_pytorch_model"
 INDEX = f"{STEM}.safetensors.index.json"
+NAME = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?!safetensors|bin)[\w-]+?)?(?P<part>-\d+-of-\d+)?"
+    r"(?:\.(?!safetensors|bin)[\w-]+?)?\.(?P<suffix>safetensors|bin)(?P<index>\.index(?:\.[\w-]+)?\.json)?"
+)
+"""Names of weights: of Diffusers, Transformers and DeepSpeed's zero_to_fp32, in parts or whole, of a variant or not."""
 COMPONENT = "transformer"
 """The folder of a pipeline that holds what LoRAs adapt."""
 
@@ -47,6 +54,8 @@ class BaseModel:
     prefix: str
     """What stands before every parameter's name: nothing, or SAT's `model.diffusion_model.`"""
     notes: tuple[str, ...] = ()
+    index: str = ""
+    """Name of the index that lists the shards; empty if there is one file."""
 
     @property
     def folder(self) -> Path:
@@ -104,10 +113,9 @@ def open_base(path: str | Path) -> BaseModel:
     model saved with its LoRA layers in it, an index that does not agree with its shards.
     """
     source = Path(path)
-    look = command("ls", "-l", source if source.exists() else source.parent)
     if not source.exists():
-        raise FileError(f"{source} does not exist.", look)
-    notes: list[str] = []
+        raise FileError(f"{source} does not exist.", command("ls", "-l", source.parent))
+    notes, index = list[str](), ""
     if source.is_dir():
         sat = None if (source / "config.json").exists() or (source / "model_index.json").exists() else _sat(source)
         if sat:
@@ -117,12 +125,14 @@ def open_base(path: str | Path) -> BaseModel:
             kind = "pipeline" if (source / "model_index.json").exists() else "transformer"
             folder = source / COMPONENT if kind == "pipeline" else source
             _full_precision(folder)
-            files = _shards(folder, notes)
+            files, index = _shards(folder, notes)
     else:
         files = [_open(source)]
         kind = "file" if files[0].kind == "safetensors" else "sat"
     arch, layout, prefix = _recognised(source, files)
-    base = BaseModel(source, kind, tuple(files), arch, layout, prefix, tuple(notes))
+    if index:
+        notes += _agrees(files, index, arch.layouts[layout], prefix)
+    base = BaseModel(source, kind, tuple(files), arch, layout, prefix, tuple(notes), index)
     _check(base)
     return base
 
@@ -149,19 +159,26 @@ def _full_precision(folder: Path) -> None:
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
             raise _swapped(folder)
-        what = (
-            f"{folder} has no config.json: it is no folder of a Diffusers model, and it holds no SAT checkpoint."
-            if folder.is_dir()
-            else f"{folder.parent} has a model_index.json and no folder {folder.name}: the pipeline is not complete."
-        )
-        raise FileError(what, command("ls", "-l", folder if folder.is_dir() else folder.parent))
+        if not folder.is_dir():
+            text = f"{folder.parent} has a model_index.json and no folder {folder.name}: the pipeline is not complete."
+            raise FileError(text, command("ls", "-l", folder.parent))
+        text = f"{folder} has no config.json, which a Diffusers model has, and no checkpoint of SAT was found in it."
+        if models := sorted(path.parent for path in folder.glob("*/model_index.json")):
+            text += f" Below it there is {listed([str(path) for path in models], 3)}: give that."
+        elif files := sorted(path for path in folder.glob("*.safetensors")):
+            text += f" Where {listed([path.name for path in files], 3)} is the model, give the file."
+        raise FileError(text, _look(folder))
     config = read_json(file)
     said = config.get("quantization_config")
     if said is not None:
         method = said.get("quant_method", "some method") if isinstance(said, dict) else "some method"
-        raise FileError(
-            f"{file} says the weights are quantised ({method!s:.60}). {_FUSE_FIRST}", command("ls", "-l", folder)
-        )
+        raise FileError(f"{file} says the weights are quantised ({method!s:.60}). {_FUSE_FIRST}", _look(folder))
+
+
+def _look(folder: Path) -> str:
+    """The command that shows what is in the weights of a folder, or in the folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    return command("loraforge", "inspect", "--skeleton", files[0]) if files else command("ls", "-l", folder)
 
 
 def _swapped(source: Path) -> FormatError:
@@ -180,39 +197,62 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _shards(folder: Path, notes: list[str]) -> list[TensorFile]:
-    """The tensor files of a model folder, as `from_pretrained` picks them."""
-    look = command("ls", "-l", folder)
+def missing_parts(base: BaseModel) -> list[str]:
+    """The components of a pipeline that its model_index.json names and has not got."""
+    parts = read_json(base.path / "model_index.json").items()
+    return sorted(name for name, kind in parts if kind == [None, None])
+
+
+def _shards(folder: Path, notes: list[str]) -> tuple[list[TensorFile], str]:
+    """The tensor files of a model folder, as `from_pretrained` picks them, and the name of their index."""
     single, index = folder / f"{STEM}.safetensors", folder / INDEX
+    others = sorted({p.name for p in folder.glob("*.safetensors")} - {single.name})
     if single.is_file() and index.is_file():
         text = f"{folder} holds {single.name} and {index.name}: two models, of which loaders take the second."
-        raise FileError(f"{text} Remove the one that is not meant.", look)
-    others = sorted({p.name for p in folder.glob("*.safetensors")} - {single.name})
+        raise FileError(text, command("rm", single), command("rm", index, *(folder / name for name in others)))
     if single.is_file():
         if others:
             notes.append(f"left out, as {single.name} is the model: {listed(others, 3)}")
-        return [_open(single)]
-    if index.is_file():
-        names = _indexed(index)
-        if rest := sorted(set(others) - set(names)):
-            notes.append(f"left out, as the index does not name it: {listed(rest, 3)}")
-        files = [_open(folder / name) for name in names]
-        _agrees(index, files)
-        return files
-    pickles = sorted(folder.glob(f"{STEM}*.bin"))
-    if pickles:
-        line = f"AutoModel.from_pretrained({str(folder)!r}).save_pretrained('as-safetensors')"
-        raise FileError(
-            f"{folder} holds its weights as {pickles[0].name}; save them as safetensors first (./as-safetensors).",
-            command("python", "-c", f"from diffusers import AutoModel; {line}"),
-        )
-    if others:
-        raise FileError(
-            f"{folder} has no {single.name}, only {listed(others, 3)}: another version of the weights. Where it is one "
-            "file, give the file; where it is shards, save them without a variant.",
-            look,
-        )
-    raise FileError(f"{folder} has no {single.name} and no {index.name}.", look)
+        return [_open(single)], ""
+    if not index.is_file():
+        chosen = _under_another_name(folder)
+        notes.append(f"read {chosen.name}, as there is no {single.name}")
+        if not chosen.name.endswith(".json"):
+            return [_open(chosen)], ""
+        index = chosen
+    names = _indexed(index)
+    if rest := sorted(set(others) - set(names)):
+        notes.append(f"left out, as the index does not name it: {listed(rest, 3)}")
+    return [_open(folder / name) for name in names], index.name
+
+
+def _under_another_name(folder: Path) -> Path:
+    """The one index, or else the one file, that holds the weights: of a variant, of `zero_to_fp32.py`, or `*.bin`."""
+    known = [(path, found) for path in sorted(folder.iterdir()) if (found := NAME.fullmatch(path.name))]
+    whole = [(path, found) for path, found in known if found["index"] or not found["part"]]
+    chosen = [path for path, found in whole if found["suffix"] == "safetensors"] or [path for path, _ in whole]
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        text = f"{folder} holds several versions of the weights: {listed([p.name for p in chosen])}. Keep one of them."
+        # the largest has the most numbers, or the longest ones
+        raise FileError(text, command("rm", *sorted(chosen, key=_bytes)[:-1]))
+    parts = [path.name for path, _ in known]
+    if parts:
+        text = f"{folder} holds {listed(parts, 3)}, and no index that says which parts there are: it is not complete."
+        raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", folder / parts[0]), "what is in it"))
+    text = f"{folder} has no {STEM}.safetensors and no {INDEX}"
+    strange = sorted(p.name for p in folder.glob("*.safetensors"))
+    more = f"; there is {listed(strange, 3)}: where that is the model, give the file" if strange else ""
+    remedies = [command("loraforge", "inspect", "--skeleton", folder / name) for name in strange[:1]]
+    raise FileError(f"{text}{more}.", *(remedies or [command("ls", "-l", folder)]))
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file, or of what an index says there is."""
+    if path.suffix != ".json":
+        return path.stat().st_size
+    return sum((path.parent / name).stat().st_size for name in _indexed(path))
 
 
 def _indexed(index: Path) -> list[str]:
@@ -229,15 +269,32 @@ def _indexed(index: Path) -> list[str]:
     return names
 
 
-def _agrees(index: Path, files: list[TensorFile]) -> None:
-    table = read_json(index)["weight_map"]
+def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> Iterator[str]:
+    """What an index says that its shards do not bear out, and no loader minds.
+
+    Raises FileError where a weight of the model is missing, is there twice, or is in another shard than named.
+    """
+    place = files[0].path.parent / index
+    table = read_json(place)["weight_map"]
     real = {key: file.path.name for file in files for key in file.tensors}
-    wrong = sorted(key for key in real.keys() | table.keys() if real.get(key) != table.get(key))
-    if wrong:
-        raise FileError(
-            f"{index.name} and the shards beside it do not agree, in {listed(wrong, 3)}: they are of different models.",
-            command("ls", "-l", index.parent),
-        )
+    counts = Counter(key for file in files for key in file.tensors)
+    twice = sorted(key for key, count in counts.items() if count > 1)
+    moved = sorted(key for key in real.keys() & table.keys() if real[key] != table[key])
+    missing = sorted(table.keys() - real.keys())
+    needed = [key for key in missing if layout.locate(key.removeprefix(prefix).rpartition(".")[0])]
+    for keys, what in (
+        (twice, "is in several shards"),
+        (moved, "is in another shard than the index says"),
+        (needed, "is in none of the shards, although the index names it"),
+    ):
+        if keys:
+            text = f"{place} and the shards beside it do not agree: {listed(keys, 3)} {what}. They were saved apart."
+            odd = place.parent / real.get(keys[0], files[0].path.name)
+            raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", odd), "what is in it"))
+    if missing:
+        yield f"the index names {listed(missing, 3)}, which no shard holds and the model has no place for"
+    if extra := sorted(real.keys() - table.keys()):
+        yield f"the index does not name {listed(extra, 3)}, which a shard holds"
 
 
 def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, str, str]:
@@ -247,8 +304,9 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
     if wrapped:
         raise FormatError(
             f"{source} was saved with its LoRA layers still in it ({wrapped[0]}): loaders read noise from it. "
-            "Give the base model as it was released, and the adapter beside it.",
-            command("ls", "-l", source),
+            "Give the base model as it was released, and the adapter beside it; or call unload_lora_weights() before "
+            "save_pretrained().",
+            command("loraforge", "inspect", "--skeleton", files[0].path),
         )
     best, score = None, 0
     for prefix in (SAT_PREFIX, ""):

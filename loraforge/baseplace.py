@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from loraforge.basemodel import COMPONENT, INDEX, BaseModel, read_json
+from loraforge.basemodel import COMPONENT, INDEX, NAME, STEM, BaseModel, read_json
 from loraforge.formats.satwrite import CHECKPOINT, ITERATION
 from loraforge.tensorfile import TensorFile
 
 LINKED = 1 << 20
 """Bytes from which a file of another component is linked instead of copied. Smaller ones may be edited in place."""
 
+_INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")
 _OUR_KIND = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 """Suffixes of weights. Beside the transformer's they would be other versions of it, without the adapter."""
 
@@ -36,7 +38,13 @@ def shards(base: BaseModel, out: Path, *, alone: bool) -> dict[str, TensorFile]:
         folder = base.folder.name if base.folder.name.isdecimal() else ITERATION
         return {f"{folder}/{CHECKPOINT}": base.files[0]}
     inside = f"{COMPONENT}/" if base.kind == "pipeline" and not alone else ""
-    return {f"{inside}{file.path.name}": file for file in base.files}
+    return {f"{inside}{_as_diffusers(file.path.name)}": file for file in base.files}
+
+
+def _as_diffusers(name: str) -> str:
+    """The name under which `from_pretrained` finds what was a variant, a `.bin` or another library's."""
+    found = NAME.fullmatch(name)
+    return f"{STEM}{found['part'] or ''}.safetensors" if found else name
 
 
 def beside(base: BaseModel, names: Mapping[str, TensorFile], *, alone: bool) -> tuple[dict[str, Path], dict[str, str]]:
@@ -55,7 +63,7 @@ def beside(base: BaseModel, names: Mapping[str, TensorFile], *, alone: bool) -> 
 
 
 def _stays(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix not in _OUR_KIND and not path.name.endswith(".index.json")
+    return not path.name.startswith(".") and path.suffix not in _OUR_KIND and not _INDEX.search(path.name)
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
@@ -74,18 +82,21 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(root).as_posix(), path
 
 
-def index_text(base: BaseModel, nbytes: int, where: str) -> dict[str, str]:
-    """The index of the shards with their new size, by its name in the folder `where`; empty where there is none."""
-    file = base.folder / INDEX
-    if base.kind not in ("pipeline", "transformer") or not file.is_file():
+def index_text(base: BaseModel, names: Mapping[str, TensorFile], nbytes: int) -> dict[str, str]:
+    """The index of the shards as they are written, by its name in the result; empty if there is one file."""
+    if not base.index:
         return {}
-    name = f"{where}/{INDEX}" if where else INDEX
+    where, _, _ = next(iter(names)).rpartition("/")
+    name, file = f"{where}/{INDEX}" if where else INDEX, base.folder / base.index
     table = read_json(file)
     metadata = table.get("metadata")
     known = metadata if isinstance(metadata, dict) else {}
-    if known.get("total_size") == nbytes:
+    real = {key: name.rpartition("/")[2] for name, shard in names.items() for key in shard.tensors}
+    if known.get("total_size") == nbytes and table["weight_map"] == real:
         return {name: file.read_text("utf-8")}
-    return {name: json.dumps({**table, "metadata": {**known, "total_size": nbytes}}, indent=2) + "\n"}
+    order = dict.fromkeys([key for key in table["weight_map"] if key in real] + sorted(real))
+    table |= {"metadata": {**known, "total_size": nbytes}, "weight_map": {key: real[key] for key in order}}
+    return {name: json.dumps(table, indent=2) + "\n"}
 
 
 def put(source: Path, place: Path) -> None:

@@ -89,6 +89,11 @@ def fuse(json_: bool, **options: Any) -> None:
 @click.option("--to", type=click.Choice(["diffusers", "sat"]), required=True, help="Layout to write.")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder to write.")
 @element_type("Element type of all weights.")
+@click.option(
+    "--sample",
+    metavar="FRAMESxHEIGHTxWIDTH",
+    help="To Diffusers: size in pixels that learned positions are for, if it is not the released one's: 49x480x720.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace an earlier result.")
 @click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/convert-base.schema.json).")

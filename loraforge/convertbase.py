@@ -81,6 +81,7 @@ def convert_base(
     out: str | Path,
     *,
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
+    sample: str | None = None,
     dry_run: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] = lambda _more, _all: None,
@@ -90,7 +91,7 @@ def convert_base(
     Raises a LoraforgeError, with nothing left behind, when a key is not understood or a part is missing, when it
     cannot be told which model it is, or when a number does not fit into the type it is to be stored in.
     """
-    from loraforge.baseconfig import diffusers_config, own_config, variant_of
+    from loraforge.baseconfig import diffusers_config, other_size, own_config, variant_of
     from loraforge.basegraph import route
     from loraforge.basejob import write_model
     from loraforge.basewrite import Engine, measure
@@ -117,11 +118,11 @@ def convert_base(
     tensors = [_tensor(base, key, parts, CHOICES.get(dtype), to) for key, parts in plan.pieces.items()]
     config, where = own_config(base), ""
     if to == "diffusers":
-        config, where = diffusers_config(base, variant)
+        config, where = diffusers_config(base, variant, sample)
     rebuilt = _rebuilt(base, config, variant, tensors) if to == "sat" else {}
     every = [*tensors, *(tensor for tensor, _ in rebuilt.values())]
     place = Path(out)
-    said = entry(_typed(base, to, dtype), base, ())
+    said = entry(_typed(base, to, dtype), base, (), to)
     model = _sat_model(every, said) if to == "sat" else _diffusers_model(every, said, config)
     check_place(place, model.names, [base.path], force=force or dry_run)
     engine = Engine(*choose("numpy", "cpu"))
@@ -141,7 +142,7 @@ def convert_base(
         rebuilt={key: why for key, (_, why) in rebuilt.items()},
         left_out=others,
         config=where,
-        notes=(*base.notes, *_advice(base)),
+        notes=(*base.notes, *_advice(base), *(other_size(base, config) if to == "diffusers" else ())),
         load=_load(place, to, variant),
     )
 
@@ -273,4 +274,5 @@ def _advice(base: BaseModel) -> Iterator[str]:
 def _load(out: Path, to: str, variant: Variant) -> str:
     if to == "sat":
         return f"in SAT's inference.yaml `load: {out}`"
-    return f"CogVideoXTransformer3DModel.from_pretrained('{out}'), as `transformer=` of the pipeline of {variant.repo}"
+    whole = f"as transformer= of the pipeline of {variant.repo}"
+    return f"CogVideoXTransformer3DModel.from_pretrained({str(out)!r})  # {whole}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter import Adapter
-from loraforge.basemodel import COMPONENT, BaseModel, open_base
+from loraforge.basemodel import COMPONENT, BaseModel, missing_parts, open_base
 from loraforge.drop import without
 from loraforge.dtypes import CHOICES, FACTORS, LARGEST
 from loraforge.errors import ConversionError, LoraforgeError, Try, as_commands, command, recorded, told
@@ -118,7 +118,7 @@ def fuse(
     runs = updates(found, weighted)
     described = tuple(fused(adapter, number) for adapter, number in weighted)
     refuse_twice(found, described)
-    said = entry(_typed(found, described, dtype), found, described)
+    said = entry(_typed(found, described, dtype), found, described, found.layout)
     place = Path(out)
     model = _model(found, runs, place, CHOICES.get(dtype), said, alone=transformer_only)
     check_place(place, model.names, [found.path, *map(Path, adapters)], force=force or dry_run)
@@ -192,12 +192,12 @@ def _model(base: BaseModel, runs: Mapping[str, Runs], out: Path, dtype: str | No
     written = {}
     for name, file in names.items():
         tensors = tuple(_tensors(base, file, runs, dtype))
-        kind: Literal["safetensors", "torch"] = "torch" if file.kind == "torch" else "safetensors"
-        written[name] = Shard(kind, tensors, {**file.metadata, KEY: said})
+        kind: Literal["safetensors", "torch"] = "torch" if base.kind == "sat" else "safetensors"
+        metadata = {"format": "pt"} if file.kind != kind else dict(file.metadata)
+        written[name] = Shard(kind, tensors, metadata | {KEY: said})
     copied, texts = beside(base, names, alone=alone)
-    where = next(iter(names)).rpartition("/")[0]
     total = sum(shard.nbytes for shard in written.values())
-    return Model(written, copied, texts | index_text(base, total, where))
+    return Model(written, copied, texts | index_text(base, names, total))
 
 
 def _tensors(base: BaseModel, file: TensorFile, runs: Mapping[str, Runs], dtype: str | None) -> Iterator[NewTensor]:
@@ -248,11 +248,14 @@ def _advice(base: BaseModel, adapters: Sequence[Adapter], total: Retention, dtyp
 
 def _load(base: BaseModel, out: Path, *, alone: bool) -> str:
     """The line that loads the result."""
+    place = repr(str(out))
     if base.kind == "sat":
         return f"in SAT's inference.yaml `load: {out}`, and no lora_config in the model's YAML"
     if base.kind == "file":
-        return f"load_file('{out}'), where the base's own file was loaded"
-    title = base.architecture.title
+        return f"load_file({place})  # where the base's own file was loaded"
+    without = "without any load_lora_weights"
     if base.kind == "pipeline" and not alone:
-        return f"DiffusionPipeline.from_pretrained('{out}'), without any load_lora_weights"
-    return f"{title}Transformer3DModel.from_pretrained('{out}'), without any load_lora_weights"
+        given = "".join(f", {part}=None" for part in missing_parts(base))
+        more = ", with what the base lacks as it is loaded today" if given else ""
+        return f"DiffusionPipeline.from_pretrained({place}{given})  # {without}{more}"
+    return f"{base.architecture.title}Transformer3DModel.from_pretrained({place})  # {without}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from loraforge import __version__
 from loraforge.adapter import Adapter
+from loraforge.baseconfig import sample_of
 from loraforge.basemodel import BaseModel
 from loraforge.dtypes import LARGEST
 from loraforge.errors import ConversionError, command, recorded
@@ -51,12 +52,20 @@ def fused(adapter: Adapter, strength: float) -> Fused:
     )
 
 
-def entry(typed: str, base: BaseModel, adapters: Sequence[Fused]) -> str:
-    """The entry of the written weights (schemas/fused.schema.json). No folders and no dates."""
+def entry(typed: str, base: BaseModel, adapters: Sequence[Fused], to: str = "") -> str:
+    """The entry of the written weights (schemas/fused.schema.json). No folders and no dates.
+
+    `to`: their layout. SAT's checkpoints have no config.json, so the sample of the base stands in it.
+    """
+    sample = sample_of(base) if to == "sat" else {}
     said = {
         "tool": f"loraforge {__version__}",
         "command": typed,
-        "base": {"path": recorded(base.path), "variants": [variant.name for variant in base.variants]},
+        "base": {
+            "path": recorded(base.path),
+            "variants": [variant.name for variant in base.variants],
+            **({"sample": sample} if sample else {}),
+        },
         "fused": [*held(base), *map(asdict, adapters)],
     }
     return json.dumps(said, sort_keys=True)

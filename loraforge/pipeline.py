@@ -1,23 +1,28 @@
 """Put an adapter of any format into a live Diffusers pipeline or transformer, at the scale it was trained at.
 
-Sources: diffusers loaders/peft.py (`load_lora_adapter`), loaders/lora_base.py (what it does with offload
-hooks), peft tuners/tuners_utils.py (`BaseTunerLayer.set_scale`, `set_adapter`).
+Sources: diffusers loaders/peft.py (`load_lora_adapter`), peft tuners/tuners_utils.py (`BaseTunerLayer.set_scale`,
+`set_adapter`).
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge import peftrules
+from loraforge.acting import Cast, Update, group_offload, idle, is_bypassed, placed
 from loraforge.adapter import Adapter, Scale, Storage
 from loraforge.catalog import architecture
+from loraforge.drop import without
 from loraforge.errors import ConversionError, LoraforgeError, Try, command, listed, shown, told
 from loraforge.formats.diffusers import STYLE
+from loraforge.livestate import LiveState, guarded, layers
 from loraforge.read import read
 from loraforge.recorded import COMPONENT
 
@@ -56,50 +61,194 @@ def load_into(
     as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    drop: Sequence[str] = (),
 ) -> Loaded:
     """Load `adapter` into `pipe`, a Diffusers pipeline or its transformer, beside the adapters that are in it.
 
-    `strength` 1 is as trained, 0 switches it off to the last bit. Load before `enable_model_cpu_offload` and the like;
-    afterwards works where Diffusers can put its hooks back. The arguments that state a scale are those of `convert`.
+    `strength` 1 is as trained, 0 switches it off to the last bit. Works before and after offloading is enabled. The
+    arguments that state a scale, and `drop`, are those of `convert`.
 
-    Returns what was loaded. Raises a LoraforgeError, with the pipeline as it was, when the adapter's scale is unknown,
-    when it is for another base model, or when a library is missing.
+    Returns what was loaded, after each layer was asked whether it acts, and with which numbers. Raises a
+    LoraforgeError, with the pipeline as it was, when the adapter's scale is unknown, when it is for another base model,
+    when a layer could not act, or when a library is missing.
     """
-    transformer = getattr(pipe, COMPONENT, pipe)
+    transformer = _inner(getattr(pipe, COMPONENT, pipe))
     _libraries()
     if not hasattr(transformer, "load_lora_adapter"):
-        text = f"{type(pipe).__name__} is no pipeline of Diffusers, nor the transformer of one."
-        raise LoraforgeError(text, Try("load_into(pipe, adapter)", "in this order"))
+        what = f"the {COMPONENT} of {type(pipe).__name__} is None" if transformer is None and pipe is not None else ""
+        text = what or f"{type(pipe).__name__} is no pipeline of Diffusers, nor the transformer of one"
+        raise LoraforgeError(f"{text}.", Try("load_into(pipe, adapter)", "in this order"))
     if not isinstance(strength, int | float) or not math.isfinite(strength):
         raise LoraforgeError(f"the strength {shown(strength)} is no number.", "strength=1.0")
     if not isinstance(adapter, str | Path | Adapter):
         raise LoraforgeError(
             f"{type(adapter).__name__} is no adapter: give a path, or what read() gave.", "loraforge.read"
         )
+    if name is not None and (not isinstance(name, str) or not name or "." in name):
+        raise LoraforgeError(f"the name {shown(name)} cannot be part of a module's path.", 'name="style"')
     if name is not None and name in getattr(transformer, "peft_config", {}):
         raise LoraforgeError(f"there is an adapter {name} in it already.", f"pipe.delete_adapters({name!r})")
-    if not isinstance(adapter, Adapter):
-        adapter = read(
-            adapter, alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
-            training_config=training_config, as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
-        )  # fmt: skip
+    try:
+        return _load(transformer, adapter, strength, name, {
+            "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
+            "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded,
+            "override_scale": override_scale, "drop": tuple(drop),
+        })  # fmt: skip
+    except LoraforgeError as error:
+        raise _in_python(error, adapter) from error
+
+
+def _load(
+    transformer: Any, source: str | Path | Adapter, strength: float, name: str | None, stated: dict[str, Any]
+) -> Loaded:
+    adapter = source if isinstance(source, Adapter) else read(source, **stated)
+    adapter, _ = without(adapter, stated["drop"])
     plans = fitted(adapter)
     if problems := list(misfits(transformer, plans)):
         raise ConversionError(other_base(adapter, problems), _look(adapter))
     name = name or _free_name(transformer, adapter)
     state, metadata = _as_diffusers(plans)
-    active = {path: list(layer.active_adapters) for path, layer in layers(transformer)}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # which is what is wanted
-        transformer.load_lora_adapter(
-            state, prefix=COMPONENT, adapter_name=name, metadata=metadata, _pipeline=_to_rehook(pipe, transformer)
-        )
-    _check(transformer, name, {plan.path for plan in plans})
-    for path, layer in layers(transformer):  # PEFT leaves the latest alone active
-        layer.set_adapter(active.get(path, []), inference_mode=True)
-    set_strength(transformer, name, strength)
+    wanted = _updates(plans, state)
+    cast = placed(transformer, wanted)
+    with guarded(transformer, name) as before:
+        notes = list(_unfused(transformer, wanted))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # which is what is wanted
+            warnings.filterwarnings("ignore", "Adapter cannot be set when the model is merged", UserWarning)
+            warnings.filterwarnings("ignore", ".* to a meta parameter", UserWarning)  # `_settle` puts them there
+            transformer.load_lora_adapter(state, prefix=COMPONENT, adapter_name=name, metadata=metadata)
+        _check(transformer, name, set(wanted))
+        _settle(transformer, name, cast)
+        notes += _others_as_before(transformer, before)
+        set_strength(transformer, name, strength)
+        if bad := list(idle(transformer, name, {path: one.held for path, one in cast.items()}, strength)):
+            text = f"the adapter would not act as it should ({listed(bad, 3)}). It was taken out again."
+            raise LoraforgeError(text, "pip install --upgrade diffusers peft")
+        _regroup(transformer)
+    notes += _rounding(cast)
     scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
-    return Loaded(name, len(plans), adapter.scale, scalings, strength, adapter.base_model, adapter.notes)
+    return Loaded(name, len(plans), adapter.scale, scalings, strength, adapter.base_model, (*adapter.notes, *notes))
+
+
+def _inner(model: Any) -> Any:
+    """The transformer inside of what torch.compile, PEFT or data parallelism put around it."""
+    while True:
+        held = vars(model).get("_modules", {}) if hasattr(model, "__dict__") else {}
+        around = next((held[key] for key in ("_orig_mod", "module") if key in held and len(held) == 1), None)
+        if around is None and hasattr(type(model), "get_base_model"):  # a PeftModel
+            around = model.get_base_model()
+        if around is None:
+            return model
+        model = around
+
+
+def _in_python(error: LoraforgeError, adapter: Any) -> LoraforgeError:
+    """The refusal with its additions to a command line as arguments of load_into."""
+    shown_as = repr(str(adapter)) if isinstance(adapter, str | Path) else "adapter"
+    remedies = []
+    for remedy in error.remedies:
+        words = shlex.split(remedy.command)
+        if not words or not words[0].startswith("--"):
+            remedies.append(remedy)
+        elif arguments := _arguments(words):
+            remedies.append(Try(f"load_into(pipe, {shown_as}, {arguments})", remedy.why))
+    error.remedies = tuple(remedies)
+    return error
+
+
+def _arguments(words: list[str]) -> str | None:
+    """Options of the command line as arguments of load_into; None if it has not got one of them."""
+    kinds = inspect.signature(load_into).parameters
+    found = dict[str, Any]()
+    while words:
+        key, _, value = words.pop(0).removeprefix("--").replace("-", "_", 1).partition("=")
+        key = key.replace("-", "_")
+        if key not in kinds:
+            return None
+        if key in ("as_loaded", "override_scale"):
+            found[key] = True
+            continue
+        value = value or (words.pop(0) if words else "")
+        if key in ("alpha", "trained_scale", "strength"):
+            found[key] = _number(value)
+        elif key == "drop":
+            found[key] = [*found.get(key, []), value]
+        else:
+            found[key] = value
+    return ", ".join(f"{key}={value!r}" for key, value in found.items())
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:  # a placeholder such as N
+        return text
+
+
+def _unfused(transformer: Any, wanted: Mapping[str, Update]) -> Iterator[str]:
+    """Let q, k and v be computed by layers of their own again where the adapter has them; says so."""
+    modules = dict(transformer.named_modules())
+    if any(is_bypassed(modules.get(path.rpartition(".")[0]), path) for path in wanted):
+        transformer.set_attn_processor(dict(transformer.original_attn_processors))  # unfuse_... empties the original
+        yield (
+            "the fused q, k and v projections were unfused, as no adapter acts in them; the result is the same. "
+            "fuse_qkv_projections() after this switches adapters off there"
+        )
+
+
+def _settle(transformer: Any, name: str, cast: Mapping[str, Cast]) -> None:
+    """Put the factors where they are computed with, where PEFT put them on `meta` or into a narrower type."""
+    import torch
+
+    for path, one in cast.items():
+        layer, place, new = transformer.get_submodule(path), one.place, one.held
+        holders = ((layer.lora_A, new.A), (layer.lora_B, new.B), (layer.lora_magnitude_vector, new.magnitude))
+        for holder, tensor in holders:
+            held = holder[name].weight if tensor is not None else None
+            if held is None or (held.device == place.device and held.dtype == (place.dtype or held.dtype)):
+                continue
+            if held.device.type == "meta" or held.dtype != (place.dtype or held.dtype):
+                held = tensor  # the numbers themselves; else what is there, which may be padded
+            holder[name].weight = torch.nn.Parameter(held.detach().to(place.device, place.dtype), requires_grad=False)
+
+
+def _others_as_before(transformer: Any, before: LiveState) -> Iterator[str]:
+    """Let the other adapters act as they did, the new one beside them. Says what it had to change."""
+    off = any(state.disabled for state in before.layers.values())
+    fused = sorted({name for state in before.layers.values() for name in state.merged})
+    for path, layer in layers(transformer):
+        state = before.layers.get(path)
+        if layer.disable_adapters:
+            layer.enable_adapters(True)
+        others = () if state is None or off else dict.fromkeys((*state.active, *state.merged))
+        layer.set_adapter(list(others), inference_mode=True)
+    if off:
+        yield (
+            "adapters were switched off (disable_lora): the new one is on, the others stay off; "
+            "pipe.set_adapters([...]) chooses which act"
+        )
+    elif fused:
+        yield f"{listed(fused, 3)} had been fused into the weights (fuse_lora), and acts beside them now, the same"
+
+
+def _regroup(transformer: Any) -> None:
+    """Take the new layers into Diffusers' group offload. One to disk is left alone: they stay on its device."""
+    group = group_offload(transformer)
+    if group is not None and not group.offload_to_disk_path:
+        from diffusers.hooks import group_offloading
+
+        group_offloading._maybe_remove_and_reapply_group_offloading(transformer)
+
+
+def _rounding(cast: Mapping[str, Cast]) -> Iterator[str]:
+    """A note on what the type of the transformer changes, if anything."""
+    lost = {path: one.off for path, one in cast.items()}
+    if (worst := max(lost, key=lambda path: lost[path])) and lost[worst]:
+        types = {str(one.held.B.dtype).removeprefix("torch.") for one in cast.values()}
+        yield (
+            f"its numbers are stored in {' and '.join(sorted(types))}, the type of the transformer: the update is "
+            f"off by {lost[worst]:.2g} of its size at worst ({worst})"
+        )
 
 
 def set_strength(transformer: Any, name: str, strength: float) -> None:
@@ -136,8 +285,26 @@ def misfits(transformer: Any, plans: list[Plan]) -> Iterator[str]:
         want = plan.delta[0].base_shape(rows(plan.delta))
         if module is None or not hasattr(module, "weight"):
             yield f"there is no {plan.path}"
-        elif tuple(module.weight.shape) != want:
-            yield f"{plan.path} is {list(module.weight.shape)}, not {list(want)}"
+        elif _shape(module) != want:
+            yield f"{plan.path} is {list(_shape(module))}, not {list(want)}"
+
+
+def _shape(module: Any) -> tuple[int, ...]:
+    """The shape of a weight; a quantised one is packed into another, and says what it stands for."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return module.out_features, module.in_features
+    return tuple(module.weight.shape)
+
+
+def _updates(plans: list[Plan], state: Mapping[str, Any]) -> dict[str, Update]:
+    """What each layer is to add, from the very tensors that Diffusers is given."""
+    found = {}
+    for plan in plans:
+        start = f"{COMPONENT}.{plan.path}"
+        magnitude = state.get(f"{start}.lora_magnitude_vector")
+        A, B = (state[f"{start}.lora_{factor}.weight"] for factor in "AB")
+        found[plan.path] = Update(A, B, plan.delta[0].scaling, magnitude)
+    return found
 
 
 def other_base(adapter: Adapter, problems: list[str]) -> str:
@@ -202,32 +369,10 @@ def _tensor(array: Array) -> Any:
     return torch.from_numpy(plain.copy())
 
 
-def layers(transformer: Any, name: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Path and layer of every module that has the adapter `name` in it, or any."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for path, layer in transformer.named_modules():
-        if isinstance(layer, BaseTunerLayer) and (name is None or name in getattr(layer, "scaling", {})):
-            yield path, layer
-
-
-def _to_rehook(pipe: Any, transformer: Any) -> Any:
-    """The pipeline, where its hooks must come off while layers are put in; None where they need not.
-
-    A hook of model offload moves the whole transformer, new layers too; those of sequential and group offload sit on
-    single layers, and new ones would have none.
-    """
-    hook = getattr(transformer, "_hf_hook", None)
-    if pipe is transformer or (hook is not None and type(hook).__name__ == "CpuOffload"):
-        return None
-    return pipe
-
-
 def _check(transformer: Any, name: str, wanted: set[str]) -> None:
     """Raise LoraforgeError unless exactly these modules have a layer of the adapter now."""
     held = {path for path, _ in layers(transformer, name)}
     if held != wanted:
-        transformer.delete_adapters(name)
         odd = listed(sorted(held ^ wanted), 3)
         raise LoraforgeError(
             f"Diffusers put the adapter into other modules than it has: {odd}. It was taken out again.",

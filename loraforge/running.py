@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter
-from loraforge.errors import LoraforgeError, Try
-from loraforge.pipeline import EXTRA, layers, load_into, set_strength
+from loraforge.errors import LoraforgeError, Try, command, told
+from loraforge.livestate import layers
+from loraforge.pipeline import EXTRA, load_into, set_strength
 from loraforge.runplan import FROM_IMAGE, FROM_VIDEO, OFFLOADS, RunPlan, component_sizes
 
 if TYPE_CHECKING:
@@ -106,10 +107,14 @@ class Adapted:
 
     def __init__(self, module: Any, adapters: Sequence[tuple[Adapter, float]]) -> None:
         self.module = module
-        self.names = [
-            (load_into(module, adapter, strength, name=f"adapter_{n}").name, strength)
-            for n, (adapter, strength) in enumerate(adapters, 1)
-        ]
+        self.names = []
+        for n, (adapter, strength) in enumerate(adapters, 1):
+            try:
+                self.names.append((load_into(module, adapter, strength, name=f"adapter_{n}").name, strength))
+            except LoraforgeError as error:
+                if any(remedy.command.startswith("pipe.") for remedy in error.remedies):  # which is Python's way
+                    error.remedies = (Try("--settings torch_dtype=float32", "a wider type"),)
+                raise
 
     def at(self, factor: float) -> None:
         """Let every adapter act at `factor` times the strength it was given; 0 is the base model."""
@@ -140,7 +145,7 @@ class Running:
         dtype = getattr(torch, str(plan.settings["torch_dtype"]))
         kind = getattr(diffusers, plan.pipeline)
         self.plan = plan
-        with _quiet():
+        with _quiet(), _diffusers(f"load {told(plan.base.path)}"):
             self.pipe = kind.from_pretrained(str(plan.base.path), torch_dtype=dtype)
         scheduler = getattr(diffusers, str(plan.settings["scheduler"]))
         spacing = {"timestep_spacing": plan.settings["timestep_spacing"]}
@@ -154,7 +159,7 @@ class Running:
 
     def place(self, device: str, offload: str) -> None:
         """Put the weights where they are to be while it runs."""
-        with _quiet():
+        with _quiet(), _diffusers(f"place it on {device} with --offload {offload}"):
             self._place(device, offload)
 
     def _place(self, device: str, offload: str) -> None:
@@ -186,7 +191,7 @@ class Running:
             progress(number + 1, self.pipe.num_timesteps)
             return {}
 
-        with torch.no_grad():
+        with torch.no_grad(), _diffusers("run it with these settings"):
             made = self.pipe(**self.arguments(), output_type="np", callback_on_step_end=step).frames[0]
         if not np.isfinite(made).all() or not bool(held["latents"].isfinite().all()):
             dtype = self.plan.settings["torch_dtype"]
@@ -228,7 +233,7 @@ def transformer_of(plan: RunPlan, device: str) -> Adapted:
 
     kind: Any = CogVideoXTransformer3DModel  # its class methods have no types
     dtype = getattr(torch, str(plan.settings["torch_dtype"]))
-    with _quiet():
+    with _quiet(), _diffusers(f"load {told(plan.base.folder)}"):
         module = kind.from_pretrained(str(plan.base.folder), torch_dtype=dtype)
     found = Adapted(module, plan.adapters)
     module.to(device)
@@ -265,6 +270,22 @@ def _quiet() -> Iterator[None]:
             diffusers_log.set_verbosity(level)
             for log in logs:
                 log.enable_progress_bar()
+
+
+@contextmanager
+def _diffusers(what: str) -> Iterator[None]:
+    """Around calls into Diffusers: what they raise becomes one message."""
+    try:
+        yield
+    except (LoraforgeError, MemoryError):
+        raise
+    except Exception as error:  # a library raises what it likes
+        name, version = type(error).__name__, versions()["diffusers"]
+        text = next(iter(str(error).strip().splitlines()), "")[:300]
+        remedies = [Try("--offload sequential")] if name == "OutOfMemoryError" else [
+            Try(command("loraforge", "explain", f"{name}: {text}"), "what is known of it")
+        ]  # fmt: skip
+        raise LoraforgeError(f"diffusers {version} cannot {what} ({name}: {text}).", *remedies) from error
 
 
 def versions() -> dict[str, str]:

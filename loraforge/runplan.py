@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from loraforge.adapter import Adapter
-from loraforge.baseconfig import own_config, variant_of
-from loraforge.basemodel import COMPONENT, BaseModel, open_base, read_json
+from loraforge.baseconfig import PIXELS, own_config, variant_of
+from loraforge.basemodel import COMPONENT, BaseModel, missing_parts, open_base, read_json
 from loraforge.catalog import architecture
-from loraforge.errors import ConversionError, LoraforgeError, Try, command, told
+from loraforge.errors import ConversionError, LoraforgeError, Try, command, listed, told
 from loraforge.givensettings import Settings, Value
 from loraforge.hubaddress import address, is_repo
 from loraforge.hubbase import base_folder
@@ -34,8 +34,6 @@ KEYS = (
 """The settings of settings.toml that a call of a pipeline has; the others are of fusing and of strengths."""
 ALWAYS: Settings = {"generator_device": "cpu", "seed": 42}
 """What nothing about a model decides: noise from the CPU is the same on every machine."""
-PIXELS = 8
-"""Of the VAE, per latent row and column."""
 TO_VIDEO, FROM_IMAGE, FROM_VIDEO = (
     "CogVideoXPipeline",
     "CogVideoXImageToVideoPipeline",
@@ -168,6 +166,14 @@ def _pipeline_folder(base: str | Path) -> BaseModel:
             f"{told(found.path)} {what}; a run needs a whole CogVideoX pipeline, with its text encoder and VAE.",
             Try(f"--base {command('zai-org/CogVideoX-5b')}", "for example"),
         )
+    listed_parts = [name for name, kind in read_json(found.path / "model_index.json").items() if isinstance(kind, list)]
+    lacking = [*missing_parts(found), *(part for part in listed_parts if not (found.path / part).is_dir())]
+    if lacking:
+        raise LoraforgeError(
+            f"{told(found.path)} has no {listed(sorted(set(lacking)))}: a run needs the whole pipeline.",
+            Try("--check", "needs the transformer alone"),
+            *(Try(f"--base {variant.repo}", "the released one") for variant in found.variants[:1]),
+        )
     return found
 
 
@@ -255,6 +261,18 @@ def _refuse_size(values: Mapping[str, Value], base: BaseModel) -> None:
             near = max(step, round(size / step) * step)
             text = f"{key} {size} is no multiple of {step}, the pixels of a patch."
             raise LoraforgeError(text, f"--settings {key}={near}")
+    config = own_config(base)
+    learned = {key: int(config[f"sample_{key}"]) * PIXELS for key in ("height", "width") if _is_learned(config, key)}
+    if any(int(str(values[key])) != size for key, size in learned.items()):
+        raise LoraforgeError(
+            f"height {values['height']} and width {values['width']} are no size of {told(base.path)}: its positions "
+            f"are learned for {learned['height']} x {learned['width']}, and Diffusers runs it at no other.",
+            " ".join(f"--settings {key}={size}" for key, size in learned.items()),
+        )
+
+
+def _is_learned(config: Mapping[str, Any], key: str) -> bool:
+    return bool(config.get("use_learned_positional_embeddings")) and f"sample_{key}" in config
 
 
 def _refuse_short(video: Path, variant: str, num_frames: int) -> None:

@@ -36,7 +36,6 @@ from hostile.base_builders import (
     helps,
     mapped,
     model,
-    renamed,
     run,
     run_of,
     sat_weights,
@@ -79,10 +78,9 @@ FUSED = {
     "a path in the index": (mapped(lambda m: m | {TO_Q: f"../base/{SHARDS[0]}"}), ("../base/", INDEX)),
     "a path out of the index": (mapped(lambda m: m | {TO_Q: "/etc/passwd"}), ("/etc/passwd", INDEX)),
     "the folder itself": (mapped(lambda m: dict.fromkeys(m, "..")), ("'..'",)),
-    "a key more in the index": (mapped(lambda m: m | {"extra.weight": SHARDS[0]}), ("extra.weight", "do not agree")),
-    "a key less in the index": (
-        mapped(lambda m: {k: v for k, v in m.items() if TO_Q not in k}),
-        (f"{TO_Q}.weight", "do not agree"),
+    "a weight that is in the index alone": (
+        mapped(lambda m: m | {f"{TO_Q}.weight".replace(".0.", ".7."): SHARDS[0]}),
+        ("transformer_blocks.7.attn1", "in none of the shards"),
     ),
     "the shards swapped": (mapped(lambda m: {k: SHARDS[v == SHARDS[0]] for k, v in m.items()}), ("do not agree",)),
     "an index that is no JSON": (sharded(lambda _: b"{"), (INDEX, "as JSON")),
@@ -95,8 +93,14 @@ FUSED = {
         edited(sharded(), lambda base: shutil.copy(BASES / "2b" / SINGLE, base)),
         (SINGLE, INDEX, "two models"),
     ),
-    "only .bin": (edited(model(), lambda base: renamed(base, f"{STEM}.bin")), (f"{STEM}.bin", "as safetensors")),
-    "only fp16": (model(name=f"{STEM}.fp16.safetensors"), (f"{STEM}.fp16.safetensors",)),
+    "two variants": (
+        edited(
+            model(name=f"{STEM}.fp16.safetensors"),
+            lambda base: shutil.copy(base / f"{STEM}.fp16.safetensors", base / f"{STEM}.bf16.safetensors"),
+        ),
+        ("several versions", f"{STEM}.bf16.safetensors", f"{STEM}.fp16.safetensors"),
+    ),
+    "a part without an index": (model(name=SHARDS[0]), (SHARDS[0], "no index")),
     "with LoRA layers": (model(wrapped("attn1.to_")), ("base_layer", "LoRA layers still in it")),
     "with LoRA layers everywhere": (model(wrapped("")), ("base_layer", "LoRA layers still in it")),
     "a shard cut off": (edited(sharded(), cut), (SHARDS[1], "not a healthy safetensors file")),

@@ -61,7 +61,7 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
 
 LAYERS = """
 errors half hookspecs effect
-hubaddress hubclient frontmatter cardcheck private
+hubaddress hubclient frontmatter cardcheck private acting livestate
 dtypes layout lora tensorfile pickledata threads output plugins console givensettings symptoms clips
 fusion
 fusion.with_numpy fusion.with_torch partial directfile videofile metrics sheet

@@ -1,0 +1,112 @@
+"""A transformer as it was before an adapter went in: put back to the last bit when the load fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from loraforge.errors import LoraforgeError, Try
+
+_ATTRIBUTES = ("peft_config", "_hf_peft_config_loaded", "_prepare_lora_hotswap_kwargs")
+_NOTHING = object()
+
+
+def layers(transformer: Any, name: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Path and layer of every module that has the adapter `name` in it, or any."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for path, layer in transformer.named_modules():
+        if isinstance(layer, BaseTunerLayer) and (name is None or name in getattr(layer, "scaling", {})):
+            yield path, layer
+
+
+@dataclass(frozen=True, slots=True)
+class LayerState:
+    """One LoRA layer that was there before."""
+
+    active: tuple[str, ...]
+    merged: tuple[str, ...]
+    disabled: bool
+    weight: Any
+    """A copy of the base weight if adapters are fused into it: taking them out again rounds."""
+
+
+class LiveState:
+    """What loading an adapter may change in a transformer."""
+
+    def __init__(self, transformer: Any, name: str) -> None:
+        self.transformer, self.name = transformer, name
+        self.layers = {path: _state(layer) for path, layer in layers(transformer)}
+        self.attributes = {name: vars(transformer).get(name, _NOTHING) for name in _ATTRIBUTES}
+        self.frozen = [(parameter, parameter.requires_grad) for parameter in transformer.parameters()]
+        self.processors = dict(getattr(transformer, "attn_processors", {}))
+
+    def keep_gradients(self) -> None:
+        """What was trained goes on being trained; PEFT freezes all but the adapter it puts in."""
+        for parameter, needed in self.frozen:
+            parameter.requires_grad_(needed)
+
+    def undo(self) -> None:
+        """Put everything back. Hooks were never touched."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted", UserWarning)
+            self._undo()
+
+    def _undo(self) -> None:
+        for path, layer in list(layers(self.transformer)):
+            before = self.layers.get(path)
+            if before is None:
+                parent, _, child = path.rpartition(".")
+                setattr(self.transformer.get_submodule(parent), child, layer.get_base_layer())
+                continue
+            if self.name in layer._all_available_adapter_names():
+                layer.delete_adapter(self.name)
+            layer._active_adapter, layer._disable_adapters = list(before.active), before.disabled
+            if before.weight is not None:
+                layer.get_base_layer().weight.data.copy_(before.weight)
+                layer.merged_adapters = list(before.merged)
+        getattr(self.transformer, "peft_config", {}).pop(self.name, None)
+        for name, value in self.attributes.items():
+            if value is not _NOTHING:
+                setattr(self.transformer, name, value)
+            elif name in vars(self.transformer):
+                delattr(self.transformer, name)
+        if self.processors:
+            self.transformer.set_attn_processor(dict(self.processors))
+        self.keep_gradients()
+
+
+def _state(layer: Any) -> LayerState:
+    merged = tuple(getattr(layer, "merged_adapters", ()))
+    weight = layer.get_base_layer().weight.detach().clone() if merged else None
+    return LayerState(tuple(layer.active_adapters), merged, layer.disable_adapters, weight)
+
+
+@contextmanager
+def guarded(transformer: Any, name: str) -> Iterator[LiveState]:
+    """Around calls into Diffusers and PEFT: whatever they raise becomes a LoraforgeError, the transformer as it was."""
+    import diffusers
+    import peft
+    from diffusers.utils import logging
+
+    before, level = LiveState(transformer, name), logging.get_verbosity()
+    logging.set_verbosity(50)  # it complains of the other adapters; what matters is checked here
+    try:
+        yield before
+        before.keep_gradients()
+    except BaseException as error:
+        before.undo()
+        if isinstance(error, LoraforgeError) or not isinstance(error, Exception):
+            raise
+        told = next(iter(str(error).strip().splitlines()), "")[:300]
+        raise LoraforgeError(
+            f"diffusers {diffusers.__version__} with peft {peft.__version__} does not take the adapter "
+            f"({type(error).__name__}: {told}). The pipeline is as it was.",
+            Try("pip install --upgrade diffusers peft", "if they are older than each other"),
+        ) from error
+    finally:
+        with suppress(Exception):
+            logging.set_verbosity(level)
