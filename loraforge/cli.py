@@ -17,7 +17,7 @@ from loraforge.cli_plugins import formats, layouts, plugins
 from loraforge.cli_run import run
 from loraforge.console import PATH, SOURCE, Cli, as_json, say
 from loraforge.errors import LoraforgeError, plain
-from loraforge.push import repo_of
+from loraforge.push import destination
 from loraforge.verify import Loader
 
 
@@ -148,7 +148,8 @@ def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: 
     settle_process()
     if (options["to"] is None) == (for_ is None):
         raise click.UsageError("Give --to FORMAT or --for RUNTIME.")
-    repo = repo and repo_of(repo)  # before anything is converted
+    if repo:
+        destination(repo)  # before anything is converted
     if private and not repo:
         raise click.UsageError("--private goes with --push.")
     if repo and json_:

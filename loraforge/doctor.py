@@ -196,7 +196,15 @@ def _reads(form: Format, file: TensorFile) -> bool:
 
 
 def _hopeless(path: str | Path, verdict: str, error: LoraforgeError) -> Diagnosis:
-    return Diagnosis(str(path), verdict, error.message, (), (), (), tuple(r.command for r in error.remedies))
+    return Diagnosis(
+        str(path),
+        verdict,
+        error.message,
+        (),
+        (),
+        (),
+        tuple(r.behind(["loraforge", "doctor", path]) if r.instead else r.command for r in error.remedies),
+    )
 
 
 def _judged(
@@ -230,7 +238,11 @@ def _judged(
     said = (*notes, *adapter.notes, *there.notes, *_contradicted(file, adapter), *((few,) if subnormal else ()))
     loaded = own is None or own.applied == len(adapter.modules)
     dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded))
-    mend = (r.command for r in unread.remedies) if unread else remedies(path, adapter, verdict, own, dead=dead)
+    mend = (
+        (r.behind(["loraforge", "doctor", path, "--base", base or ""]) for r in unread.remedies)
+        if unread
+        else remedies(path, adapter, verdict, own, dead=dead)
+    )
     fix = tuple(mend)
     sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)} if found else {}
     return Diagnosis(str(path), verdict, why, tuple(facts), outlooks, said, fix, sizes)

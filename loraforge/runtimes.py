@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -161,7 +161,7 @@ def _applied_scalings(program: Runtime, form: Format, file: TensorFile, keys: li
     metadata = {key: text for key, text in file.metadata.items() if key in program.sees}
     beside = program.sees & {"adapter_config.json", "training_config.yaml"}
     path = file.path if beside else Path("elsewhere", file.path.name)
-    seen = replace(file, tensors=kept, metadata=metadata, path=path, _map=None if file.absent else file.mapped())
+    seen = file.hiding(tensors=kept, metadata=metadata, path=path)
     try:
         adapter = form.read(seen, Choice())
     except LoraforgeError:  # what is left of the file is no adapter

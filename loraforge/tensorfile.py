@@ -6,7 +6,7 @@ import json
 import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -69,6 +69,8 @@ class TensorFile:
     """The header's string table; of a torch file, our own entry where its outermost dictionary has one."""
     tops: tuple[str, ...] = ()
     """Keys of the outermost dictionary of a torch file."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """The whole numbers in it, as `mp_world_size`."""
     wrappers: tuple[str, ...] = ()
     """The keys that lead from there to the tensors (`module`)."""
     opaque: Mapping[str, str] = field(default_factory=dict)
@@ -113,6 +115,12 @@ class TensorFile:
         """Tell the system that what is read lies far apart, so that it does not read on from there."""
         if hasattr(self.mapped(), "madvise"):
             self.mapped().madvise(mmap.MADV_RANDOM)
+
+    def hiding(self, **changes: Any) -> TensorFile:
+        """The same tensors, with other names, metadata or path to be seen."""
+        if not self.absent:
+            self.mapped()
+        return replace(self, **changes)
 
     def release(self, key: str | None = None) -> None:
         """Give the pages read so far, or those of one tensor, back to the system.

@@ -65,7 +65,7 @@ hubaddress hubclient frontmatter cardcheck private
 dtypes layout lora tensorfile pickledata threads output plugins console givensettings symptoms clips
 fusion
 fusion.with_numpy fusion.with_torch partial directfile videofile metrics sheet
-adapter torchfile torchwrite keys patterns plugindata picture
+adapter torchfile torchwrite shards keys patterns plugindata picture
 catalog
 kinds scale source graph scan base fit settings hubrepo
 snippet
