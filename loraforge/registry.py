@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from loraforge import shards
@@ -108,25 +109,22 @@ def locate(
     _check(source, choice)
     wanted = [named(name)] if name else list(formats().values())
     found, faults = _search(wanted, source, choice)
+    if not found and faults:
+        raise faults[0]
     look = open_tensors if hub is None else hub.whole if fetch else hub.header
     if not found:
-        only, note = hub.only() if hub and not faults else _only(wanted, source, look, bool(name))
+        only, note = hub.only() if hub else _only(wanted, source, look, bool(name))
         if only and (choice.iteration is not None or choice.ema):
             flag = "--ema" if choice.ema else "--iteration"
             what = f"{flag} chooses among the checkpoints of a run, and {source} has none"
             raise FileError(f"{what}: it holds {only.name}.", command("loraforge", "inspect", only))
         placed = _search(wanted, only, choice)[0] if only else []
         found = [(form, replace(at, notes=(note, *at.notes))) for form, at in placed]
-    if not found and faults:
-        raise faults[0]
     if not found:
-        what = f"no {name} checkpoint" if name else "no tensor file that any format reads"
-        below = [
-            child
-            for child in sorted(source.iterdir())
-            if child.is_dir() and (any(_finds(f, child) for f in wanted) or tensor_files(child))
-        ]
-        remedies = [command("loraforge", "inspect", child) for child in below[:3]]
+        what = f"no {name} checkpoint" if name else "nothing that any format reads"
+        folders = (child for child in sorted(source.iterdir()) if child.is_dir())
+        below = (child for child in folders if tensor_files(child) or any(_finds(f, child) for f in wanted))
+        remedies = [command("loraforge", "inspect", child) for child in islice(below, 3)]
         remote = perhaps(str(given)) if hub is None else None
         other = [command("ls", "-l", source), *([remote] if remote else [])]
         raise FileError(f"{source} has {what} in it.", *(remedies or other))

@@ -128,7 +128,7 @@ def _only_shard(folder: Path) -> Path:
             "Train with ZeRO stage 2 (SAT's default), or gather them with DeepSpeed's zero_to_fp32.py first.",
             command("ls", "-l", folder),
         )
-    if len([name for name in names if _PART.fullmatch(name)]) > 1:
+    if [name for name in names if _PART.fullmatch(name)] not in ([], [CHECKPOINT]):
         raise _divided(folder, f"{listed(names, 3)} lie in it")
     if names != [CHECKPOINT]:
         raise FileError(f"{folder} has {listed(names)}, but no {CHECKPOINT}.", command("ls", "-l", folder))
