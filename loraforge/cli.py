@@ -12,7 +12,7 @@ from loraforge.cli_base import convert_base, fuse
 from loraforge.cli_doctor import doctor
 from loraforge.cli_explain import explain
 from loraforge.cli_hub import publish, push
-from loraforge.cli_options import element_type, fetch, stated_scale
+from loraforge.cli_options import drop, element_type, fetch, stated_scale
 from loraforge.cli_plugins import formats, layouts, plugins
 from loraforge.cli_run import run
 from loraforge.console import PATH, SOURCE, Cli, as_json, say
@@ -120,9 +120,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
 )
 @element_type("Element type of the written tensors.")
 @click.option("--base-model", metavar="REPO", help="Base model to record, as a Hub id: zai-org/CogVideoX-5b.")
-@click.option(
-    "--drop", multiple=True, metavar="PATTERN", help="Leave out the modules whose path matches (* and ?). Repeatable."
-)
+@drop
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @fetch
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
@@ -181,6 +179,7 @@ def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: 
     help="Print names, shapes, element types and metadata as JSON, no weight: attach it to a bug report.",
 )
 @click.option("--history", is_flag=True, help="Print from which file, by which commands, it was made.")
+@drop
 @fetch
 def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history: bool, **options: Any) -> None:
     """Say what SOURCE is: format, modules, ranks, scale, base model. Reads headers only.
@@ -193,6 +192,8 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
       loraforge inspect user/my-style            a model on the Hub; of its file, the header alone is fetched
     """
     if skeleton:
+        if options.pop("drop"):
+            raise click.UsageError("--skeleton is of the whole file: it goes without --drop.")
         click.echo(as_json(loraforge.skeleton(source, **options)))
         return
     found = loraforge.inspect(source, from_, **options)
@@ -219,9 +220,12 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
     metavar="DIR",
     help="With --in: a folder with the transformer's config.json. Default: made from A's shapes.",
 )
+@drop
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
 @click.pass_context
-def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: str | None, json_: bool) -> None:
+def verify(
+    ctx: click.Context, /, a: str, b: str | None, in_: Loader | None, base: str | None, json_: bool, **options: Any
+) -> None:
     """Say whether A and B, of any formats, make the same update; or what a loader makes of A.
 
     Every row is compared in float64; rounding to the coarser element type is no difference. A scale that
@@ -235,7 +239,7 @@ def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: 
     from loraforge.threads import settle_process
 
     settle_process()
-    found = loraforge.verify(a, b, in_=in_, base=base)
+    found = loraforge.verify(a, b, in_=in_, base=base, **options)
     for note in found.notes:
         say("note: ", note)
     click.echo(as_json(found.to_dict()) if json_ else "\n".join(map(plain, found.lines())))
@@ -249,6 +253,7 @@ def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: 
 @click.option("-o", "--out", type=PATH, help="File to write. Default: ./<name>-alpha<N>.safetensors, printed.")
 @click.option("--in-place", is_flag=True, help="Replace FILE itself, once the new one has proved right.")
 @click.option("--override-scale", is_flag=True, help="Believe --alpha over the scale the file records.")
+@drop
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/stamp.schema.json).")
 def stamp(source: str, json_: bool, **options: Any) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Scale
+from loraforge.drop import without
 from loraforge.errors import LoraforgeError, as_commands, command, told
 from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
@@ -152,6 +153,7 @@ def inspect(
     *,
     iteration: int | None = None,
     ema: bool = False,
+    drop: Sequence[str] = (),
     fetch: bool = False,
 ) -> Inspection:
     """Describe the adapter in `source`, a path or an address on the Hub, without reading a weight.
@@ -161,12 +163,12 @@ def inspect(
     A file that opens but is no adapter is described as far as possible, with `problem` set. Raises a
     LoraforgeError when it cannot be opened at all.
     """
-    choice = Choice(iteration, ema)
+    choice = Choice(iteration, ema, drop=tuple(drop))
     form, place, file = locate(source, from_, choice, fetch=fetch)
     try:
         if form is None:
             raise not_an_adapter(file)
-        adapter = form.read(file, choice)
+        adapter, _ = without(form.read(file, choice), drop, file)
     except LoraforgeError as error:
         if form is not None:
             error = as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ def load_into(
     training_config: str | Path | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    drop: Sequence[str] = (),
 ) -> Loaded:
     """Load `adapter` into `pipe`, a Diffusers pipeline or its transformer, beside the adapters that are in it.
 
@@ -80,7 +81,7 @@ def load_into(
     if not isinstance(adapter, Adapter):
         adapter = read(
             adapter, alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
-            training_config=training_config, as_loaded=as_loaded, override_scale=override_scale,
+            training_config=training_config, as_loaded=as_loaded, override_scale=override_scale, drop=drop,
         )  # fmt: skip
     plans = fitted(adapter)
     if problems := list(misfits(transformer, plans)):

@@ -16,6 +16,7 @@ from loraforge.hubcommit import Remote, commit, remote
 from loraforge.hubrepo import licence_of, settled
 from loraforge.outgoing import Outgoing, of_sample, outgoing, workplace
 from loraforge.published import Published, published
+from loraforge.shards import group_of
 
 State = Literal["unchanged", "planned", "committed"]
 
@@ -95,6 +96,7 @@ def push(
     training_config: str | Path | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    drop: Sequence[str] = (),
     dry_run: bool = False,
     wait: Callable[[str], None] = lambda _: None,
 ) -> PushReport:
@@ -105,7 +107,7 @@ def push(
     """
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
-        "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
+        "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale, "drop": drop,
     }  # fmt: skip
     to = destination(repo)
     revision, repo = _branch(repo, to, revision, dry_run=dry_run), to.repo
@@ -228,7 +230,7 @@ def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], s
             f"{source} is on the Hub: what is published comes from this machine.",
             Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes"),
         )
-    if not Path(source).exists():
+    if not Path(source).exists() and group_of(Path(source)) is None:
         raise HubError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
     if base_model is not None and not is_repo(base_model):
         raise HubError(

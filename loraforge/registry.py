@@ -11,6 +11,7 @@ from pathlib import Path
 
 from loraforge import shards
 from loraforge.catalog import architectures, data_files
+from loraforge.drop import left_out
 from loraforge.errors import FileError, FormatError, LoraforgeError, Try, command, listed
 from loraforge.formats import Choice, Format, Found
 from loraforge.formats.data import DataFormat
@@ -128,7 +129,11 @@ def locate(
         remote = perhaps(str(given)) if hub is None else None
         other = [command("ls", "-l", source), *([remote] if remote else [])]
         raise FileError(f"{source} has {what} in it.", *(remedies or other))
-    opened = {path: shards.opened(path, look) for path in dict.fromkeys(place.path for _, place in found)}
+    opened = {}
+    for path in dict.fromkeys(place.path for _, place in found):
+        file, warnings = shards.opened(path, look)
+        file, left = left_out(file, choice.drop)
+        opened[path] = file, [*warnings, *left]
     claiming = [(entry, place) for entry, place in found if name or entry.claims(opened[place.path][0])]
     if len(claiming) > 1:
         raise _several(source, claiming)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from loraforge.errors import FileError, Try, command, listed
 from loraforge.tensorfile import TensorFile
@@ -54,7 +54,7 @@ class Shards(TensorFile):
         for file in self.files if key is None else (self.parts[key],):
             file.release(key)
 
-    def hiding(self, **changes: Any) -> TensorFile:
+    def hiding(self, **changes: Any) -> Self:
         return replace(self, **changes)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from loraforge import peftrules
 from loraforge.adapter import Scale
+from loraforge.drop import without
 from loraforge.errors import (
     FormatError,
     LoraforgeError,
@@ -29,6 +31,7 @@ from loraforge.recorded import COMPONENT, HEADER
 from loraforge.registry import locate
 from loraforge.report import fraction
 from loraforge.scale import Statement
+from loraforge.shards import Shards
 from loraforge.tensorfile import KEY, read_safetensors, write_safetensors
 
 STAMPED = ("diffusers", "peft")
@@ -78,6 +81,7 @@ def stamp(
     out: str | Path | None = None,
     in_place: bool = False,
     override_scale: bool = False,
+    drop: Sequence[str] = (),
     force: bool = False,
 ) -> Stamp:
     """Record that the adapter in `source` was trained at lora_alpha `alpha`, in the header of a new file.
@@ -91,7 +95,11 @@ def stamp(
 
     if not (math.isfinite(alpha) and alpha > 0):
         raise ScaleError(f"--alpha {alpha:g} is no lora_alpha a training can have used.", "--alpha 1")
-    form, _, file = locate(source, None, Choice())
+    form, _, file = locate(source, None, Choice(drop=tuple(drop)))
+    if in_place and (drop or isinstance(file, Shards)):
+        what = "takes nothing out of a file" if drop else f"has no one file to replace: {source} lies in several"
+        give = Try("--out=stamped.safetensors", instead="--in-place")
+        raise LoraforgeError(f"--in-place {what}. Give a file to write.", give)
     if form is None:
         raise not_an_adapter(file)
     if file.kind != "safetensors" or form.name not in STAMPED:
@@ -107,7 +115,7 @@ def stamp(
         )
     stated = Statement(alpha=alpha, override=override_scale)
     try:
-        adapter = form.read(file, Choice(stated=stated))
+        adapter, _ = without(form.read(file, Choice(stated=stated, drop=tuple(drop))), drop, file)
     except LoraforgeError as error:
         if any(remedy.command.startswith("--override-scale") for remedy in error.remedies):
             raise

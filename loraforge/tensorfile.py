@@ -8,7 +8,7 @@ import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from zlib import crc32
 
 from loraforge.dtypes import BYTES, FACTORS, name_of, numpy_type
@@ -77,6 +77,8 @@ class TensorFile:
     """Keys that hold something else than a plain tensor -> the dotted name of what it is."""
     globals: tuple[str, ...] = ()
     """Dotted names a pickle mentions. None of them was imported."""
+    dropped: tuple[str, ...] = ()
+    """Keys that are left out of `tensors`, as `--drop` says."""
     absent: int = 0
     """Bytes of tensors that were not fetched from the Hub: only the header was."""
     _map: mmap.mmap | None = None
@@ -116,7 +118,7 @@ class TensorFile:
         if hasattr(self.mapped(), "madvise"):
             self.mapped().madvise(mmap.MADV_RANDOM)
 
-    def hiding(self, **changes: Any) -> TensorFile:
+    def hiding(self, **changes: Any) -> Self:
         """The same tensors, with other names, metadata or path to be seen."""
         if not self.absent:
             self.mapped()

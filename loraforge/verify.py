@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter import Adapter, Scale
 from loraforge.basemodel import COMPONENT
-from loraforge.errors import LoraforgeError, as_commands, listed, told
+from loraforge.drop import meets, without
+from loraforge.errors import LoraforgeError, as_commands, command, listed, told
 from loraforge.formats import Choice
 from loraforge.hubbase import base_folder
 from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
 from loraforge.report import fraction
+from loraforge.shards import Shards
 
 if TYPE_CHECKING:
     from loraforge.proof import Comparison
@@ -115,6 +117,7 @@ def verify(
     *,
     in_: Loader | None = None,
     base: str | Path | None = None,
+    drop: Sequence[str] = (),
 ) -> Verification:
     """Compare the updates of two adapters of any formats and layouts, row by row, in float64.
 
@@ -131,13 +134,20 @@ def verify(
     from loraforge.proof import compare, pair_up
     from loraforge.scan import scan
 
-    one, notes, file, name = _read(a)
+    sides = {side: [p for p in drop if meets(locate(side, None, Choice())[2], p)] for side in (a, b) if side and drop}
+    if lost := [pattern for pattern in drop if not any(pattern in found for found in sides.values())]:
+        _read(a, lost)
+    one, notes, file, name = _read(a, sides.get(a, ()))
     if b is not None:
-        other, more, other_file, other_name = _read(b)
+        other, more, other_file, other_name = _read(b, sides.get(b, ()))
         scan(other_file, other.keys)
     else:
         from loraforge.loaders import load_back
 
+        if isinstance(file, Shards) or file.dropped:
+            line = command("loraforge", "convert", a, "--to", str(in_), *[w for p in drop for w in ("--drop", p)])
+            what = "some of it is to be left out" if file.dropped else "it lies in several files"
+            raise LoraforgeError(f"{in_} would read {a} as it is, and {what}: convert it first.", line)
         other = load_back(file.path, one, str(in_), base_folder(base, only=COMPONENT) if base else None)
         more, other_file, other_name = (), file, f"as {in_} loads it"
     scan(file, one.keys)
@@ -163,12 +173,12 @@ def verify(
     )
 
 
-def _read(source: str | Path) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
-    form, place, file = locate(source, None, Choice())
+def _read(source: str | Path, drop: Sequence[str]) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
+    form, place, file = locate(source, None, Choice(drop=tuple(drop)))
     if form is None:
         raise not_an_adapter(file)
     try:
-        adapter = form.read(file, Choice())
+        adapter, _ = without(form.read(file, Choice(drop=tuple(drop))), drop, file)
     except LoraforgeError as error:
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
     return adapter, (*place.notes, *adapter.notes), file, form.name
