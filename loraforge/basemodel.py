@@ -211,7 +211,8 @@ def _shards(folder: Path, notes: list[str]) -> list[TensorFile]:
         return files
     pickles = sorted(folder.glob(f"{STEM}*.bin"))
     if pickles:
-        line = f"AutoModel.from_pretrained({str(folder)!r}).save_pretrained('as-safetensors')"
+        load = f"AutoModel.from_pretrained({str(folder)!r}, use_safetensors=False, torch_dtype='auto')"
+        line = f"{load}.save_pretrained('as-safetensors')"  # of the element type that is stored
         raise FileError(
             f"{folder} holds its weights as {pickles[0].name}; save them as safetensors first (./as-safetensors).",
             command("python", "-c", f"from diffusers import AutoModel; {line}"),
@@ -257,7 +258,8 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
     if wrapped:
         raise FormatError(
             f"{source} was saved with its LoRA layers still in it ({wrapped[0]}): loaders read noise from it. "
-            "Give the base model as it was released, and the adapter beside it.",
+            "Call unload_lora_weights() before saving it, or give the base model as it was released; the adapter in it "
+            "is read by convert.",
             command("ls", "-l", source),
         )
     best, score = None, 0

@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from fnmatch import filter as matching
 from typing import TypeVar
 
@@ -127,8 +127,13 @@ def _kind(key: str) -> str:
 
 
 def _useless(pattern: str, names: Iterable[str], file: TensorFile | None) -> ConversionError:
-    names = list(names)
-    near = get_close_matches(pattern.strip("*"), names, 3, 0.4) or names[:3]
+    kinds = {re.sub(r"\d+", "0", name): name for name in sorted(names)}.values()  # of many blocks, one
+    want = pattern.strip("*.")
+
+    def likeness(name: str) -> float:
+        return max(SequenceMatcher(None, want, tail).ratio() for tail in (name, *re.findall(r"(?=[.](.+))", name)))
+
+    near = sorted(list(kinds)[:500], key=likeness, reverse=True)[:3]
     return ConversionError(
         f"--drop {pattern} matches no module and no tensor (they are called like {listed(near, 3)}).",
         *([Try(command("loraforge", "inspect", "--skeleton", file.path), "every name")] if file else []),

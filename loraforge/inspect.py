@@ -173,12 +173,13 @@ def inspect(
         if form is not None:
             error = as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers")
         return _describe(file, form, None, place.notes, error)
-    return _describe(file, form, adapter, (*place.notes, *adapter.notes), None)
+    return _describe(file, form, adapter, (*place.notes, *adapter.notes), None, drop)
 
 
 def _describe(
-    file: TensorFile, form: Format | None, adapter: Adapter | None, notes: tuple[str, ...], error: LoraforgeError | None
-) -> Inspection:
+    file: TensorFile, form: Format | None, adapter: Adapter | None, notes: tuple[str, ...],
+    error: LoraforgeError | None, drop: Sequence[str] = (),
+) -> Inspection:  # fmt: skip
     from loraforge.base import fits
     from loraforge.catalog import architecture
 
@@ -191,7 +192,8 @@ def _describe(
     remedies = [remedy.command for remedy in error.remedies] if error else []
     if adapter and form and adapter.scale.provenance == "ambiguous":
         ranks = {path: delta[0].rank for path, delta in modules.items()}
-        start = command("loraforge", "convert", file.path, "--to", "diffusers")
+        less = [word for pattern in drop for word in ("--drop", pattern)]
+        start = command("loraforge", "convert", file.path, "--to", "diffusers", *less)
         remedies = [f"{start} {remedy.command}   # {remedy.why}" for remedy in candidates(ranks, adapter.written_as)]
     return Inspection(
         path=told(file.path),

@@ -17,6 +17,7 @@ from loraforge.formats import Choice, Format, Found
 from loraforge.formats.data import DataFormat
 from loraforge.hubaddress import perhaps
 from loraforge.hubsource import reach
+from loraforge.kinds import taken_out
 from loraforge.plugins import depends_on_plugins, host
 from loraforge.source import open_tensors, snapshot, tensor_files
 from loraforge.tensorfile import TensorFile
@@ -107,6 +108,9 @@ def locate(
     """
     hub = reach(given)
     source, notes = (hub.source, ()) if hub else snapshot(Path(given))
+    if not source.exists() and (group := shards.group_of(source)):  # what is called so lies in several files
+        there = (source.with_name(name) for name in group.names)
+        source = group.index or next((path for path in there if path.is_file()), source)
     _check(source, choice)
     wanted = [named(name)] if name else list(formats().values())
     found, faults = _search(wanted, source, choice)
@@ -132,8 +136,9 @@ def locate(
     opened = {}
     for path in dict.fromkeys(place.path for _, place in found):
         file, warnings = shards.opened(path, look)
+        file, taken = taken_out(file)
         file, left = left_out(file, choice.drop)
-        opened[path] = file, [*warnings, *left]
+        opened[path] = file, [*warnings, *taken, *left]
     claiming = [(entry, place) for entry, place in found if name or entry.claims(opened[place.path][0])]
     if len(claiming) > 1:
         raise _several(source, claiming)
@@ -185,8 +190,6 @@ def _search(
 
 def _check(source: Path, choice: Choice) -> None:
     try:
-        if shards.group_of(source):  # what is called so lies in several files
-            return
         source.lstat()
     except (OSError, ValueError) as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be looked at ({error})"
