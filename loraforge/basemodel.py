@@ -7,6 +7,7 @@ SwissArmyTransformer sat/training/model_io.py.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ COMPONENT = "transformer"
 """The folder of a pipeline that holds what LoRAs adapt."""
 
 _LORA = (".matrix_A.", ".matrix_B.", ".lora_A.", ".lora_B.")
+_TORCH = {"BF16": "bfloat16", "F16": "float16"}
 _FUSE_FIRST = "Fuse into the weights in full precision (bf16, fp16 or fp32), and quantise the result."
 
 
@@ -211,11 +213,13 @@ def _shards(folder: Path, notes: list[str]) -> list[TensorFile]:
         return files
     pickles = sorted(folder.glob(f"{STEM}*.bin"))
     if pickles:
-        load = f"AutoModel.from_pretrained({str(folder)!r}, use_safetensors=False, torch_dtype='auto')"
-        line = f"{load}.save_pretrained('as-safetensors')"  # of the element type that is stored
+        stored = Counter(info.dtype for info in _open(pickles[0]).tensors.values()).most_common(1)
+        dtype = _TORCH.get(stored[0][0] if stored else "", "float32")  # without it, float32 is made of anything
+        load = f"AutoModel.from_pretrained({str(folder)!r}, use_safetensors=False, torch_dtype=torch.{dtype})"
+        line = f"{load}.save_pretrained('as-safetensors')"
         raise FileError(
             f"{folder} holds its weights as {pickles[0].name}; save them as safetensors first (./as-safetensors).",
-            command("python", "-c", f"from diffusers import AutoModel; {line}"),
+            command("python", "-c", f"import torch; from diffusers import AutoModel; {line}"),
         )
     if others:
         raise FileError(

@@ -118,7 +118,8 @@ def refused(cli, file: Path, tmp_path: Path) -> None:
     base = DATA / "bases" / "2b"
     for verb in (
         ["convert", file, "--to", "diffusers", "--alpha", "1", "-o", tmp_path / "o"],
-        ["inspect", file], ["doctor", file], ["verify", file, file], ["convert-base", file, "--to", "diffusers", "-o", tmp_path / "o"],
+        ["inspect", file], ["doctor", file], ["verify", file, file],
+        ["convert-base", file, "--to", "diffusers", "-o", tmp_path / "o"],
         ["fuse", base, file, "--alpha", "1", "-o", tmp_path / "o"], ["fuse", file, SILENT, "-o", tmp_path / "o"],
         ["convert", SILENT, "--trained-scale", "1", "--to", "sat", "--base", file, "-o", tmp_path / "o"],
     ):  # fmt: skip
