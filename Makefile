@@ -50,7 +50,7 @@ clean:
 .venv-hub/ready: pyproject.toml tests/constraints.txt
 	$(PYTHON) -m venv .venv-hub
 	grep -v huggingface_hub tests/constraints.txt > .venv-hub/constraints.txt
-	.venv-hub/$(BIN)/python $(PIP) --constraint .venv-hub/constraints.txt --editable . huggingface_hub==1.32.0 pytest pytest-timeout pytest-xdist hypothesis
+	.venv-hub/$(BIN)/python $(PIP) --constraint .venv-hub/constraints.txt --editable . huggingface_hub==0.34.0 pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 .venv/ready: pyproject.toml tests/constraints.txt $(wildcard plugins/*/pyproject.toml)

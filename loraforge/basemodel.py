@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 from loraforge.catalog import architectures
 from loraforge.dtypes import FACTORS
-from loraforge.errors import FileError, FormatError, Try, as_commands, command, listed
+from loraforge.errors import FileError, FormatError, Try, command, listed
 from loraforge.formats import Choice, Found
-from loraforge.formats.sat import SatFormat
+from loraforge.formats.sat import SatFormat, undivided
 from loraforge.kinds import SAT_PREFIX
 from loraforge.layout import Architecture, Variant
-from loraforge.source import open_tensors
+from loraforge.source import open_tensors, snapshot
 from loraforge.tensorfile import TensorFile
 
 Kind = Literal["pipeline", "transformer", "file", "sat"]
@@ -37,6 +37,7 @@ COMPONENT = "transformer"
 """The folder of a pipeline that holds what LoRAs adapt."""
 
 _LORA = (".matrix_A.", ".matrix_B.", ".lora_A.", ".lora_B.")
+_TORCH = {"BF16": "bfloat16", "F16": "float16"}
 _FUSE_FIRST = "Fuse into the weights in full precision (bf16, fp16 or fp32), and quantise the result."
 
 
@@ -115,12 +116,14 @@ def open_base(path: str | Path) -> BaseModel:
     source = Path(path)
     if not source.exists():
         raise FileError(f"{source} does not exist.", command("ls", "-l", source.parent))
-    notes, index = list[str](), ""
+    source, took = snapshot(source)
+    notes, index = list(took), ""
     if source.is_dir():
-        sat = None if (source / "config.json").exists() or (source / "model_index.json").exists() else _sat(source)
+        whole = (source / "config.json").exists() or (source / "model_index.json").exists()
+        sat = None if whole else _sat(source)
         if sat:
             kind: Kind = "sat"
-            files, notes = [_open(sat.path)], list(sat.notes)
+            files, notes = [_open(sat.path)], [*notes, *sat.notes]
         else:
             kind = "pipeline" if (source / "model_index.json").exists() else "transformer"
             folder = source / COMPONENT if kind == "pipeline" else source
@@ -139,9 +142,15 @@ def open_base(path: str | Path) -> BaseModel:
 
 def _sat(source: Path) -> Found | None:
     try:
-        return SatFormat().find(source, Choice())
-    except FileError as error:
-        raise as_commands(error, "loraforge", "inspect", source) from error
+        return SatFormat().find(source, Choice()) or SatFormat().below(source)
+    except FileError as error:  # the verbs that take a base model have no --iteration
+        error.remedies = tuple(
+            Try(str(source / remedy.command.split()[-1]), instead=str(source))
+            if remedy.command.startswith("--iteration ")
+            else remedy
+            for remedy in error.remedies
+        )
+        raise
 
 
 def _open(path: Path) -> TensorFile:
@@ -150,7 +159,9 @@ def _open(path: Path) -> TensorFile:
             raise FileError(
                 f"{path} is a GGUF model, whose weights are quantised. {_FUSE_FIRST}", command("ls", "-l", path.parent)
             )
-    return open_tensors(path)[0]
+    file = open_tensors(path)[0]
+    undivided(file)
+    return file
 
 
 def _full_precision(folder: Path) -> None:
@@ -305,7 +316,7 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
         raise FormatError(
             f"{source} was saved with its LoRA layers still in it ({wrapped[0]}): loaders read noise from it. "
             "Give the base model as it was released, and the adapter beside it; or call unload_lora_weights() before "
-            "save_pretrained().",
+            "save_pretrained(). The adapter in it is read by convert.",
             command("loraforge", "inspect", "--skeleton", files[0].path),
         )
     best, score = None, 0

@@ -94,14 +94,21 @@ def updated_card(old: str, facts: Facts, licence: Mapping[str, str], stated: fro
     new: dict[str, Any] = {}
     for key, value in card_fields(facts, licence).items():
         old_value = had.get(key)
-        if key in ("tags", "widget"):
-            known = [entry for entry in old_value if not _replaced(entry, value)] if isinstance(old_value, list) else []
+        if key == "tags" and isinstance(old_value, str):
+            old_value = [word.strip() for word in old_value.split(",") if word.strip()]
+            notes.append(
+                f"the card's tags were one text; they are a list now, {', '.join(old_value)!s:.100} among them"
+            )
+        if key in ("tags", "widget") and isinstance(old_value, list | None):
+            known = [entry for entry in old_value or () if not _replaced(entry, value)]
             new[key] = [*known, *(entry for entry in value if entry not in known)]
         elif old_value in (None, "", []) or key in stated:
             new[key] = value
+            if isinstance(old_value, list) and [one for one in old_value if one != value]:
+                notes.append(f"the card said {key} {old_value!s:.200}; it says {value} now, as you state")
         elif key == "base_model" and _same_base(old_value, value):
             new[key] = [value] if isinstance(old_value, list) else value
-        elif old_value != value:
+        elif key != "widget" and old_value != value:
             notes.append(f"the card says {key} {old_value!s:.100}, not {value!s:.100}: left as its owner has it")
     if "license" in stated:  # what the other licence was called, and where it stands, goes with it
         new |= {key: None for key in ("license_name", "license_link") if key in had and key not in new}

@@ -12,12 +12,12 @@ from loraforge.cli_base import convert_base, fuse
 from loraforge.cli_doctor import doctor
 from loraforge.cli_explain import explain
 from loraforge.cli_hub import publish, push
-from loraforge.cli_options import element_type, fetch, stated_scale
+from loraforge.cli_options import drop, element_type, fetch, stated_scale
 from loraforge.cli_plugins import formats, layouts, plugins
 from loraforge.cli_run import run
 from loraforge.console import PATH, SOURCE, Cli, as_json, say
 from loraforge.errors import LoraforgeError, plain
-from loraforge.push import repo_of
+from loraforge.push import destination
 from loraforge.verify import Loader
 
 
@@ -126,9 +126,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
 )
 @element_type("Element type of the written tensors.")
 @click.option("--base-model", metavar="REPO", help="Base model to record, as a Hub id: zai-org/CogVideoX-5b.")
-@click.option(
-    "--drop", multiple=True, metavar="PATTERN", help="Leave out the modules whose path matches (* and ?). Repeatable."
-)
+@drop
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @fetch
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
@@ -154,7 +152,8 @@ def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: 
     settle_process()
     if (options["to"] is None) == (for_ is None):
         raise click.UsageError("Give --to FORMAT or --for RUNTIME.")
-    repo = repo and repo_of(repo)  # before anything is converted
+    if repo:
+        destination(repo)  # before anything is converted
     if private and not repo:
         raise click.UsageError("--private goes with --push.")
     if repo and json_:
@@ -186,6 +185,7 @@ def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: 
     help="Print names, shapes, element types and metadata as JSON, no weight: attach it to a bug report.",
 )
 @click.option("--history", is_flag=True, help="Print from which file, by which commands, it was made.")
+@drop
 @fetch
 def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history: bool, **options: Any) -> None:
     """Say what SOURCE is: format, modules, ranks, scale, base model. Reads headers only.
@@ -198,6 +198,8 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
       loraforge inspect user/my-style            a model on the Hub; of its file, the header alone is fetched
     """
     if skeleton:
+        if options.pop("drop"):
+            raise click.UsageError("--skeleton is of the whole file: it goes without --drop.")
         click.echo(as_json(loraforge.skeleton(source, **options)))
         return
     found = loraforge.inspect(source, from_, **options)
@@ -225,6 +227,7 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
     help="With --in: a folder with the transformer's config.json. Default: made from A's shapes.",
 )
 @stated_scale
+@drop
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
 @click.pass_context
 def verify(
@@ -257,6 +260,7 @@ def verify(
 @stated_scale
 @click.option("-o", "--out", type=PATH, help="File to write. Default: ./<name>-<what you state>.safetensors, printed.")
 @click.option("--in-place", is_flag=True, help="Replace FILE itself, once the new one has proved right.")
+@drop
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/stamp.schema.json).")
 def stamp(source: str, json_: bool, **options: Any) -> None:

@@ -64,6 +64,14 @@ fetch: Decorator = click.option(
 )
 
 
+drop: Decorator = click.option(
+    "--drop",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out the modules whose path matches (* and ?), and any other tensors whose name does. Repeatable.",
+)
+
+
 def element_type(text: str) -> Decorator:
     """`--dtype`."""
     kinds = click.Choice(["keep", "fp32", "bf16", "fp16"])

@@ -44,8 +44,8 @@ class Cli(click.Group):
 
     def line(self, remedy: Try, ctx: click.Context) -> str:
         """The remedy as a whole command: an addition takes the place of what it contradicts in what was typed."""
-        if not remedy.command.startswith("-"):
-            return remedy.command
+        if remedy.instead or not remedy.command.startswith("-"):
+            return remedy.behind(["loraforge", *self.typed])
         typed = _without(self.typed, remedy.command, self.get_command(ctx, ctx.invoked_subcommand or ""))
         end = typed.index("--") if "--" in typed else len(typed)
         rest = f" {command(*typed[end:])}" if typed[end:] else ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter, Source
 from loraforge.asin import read_at
+from loraforge.drop import without
 from loraforge.errors import (
     ConversionError,
     FormatError,
@@ -37,6 +38,7 @@ from loraforge.runtimes import Outlook, by_names, outlook, outlooks, runtime
 from loraforge.scale import statement
 from loraforge.settings import Finding, compare, parse
 from loraforge.settings import settings as variant_settings
+from loraforge.shards import Shards, group_of
 from loraforge.symptoms import find, language
 from loraforge.tensorfile import TensorFile, megabytes
 from loraforge.verdict import AS_TRAINED, judge, named, ranks, remedies, trained
@@ -103,6 +105,7 @@ def doctor(
     settings: Sequence[str | Path] = (),
     like: str | None = None,
     variant: str | None = None,
+    drop: Sequence[str] = (),
     fetch: bool = False,
 ) -> Diagnosis:
     """Diagnose the adapter in `source`, a path or an address on the Hub; the arguments are those of `loraforge doctor`.
@@ -118,11 +121,13 @@ def doctor(
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
     }  # fmt: skip
-    if address(source) is None and not Path(source).exists():
+    if address(source) is None and not Path(source).exists() and group_of(Path(source)) is None:
         raise LoraforgeError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
     found, adapter = diagnosed(
-        source, base, runtime(runtime_).name if runtime_ else None, stated, fetch=fetch or base is not None
+        source, base, runtime(runtime_).name if runtime_ else None, stated, drop, fetch=fetch or base is not None
     )
+    if adapter and adapter.source and isinstance(adapter.source.file, Shards):
+        found = _in_parts(found, source, len(adapter.source.file.files))
     if error is not None:
         entries = tuple(entry.to_dict(language(), source) for entry in find(error))
         unknown = () if entries else ("no failure text that is known stands in what --error was given",)
@@ -138,11 +143,12 @@ def doctor(
 
 
 def diagnosed(
-    path: str | Path, base: str | Path | None, wanted: str | None, stated: Mapping[str, Any], *, fetch: bool
-) -> tuple[Diagnosis, Adapter | None]:
+    path: str | Path, base: str | Path | None, wanted: str | None, stated: Mapping[str, Any],
+    drop: Sequence[str] = (), *, fetch: bool,
+) -> tuple[Diagnosis, Adapter | None]:  # fmt: skip
     """What is to be said of the file itself, and the adapter in it where there is one."""
     config = stated["training_config"]
-    choice = Choice(training_config=Path(config) if config else None, stated=statement(**stated))
+    choice = Choice(training_config=Path(config) if config else None, stated=statement(**stated), drop=tuple(drop))
     try:
         form, place, file = locate(path, None, choice, fetch=fetch)
     except HubError:
@@ -152,7 +158,7 @@ def diagnosed(
     try:
         if form is None:
             raise not_an_adapter(file)
-        adapter = read_at(form, file, choice)
+        adapter, _ = without(read_at(form, file, choice), drop, file)
     except LoraforgeError as fault:
         if form and _reads(form, file):
             raise
@@ -164,7 +170,24 @@ def diagnosed(
             path, verdict, fault
         ), None
     adapter = replace(adapter, source=Source(Path(path), file, form.name, place.run))
-    return _judged(path, form, file, adapter, place.notes, base, wanted, stated), adapter
+    found = _judged(path, form, file, adapter, place.notes, base, wanted, {**stated, "drop": drop} if drop else stated)
+    return replace(found, fix=tuple(_less(line, drop) for line in found.fix)), adapter
+
+
+def _less(line: str, drop: Sequence[str]) -> str:
+    """A line that converts, with the patterns of what is left out."""
+    typed, mark, why = line.partition("   # ")
+    more = "".join(f" {command('--drop', pattern)}" for pattern in drop)
+    return f"{typed}{more}{mark}{why}" if typed.startswith("loraforge convert ") else line
+
+
+def _in_parts(found: Diagnosis, source: str | Path, count: int) -> Diagnosis:
+    """The same of an adapter in several files, which no program of the table was seen to read together."""
+    if found.verdict != AS_TRAINED:
+        return replace(found, outlooks=())
+    why = f"it lies in {count} files, and loaders read one; as one file it would be as trained"
+    fix = (f"{command('loraforge', 'convert', source)} --to diffusers   # one file",)
+    return replace(found, verdict="cannot tell (it lies in parts)", why=why, outlooks=(), fix=fix)
 
 
 def _variant(adapter: Adapter, stated: str | None) -> str:
@@ -201,7 +224,15 @@ def _reads(form: Format, file: TensorFile) -> bool:
 
 
 def _hopeless(path: str | Path, verdict: str, error: LoraforgeError) -> Diagnosis:
-    return Diagnosis(str(path), verdict, error.message, (), (), (), tuple(r.command for r in error.remedies))
+    return Diagnosis(
+        str(path),
+        verdict,
+        error.message,
+        (),
+        (),
+        (),
+        tuple(r.behind(["loraforge", "doctor", path]) if r.instead else r.command for r in error.remedies),
+    )
 
 
 def _by_names(found: Diagnosis, form: Format | None, file: TensorFile, wanted: str | None) -> Diagnosis:
@@ -250,7 +281,11 @@ def _judged(
     said = (*notes, *adapter.notes, *there.notes, *_contradicted(file, adapter), *((few,) if subnormal else ()))
     loaded = own is None or own.applied == len(adapter.modules)
     dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded))
-    mend = (r.command for r in unread.remedies) if unread else remedies(path, adapter, verdict, own, dead=dead)
+    mend = (
+        (r.behind(["loraforge", "doctor", path, "--base", base or ""]) for r in unread.remedies)
+        if unread
+        else remedies(path, adapter, verdict, own, dead=dead)
+    )
     fix = (*mend, *_whole_entry(file, seen, verdict))
     sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)} if found else {}
     return Diagnosis(str(path), verdict, why, tuple(facts), seen, said, fix, sizes)
@@ -311,8 +346,8 @@ class _InBase:
 
 def _in_base(path: str | Path, base: str | Path, stated: Mapping[str, Any]) -> _InBase:
     """What of it would survive being fused there. Raises LoraforgeError where there is no base of that name."""
-    unknown = not any(value for value in stated.values())
-    for options in (stated, {"trained_scale": 1.0}) if unknown else (stated,):
+    unknown = not any(value for key, value in stated.items() if key != "drop")
+    for options in (stated, {**stated, "trained_scale": 1.0}) if unknown else (stated,):
         try:
             report = fuse(base, [path], "unused", dry_run=True, **options)
         except ScaleError:

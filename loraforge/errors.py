@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 
@@ -22,6 +23,14 @@ class Try:
 
     command: str
     why: str = ""
+    instead: str = ""
+    """The typed word that `command` takes the place of, where it is no line of its own."""
+
+    def behind(self, words: Sequence[str | Path]) -> str:
+        """The line that it makes of the command `words`."""
+        if self.instead:
+            return command(*(self.command if str(word).rstrip("/") == self.instead else word for word in words))
+        return f"{command(*words)} {self.command}" if self.command.startswith("-") else self.command
 
 
 _STANDS_FOR: dict[str, tuple[str, str]] = {}
@@ -72,11 +81,7 @@ class LoraforgeError(Exception):
 
 def as_commands(error: LoraforgeError, *words: str | Path) -> LoraforgeError:
     """The same refusal, its additions put behind the command `words`: for a verb that has not got these options."""
-    start = command(*words)
-    error.remedies = tuple(
-        Try(f"{start} {remedy.command}", remedy.why) if remedy.command.startswith("-") else remedy
-        for remedy in error.remedies
-    )
+    error.remedies = tuple(Try(remedy.behind(words), remedy.why) for remedy in error.remedies)
     return error
 
 
@@ -152,9 +157,26 @@ def shown(value: object) -> str:
 def command(*words: str | Path) -> str:
     """The words as one line for a shell, quoted where needed; a path is never mistaken for an option."""
     if words[0] in ("ls", "file") and (repo := _on_the_hub(words[-1])):
-        words = ("hf", "models", "ls", repo)
+        return hf("models", "ls", repo, page=f"{repo}/tree/main")
     texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else told(word) for word in words]
     return shlex.join(texts)
+
+
+HUB = "https://huggingface.co"
+"""Where cards and pages lead, whichever mirror a user reads from."""
+
+
+def hf(*words: str, page: str) -> str:
+    """The line of the Hub's own client; where the one installed has no such command, the line that opens `page`."""
+    return command("hf", *words) if hub_client() >= (1, 32) else f"python -m webbrowser {HUB}/{page}"
+
+
+@cache
+def hub_client() -> tuple[int, ...]:
+    """The version of huggingface_hub that is installed."""
+    from importlib.metadata import version
+
+    return tuple(int(part) for part in version("huggingface_hub").split(".")[:2])
 
 
 def _on_the_hub(path: str | Path) -> str:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from loraforge.errors import HubError, Try, command
 
 _BARE = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", re.ASCII)
 _TENSORS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".toml", ".yaml", ".json")
 _SCHEMES = ("hf://", "https://", "http://", "huggingface.co/", "hf.co/")
-_REPO = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(?<![.-])", re.ASCII)
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_ROUTES = ("tree", "blob", "resolve", "raw")
+"""What stands in a browser's address before the revision."""
+_KINDS = ("models", "datasets", "spaces", "kernels", "buckets")
+"""What may stand before `user/name`: the Hub keeps them apart."""
+_EXACT = re.compile(r"(refs/(pr|convert)/[^/]+|[0-9a-f]{40}|main)(?=/|$)")
+"""Revisions that do not go on behind a `/`."""
+_REPO = re.compile(
+    r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9][\w.-]{0,95}(?<![.-])/[A-Za-z0-9][\w.-]{0,95}(?<![.-])", re.ASCII
+)
 RENAMED = {"THUDM": "zai-org"}
 """Owner of CogVideoX on the Hub until 2025 -> the one it has now."""
 
@@ -38,6 +50,8 @@ class Address:
     path: str = ""
     bare: bool = False
     """Given as `user/repo`, which may have been meant as a path."""
+    loose: bool = False
+    """Whether the revision may go on in the path: a branch may be called feature/x. Only the Hub can tell."""
 
     def __str__(self) -> str:
         return self.at(self.path)
@@ -47,6 +61,15 @@ class Address:
         revision = f"@{self.revision}" if self.revision else ""
         return f"hf://{self.repo}{revision}{f'/{path}' if path else ''}"
 
+    def settled(self, names: Iterable[str]) -> Address:
+        """With the longest of these revisions that fits, where it was not certain which was meant."""
+        words = f"{self.revision}/{self.path}".split("/")
+        known = set(names)
+        for n in range(len(words) if self.loose else 0, 0, -1):
+            if (name := "/".join(words[:n])) in known:
+                return replace(self, revision=name, path="/".join(words[n:]), loose=False)
+        return self
+
 
 def address(source: str | Path) -> Address | None:
     """The place on the Hub that `source` names; None where it is a path. What exists on this machine is a path.
@@ -54,24 +77,75 @@ def address(source: str | Path) -> Address | None:
     Raises HubError for an address that leads to no repository of models.
     """
     text = str(source)
-    scheme = text.startswith(_SCHEMES)
-    if isinstance(source, Path) or not (scheme or _bare(text)):
+    if isinstance(source, Path) or not (text.startswith(_SCHEMES) or _bare(text)):
         return None
-    from huggingface_hub import parse_hf_uri
-    from huggingface_hub.errors import HfUriError
+    return parsed(text)
 
+
+def parsed(text: str) -> Address | None:
+    """The place on the Hub that a text names, whatever exists on this machine; None where it cannot be one.
+
+    Raises HubError for an address of which a part could not be obeyed.
+    """
+    scheme = text.startswith(_SCHEMES)
     try:
-        found = parse_hf_uri(text if scheme else f"hf://{text}")
-    except HfUriError as error:
+        kind, repo, revision, exact, path = _split(text) if scheme else _parts(text)
+        if kind != "models" and not scheme:
+            return None
+        if kind != "models":
+            raise ValueError(f"it is a {kind.removesuffix('s')}; adapters and base models are looked for in models.")
+        if not is_repo(repo):
+            raise ValueError(f"{repo!r} is no user/name.")
+        if revision and (set(revision) & set("@?#") or any(part in ("", ".", "..") for part in revision.split("/"))):
+            raise ValueError(f"{revision!r} is no revision.")
+        if path and any(part in ("", ".", "..") for part in path.split("/")):
+            raise ValueError(f"{path!r} is no path in a repository.")
+    except ValueError as error:
         if not scheme:
             return None
-        why = " ".join(str(error).split()).removeprefix(f"Invalid HF URI '{text}'. ")
-        raise HubError(f"{text} is no address of a model on the Hub: {why}", _example(text)) from error
-    if found.type != "model":
-        raise HubError(f"{text} is a {found.type}; adapters and base models are looked for in models.", _example(text))
-    if any(part in ("", ".", "..") for part in found.path_in_repo.split("/")) and found.path_in_repo:
-        raise HubError(f"{text}: {found.path_in_repo!r} is no path in a repository.", _example(text))
-    return Address(found.id, found.revision, found.path_in_repo, bare=not scheme)
+        raise HubError(f"{text} is no address of a model on the Hub: {error}", _example(text)) from error
+    loose = bool(revision and path) and not exact
+    return Address(repo, revision or None, path, bare=not scheme, loose=loose)
+
+
+def _parts(body: str) -> tuple[str, str, str, bool, str]:
+    """Kind, repository, revision, whether that is certainly all of it, and path, of what follows `hf://`."""
+    kind, _, rest = body.partition("/")
+    if kind not in _KINDS and f"{kind}s" not in _KINDS:
+        kind, rest = "models", body
+    owner, _, rest = rest.removesuffix("/").partition("/")
+    name, _, path = rest.partition("/")
+    name, at, revision = name.partition("@")
+    if not at:
+        return kind, f"{owner}/{name}", "", True, path
+    if not revision:
+        raise ValueError("no revision follows the @.")
+    whole = f"{revision}/{path}" if path else revision
+    if exact := _EXACT.match(whole):
+        return kind, f"{owner}/{name}", exact[0], True, whole[exact.end() + 1 :]
+    return kind, f"{owner}/{name}", unquote(revision), "%2f" in revision.lower(), path
+
+
+def _split(text: str) -> tuple[str, str, str, bool, str]:
+    """The same of a whole address."""
+    if text.startswith("hf://"):
+        return _parts(text.removeprefix("hf://"))
+    url = urlsplit(text if "://" in text else f"https://{text}")
+    here = urlsplit(os.environ.get("HF_ENDPOINT", ""))
+    if url.hostname is None or url.hostname not in (*_HOSTS, here.hostname):
+        raise ValueError(f"{url.hostname or 'it'} is not the Hub ({_HOSTS[0]}).")
+    more = f"?{url.query}" if url.query else f"#{url.fragment}" if url.fragment else ""
+    if more and more != "?download=true":
+        raise ValueError(f"what {more} asks for cannot be had.")
+    prefix = here.path if url.hostname == here.hostname else ""
+    words = [word for word in url.path.removeprefix(prefix).split("/") if word]
+    start = 3 if words[:1] and words[0] in _KINDS else 2
+    kept, route, rest = "/".join(words[:start]), words[start : start + 1], words[start + 1 :]
+    if route and (route[0] not in _ROUTES or "@" in kept or (not rest and route[0] != "tree")):
+        raise ValueError(f"/{'/'.join(words[start:])} is no page of its files.")
+    # a part that has a / in it stays one part
+    behind = "/".join(unquote(word).replace("/", "%2F") for word in rest)
+    return _parts(f"{kept}@{behind}" if behind else kept)
 
 
 def _bare(text: str) -> bool:
@@ -82,13 +156,22 @@ def _bare(text: str) -> bool:
     return not Path(text).exists()
 
 
+def meant(text: str) -> tuple[str, str]:
+    """The repository that a wrong address may mean, empty where none can be told; and the host in it."""
+    scheme, _, rest = text.rpartition("://")
+    has_host = scheme.startswith("http") or text.startswith(_SCHEMES[3:])
+    host, *parts = rest.split("/") if has_host else ["", *rest.split("/")]
+    parts = [part for part in parts if part not in ("", "models")]
+    if set(parts[:1]) & set(_KINDS):  # what is no model, under whatever name
+        return "", host
+    repo = re.split("[@?#]", "/".join(parts[:2]))[0].removesuffix(".git")
+    return (repo if is_repo(repo) else ""), host
+
+
 def _example(text: str) -> str:
     """The line for the repository that a wrong address may mean; of a mirror, how to read from it."""
-    scheme, _, rest = text.partition("://")
-    host, *parts = rest.split("/") if scheme.startswith("http") else ["", *rest.split("/")]
-    parts = [part for part in parts if part not in ("models", "datasets", "spaces")]
-    repo = "/".join(parts[:2]).partition("@")[0].partition("?")[0]
-    if not is_repo(repo):
+    repo, host = meant(text)
+    if not repo:
         return "loraforge inspect --help"
     mirror = f"HF_ENDPOINT=https://{host} " if "mirror" in host else ""
     return mirror + command("loraforge", "inspect", f"hf://{repo}")

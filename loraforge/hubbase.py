@@ -26,6 +26,7 @@ def base_folder(source: str | Path, *, only: str = "") -> Path:
     from huggingface_hub import snapshot_download
 
     repo = open_repo(where)
+    where = repo.address
     names = _needed(repo, only)
     if not names:
         raise repo.missing(f"has no {where.path}" if where.path else "has no base model in it")

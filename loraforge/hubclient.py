@@ -1,20 +1,19 @@
 """The client of the Hugging Face Hub: its refusals in our words, and patience while it is busy.
 
-Written against huggingface_hub 1.32 to 2.x, whose exceptions have the same names and whose HTTP libraries differ.
+Written against huggingface_hub 0.34 to 2.x, whose exceptions have the same names and whose HTTP libraries differ:
+requests up to 0.36, httpx, and httpx2 from 2.0 on. None of them is imported here.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from loraforge.errors import HubError, Try
+from loraforge.errors import HUB, HubError, Try, hub_client
 
-HUB = "https://huggingface.co"
-"""Where cards lead, whichever mirror a user reads from."""
 BUSY = (408, 429, 500, 502, 503, 504)
 _TRIES = 6
 _LONGEST = 30.0
@@ -36,9 +35,16 @@ def asking(repo: str, what: str = "") -> Iterator[None]:
         errors.OfflineModeIsEnabled,
         transport_error(),
     ) as error:
-        # some requests' errors come wrapped in one of another kind
-        real = error if isinstance(error, transport_error()) else error.__cause__ or error
+        real = _behind(error)
         raise _in_our_words(real, repo, what) from real
+
+
+def _behind(error: BaseException) -> BaseException:
+    """What went wrong, where it comes wrapped in an error of another kind."""
+    from huggingface_hub import errors
+
+    wrapped = isinstance(error, errors.LocalEntryNotFoundError) or not isinstance(error, transport_error())
+    return error.__cause__ if wrapped and error.__cause__ else error
 
 
 _NO_ANSWER = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError)
@@ -61,7 +67,7 @@ def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:
             return HubError(
                 f"{what or repo} is not in the cache, and HF_HUB_OFFLINE is set.", Try(line, "with the network")
             )
-        case errors.HfHubHTTPError():
+        case errors.HfHubHTTPError() if error.response is not None:
             return _refused(repo, error)
     if isinstance(error, transport_error() | errors.LocalEntryNotFoundError):
         why = " ".join(str(error).split())[:200] or type(error).__name__
@@ -70,7 +76,8 @@ def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:
         return HubError(text, Try("hf auth whoami", "does the network work?"))
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if isinstance(error, OSError):
-        return HubError(f"the cache of the Hub's client cannot be used, for {repo}: {why}.", Try("hf cache ls"))
+        place = Try("hf env", "where it lies")
+        return HubError(f"the cache of the Hub's client cannot be used, for {repo}: {why}.", place)
     text = f"what answers for the Hub is not the Hub, or {repo} is not as its client knows it ({why})."
     return HubError(text, Try("hf auth whoami", "is it the Hub?"))
 
@@ -84,16 +91,44 @@ def _token() -> str | None:
 def login() -> Try:
     """How to log in. A token in the environment counts before the one that is saved."""
     where = f"with a token of {HUB}/settings/tokens"
+    again = "hf auth login --force" if hub_client() >= (1, 32) else "hf auth login"
     if os.environ.get("HF_TOKEN"):
-        return Try("env -u HF_TOKEN hf auth login --force", f"{where}; then unset HF_TOKEN, which counts before it")
-    return Try("hf auth login --force" if _token() else "hf auth login", where)
+        return Try(f"env -u HF_TOKEN {again}", f"{where}; then unset HF_TOKEN, which counts before it")
+    return Try(again if _token() else "hf auth login", where)
 
 
 def transport_error() -> type[Exception]:
-    """What the HTTP library raises: httpx's HTTPError up to 1.x, httpx2's from 2.0 on."""
+    """What the HTTP library raises over anything: the base of what the client's own error is made of."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return next(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
+    library = HfHubHTTPError.__bases__[0]
+    return [base for base in library.__mro__ if base.__module__ != "builtins"][-1]
+
+
+@contextmanager
+def streamed(url: str, headers: Mapping[str, str]) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """The status of the answer to a GET and its body as it comes, with the client's own patience."""
+    from huggingface_hub import utils
+
+    web: Any = utils  # which loads its names when they are asked for
+    every = {"headers": {**web.build_hf_headers(), **headers}}
+    if not hasattr(web, "http_stream_backoff"):  # requests'
+        with web.http_backoff("GET", url, stream=True, retry_on_status_codes=BUSY, **every) as answer:
+            web.hf_raise_for_status(answer)
+            yield answer.status_code, answer.iter_content(1 << 16)
+        return
+    with web.http_stream_backoff("GET", url, follow_redirects=True, **every) as answer:
+        web.hf_raise_for_status(answer)
+        yield answer.status_code, answer.iter_bytes()
+
+
+def unreached(error: object) -> bool:
+    """Whether it says no more than that the Hub cannot be asked now."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+        return error.response.status_code in BUSY
+    return isinstance(error, (transport_error(), errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError))
 
 
 def _refused(repo: str, error: Any) -> HubError:
@@ -122,9 +157,13 @@ def patiently(call: Callable[[], T], wait: Callable[[str], None] = lambda _: Non
     for attempt in range(_TRIES):
         try:
             return call()
-        except transport as error:
+        except (transport, RuntimeError, errors.LocalEntryNotFoundError) as wrapped:
+            error = _behind(wrapped)
             answer = error.response if isinstance(error, errors.HfHubHTTPError) else None
-            if attempt + 1 == _TRIES or (answer is not None and answer.status_code not in BUSY):
+            given_up = not isinstance(error, transport) or (answer is not None and answer.status_code not in BUSY)
+            if isinstance(wrapped, RuntimeError):  # of an upload: the client has tried for long, but not over a 429
+                given_up = answer is None or answer.status_code != 429
+            if given_up or attempt + 1 == _TRIES:
                 raise
             pause = _pause(answer, attempt)
             why = f"HTTP {answer.status_code}" if answer is not None else type(error).__name__

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraforge.errors import HubError, Try, command
-from loraforge.hubclient import asking, patiently
+from loraforge.errors import HubError, Try, hf
+from loraforge.hubclient import asking, patiently, unreached
 from loraforge.outgoing import Outgoing
 
 _MOST_CARD = 10 << 20
@@ -53,6 +53,7 @@ def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Callable[[st
         with asking(repo):
             info = patiently(lambda: api.model_info(repo, revision=revision, files_metadata=True), wait)
     except HubError as error:
+        unasked = unreached(error.__cause__)
         if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
             error = HubError("HF_HUB_OFFLINE is set: nothing can be published.", "HF_HUB_OFFLINE=0 hf auth whoami")
         if isinstance(error.__cause__, errors.RepositoryNotFoundError) and not isinstance(
@@ -60,9 +61,9 @@ def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Callable[[st
         ):
             return Remote(repo, url, revision, None, False, {}, "")
         if isinstance(error.__cause__, errors.RevisionNotFoundError):
-            make = Try(command("hf", "repos", "branch", "create", repo, str(revision)), "make it")
+            make = Try(hf("repos", "branch", "create", repo, str(revision), page=f"{repo}/branches"), "make it")
             raise HubError(f"{repo} has no revision {revision}.", make) from error
-        if dry_run:
+        if dry_run and unasked:
             note = f"what {repo} holds is not known: {error.message}"
             return Remote(repo, url, revision, None, False, {}, "", (note,), known=False)
         raise

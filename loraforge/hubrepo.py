@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loraforge.errors import HubError, Try, command, listed, plain
+from loraforge.errors import HUB, HubError, Try, command, hf, listed, plain
 from loraforge.hubaddress import Address
-from loraforge.hubclient import HUB, asking, patiently
+from loraforge.hubclient import asking, patiently, streamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +44,21 @@ class Repo:
 
     def piece(self, path: str, start: int, end: int) -> bytes:
         """The bytes from `start` to `end`, by one range request."""
-        from huggingface_hub import hf_hub_url, utils
+        from huggingface_hub import hf_hub_url
 
-        web: Any = utils  # which loads its names when they are asked for
         url = hf_hub_url(self.address.repo, path, revision=self.commit)
-        headers = web.build_hf_headers() | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         got = bytearray()
         with (
             asking(self.address.repo, self.address.at(path)),
-            web.http_stream_backoff("GET", url, headers=headers, follow_redirects=True) as answer,
+            streamed(url, headers) as (status, blocks),
         ):
-            web.hf_raise_for_status(answer)
-            if answer.status_code != 206 and start:
+            if status != 206 and start:
                 raise HubError(
                     f"the Hub sends no pieces of {self.address.at(path)}, only the whole file.",
                     Try("--fetch", "get it, into the cache of the Hub"),
                 )
-            for block in answer.iter_bytes():
+            for block in blocks:
                 got += block
                 if len(got) >= end - start:
                     break  # a server without ranges would send on
@@ -83,7 +81,7 @@ class Repo:
 
 
 def _page(address: Address) -> Try:
-    return Try(command("hf", "models", "ls", address.repo))
+    return Try(hf("models", "ls", address.repo, page=f"{address.repo}/tree/main"))
 
 
 def open_repo(address: Address) -> Repo:
@@ -93,10 +91,11 @@ def open_repo(address: Address) -> Repo:
     """
     from huggingface_hub import HfApi, constants, errors
 
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return _from_cache(address)
     try:
         with asking(address.repo, str(address)):
+            address = address.settled(_revisions(address)) if address.loose else address
             info = patiently(lambda: HfApi().model_info(address.repo, revision=address.revision, files_metadata=True))
     except HubError as error:
         if isinstance(error.__cause__, errors.RevisionNotFoundError):
@@ -115,6 +114,14 @@ def open_repo(address: Address) -> Repo:
     )
 
 
+def settled(address: Address) -> Address:
+    """The address, certain of which revision it means. Raises HubError where the Hub cannot be asked."""
+    if not address.loose:
+        return address
+    with asking(address.repo, str(address)):
+        return address.settled(_revisions(address))
+
+
 def _harmless(path: object) -> bool:
     """Whether a server's name of a file stays below the folder it is put in, on any system, and can be a name there."""
     if not isinstance(path, str) or len(path) > 1000 or set(path) & set('\\:"<>|?*\0'):
@@ -128,14 +135,20 @@ def _encodes(text: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _no_revision(address: Address) -> HubError:
+def _revisions(address: Address) -> list[str]:
+    """Every branch and tag of its repository."""
     from huggingface_hub import HfApi
 
+    refs = patiently(lambda: HfApi().list_repo_refs(address.repo))
+    return [ref.name for ref in (*refs.branches, *refs.tags)]
+
+
+def _no_revision(address: Address) -> HubError:
     with asking(address.repo):
-        refs = HfApi().list_repo_refs(address.repo)
-    names = [ref.name for ref in (*refs.branches, *refs.tags)]
+        names = _revisions(address)
     lines = [command("loraforge", "inspect", f"hf://{address.repo}@{name}") for name in names[:5]]
-    return HubError(f"{address.repo} has no revision {address.revision}; it has {listed(names, 8)}.", *lines)
+    said = f"{address.revision}/{address.path}" if address.loose else address.revision
+    return HubError(f"{address.repo} has no revision {said}; it has {listed(names, 8)}.", *lines)
 
 
 def _from_cache(address: Address) -> Repo:
@@ -146,6 +159,9 @@ def _from_cache(address: Address) -> Repo:
         repos = scan_cache_dir().repos
     except CacheNotFound:
         repos = frozenset()
+    address = address.settled(
+        ref for repo in repos if repo.repo_id == address.repo for revision in repo.revisions for ref in revision.refs
+    )
     wanted = address.revision or "main"
     for repo in repos:
         for revision in repo.revisions if (repo.repo_id, repo.repo_type) == (address.repo, "model") else ():

@@ -12,9 +12,10 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from loraforge.errors import FileError, HubError, Try, command, stands_for
+from loraforge.errors import FileError, HubError, Try, hf, stands_for
 from loraforge.hubaddress import address
 from loraforge.hubrepo import Repo, open_repo
+from loraforge.shards import alone, is_index
 from loraforge.source import open_tensors
 from loraforge.tensorfile import TensorFile, megabytes
 from loraforge.trainingconfig import BESIDE
@@ -75,8 +76,10 @@ class Reached:
         Raises HubError that names the candidates.
         """
         below = [name for name in self.repo.files if (self.folder / name).is_relative_to(self.source)]
-        plain = [name for name in below if name.endswith(".safetensors")]
-        found = plain or [name for name in below if name.endswith(TENSORS)]
+        plain = [name for name in below if ".safetensors" in name]
+        every = plain or [name for name in below if name.endswith(TENSORS)]
+        whole = alone(self.folder / name for name in every if not is_index(PurePosixPath(name)))
+        found = [path.relative_to(self.folder).as_posix() for path in whole]
         if len(found) != 1:
             what = "has no adapter in it" if not found else f"has {len(found)} tensor files: say which"
             raise self.repo.missing(what)
@@ -111,6 +114,7 @@ def reach(source: str | Path) -> Reached | None:
     if where is None:
         return None
     repo = open_repo(where)
+    where = repo.address
     temporary = Path(tempfile.mkdtemp(prefix="loraforge-")).resolve()
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     # as deep as a search for training configurations goes up, so that it ends among ours
@@ -125,8 +129,8 @@ def reach(source: str | Path) -> Reached | None:
                 stream.truncate(size)
         except OSError as error:
             text = f"{where.at(name)}, of {size:,} bytes, cannot be a file on this machine: {error.strerror}."
-            raise HubError(text, command("hf", "models", "ls", where.repo)) from error
-        if PurePosixPath(name).name == "latest":
+            raise HubError(text, hf("models", "ls", where.repo, page=f"{where.repo}/tree/main")) from error
+        if PurePosixPath(name).name == "latest" or is_index(PurePosixPath(name)):
             found._small(name)
     if where.path and not found.source.exists():
         raise repo.missing(f"has no {where.path}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Scale
 from loraforge.asin import read_at
+from loraforge.drop import without
 from loraforge.errors import LoraforgeError, as_commands, command, told
 from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
@@ -154,6 +155,7 @@ def inspect(
     *,
     iteration: int | None = None,
     ema: bool = False,
+    drop: Sequence[str] = (),
     fetch: bool = False,
 ) -> Inspection:
     """Describe the adapter in `source`, a path or an address on the Hub, without reading a weight.
@@ -163,22 +165,23 @@ def inspect(
     A file that opens but is no adapter is described as far as possible, with `problem` set. Raises a
     LoraforgeError when it cannot be opened at all.
     """
-    choice = Choice(iteration, ema)
+    choice = Choice(iteration, ema, drop=tuple(drop))
     form, place, file = locate(source, from_, choice, fetch=fetch)
     try:
         if form is None:
             raise not_an_adapter(file)
-        adapter = read_at(form, file, choice)
+        adapter, _ = without(read_at(form, file, choice), drop, file)
     except LoraforgeError as error:
         if form is not None:
             error = as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers")
         return _describe(file, form, None, place.notes, error)
-    return _describe(file, form, adapter, (*place.notes, *adapter.notes), None)
+    return _describe(file, form, adapter, (*place.notes, *adapter.notes), None, drop)
 
 
 def _describe(
-    file: TensorFile, form: Format | None, adapter: Adapter | None, notes: tuple[str, ...], error: LoraforgeError | None
-) -> Inspection:
+    file: TensorFile, form: Format | None, adapter: Adapter | None, notes: tuple[str, ...],
+    error: LoraforgeError | None, drop: Sequence[str] = (),
+) -> Inspection:  # fmt: skip
     from loraforge.base import fits
     from loraforge.catalog import architecture
 
@@ -190,7 +193,8 @@ def _describe(
     )
     remedies = [remedy.command for remedy in error.remedies] if error else []
     if adapter and form and adapter.scale.provenance == "ambiguous":
-        start = command("loraforge", "convert", file.path, "--to", "diffusers")
+        less = [word for pattern in drop for word in ("--drop", pattern)]
+        start = command("loraforge", "convert", file.path, "--to", "diffusers", *less)
         remedies = [f"{start} {remedy.command}   # {remedy.why}" for remedy in adapter.candidates]
     return Inspection(
         path=told(file.path),

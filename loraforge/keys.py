@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from loraforge.drop import patterns_for
 from loraforge.dtypes import FACTORS
 from loraforge.errors import FormatError, listed
 from loraforge.layout import Architecture, Layout
@@ -104,7 +105,7 @@ class KeyStyle:
         """
         found: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
         spelled: dict[str, str] = {}
-        problems, unknown = list[str](), list[str]()
+        problems, unknown, spare = list[str](), list[str](), list[str]()
         stacks = {}
         for key in tensors:
             hit = self.parse(key)
@@ -126,6 +127,11 @@ class KeyStyle:
             )
         modules = {}
         for path, blocks in sorted(found.items()):
+            if all(keys.keys() == {"alpha"} for keys in blocks.values()):
+                orphans = [keys["alpha"] for keys in blocks.values()]
+                spare += orphans
+                problems.append(f"{orphans[0]} is an alpha of {path}, which has no A and no B in the file")
+                continue
             if what := arch.unadapted.get(stacks[path][0]):
                 problems.append(f"{path} is a {what}, which no LoRA adapts")
                 continue
@@ -142,7 +148,8 @@ class KeyStyle:
             if not faults:
                 modules[path] = [Keys(**blocks[n]) for n in range(want)]
         if problems:
-            raise FormatError(listed(problems))
+            only_those = len(problems) == len(spare) + bool(unknown) * len(list(_unknown(unknown, arch)))
+            raise FormatError(listed(problems), *(patterns_for([*unknown, *spare]) if only_those else ()))
         return modules
 
     def decode(
@@ -233,6 +240,8 @@ _REFUSED = (
         "a whole weight saved beside the LoRA (modules_to_save)",
     ),
     (r"alpha", "an alpha tensor, which no writer of this format makes"),
+    (r"diff", "a weight difference (.diff), the whole change of a weight saved beside the LoRA"),
+    (r"diff_b", "a bias difference (.diff_b), the whole change of a bias saved beside the LoRA"),
 )
 """What the end of a key means that no LoRA of this kind has."""
 
@@ -242,6 +251,7 @@ def _unknown(keys: list[str], arch: Architecture) -> Iterator[str]:
     kinds: dict[str, list[str]] = defaultdict(list)
     for key in keys:
         what = next((what for ending, what in _REFUSED if re.search(rf"(?:^|[._])(?:{ending})$", key)), "")
+        what = "a bundled embedding" if key.startswith("bundle_emb") else what
         known = what and any(arch.layouts[name].locate(stem) for name in arch.layouts for stem in _stems(key))
         kinds[what if known or "whole" not in what else ""].append(key)
     for what, group in kinds.items():

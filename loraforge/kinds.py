@@ -60,6 +60,15 @@ def _names(*parts: str) -> Callable[[TensorFile], bool]:
     return lambda file: any(part in key for key in file.tensors for part in parts)
 
 
+def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
+    """The adapter alone, where a model was saved with its LoRA layers in it, and a note; any other file as it is."""
+    mine = {key: info for key, info in file.tensors.items() if ".lora_" in key or "modules_to_save" in key}
+    if not mine or not any(".base_layer." in key for key in file.tensors) or "ds_version" in file.tops:
+        return file, ()
+    note = f"took the adapter out of a model that was saved with its LoRA layers in it: {len(mine)} tensors of"
+    return file.hiding(tensors=mine), (f"{note} {len(file.tensors)}",)
+
+
 def of_training(file: TensorFile) -> bool:
     """Whether it is a trainer's own state: DeepSpeed's, or a whole model with PEFT's layers still in it."""
     return "ds_version" in file.tops or any(".base_layer." in key for key in file.tensors)

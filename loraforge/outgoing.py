@@ -14,6 +14,7 @@ from loraforge.basemodel import BaseModel, read_json
 from loraforge.errors import FileError, HubError, Try, command
 from loraforge.formats.peft import CONFIG
 from loraforge.private import cleaned, cleaned_json
+from loraforge.shards import Shards
 from loraforge.source import open_tensors
 from loraforge.tensorfile import KEY, TensorFile, write_safetensors
 
@@ -76,7 +77,7 @@ def of_adapter(file: TensorFile, form: str, base_model: str | None, work: Path) 
     name = CANONICAL.get(form, file.path.name)
     metadata, notes = cleaned(file.metadata)
     content = file.path.resolve()
-    if notes:
+    if notes or file.dropped or isinstance(file, Shards):
         if KEY in file.metadata and KEY not in metadata:
             raise HubError(
                 f"the history in the header of {file.path} has a path or a token in it, which would be published.",

@@ -44,6 +44,9 @@ def published(source: Path, repo: str, base_model: str | None, stated: Mapping[s
     Raises HubError where the file by itself would not act as trained, or its base model is not known.
     """
     if base := _model(source):
+        if stated["drop"]:
+            text = f"{source} is a model with adapters in it: --drop takes nothing out of it."
+            raise HubError(text, command("loraforge", "fuse", "--help"))
         return _of_model(base, base_model, as_loaded=stated["as_loaded"])
     return _of_adapter(source, repo, base_model, stated, work)
 
@@ -64,11 +67,13 @@ def _model(source: Path) -> BaseModel | None:
 
 def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping[str, Any], work: Path) -> Published:
     # what is stated is compared with the file; --as-in only lets it pass where no scale is known
-    keep = stated["as_loaded"] or stated.get("as_in")
-    found, adapter = diagnosed(source, None, None, {**stated, "as_loaded": False, "as_in": None}, fetch=True)
+    drop = stated["drop"]
+    scale = {key: value for key, value in stated.items() if key != "drop"}
+    keep = scale["as_loaded"] or scale.get("as_in")
+    found, adapter = diagnosed(source, None, None, {**scale, "as_loaded": False, "as_in": None}, drop, fetch=True)
     as_loaded = bool(keep) and adapter is not None and adapter.scale.provenance in ("assumed", "ambiguous")
     if as_loaded and adapter and adapter.scale.provenance == "ambiguous":
-        found, adapter = diagnosed(source, None, None, stated, fetch=True)
+        found, adapter = diagnosed(source, None, None, scale, drop, fetch=True)
     again = Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes")
     if adapter is None or adapter.source is None:
         raise HubError(f"{source} cannot be published: {found.why}", *found.fix)

@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from loraforge.card import Facts, new_card, updated_card
 from loraforge.cardcheck import problems
-from loraforge.errors import HubError, Try, command
+from loraforge.errors import HubError, Try, command, hf
 from loraforge.frontmatter import fields, split
-from loraforge.hubaddress import address, is_repo, renamed
+from loraforge.hubaddress import Address, address, is_repo, meant, parsed, renamed
 from loraforge.hubcommit import Remote, commit, remote
-from loraforge.hubrepo import licence_of
+from loraforge.hubrepo import licence_of, settled
 from loraforge.outgoing import Outgoing, of_sample, outgoing, workplace
 from loraforge.published import Published, published
+from loraforge.shards import group_of
 
 State = Literal["unchanged", "planned", "committed"]
 
@@ -55,7 +56,7 @@ class PushReport:
             for file in self.files
         ]
         if self.stale:
-            gone = command("hf", "repos", "delete-files", self.repo, *self.stale)
+            gone = hf("repos", "delete-files", self.repo, *self.stale, page=f"{self.repo}/tree/main")
             out.append(f"  stale    {', '.join(self.stale)}: a loader may take it instead. To remove it: {gone}")
         if self.state == "planned":
             card = [f"  | {line}" for line in self.card.rstrip().splitlines()]
@@ -96,6 +97,7 @@ def push(
     as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    drop: Sequence[str] = (),
     dry_run: bool = False,
     wait: Callable[[str], None] = lambda _: None,
 ) -> PushReport:
@@ -107,8 +109,10 @@ def push(
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
+        "drop": drop,
     }  # fmt: skip
-    repo = repo_of(repo)
+    to = destination(repo)
+    revision, repo = _branch(repo, to, revision, dry_run=dry_run), to.repo
     shown = [of_sample(Path(path)) for path in sample]
     _check(source, base_model, prompt, sample)
     with workplace() as work:
@@ -154,16 +158,46 @@ def push(
         return replace(done, state="committed", commit=made.commit, pull_request=made.pull_request)
 
 
-def repo_of(text: str) -> str:
-    """The repository a text names: `user/name`, or its address. Raises HubError where it names none."""
-    where = address(text) if "://" in text else None
-    repo = where.repo if where else text
-    if not is_repo(repo):
-        raise HubError(
-            f"{text} is no name of a repository: it is user/name, of letters, digits, dots and dashes.",
-            "loraforge push --help",
-        )
-    return repo
+def destination(text: str) -> Address:
+    """The repository that a text names, `user/name`, `user/name@branch` or its address. Nobody is asked.
+
+    Raises HubError where a part of the text could not be obeyed.
+    """
+    repo = meant(text)[0]
+    instead = [Try(repo, "the repository", instead=text)] if repo else ["loraforge push --help"]
+    try:
+        where = parsed(text)
+    except HubError as error:
+        raise HubError(error.message, *instead) from error
+    if where is None:
+        what = "is no name of a repository: it is user/name, of letters, digits, dots and dashes."
+        raise HubError(f"{text} {what}", *instead)
+    if where.path and not where.loose:
+        raise _of_a_file(text, where)
+    return where
+
+
+def _of_a_file(text: str, where: Address) -> HubError:
+    top = where.at().removeprefix("hf://")
+    why = f"{text} is the address of a file or folder in a repository: what is pushed stands at the top of it."
+    return HubError(why, Try(top, "there", instead=text))
+
+
+def _branch(text: str, where: Address, given: str | None, *, dry_run: bool) -> str | None:
+    """The branch that the address and `--revision` name. Raises HubError where they are two."""
+    try:
+        where = settled(where)
+    except HubError:
+        if not dry_run:
+            raise
+    if where.path and not where.loose:
+        raise _of_a_file(text, where)
+    said = f"{where.revision}/{where.path}" if where.loose else where.revision
+    if said and given and said != given:
+        ours = Try(f"--revision {command(said)}", "as the address says")
+        theirs = Try(where.repo, f"{given}, as --revision says", instead=text)
+        raise HubError(f"{text} names the revision {said}, and --revision {given}: which?", ours, theirs)
+    return given or said
 
 
 def _reachable(there: Remote, *, private: bool) -> None:
@@ -171,12 +205,12 @@ def _reachable(there: Remote, *, private: bool) -> None:
     if there.commit is None and there.known and there.revision not in (None, "main"):
         raise HubError(
             f"{there.repo} does not exist, and a new repository begins with main: leave out --revision the first time.",
-            command("hf", "repos", "create", there.repo),
+            hf("repos", "create", there.repo, page="new"),
         )
     if private and there.commit is not None and not there.private:
         raise HubError(
             f"{there.repo} exists and is public: --private is for a new one.",
-            command("hf", "repos", "settings", there.repo, "--private"),
+            hf("repos", "settings", there.repo, "--private", page=f"{there.repo}/settings"),
         )
 
 
@@ -198,7 +232,7 @@ def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], s
             f"{source} is on the Hub: what is published comes from this machine.",
             Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes"),
         )
-    if not Path(source).exists():
+    if not Path(source).exists() and group_of(Path(source)) is None:
         raise HubError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
     if base_model is not None and not is_repo(base_model):
         raise HubError(

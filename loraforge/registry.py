@@ -6,16 +6,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
+from loraforge import shards
 from loraforge.catalog import architectures, data_files
-from loraforge.errors import FileError, FormatError, LoraforgeError, Try, command
+from loraforge.drop import left_out
+from loraforge.errors import FileError, FormatError, LoraforgeError, Try, command, listed
 from loraforge.formats import Choice, Format, Found
 from loraforge.formats.data import DataFormat
 from loraforge.hubaddress import perhaps
 from loraforge.hubsource import reach
+from loraforge.kinds import taken_out
 from loraforge.plugins import depends_on_plugins, host
-from loraforge.source import open_tensors
+from loraforge.source import open_tensors, snapshot, tensor_files
 from loraforge.tensorfile import TensorFile
 
 _MEMBERS = ("name", "summary", "layouts", "options", "storage", "writer", "find", "claims", "read")
@@ -103,32 +107,72 @@ def locate(
     Hub has it not.
     """
     hub = reach(given)
-    source = hub.source if hub else Path(given)
+    source, notes = (hub.source, ()) if hub else snapshot(Path(given))
+    if not source.exists() and (group := shards.group_of(source)):  # what is called so lies in several files
+        there = (source.with_name(name) for name in group.names)
+        source = group.index or next((path for path in there if path.is_file()), source)
     _check(source, choice)
     wanted = [named(name)] if name else list(formats().values())
     found, faults = _search(wanted, source, choice)
     if not found and faults:
         raise faults[0]
-    if not found and hub:
-        only, note = hub.only()
-        found = [(form, replace(at, notes=(note, *at.notes))) for form, at in _search(wanted, only, choice)[0]]
+    look = open_tensors if hub is None else hub.whole if fetch else hub.header
+    if not found:
+        only, note = hub.only() if hub else _only(wanted, source, look, bool(name))
+        if only and (choice.iteration is not None or choice.ema):
+            flag = "--ema" if choice.ema else "--iteration"
+            what = f"{flag} chooses among the checkpoints of a run, and {source} has none"
+            raise FileError(f"{what}: it holds {only.name}.", command("loraforge", "inspect", only))
+        placed = _search(wanted, only, choice)[0] if only else []
+        found = [(form, replace(at, notes=(note, *at.notes))) for form, at in placed]
     if not found:
         what = f"no {name} checkpoint" if name else "nothing that any format reads"
-        below = [
-            child for child in sorted(source.iterdir()) if child.is_dir() and any(_finds(f, child) for f in wanted)
-        ]
-        remedies = [command("loraforge", "inspect", child) for child in below[:3]]
+        folders = (child for child in sorted(source.iterdir()) if child.is_dir())
+        below = (child for child in folders if tensor_files(child) or any(_finds(f, child) for f in wanted))
+        remedies = [command("loraforge", "inspect", child) for child in islice(below, 3)]
         remote = perhaps(str(given)) if hub is None else None
         other = [command("ls", "-l", source), *([remote] if remote else [])]
         raise FileError(f"{source} has {what} in it.", *(remedies or other))
-    look = open_tensors if hub is None else hub.whole if fetch else hub.header
-    opened = {path: look(path) for path in dict.fromkeys(place.path for _, place in found)}
+    opened = {}
+    for path in dict.fromkeys(place.path for _, place in found):
+        file, warnings = shards.opened(path, look)
+        file, taken = taken_out(file)
+        file, left = left_out(file, choice.drop)
+        opened[path] = file, [*warnings, *taken, *left]
     claiming = [(entry, place) for entry, place in found if name or entry.claims(opened[place.path][0])]
     if len(claiming) > 1:
         raise _several(source, claiming)
     form, place = claiming[0] if claiming else (None, found[0][1])
     file, warnings = opened[place.path]
-    return form, Found(file.path, place.run, (*place.notes, *warnings)), file
+    run = shards.whole_name(place.run).removesuffix(".safetensors").removesuffix(".bin")
+    return form, Found(file.path, run, (*notes, *place.notes, *warnings)), file
+
+
+_MOST = 50
+"""Files of a folder that are opened to see what they are."""
+
+
+def _only(wanted: Sequence[Format], source: Path, look: shards.Look, named: bool) -> tuple[Path | None, str]:
+    """The one file of a folder that is an adapter, whatever it is called, and a note; None where no file is there.
+
+    Where none is an adapter and there is one file, that file. Raises FileError that names those it could be.
+    """
+    files = tensor_files(source)
+    adapters = list[Path]()
+    for path in files[:_MOST] if len(files) > 1 else ():
+        try:
+            file, _ = shards.opened(path, look)
+            if any(named or form.claims(file) for form, _ in _search(wanted, path, Choice())[0]):
+                adapters.append(path)
+        except FileError:  # told where it is given by itself
+            continue
+    if len(left := adapters or files) > 1:
+        what = "adapters" if adapters else "tensor files, none of them an adapter"
+        text = f"{source} holds {len(left)} {what}: {listed([path.name for path in left], 5)}. Which?"
+        raise FileError(text, *(command("loraforge", "inspect", path) for path in left[:8]))
+    if not left:
+        return None, ""
+    return left[0], f"took {left[0].name}, the only {'adapter' if adapters else 'tensor file'} in {source.name}"
 
 
 def _search(

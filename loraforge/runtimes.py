@@ -353,7 +353,7 @@ def _applied_scalings(
     metadata = {key: text for key, text in file.metadata.items() if key in program.sees}
     beside = program.sees & {"adapter_config.json", "training_config.yaml"}
     path = file.path if beside else Path("elsewhere", file.path.name)
-    seen = replace(file, tensors=kept, metadata=metadata, path=path, _map=None if file.absent else file.mapped())
+    seen = file.hiding(tensors=kept, metadata=metadata, path=path)
     same = (tuple(kept), tuple(sorted(metadata)), bool(beside))
     if same not in memo:
         try:

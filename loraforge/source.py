@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraforge.errors import FileError, Try, command
+from loraforge.shards import alone, is_numbered
 from loraforge.tensorfile import HEADER_LIMIT, TensorFile, read_safetensors
 from loraforge.torchfile import read_torch
 
@@ -18,6 +19,7 @@ _BEGINNINGS = (
     (b"GGUF", "a GGUF model", None),
     (b"{", "a JSON text", None),
 )
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _SUFFIXES = {"safetensors": (".safetensors",), "torch": (".pt", ".pth", ".bin", ".ckpt")}
 
 
@@ -51,6 +53,32 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
     if path.suffix.lower() not in _SUFFIXES[file.kind]:
         warnings.append(f"{path.name} is really a {file.kind} file; its suffix says otherwise.")
     return file, warnings
+
+
+def tensor_files(folder: Path) -> list[Path]:
+    """What lies in a folder and is called as tensor files are, one path for each set of shards; safetensors first."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES or is_numbered(path)]
+    files = alone(path for path in files if path.is_file())
+    return [path for path in files if ".safetensors" in path.name.lower()] or files
+
+
+def snapshot(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """What a folder of the Hub's cache (`models--user--name`) stands for: the files of main; any other as it is.
+
+    Raises FileError that names the snapshots where it cannot be told which.
+    """
+    if not (folder / "snapshots").is_dir() or not folder.resolve().name.startswith("models--"):
+        return folder, ()
+    held = sorted(child for child in (folder / "snapshots").iterdir() if child.is_dir())
+    main = folder / "refs" / "main"
+    name = main.read_text("utf-8", "replace").strip() if main.is_file() else ""
+    chosen = [child for child in held if child.name == name] or (held if not name else [])
+    if len(chosen) != 1:
+        text = f"{folder} is a folder of the Hub's cache, with {len(held)} snapshots and no main among them: which?"
+        raise FileError(
+            text, *([command("loraforge", "inspect", child) for child in held[:5]] or [command("ls", "-l", folder)])
+        )
+    return chosen[0], (f"took the snapshot {chosen[0].name[:12]} of {folder.resolve().name}",)
 
 
 def _other(path: Path, head: bytes) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from loraforge import peftrules
 from loraforge.adapter import Scale
 from loraforge.asin import read_at
+from loraforge.drop import without
 from loraforge.errors import (
     FormatError,
     LoraforgeError,
@@ -34,6 +36,7 @@ from loraforge.report import fraction, scale_text
 from loraforge.runfolders import states_scale
 from loraforge.runtimes import outlooks
 from loraforge.scale import STATES, given, statement
+from loraforge.shards import Shards
 from loraforge.tensorfile import KEY, read_safetensors, write_safetensors
 
 STAMPED = ("diffusers", "peft")
@@ -91,6 +94,7 @@ def stamp(
     override_scale: bool = False,
     out: str | Path | None = None,
     in_place: bool = False,
+    drop: Sequence[str] = (),
     force: bool = False,
 ) -> Stamp:
     """Record at what scale the adapter in `source` was trained, in the header of a new file; stated as to `convert`.
@@ -111,9 +115,14 @@ def stamp(
         alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
         as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
     )  # fmt: skip
-    choice = Choice(training_config=Path(training_config) if training_config else None, stated=stated)
+    config = Path(training_config) if training_config else None
+    choice = Choice(training_config=config, stated=stated, drop=tuple(drop))
     typed = _typed(choice)
-    form, _, file = locate(source, None, Choice())
+    form, _, file = locate(source, None, Choice(drop=tuple(drop)))
+    if in_place and (drop or isinstance(file, Shards)):
+        what = "takes nothing out of a file" if drop else f"has no one file to replace: {source} lies in several"
+        give = Try("--out=stamped.safetensors", instead="--in-place")
+        raise LoraforgeError(f"--in-place {what}. Give a file to write.", give)
     if form is None:
         raise not_an_adapter(file)
     if file.kind != "safetensors" or form.name not in STAMPED:
@@ -128,7 +137,7 @@ def stamp(
             command("loraforge", "inspect", source),
         )
     try:
-        adapter = read_at(form, file, choice)
+        adapter, _ = without(read_at(form, file, choice), drop, file)
     except LoraforgeError as error:
         if error.remedies and all(remedy.command.startswith(STATES) for remedy in error.remedies):
             raise

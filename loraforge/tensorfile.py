@@ -6,9 +6,9 @@ import json
 import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from zlib import crc32
 
 from loraforge.dtypes import BYTES, FACTORS, name_of, numpy_type
@@ -69,12 +69,16 @@ class TensorFile:
     """The header's string table; of a torch file, our own entry where its outermost dictionary has one."""
     tops: tuple[str, ...] = ()
     """Keys of the outermost dictionary of a torch file."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """The whole numbers in it, as `mp_world_size`."""
     wrappers: tuple[str, ...] = ()
     """The keys that lead from there to the tensors (`module`)."""
     opaque: Mapping[str, str] = field(default_factory=dict)
     """Keys that hold something else than a plain tensor -> the dotted name of what it is."""
     globals: tuple[str, ...] = ()
     """Dotted names a pickle mentions. None of them was imported."""
+    dropped: tuple[str, ...] = ()
+    """Keys that are left out of `tensors`, as `--drop` says."""
     absent: int = 0
     """Bytes of tensors that were not fetched from the Hub: only the header was."""
     _map: mmap.mmap | None = None
@@ -113,6 +117,12 @@ class TensorFile:
         """Tell the system that what is read lies far apart, so that it does not read on from there."""
         if hasattr(self.mapped(), "madvise"):
             self.mapped().madvise(mmap.MADV_RANDOM)
+
+    def hiding(self, **changes: Any) -> Self:
+        """The same tensors, with other names, metadata or path to be seen."""
+        if not self.absent:
+            self.mapped()
+        return replace(self, **changes)
 
     def release(self, key: str | None = None) -> None:
         """Give the pages read so far, or those of one tensor, back to the system.

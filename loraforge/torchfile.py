@@ -74,6 +74,7 @@ def read_torch(path: Path) -> TensorFile:
             storages[name.removeprefix("data/")] = (start, end - start)
     tree, names = load(text["data.pkl"], str(path), _calls(str(path)), _persistent(storages, str(path)))
     tops = tuple(key for key in tree if isinstance(key, str)) if isinstance(tree, dict) else ()
+    counts = {key: tree[key] for key in tops if type(tree[key]) is int} if isinstance(tree, dict) else {}
     ours = tree.get(KEY) if isinstance(tree, dict) else None
     wrappers: list[str] = []
     while isinstance(tree, dict) and (
@@ -91,7 +92,7 @@ def read_torch(path: Path) -> TensorFile:
         if not isinstance(value, TensorInfo)
     }
     metadata = {KEY: ours} if isinstance(ours, str) else {}
-    return TensorFile(path, "torch", size, tensors, metadata, tops, tuple(wrappers), opaque, names)
+    return TensorFile(path, "torch", size, tensors, metadata, tops, counts, tuple(wrappers), opaque, names)
 
 
 _MOST = {"data.pkl": MOST_BYTES, "byteorder": 16}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter import Adapter, Scale
 from loraforge.asin import read_at
 from loraforge.basemodel import COMPONENT
-from loraforge.errors import LoraforgeError, as_commands, listed, told
+from loraforge.drop import meets, without
+from loraforge.errors import LoraforgeError, as_commands, command, listed, told
 from loraforge.formats import Choice
 from loraforge.hubbase import base_folder
 from loraforge.kinds import not_an_adapter
@@ -19,6 +20,7 @@ from loraforge.provenance import own_entry
 from loraforge.registry import locate
 from loraforge.report import fraction, scale_text
 from loraforge.scale import STATES, statement
+from loraforge.shards import Shards
 
 if TYPE_CHECKING:
     from loraforge.proof import Comparison
@@ -125,6 +127,7 @@ def verify(
     as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    drop: Sequence[str] = (),
 ) -> Verification:
     """Compare the updates of two adapters of any formats and layouts, row by row, in float64.
 
@@ -151,13 +154,20 @@ def verify(
     plain = Choice()
     asked = () if choice == plain or said.as_in else (a, b)
     unknown = [source for source in asked if source is not None and _unknown(source)]
-    one, notes, file, name = _read(a, choice if a in unknown or not unknown else plain)
+    sides = {side: [p for p in drop if meets(locate(side, None, Choice())[2], p)] for side in (a, b) if side and drop}
+    if lost := [pattern for pattern in drop if not any(pattern in found for found in sides.values())]:
+        _read(a, plain, lost)
+    one, notes, file, name = _read(a, choice if a in unknown or not unknown else plain, sides.get(a, ()))
     if b is not None:
-        other, more, other_file, other_name = _read(b, choice if b in unknown else plain)
+        other, more, other_file, other_name = _read(b, choice if b in unknown else plain, sides.get(b, ()))
         scan(other_file, other.keys)
     else:
         from loraforge.loaders import load_back
 
+        if isinstance(file, Shards) or file.dropped:
+            line = command("loraforge", "convert", a, "--to", str(in_), *[w for p in drop for w in ("--drop", p)])
+            what = "some of it is to be left out" if file.dropped else "it lies in several files"
+            raise LoraforgeError(f"{in_} would read {a} as it is, and {what}: convert it first.", line)
         other = load_back(file.path, one, str(in_), base_folder(base, only=COMPONENT) if base else None)
         more, other_file, other_name = (), file, f"as {in_} loads it"
     scan(file, one.keys)
@@ -194,12 +204,13 @@ def _unknown(source: str | Path) -> bool:
     return not known and (adapter is None or adapter.scale.provenance in ("ambiguous", "assumed"))
 
 
-def _read(source: str | Path, choice: Choice) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
+def _read(source: str | Path, choice: Choice, drop: Sequence[str]) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
+    choice = replace(choice, drop=tuple(drop))
     form, place, file = locate(source, None, choice)
     if form is None:
         raise not_an_adapter(file)
     try:
-        adapter = read_at(form, file, choice)
+        adapter, _ = without(read_at(form, file, choice), drop, file)
     except LoraforgeError as error:
         if all(remedy.command.startswith(STATES) for remedy in error.remedies):
             raise

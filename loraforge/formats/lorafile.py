@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from loraforge.adapter import Adapter
+from loraforge.drop import COMPONENTS
 from loraforge.errors import FormatError, command
 from loraforge.formats import Choice, Header, Target
 from loraforge.hubaddress import renamed
@@ -41,7 +40,8 @@ def read_lora_file(
     `writes` is the format's name in trainers.toml, `others` what begins the keys of adapters of other components.
     Raises FormatError and ScaleError.
     """
-    tensors, notes = _without(file, choice.drop, others, arch.title)
+    tensors, notes = file.tensors, tuple[str, ...]()
+    _own(file, others, arch.title)
     look = command("loraforge", "inspect", file.path)
     strange = [f"{key} ({name})" for key, name in file.opaque.items()]
     if strange:
@@ -49,7 +49,7 @@ def read_lora_file(
     try:
         found = style.find(tensors, arch, layout)
     except FormatError as error:
-        raise FormatError(f"{file.path}: {error.message}", look) from error
+        raise FormatError(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
     sizes = ranks(found, file.tensors)
     try:
         said = alphas(found, file)
@@ -80,27 +80,19 @@ def read_lora_file(
     )
 
 
-def _without(
-    file: TensorFile, patterns: Sequence[str], others: Mapping[str, str], title: str
-) -> tuple[Mapping[str, TensorInfo], tuple[str, ...]]:
-    """The tensors less those of other components that a pattern of `--drop` names, and a note that says so.
-
-    Raises FormatError when there are any that no pattern names: nothing of an adapter is left out unasked.
-    """
-    foreign = {key: what for key in file.tensors for start, what in others.items() if key.startswith(start)}
-    named = {key for pattern in patterns for key in fnmatch.filter(foreign, pattern)}
-    if left := sorted(foreign.keys() - named):
-        starts = sorted({start for key in left for start in others if key.startswith(start)})
-        raise FormatError(
-            f"{file.path}: {len(left)} of its tensors adapt the {foreign[left[0]]} ({left[0]}, ...), which this format "
-            f"can carry and {title} pipelines do not load. Say that they may be left out.",
-            " ".join(f"--drop '{start}*'" for start in starts),
-        )
-    if not named:
-        return file.tensors, ()
-    count = Counter(foreign[key] for key in named)
-    note = ", ".join(f"{n} tensors of the {what}" for what, n in count.items())
-    return {key: info for key, info in file.tensors.items() if key not in named}, (f"left out, as --drop says: {note}",)
+def _own(file: TensorFile, others: Mapping[str, str], title: str) -> None:
+    """Raises FormatError for tensors of other components: nothing of an adapter is left out unasked."""
+    known = {**COMPONENTS, **others}
+    foreign = [key for key in sorted(file.tensors) if key.startswith(tuple(known))]
+    if not foreign:
+        return
+    starts = sorted({next(start for start in known if key.startswith(start)) for key in foreign})
+    what = next(known[start] for start in starts if foreign[0].startswith(start))
+    raise FormatError(
+        f"{file.path}: {len(foreign)} of its tensors adapt the {what} ({foreign[0]}, ...), which this format "
+        f"can carry and {title} pipelines do not load. Say that they may be left out.",
+        " ".join(command("--drop", f"{start}*") for start in starts),
+    )
 
 
 class LoraFileWriter:

@@ -46,7 +46,7 @@ class SatFormat:
         """A writer over the base the user named."""
         found = wanted.base
         if found and found.is_dir():
-            place = self.find(found, Choice())
+            place = self.find(found, Choice()) or self.below(found)
             if place is None:
                 raise FileError(f"--base {found} has no SAT checkpoint in it.", command("ls", "-l", found))
             found = place.path
@@ -64,12 +64,26 @@ class SatFormat:
         file = _only_shard(source / chosen)
         return Found(file, _run_name(file), (note,))
 
+    def below(self, folder: Path) -> Found | None:
+        """The checkpoint in the one subfolder that has any, as the released models are laid out.
+
+        Raises FileError that names them where there are several.
+        """
+        children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
+        holding = [child for child in children if _shards(child) or (child / "latest").is_file()]
+        if len(holding) > 1:
+            text = f"{folder} holds several SAT checkpoints, in {listed([child.name for child in holding])}: which?"
+            raise FileError(text, *(Try(str(child), instead=str(folder)) for child in holding[:5]))
+        place = self.find(holding[0], Choice()) if holding else None
+        return place and Found(place.path, place.run, (f"took {holding[0].name} of {folder.name}", *place.notes))
+
     def claims(self, file: TensorFile) -> bool:
         return any(".matrix_A." in key or ".matrix_B." in key for key in file.tensors) or any(
             key.startswith((SAT_PREFIX, "mixins.", "transformer.layers.")) for key in file.tensors
         )
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
+        undivided(file)
         arch = architecture("cogvideox")
         lora = {key: info for key, info in file.tensors.items() if _looks_like_lora(key)}
         strange = [f"{key} ({name})" for key, name in file.opaque.items() if _looks_like_lora(key)]
@@ -119,16 +133,38 @@ def _only_shard(folder: Path) -> Path:
             "Train with ZeRO stage 2 (SAT's default), or gather them with DeepSpeed's zero_to_fp32.py first.",
             command("ls", "-l", folder),
         )
-    parallel = [name for name in names if name.startswith("mp_rank_") and name != CHECKPOINT]
-    if parallel:
-        raise FileError(
-            f"{folder} was saved with model parallelism ({len(parallel) + 1} parts: {CHECKPOINT}, {parallel[0]}, ...). "
-            "SAT's LoRA gives different outputs per part there; train with model_parallel_size: 1.",
-            command("ls", "-l", folder),
-        )
+    if [name for name in names if _PART.fullmatch(name)] not in ([], [CHECKPOINT]):
+        raise _divided(folder, f"{listed(names, 3)} lie in it")
     if names != [CHECKPOINT]:
         raise FileError(f"{folder} has {listed(names)}, but no {CHECKPOINT}.", command("ls", "-l", folder))
     return folder / CHECKPOINT
+
+
+_PART = re.compile(r"mp_rank_([0-9]{2})_model_states\.pt")
+
+
+def undivided(file: TensorFile) -> None:
+    """Raises FileError for one part of several: by its name, by what lies beside it, or as it says itself."""
+    folder = file.path.absolute().parent
+    why = ""
+    if (parts := file.counts.get("mp_world_size", 1)) > 1:
+        why = f"its mp_world_size is {parts}"
+    elif match := _PART.fullmatch(file.path.name):
+        others = [p.name for p in sorted(folder.glob("mp_rank_*_model_states.pt")) if p.name != file.path.name]
+        why = (
+            f"beside it lies {listed(others, 3)}" if others else "" if match[1] == "00" else "it is not the first part"
+        )
+    if why:
+        raise _divided(file.path, why)
+
+
+def _divided(path: Path, why: str) -> FileError:
+    return FileError(
+        f"{path} was saved with model parallelism ({why}): each part has some rows of every module, and SAT's LoRA "
+        "acts differently in each, so that no one update is what was trained. Train with model_parallel_size: 1. "
+        "The parts of a base model can be merged first, by SAT.",
+        command("ls", "-l", path if path.is_dir() else path.absolute().parent),
+    )
 
 
 def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]:
@@ -160,8 +196,13 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
             chosen,
             f"took iteration {chosen} of {name}, which `latest` names{others if len(checkpoints) > 1 else ''}",
         )
+    if not have and len(checkpoints) == 1 and not choice.ema:
+        (only,) = checkpoints
+        return only, f"took {only} of {name}, the only one; there is no `latest`"
     if not have:
-        raise FileError(f"{run} has no checkpoint (it has {everything}).", command("ls", "-l", run))
+        lines = [command("loraforge", "inspect", run / name) for name in sorted(checkpoints)[:5]]
+        said = f"{run} has no numbered checkpoint (it has {listed(sorted(checkpoints)) or 'none'})."
+        raise FileError(said, *(lines or [command("ls", "-l", run)]))
     return (
         f"{have[-1]}{ending}",
         f"took iteration {have[-1]}{ending} of {name}, the newest; there is no `latest`{others}",
@@ -173,7 +214,9 @@ def _latest(file: Path) -> str | None:
     if not file.is_file():
         return None
     with file.open("rb") as stream:
-        return stream.read(100).decode("utf-8", "replace").strip()
+        text = stream.read(100)
+    wide = text[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return text.decode("utf-16" if wide else "utf-8-sig", "replace").strip()
 
 
 def _iterations(run: Path, have: list[int]) -> list[Try]:

@@ -154,6 +154,8 @@ def _base_header(base: TensorFile, header: Header) -> dict[str, tuple[str, tuple
 def _open_base(path: Path) -> TensorFile:
     file, _ = open_tensors(path)
     look = command("loraforge", "inspect", "--skeleton", path)
+    if file.counts.get("mp_world_size", 1) > 1:
+        raise FileError(f"--base {path} is one part of a model that is cut over several files: merge them first.", look)
     if file.opaque:
         raise FileError(f"{path} holds objects this tool cannot copy: {listed(list(file.opaque), 3)}.", look)
     if not any(key.startswith(f"{SAT_PREFIX}transformer.layers.") for key in file.tensors):

@@ -16,6 +16,7 @@ from pushed import BASE, NAME, card, last, ours
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from loraforge.errors import hf
 from loraforge.frontmatter import split
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "push.schema.json").read_text())
@@ -269,7 +270,8 @@ def test_stale_weights_are_pointed_out(hub: Hub, style: Path) -> None:
     hub.add("me/style", {"old.safetensors": b"x", "pytorch_lora_weights.bin": b"y", "sub/other.safetensors": b"z"})
     done = hub.run("push", style, "me/style")
     assert "stale    old.safetensors, pytorch_lora_weights.bin: a loader may take it" in done.stdout
-    assert "hf repos delete-files me/style old.safetensors pytorch_lora_weights.bin" in done.stdout
+    names = ("old.safetensors", "pytorch_lora_weights.bin")
+    assert hf("repos", "delete-files", "me/style", *names, page="me/style/tree/main") in done.stdout
     assert {"old.safetensors", "sub/other.safetensors"} <= set(ours(hub))
 
 

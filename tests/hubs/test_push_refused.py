@@ -14,6 +14,7 @@ from pushed import BASE, NAME, card, last, ours, refused
 from safetensors.numpy import save_file
 
 from loraforge.cardcheck import problems
+from loraforge.errors import hf
 
 
 def test_a_scale_nobody_knows_is_not_published(hub: Hub, tmp_path: Path) -> None:
@@ -82,7 +83,8 @@ def test_refusals(hub: Hub, style: Path, tmp_path: Path, words: tuple[str, ...])
 def test_private_is_for_a_new_repository(hub: Hub, style: Path) -> None:
     hub.add("me/style", {"notes.txt": b"public"})
     said = refused(hub, "push", style, "me/style", "--private")
-    assert "me/style exists and is public" in said and "hf repos settings me/style --private" in said
+    assert "me/style exists and is public" in said
+    assert hf("repos", "settings", "me/style", "--private", page="me/style/settings") in said
     assert said.splitlines()[-1] == "Nothing was sent; me/style is as it was."
 
 
@@ -90,7 +92,8 @@ def test_a_branch_of_a_new_repository(hub: Hub, style: Path) -> None:
     assert "a new repository begins with main" in refused(hub, "push", style, "me/new", "--revision", "dev")
     assert "me/new" not in hub.repos
     hub.add("me/old", {"a": b"b"})
-    assert "hf repos branch create me/old dev" in refused(hub, "push", style, "me/old", "--revision", "dev")
+    said = refused(hub, "push", style, "me/old", "--revision", "dev")
+    assert hf("repos", "branch", "create", "me/old", "dev", page="me/old/branches") in said
 
 
 def test_a_base_that_the_shapes_speak_against(hub: Hub, tmp_path: Path) -> None:

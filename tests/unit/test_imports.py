@@ -65,7 +65,9 @@ hubaddress hubclient frontmatter cardcheck private acting livestate
 dtypes layout lora tensorfile pickledata threads output plugins console givensettings symptoms clips
 fusion
 fusion.with_numpy fusion.with_torch partial directfile videofile metrics sheet
-adapter torchfile torchwrite keys patterns plugindata picture
+adapter torchfile torchwrite shards
+drop
+keys patterns plugindata picture
 catalog
 kinds scale source graph scan base fit settings hubrepo
 snippet
@@ -79,7 +81,7 @@ runs recorded
 formats.lorafile formats.satwrite
 formats.sat formats.diffusers formats.peft formats.data
 formats.builtin fusion.choose basemodel
-registry drop runtimes checks
+registry runtimes checks
 asin measured merge baseplace basewrite fusedorigin retention positions baseconfig
 baseproof
 basejob
