@@ -28,13 +28,14 @@ from loraforge.formats import Choice, Format
 from loraforge.fuse import fuse
 from loraforge.hubaddress import address
 from loraforge.kinds import not_an_adapter
+from loraforge.knownnames import by_names
 from loraforge.measured import does
 from loraforge.recorded import around
 from loraforge.registry import locate
 from loraforge.report import base_text, fraction, scale_text
 from loraforge.retention import lines as retained
 from loraforge.runfolders import as_typed
-from loraforge.runtimes import Outlook, by_names, outlook, outlooks, runtime
+from loraforge.runtimes import Outlook, outlook, outlooks, runtime
 from loraforge.scale import statement
 from loraforge.settings import Finding, compare, parse
 from loraforge.settings import settings as variant_settings

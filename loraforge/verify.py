@@ -49,7 +49,7 @@ class Side:
         known = (
             scale_text(self.scale, self.scalings)
             if self.scale.provenance != "ambiguous"
-            else "nothing is recorded, and that is what loaders apply"
+            else "nothing is recorded: taken for 1"
         )
         return f"{self.path} ({self.format}), read at scale {at} ({known})"
 
@@ -133,9 +133,8 @@ def verify(
 
     With `in_` instead of `b`: compare the adapter with what the real loader has in its layers after loading
     it (`base`: a folder with the transformer's config.json). A scale that is recorded nowhere and not stated is
-    read as 1.0, as loaders do. What states a scale is said of the one that records none; where both do, of A, and
-    refused if it is another; `as_in` is said of A. Rounding to the coarser element type is no difference, up to
-    1 % of a module.
+    taken for 1.0. What states a scale is said of the one that records none; where both do, of A, and refused if it is
+    another; `as_in` is said of A. Rounding to the coarser element type is no difference, up to 1 % of a module.
 
     Raises a LoraforgeError when one of them cannot be read.
     """

@@ -82,7 +82,7 @@ formats.lorafile formats.satwrite
 formats.sat formats.diffusers formats.peft formats.data
 formats.builtin fusion.choose basemodel
 registry runtimes checks
-asin measured merge baseplace basewrite fusedorigin retention positions baseconfig
+asin measured knownnames merge baseplace basewrite fusedorigin retention positions baseconfig
 baseproof
 basejob
 read write inspect verify stamp plugincheck plugintemplate
