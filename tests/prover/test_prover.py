@@ -31,6 +31,11 @@ from prover.seams import Fault, put_in
 KNOWN_BLIND: dict[str, str] = {}
 """Faults that nobody catches, and why that is so."""
 
+LEFT_TO_THE_LOADER = {
+    "sat: no prefix": "bare names are read as SAT's too (the LoRA tensors alone); SAT does not know them"
+}
+"""Faults that the conversion's own proof lets pass, and why."""
+
 
 def model() -> Any:
     return CogVideoXTransformer3DModel.from_config(json.loads((DATA / "bases/2b/config.json").read_text()))
@@ -133,9 +138,9 @@ def test_faults_are_caught(target: str, tmp_path: Path) -> None:
         print(f"  {name:<44} {who or 'NOBODY'}")
     print(" ", dict(Counter(who.partition(":")[0] for who in found.values())))
     assert "nothing was changed" not in found.values()
-    assert {name for name, who in found.items() if not who} == {
-        name.partition(": ")[2] for name in KNOWN_BLIND if name.startswith(f"{target}: ")
-    }
+    for who_not, known in {"": KNOWN_BLIND, "loader": LEFT_TO_THE_LOADER}.items():
+        passed = {f"{target}: {name}" for name, who in found.items() if who.partition(":")[0] == who_not}
+        assert passed == {name for name in known if name.startswith(f"{target}: ")}
 
 
 def test_there_are_enough_of_them() -> None:
