@@ -183,3 +183,8 @@ def test_stamp_in_place_takes_nothing_out(tmp_path: Path, cli) -> None:
     done = cli("stamp", file, "--alpha", "2", "--in-place", "--drop", "*to_q*")
     assert done.exit_code == 1 and "takes nothing out of a file" in done.output and file.read_bytes() == before
     assert cli("inspect", file, "--skeleton", "--drop", "*to_q*").exit_code == 2
+
+
+def test_a_pattern_that_means_nothing_is_told_before_what_it_was_to_mend(beside, cli) -> None:
+    done = cli("convert", beside[0], "--to", "diffusers", "--drop", "*nothing*")
+    assert done.exit_code == 1 and "--drop *nothing* matches no module and no tensor" in done.output
