@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.tensorfile import TensorFile
 
@@ -78,6 +78,10 @@ class Adapter:
     """Under which name trainers.toml lists who may have written it."""
     source: Source | None = None
     """None for an adapter made in Python."""
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The LoraConfigs that came with it, by where they stand."""
+    shown: str = ""
+    """What shows that it is of its architecture; empty where only the names fit, which other models share."""
 
 
 @dataclass(frozen=True, slots=True)

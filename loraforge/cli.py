@@ -12,13 +12,12 @@ from loraforge.cli_base import convert_base, fuse
 from loraforge.cli_doctor import doctor
 from loraforge.cli_explain import explain
 from loraforge.cli_hub import publish, push
-from loraforge.cli_options import element_type, fetch, stated_scale
+from loraforge.cli_options import architecture, element_type, fetch, stated_scale
 from loraforge.cli_plugins import formats, layouts, plugins
 from loraforge.cli_run import run
 from loraforge.console import PATH, SOURCE, Cli, as_json, say
 from loraforge.errors import LoraforgeError, plain
 from loraforge.push import repo_of
-from loraforge.verify import Loader
 
 
 def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -97,6 +96,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
 )
 @click.option("--ema", is_flag=True, help="Take the averaged weights (N-ema) instead of the plain ones.")
 @stated_scale
+@architecture
 @click.option(
     "--scale-in",
     type=click.Choice(["tensors", "metadata"]),
@@ -179,6 +179,7 @@ def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: 
     is_flag=True,
     help="Print names, shapes, element types and metadata as JSON, no weight: attach it to a bug report.",
 )
+@architecture
 @click.option("--history", is_flag=True, help="Print from which file, by which commands, it was made.")
 @fetch
 def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history: bool, **options: Any) -> None:
@@ -192,6 +193,7 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
       loraforge inspect user/my-style            a model on the Hub; of its file, the header alone is fetched
     """
     if skeleton:
+        del options["architecture"]
         click.echo(as_json(loraforge.skeleton(source, **options)))
         return
     found = loraforge.inspect(source, from_, **options)
@@ -218,9 +220,10 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
     metavar="DIR",
     help="With --in: a folder with the transformer's config.json. Default: made from A's shapes.",
 )
+@architecture
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
 @click.pass_context
-def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: str | None, json_: bool) -> None:
+def verify(ctx: click.Context, a: str, b: str | None, json_: bool, **options: Any) -> None:
     """Say whether A and B, of any formats, make the same update; or what a loader makes of A.
 
     Every row is compared in float64; rounding to the coarser element type is no difference. A scale that
@@ -234,7 +237,7 @@ def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: 
     from loraforge.threads import settle_process
 
     settle_process()
-    found = loraforge.verify(a, b, in_=in_, base=base)
+    found = loraforge.verify(a, b, **options)
     for note in found.notes:
         say("note: ", note)
     click.echo(as_json(found.to_dict()) if json_ else "\n".join(map(plain, found.lines())))
@@ -248,6 +251,7 @@ def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: 
 @click.option("-o", "--out", type=PATH, help="File to write. Default: ./<name>-alpha<N>.safetensors, printed.")
 @click.option("--in-place", is_flag=True, help="Replace FILE itself, once the new one has proved right.")
 @click.option("--override-scale", is_flag=True, help="Believe --alpha over the scale the file records.")
+@architecture
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/stamp.schema.json).")
 def stamp(source: str, json_: bool, **options: Any) -> None:
@@ -260,6 +264,8 @@ def stamp(source: str, json_: bool, **options: Any) -> None:
       loraforge stamp pytorch_lora_weights.safetensors --alpha 64 -o my-style.safetensors
     """
     done = loraforge.stamp(source, **options)
+    for note in done.notes:
+        say("note: ", note)
     click.echo(as_json(done.to_dict()) if json_ else "\n".join(map(plain, done.lines())))
 
 

@@ -26,6 +26,7 @@ def convert(
     training_config: str | Path | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     scale_in: Literal["tensors", "metadata"] = "tensors",
     target_alpha: float | None = None,
     base: str | Path | None = None,
@@ -55,6 +56,7 @@ def convert(
         training_config=training_config,
         as_loaded=as_loaded,
         override_scale=override_scale,
+        architecture=architecture,
         drop=drop,
         fetch=fetch or not dry_run,
     )

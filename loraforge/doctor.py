@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter, Source
 from loraforge.errors import (
+    BaseError,
     ConversionError,
     HubError,
     LoraforgeError,
@@ -32,6 +33,7 @@ from loraforge.runtimes import Outlook, outlook, runtime, runtimes
 from loraforge.scale import Statement
 from loraforge.settings import Finding, compare, parse
 from loraforge.settings import settings as variant_settings
+from loraforge.shown import doubt, read_adapter
 from loraforge.symptoms import find, language
 from loraforge.tensorfile import TensorFile, megabytes
 from loraforge.trainingconfig import beside, read_training_config
@@ -94,6 +96,7 @@ def doctor(
     training_config: str | Path | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     error: str | None = None,
     settings: Sequence[str | Path] = (),
     like: str | None = None,
@@ -112,6 +115,7 @@ def doctor(
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
+        "architecture": architecture,
     }  # fmt: skip
     if address(source) is None and not Path(source).exists():
         raise LoraforgeError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
@@ -133,14 +137,21 @@ def doctor(
 
 
 def diagnosed(
-    path: str | Path, base: str | Path | None, wanted: str | None, stated: Mapping[str, Any], *, fetch: bool
+    path: str | Path,
+    base: str | Path | None,
+    wanted: str | None,
+    stated: Mapping[str, Any],
+    *,
+    fetch: bool,
+    named: str | None = None,
 ) -> tuple[Diagnosis, Adapter | None]:
-    """What is to be said of the file itself, and the adapter in it where there is one."""
+    """What is to be said of the file itself, and the adapter in it where there is one. `named`: the base it is for."""
     config = stated["training_config"]
     said = Statement(
         **{key: value for key, value in stated.items() if key in Statement.__slots__}, override=stated["override_scale"]
     )
-    choice = Choice(training_config=Path(config) if config else None, stated=said)
+    architecture = stated.get("architecture")
+    choice = Choice(training_config=Path(config) if config else None, stated=said, architecture=architecture)
     try:
         form, place, file = locate(path, None, choice, fetch=fetch)
     except HubError:
@@ -150,10 +161,12 @@ def diagnosed(
     try:
         if form is None:
             raise not_an_adapter(file)
-        adapter = form.read(file, choice)
+        adapter = read_adapter(form, file, choice, named=named)
     except LoraforgeError as fault:
         if form and _reads(form, file):
             raise
+        if isinstance(fault, BaseError):
+            return _hopeless(path, "wrong base", fault), None
         verdict = "does nothing" if isinstance(fault, NoAdapterError) else "broken file"
         verdict = "cannot tell (it is more than A and B)" if isinstance(fault, VariantError) else verdict
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
@@ -189,7 +202,7 @@ def _beside(finding: Finding) -> str:
 def _reads(form: Format, file: TensorFile) -> bool:
     """Whether the file can be read where the user states nothing: then what the user stated is at fault."""
     try:
-        form.read(file, Choice())
+        read_adapter(form, file, Choice())
     except LoraforgeError:
         return False
     return True
@@ -203,7 +216,8 @@ def _judged(
     path: str | Path, form: Format, file: TensorFile, adapter: Adapter, notes: Sequence[str],
     base: str | Path | None, wanted: str | None, stated: Mapping[str, Any],
 ) -> Diagnosis:  # fmt: skip
-    from loraforge.base import fits
+    from loraforge.base import fits, misnamed
+    from loraforge.catalog import architecture
     from loraforge.checks import numbers
 
     found = None if file.absent else numbers(adapter, file)
@@ -211,7 +225,11 @@ def _judged(
     outlooks = tuple(outlook(program, form, file, adapter) for program in programs)
     own = next((o for o, p in zip(outlooks, programs, strict=True) if wanted or p.format == form.name), None)
     there = _InBase() if base is None else _in_base(path, base, stated)
-    verdict, why = judge(adapter, found, own, there.misfit)
+    if there.fits and not adapter.shown:
+        adapter = replace(adapter, shown=f"its modules are those of {told(Path(str(base)))}")
+    unshown = doubt(adapter)
+    misfit = there.misfit or (misnamed(adapter, adapter.base_model) if adapter.base_model else "")
+    verdict, why = judge(adapter, found, own, misfit, unshown)
     unread = there.unread if verdict == AS_TRAINED else None
     if unread:
         verdict, why = "cannot tell (whether it fits the base)", unread.message
@@ -219,6 +237,7 @@ def _judged(
     of = f"{len(adapter.modules)} modules of rank {ranks(adapter)}, {', '.join(found.dtypes if found else kinds)}"
     facts = [
         ("file", f"{told(file.path)} ({form.name}), {of}"),
+        ("model", unshown or f"{architecture(adapter.architecture).title}: {adapter.shown}"),
         ("scale", _scale(adapter)),
         ("size", _size(found) if found else f"needs the tensors ({megabytes(file.absent)}): --fetch gets them"),
         *there.facts,
@@ -280,12 +299,14 @@ class _InBase:
     notes: tuple[str, ...] = ()
     unread: LoraforgeError | None = None
     """Why the base cannot be read."""
+    fits: bool = False
+    """Whether every module has its weight there, of its shape."""
 
 
 def _in_base(path: str | Path, base: str | Path, stated: Mapping[str, Any]) -> _InBase:
     """What of it would survive being fused there. Raises LoraforgeError where there is no base of that name."""
-    unknown = not any(value for value in stated.values())
-    for options in (stated, {"as_loaded": True}) if unknown else (stated,):
+    unknown = not any(value for key, value in stated.items() if key != "architecture")
+    for options in (stated, {**stated, "as_loaded": True}) if unknown else (stated,):
         try:
             report = fuse(base, [path], "unused", dry_run=True, **options)
         except ScaleError:
@@ -298,7 +319,7 @@ def _in_base(path: str | Path, base: str | Path, stated: Mapping[str, Any]) -> _
             return _InBase(facts=(("fused", error.message),), unread=error)
         lost, size = retained(report.total, report.modules)
         of_base = tuple(note for note in report.notes if "shapes of" in note)
-        return _InBase(facts=(("fused", lost), ("", size)), notes=of_base)
+        return _InBase(facts=(("fused", lost), ("", size)), notes=of_base, fits=True)
     return _InBase()
 
 

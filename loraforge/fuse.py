@@ -85,6 +85,7 @@ def fuse(
     training_config: str | Path | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     drop: Sequence[str] = (),
     dry_run: bool = False,
     force: bool = False,
@@ -107,6 +108,7 @@ def fuse(
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_loaded": as_loaded, "override_scale": override_scale,
+        "architecture": architecture,
     }  # fmt: skip
     engine = Engine(*choose(backend, device))
     found = open_base(base_folder(base, only=COMPONENT if transformer_only else ""))
@@ -147,7 +149,7 @@ def fuse(
     )
 
 
-_SAID = ("--alpha", "--trained", "--training", "--as-loaded", "--override", "--drop")
+_SAID = ("--alpha", "--trained", "--training", "--as-loaded", "--override", "--drop", "--architecture")
 """How the remedies begin that are options of fuse too."""
 
 

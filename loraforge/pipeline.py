@@ -55,6 +55,7 @@ def load_into(
     training_config: str | Path | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
 ) -> Loaded:
     """Load `adapter` into `pipe`, a Diffusers pipeline or its transformer, beside the adapters that are in it.
 
@@ -81,6 +82,7 @@ def load_into(
         adapter = read(
             adapter, alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
             training_config=training_config, as_loaded=as_loaded, override_scale=override_scale,
+            architecture=architecture,
         )  # fmt: skip
     plans = fitted(adapter)
     if problems := list(misfits(transformer, plans)):

@@ -12,6 +12,7 @@ from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
 from loraforge.scale import Statement, candidates
+from loraforge.shown import read_adapter
 
 
 def read(
@@ -26,6 +27,7 @@ def read(
     training_config: str | Path | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     drop: Sequence[str] = (),
     fetch: bool = True,
 ) -> Adapter:
@@ -37,11 +39,11 @@ def read(
     """
     config = Path(training_config) if training_config else None
     stated = Statement(alpha, trained_scale, trained_by, as_loaded, override_scale)
-    choice = Choice(iteration, ema, config, stated, tuple(drop))
+    choice = Choice(iteration, ema, config, stated, tuple(drop), architecture)
     form, place, file = locate(source, from_, choice, fetch=fetch)
     if form is None:
         raise not_an_adapter(file)
-    adapter = form.read(file, choice)
+    adapter = read_adapter(form, file, choice)
     if adapter.scale.provenance == "ambiguous":
         raise _ambiguous(place.path, adapter)
     return replace(

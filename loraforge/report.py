@@ -22,6 +22,8 @@ class Report:
     """path, format, written."""
     architecture: str
     """Name of the family of base models."""
+    evidence: str | None
+    """What shows that it is one of that family; None where nothing does."""
     scale: Scale
     scalings: tuple[float, ...]
     """The distinct scalings of the source's modules, sorted."""
@@ -78,7 +80,10 @@ class Report:
         """The claim, no wider than its evidence."""
         scaling = ", ".join(fraction(value) for value in self.scalings)
         known = self.scale.provenance in ("recorded", "given")
-        claim = ("1.0 acts as trained" if known else "1.0 is right if training used this scale") + self.provided
+        sure = (
+            "1.0 acts as trained" if self.evidence else f"1.0 is right if it is {architecture(self.architecture).title}"
+        )
+        claim = (sure if known else "1.0 is right if training used this scale") + self.provided
         worst = max((step.error for step in self.steps), default=0.0)
         same = f"same update as the source{f', to {worst:.0e}' if worst else ''} (compared),"
         proof = "not written, not compared: source" if self.worst_error is None else same

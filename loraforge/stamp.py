@@ -29,6 +29,7 @@ from loraforge.recorded import COMPONENT, HEADER
 from loraforge.registry import locate
 from loraforge.report import fraction
 from loraforge.scale import Statement
+from loraforge.shown import doubt, read_adapter
 from loraforge.tensorfile import KEY, read_safetensors, write_safetensors
 
 STAMPED = ("diffusers", "peft")
@@ -47,6 +48,9 @@ class Stamp:
     """Header entries that said something else before."""
     loads: bool
     """Whether Diffusers knows the names in the file; a bare state dict needs a conversion besides."""
+    shown: bool
+    """Whether something shows of which architecture it is."""
+    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document. Its shape is a promise: see the schema."""
@@ -58,8 +62,9 @@ class Stamp:
         out = [f"{self.output} records scale {at} ({self.scale.provenance}: {self.scale.source})"]
         out += [f"  replaced  {', '.join(self.replaced)}"] if self.replaced else []
         folding = command("loraforge", "convert", self.output, "--to", "diffusers")
+        claim = "acts as trained" if self.shown else "is right if it is what its names fit"
         strength = (
-            "1.0 acts as trained in Diffusers 0.34 or newer, which reads the header; other loaders do not"
+            f"1.0 {claim} in Diffusers 0.34 or newer, which reads the header; other loaders do not"
             if self.loads
             else "no loader knows these names: convert the file, which now tells its scale"
         )
@@ -78,6 +83,7 @@ def stamp(
     out: str | Path | None = None,
     in_place: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     force: bool = False,
 ) -> Stamp:
     """Record that the adapter in `source` was trained at lora_alpha `alpha`, in the header of a new file.
@@ -86,7 +92,7 @@ def stamp(
     nothing written, when a scale is recorded already and differs (unless `override_scale`), or when
     the file has no header.
     """
-    from loraforge.base import fits
+    from loraforge.base import check_base, fits
     from loraforge.scan import changed, scan
 
     if not (math.isfinite(alpha) and alpha > 0):
@@ -107,11 +113,13 @@ def stamp(
         )
     stated = Statement(alpha=alpha, override=override_scale)
     try:
-        adapter = form.read(file, Choice(stated=stated))
+        adapter = read_adapter(form, file, Choice(stated=stated, architecture=architecture))
     except LoraforgeError as error:
         if any(remedy.command.startswith("--override-scale") for remedy in error.remedies):
             raise
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
+    notes = check_base(adapter, adapter.base_model, "loraforge", "convert", file.path, "--to", "diffusers")
+    unshown = doubt(adapter)
     digest = scan(file, adapter.keys)
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     scalings = {module: delta[0].scaling for module, delta in adapter.modules.items()}
@@ -134,6 +142,7 @@ def stamp(
             adapter.base_model,
             [variant.name for variant in fits(adapter)],
             history(adapter.metadata),
+            None if unshown else adapter.architecture,
         ),
     }
     goes = _destination(file.path, alpha, out, in_place=in_place, force=force)
@@ -147,7 +156,8 @@ def stamp(
         again = form.read(back, Choice())
         if {module: delta[0].scaling for module, delta in again.modules.items()} != scalings:
             raise VerificationError("the written header does not give the scale back. Nothing was kept.")
-    return Stamp(str(source), str(goes.file), scale, told, replaced, loads=bool(prefix))
+    notes = (*adapter.notes, *notes, *([unshown] if unshown else []))
+    return Stamp(str(source), str(goes.file), scale, told, replaced, bool(prefix), not unshown, notes)
 
 
 def _destination(file: Path, alpha: float, out: str | Path | None, *, in_place: bool, force: bool) -> Destination:

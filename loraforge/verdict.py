@@ -20,10 +20,13 @@ AS_TRAINED = "acts as trained"
 
 
 NEEDS_TENSORS = "cannot tell (without the tensors)"
+UNSHOWN = "cannot tell (which architecture)"
 
 
-def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: str) -> tuple[str, str]:
-    """The verdict, and why. `found`: None where the header alone is known."""
+def judge(
+    adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: str, unshown: str = ""
+) -> tuple[str, str]:
+    """The verdict, and why. `found`: None where the header alone is known. `unshown`: why nobody knows what it is."""
     total = len(adapter.modules)
     if found and found.broken:
         why = "the training diverged, or a conversion to float16 overflowed"
@@ -49,6 +52,8 @@ def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: 
         return strength, f"{own.title} applies {listed_scales(own.scalings)}, and training used {trained(adapter)}"
     if found and found.dead:
         return "acts in part", f"A or B of {named(found.dead)} is zero"
+    if unshown:
+        return UNSHOWN, unshown
     if own is None:
         return "cannot tell", "no program is known that loads this format as it is"
     if found is None:
@@ -75,6 +80,9 @@ def remedies(path: str | Path, adapter: Adapter, verdict: str, own: Outlook | No
         return
     if verdict == NEEDS_TENSORS:
         yield f"{command('loraforge', 'doctor', path)} --fetch"
+        return
+    if verdict == UNSHOWN:
+        yield f"{command('loraforge', 'doctor', path)} --architecture {adapter.architecture}"
         return
     if verdict in ("broken file", "wrong base") or dead:  # no conversion mends what was never trained
         yield command("loraforge", "inspect", path)

@@ -16,6 +16,7 @@ from loraforge.hubbase import base_folder
 from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
 from loraforge.report import fraction
+from loraforge.shown import read_adapter
 
 if TYPE_CHECKING:
     from loraforge.proof import Comparison
@@ -115,6 +116,7 @@ def verify(
     *,
     in_: Loader | None = None,
     base: str | Path | None = None,
+    architecture: str | None = None,
 ) -> Verification:
     """Compare the updates of two adapters of any formats and layouts, row by row, in float64.
 
@@ -131,9 +133,10 @@ def verify(
     from loraforge.proof import compare, pair_up
     from loraforge.scan import scan
 
-    one, notes, file, name = _read(a)
+    choice = Choice(architecture=architecture)
+    one, notes, file, name = _read(a, choice)
     if b is not None:
-        other, more, other_file, other_name = _read(b)
+        other, more, other_file, other_name = _read(b, choice)
         scan(other_file, other.keys)
     else:
         from loraforge.loaders import load_back
@@ -163,12 +166,12 @@ def verify(
     )
 
 
-def _read(source: str | Path) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
-    form, place, file = locate(source, None, Choice())
+def _read(source: str | Path, choice: Choice) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
+    form, place, file = locate(source, None, choice)
     if form is None:
         raise not_an_adapter(file)
     try:
-        adapter = form.read(file, Choice())
+        adapter = read_adapter(form, file, choice)
     except LoraforgeError as error:
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
     return adapter, (*place.notes, *adapter.notes), file, form.name

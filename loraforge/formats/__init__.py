@@ -25,6 +25,8 @@ class Choice:
     stated: Statement = field(default_factory=Statement)
     drop: tuple[str, ...] = ()
     """Patterns of what may be left out."""
+    architecture: str | None = None
+    """What `--architecture` names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ def read_lora_file(
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
         notes=notes,
         written_as=writes,
+        configs=configs,
     )
 
 

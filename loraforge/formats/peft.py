@@ -115,7 +115,7 @@ class PeftFormat:
             file,
             choice,
             STYLE,
-            architecture(matching(hits, self.layouts) or "cogvideox"),
+            architecture(matching(hits, self.layouts, wanted=choice.architecture) or "cogvideox"),
             "diffusers",
             configs,
             writes=self.name,

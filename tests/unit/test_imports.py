@@ -62,11 +62,11 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
 LAYERS = """
 errors half hookspecs effect
 hubaddress hubclient frontmatter cardcheck private
-dtypes layout lora tensorfile pickledata threads output plugins console givensettings symptoms clips
+dtypes dimensions layout lora tensorfile pickledata threads output plugins console givensettings symptoms clips
 fusion
 fusion.with_numpy fusion.with_torch partial directfile videofile metrics sheet
 adapter torchfile torchwrite keys patterns plugindata picture
-catalog
+catalog lookalike
 kinds scale source graph scan base fit settings hubrepo
 snippet
 card
@@ -79,7 +79,7 @@ runs recorded
 formats.lorafile formats.satwrite
 formats.sat formats.diffusers formats.peft formats.data
 formats.builtin fusion.choose basemodel
-registry drop runtimes checks
+registry drop runtimes checks shown
 merge baseplace basewrite fusedorigin retention positions baseconfig
 baseproof
 basejob
