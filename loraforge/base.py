@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraforge.adapter import Adapter
 from loraforge.catalog import architecture, architectures
@@ -12,7 +13,9 @@ from loraforge.errors import ConversionError, Try, command, listed
 from loraforge.hubaddress import is_repo, renamed
 from loraforge.layout import Architecture, Index, Variant
 from loraforge.lookalike import of_repo
-from loraforge.lora import Delta, LoraWeight, rows
+
+if TYPE_CHECKING:
+    from loraforge.lora import Delta, LoraWeight
 
 FOLDERS = (
     "models",
@@ -63,7 +66,7 @@ def _placed(adapter: Adapter) -> Iterator[Placed]:
     for path, delta in adapter.modules.items():
         if place := layout.locate(path):
             segments = layout.modules[place[0]]
-            sizes = arch.sizes(segments, rows(delta)) or []
+            sizes = arch.sizes(segments, _rows(delta)) or []
             parts = delta if len(delta) == len(segments) else [delta[0]] * len(segments)
             for segment, size, part in zip(segments, sizes, parts, strict=False):
                 yield path, segment, place[1], part.base_shape(size)
@@ -86,38 +89,41 @@ def broken(adapter: Adapter) -> str:
     arch = architecture(adapter.architecture)
     layout = arch.layouts[adapter.layout]
     weights = [w for delta in adapter.modules.values() for w in delta]
-    if all(map(_turned, weights)):
+    if all(map(_turned, weights)) and not adapter.evidence:  # a base weight beside it tells the size
         w = weights[0]
         return (
             f"its rank ({w.rank}) is larger than the weight it is for ({w.rows} x {w.A.shape[1]}), in every module: "
             "the factors look transposed"
         )
     uneven = [
-        f"{path} ({rows(delta)} rows for {', '.join(layout.stacked(path))})"
+        f"{path} ({_rows(delta)} rows for {', '.join(layout.stacked(path))})"
         for path, delta in adapter.modules.items()
-        if layout.stacked(path) and arch.sizes(layout.stacked(path), rows(delta)) is None
+        if layout.stacked(path) and arch.sizes(layout.stacked(path), _rows(delta)) is None
     ]
     if uneven:
-        return f"the rows of {_all(uneven)} cannot be shared by what is stacked there"
+        return f"the rows of {listed(uneven, 40)} cannot be shared by what is stacked there"
     found = solved(adapter)
     if not found.odd:
         return ""
-    odd = list(dict.fromkeys(one.said() for one in found.odd))
+    groups: dict[str, dict[str, None]] = {}
+    for one in found.odd:
+        groups.setdefault(f"[{one.rows} x {one.inputs}]", {})[one.module] = None
+    odd = "; ".join(f"{listed([*modules], 40)} {shape}" for shape, modules in groups.items())
     turned = any(_turned(w) for one in found.odd for w in adapter.modules.get(one.module, ()))
     said = "; the factors of these look transposed" if turned else ""
     if found.split:
-        return f"its modules are not of one {arch.title}, and neither side is in the majority: {_all(odd)}{said}"
+        return f"its modules are not of one {arch.title}, and neither side is in the majority: {odd}{said}"
     sizes = ", ".join(f"{symbol} {value}" for symbol, value in sorted(found.values.items()))
-    return f"its modules are not of one {arch.title}: the others have {sizes}, and not so {_all(odd)}{said}"
+    return f"its modules are not of one {arch.title}: the others have {sizes}, and not so {odd}{said}"
 
 
-def _all(names: list[str]) -> str:
-    return listed(names, 40)
+def _rows(delta: Delta) -> int:
+    return sum(w.rows for w in delta)
 
 
 def _turned(w: LoraWeight) -> bool:
     """Whether the rank is larger than both sides, as it is where A and B of a square weight are transposed."""
-    return w.rank > max(w.rows, w.A.shape[1])
+    return bool(w.rank > max(w.rows, w.A.shape[1]))
 
 
 def of_width(arch: Architecture, sizes: Mapping[str, int]) -> tuple[Variant, ...]:

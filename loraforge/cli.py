@@ -223,7 +223,7 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
 @architecture
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
 @click.pass_context
-def verify(ctx: click.Context, a: str, b: str | None, json_: bool, **options: Any) -> None:
+def verify(ctx: click.Context, /, a: str, b: str | None, json_: bool, **options: Any) -> None:
     """Say whether A and B, of any formats, make the same update; or what a loader makes of A.
 
     Every row is compared in float64; rounding to the coarser element type is no difference. A scale that

@@ -25,7 +25,7 @@ from loraforge.errors import (
 from loraforge.formats import Choice, Format
 from loraforge.fuse import fuse
 from loraforge.hubaddress import address
-from loraforge.kinds import not_an_adapter
+from loraforge.kinds import known_titles, not_an_adapter
 from loraforge.registry import locate
 from loraforge.report import base_text, fraction
 from loraforge.retention import lines as retained
@@ -170,7 +170,8 @@ def diagnosed(
         verdict = "does nothing" if isinstance(fault, NoAdapterError) else "broken file"
         verdict = "cannot tell (it is more than A and B)" if isinstance(fault, VariantError) else verdict
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
-        return _hopeless(path, verdict, fault), None
+        where = f"in {known_titles()}: " if isinstance(fault, NoAdapterError) else ""
+        return _hopeless(path, verdict, fault, where), None
     adapter = replace(adapter, source=Source(Path(path), file, form.name, place.run))
     return _judged(path, form, file, adapter, place.notes, base, wanted, stated), adapter
 
@@ -208,8 +209,8 @@ def _reads(form: Format, file: TensorFile) -> bool:
     return True
 
 
-def _hopeless(path: str | Path, verdict: str, error: LoraforgeError) -> Diagnosis:
-    return Diagnosis(str(path), verdict, error.message, (), (), (), tuple(r.command for r in error.remedies))
+def _hopeless(path: str | Path, verdict: str, error: LoraforgeError, where: str = "") -> Diagnosis:
+    return Diagnosis(str(path), verdict, where + error.message, (), (), (), tuple(r.command for r in error.remedies))
 
 
 def _judged(

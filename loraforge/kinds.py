@@ -40,8 +40,8 @@ def foreign(file: TensorFile) -> NoAdapterError | None:
     other = other_model(paths.values())
     if other is None:
         return None
-    text = f"in {_known()}: {file.path} looks like an adapter of {other}. Its names are like {_three(list(paths))}."
-    return NoAdapterError(text, _skeleton(file))
+    what = f"an adapter whose modules are not named as those of {known_titles()}: it looks like one of {other}"
+    return NoAdapterError(f"{file.path} is {what}. Its names are like {_three(list(paths))}.", _skeleton(file))
 
 
 def _misspelt(file: TensorFile) -> NoAdapterError | None:
@@ -50,11 +50,11 @@ def _misspelt(file: TensorFile) -> NoAdapterError | None:
     if not paths:
         return None
     if (odd := odd_words(file.tensors)) is None:
-        what = f"an adapter whose modules are not named as those of {_known()}"
+        what = f"an adapter whose modules are not named as those of {known_titles()}"
         return NoAdapterError(f"{file.path} is {what}. Its names are like {_three(list(paths))}.", _skeleton(file))
     arch, words = odd
-    others = f" (or of {other}'s)" if (other := other_model(paths.values(), tied=True)) else ""
-    text = f"{file.path} is an adapter of {arch.title}'s modules{others}, in a spelling that no format here reads: {words}."
+    others = f" (which {other} has too)" if (other := other_model(paths.values(), tied=True)) else ""
+    text = f"{file.path} is an adapter of {arch.title}'s modules{others}, in a spelling that is not read: {words}."
     return NoAdapterError(f"{text} Its names are like {_three(list(paths))}.", _skeleton(file))
 
 
@@ -62,7 +62,8 @@ def _skeleton(file: TensorFile) -> str:
     return command("loraforge", "inspect", "--skeleton", file.path)
 
 
-def _known() -> str:
+def known_titles() -> str:
+    """The architectures whose adapters are read."""
     return " or ".join(arch.title for arch in architectures().values())
 
 
