@@ -84,12 +84,15 @@ def fits(adapter: Adapter) -> tuple[Variant, ...]:
     )
 
 
-def broken(adapter: Adapter) -> str:
-    """Why the modules of an adapter cannot be those of one model; empty where they can."""
+def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
+    """Why the modules of an adapter cannot be those of one model; empty where they can.
+
+    `rank_known`: something beside the tensors says that they are of this rank, so that they are not transposed.
+    """
     arch = architecture(adapter.architecture)
     layout = arch.layouts[adapter.layout]
     weights = [w for delta in adapter.modules.values() for w in delta]
-    if all(map(_turned, weights)) and not adapter.evidence:  # a base weight beside it tells the size
+    if all(map(_turned, weights)) and not rank_known and not adapter.evidence:  # a base weight would tell the size
         w = weights[0]
         return (
             f"its rank ({w.rank}) is larger than the weight it is for ({w.rows} x {w.A.shape[1]}), in every module: "

@@ -18,7 +18,7 @@ _LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
 def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this version reads") -> NoAdapterError:
     """The refusal of a file that holds no `wanted`."""
     folder = file.path.absolute().parent
-    if not of_training(file) and (error := foreign(file)):
+    if not of_training(file) and not _diffsynth(file) and (error := foreign(file)):
         return error
     for what, instead, is_it in _KINDS:
         if is_it(file):
@@ -102,6 +102,11 @@ def _names(*parts: str) -> Callable[[TensorFile], bool]:
     return lambda file: any(part in key for key in file.tensors for part in parts)
 
 
+def _diffsynth(file: TensorFile) -> bool:
+    """Wan's blocks are called so too in Diffusers, and have an attn2."""
+    return bool(file.tensors) and all(key.startswith("blocks.") and ".attn1.to_" in key for key in file.tensors)
+
+
 def _installed(form: str) -> bool:
     return any(data.get("format", {}).get("name") == form for _, data, _ in data_files())
 
@@ -145,7 +150,7 @@ _KINDS: tuple[tuple[str, str, Callable[[TensorFile], bool]], ...] = (
     (
         "an adapter in DiffSynth's names",
         _PLUGIN.format("diffsynth"),
-        lambda file: _any("blocks.")(file) and _names(".lora_A.")(file) and not _installed("diffsynth"),
+        lambda file: _diffsynth(file) and not _installed("diffsynth"),
     ),
     ("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
     ("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),

@@ -57,7 +57,8 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     rivals = [name for name in holding(first.modules, form.layouts) if name != first.architecture]
     tried = [first, *(_read(form, file, replace(choice, architecture=name)) for name in ([] if wanted else rivals))]
     tried = [replace(one, shown=evidence(one, file, wanted, named)) for one in tried]
-    sound = [one for one in tried if not broken(one)]
+    sure = choice.stated.trained_by is not None or _ranks_recorded(first)
+    sound = [one for one in tried if not broken(one, rank_known=sure)]
     left = [one for one in sound if one.shown] or sound
     if len(left) > 1:
         titles = [_title(one) for one in left]
@@ -65,7 +66,7 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
         raise FormatError(text, *_settling([one.architecture for one in left]))
     adapter = (left or tried)[0]
     look = command("loraforge", "inspect", "--skeleton", file.path)
-    if fault := broken(adapter):
+    if fault := broken(adapter, rank_known=sure):
         raise FormatError(f"{file.path}: {fault}.", look)
     if (said := _contradicted(adapter, file)) and not wanted:
         text = f"{file.path}: {said}, and its modules are called as those of {_title(adapter)}. Which is it?"
@@ -98,6 +99,11 @@ def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
         if other := foreign(file):
             raise other from error
         raise
+
+
+def _ranks_recorded(adapter: Adapter) -> bool:
+    """Whether a configuration that records the scale recorded the rank too, which readers have compared by now."""
+    return adapter.scale.provenance == "recorded" and not any(key.endswith(".alpha") for key in adapter.keys)
 
 
 def evidence(adapter: Adapter, file: TensorFile, wanted: str | None = None, named: str | None = None) -> str:

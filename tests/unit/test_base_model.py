@@ -141,4 +141,5 @@ def test_what_peft_records_is_checked(tmp_path: Path, cli) -> None:
         done = cli("doctor", folder)
         assert done.stdout.startswith(verdict)
         assert done.stdout.startswith("wrong base") == bool(verdict)
-        assert cli("convert", folder, "--to", "diffusers", "-o", folder / "o").exit_code == bool(verdict)
+        out = tmp_path / f"{folder.name}-o"
+        assert cli("convert", folder, "--to", "diffusers", "-o", out).exit_code == bool(verdict)

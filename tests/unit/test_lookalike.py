@@ -28,7 +28,7 @@ OTHERS = (
     (
         "LTX-Video",
         "diffusion_model.",
-        "transformer_blocks.{}.attn1.to_q transformer_blocks.{}.attn2.to_q patchify_proj",
+        "transformer_blocks.{}.attn2.to_q patchify_proj caption_projection.linear_1",
     ),
     ("Mochi 1", "blocks.{}.", "attn.qkv_x mlp_y.w1"),
     ("HiDream", "diffusion_model.", "double_stream_blocks.{}.block.attn1.to_q_t"),
