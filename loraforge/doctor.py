@@ -166,6 +166,7 @@ def diagnosed(
         if form and _reads(form, file):
             raise
         if isinstance(fault, BaseError):
+            as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
             return _hopeless(path, "wrong base", fault), None
         verdict = "does nothing" if isinstance(fault, NoAdapterError) else "broken file"
         verdict = "cannot tell (it is more than A and B)" if isinstance(fault, VariantError) else verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -58,21 +59,24 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     tried = [first, *(_read(form, file, replace(choice, architecture=name)) for name in ([] if wanted else rivals))]
     tried = [replace(one, shown=evidence(one, file, wanted, named)) for one in tried]
     sure = choice.stated.trained_by is not None or _ranks_recorded(first)
+    whole = {one.architecture: one.modules for one in tried}
+    tried = [_kept(one, choice) for one in tried]
     sound = [one for one in tried if not broken(one, rank_known=sure)]
     left = [one for one in sound if one.shown] or sound
     if len(left) > 1:
         titles = [_title(one) for one in left]
         text = f"{file.path}: its modules are those of {', '.join(titles)}, and nothing says which it is of."
         raise FormatError(text, *_settling([one.architecture for one in left]))
-    adapter = (left or tried)[0]
+    checked = (left or tried)[0]
+    adapter = replace(checked, modules=whole[checked.architecture])
     look = command("loraforge", "inspect", "--skeleton", file.path)
-    if fault := broken(adapter, rank_known=sure):
+    if fault := broken(checked, rank_known=sure):
         raise FormatError(f"{file.path}: {fault}.", look)
     if (said := _contradicted(adapter, file)) and not wanted:
         text = f"{file.path}: {said}, and its modules are called as those of {_title(adapter)}. Which is it?"
         raise FormatError(text, *_settling([adapter.architecture]))
-    if fault := beyond(adapter):
-        drop = Try(f"--drop '*.{highest(adapter)}.*'", "leave that block out")
+    if fault := beyond(checked):
+        drop = Try(f"--drop '*.{highest(checked)}.*'", "leave that block out")
         raise BaseError(f"{file.path}: {fault}.", drop)
     bases = [(said, repository(said, file.path.parent)) for said in _bases(adapter, file)]
     notes = [
@@ -99,6 +103,12 @@ def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
         if other := foreign(file):
             raise other from error
         raise
+
+
+def _kept(adapter: Adapter, choice: Choice) -> Adapter:
+    """The adapter without the modules that --drop names, unless that is all of them."""
+    left = {m: d for m, d in adapter.modules.items() if not any(fnmatch.fnmatch(m, p) for p in choice.drop)}
+    return replace(adapter, modules=left) if left and len(left) < len(adapter.modules) else adapter
 
 
 def _ranks_recorded(adapter: Adapter) -> bool:

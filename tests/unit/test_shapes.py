@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -103,7 +104,8 @@ def test_some_transposed_factors(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
     said = loraforge.inspect(tmp_path / "x.safetensors").problem
     assert "transposed" in said
-    assert "transformer_blocks.0.attn1.to_q [4 x 4]" in said
+    assert "transformer_blocks.0.attn1.to_q" in said
+    assert "[4 x 4]" in said
     assert "transformer_blocks.1" not in said
 
 
@@ -137,6 +139,14 @@ def test_a_block_that_no_released_model_of_that_width_has(width: int, block: int
     refused = cli("convert", file, "--to", "peft", "--alpha", "4", "-o", tmp_path / "o")
     assert refused.exit_code == 1
     assert not (tmp_path / "o").exists()
+    line = re.search(r"try: loraforge (.*?)   #", refused.stderr)
+    assert line is not None
+    assert cli(*shlex.split(line[1])).exit_code == 0
+
+
+def test_what_is_left_out_contradicts_nothing(tmp_path: Path) -> None:
+    file = sparse(tmp_path / "x.safetensors", attention(1920, 2) | {Q: (960, 1920)})
+    assert loraforge.convert(file, to="peft", alpha=4, drop=[Q], out=tmp_path / "o").dropped_modules == (Q,)
 
 
 def test_blocks_of_another_width_are_said_to_be_unchecked(tmp_path: Path) -> None:
