@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.errors import Try
 from loraforge.tensorfile import TensorFile
@@ -91,6 +91,10 @@ class Adapter:
     """One addition to the command for each scale it may have been trained at; empty where that is known."""
     source: Source | None = None
     """None for an adapter made in Python."""
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The LoraConfigs that came with it, by where they stand."""
+    shown: str = ""
+    """What shows that it is of its architecture; empty where only the names fit, which other models share."""
 
 
 @dataclass(frozen=True, slots=True)

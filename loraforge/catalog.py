@@ -96,7 +96,7 @@ def layout_files() -> list[tuple[str, dict[str, Any], str]]:
 
 def architecture(name: str) -> Architecture:
     """An architecture by name. Raises FormatError with the names there are."""
-    if name not in architectures():
+    if name not in architectures():  # what --architecture was given, or a plugin names
         text = f"there is no architecture {name!r}; there are {', '.join(architectures())}."
         raise FormatError(text, command("loraforge", "layouts"))
     return architectures()[name]
@@ -107,18 +107,30 @@ def having(name: str) -> dict[str, str]:
     return {arch: name for arch, known in architectures().items() if name in known.layouts}
 
 
-def matching(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -> str | None:
+def matching(
+    paths: Collection[str], layouts: Mapping[str, str], sep: str = ".", wanted: str | None = None
+) -> str | None:
     """The architecture, of those a format has a layout for, that knows at least half of the module paths, if any.
 
     Not all: a key that is not understood is to be named, not to make a file nobody's. Not one: layouts share names.
+    With `wanted`: that one, whether or not another knows more.
     """
-    counts = {
+    counts = _known_of(paths, layouts, sep)
+    best = wanted if wanted in counts else max(counts, key=lambda name: counts[name], default=None)
+    return best if best is not None and 2 * counts[best] >= len(paths) > 0 else None
+
+
+def holding(paths: Collection[str], layouts: Mapping[str, str]) -> list[str]:
+    """Every architecture, of those a format has a layout for, that has all of the modules."""
+    return [name for name, count in _known_of(paths, layouts, ".").items() if count == len(paths)]
+
+
+def _known_of(paths: Collection[str], layouts: Mapping[str, str], sep: str) -> dict[str, int]:
+    return {
         name: sum(layout.locate(path, sep) is not None for path in paths)
         for name, used in layouts.items()
         if name in architectures() and (layout := architectures()[name].layouts.get(used))
     }
-    best = max(counts, key=lambda name: counts[name], default=None)
-    return best if best is not None and 2 * counts[best] >= len(paths) > 0 else None
 
 
 def outdone(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -> bool:

@@ -12,7 +12,7 @@ from loraforge.cli_base import convert_base, fuse
 from loraforge.cli_doctor import doctor
 from loraforge.cli_explain import explain
 from loraforge.cli_hub import publish, push
-from loraforge.cli_options import drop, element_type, fetch, stated_scale
+from loraforge.cli_options import architecture, drop, element_type, fetch, stated_scale
 from loraforge.cli_plugins import formats, layouts, plugins
 from loraforge.cli_run import run
 from loraforge.console import PATH, SOURCE, Cli, as_json, say
@@ -97,6 +97,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
 )
 @click.option("--ema", is_flag=True, help="Take the averaged weights (N-ema) instead of the plain ones.")
 @stated_scale
+@architecture
 @click.option(
     "--scale-in",
     type=click.Choice(["tensors", "metadata"]),
@@ -184,6 +185,7 @@ def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: 
     is_flag=True,
     help="Print names, shapes, element types and metadata as JSON, no weight: attach it to a bug report.",
 )
+@architecture
 @click.option("--history", is_flag=True, help="Print from which file, by which commands, it was made.")
 @drop
 @fetch
@@ -200,6 +202,7 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
     if skeleton:
         if options.pop("drop"):
             raise click.UsageError("--skeleton is of the whole file: it goes without --drop.")
+        del options["architecture"]
         click.echo(as_json(loraforge.skeleton(source, **options)))
         return
     found = loraforge.inspect(source, from_, **options)
@@ -227,6 +230,7 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
     help="With --in: a folder with the transformer's config.json. Default: made from A's shapes.",
 )
 @stated_scale
+@architecture
 @drop
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
 @click.pass_context
@@ -260,6 +264,7 @@ def verify(
 @stated_scale
 @click.option("-o", "--out", type=PATH, help="File to write. Default: ./<name>-<what you state>.safetensors, printed.")
 @click.option("--in-place", is_flag=True, help="Replace FILE itself, once the new one has proved right.")
+@architecture
 @drop
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/stamp.schema.json).")
@@ -275,6 +280,8 @@ def stamp(source: str, json_: bool, **options: Any) -> None:
       loraforge stamp pytorch_lora_weights.safetensors --in-place
     """
     done = loraforge.stamp(source, **options)
+    for note in done.notes:
+        say("note: ", note)
     click.echo(as_json(done.to_dict()) if json_ else "\n".join(map(plain, done.lines())))
 
 

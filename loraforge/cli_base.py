@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import loraforge
-from loraforge.cli_options import drop, element_type, stated_scale
+from loraforge.cli_options import architecture, drop, element_type, stated_scale
 from loraforge.console import PATH, SOURCE, as_json, say
 from loraforge.errors import plain
 
@@ -59,6 +59,7 @@ def _told(report: Any, json_: bool) -> None:
 @click.option("--backend", default="auto", show_default=True, metavar="NAME", help="numpy, torch or a plugin's.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1.")
 @stated_scale
+@architecture
 @drop
 @click.option("--dry-run", is_flag=True, help="Compute what would survive the rounding; write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace an earlier result.")

@@ -8,7 +8,7 @@ import click
 
 import loraforge
 from loraforge.cli_explain import typed
-from loraforge.cli_options import drop, fetch, stated_scale
+from loraforge.cli_options import architecture, drop, fetch, stated_scale
 from loraforge.console import SOURCE, as_json, say, table
 from loraforge.errors import plain
 from loraforge.report import fraction
@@ -32,6 +32,7 @@ from loraforge.report import fraction
 )
 @click.option("--variant", metavar="NAME", help="The model (CogVideoX-5B, ...), where nothing else tells it.")
 @stated_scale
+@architecture
 @drop
 @fetch
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/doctor.schema.json).")

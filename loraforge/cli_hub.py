@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import loraforge
-from loraforge.cli_options import drop, stated_scale
+from loraforge.cli_options import architecture, drop, stated_scale
 from loraforge.console import PATH, SOURCE, as_json, say
 from loraforge.errors import LoraforgeError, as_commands, plain
 from loraforge.push import PushReport
@@ -35,6 +35,7 @@ from loraforge.report import Report
 @click.option("--revision", metavar="BRANCH", help="Branch to commit to. Default: main.")
 @click.option("--commit-message", metavar="TEXT", help="Default: Add or Update, and the file.")
 @stated_scale
+@architecture
 @drop
 @click.option("--dry-run", is_flag=True, help="Print files, digests, card and commit; send nothing.")
 @click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/push.schema.json).")

@@ -59,6 +59,10 @@ def stated_scale(command: Any) -> Any:
     return reduce(lambda made, option: option(made), reversed(_STATED), command)
 
 
+architecture: Decorator = click.option(
+    "--architecture", metavar="NAME", help="What it is an adapter of (cogvideox), where nothing in it shows that."
+)
+
 fetch: Decorator = click.option(
     "--fetch", is_flag=True, help="Of what lies on the Hub get the tensors too, into its cache; not the header alone."
 )

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import loraforge
-from loraforge.cli_options import stated_scale
+from loraforge.cli_options import architecture, stated_scale
 from loraforge.console import PATH, SOURCE, as_json, say
 from loraforge.errors import plain
 
@@ -66,6 +66,7 @@ def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option("--manifest", type=PATH, metavar="FILE", help="Repeat the run that wrote FILE.")
 @click.option("--anyway", is_flag=True, help="Run with settings that are wrong for the model.")
 @stated_scale
+@architecture
 @click.option("-f", "--force", is_flag=True, help="Replace existing files.")
 @click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/run.schema.json).")
 def run(json_: bool, **options: Any) -> None:

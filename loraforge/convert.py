@@ -27,6 +27,7 @@ def convert(
     as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     scale_in: Literal["tensors", "metadata"] = "tensors",
     target_alpha: float | None = None,
     base: str | Path | None = None,
@@ -58,6 +59,7 @@ def convert(
         as_in=as_in,
         as_loaded=as_loaded,
         override_scale=override_scale,
+        architecture=architecture,
         drop=drop,
         fetch=fetch or not dry_run,
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Adapter, Source
-from loraforge.asin import read_at
 from loraforge.drop import without
 from loraforge.errors import (
+    BaseError,
     ConversionError,
     FormatError,
     HubError,
@@ -27,7 +27,7 @@ from loraforge.errors import (
 from loraforge.formats import Choice, Format
 from loraforge.fuse import fuse
 from loraforge.hubaddress import address
-from loraforge.kinds import not_an_adapter
+from loraforge.kinds import known_titles, not_an_adapter
 from loraforge.knownnames import by_names
 from loraforge.measured import does
 from loraforge.recorded import around
@@ -40,6 +40,7 @@ from loraforge.scale import statement
 from loraforge.settings import Finding, compare, parse
 from loraforge.settings import settings as variant_settings
 from loraforge.shards import Shards, group_of
+from loraforge.shown import doubt, read_adapter
 from loraforge.symptoms import find, language
 from loraforge.tensorfile import TensorFile, megabytes
 from loraforge.verdict import AS_TRAINED, judge, named, ranks, remedies, trained
@@ -102,6 +103,7 @@ def doctor(
     as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     error: str | None = None,
     settings: Sequence[str | Path] = (),
     like: str | None = None,
@@ -121,6 +123,7 @@ def doctor(
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
+        "architecture": architecture,
     }  # fmt: skip
     if address(source) is None and not Path(source).exists() and group_of(Path(source)) is None:
         raise LoraforgeError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
@@ -145,11 +148,14 @@ def doctor(
 
 def diagnosed(
     path: str | Path, base: str | Path | None, wanted: str | None, stated: Mapping[str, Any],
-    drop: Sequence[str] = (), *, fetch: bool,
+    drop: Sequence[str] = (), *, fetch: bool, named: str | None = None,
 ) -> tuple[Diagnosis, Adapter | None]:  # fmt: skip
-    """What is to be said of the file itself, and the adapter in it where there is one."""
+    """What is to be said of the file itself, and the adapter in it where there is one. `named`: the base it is for."""
     config = stated["training_config"]
-    choice = Choice(training_config=Path(config) if config else None, stated=statement(**stated), drop=tuple(drop))
+    choice = Choice(
+        training_config=Path(config) if config else None, stated=statement(**stated), drop=tuple(drop),
+        architecture=stated.get("architecture"),
+    )  # fmt: skip
     try:
         form, place, file = locate(path, None, choice, fetch=fetch)
     except HubError:
@@ -159,17 +165,20 @@ def diagnosed(
     try:
         if form is None:
             raise not_an_adapter(file)
-        adapter, _ = without(read_at(form, file, choice), drop, file)
+        adapter, _ = without(read_adapter(form, file, choice, named=named), drop, file)
     except LoraforgeError as fault:
         if form and _reads(form, file):
             raise
+        if isinstance(fault, BaseError):
+            as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
+            return _hopeless(path, "wrong base", fault), None
         verdict = "does nothing" if isinstance(fault, NoAdapterError) else "broken file"
         verdict = "cannot tell (it is more than A and B)" if isinstance(fault, VariantError) else verdict
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
+        where = f"in {known_titles()}: " if isinstance(fault, NoAdapterError) else ""
         named_so = form is None or type(fault) is FormatError
-        return _by_names(_hopeless(path, verdict, fault), form, file, wanted) if named_so else _hopeless(
-            path, verdict, fault
-        ), None
+        hopeless = _hopeless(path, verdict, fault, where)
+        return _by_names(hopeless, form, file, wanted) if named_so else hopeless, None
     adapter = replace(adapter, source=Source(Path(path), file, form.name, place.run))
     found = _judged(path, form, file, adapter, place.notes, base, wanted, {**stated, "drop": drop} if drop else stated)
     return replace(found, fix=tuple(_less(line, drop) for line in found.fix)), adapter
@@ -218,22 +227,15 @@ def _beside(finding: Finding) -> str:
 def _reads(form: Format, file: TensorFile) -> bool:
     """Whether the file can be read where the user states nothing: then what the user stated is at fault."""
     try:
-        form.read(file, Choice())
+        read_adapter(form, file, Choice())
     except LoraforgeError:
         return False
     return True
 
 
-def _hopeless(path: str | Path, verdict: str, error: LoraforgeError) -> Diagnosis:
-    return Diagnosis(
-        str(path),
-        verdict,
-        error.message,
-        (),
-        (),
-        (),
-        tuple(r.behind(["loraforge", "doctor", path]) if r.instead else r.command for r in error.remedies),
-    )
+def _hopeless(path: str | Path, verdict: str, error: LoraforgeError, where: str = "") -> Diagnosis:
+    fix = (r.behind(["loraforge", "doctor", path]) if r.instead else r.command for r in error.remedies)
+    return Diagnosis(str(path), verdict, where + error.message, (), (), (), tuple(fix))
 
 
 def _by_names(found: Diagnosis, form: Format | None, file: TensorFile, wanted: str | None) -> Diagnosis:
@@ -255,7 +257,8 @@ def _judged(
     path: str | Path, form: Format, file: TensorFile, adapter: Adapter, notes: Sequence[str],
     base: str | Path | None, wanted: str | None, stated: Mapping[str, Any],
 ) -> Diagnosis:  # fmt: skip
-    from loraforge.base import fits
+    from loraforge.base import fits, misnamed
+    from loraforge.catalog import architecture
     from loraforge.checks import numbers
 
     found = None if file.absent else numbers(adapter, file)
@@ -263,7 +266,11 @@ def _judged(
     own = next((o for o in seen if wanted or runtime(o.runtime).format == form.name), None)
     own = own or next((o for o in seen if o.applied), None)
     there = _InBase() if base is None else _in_base(path, base, stated)
-    verdict, why = judge(adapter, found, own, there.misfit)
+    if there.fits and not adapter.shown:
+        adapter = replace(adapter, shown=f"its modules are those of {told(Path(str(base)))}")
+    unshown = doubt(adapter)
+    misfit = there.misfit or (misnamed(adapter, adapter.base_model) if adapter.base_model else "")
+    verdict, why = judge(adapter, found, own, misfit, unshown)
     unread = there.unread if verdict == AS_TRAINED else None
     if unread:
         verdict, why = "cannot tell (whether it fits the base)", unread.message
@@ -271,6 +278,7 @@ def _judged(
     of = f"{len(adapter.modules)} modules of rank {ranks(adapter)}, {', '.join(found.dtypes if found else kinds)}"
     facts = [
         ("file", f"{told(file.path)} ({form.name}), {of}"),
+        ("model", unshown or f"{architecture(adapter.architecture).title}: {adapter.shown}"),
         ("scale", _scale(adapter)),
         ("size", _size(found) if found else f"needs the tensors ({megabytes(file.absent)}): --fetch gets them"),
         *there.facts,
@@ -343,11 +351,13 @@ class _InBase:
     notes: tuple[str, ...] = ()
     unread: LoraforgeError | None = None
     """Why the base cannot be read."""
+    fits: bool = False
+    """Whether every module has its weight there, of its shape."""
 
 
 def _in_base(path: str | Path, base: str | Path, stated: Mapping[str, Any]) -> _InBase:
     """What of it would survive being fused there. Raises LoraforgeError where there is no base of that name."""
-    unknown = not any(value for key, value in stated.items() if key != "drop")
+    unknown = not any(value for key, value in stated.items() if key not in ("drop", "architecture"))
     for options in (stated, {**stated, "trained_scale": 1.0}) if unknown else (stated,):
         try:
             report = fuse(base, [path], "unused", dry_run=True, **options)
@@ -361,7 +371,7 @@ def _in_base(path: str | Path, base: str | Path, stated: Mapping[str, Any]) -> _
             return _InBase(facts=(("fused", error.message),), unread=error)
         lost, size = retained(report.total, report.modules)
         of_base = tuple(note for note in report.notes if "shapes of" in note)
-        return _InBase(facts=(("fused", lost), ("", size)), notes=of_base)
+        return _InBase(facts=(("fused", lost), ("", size)), notes=of_base, fits=True)
     return _InBase()
 
 

@@ -109,6 +109,10 @@ class VariantError(FormatError):
     """The adapter is whole, and its configuration makes it more than A and B: PEFT knows it, no format here does."""
 
 
+class BaseError(FormatError):
+    """The adapter is whole, and no released base model of its width has all of what it adapts."""
+
+
 class ScaleError(LoraforgeError):
     """The scale the adapter was trained at is unknown, contradictory or impossible."""
 

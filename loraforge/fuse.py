@@ -88,6 +88,7 @@ def fuse(
     as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     drop: Sequence[str] = (),
     dry_run: bool = False,
     force: bool = False,
@@ -110,6 +111,7 @@ def fuse(
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
+        "architecture": architecture,
     }  # fmt: skip
     engine = Engine(*choose(backend, device))
     found = open_base(base_folder(base, only=COMPONENT if transformer_only else ""))
@@ -150,7 +152,7 @@ def fuse(
     )
 
 
-_SAID = (*STATES, "--drop")
+_SAID = (*STATES, "--drop", "--architecture")
 """How the remedies begin that are options of fuse too."""
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import Scale
-from loraforge.asin import read_at
 from loraforge.drop import without
 from loraforge.errors import LoraforgeError, as_commands, command, told
 from loraforge.formats import Choice
@@ -17,6 +16,7 @@ from loraforge.kinds import not_an_adapter
 from loraforge.provenance import history
 from loraforge.registry import locate
 from loraforge.report import base_text, fraction
+from loraforge.shown import doubt, read_adapter
 
 if TYPE_CHECKING:
     from loraforge.adapter import Adapter
@@ -34,6 +34,8 @@ class Inspection:
     format: str | None
     architecture: str | None
     """Name of the family of base models."""
+    evidence: str | None
+    """What shows that it is one of that family; None where nothing does, or it is no adapter."""
     layout: str | None
     components: dict[str, int]
     """Component -> adapted modules (transformer, text_encoder), or tensors that are not the adapter's."""
@@ -65,6 +67,7 @@ class Inspection:
         table = {
             "file": f"{self.path} ({self.size:,} bytes, {self.container})",
             "format": f"{self.format or 'unknown'}{f', layout {self.layout}' if self.layout else ''}",
+            "model": f"{self.architecture} ({self.evidence})" if self.evidence else "",
             "holds": self._holds(),
             "modules": ", ".join(f"{name} x{count}" for name, count in self.targets.items()),
             "rank": _counted(self.ranks),
@@ -156,6 +159,7 @@ def inspect(
     iteration: int | None = None,
     ema: bool = False,
     drop: Sequence[str] = (),
+    architecture: str | None = None,
     fetch: bool = False,
 ) -> Inspection:
     """Describe the adapter in `source`, a path or an address on the Hub, without reading a weight.
@@ -165,12 +169,12 @@ def inspect(
     A file that opens but is no adapter is described as far as possible, with `problem` set. Raises a
     LoraforgeError when it cannot be opened at all.
     """
-    choice = Choice(iteration, ema, drop=tuple(drop))
+    choice = Choice(iteration, ema, drop=tuple(drop), architecture=architecture)
     form, place, file = locate(source, from_, choice, fetch=fetch)
     try:
         if form is None:
             raise not_an_adapter(file)
-        adapter, _ = without(read_at(form, file, choice), drop, file)
+        adapter, _ = without(read_adapter(form, file, choice), drop, file)
     except LoraforgeError as error:
         if form is not None:
             error = as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers")
@@ -202,6 +206,7 @@ def _describe(
         size=file.size,
         format=form.name if form else None,
         architecture=adapter.architecture if adapter else None,
+        evidence=(adapter.shown or None) if adapter else None,
         layout=adapter.layout if adapter else None,
         components=({"transformer": len(modules), "text_encoder": 0} | dict(adapter.others)) if adapter else {},
         targets=dict(Counter(place[0].text for place in places.values() if place)),
@@ -215,7 +220,7 @@ def _describe(
         metadata=dict(sorted(file.metadata.items())),
         trigger_words=trigger_words(file.metadata),
         history=history(adapter.metadata if adapter else file.metadata),
-        notes=notes,
+        notes=(*notes, *([said] if adapter and (said := doubt(adapter)) else [])),
         problem=error.message if error else None,
         remedies=tuple(remedies),
     )

@@ -104,7 +104,7 @@ class KeyStyle:
         two spellings, ranks that disagree, empty shapes, element types no factor has, parts missing.
         """
         found: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
-        spelled: dict[str, str] = {}
+        spelled, factors = dict[str, str](), defaultdict[str, set[str]](set)
         problems, unknown, spare = list[str](), list[str](), list[str]()
         stacks = {}
         for key in tensors:
@@ -116,15 +116,13 @@ class KeyStyle:
             template, index = place
             path = template.fill(index)
             spelled.setdefault(hit.spelled, key)
+            factors[hit.spelled].add(hit.factor)
             found[path][hit.part].setdefault(hit.factor, key)
             stacks[path] = arch.layouts[layout].modules[template]
         if unknown:
             problems += _unknown(unknown, arch)
         if len(spelled) > 1:
-            raise FormatError(
-                f"it holds several adapters, or one in several spellings: {listed(sorted(spelled.values()), 4)}. "
-                "Keep the keys of one of them."
-            )
+            raise FormatError(_mixed(spelled, factors.values()))
         modules = {}
         for path, blocks in sorted(found.items()):
             if all(keys.keys() == {"alpha"} for keys in blocks.values()):
@@ -239,11 +237,19 @@ _REFUSED = (
         r"(?<!lora_A\.)(?<!lora_B\.)(weight|bias)",
         "a whole weight saved beside the LoRA (modules_to_save)",
     ),
-    (r"alpha", "an alpha tensor, which no writer of this format makes"),
+    (r"alpha", "an alpha tensor, which records a scale and which this format is not read with: keep it"),
     (r"diff", "a weight difference (.diff), the whole change of a weight saved beside the LoRA"),
     (r"diff_b", "a bias difference (.diff_b), the whole change of a bias saved beside the LoRA"),
 )
 """What the end of a key means that no LoRA of this kind has."""
+
+
+def _mixed(spelled: Mapping[str, str], factors: Iterable[set[str]]) -> str:
+    """Why keys of several spellings are refused: one adapter spelled in a mixture, or several adapters."""
+    keys = listed(sorted(spelled.values()), 4)
+    if sum(map(len, factors := list(factors))) == len(set().union(*factors)):
+        return f"it is one adapter in a mixture of spellings, which is not read: {keys}. All of these keys belong to it"
+    return f"it holds several adapters, or one in several spellings: {keys}. Which of them is meant is not known"
 
 
 def _unknown(keys: list[str], arch: Architecture) -> Iterator[str]:
@@ -285,7 +291,8 @@ def _pair_faults(
         return
     a, b = tensors[keys["A"]].shape, tensors[keys["B"]].shape
     if len(a) == len(b) and len(a) in dimensions and a[0] != b[1]:
-        yield f"{path}: A {list(a)} and B {list(b)} disagree on the rank"
+        turned = ": the factors look transposed" if a[1] == b[0] else ""
+        yield f"{path}: A {list(a)} and B {list(b)} disagree on the rank{turned}"
     elif len(a) != len(b) or b[2:] != (1,) * (len(b) - 2):
         yield f"{path}: A {list(a)} and B {list(b)} are not those of one module"
     if "magnitude" in keys:

@@ -4,30 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loraforge.catalog import architectures
+from loraforge.catalog import architectures, data_files
 from loraforge.errors import NoAdapterError, command, listed
+from loraforge.lookalike import lora_paths, odd_words, other_model
 from loraforge.tensorfile import TensorFile
 
 SAT_PREFIX = "model.diffusion_model."
 _SAT_RUN = "Give the mp_rank_00_model_states.pt that the LoRA run wrote."
-_PLUGIN = "The plugin loraforge-{} reads it, if the names of its modules are known: see docs/plugins.md."
+_PLUGIN = "The plugin loraforge-{}, which is not installed, reads it if it knows its modules: see docs/plugins.md."
 _LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
 
 
 def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this version reads") -> NoAdapterError:
     """The refusal of a file that holds no `wanted`."""
     folder = file.path.absolute().parent
+    if not of_training(file) and not _diffsynth(file) and (error := foreign(file)):
+        return error
     for what, instead, is_it in _KINDS:
         if is_it(file):
-            remedy = "loraforge plugins list" if "adapter" in what else command("ls", "-l", folder)
-            what = what.replace("{known}", " or ".join(arch.title for arch in architectures().values()))
+            remedy = _skeleton(file) if "adapter" in what else command("ls", "-l", folder)
             what = what.replace("{base}", _base(file) or "")
-            return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {instead}", remedy)
+            return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {instead}".strip(), remedy)
+    if not of_training(file) and (error := _misspelt(file)):
+        return error
     names = f", with names like {listed(list(file.tensors), 3)}" if file.tensors else ""
     return NoAdapterError(
         f"{file.path} holds no {wanted}. It has {len(file.tensors)} tensors{names}.",
         command("loraforge", "inspect", "--skeleton", file.path),
     )
+
+
+def foreign(file: TensorFile) -> NoAdapterError | None:
+    """The refusal of another model's adapter; None where the names are not told to be one's."""
+    paths = lora_paths(file.tensors)
+    other = other_model(paths.values())
+    if other is None:
+        return None
+    what = f"an adapter whose modules are not named as those of {known_titles()}: it looks like one of {other}"
+    return NoAdapterError(f"{file.path} is {what}. Its names are like {_three(list(paths))}.", _skeleton(file))
+
+
+def _misspelt(file: TensorFile) -> NoAdapterError | None:
+    """The refusal of an adapter whose modules are known, and are spelled as no format here has them."""
+    paths = lora_paths(file.tensors)
+    if not paths:
+        return None
+    if (odd := odd_words(file.tensors)) is None:
+        what = f"an adapter whose modules are not named as those of {known_titles()}"
+        return NoAdapterError(f"{file.path} is {what}. Its names are like {_three(list(paths))}.", _skeleton(file))
+    arch, words = odd
+    others = f" (which {other} has too)" if (other := other_model(paths.values(), tied=True)) else ""
+    text = f"{file.path} is an adapter of {arch.title}'s modules{others}, in a spelling that is not read: {words}."
+    return NoAdapterError(f"{text} Its names are like {_three(list(paths))}.", _skeleton(file))
+
+
+def _skeleton(file: TensorFile) -> str:
+    return command("loraforge", "inspect", "--skeleton", file.path)
+
+
+def known_titles() -> str:
+    """The architectures whose adapters are read."""
+    return " or ".join(arch.title for arch in architectures().values())
+
+
+def _three(keys: list[str]) -> str:
+    """Three of the keys, of different modules where there are."""
+    return listed(keys[:: max(1, len(keys) // 3)][:3])
 
 
 def _base(file: TensorFile) -> str | None:
@@ -69,6 +111,28 @@ def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
     return file.hiding(tensors=mine), (f"{note} {len(file.tensors)}",)
 
 
+def _diffsynth(file: TensorFile) -> bool:
+    """Wan's blocks are called so too in Diffusers, and have an attn2."""
+    return bool(file.tensors) and all(key.startswith("blocks.") and ".attn1.to_" in key for key in file.tensors)
+
+
+def _installed(form: str) -> bool:
+    return any(data.get("format", {}).get("name") == form for _, data, _ in data_files())
+
+
+def _spelled(start: str, form: str) -> Callable[[TensorFile], bool]:
+    """Whether it is in the names of a format that a plugin would add: all keys begin so, and the words end them."""
+
+    def is_it(file: TensorFile) -> bool:
+        paths = lora_paths(file.tensors)
+        return bool(paths) and not _installed(form) and all(
+            key.startswith((start, "lora_te")) and not path.endswith("_") and path[len(start) :][:1] != "_"
+            for key, path in paths.items()
+        )  # fmt: skip
+
+    return is_it
+
+
 def of_training(file: TensorFile) -> bool:
     """Whether it is a trainer's own state: DeepSpeed's, or a whole model with PEFT's layers still in it."""
     return "ds_version" in file.tops or any(".base_layer." in key for key in file.tensors)
@@ -81,29 +145,21 @@ _KINDS: tuple[tuple[str, str, Callable[[TensorFile], bool]], ...] = (
         "Give the pytorch_lora_weights.safetensors that trainer saved.",
         lambda file: of_training(file) and _names(".lora_A.", ".base_layer.")(file),
     ),
-    ("an adapter in kohya's names (lora_unet_...)", _PLUGIN.format("kohya"), _any("lora_unet_", "lora_te")),
+    ("an adapter in kohya's names (lora_unet_...)", _PLUGIN.format("kohya"), _spelled("lora_unet_", "kohya")),
+    (
+        "an adapter in VideoX-Fun's names (lora_unet__...)",
+        _PLUGIN.format("kohya"),
+        _spelled("lora_unet__", "cogvideox-fun"),
+    ),
     (
         "an adapter in ComfyUI's names",
         _PLUGIN.format("comfyui"),
-        _any("diffusion_model.blocks.0.q.", "diffusion_model.transformer_blocks."),
+        _spelled("diffusion_model.", "comfyui-native"),
     ),
     (
         "an adapter in DiffSynth's names",
         _PLUGIN.format("diffsynth"),
-        lambda file: _any("blocks.")(file) and _names(".lora_A.")(file),
-    ),
-    (
-        "an adapter with kohya's words (.lora_down., .lora_up.) behind Diffusers' names",
-        "Diffusers stops at them: rename them to .lora_A. and .lora_B.",
-        lambda file: (
-            _any("transformer.transformer_blocks.", "transformer_blocks.")(file)
-            and _names(".lora_down.", ".lora_up.")(file)
-        ),
-    ),
-    (
-        "an adapter whose modules are not named as those of {known}",
-        "",
-        _names(".lora_A.", ".lora_B.", ".lora_down.", ".lora.down."),
+        lambda file: _diffsynth(file) and not _installed("diffsynth"),
     ),
     ("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
     ("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
+from loraforge.dimensions import Sized, Sizes, Solution, solve, term
 from loraforge.errors import LayoutError
 
 Index = tuple[tuple[str, int], ...]
@@ -79,6 +81,8 @@ class Layout:
     """Key templates of a base checkpoint that only this layout has -> why leaving them behind loses nothing."""
     unit_axes: Mapping[Template, int] = field(default_factory=dict)
     """Convolution -> the axis of its weight, [out, in, ...], that has length 1 here and is missing elsewhere."""
+    own: tuple[Template, ...] = ()
+    """Modules no other model is known to have: where a file adapts one, its architecture is shown."""
 
     def kernel(self, path: str, kernel: tuple[int, ...]) -> tuple[int, ...]:
         """A convolution's kernel as this layout has it, from how the others have it."""
@@ -156,6 +160,13 @@ class Architecture:
     """Entries of Diffusers' config.json that no shape tells."""
     told_by: str = ""
     """The segment whose shape past dim 0 tells the variants apart, whatever the width of the model."""
+    dimensions: Mapping[str, Sizes] = field(default_factory=dict)
+    """Segment -> rows and inputs of its weight in symbols; empty where nothing states them."""
+
+    def solved(self, variant: Variant) -> Solution:
+        """The sizes of a released variant."""
+        shapes = [Sized(s, s, shape[0], shape[1]) for s, shape in variant.shapes.items()]
+        return solve(shapes, self.dimensions)
 
     def named(self, segments: tuple[str, ...]) -> tuple[str, ...]:
         """Names of the parameters of a module that stacks these segments."""
@@ -190,6 +201,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
             frozenset(table.get("absent", ())) | _left_out(table, kinds),
             {Template(key): reason for key, reason in table.get("dropped", {}).items()},
             {Template(path): axis for path, axis in table.get("unit_axes", {}).items()},
+            tuple(map(Template, table.get("own", ()))),
         )
         for name, table in data.get("layouts", {}).items()
     }
@@ -214,7 +226,14 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
         {segment: what for what, segments in kinds.items() for segment in segments},
         data.get("config", {}),
         data.get("told_by", ""),
+        {
+            s: (one, two)
+            for s, texts in data.get("dimensions", {}).items()
+            for one, two in [map(term, texts)]
+            if one and two
+        },
     )
+    problems += _wrong_dimensions(data, arch)
     holes: dict[str, tuple[str, frozenset[str]]] = {}
     for layout in layouts.values():
         faults = [*_misplaced(layout, arch, holes), *_misdropped(layout, arch)]
@@ -234,9 +253,9 @@ def _left_out(table: Mapping[str, Any], kinds: Mapping[str, Any]) -> frozenset[s
 _KEYS = {
     "": (
         {"architecture", "title", "segments", "layouts"},
-        {"rows", "variants", "parameters", "unadapted", "told_by", "config"},
+        {"rows", "variants", "parameters", "unadapted", "told_by", "config", "dimensions"},
     ),
-    "layouts": ({"modules"}, {"absent", "dropped", "lora_only", "unit_axes"}),
+    "layouts": ({"modules"}, {"absent", "dropped", "lora_only", "unit_axes", "own"}),
     "variants": ({"repo", "blocks"}, {"shapes", "absent", "config"}),
 }
 """Table -> keys it must have, keys it may have."""
@@ -260,6 +279,7 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[str]:
         "rows": list(data.get("rows", {})),
         "parameters": list(data.get("parameters", {})),
         "told_by": [told_by] if told_by is not None else [],
+        "dimensions": list(data.get("dimensions", {})),
         **{f"unadapted {what!r}": segments for what, segments in kinds.items()},
         **{f"variant {name}": [*v.get("shapes", {}), *v.get("absent", ())] for name, v in variants.items()},
     }
@@ -277,6 +297,24 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"variant {name}: segment {segment!r} is absent, and has a shape" for segment in sorted(both))
         if told_by is not None and told_by not in variant.get("shapes", {}):
             yield f"variant {name}: no shape of {told_by!r}, by which variants are told"
+
+
+def _wrong_dimensions(data: Mapping[str, Any], arch: Architecture) -> Iterator[str]:
+    """Sizes that are none, that contradict the rows of a stack, or a released variant."""
+    for segment, texts in data.get("dimensions", {}).items():
+        if segment not in arch.dimensions:
+            yield f"dimensions: {list(texts)} of {segment!r} are not rows and inputs like '4 d', 'd' or '64'"
+    for layout in arch.layouts.values():
+        for template, stack in layout.modules.items():
+            sizes = [
+                (arch.segments[s], arch.dimensions[s][0]) for s in stack if s in arch.segments.keys() & arch.dimensions
+            ]
+            for (ratio, (times, symbol)), (other, (more, same)) in pairwise(sizes):
+                if symbol == same and ratio * more != other * times:
+                    yield f"layout {layout.name}: the rows of {template.text!r} are not as dimensions has them"
+    for variant in arch.variants:
+        if odd := arch.solved(variant).odd:
+            yield f"variant {variant.name}: dimensions do not allow {', '.join(one.said() for one in odd)}"
 
 
 def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, frozenset[str]]]) -> Iterator[str]:
@@ -309,6 +347,7 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
             yield f"segment {segment!r} is {state} absent"
     strangers = sorted(template.text for template in layout.unit_axes.keys() - layout.modules.keys())
     yield from (f"unit_axes: {text!r} is no module" for text in strangers)
+    yield from (f"own: {template.text!r} is no module" for template in layout.own if template not in layout.modules)
     yield from (f"absent: unknown segment {segment!r}" for segment in sorted(layout.absent - arch.segments.keys()))
 
 

@@ -61,6 +61,7 @@ def load_into(
     as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     drop: Sequence[str] = (),
 ) -> Loaded:
     """Load `adapter` into `pipe`, a Diffusers pipeline or its transformer, beside the adapters that are in it.
@@ -92,7 +93,7 @@ def load_into(
         return _load(transformer, adapter, strength, name, {
             "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
             "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded,
-            "override_scale": override_scale, "drop": tuple(drop),
+            "override_scale": override_scale, "architecture": architecture, "drop": tuple(drop),
         })  # fmt: skip
     except LoraforgeError as error:
         raise _in_python(error, adapter) from error

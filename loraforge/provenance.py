@@ -76,11 +76,13 @@ def entry(
     base_model: str | None,
     fits: Sequence[str],
     earlier: Sequence[Mapping[str, Any]] = (),
+    architecture: str | None = None,
 ) -> str:
     """The entry for a written file. No paths and no dates: the same input gives the same bytes.
 
     `source` has path (as `recorded` gives it), format, size and digest. `scalings` are those of training, `applied`
     what readers of the file apply, each distinct and sorted. `earlier`: the `history` in the source's own entry.
+    `architecture`: that of the adapter, where it was shown.
     """
     said = {
         "tool": f"loraforge {__version__}",
@@ -97,6 +99,7 @@ def entry(
         "base_model": base_model,
         "fits": list(fits),
         **({"earlier": [dict(step) for step in earlier]} if earlier else {}),
+        **({"architecture": architecture} if architecture else {}),
     }
     return json.dumps(said, sort_keys=True)
 

@@ -15,7 +15,6 @@ from loraforge.catalog import architecture
 from loraforge.doctor import Diagnosis, diagnosed
 from loraforge.errors import HubError, LoraforgeError, Try, command
 from loraforge.fusedorigin import held
-from loraforge.hubaddress import is_repo, renamed
 from loraforge.inspect import trigger_words
 from loraforge.layout import Architecture, Variant
 from loraforge.measured import acting
@@ -24,6 +23,7 @@ from loraforge.private import cleaned
 from loraforge.provenance import history, own_entry
 from loraforge.report import fraction
 from loraforge.settings import VariantSettings, settings, table
+from loraforge.shown import doubt
 from loraforge.verdict import AS_TRAINED
 
 
@@ -70,16 +70,20 @@ def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping
     drop = stated["drop"]
     scale = {key: value for key, value in stated.items() if key != "drop"}
     keep = scale["as_loaded"] or scale.get("as_in")
-    found, adapter = diagnosed(source, None, None, {**scale, "as_loaded": False, "as_in": None}, drop, fetch=True)
+    plain = {**scale, "as_loaded": False, "as_in": None}
+    found, adapter = diagnosed(source, None, None, plain, drop, fetch=True, named=base_model)
     as_loaded = bool(keep) and adapter is not None and adapter.scale.provenance in ("assumed", "ambiguous")
     if as_loaded and adapter and adapter.scale.provenance == "ambiguous":
-        found, adapter = diagnosed(source, None, None, scale, drop, fetch=True)
+        found, adapter = diagnosed(source, None, None, scale, drop, fetch=True, named=base_model)
     again = Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes")
     if adapter is None or adapter.source is None:
         raise HubError(f"{source} cannot be published: {found.why}", *found.fix)
     file, form = adapter.source.file, adapter.source.format
     if file.kind != "safetensors":
         raise HubError(f"{file.path} is a torch checkpoint, a pickle: what is published is a safetensors file.", again)
+    if unshown := doubt(adapter):
+        arch_ = Try(f"--architecture {adapter.architecture}", "if it is one")
+        raise HubError(f"{source} cannot be published: {unshown}.", arch_, *_bases(architecture(adapter.architecture)))
     if not (found.verdict == AS_TRAINED or _unknown_program(found, adapter) or (as_loaded and _only_unknown(found))):
         raise _not_as_trained(source, found, adapter)
     arch = architecture(adapter.architecture)
@@ -125,24 +129,21 @@ def _not_as_trained(source: Path, found: Diagnosis, adapter: Adapter) -> HubErro
 
 def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str, list[str]]:
     """The base model as a Hub id. Raises HubError where it is not known: without it no one finds the adapter."""
-    from loraforge.base import fits  # needs numpy, which --help must not wait for
+    from loraforge.base import check_base, fits  # needs numpy, which --help must not wait for
 
     right = [variant.repo for variant in fits(adapter) if variant.repo]
-    if stated and right and stated not in right and any(variant.repo == stated for variant in arch.variants):
-        raise HubError(
-            f"the adapter is not for {stated}: its shapes are those of {' or '.join(right)}.",
-            *(Try(f"--base-model {repo}") for repo in right),
-        )
-    if stated:
-        return stated, []
-    if adapter.base_model and is_repo(adapter.base_model):
-        return renamed(adapter.base_model), []
+    if base := stated or adapter.base_model:
+        return base, list(check_base(adapter, base))
     if len(right) == 1:
         return right[0], [f"the base model is {right[0]}: told by the shapes; --base-model changes it"]
     raise HubError(
         "which base model the adapter is for is not recorded, and the card must say it.",
         *(Try(f"--base-model {repo}") for repo in right or [variant.repo for variant in arch.variants]),
     )
+
+
+def _bases(arch: Architecture) -> list[Try]:
+    return [Try(f"--base-model {variant.repo}") for variant in arch.variants]
 
 
 def _settings(variant: Variant | None) -> VariantSettings | None:

@@ -97,6 +97,7 @@ def push(
     as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     drop: Sequence[str] = (),
     dry_run: bool = False,
     wait: Callable[[str], None] = lambda _: None,
@@ -109,8 +110,10 @@ def push(
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
-        "drop": drop,
+        "architecture": architecture, "drop": drop,
     }  # fmt: skip
+    from loraforge.base import repository  # needs numpy, which --help must not wait for
+
     to = destination(repo)
     revision, repo = _branch(repo, to, revision, dry_run=dry_run), to.repo
     shown = [of_sample(Path(path)) for path in sample]
@@ -119,7 +122,7 @@ def push(
         there = remote(repo, revision, dry_run=dry_run, wait=wait)
         _reachable(there, private=private)
         old = fields(split(there.card)[0], f"https://huggingface.co/{repo}/blob/main/README.md")
-        chosen = renamed(base_model) if base_model else _base_of(old)
+        chosen = repository(base_model) if base_model else _base_of(old)
         what = published(Path(source), repo, chosen, stated, Path(work))
         facts = replace(
             what.facts,
@@ -234,11 +237,11 @@ def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], s
         )
     if not Path(source).exists() and group_of(Path(source)) is None:
         raise HubError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
-    if base_model is not None and not is_repo(base_model):
-        raise HubError(
-            f"--base-model {base_model} is no Hub id (like zai-org/CogVideoX-5b); the Hub refuses cards with paths.",
-            Try("--base-model zai-org/CogVideoX-5b", "for example"),
-        )
+    from loraforge.base import no_repository, repository
+
+    if base_model is not None and repository(base_model) is None:
+        refused = no_repository(base_model)
+        raise HubError(f"{refused.message} The Hub refuses cards with paths.", *refused.remedies)
     if len(samples) > len(prompts):
         raise HubError("each --sample needs the --prompt it was made with.", Try('--prompt "what the video shows"'))
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraforge.adapter import Adapter, Source
-from loraforge.asin import read_at
 from loraforge.errors import ScaleError
 from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
 from loraforge.scale import statement
+from loraforge.shown import read_adapter
 
 
 def read(
@@ -28,6 +28,7 @@ def read(
     as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     drop: Sequence[str] = (),
     fetch: bool = True,
 ) -> Adapter:
@@ -42,11 +43,11 @@ def read(
         alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
         as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
     )  # fmt: skip
-    choice = Choice(iteration, ema, config, stated, tuple(drop))
+    choice = Choice(iteration, ema, config, stated, tuple(drop), architecture)
     form, place, file = locate(source, from_, choice, fetch=fetch)
     if form is None:
         raise not_an_adapter(file)
-    adapter = read_at(form, file, choice)
+    adapter = read_adapter(form, file, choice)
     if adapter.scale.provenance == "ambiguous":
         raise ambiguous(place.path, adapter)
     return replace(

@@ -50,6 +50,8 @@ class Record:
     near: list[Try] = field(default_factory=list)
     """What states a scale, and may be of another adapter."""
     notes: list[str] = field(default_factory=list)
+    configs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The LoraConfigs that describe the file, by where they stand."""
 
     @property
     def believed(self) -> bool:
@@ -136,6 +138,7 @@ def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str
         if bool(config.get("use_dora", record.dora)) != record.dora:
             have = "and the file has" if record.dora else "but the file has no"
             raise FormatError(f"{path}: its {where} says use_dora {config['use_dora']}, {have} magnitudes.", look)
+        record.configs[where] = config
         if not record.believed:
             continue
         try:
@@ -166,7 +169,7 @@ def _peft(record: Record) -> None:
         try:
             config = read_config(path)
             alone = mine or [file.name for file in adapters(path.parent)] in ([], [record.file.path.name])
-            trial = replace(record, rules=[])
+            trial = replace(record, rules=[], configs={})
             _believe(trial, {where: config}, where)
         except (FormatError, ScaleError) as error:
             record.notes.append(f"{where}, beside it, is of another adapter, and not used: {error.message}")
@@ -175,6 +178,7 @@ def _peft(record: Record) -> None:
         scales = sorted({rule.of(module, rank) for module, rank in record.ranks.items()})
         if alone and config.get("target_modules"):
             record.rules.append(rule)
+            record.configs.update(trial.configs)
             record.notes.append(f"the scale is read from {where}: its rank and targets are those of every module")
         else:
             record.offer(path.absolute(), scales[0], rule.said.removesuffix(f" in {where}"))

@@ -37,6 +37,8 @@ class Report:
     """path, format, written."""
     architecture: str
     """Name of the family of base models."""
+    evidence: str | None
+    """What shows that it is one of that family; None where nothing does."""
     scale: Scale
     scalings: tuple[float, ...]
     """The distinct scalings of the source's modules, sorted."""
@@ -95,7 +97,7 @@ class Report:
         """The second claim: what programs do with such a file, of those that were run. Never a constant of a format."""
         if self.worst_error is None and not self.programs:  # of a dry run, where only the file itself would tell
             return []
-        does = "acts as trained" if self.scale.provenance in ("recorded", "given") else "acts so"
+        does = "acts as trained" if self.evidence and self.scale.provenance in ("recorded", "given") else "acts so"
         good = [found for found in self.programs if found.versions and not found.otherwise]
         where = joined((found.program, found.versions) for found in good)
         bad = [
@@ -112,7 +114,8 @@ class Report:
         """The first claim, which is ours to prove, no wider than its evidence."""
         scaling = ", ".join(fraction(value) for value in self.scalings)
         known = self.scale.provenance in ("recorded", "given")
-        claim = ("1.0" if known else "1.0 is right if training used this scale") + self.provided
+        sure = "1.0" if self.evidence else f"1.0 is right if it is {architecture(self.architecture).title}"
+        claim = (sure if known else "1.0 is right if training used this scale") + self.provided
         if self.scale.program:
             claim = f"1.0 keeps it as it acts in {self.scale.program}, whatever training used{self.provided}"
         worst = max((step.error for step in self.steps), default=0.0)

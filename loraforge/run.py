@@ -98,6 +98,7 @@ def run(
     as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     anyway: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
@@ -110,6 +111,7 @@ def run(
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
+        "architecture": architecture,
     }  # fmt: skip
     again = read_manifest(Path(manifest)) if manifest else None
     short = {"num_inference_steps": steps, "guidance_scale": guidance, "num_frames": frames, "seed": seed}

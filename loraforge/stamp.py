@@ -11,7 +11,6 @@ from typing import Any
 
 from loraforge import peftrules
 from loraforge.adapter import Scale
-from loraforge.asin import read_at
 from loraforge.drop import without
 from loraforge.errors import (
     FormatError,
@@ -37,6 +36,7 @@ from loraforge.runfolders import states_scale
 from loraforge.runtimes import outlooks
 from loraforge.scale import STATES, given, statement
 from loraforge.shards import Shards
+from loraforge.shown import doubt, read_adapter
 from loraforge.tensorfile import KEY, read_safetensors, write_safetensors
 
 STAMPED = ("diffusers", "peft")
@@ -55,8 +55,11 @@ class Stamp:
     """Header entries that said something else before."""
     loads: bool
     """Whether Diffusers knows the names in the file; a bare state dict needs a conversion besides."""
+    shown: bool
+    """Whether something shows of which architecture it is."""
     acts_in: str = ""
     """Programs, with the versions that were run, that apply the file at this scale."""
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document. Its shape is a promise: see the schema."""
@@ -68,9 +71,11 @@ class Stamp:
         out = [f"{self.output} records scale {at} ({scale_text(self.scale, self.scalings)})"]
         out += [f"  replaced  {', '.join(self.replaced)}"] if self.replaced else []
         folding = command("loraforge", "convert", self.output, "--to", "diffusers")
-        kept = f"as it acts in {self.scale.program}, whatever training used," if self.scale.program else "as trained"
+        claim = "acts as trained" if self.shown else "is right if it is what its names fit"
+        if self.scale.program:
+            claim = f"acts as it acts in {self.scale.program}, whatever training used,"
         strength = (
-            f"1.0 acts {kept} in {self.acts_in}; what reads no header applies 1.0 to these tensors"
+            f"1.0 {claim} in {self.acts_in}; what reads no header applies 1.0 to these tensors"
             if self.acts_in
             else "no program that was run takes names and scale as they stand: convert the file, which tells its scale"
         )
@@ -94,6 +99,7 @@ def stamp(
     override_scale: bool = False,
     out: str | Path | None = None,
     in_place: bool = False,
+    architecture: str | None = None,
     drop: Sequence[str] = (),
     force: bool = False,
 ) -> Stamp:
@@ -104,7 +110,7 @@ def stamp(
     LoraforgeError, with nothing written, when a scale is recorded already and differs (unless `override_scale`),
     when none is recorded and none is given, or when the file has no header.
     """
-    from loraforge.base import fits
+    from loraforge.base import check_base, fits
     from loraforge.scan import changed, scan
 
     for option, value in (("--alpha", alpha), ("--trained-scale", trained_scale)):
@@ -116,7 +122,7 @@ def stamp(
         as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
     )  # fmt: skip
     config = Path(training_config) if training_config else None
-    choice = Choice(training_config=config, stated=stated, drop=tuple(drop))
+    choice = Choice(training_config=config, stated=stated, drop=tuple(drop), architecture=architecture)
     typed = _typed(choice)
     form, _, file = locate(source, None, Choice(drop=tuple(drop)))
     if in_place and (drop or isinstance(file, Shards)):
@@ -137,13 +143,15 @@ def stamp(
             command("loraforge", "inspect", source),
         )
     try:
-        adapter, _ = without(read_at(form, file, choice), drop, file)
+        adapter, _ = without(read_adapter(form, file, choice), drop, file)
     except LoraforgeError as error:
         if error.remedies and all(remedy.command.startswith(STATES) for remedy in error.remedies):
             raise
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
     if adapter.scale.provenance == "ambiguous":
         raise as_commands(ambiguous(file.path, adapter), "loraforge", "stamp", source)
+    notes = check_base(adapter, adapter.base_model, "loraforge", "convert", file.path, "--to", "diffusers")
+    unshown = doubt(adapter)
     digest = scan(file, adapter.keys)
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     scalings = {module: delta[0].scaling for module, delta in adapter.modules.items()}
@@ -167,6 +175,7 @@ def stamp(
             adapter.base_model,
             [variant.name for variant in fits(adapter)],
             history(adapter.metadata),
+            None if unshown else adapter.architecture,
         ),
     }
     goes = _destination(file.path, typed, out, in_place=in_place, force=force)
@@ -177,11 +186,12 @@ def stamp(
         back = read_safetensors(written)
         if changed(back, sums) or changed(file, sums):
             raise VerificationError("the disk gave back other bytes than were written. Nothing was kept.")
-        again = form.read(back, Choice())
+        again = form.read(back, Choice(architecture=adapter.architecture))
         if {module: delta[0].scaling for module, delta in again.modules.items()} != scalings:
             raise VerificationError("the written header does not give the scale back. Nothing was kept.")
         acts_in = acting(outlooks(form, back, again))
-    return Stamp(str(source), str(goes.file), scale, told, replaced, bool(prefix), acts_in)
+    notes = (*adapter.notes, *notes, *([unshown] if unshown else []))
+    return Stamp(str(source), str(goes.file), scale, told, replaced, bool(prefix), not unshown, acts_in, notes)
 
 
 def _typed(choice: Choice) -> list[str]:

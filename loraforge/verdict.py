@@ -21,10 +21,13 @@ AS_TRAINED = "acts as trained"
 
 COARSE = "cannot tell (float16 is too coarse for it)"
 NEEDS_TENSORS = "cannot tell (without the tensors)"
+UNSHOWN = "cannot tell (which architecture)"
 
 
-def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: str) -> tuple[str, str]:
-    """The verdict, and why. `found`: None where the header alone is known."""
+def judge(
+    adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: str, unshown: str = ""
+) -> tuple[str, str]:
+    """The verdict, and why. `found`: None where the header alone is known. `unshown`: why nobody knows what it is."""
     total = len(adapter.modules)
     if found and found.broken:
         why = "the training diverged, or a conversion to float16 overflowed"
@@ -61,6 +64,8 @@ def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: 
 
         why = f"{named(found.coarse)}: numbers so small that float16 rounds off more than {CEILING:.0%} of the update"
         return COARSE, f"{why}, unless they were trained in it; convert the original to --dtype fp32 or bf16"
+    if unshown:
+        return UNSHOWN, unshown
     if own is None:
         return "cannot tell", "no program is known that loads this format as it is"
     if found is None:
@@ -75,6 +80,9 @@ def remedies(path: str | Path, adapter: Adapter, verdict: str, own: Outlook | No
         return
     if verdict == NEEDS_TENSORS:
         yield f"{command('loraforge', 'doctor', path)} --fetch"
+        return
+    if verdict == UNSHOWN:
+        yield f"{command('loraforge', 'doctor', path)} --architecture {adapter.architecture}"
         return
     if verdict in ("broken file", "wrong base", COARSE) or dead:  # no conversion mends what was never trained
         yield command("loraforge", "inspect", path)

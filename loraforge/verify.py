@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter import Adapter, Scale
-from loraforge.asin import read_at
 from loraforge.basemodel import COMPONENT
 from loraforge.drop import meets, without
 from loraforge.errors import LoraforgeError, as_commands, command, listed, told
@@ -21,6 +20,7 @@ from loraforge.registry import locate
 from loraforge.report import fraction, scale_text
 from loraforge.scale import STATES, statement
 from loraforge.shards import Shards
+from loraforge.shown import read_adapter
 
 if TYPE_CHECKING:
     from loraforge.proof import Comparison
@@ -127,6 +127,7 @@ def verify(
     as_in: str | None = None,
     as_loaded: bool = False,
     override_scale: bool = False,
+    architecture: str | None = None,
     drop: Sequence[str] = (),
 ) -> Verification:
     """Compare the updates of two adapters of any formats and layouts, row by row, in float64.
@@ -149,8 +150,8 @@ def verify(
         alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
         as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
     )  # fmt: skip
-    choice = Choice(training_config=Path(training_config) if training_config else None, stated=said)
-    plain = Choice()
+    plain = Choice(architecture=architecture)
+    choice = replace(plain, training_config=Path(training_config) if training_config else None, stated=said)
     asked = () if choice == plain or said.as_in else (a, b)
     unknown = [source for source in asked if source is not None and _unknown(source)]
     sides = {side: [p for p in drop if meets(locate(side, None, Choice())[2], p)] for side in (a, b) if side and drop}
@@ -209,7 +210,7 @@ def _read(source: str | Path, choice: Choice, drop: Sequence[str]) -> tuple[Adap
     if form is None:
         raise not_an_adapter(file)
     try:
-        adapter, _ = without(read_at(form, file, choice), drop, file)
+        adapter, _ = without(read_adapter(form, file, choice), drop, file)
     except LoraforgeError as error:
         if all(remedy.command.startswith(STATES) for remedy in error.remedies):
             raise

@@ -23,7 +23,6 @@ from loraforge.errors import (
     told,
 )
 from loraforge.formats import Choice, Format, Header, Target, Wanted, Writer
-from loraforge.hubaddress import is_repo
 from loraforge.measured import mixed_ranks, programs
 from loraforge.output import destination, replacing
 from loraforge.provenance import carried_over, entry, history
@@ -69,17 +68,25 @@ def write(
     import numpy as np  # --help must not wait for it
 
     from loraforge import fit, graph
-    from loraforge.base import fits
+    from loraforge.base import check_base, fits, repository
     from loraforge.scan import scan, scan_modules
+    from loraforge.shown import alike, doubt, stated_by
     from loraforge.threads import in_order
 
     file = adapter.source.file if adapter.source else None
+    base_model = (repository(base_model) or base_model) if base_model else None
     _check(scale_in, dtype, base_model)
+    adapter = stated_by(adapter, base_model)
     target = named(to, "--to")
     arch = architecture(adapter.architecture)
     layout = target.layouts.get(arch.name)
     if layout is None:
         raise ConversionError(f"{to} has no names for {arch.title}.", command("loraforge", "formats"))
+    unshown = doubt(adapter) if file else ""
+    if unshown and layout != adapter.layout and (others := alike(adapter, layout)):
+        text = f"the modules are called as those of {listed([arch.title, *others])}: nothing shows which it is of."
+        raise ConversionError(text, Try(f"--architecture {arch.name}", f"if it is {arch.title}"))
+    base_notes = check_base(adapter, base_model or adapter.base_model)
     writer = _writer(target, Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only, pad_ranks))
     adapter, dropped = without(adapter, drop)
     relaid = graph.relayout(adapter.modules, arch, adapter.layout, layout)
@@ -123,6 +130,7 @@ def write(
             source=_source(adapter, digest),
             output={"path": str(goes.file), "format": to, "written": not dry_run},
             architecture=arch.name,
+            evidence=None if unshown else adapter.shown or "named in Python",
             scale=adapter.scale,
             scalings=tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
             stored=writer.stored,
@@ -134,7 +142,14 @@ def write(
             others=dict(adapter.others),
             dropped_modules=dropped,
             dropped_metadata=lost,
-            notes=(*adapter.notes, *use.notes, *named_paths(goes.file), *_odd_ranks(to, fitting.ranks)),
+            notes=(
+                *adapter.notes,
+                *base_notes,
+                *([unshown] if unshown else []),
+                *use.notes,
+                *named_paths(goes.file),
+                *_odd_ranks(to, fitting.ranks),
+            ),
             load=use.load,
             not_with=use.not_with,
             provided=use.provided,
@@ -154,7 +169,7 @@ def write(
         if dry_run:
             deque(tensors(), maxlen=0)
             seen = (
-                _foreseen(target, goes.file, _header(writer, fitting.outlines), metadata)
+                _foreseen(target, goes.file, _header(writer, fitting.outlines), metadata, arch.name)
                 if writer.stored != "config"
                 else ()
             )
@@ -180,12 +195,14 @@ def write(
     return replace(report, steps=tuple(steps), worst_error=worst, notes=notes, programs=seen)
 
 
-def _foreseen(target: Format, path: Path, header: Header, metadata: Mapping[str, str]) -> tuple[Program, ...]:
+def _foreseen(
+    target: Format, path: Path, header: Header, metadata: Mapping[str, str], architecture: str
+) -> tuple[Program, ...]:
     """What programs would do with a file that is not written, as far as its header tells it."""
     tensors = {key: TensorInfo(*entry, place) for place, (key, entry) in enumerate(header.items())}
     file = TensorFile(path, "safetensors", 0, tensors, metadata, absent=1)
     try:
-        return programs(outlooks(target, file, target.read(file, Choice())), target.name)
+        return programs(outlooks(target, file, target.read(file, Choice(architecture=architecture))), target.name)
     except LoraforgeError:
         return ()
 
@@ -210,11 +227,10 @@ def _check(scale_in: str, dtype: str, base_model: str | None) -> None:
     for option, value, known in (("scale_in", scale_in, ("tensors", "metadata")), ("dtype", dtype, ("keep", *CHOICES))):
         if value not in known:
             raise ConversionError(f"{option} is {value!r}; it can be {', '.join(known)}.")
-    if base_model is not None and not is_repo(base_model):
-        raise ConversionError(
-            f"--base-model {base_model} is no Hub id (like zai-org/CogVideoX-5b).",
-            Try("--base-model zai-org/CogVideoX-5b", "for example"),
-        )
+    from loraforge.base import no_repository, repository
+
+    if base_model is not None and repository(base_model) is None:
+        raise no_repository(base_model)
 
 
 def _entry(
@@ -234,6 +250,7 @@ def _entry(
         report.base_model,
         report.fits,
         earlier,
+        report.architecture if report.evidence else None,
     )
 
 
@@ -312,7 +329,7 @@ def _prove(
 
     rounded = {step.module for step in steps if step.kind == "rounded"}
     try:
-        again = target.read(back, Choice())
+        again = target.read(back, Choice(architecture=adapter.architecture))
     except LoraforgeError as error:
         said = error.message.replace(str(written), written.name)
         raise VerificationError(f"the written file is not read as it was meant: {said} Nothing was kept.") from error

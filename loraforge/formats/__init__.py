@@ -25,6 +25,8 @@ class Choice:
     stated: Statement = field(default_factory=Statement)
     drop: tuple[str, ...] = ()
     """Patterns of what may be left out."""
+    architecture: str | None = None
+    """What `--architecture` names."""
     program: bool = False
     """Read it as programs do: a module of which nothing is recorded acts at 1.0, and no neighbour is asked."""
 

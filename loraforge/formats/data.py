@@ -79,7 +79,7 @@ class DataFormat:
         return not outdone(self._paths(file), self.layouts, self.style.sep)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
-        name = self._architecture(file)
+        name = self._architecture(file, choice.architecture)
         if name is None:
             raise not_an_adapter(file, f"{self.name} adapter")
         return read_lora_file(
@@ -92,9 +92,9 @@ class DataFormat:
             others=self.others,
         )
 
-    def _architecture(self, file: TensorFile) -> str | None:
+    def _architecture(self, file: TensorFile, wanted: str | None = None) -> str | None:
         hits = self._paths(file)
-        return matching(hits, self.layouts, self.style.sep) if hits else None
+        return matching(hits, self.layouts, self.style.sep, wanted) if hits else None
 
     def _paths(self, file: TensorFile) -> list[str]:
         return [hit.path for key in file.tensors if (hit := self.style.parse(key))]

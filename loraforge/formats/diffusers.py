@@ -87,5 +87,5 @@ class DiffusersFormat:
         hits = [hit.path for key in file.tensors if (hit := STYLE.parse(key))]
         if not hits:
             raise not_an_adapter(file, "Diffusers adapter")
-        arch = architecture(matching(hits, self.layouts) or "cogvideox")
+        arch = architecture(matching(hits, self.layouts, wanted=choice.architecture) or "cogvideox")
         return read_lora_file(file, choice, STYLE, arch, "diffusers", writes=self.name)

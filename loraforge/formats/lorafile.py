@@ -77,6 +77,7 @@ def read_lora_file(
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
         notes=(*notes, *record.notes),
         candidates=(*record.near, *candidates(sizes, writes)) if scale.provenance == "ambiguous" else (),
+        configs=record.configs,
     )
 
 

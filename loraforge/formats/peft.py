@@ -114,7 +114,7 @@ class PeftFormat:
             file,
             choice,
             STYLE,
-            architecture(matching(hits, self.layouts) or "cogvideox"),
+            architecture(matching(hits, self.layouts, wanted=choice.architecture) or "cogvideox"),
             "diffusers",
             writes=self.name,
             base_model=base if is_repo(base) else None,

@@ -62,13 +62,13 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
 LAYERS = """
 errors half hookspecs effect
 hubaddress hubclient frontmatter cardcheck private acting livestate
-dtypes layout lora tensorfile pickledata threads output plugins console givensettings symptoms clips
+dtypes dimensions layout lora tensorfile pickledata threads output plugins console givensettings symptoms clips
 fusion
 fusion.with_numpy fusion.with_torch partial directfile videofile metrics sheet
 adapter torchfile torchwrite shards
 drop
 keys patterns plugindata picture
-catalog
+catalog lookalike
 kinds scale source graph scan base fit settings hubrepo
 snippet
 card
@@ -83,6 +83,7 @@ formats.sat formats.diffusers formats.peft formats.data
 formats.builtin fusion.choose basemodel
 registry runtimes checks
 asin measured knownnames merge baseplace basewrite fusedorigin retention positions baseconfig
+shown
 baseproof
 basejob
 read write inspect verify stamp plugincheck plugintemplate

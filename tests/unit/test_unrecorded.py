@@ -38,6 +38,7 @@ def bare_updates(source: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", FILES)
 def test_each_candidate_is_a_line_that_does_what_it_promises(name: str, to: str, tmp_path: Path, cli) -> None:
     words = ["convert", FILES[name], "--to", to, "-o", tmp_path / "out", *(["--lora-only"] if to == "sat" else [])]
+    words += ["--architecture", "cogvideox"]
     refused = cli(*words)
     assert refused.exit_code == 1
     assert not list(tmp_path.iterdir())

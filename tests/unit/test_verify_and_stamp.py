@@ -141,7 +141,7 @@ def test_stamp_in_place_keeps_the_rest_of_the_header(tmp_path: Path, cli) -> Non
     file = tmp_path / "x.safetensors"
     tensors = load_file(UNSCALED / "pytorch_lora_weights.safetensors")
     save_file(tensors, file, {"format": "pt", "ss_tag_frequency": "{}"})
-    result = cli("stamp", file, "--alpha", 1, "--in-place")
+    result = cli("stamp", file, "--alpha", 1, "--in-place", "--architecture", "cogvideox")
     assert result.exit_code == 0, result.output
     assert "1.0 acts as trained in Diffusers 0.34.0, " in result.stdout
     with safe_open(file, "np") as opened:

@@ -1,0 +1,83 @@
+"""The sizes of one model in symbols, solved over a file: `ff_in = ["4 d", "d"]`. Knows shapes alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+Term = tuple[int, str]
+"""A size: a number times one symbol; the symbol is empty for a number alone."""
+Sizes = tuple[Term, Term]
+"""Rows and inputs of a segment's weight, a convolution's without its kernel."""
+
+_TERM = re.compile(r"(?:([1-9][0-9]*)(?: |$))?([a-z][a-z0-9_]*)?")
+
+
+def term(text: str) -> Term | None:
+    """`4 d`, `d` or `64` as a term; None for anything else."""
+    found = _TERM.fullmatch(text)
+    return (int(found[1] or 1), found[2] or "") if found and text and not text.endswith(" ") else None
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A segment of a file, and the shape of the weight it is for."""
+
+    module: str
+    segment: str
+    rows: int
+    inputs: int
+
+    def said(self) -> str:
+        return f"{self.module} [{self.rows} x {self.inputs}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """One value per symbol, as far as the file says, and the modules that do not agree with it."""
+
+    values: Mapping[str, int]
+    odd: tuple[Sized, ...]
+    """The fewest that contradict; empty where everything agrees."""
+    split: bool = False
+    """Whether no side is in the majority: then `odd` holds both."""
+
+
+def solve(found: Sequence[Sized], table: Mapping[str, Sizes]) -> Solution:
+    """The sizes of the model that these weights are of. Segments without an entry say nothing."""
+    known = [one for one in dict.fromkeys(found) if one.segment in table]
+    votes: dict[str, Counter[int]] = defaultdict(Counter)
+    for one in known:
+        for symbol, value in set(_says(one, table[one.segment])):
+            if symbol and value:
+                votes[symbol][value] += 1
+    values = {symbol: counts.most_common(1)[0][0] for symbol, counts in votes.items()}
+    odd = tuple(one for one in known if any(not _agrees(*said, values) for said in _says(one, table[one.segment])))
+    tied = any(len(top := counts.most_common(2)) == 2 and top[0][1] == top[1][1] for counts in votes.values())
+    if not odd or not tied:
+        return Solution(values, odd)
+    contested = {s for s, counts in votes.items() if len(counts) > 1}
+    both = tuple(one for one in known if one in odd or contested & {s for s, _ in _says(one, table[one.segment])})
+    return Solution(values, both, split=True)
+
+
+def _says(one: Sized, sizes: Sizes) -> Iterator[tuple[str, int]]:
+    """Symbol and value, 0 where the size is no multiple; for a number alone, whether it is that number."""
+    for (times, symbol), size in zip(sizes, (one.rows, one.inputs), strict=True):
+        yield (symbol, 0 if size % times else size // times) if symbol else ("", int(size == times))
+
+
+def _agrees(symbol: str, value: int, values: Mapping[str, int]) -> bool:
+    return bool(value) and (not symbol or values.get(symbol) == value)
+
+
+def wanted(segment: str, table: Mapping[str, Sizes], values: Mapping[str, int]) -> str:
+    """`3072 x 3072`: the shape of a segment's weight in a model of these sizes."""
+    return " x ".join(str(times * values[s]) if s in values else s for times, s in table[segment] if s) or "fixed"
+
+
+def agree(values: Mapping[str, int], other: Mapping[str, int], symbols: Iterable[str]) -> bool:
+    """Whether two models have these symbols alike, as far as both are known."""
+    return all(values[s] == other[s] for s in symbols if s in values and s in other)
