@@ -115,9 +115,11 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
     turned = any(_turned(w) for one in found.odd for w in adapter.modules.get(one.module, ()))
     said = "; the factors of these look transposed" if turned else ""
     if found.split:
-        return f"its modules are not of one {arch.title}, and neither side is in the majority: {odd}{said}"
+        return (
+            f"its modules are not of one {arch.title}, and neither side is in the majority (rows x inputs): {odd}{said}"
+        )
     sizes = ", ".join(f"{symbol} {value}" for symbol, value in sorted(found.values.items()))
-    return f"its modules are not of one {arch.title}: the others have {sizes}, and not so {odd}{said}"
+    return f"its modules are not of one {arch.title}: the others have {sizes}, and not so (rows x inputs) {odd}{said}"
 
 
 def _rows(delta: Delta) -> int:
@@ -159,14 +161,11 @@ def beyond(adapter: Adapter) -> str:
 
 
 def unchecked(adapter: Adapter) -> str:
-    """What of its shapes could not be checked; empty where everything could."""
+    """Why its shapes were not checked against each other; empty where they were."""
     arch = architecture(adapter.architecture)
     if not arch.dimensions:
         return f"no sizes of {arch.title} are known: the shapes of its modules were not checked against each other"
-    sizes = solved(adapter).values
-    if highest(adapter) is None or not arch.variants or of_width(arch, sizes):
-        return ""
-    return f"no released {arch.title} has its width ({_width(sizes)}): its block numbers are not checked"
+    return ""
 
 
 def _width(sizes: Mapping[str, int]) -> str:

@@ -15,8 +15,8 @@ from loraforge.formats import Choice
 from loraforge.kinds import not_an_adapter
 from loraforge.provenance import history
 from loraforge.registry import locate
-from loraforge.report import base_text, fraction
-from loraforge.shown import doubt, read_adapter
+from loraforge.report import base_text, fraction, unshown
+from loraforge.shown import read_adapter
 
 if TYPE_CHECKING:
     from loraforge.adapter import Adapter
@@ -67,7 +67,7 @@ class Inspection:
         table = {
             "file": f"{self.path} ({self.size:,} bytes, {self.container})",
             "format": f"{self.format or 'unknown'}{f', layout {self.layout}' if self.layout else ''}",
-            "model": f"{self.architecture} ({self.evidence})" if self.evidence else "",
+            "model": self._model(),
             "holds": self._holds(),
             "modules": ", ".join(f"{name} x{count}" for name, count in self.targets.items()),
             "rank": _counted(self.ranks),
@@ -96,6 +96,11 @@ class Inspection:
             after = _origin(steps[n + 1]["source"]) if n + 1 < len(steps) else f"{self.path}, this file"
             lines += [f"         {n + 1}. {step['command']}   ({step['tool']})", f"            -> {after}"]
         return lines
+
+    def _model(self) -> str:
+        if self.architecture is None:
+            return ""
+        return f"{self.architecture} ({self.evidence})" if self.evidence else unshown(self.architecture)
 
     def _holds(self) -> str:
         adapted = {name: count for name, count in self.components.items() if name in ("transformer", "text_encoder")}
@@ -220,7 +225,7 @@ def _describe(
         metadata=dict(sorted(file.metadata.items())),
         trigger_words=trigger_words(file.metadata),
         history=history(adapter.metadata if adapter else file.metadata),
-        notes=(*notes, *([said] if adapter and (said := doubt(adapter)) else [])),
+        notes=notes,
         problem=error.message if error else None,
         remedies=tuple(remedies),
     )

@@ -90,8 +90,9 @@ class Report:
         out += [f"  dropped {what}" for what in self.dropped_modules]
         if self.dropped_metadata:
             out.append(f"  not carried over, as they describe the old tensors: {', '.join(self.dropped_metadata)}")
-        table = [("strength", self.strength()), *self.seen(), ("load", self.load), ("not with", self.not_with)]
-        return [*out, *(f"  {label:<9} {text}" for label, text in (*table, ("base", self.base())))]
+        rows = [] if self.evidence else [("model", unshown(self.architecture))]
+        rows += [("strength", self.strength()), *self.seen(), ("load", self.load), ("not with", self.not_with)]
+        return [*out, *(f"  {label:<9} {text}" for label, text in (*rows, ("base", self.base())))]
 
     def seen(self) -> list[tuple[str, str]]:
         """The second claim: what programs do with such a file, of those that were run. Never a constant of a format."""
@@ -153,12 +154,22 @@ def joined(found: Iterable[tuple[str, Sequence[str]]]) -> str:
 def base_text(fits: Sequence[str], family: str) -> str:
     """What the shapes say of the base model, and what they cannot say."""
     if not fits:
-        return f"no released {architecture(family).title} has these shapes; use the base model of its training run"
+        title = architecture(family).title
+        return (
+            f"no released {title} has these shapes (block numbers: unchecked); use the base model of its training run"
+        )
     return (
         f"{fits[0]}, the only one with these shapes"
         if len(fits) == 1
         else f"{', '.join(fits)}: the shapes cannot tell which; use the one of its training run"
     )
+
+
+def unshown(family: str, others: Sequence[str] = ()) -> str:
+    """The sentence for an adapter of which nothing shows what it is. `others`: models with modules of these names."""
+    shared = f" (and those of {', '.join(others)})" if others else ""
+    settles = f"--architecture {family} settles it"
+    return f"the names fit {architecture(family).title}{shared}; nothing shows that it is one ({settles})"
 
 
 def fraction(value: float) -> str:

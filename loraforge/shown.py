@@ -36,6 +36,7 @@ from loraforge.kinds import foreign
 from loraforge.layout import Architecture
 from loraforge.lookalike import of_words, sharing
 from loraforge.provenance import own_entry
+from loraforge.report import unshown
 
 if TYPE_CHECKING:
     from loraforge.tensorfile import TensorFile
@@ -198,12 +199,7 @@ def alike(adapter: Adapter, target: str = "") -> tuple[str, ...]:
 
 def doubt(adapter: Adapter) -> str:
     """The sentence for an adapter of which nothing shows what it is; empty for the others."""
-    if adapter.shown:
-        return ""
-    others = alike(adapter)
-    shared = f" (and those of {', '.join(others)})" if others else ""
-    settles = f"--architecture {adapter.architecture} settles it"
-    return f"the names fit {_title(adapter)}{shared}; nothing shows that it is one ({settles})"
+    return "" if adapter.shown else unshown(adapter.architecture, alike(adapter))
 
 
 def _title(adapter: Adapter) -> str:

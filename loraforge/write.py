@@ -70,7 +70,7 @@ def write(
     from loraforge import fit, graph
     from loraforge.base import check_base, fits, repository
     from loraforge.scan import scan, scan_modules
-    from loraforge.shown import alike, doubt, stated_by
+    from loraforge.shown import alike, stated_by
     from loraforge.threads import in_order
 
     file = adapter.source.file if adapter.source else None
@@ -82,7 +82,7 @@ def write(
     layout = target.layouts.get(arch.name)
     if layout is None:
         raise ConversionError(f"{to} has no names for {arch.title}.", command("loraforge", "formats"))
-    unshown = doubt(adapter) if file else ""
+    unshown = bool(file and not adapter.shown)
     if unshown and layout != adapter.layout and (others := alike(adapter, layout)):
         text = f"the modules are called as those of {listed([arch.title, *others])}: nothing shows which it is of."
         raise ConversionError(text, Try(f"--architecture {arch.name}", f"if it is {arch.title}"))
@@ -142,14 +142,7 @@ def write(
             others=dict(adapter.others),
             dropped_modules=dropped,
             dropped_metadata=lost,
-            notes=(
-                *adapter.notes,
-                *base_notes,
-                *([unshown] if unshown else []),
-                *use.notes,
-                *named_paths(goes.file),
-                *_odd_ranks(to, fitting.ranks),
-            ),
+            notes=(*adapter.notes, *base_notes, *use.notes, *named_paths(goes.file), *_odd_ranks(to, fitting.ranks)),
             load=use.load,
             not_with=use.not_with,
             provided=use.provided,

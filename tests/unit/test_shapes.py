@@ -152,7 +152,7 @@ def test_what_is_left_out_contradicts_nothing(tmp_path: Path) -> None:
 def test_blocks_of_another_width_are_said_to_be_unchecked(tmp_path: Path) -> None:
     found = loraforge.inspect(sparse(tmp_path / "x.safetensors", attention(1024, 2) | attention(1024, 1, 55)))
     assert found.problem is None
-    assert any("block numbers are not checked" in note for note in found.notes)
+    assert any("block numbers: unchecked" in line for line in found.lines())
 
 
 def test_base_weights_beside_an_adapter_count(tmp_path: Path) -> None:
