@@ -66,7 +66,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
     \b
     Start here:
       loraforge inspect RUN                  what is it, and at what scale was it trained?
-      loraforge convert RUN --to diffusers   a file that is right at strength 1.0 in any loader
+      loraforge convert RUN --to diffusers   a file that is right at strength 1.0, and where it was seen to be
       loraforge doctor FILE                  why does it have no effect, or too much?
     """
     for path in plugins_:
@@ -102,8 +102,14 @@ def main(plugins_: tuple[Path, ...]) -> None:
     type=click.Choice(["tensors", "metadata"]),
     default="tensors",
     show_default=True,
-    help="Fold the scale into A and B (right in every loader), or leave them untouched and record it in the header "
-    "(Diffusers 0.34 or newer only). To continue training, use metadata.",
+    help="Fold the scale into A and B, or leave them untouched and record it in the header, which not all loaders "
+    "read. To continue training, use metadata.",
+)
+@click.option(
+    "--pad-ranks",
+    is_flag=True,
+    help="Give all modules the largest rank, by zeros: the same update. Diffusers 0.31 to 0.33 needs it where ranks "
+    "differ.",
 )
 @click.option(
     "--base",
@@ -244,7 +250,9 @@ def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: 
 
 @main.command(short_help="Record the scale of training in a file's header.")
 @click.argument("source", metavar="FILE", type=SOURCE)
-@click.option("--alpha", type=float, required=True, metavar="N", help="lora_alpha the training used.")
+@click.option(
+    "--alpha", type=float, metavar="N", help="lora_alpha the training used. Default: the scale that FILE records."
+)
 @click.option("-o", "--out", type=PATH, help="File to write. Default: ./<name>-alpha<N>.safetensors, printed.")
 @click.option("--in-place", is_flag=True, help="Replace FILE itself, once the new one has proved right.")
 @click.option("--override-scale", is_flag=True, help="Believe --alpha over the scale the file records.")
@@ -253,11 +261,13 @@ def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: 
 def stamp(source: str, json_: bool, **options: Any) -> None:
     """Record in FILE's header at what lora_alpha it was trained. The tensors stay as they are.
 
-    Diffusers 0.34 or newer reads the entry. For a file that is right in every loader, use `loraforge convert`.
+    Diffusers reads the entry since 0.34; what does not read it needs the scale in the tensors: `loraforge convert`.
+    Without --alpha the entry that FILE has is completed: Diffusers 0.34 to 0.39 stops at one without rank_pattern.
 
     \b
-    Example:
+    Examples:
       loraforge stamp pytorch_lora_weights.safetensors --alpha 64 -o my-style.safetensors
+      loraforge stamp pytorch_lora_weights.safetensors --in-place
     """
     done = loraforge.stamp(source, **options)
     click.echo(as_json(done.to_dict()) if json_ else "\n".join(map(plain, done.lines())))

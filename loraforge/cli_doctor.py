@@ -67,10 +67,11 @@ def doctor(ctx: click.Context, /, source: str, json_: bool, **options: Any) -> N
                     "stops" if o.raises else f"{o.applied}/{o.modules}",
                     ", ".join(fraction(scale).partition(" = ")[0] for scale in o.scalings),
                     ", ".join(f"{ratio:.4g}" for ratio in o.ratios),
-                    o.raises or ", ".join(o.lost),
+                    o.raises or o.otherwise or ", ".join(o.lost),
+                    o.mark,
                 ]
                 for o in found.outlooks
             ]
-            table(["runtime", "modules", "scale", "x trained", "passes over, or stops at"], rows)
+            table(["runtime", "modules", "scale", "x trained", "passes over, or stops at", "known by"], rows)
     if not found.healthy:
         ctx.exit(1)

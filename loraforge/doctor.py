@@ -26,16 +26,17 @@ from loraforge.fuse import fuse
 from loraforge.hubaddress import address
 from loraforge.kinds import not_an_adapter
 from loraforge.registry import locate
+from loraforge.measured import does
 from loraforge.report import base_text, fraction
 from loraforge.retention import lines as retained
-from loraforge.runtimes import Outlook, outlook, runtime, runtimes
+from loraforge.runtimes import Outlook, by_names, outlook, outlooks, runtime
 from loraforge.scale import Statement
 from loraforge.settings import Finding, compare, parse
 from loraforge.settings import settings as variant_settings
 from loraforge.symptoms import find, language
 from loraforge.tensorfile import TensorFile, megabytes
 from loraforge.trainingconfig import beside, read_training_config
-from loraforge.verdict import AS_TRAINED, judge, named, ranks, remedies, strength_of, trained
+from loraforge.verdict import AS_TRAINED, judge, named, ranks, remedies, trained
 
 if TYPE_CHECKING:
     from loraforge.checks import Numbers
@@ -157,7 +158,7 @@ def diagnosed(
         verdict = "does nothing" if isinstance(fault, NoAdapterError) else "broken file"
         verdict = "cannot tell (it is more than A and B)" if isinstance(fault, VariantError) else verdict
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
-        return _hopeless(path, verdict, fault), None
+        return _by_names(_hopeless(path, verdict, fault), file, wanted), None
     adapter = replace(adapter, source=Source(Path(path), file, form.name, place.run))
     return _judged(path, form, file, adapter, place.notes, base, wanted, stated), adapter
 
@@ -199,6 +200,17 @@ def _hopeless(path: str | Path, verdict: str, error: LoraforgeError) -> Diagnosi
     return Diagnosis(str(path), verdict, error.message, (), (), (), tuple(r.command for r in error.remedies))
 
 
+def _by_names(found: Diagnosis, file: TensorFile, wanted: str | None) -> Diagnosis:
+    """What is to be said of a file no format here reads, where a program applies modules of it all the same."""
+    rows = tuple(row for row in by_names(file) if wanted in (None, row.runtime))
+    if not rows:
+        return found
+    best = max(rows, key=lambda row: row.applied / row.modules)
+    why = f"{best.title} knows {best.applied} of its {best.modules} modules by their names; {found.why}"
+    whole = best.applied == best.modules
+    return replace(found, verdict="cannot tell (at what scale)" if whole else found.verdict, why=why, outlooks=rows)
+
+
 def _judged(
     path: str | Path, form: Format, file: TensorFile, adapter: Adapter, notes: Sequence[str],
     base: str | Path | None, wanted: str | None, stated: Mapping[str, Any],
@@ -207,9 +219,9 @@ def _judged(
     from loraforge.checks import numbers
 
     found = None if file.absent else numbers(adapter, file)
-    programs = [runtime(wanted)] if wanted else list(runtimes().values())
-    outlooks = tuple(outlook(program, form, file, adapter) for program in programs)
-    own = next((o for o, p in zip(outlooks, programs, strict=True) if wanted or p.format == form.name), None)
+    seen = (outlook(runtime(wanted), form, file, adapter),) if wanted else outlooks(form, file, adapter)
+    own = next((o for o in seen if wanted or runtime(o.runtime).format == form.name), None)
+    own = own or next((o for o in seen if o.applied), None)
     there = _InBase() if base is None else _in_base(path, base, stated)
     verdict, why = judge(adapter, found, own, there.misfit)
     unread = there.unread if verdict == AS_TRAINED else None
@@ -223,7 +235,7 @@ def _judged(
         ("size", _size(found) if found else f"needs the tensors ({megabytes(file.absent)}): --fetch gets them"),
         *there.facts,
         ("base", adapter.base_model or base_text([v.name for v in fits(adapter)], adapter.architecture)),
-        *_elsewhere(path, outlooks, own if verdict == AS_TRAINED else None),
+        *_elsewhere(path, seen, own if verdict == AS_TRAINED else None),
     ]
     subnormal = found.subnormal if found else ()
     few = f"in {named(subnormal)} a tenth of the numbers or more lie below float16's normal range: fewer bits"
@@ -231,16 +243,25 @@ def _judged(
     loaded = own is None or own.applied == len(adapter.modules)
     dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded))
     mend = (r.command for r in unread.remedies) if unread else remedies(path, adapter, verdict, own, dead=dead)
-    fix = tuple(mend)
+    fix = (*mend, *_whole_entry(path, file, seen, verdict))
     sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)} if found else {}
-    return Diagnosis(str(path), verdict, why, tuple(facts), outlooks, said, fix, sizes)
+    return Diagnosis(str(path), verdict, why, tuple(facts), seen, said, fix, sizes)
+
+
+def _whole_entry(path: str | Path, file: TensorFile, seen: Sequence[Outlook], verdict: str) -> tuple[str, ...]:
+    """The command that completes a header entry at which some versions stop for what it lacks."""
+    titles = [o.title for o in seen if o.raises.startswith("KeyError")]
+    if not titles or file.absent or verdict in ("broken file", "wrong base"):
+        return ()
+    line = command("loraforge", "stamp", file.path, "--in-place")
+    return (f"{line}   # completes the header entry, for {', '.join(titles)}",)
 
 
 def _elsewhere(path: str | Path, outlooks: Sequence[Outlook], own: Outlook | None) -> list[tuple[str, str]]:
     """Where a file that is right in one program is not right in others, and how to make one that is."""
     found: dict[str, list[str]] = {}
     for other in outlooks if own else ():
-        what = "does nothing" if other.raises or not other.applied else strength_of(other)
+        what = "does nothing" if other.raises or not other.applied else does(other)
         if what and own and other.runtime != own.runtime:
             found.setdefault(what, []).append(other.runtime)
     if not found:

@@ -103,6 +103,12 @@ def plan(
     return plans
 
 
+def padded(plans: list[Plan]) -> list[Plan]:
+    """The same at the rank of the widest: zero components change no update."""
+    rank = max(w.rank for plan in plans for w in plan.delta)
+    return [replace(plan, policy=replace(plan.policy, rank=rank)) for plan in plans]
+
+
 def carry_out(plan: Plan) -> tuple[Delta, Step]:
     """The numbers of one module as they will be stored, and what they went through."""
     policy, fitted, error = plan.policy, [], 0.0

@@ -142,6 +142,8 @@ def config(
 ) -> dict[str, Any]:
     """The smallest LoraConfig that gives every module its rank and scaling, and names no other module.
 
+    Both patterns are always there: Diffusers 0.34 to 0.39 looks for them without a default.
+
     `older`: for PEFT before 0.15 too, which looks a whole path up as it stands and knows no anchored pattern. Its
     keys follow the others, so that newer versions, which take the first that matches, never need them.
     """
@@ -158,9 +160,7 @@ def config(
         | {path: value for path, value in said.items() if path in plain}
         for name, said in odd.items()
     }
-    return (
-        least | {name: pattern for name, pattern in patterns.items() if pattern} | ({"use_dora": True} if dora else {})
-    )
+    return least | patterns | ({"use_dora": True} if dora else {})
 
 
 def _given(

@@ -20,6 +20,7 @@ from loraforge.inspect import trigger_words
 from loraforge.layout import Architecture, Variant
 from loraforge.outgoing import Outgoing, of_adapter, of_model
 from loraforge.private import cleaned
+from loraforge.measured import acting
 from loraforge.provenance import history, own_entry
 from loraforge.report import fraction
 from loraforge.settings import VariantSettings, settings, table
@@ -154,7 +155,7 @@ def _rows(adapter: Adapter, found: Diagnosis) -> tuple[tuple[str, str], ...]:
             ("rank", ranks),
             ("element type", ", ".join(sorted({w.A.dtype.name for delta in deltas for w in delta}))),
             ("scale in training", _trained(adapter)),
-            ("acts as trained in", ", ".join(o.runtime for o in found.outlooks if o.ratios == (1.0,)) or None),
+            ("acts as trained in", acting(found.outlooks) or None),
             *_modelspec(adapter),
         ]
     )

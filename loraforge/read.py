@@ -43,7 +43,7 @@ def read(
         raise not_an_adapter(file)
     adapter = form.read(file, choice)
     if adapter.scale.provenance == "ambiguous":
-        raise _ambiguous(place.path, adapter)
+        raise ambiguous(place.path, adapter)
     return replace(
         adapter,
         source=Source(Path(source) if Path(source).exists() else file.path, file, form.name, place.run),
@@ -51,7 +51,8 @@ def read(
     )
 
 
-def _ambiguous(path: Path, adapter: Adapter) -> ScaleError:
+def ambiguous(path: Path, adapter: Adapter) -> ScaleError:
+    """The refusal of an adapter whose scale nothing records and no one stated."""
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     return ScaleError(
         f"{path} does not record the scale of its training: {adapter.scale.source}. "

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from loraforge.adapter import Scale, Step
 from loraforge.catalog import architecture
 from loraforge.tensorfile import megabytes
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What the written file does in one program, as the table of programs has it (runtimes.toml)."""
+
+    runtime: str
+    program: str
+    title: str
+    versions: tuple[str, ...]
+    """In which it was run on files of this kind; empty where its source was only read."""
+    otherwise: str
+    """What it does other than the source did; empty where it does the same."""
+    instead: str
+    """What to change in the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +58,9 @@ class Report:
     not_with: str
     """The well-known way to load it that would not apply it as trained."""
     provided: str
-    """What the claim of strength depends on; empty where it holds in every loader."""
+    """What a loader must do for strength 1.0 to be right; empty where the tensors hold it all."""
+    programs: tuple[Program, ...] = ()
+    """Where a written file was seen to act so, and the other programs of its format."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document. Its shape is a promise: see the schema."""
@@ -71,14 +88,31 @@ class Report:
         out += [f"  dropped {what}" for what in self.dropped_modules]
         if self.dropped_metadata:
             out.append(f"  not carried over, as they describe the old tensors: {', '.join(self.dropped_metadata)}")
-        table = {"strength": self.strength(), "load": self.load, "not with": self.not_with, "base": self.base()}
-        return [*out, *(f"  {label:<9} {text}" for label, text in table.items())]
+        table = [("strength", self.strength()), *self.seen(), ("load", self.load), ("not with", self.not_with)]
+        return [*out, *(f"  {label:<9} {text}" for label, text in (*table, ("base", self.base())))]
+
+    def seen(self) -> list[tuple[str, str]]:
+        """The second claim: what programs do with such a file, of those that were run. Never a constant of a format."""
+        if self.worst_error is None:
+            return []
+        does = "acts as trained" if self.scale.provenance in ("recorded", "given") else "acts so"
+        good = [found for found in self.programs if found.versions and not found.otherwise]
+        where = joined((found.program, found.versions) for found in good)
+        bad = [
+            f"{f.title} ({f.otherwise}{'' if f.versions else '; read, not run'})" for f in self.programs if f.otherwise
+        ]
+        unseen = [found.title for found in self.programs if not found.versions and not found.otherwise]
+        return [
+            ("run in", f"1.0 {does} in {where}" if where else "no program that applies such a file"),
+            *([("not in", "; ".join(bad))] if bad else []),
+            *([("not run", "; ".join(unseen))] if unseen else []),
+        ]
 
     def strength(self) -> str:
-        """The claim, no wider than its evidence."""
+        """The first claim, which is ours to prove, no wider than its evidence."""
         scaling = ", ".join(fraction(value) for value in self.scalings)
         known = self.scale.provenance in ("recorded", "given")
-        claim = ("1.0 acts as trained" if known else "1.0 is right if training used this scale") + self.provided
+        claim = ("1.0" if known else "1.0 is right if training used this scale") + self.provided
         worst = max((step.error for step in self.steps), default=0.0)
         same = f"same update as the source{f', to {worst:.0e}' if worst else ''} (compared),"
         proof = "not written, not compared: source" if self.worst_error is None else same
@@ -87,6 +121,18 @@ class Report:
     def base(self) -> str:
         """The base model, as stated or as far as shapes tell it."""
         return self.base_model or base_text(self.fits, self.architecture)
+
+
+def joined(found: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Programs and their versions, in order: `Diffusers 0.40.0, 0.42.1; PEFT 0.21.2`."""
+    versions: dict[str, dict[str, None]] = {}
+    for name, known in found:
+        versions.setdefault(name, {}).update(dict.fromkeys(known))
+
+    def order(version: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in version.split(".")) if version.replace(".", "").isdecimal() else ()
+
+    return "; ".join(f"{name} {', '.join(sorted(known, key=order))}" for name, known in versions.items())
 
 
 def base_text(fits: Sequence[str], family: str) -> str:

@@ -7,27 +7,45 @@ everything the program does not look at has been taken away.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tomli
 
 from loraforge.adapter import Adapter
+from loraforge.catalog import architectures
 from loraforge.errors import LoraforgeError, Try
 from loraforge.formats import Choice, Format
+from loraforge.layout import Template
 
 if TYPE_CHECKING:
     from loraforge.tensorfile import TensorFile
 
 Outcome = Literal["applied", "ignored", "warned", "raises"]
+Memo = dict[tuple[Any, ...], Adapter | None]
+"""What was read of a file: the keys and entries that were seen -> the adapter in them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One version or commit in which files were really loaded."""
+
+    version: str
+    date: str
+    files: int
+    agreed: int
+    """How many of the files did what the table says."""
+    beside: str = ""
+    """The libraries it ran on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """One program, or one version of it."""
+    """One program, or some versions of it. What the fields mean stands in runtimes.toml."""
 
     name: str
     title: str
@@ -44,18 +62,65 @@ class Runtime:
     named_times: float | str = 1.0
     instead: str = ""
     source: str = ""
+    program: str = ""
+    architecture: str = ""
+    layout: str = ""
+    modules: tuple[str, ...] = ()
+    starts: str = ""
+    every_key: str = ""
+    nothing: str = ""
+    always: str = ""
+    rest: Outcome | None = None
+    convolution: Outcome = "applied"
+    mixed_ranks: str = ""
+    rank: int = 0
+    whole: bool = False
+    header_needs: tuple[str, ...] = ()
+    config_fields: tuple[str, ...] = ()
+    without: Mapping[str, Any] | None = None
+    run: tuple[Run, ...] = ()
 
-    def outcome(self, key: str) -> Outcome:
+    def module(self, key: str, architecture: str = "") -> str:
+        """The module path in a key, as the key spells it; empty where it is none of the program's.
+
+        Of an adapter of another architecture than the row speaks of, any path behind a prefix counts.
+        """
+        stem = next((key[: key.index(fragment)] for fragment in self.keys if fragment in key), "").removesuffix(".")
+        names = (self.modules, self.architecture, self.layout) if architecture in ("", self.architecture) else ()
+        for prefix in self.prefixes:
+            path = stem.removeprefix(prefix) if stem.startswith(prefix) else ""
+            if path and (not names or _known(*names, path, "_" if prefix.endswith("_") else ".")):
+                return path
+        return ""
+
+    def outcome(self, key: str, architecture: str = "") -> Outcome:
         """What becomes of a tensor of this name."""
-        if not key.startswith(self.prefixes):
+        if not key.startswith(self.starts) or not key.startswith(self.prefixes):
             return self.others
-        return next((found for fragment, found in self.keys.items() if fragment in key), self.others)
+        found = next((found for fragment, found in self.keys.items() if fragment in key), self.rest or self.others)
+        return found if found != "applied" or self.module(key, architecture) else self.others
 
     def factor(self, rank: int, path: Path) -> float:
         """What it multiplies an update of this rank with, besides the scale it sees."""
         named = any(word in str(path).lower() for word in self.names)
         times = self.named_times if named else self.times
         return 1.0 / rank if times == "1/rank" else float(times)
+
+    def of(self, file: TensorFile) -> Runtime:
+        """The same, as it treats this file: some programs have a second way for files that lack a word."""
+        if not self.without or any(self.without["key"] in key for key in file.tensors):
+            return self
+        other = {key: value for key, value in self.without.items() if key != "key"}
+        cleared: dict[str, Any] = {"header_fields": (), "header_needs": (), "header_prefix": "", "without": None}
+        return replace(self, **cleared | _values(other))
+
+
+@lru_cache(8192)
+def _known(modules: tuple[str, ...], family: str, layout: str, path: str, sep: str) -> bool:
+    """Whether the model of a program has a module of that path: by its own list, else by a layout we know."""
+    if modules:
+        return any(Template(text).match(path, sep) is not None for text in modules)
+    return not layout or architectures()[family].layouts[layout].locate(path, sep) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +140,48 @@ class Outlook:
     lost: tuple[str, ...]
     """Keys it passes over, by kind: fragment x count."""
     instead: str
+    otherwise: str = ""
+    """What it makes of the update that no factor says; empty where a factor says it."""
+    program: str = ""
+    run: tuple[Run, ...] = ()
+    """Where it was really run, on adapters of this architecture; empty where its source was read."""
+
+    @property
+    def mark(self) -> str:
+        """How this is known, in a few words."""
+        if not self.run:
+            return "read only"
+        return f"run: {sum(r.agreed for r in self.run)} of {sum(r.files for r in self.run)} files as said"
 
 
 @cache
 def runtimes() -> Mapping[str, Runtime]:
     """Every program by name."""
     table: dict[str, dict[str, Any]] = tomli.loads((Path(__file__).parent / "runtimes.toml").read_text("utf-8"))
-    return {name: _made(name, {**table.get(entry.get("like", ""), {}), **entry}) for name, entry in table.items()}
+    return {name: _made(name, _inherited(table, name)) for name in table}
+
+
+def _inherited(table: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """An entry with what the one it is `like` has and it has not. `run` is nobody's but its own."""
+    entry = table[name]
+    if "like" not in entry:
+        return entry
+    older = {key: value for key, value in _inherited(table, entry["like"]).items() if key != "run"}
+    return {**older, **entry, "keys": {**older["keys"], **entry.get("keys", {})}}
 
 
 def _made(name: str, entry: dict[str, Any]) -> Runtime:
-    values = {key: value for key, value in entry.items() if key != "like"}
-    for key in ("prefixes", "names", "header_fields"):
-        values[key] = tuple(entry.get(key, ()))
-    values["name"], values["sees"] = name, frozenset(entry["sees"])
-    return Runtime(**values)
+    return Runtime(name=name, **_values({key: value for key, value in entry.items() if key != "like"}))
+
+
+def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML's lists and dates as a Runtime has them."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    if "run" in entry:
+        values["run"] = tuple(Run(**{**run, "date": str(run["date"])}) for run in entry["run"])
+    if "sees" in entry:
+        values["sees"] = frozenset(entry["sees"])
+    return values
 
 
 def runtime(name: str) -> Runtime:
@@ -106,26 +198,39 @@ def named(path: Path) -> tuple[str, ...]:
     return tuple(f"the path has {word!r} in it. {program.title}: {program.instead}" for program, word in found)
 
 
-def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) -> Outlook:
-    """What the program would make of the file, given how we read it: its modules, and their scale in training."""
-    outcomes = {key: program.outcome(key) for key in file.tensors if key in adapter.keys}
-    raising = next((key for key, found in outcomes.items() if found == "raises"), "")
-    if any(key.startswith(program.prefixes) for key in outcomes):  # without one, Diffusers returns before the header
-        raising = raising or _stops_at_header(program, file)
-    if not raising and program.needs and not (file.path.parent / program.needs).is_file():
-        raising = program.needs
-    applied = _applied_scalings(program, form, file, [k for k, found in outcomes.items() if found == "applied"])
-    known = adapter.scale.provenance != "ambiguous"
+def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, memo: Memo | None = None) -> Outlook:
+    """What the program would make of the file, given how we read it: its modules, and their scale in training.
+
+    `memo` keeps what was read for one program, for those that see the same.
+    """
+    program, title = program.of(file), program.title
+    mine = [key for key in file.tensors if key in adapter.keys]
+    outcomes = {key: program.outcome(key, adapter.architecture) for key in mine}
+    ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
+    raising = next(_stops(program, file, outcomes, ranks), "")
+    kept = [key for key, found in outcomes.items() if found == "applied"]
+    if program.convolution != "applied":
+        kernels = {program.module(key, adapter.architecture) for key in kept if len(file.tensors[key].shape) > 2}
+        kept = [key for key in kept if program.module(key, adapter.architecture) not in kernels]
+    applied = _applied_scalings(program, form, file, kept, {} if memo is None else memo)
+    if program.whole and len(applied) < len(adapter.modules):
+        applied = {}
+    if not applied and not raising and program.nothing:
+        raising = "a file with nothing it knows"
+    known = adapter.scale.provenance != "ambiguous" and not raising
+    otherwise = "" if raising else _otherwise(outcomes, adapter, applied)
     trained = {path: delta[0].scaling for path, delta in adapter.modules.items()}
-    ratios = {applied[path] / trained[path] for path in applied if trained[path]} if known and not raising else set()
-    lost: dict[str, int] = {}
+    ratios = (
+        {applied[path] / trained[path] for path in applied if trained.get(path)} if known and not otherwise else set()
+    )
+    lost: Counter[str] = Counter()
     for key, found in outcomes.items():
-        if found in ("ignored", "warned"):
-            kind = next((f for f in program.keys if f in key and key.startswith(program.prefixes)), key.split(".")[0])
-            lost[kind] = lost.get(kind, 0) + 1
+        if key not in kept and found != "raises":
+            kind = next((f for f in program.keys if f in key and key.startswith(program.prefixes)), "")
+            lost[kind if kind and found == program.keys[kind] != "applied" else key.split(".")[0]] += 1
     return Outlook(
         program.name,
-        program.title,
+        title,
         raising,
         0 if raising else len(applied),
         len(adapter.modules),
@@ -133,7 +238,73 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) 
         () if raising else tuple(sorted(set(applied.values()))),
         tuple(f"{kind} x{count}" for kind, count in lost.items()),
         program.instead,
+        otherwise,
+        program.program,
+        program.run if adapter.architecture == program.architecture else (),
     )
+
+
+def outlooks(form: Format, file: TensorFile, adapter: Adapter) -> tuple[Outlook, ...]:
+    """What each program would make of the file."""
+    memo: Memo = {}
+    return tuple(outlook(program, form, file, adapter, memo) for program in runtimes().values())
+
+
+def by_names(file: TensorFile) -> tuple[Outlook, ...]:
+    """Programs that apply modules of a file we cannot read, as names and shapes tell it; at what scale is not told."""
+    found = []
+    for program in (entry.of(file) for entry in runtimes().values()):
+        outcomes = {key: program.outcome(key) for key in file.tensors}
+        ranks = {key: info.shape[0] for key, info in file.tensors.items() if _is_factor(key) and info.shape}
+        ranks = {key: rank for key, rank in ranks.items() if "lora_A" in key or "down" in key}
+        if next(_stops(program, file, outcomes, ranks), ""):
+            continue
+        pairs = Counter(
+            program.module(key) for key, found in outcomes.items() if found == "applied" and _is_factor(key)
+        )
+        every = {program.module(key) or key.split(".lora")[0] for key in file.tensors if _is_factor(key)}
+        whole = [path for path, count in pairs.items() if count == 2]
+        if whole and not (program.whole and len(whole) < len(every)):
+            told = (program.name, program.title, "", len(whole), len(every), (), (), (), program.instead)
+            found.append(Outlook(*told, "", program.program, program.run))
+    return tuple(found)
+
+
+def _is_factor(key: str) -> bool:
+    return any(word in key for word in (".lora_A", ".lora_B", ".lora_up", ".lora_down", ".lora.up", ".lora.down"))
+
+
+def _stops(
+    program: Runtime, file: TensorFile, outcomes: Mapping[str, Outcome], ranks: Mapping[str, int]
+) -> Iterator[str]:
+    """Where the program stops at this file; nothing where it goes on."""
+    if program.always:
+        yield program.always
+    yield from (key for key, found in outcomes.items() if found == "raises")
+    if program.every_key:
+        yield from (key for key in outcomes if program.every_key not in key and "dora_scale" not in key)
+    if any(key.startswith(program.prefixes) for key in outcomes):  # without one, Diffusers returns before the header
+        yield from filter(None, [_stops_at_header(program, file)])
+    if program.convolution == "raises":
+        kernels = (key for key, found in outcomes.items() if found == "applied" and len(file.tensors[key].shape) > 2)
+        yield from (f"{key}, a convolution" for key in kernels)
+    if program.rank:
+        yield from (
+            f"{path} of rank {rank}: it takes {program.rank}" for path, rank in ranks.items() if rank != program.rank
+        )
+    if program.needs and not (file.path.parent / program.needs).is_file():
+        yield program.needs
+    elif program.config_fields:
+        yield from _unknown_fields(program, file.path.parent / program.needs)
+
+
+def _unknown_fields(program: Runtime, config: Path) -> Iterator[str]:
+    try:
+        said = json.loads(config.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    if isinstance(said, dict):
+        yield from (f"{name} in {config.name}" for name in said if name not in program.config_fields)
 
 
 def _stops_at_header(program: Runtime, file: TensorFile) -> str:
@@ -147,12 +318,17 @@ def _stops_at_header(program: Runtime, file: TensorFile) -> str:
         mine = [name.removeprefix(prefix) for name in said if name.startswith(prefix)] if isinstance(said, dict) else []
         if program.header_fields and not mine:
             return entry
+        for name in program.header_needs:
+            if name not in mine or (name == "rank_pattern" and said[f"{prefix}{name}"] is None):
+                return f"KeyError {name!r} in {entry}"
         if unknown := [name for name in mine if program.header_fields and name not in program.header_fields]:
             return f"{unknown[0]} in {entry}"
     return ""
 
 
-def _applied_scalings(program: Runtime, form: Format, file: TensorFile, keys: list[str]) -> dict[str, float]:
+def _applied_scalings(
+    program: Runtime, form: Format, file: TensorFile, keys: Sequence[str], memo: Memo
+) -> dict[str, float]:
     """Module -> the scale the program applies. Read from what it sees of the file, and nothing else."""
     blind = () if "alpha" in program.sees else (".alpha",)
     kept = {key: file.tensors[key] for key in keys if not key.endswith(blind)}
@@ -162,10 +338,51 @@ def _applied_scalings(program: Runtime, form: Format, file: TensorFile, keys: li
     beside = program.sees & {"adapter_config.json", "training_config.yaml"}
     path = file.path if beside else Path("elsewhere", file.path.name)
     seen = replace(file, tensors=kept, metadata=metadata, path=path, _map=None if file.absent else file.mapped())
-    try:
-        adapter = form.read(seen, Choice())
-    except LoraforgeError:  # what is left of the file is no adapter
+    same = (tuple(kept), tuple(sorted(metadata)), bool(beside))
+    if same not in memo:
+        try:
+            memo[same] = form.read(seen, Choice())
+        except LoraforgeError:  # what is left of the file is no adapter
+            memo[same] = None
+    adapter = memo[same]
+    if adapter is None:
         return {}
+    wrong = _wrong_rank(program, adapter, file)
     return {
-        name: delta[0].scaling * program.factor(delta[0].rank, file.path) for name, delta in adapter.modules.items()
+        name: delta[0].scaling * program.factor(delta[0].rank, file.path) * wrong.get(name, 1.0)
+        for name, delta in adapter.modules.items()
     }
+
+
+def _wrong_rank(program: Runtime, adapter: Adapter, file: TensorFile) -> Mapping[str, float]:
+    """Module -> what is wrong with its scale in programs that take one module's rank for lora_alpha of all."""
+    ranks = {path: delta[0].rank for path, delta in adapter.modules.items()}
+    if not odd_ranks(program, ranks):
+        return {}
+    heights = {key: info for key, info in file.tensors.items() if _is_factor(key) and ("_B" in key or "up" in key)}
+    first = min(heights.values(), key=lambda info: info.offset).shape[1]
+    return {path: first / rank for path, rank in ranks.items()}
+
+
+def odd_ranks(program: Runtime, ranks: Mapping[str, int]) -> bool:
+    """Whether the program takes modules of these ranks for others than they are."""
+    common = Counter(ranks.values()).most_common(1)[0][0]
+    odd = sum(rank != common for rank in ranks.values())
+    return odd == 1 if program.mixed_ranks == "first where one differs" else bool(program.mixed_ranks and odd)
+
+
+def _otherwise(outcomes: Mapping[str, Outcome], adapter: Adapter, applied: Mapping[str, float]) -> str:
+    """What a program makes of DoRA, where that is no factor of the update."""
+    dora = [path for path, delta in adapter.modules.items() if any(w.magnitude is not None for w in delta)]
+    if not dora or not applied:
+        return ""
+    passed = [key for key, found in outcomes.items() if found != "applied" and _is_magnitude(key)]
+    if passed:
+        return f"without the magnitudes of DoRA ({len(passed)} are passed over)"
+    trained = {path: delta[0].scaling for path, delta in adapter.modules.items()}
+    scaled = [path for path in dora if path in applied and abs(applied[path] / (trained[path] or 1.0) - 1) > 1e-9]
+    return "DoRA at another scale, which is no factor of its update" if scaled else ""
+
+
+def _is_magnitude(key: str) -> bool:
+    return "lora_magnitude_vector" in key or "dora_scale" in key

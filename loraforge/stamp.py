@@ -23,11 +23,14 @@ from loraforge.errors import (
 from loraforge.formats import Choice
 from loraforge.formats.peft import config_path
 from loraforge.kinds import not_an_adapter
+from loraforge.measured import acting
 from loraforge.output import Destination, destination, replacing
-from loraforge.provenance import entry, history
+from loraforge.provenance import entry, history, origin
+from loraforge.read import ambiguous
 from loraforge.recorded import COMPONENT, HEADER
 from loraforge.registry import locate
 from loraforge.report import fraction
+from loraforge.runtimes import outlooks
 from loraforge.scale import Statement
 from loraforge.tensorfile import KEY, read_safetensors, write_safetensors
 
@@ -47,6 +50,8 @@ class Stamp:
     """Header entries that said something else before."""
     loads: bool
     """Whether Diffusers knows the names in the file; a bare state dict needs a conversion besides."""
+    acts_in: str = ""
+    """Programs, with the versions that were run, that apply the file at this scale."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document. Its shape is a promise: see the schema."""
@@ -59,9 +64,9 @@ class Stamp:
         out += [f"  replaced  {', '.join(self.replaced)}"] if self.replaced else []
         folding = command("loraforge", "convert", self.output, "--to", "diffusers")
         strength = (
-            "1.0 acts as trained in Diffusers 0.34 or newer, which reads the header; other loaders do not"
-            if self.loads
-            else "no loader knows these names: convert the file, which now tells its scale"
+            f"1.0 acts as trained in {self.acts_in}; others read no header, and apply 1.0"
+            if self.acts_in
+            else "no program that was run takes names and scale as they stand: convert the file, which tells its scale"
         )
         return [
             *out,
@@ -73,7 +78,7 @@ class Stamp:
 
 def stamp(
     source: str | Path,
-    alpha: float,
+    alpha: float | None = None,
     *,
     out: str | Path | None = None,
     in_place: bool = False,
@@ -82,14 +87,15 @@ def stamp(
 ) -> Stamp:
     """Record that the adapter in `source` was trained at lora_alpha `alpha`, in the header of a new file.
 
-    The entry is the one Diffusers writes and reads, `lora_adapter_metadata`. Raises a LoraforgeError, with
-    nothing written, when a scale is recorded already and differs (unless `override_scale`), or when
-    the file has no header.
+    The entry is the one Diffusers writes and reads, `lora_adapter_metadata`. Without `alpha` the scale that the file
+    records is written anew, in an entry that is whole: some versions stop at one that lacks a name. Raises a
+    LoraforgeError, with nothing written, when a scale is recorded already and differs (unless `override_scale`),
+    when none is recorded and none is given, or when the file has no header.
     """
     from loraforge.base import fits
     from loraforge.scan import changed, scan
 
-    if not (math.isfinite(alpha) and alpha > 0):
+    if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
         raise ScaleError(f"--alpha {alpha:g} is no lora_alpha a training can have used.", "--alpha 1")
     form, _, file = locate(source, None, Choice())
     if form is None:
@@ -98,7 +104,7 @@ def stamp(
         what = "is a torch file, which has no header" if file.kind != "safetensors" else f"is read as {form.name}"
         raise FormatError(
             f"{file.path} {what}: no loader looks for a scale there. Convert it, stating the alpha.",
-            command("loraforge", "convert", file.path, "--to", "diffusers", "--alpha", f"{alpha:g}"),
+            command("loraforge", "convert", file.path, "--to", "diffusers", *_said(alpha)),
         )
     if form.name == "peft" and (config := config_path(file)):
         raise FormatError(
@@ -112,6 +118,8 @@ def stamp(
         if any(remedy.command.startswith("--override-scale") for remedy in error.remedies):
             raise
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
+    if adapter.scale.provenance == "ambiguous":
+        raise as_commands(ambiguous(file.path, adapter), "loraforge", "convert", file.path, "--to", "diffusers")
     digest = scan(file, adapter.keys)
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     scalings = {module: delta[0].scaling for module, delta in adapter.modules.items()}
@@ -119,12 +127,14 @@ def stamp(
     prefix = f"{COMPONENT}." if all(key.startswith(f"{COMPONENT}.") for key in adapter.keys) else ""
     least = {f"{prefix}{key}": value for key, value in peftrules.config(ranks, scalings, dora=dora).items()}
     replaced = tuple(key for key in HEADER if key in file.metadata)
-    scale = Scale("given", f"--alpha {alpha:g}")
+    scale = adapter.scale if alpha is None else Scale("given", f"--alpha {alpha:g}")
     told = tuple(sorted(set(scalings.values())))
-    words = ["loraforge", "stamp", recorded(file.path), "--alpha", f"{alpha:g}", *["--override-scale"] * override_scale]
+    words = ["loraforge", "stamp", recorded(file.path), *_said(alpha), *["--override-scale"] * override_scale]
+    mine = file.metadata[KEY] if alpha is None and origin(file.metadata).scale else None  # as true as before
     metadata = {key: text for key, text in file.metadata.items() if key not in HEADER} | {
         "lora_adapter_metadata": json.dumps(least, indent=2, sort_keys=True),
-        KEY: entry(
+        KEY: mine
+        or entry(
             command(*words),
             {"path": recorded(file.path), "format": form.name, "size": file.size, "digest": digest},
             scale,
@@ -147,14 +157,21 @@ def stamp(
         again = form.read(back, Choice())
         if {module: delta[0].scaling for module, delta in again.modules.items()} != scalings:
             raise VerificationError("the written header does not give the scale back. Nothing was kept.")
-    return Stamp(str(source), str(goes.file), scale, told, replaced, loads=bool(prefix))
+        acts_in = acting(outlooks(form, back, again))
+    return Stamp(str(source), str(goes.file), scale, told, replaced, bool(prefix), acts_in)
 
 
-def _destination(file: Path, alpha: float, out: str | Path | None, *, in_place: bool, force: bool) -> Destination:
+def _said(alpha: float | None) -> list[str]:
+    return [] if alpha is None else ["--alpha", f"{alpha:g}"]
+
+
+def _destination(
+    file: Path, alpha: float | None, out: str | Path | None, *, in_place: bool, force: bool
+) -> Destination:
     if in_place and out:
         raise LoraforgeError("--in-place and -o exclude each other.", Try("--in-place", "write no second file"))
     if in_place:
         whole = file.resolve()  # a link stays one
         return Destination(whole.parent, (whole.name,))
-    default = f"{file.stem}-alpha{alpha:g}.safetensors"
+    default = f"{file.stem}-{'mended' if alpha is None else f'alpha{alpha:g}'}.safetensors"
     return destination(Path(out) if out else None, default, (file.name,), [file], force=force)

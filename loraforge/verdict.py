@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from loraforge.adapter import Adapter
 from loraforge.errors import command, listed
+from loraforge.measured import strength_of
 from loraforge.registry import formats
 from loraforge.report import fraction
 from loraforge.runtimes import Outlook, runtime
@@ -47,6 +48,10 @@ def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: 
         return f"cannot tell ({trained(adapter)})", f"the scale is assumed: {adapter.scale.source}{applies}"
     if own and (strength := strength_of(own)):
         return strength, f"{own.title} applies {listed_scales(own.scalings)}, and training used {trained(adapter)}"
+    if own and own.otherwise:
+        return "acts in part", f"{own.title} applies {own.otherwise}"
+    if own and own.applied < total:
+        return "acts in part", f"{own.title} applies {own.applied} of the {total} modules"
     if found and found.dead:
         return "acts in part", f"A or B of {named(found.dead)} is zero"
     if own is None:
@@ -55,18 +60,6 @@ def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: 
         why = f"by its header {own.title} applies all {total} modules at the scale of training"
         return NEEDS_TENSORS, f"{why}; whether their numbers are whole needs the tensors"
     return AS_TRAINED, f"{own.title} applies all {total} modules at the scale of training"
-
-
-def strength_of(own: Outlook) -> str:
-    """`64x too weak`, where one factor says it; empty where it is 1."""
-    if own.ratios in ((), (1.0,)):
-        return ""
-    low, high = own.ratios[0], own.ratios[-1]
-    if low < 0:
-        return "cannot tell (the two scales differ in sign)"
-    if high <= 1:
-        return f"{1 / low:.3g}x too weak" if low == high else f"{1 / high:.3g}x to {1 / low:.3g}x too weak"
-    return f"{high:.3g}x too strong" if low == high else f"{low:.3g}x to {high:.3g}x too strong"
 
 
 def remedies(path: str | Path, adapter: Adapter, verdict: str, own: Outlook | None, *, dead: bool) -> Iterator[str]:
@@ -99,7 +92,7 @@ def remedies(path: str | Path, adapter: Adapter, verdict: str, own: Outlook | No
         yield f"# loraforge convert {command(path)} --to sat --base SAT_BASE, the base's SAT checkpoint{stated}"
     else:
         yield f"{command('loraforge', 'convert', path, '--to', to)}{stated}"
-    if own and own.instead and own.ratios not in ((), (1.0,)):
+    if own and own.instead and (own.raises or own.ratios not in ((), (1.0,))):
         yield f"# then: {own.instead}"
 
 

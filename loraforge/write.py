@@ -24,11 +24,13 @@ from loraforge.errors import (
 )
 from loraforge.formats import Choice, Format, Header, Target, Wanted, Writer
 from loraforge.hubaddress import is_repo
+from loraforge.measured import mixed_ranks, programs
 from loraforge.output import destination, replacing
 from loraforge.provenance import carried_over, entry, history
 from loraforge.registry import formats, named
 from loraforge.report import Report
 from loraforge.runtimes import named as named_paths
+from loraforge.runtimes import outlooks
 from loraforge.source import open_tensors
 from loraforge.tensorfile import KEY, RELEASE_EVERY, TensorFile
 
@@ -45,6 +47,7 @@ def write(
     target_alpha: float | None = None,
     base: str | Path | None = None,
     lora_only: bool = False,
+    pad_ranks: bool = False,
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
     base_model: str | None = None,
     drop: Sequence[str] = (),
@@ -70,13 +73,14 @@ def write(
     layout = target.layouts.get(arch.name)
     if layout is None:
         raise ConversionError(f"{to} has no names for {arch.title}.", command("loraforge", "formats"))
-    writer = _writer(target, Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only))
+    writer = _writer(target, Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only, pad_ranks))
     adapter, dropped = without(adapter, drop)
     relaid = graph.relayout(adapter.modules, arch, adapter.layout, layout)
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
     rank = max(w.rank for delta, _ in relaid.values() for w in delta) if target.storage.one_rank else None
     policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(dtype), rank)
     plans = fit.plan(relaid, target.storage, policy, arch.layouts[layout].stacked, to, ranks)
+    plans = fit.padded(plans) if pad_ranks else plans
     place = Path(out) if out else None
     run = adapter.source.run if adapter.source else arch.name
     sources = [path for path in (adapter.source.path if adapter.source else None, Path(base) if base else None) if path]
@@ -106,7 +110,7 @@ def write(
             others=dict(adapter.others),
             dropped_modules=dropped,
             dropped_metadata=lost,
-            notes=(*adapter.notes, *use.notes, *named_paths(goes.file)),
+            notes=(*adapter.notes, *use.notes, *named_paths(goes.file), *_odd_ranks(to, fitting.ranks)),
             load=use.load,
             not_with=use.not_with,
             provided=use.provided,
@@ -120,7 +124,7 @@ def write(
                 if file and len(steps) % RELEASE_EVERY == 0:
                     file.release()
 
-        worst = None
+        worst, seen = None, report.programs
         if dry_run:
             deque(tensors(), maxlen=0)
         else:
@@ -135,9 +139,17 @@ def write(
                 sums = writer.write(written, header, tensors(), metadata | {KEY: said})
                 for name, text in writer.beside(replace(fitting, metadata=kept | {KEY: said})).items():
                     (folder / name).write_text(text, "utf-8")
-                worst = _prove(adapter, target, written, sums, steps, file)
+                worst, back, again = _prove(adapter, target, written, sums, steps, file)
+                seen = programs(outlooks(target, back, again), to)
     notes = (*report.notes, *([] if absent else _advice(steps, dtype, adapter, target)))
-    return replace(report, steps=tuple(steps), worst_error=worst, notes=notes)
+    return replace(report, steps=tuple(steps), worst_error=worst, notes=notes, programs=seen)
+
+
+def _odd_ranks(to: str, ranks: Mapping[str, int]) -> Iterator[str]:
+    """What becomes of modules of several ranks in programs that take one rank for all."""
+    if where := mixed_ranks(to, ranks):
+        said = f"its modules have ranks {', '.join(map(str, sorted(set(ranks.values()))))}"
+        yield f"{said}: {where} would apply them at a wrong scale, without a word. For these: --pad-ranks"
 
 
 def _source(adapter: Adapter, digest: str | None) -> dict[str, Any]:
@@ -203,7 +215,9 @@ def _advice(steps: Sequence[Step], dtype: str, adapter: Adapter, target: Format)
     ways = [f"leave out --dtype {dtype}"] if dtype in ("fp16", "bf16") else []
     ways += ["--dtype fp32 (a larger file)"] if narrow and dtype == "keep" else []
     ways += (
-        ["--scale-in metadata (Diffusers 0.34 or newer)"] if "scale_in" in target.options and dtype == "keep" else []
+        ["--scale-in metadata, where a loader reads the header"]
+        if "scale_in" in target.options and dtype == "keep"
+        else []
     )
     if ways:
         yield f"for less rounding, or none: {', or '.join(ways)}"
@@ -222,10 +236,10 @@ def _prove(
     sums: Mapping[str, int],
     steps: Sequence[Step],
     file: TensorFile | None,
-) -> float:
+) -> tuple[float, TensorFile, Adapter]:
     """Read the written file as its loader would: its bytes, then its update against the source's.
 
-    Returns the worst row's error. Raises VerificationError.
+    Returns the worst row's error, and what was read. Raises VerificationError.
     """
     from loraforge.proof import compare, pair_up
     from loraforge.scan import changed
@@ -262,4 +276,4 @@ def _prove(
             "Nothing was kept. This is a fault of loraforge: please report it with the skeleton of your file.",
             *([command("loraforge", "inspect", "--skeleton", file.path)] if file else []),
         )
-    return max(result.error for result in results)
+    return max(result.error for result in results), back, again

@@ -45,6 +45,7 @@ class Wanted:
     target_alpha: float | None = None
     base: Path | None = None
     lora_only: bool = False
+    pad_ranks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,13 +50,11 @@ class DiffusersWriter(LoraFileWriter):
         return {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, indent=2, sort_keys=True)}
 
     def use(self, path: Path, _: Target) -> Use:
-        name = "" if path.name in FILES else f", weight_name={path.name!r}"
+        # always with its name: Diffusers looks for none where HF_HUB_OFFLINE is set
         return Use(
-            f"pipe.load_lora_weights({str(path.parent)!r}{name})   # strength 1.0, no other number",
+            f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})   # strength 1.0, no other number",
             "CogVideo's load_cogvideox_lora.py, which scales again, unless its --lora_alpha equals its --lora_r",
-            ", in Diffusers 0.34 or newer (the scale is in the header; other loaders ignore it and apply 1.0)"
-            if self.stored == "metadata"
-            else "",
+            ", where a loader reads the scale in the header (others apply 1.0)" if self.stored == "metadata" else "",
         )
 
 
@@ -67,7 +65,7 @@ class DiffusersFormat:
     summary = f"Diffusers' load_lora_weights: {FILES[0]}"
     storage = Storage()
     writer: Callable[[Wanted], Writer] | None = DiffusersWriter
-    options = frozenset({"scale_in"})
+    options = frozenset({"scale_in", "pad_ranks"})
 
     @property
     def layouts(self) -> Mapping[str, str]:

@@ -72,7 +72,7 @@ class PeftFormat:
     summary = f"PEFT's save_pretrained folder, and bare state dicts (CogKit, VideoX-Fun): {FILES[0]}"
     storage = Storage()
     writer: Callable[[Wanted], Writer] | None = PeftWriter
-    options: frozenset[str] = frozenset()
+    options: frozenset[str] = frozenset({"pad_ranks"})
 
     @property
     def layouts(self) -> Mapping[str, str]:
