@@ -95,7 +95,7 @@ def load_into(
         )
     _check(transformer, name, {plan.path for plan in plans})
     for path, layer in layers(transformer):  # PEFT leaves the latest alone active
-        layer.set_adapter(active.get(path, []), inference_mode=True)
+        _activate(layer, active.get(path, []))
     set_strength(transformer, name, strength)
     scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
     return Loaded(name, len(plans), adapter.scale, scalings, strength, adapter.base_model, adapter.notes)
@@ -106,7 +106,14 @@ def set_strength(transformer: Any, name: str, strength: float) -> None:
     for _, layer in layers(transformer, name):
         layer.set_scale(name, strength)
         others = [active for active in layer.active_adapters if active != name]
-        layer.set_adapter([*others, *([name] if strength else [])], inference_mode=True)
+        _activate(layer, [*others, *([name] if strength else [])])
+
+
+def _activate(layer: Any, names: list[str]) -> None:
+    """Let these adapters act, and train none: PEFT before 0.18 makes what acts trainable, and takes no word against it."""
+    layer.set_adapter(names)
+    for factors in layer.adapter_layer_names:
+        getattr(layer, factors).requires_grad_(False)
 
 
 def fitted(adapter: Adapter) -> list[Plan]:

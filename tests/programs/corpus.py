@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import loraforge
 from hostile.doctor_corpus import BASES
 from oracle import FILE_CASES, SAT_CASES, Case
 from safetensors.torch import save_file
 
+import loraforge
 from programs import faults, peft_faults
 
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -25,6 +26,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
     "--to diffusers": ("diffusers", {}),
     "--to diffusers --scale-in metadata": ("diffusers", {"scale_in": "metadata"}),
+    "--to diffusers --pad-ranks": ("diffusers", {"pad_ranks": True}),
     "--to peft": ("peft", {}),
 }
 """What is written of each case: how the user says it -> the form of the loader, and the arguments."""
@@ -77,8 +79,8 @@ def recorded(place: Path) -> list[Job]:
         given = next(case.folder.rglob(faults.WEIGHTS))
         out = place / name / "stamped"
         out.mkdir()
-        stamped = loraforge.stamp(given, case.manifest["alpha"], out=out / given.name)
-        line = getattr(stamped, "load", f"pipe.load_lora_weights({str(out)!r}, weight_name={given.name!r})")
+        loraforge.stamp(given, case.manifest["alpha"], out=out / given.name)
+        line = f"pipe.load_lora_weights({str(out)!r}, weight_name={given.name!r})"
         jobs.append(_job(case, "stamp", "diffusers", line, out))
     return jobs
 
@@ -102,11 +104,11 @@ def _job(case: Case, route: str, form: str, line: str, out: Path) -> Job:
     )
 
 
-def faulty(place: Path) -> list[Job]:
-    """Each kind of fault in two adapters."""
+def faulty(place: Path, only: Collection[str] = ()) -> list[Job]:
+    """Each kind of fault in two adapters; or some kinds."""
     jobs = []
     for name, adapter in faults.adapters().items():
-        for number, kind in enumerate(faults.KINDS):
+        for number, kind in enumerate(k for k in faults.KINDS if not only or k in only):
             made, folder = copy.deepcopy(adapter), place / f"{name}-{number}"
             file = faults.written(kind, made, folder)
             save_file({key: tensor.contiguous() for key, tensor in made.truth.items()}, folder / "truth")
@@ -116,7 +118,7 @@ def faulty(place: Path) -> list[Job]:
             told = (f"{kind} | {name}", "diffusers", line, str(folder), base, str(folder / "truth"), str(file), scale)
             jobs.append(Job(*told, tolerance=made.tolerance))
     for name, adapter in peft_faults.folders().items():
-        for number, kind in enumerate(peft_faults.KINDS):
+        for number, kind in enumerate(k for k in peft_faults.KINDS if not only or k in only):
             made, folder = copy.deepcopy(adapter), place / f"peft-{name}-{number}"
             peft_faults.KINDS[kind](made)
             made.written(folder)

@@ -60,5 +60,6 @@ def environments() -> list[Environment]:
     """Every one of versions.toml, the oldest first."""
     listed = tomli.loads((HERE / "versions.toml").read_text("utf-8"))["environments"]
     return [
-        Environment(entry["diffusers"], entry["peft"], tuple(entry["shelves"]), tuple(entry["asked"])) for entry in listed
+        Environment(entry["diffusers"], entry["peft"], tuple(entry["shelves"]), tuple(entry["asked"]))
+        for entry in listed
     ]

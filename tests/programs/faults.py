@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import loraforge
 import torch
 from hostile import doctor_corpus as make
 from hostile.doctor_corpus import BASES, ENTRY, Tensors
 from oracle import Case
 from safetensors.torch import load_file
+
+import loraforge
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
@@ -65,14 +66,13 @@ Change = Callable[[Adapter], None]
 
 
 def adapters() -> dict[str, Adapter]:
-    """Rank 8 and alpha 4 of Diffusers' own example; rank 8 and alpha 1 of a SAT run, in every attention matrix."""
+    """Diffusers' own example at its scale of 1/2, which a header must say; a SAT run's with its scale folded in."""
     case = Case("sat_5b_r8")
     kept = make.DATA / "diffusers_save_lora_weights_meta" / WEIGHTS
     with tempfile.TemporaryDirectory() as place:
-        loraforge.convert(case.source, to="peft", out=place, **case.said)
-        peft = load_file(Path(place) / "adapter_model.safetensors")
-    sat = {key.replace("base_model.model.", "transformer."): tensor for key, tensor in peft.items()}
-    return {"2b": Adapter("2b", load_file(kept), 4.0), "5b": Adapter("5b", sat, 1.0)}
+        loraforge.convert(case.source, to="diffusers", out=place, **case.said)
+        folded = load_file(Path(place) / WEIGHTS)
+    return {"2b": Adapter("2b", load_file(kept), 4.0), "5b": Adapter("5b", folded, 8.0)}
 
 
 def plain(*changes: Callable[[Tensors, dict[str, str]], None]) -> Change:

@@ -1,12 +1,12 @@
 """What a program did with a file, in a few words; and what doctor said it would do, in the same words.
 
-    as recorded        each module moves as training moved it, and no other does
-    x2, x0.5 to x1     each moves so, but for a factor
-    5 of 8             some do not move; with the factor of those that do, where it is not 1
-    nothing            none moves
-    NaN                the numbers are none
-    another update     none of these
-    raises TEXT        the line ends with this error
+as recorded        each module moves as training moved it, and no other does
+x2, x0.5 to x1     each moves so, but for a factor
+5 of 8             some do not move; with the factor of those that do, where it is not 1
+nothing            none moves
+NaN                the numbers are none
+another update     none of these
+raises TEXT        the line ends with this error
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def predicted(job: Job, said: dict[str, Any]) -> str:
         return "raises"
     if verdict in ("broken file", "wrong base"):
         return verdict
-    if verdict == "does nothing" or (row and not row["applied"]):
+    if not row:  # it is about the file: no word of how a program ends
+        return "no effect" if verdict == "does nothing" else ""
+    if verdict == "does nothing" or not row["applied"]:
         return "nothing"
-    if not row:
-        return ""
     known = row["ratios"] or ([number / job.scale for number in row["scalings"]] if job.scale else [])
     part = f"{row['applied']} of {row['modules']} " if row["applied"] < row["modules"] else ""
     if verdict == "acts in part" and not part:
@@ -88,7 +88,9 @@ def disagreement(said: str, verdict: str, did: str) -> str:
         return "false good news" if verdict == "acts as trained" else "does not apply what doctor calls applied"
     if said in ("broken file", "wrong base", "in part"):
         return "false bad news" if real == "as recorded" else ""
-    if said in ("nothing", "raises"):
+    if said == "no effect" and real in ("nothing", "raises"):
+        return ""
+    if said in ("nothing", "raises", "no effect"):
         if real == "as recorded":
             return "false bad news"
         return "raises or passes over" if real in ("nothing", "raises") else "applies what doctor calls useless"

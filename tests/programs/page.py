@@ -131,7 +131,11 @@ def _faults(programs: Programs, word: str) -> Iterator[str]:
 
 def _who(groups: dict[str, list[str]]) -> Iterator[str]:
     for did, versions in groups.items():
-        yield did if len(groups) == 1 else f"{versions[0]}{f' to {versions[-1]}' if versions[1:] else ''} ({len(versions)}): {did}"
+        yield (
+            did
+            if len(groups) == 1
+            else f"{versions[0]}{f' to {versions[-1]}' if versions[1:] else ''} ({len(versions)}): {did}"
+        )
 
 
 def _doctor(programs: Programs) -> Iterator[str]:
@@ -140,9 +144,19 @@ def _doctor(programs: Programs) -> Iterator[str]:
     for title, found in programs.items():
         wrong = found["doctor"]["wrong"]
         right = found["doctor"]["predicted"] - sum(map(len, wrong.values()))
-        rows.append([title, f"`{found['row']}`", f"{right}/{found['doctor']['predicted']}",
+        rows.append([title, f"`{found['doctor']['row']}`", f"{right}/{found['doctor']['predicted']}",
                      *(str(len(wrong.get(sort, {}))) for sort in sorts)])  # fmt: skip
     yield from _table(["program", "row", "agree", *sorts], rows)
+
+
+def summary(results: dict[str, Any], word: str, route: str) -> str:
+    """`21/21 in 0.40.0, 0.42.1; 17/20 in 0.31.0`: what the READMEs say of one program."""
+    counts: dict[str, list[str]] = {}
+    for title in sorted(named(results["programs"], word), key=_order, reverse=True):
+        counts.setdefault(_count(results["programs"][title]["recorded"].get(route)), []).append(
+            title.rpartition(" ")[2]
+        )
+    return "; ".join(f"{count} in {', '.join(reversed(versions))}" for count, versions in counts.items())
 
 
 def read() -> dict[str, Any]:

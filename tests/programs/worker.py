@@ -29,7 +29,7 @@ def transformer(base):
 
 
 def computed(layer):
-    """The matrix and the bias a linear layer or a convolution applies, whatever stands in it: it is given unit vectors."""
+    """The matrix and the bias that a layer applies, whatever stands in it: it is given unit vectors."""
     base = getattr(layer, "base_layer", layer)
     if isinstance(base, torch.nn.Conv2d):
         shape = base.weight.shape[1:]
@@ -42,9 +42,7 @@ def computed(layer):
 
 def layers(model):
     return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+        name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
     }
 
 
