@@ -110,7 +110,7 @@ def set_strength(transformer: Any, name: str, strength: float) -> None:
 
 
 def _activate(layer: Any, names: list[str]) -> None:
-    """Let these adapters act, and train none: PEFT before 0.18 makes what acts trainable, and takes no word against it."""
+    """Let these adapters act, and train none. PEFT before 0.18 makes trainable what acts, without a way to say no."""
     layer.set_adapter(names)
     for factors in layer.adapter_layer_names:
         getattr(layer, factors).requires_grad_(False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from oracle import FILE_CASES, SAT_CASES, Case
 from safetensors.torch import save_file
 
 import loraforge
+from loraforge import plugins
 from programs import faults, peft_faults
 
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -65,8 +68,21 @@ class Job:
         return self.name.partition(" | ")[0]
 
 
+@contextmanager
+def packages(names: str) -> Iterator[None]:
+    """Only these of the packages beside loraforge: doctor's answers must not depend on what is installed."""
+    before = os.environ.get(plugins.ENVIRONMENT, "")
+    os.environ[plugins.ENVIRONMENT] = names
+    plugins.forget()
+    try:
+        yield
+    finally:
+        os.environ[plugins.ENVIRONMENT] = before
+        plugins.forget()
+
+
 def recorded(place: Path) -> list[Job]:
-    """Each recorded case on each route that it can take."""
+    """Each recorded case on each route."""
     cases = {name: (Case(name).source, Case(name).said) for name in (*SAT_CASES, *FILE_CASES)}
     cases |= {name: (Case(name).folder / file, said) for name, (file, said) in OTHERS.items()}
     jobs = []
@@ -133,4 +149,6 @@ def everything(place: Path) -> list[Job]:
     """All of it, in a new folder."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    return [*recorded(place), *faulty(place)]
+    with packages("loraforge-kohya,loraforge-diffsynth"):
+        written = recorded(place)
+    return [*written, *faulty(place)]

@@ -10,6 +10,7 @@ Needs a network the first time, for about 1 GB of packages, and some minutes of 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from programs.corpus import Job, everything
+from programs.corpus import Job, everything, packages
 from programs.doctors import Said, judged
 from programs.environments import Environment, environments
 from programs.outcome import outcome
 from programs.page import PAGE, RESULTS, page
 
-AT_ONCE = 3
+AT_ONCE = os.cpu_count() or 1
 """Programs that run side by side, with a core and 1 GB of memory each."""
 
 
@@ -113,7 +114,7 @@ def main(only: list[str]) -> None:
     asked = [environment for environment in environments() if not only or environment.diffusers in only]
     for environment in asked:
         environment.made()
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as pool:
+    with packages(""), tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as pool:
         jobs = everything(Path(folder) / "files")
         places = [Path(folder) / f"{n}" for n, _ in enumerate(asked)]
         for environment, answer in zip(asked, pool.map(answers, asked, [jobs] * len(asked), places), strict=True):

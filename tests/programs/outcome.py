@@ -39,7 +39,7 @@ def outcome(job: Job, found: dict[str, Any]) -> str:
         return f"another update{beside}"
     part = f"{len(moved)} of {len(modules)} " if len(moved) < len(modules) else ""
     factors = [factor for factor, *_ in moved.values()]
-    return f"{part}{times(factors)}".strip() + beside
+    return (f"{part}{times(factors)}".strip() or "another update") + beside
 
 
 def times(factors: list[float]) -> str:
