@@ -46,6 +46,15 @@ def did(found: dict[str, Any], job: Job) -> str:
     return kept if isinstance(kept, str) else kept[maker]
 
 
+def asked(job: Job, row: str) -> dict[str, Any]:
+    """What doctor says of a file; told the scale of training, where it does not find it."""
+    base = job.base if job.kind == "of a wider model" else None  # nothing but the base shows that
+    found = doctor(job.file, runtime_=row, base=base)
+    if found.verdict.startswith("cannot tell (") and job.scale:
+        found = doctor(job.file, runtime_=row, base=base, trained_scale=job.scale)
+    return found.to_dict()
+
+
 def judged(title: str, found: dict[str, Any], jobs: list[Job], said: Said) -> dict[str, Any]:
     """How many files doctor had an answer for, and where it was wrong: sort -> file -> what it said, what was so."""
     row, form = row_of(title), "diffusers" if title.startswith("Diffusers") else "peft"
@@ -54,8 +63,7 @@ def judged(title: str, found: dict[str, Any], jobs: list[Job], said: Said) -> di
         if job.form != form or not (real := did(found, job)):
             continue
         if (job.name, row) not in said:
-            base = job.base if job.kind == "of a wider model" else None  # nothing but the base shows that
-            said[job.name, row] = doctor(job.file, runtime_=row, base=base).to_dict()
+            said[job.name, row] = asked(job, row)
         word, verdict = predicted(job, said[job.name, row]), said[job.name, row]["verdict"]
         count += bool(word)
         if sort := disagreement(word, verdict, real):

@@ -1,4 +1,5 @@
-"""Runs every program of versions.toml on the corpus, and writes results.json and docs/programs.md.
+"""Runs every program of versions.toml on the corpus, and writes results.json, docs/programs.md and the
+marks of loraforge/runtimes.toml.
 
     make programs                            all of them
     make programs ONLY="0.39.0 0.42.1"       with these Diffusers; what is known of the others stays
@@ -22,6 +23,7 @@ from typing import Any
 from programs.corpus import Job, everything, packages
 from programs.doctors import Said, judged
 from programs.environments import Environment, environments
+from programs.marks import TABLE, marked
 from programs.outcome import outcome
 from programs.page import PAGE, RESULTS, page
 
@@ -104,6 +106,7 @@ def write(results: dict[str, Any], jobs: list[Job], said: Said) -> None:
         print(f"{title}: {counts}; doctor wrong: {wrong}", flush=True)
     RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", "utf-8")
     PAGE.write_text(page(results), "utf-8")
+    TABLE.write_text(marked(TABLE.read_text("utf-8"), results), "utf-8")
 
 
 def main(only: list[str]) -> None:

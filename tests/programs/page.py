@@ -150,13 +150,13 @@ def _doctor(programs: Programs) -> Iterator[str]:
 
 
 def summary(results: dict[str, Any], word: str, route: str) -> str:
-    """`21/21 in 0.40.0, 0.42.1; 17/20 in 0.31.0`: what the READMEs say of one program."""
+    """`21/21: 0.40.0, 0.42.1; 17/20: 0.31.0`: what the READMEs say of one program."""
     counts: dict[str, list[str]] = {}
     for title in sorted(named(results["programs"], word), key=_order, reverse=True):
         counts.setdefault(_count(results["programs"][title]["recorded"].get(route)), []).append(
             title.rpartition(" ")[2]
         )
-    return "; ".join(f"{count} in {', '.join(reversed(versions))}" for count, versions in counts.items())
+    return "; ".join(f"{count}: {', '.join(reversed(versions))}" for count, versions in counts.items())
 
 
 def read() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Beside the torch, transformers, Diffusers and PEFT that are installed, whichever: convert, and ask the real loaders."""
+"""Beside whichever transformers, Diffusers and PEFT are installed: convert, and ask the real loaders."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import copy
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import pytest
 
 from loraforge.runtimes import runtimes
 from programs import corpus, faults, peft_faults
-from programs.doctors import judged, mark, row_of
+from programs.doctors import judged, row_of
 from programs.environments import environments
+from programs.marks import TABLE, marked
 from programs.outcome import disagreement, outcome, predicted, times
 from programs.page import PAGE, kinds_of, named, page, read, summary
 
@@ -84,20 +84,13 @@ def test_what_is_written_acts_as_recorded(title: str) -> None:
             assert not found["otherwise"] or title.rpartition(" ")[2] in known
 
 
-def marks() -> Iterator[Any]:
-    for name, row in runtimes().items():
-        for run in row.run:
-            if row.program in ASKED:
-                yield pytest.param(row.program, name, run, id=f"{row.program} {run.version}")
-
-
-@pytest.mark.parametrize(("program", "row", "run"), marks())
-def test_a_mark_in_the_table_is_in_the_data(program: str, row: str, run: Any) -> None:
-    found = MEASURED[f"{program} {run.version}"]
-    assert row_of(f"{program} {run.version}") == row
-    assert mark(f"{program} {run.version}", found) == {
-        "version": run.version, "beside": run.beside, "date": str(run.date), "files": run.files, "agreed": run.agreed,
-    }  # fmt: skip
+def test_the_marks_of_the_table_are_the_data() -> None:
+    """Each version that was run, in the row that speaks of it, and no other version of these programs."""
+    text = TABLE.read_text("utf-8")
+    assert marked(text, read()) == text
+    said = {f"{row.program} {run.version}": name for name, row in runtimes().items() for run in row.run}
+    mine = {title: name for title, name in said.items() if title.partition(" ")[0] in ASKED}
+    assert mine == {title: row_of(title) for title in MEASURED}
 
 
 @pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
