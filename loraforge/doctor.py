@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraforge.adapter import Adapter, Source
 from loraforge.errors import (
     ConversionError,
+    FormatError,
     HubError,
     LoraforgeError,
     NoAdapterError,
@@ -25,8 +26,8 @@ from loraforge.formats import Choice, Format
 from loraforge.fuse import fuse
 from loraforge.hubaddress import address
 from loraforge.kinds import not_an_adapter
-from loraforge.registry import locate
 from loraforge.measured import does
+from loraforge.registry import locate
 from loraforge.report import base_text, fraction
 from loraforge.retention import lines as retained
 from loraforge.runtimes import Outlook, by_names, outlook, outlooks, runtime
@@ -158,7 +159,10 @@ def diagnosed(
         verdict = "does nothing" if isinstance(fault, NoAdapterError) else "broken file"
         verdict = "cannot tell (it is more than A and B)" if isinstance(fault, VariantError) else verdict
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
-        return _by_names(_hopeless(path, verdict, fault), file, wanted), None
+        named_so = form is None or type(fault) is FormatError
+        return _by_names(_hopeless(path, verdict, fault), form, file, wanted) if named_so else _hopeless(
+            path, verdict, fault
+        ), None
     adapter = replace(adapter, source=Source(Path(path), file, form.name, place.run))
     return _judged(path, form, file, adapter, place.notes, base, wanted, stated), adapter
 
@@ -200,15 +204,19 @@ def _hopeless(path: str | Path, verdict: str, error: LoraforgeError) -> Diagnosi
     return Diagnosis(str(path), verdict, error.message, (), (), (), tuple(r.command for r in error.remedies))
 
 
-def _by_names(found: Diagnosis, file: TensorFile, wanted: str | None) -> Diagnosis:
-    """What is to be said of a file no format here reads, where a program applies modules of it all the same."""
+def _by_names(found: Diagnosis, form: Format | None, file: TensorFile, wanted: str | None) -> Diagnosis:
+    """What is to be said of a file no format here reads, where a program applies modules of it all the same.
+
+    With a table where it is no broken file of a format we know: of one, names do not tell what a program makes.
+    """
     rows = tuple(row for row in by_names(file) if wanted in (None, row.runtime))
     if not rows:
         return found
     best = max(rows, key=lambda row: row.applied / row.modules)
     why = f"{best.title} knows {best.applied} of its {best.modules} modules by their names; {found.why}"
-    whole = best.applied == best.modules
-    return replace(found, verdict="cannot tell (at what scale)" if whole else found.verdict, why=why, outlooks=rows)
+    if form is not None:
+        return replace(found, why=why)
+    return replace(found, verdict="cannot tell (at what scale)", why=why, outlooks=rows)
 
 
 def _judged(
@@ -243,12 +251,12 @@ def _judged(
     loaded = own is None or own.applied == len(adapter.modules)
     dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded))
     mend = (r.command for r in unread.remedies) if unread else remedies(path, adapter, verdict, own, dead=dead)
-    fix = (*mend, *_whole_entry(path, file, seen, verdict))
+    fix = (*mend, *_whole_entry(file, seen, verdict))
     sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)} if found else {}
     return Diagnosis(str(path), verdict, why, tuple(facts), seen, said, fix, sizes)
 
 
-def _whole_entry(path: str | Path, file: TensorFile, seen: Sequence[Outlook], verdict: str) -> tuple[str, ...]:
+def _whole_entry(file: TensorFile, seen: Sequence[Outlook], verdict: str) -> tuple[str, ...]:
     """The command that completes a header entry at which some versions stop for what it lacks."""
     titles = [o.title for o in seen if o.raises.startswith("KeyError")]
     if not titles or file.absent or verdict in ("broken file", "wrong base"):

@@ -33,7 +33,7 @@ def does(own: Outlook) -> str:
 
 
 def programs(outlooks: Sequence[Outlook], to: str) -> tuple[Program, ...]:
-    """The programs that were run and in which a written file acts, and those of the format `to` in which it does not."""
+    """The programs that were run and apply a written file as its source, and the others of the format `to`."""
     found = []
     for own in outlooks:
         what, mine = does(own), runtimes()[own.runtime].format == to
@@ -58,5 +58,5 @@ def mixed_ranks(to: str, ranks: Mapping[str, int]) -> str:
     return ", ".join(
         program.title
         for program in runtimes().values()
-        if program.format == to and not program.always and odd_ranks(program, ranks)
+        if program.format == to and not program.always and not program.sees and odd_ranks(program, ranks)
     )

@@ -18,9 +18,9 @@ from loraforge.fusedorigin import held
 from loraforge.hubaddress import is_repo, renamed
 from loraforge.inspect import trigger_words
 from loraforge.layout import Architecture, Variant
+from loraforge.measured import acting
 from loraforge.outgoing import Outgoing, of_adapter, of_model
 from loraforge.private import cleaned
-from loraforge.measured import acting
 from loraforge.provenance import history, own_entry
 from loraforge.report import fraction
 from loraforge.settings import VariantSettings, settings, table

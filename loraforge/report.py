@@ -93,7 +93,7 @@ class Report:
 
     def seen(self) -> list[tuple[str, str]]:
         """The second claim: what programs do with such a file, of those that were run. Never a constant of a format."""
-        if self.worst_error is None:
+        if self.worst_error is None and not self.programs:  # of a dry run, where only the file itself would tell
             return []
         does = "acts as trained" if self.scale.provenance in ("recorded", "given") else "acts so"
         good = [found for found in self.programs if found.versions and not found.otherwise]

@@ -67,6 +67,7 @@ class Runtime:
     layout: str = ""
     modules: tuple[str, ...] = ()
     starts: str = ""
+    alone: bool = False
     every_key: str = ""
     nothing: str = ""
     always: str = ""
@@ -85,7 +86,8 @@ class Runtime:
 
         Of an adapter of another architecture than the row speaks of, any path behind a prefix counts.
         """
-        stem = next((key[: key.index(fragment)] for fragment in self.keys if fragment in key), "").removesuffix(".")
+        end = min((key.index(fragment) for fragment in self.keys if fragment in key), default=0)
+        stem = key[:end].removesuffix(".")
         names = (self.modules, self.architecture, self.layout) if architecture in ("", self.architecture) else ()
         for prefix in self.prefixes:
             path = stem.removeprefix(prefix) if stem.startswith(prefix) else ""
@@ -108,6 +110,8 @@ class Runtime:
 
     def of(self, file: TensorFile) -> Runtime:
         """The same, as it treats this file: some programs have a second way for files that lack a word."""
+        if self.alone and any(key.startswith(self.prefixes[0]) for key in file.tensors):
+            return replace(self, prefixes=self.prefixes[:1], others="ignored", alone=False)
         if not self.without or any(self.without["key"] in key for key in file.tensors):
             return self
         other = {key: value for key, value in self.without.items() if key != "key"}
@@ -178,7 +182,7 @@ def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
     """TOML's lists and dates as a Runtime has them."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     if "run" in entry:
-        values["run"] = tuple(Run(**{**run, "date": str(run["date"])}) for run in entry["run"])
+        values["run"] = tuple(Run(**run) for run in entry["run"])
     if "sees" in entry:
         values["sees"] = frozenset(entry["sees"])
     return values
@@ -215,7 +219,7 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
     applied = _applied_scalings(program, form, file, kept, {} if memo is None else memo)
     if program.whole and len(applied) < len(adapter.modules):
         applied = {}
-    if not applied and not raising and program.nothing:
+    if not raising and program.nothing and not any(program.module(key, adapter.architecture) for key in mine):
         raising = "a file with nothing it knows"
     known = adapter.scale.provenance != "ambiguous" and not raising
     otherwise = "" if raising else _otherwise(outcomes, adapter, applied)
@@ -257,7 +261,7 @@ def by_names(file: TensorFile) -> tuple[Outlook, ...]:
         outcomes = {key: program.outcome(key) for key in file.tensors}
         ranks = {key: info.shape[0] for key, info in file.tensors.items() if _is_factor(key) and info.shape}
         ranks = {key: rank for key, rank in ranks.items() if "lora_A" in key or "down" in key}
-        if next(_stops(program, file, outcomes, ranks), ""):
+        if next(_stops(program, file, outcomes, ranks), "") or _misshapen(program, file, outcomes):
             continue
         pairs = Counter(
             program.module(key) for key, found in outcomes.items() if found == "applied" and _is_factor(key)
@@ -268,6 +272,18 @@ def by_names(file: TensorFile) -> tuple[Outlook, ...]:
             told = (program.name, program.title, "", len(whole), len(every), (), (), (), program.instead)
             found.append(Outlook(*told, "", program.program, program.run))
     return tuple(found)
+
+
+def _misshapen(program: Runtime, file: TensorFile, outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether a pair of factors it would apply cannot be multiplied: empty, or of two ranks."""
+    sides: dict[str, set[int]] = {}
+    for key, found in outcomes.items():
+        shape = file.tensors[key].shape
+        if found == "applied" and _is_factor(key):
+            first = "lora_A" in key or "down" in key
+            rank = 0 if len(shape) < 2 or 0 in shape else shape[0 if first else 1]
+            sides.setdefault(program.module(key), set()).add(rank)
+    return any(0 in ranks or len(ranks) > 1 for ranks in sides.values())
 
 
 def _is_factor(key: str) -> bool:
@@ -357,7 +373,7 @@ def _applied_scalings(
 def _wrong_rank(program: Runtime, adapter: Adapter, file: TensorFile) -> Mapping[str, float]:
     """Module -> what is wrong with its scale in programs that take one module's rank for lora_alpha of all."""
     ranks = {path: delta[0].rank for path, delta in adapter.modules.items()}
-    if not odd_ranks(program, ranks):
+    if not odd_ranks(program, ranks) or program.sees & file.metadata.keys():
         return {}
     heights = {key: info for key, info in file.tensors.items() if _is_factor(key) and ("_B" in key or "up" in key)}
     first = min(heights.values(), key=lambda info: info.offset).shape[1]

@@ -64,7 +64,7 @@ class Stamp:
         out += [f"  replaced  {', '.join(self.replaced)}"] if self.replaced else []
         folding = command("loraforge", "convert", self.output, "--to", "diffusers")
         strength = (
-            f"1.0 acts as trained in {self.acts_in}; others read no header, and apply 1.0"
+            f"1.0 acts as trained in {self.acts_in}; what reads no header applies 1.0 to these tensors"
             if self.acts_in
             else "no program that was run takes names and scale as they stand: convert the file, which tells its scale"
         )

@@ -28,11 +28,11 @@ from loraforge.measured import mixed_ranks, programs
 from loraforge.output import destination, replacing
 from loraforge.provenance import carried_over, entry, history
 from loraforge.registry import formats, named
-from loraforge.report import Report
+from loraforge.report import Program, Report
 from loraforge.runtimes import named as named_paths
 from loraforge.runtimes import outlooks
 from loraforge.source import open_tensors
-from loraforge.tensorfile import KEY, RELEASE_EVERY, TensorFile
+from loraforge.tensorfile import KEY, RELEASE_EVERY, TensorFile, TensorInfo
 
 if TYPE_CHECKING:
     from loraforge.lora import Array, Delta
@@ -127,6 +127,11 @@ def write(
         worst, seen = None, report.programs
         if dry_run:
             deque(tensors(), maxlen=0)
+            seen = (
+                _foreseen(target, goes.file, _header(writer, fitting.outlines), metadata)
+                if writer.stored != "config"
+                else ()
+            )
         else:
             name = recorded(file.path) if file else report.source["path"]
             applied = sorted(set(fitting.scalings.values()))
@@ -143,6 +148,16 @@ def write(
                 seen = programs(outlooks(target, back, again), to)
     notes = (*report.notes, *([] if absent else _advice(steps, dtype, adapter, target)))
     return replace(report, steps=tuple(steps), worst_error=worst, notes=notes, programs=seen)
+
+
+def _foreseen(target: Format, path: Path, header: Header, metadata: Mapping[str, str]) -> tuple[Program, ...]:
+    """What programs would do with a file that is not written, as far as its header tells it."""
+    tensors = {key: TensorInfo(*entry, place) for place, (key, entry) in enumerate(header.items())}
+    file = TensorFile(path, "safetensors", 0, tensors, metadata, absent=1)
+    try:
+        return programs(outlooks(target, file, target.read(file, Choice())), target.name)
+    except LoraforgeError:
+        return ()
 
 
 def _odd_ranks(to: str, ranks: Mapping[str, int]) -> Iterator[str]:

@@ -52,7 +52,8 @@ class DiffusersWriter(LoraFileWriter):
     def use(self, path: Path, _: Target) -> Use:
         # always with its name: Diffusers looks for none where HF_HUB_OFFLINE is set
         return Use(
-            f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})   # strength 1.0, no other number",
+            f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})"
+            "   # strength 1.0, no other number",
             "CogVideo's load_cogvideox_lora.py, which scales again, unless its --lora_alpha equals its --lora_r",
             ", where a loader reads the scale in the header (others apply 1.0)" if self.stored == "metadata" else "",
         )

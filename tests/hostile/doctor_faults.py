@@ -46,12 +46,12 @@ KINDS = {
         "does nothing", "optimizer state",
     ),
     "trainer's checkpoint": Fault(make.only(make.base_layers()), "does nothing", "Diffusers or PEFT trainer"),
-    "kohya's names": Fault(lambda _: KOHYA, "does nothing", "kohya"),
+    "kohya's names": Fault(lambda _: KOHYA, "cannot tell (at what scale)", "kohya"),
     "ComfyUI's names": Fault(
-        changed(renamed((BLOCKS, "diffusion_model.transformer_blocks"))), "does nothing", "ComfyUI"
+        changed(renamed((BLOCKS, "diffusion_model.transformer_blocks"))), "cannot tell (at what scale)", "ComfyUI"
     ),
     "DiffSynth's names": Fault(
-        lambda _: DATA / "diffsynth_cogdit" / "lora.safetensors", "does nothing", "DiffSynth"
+        lambda _: DATA / "diffsynth_cogdit" / "lora.safetensors", "cannot tell (at what scale)", "DiffSynth"
     ),
     "another model's names": Fault(make.only(make.OTHER), "does nothing", "not named as those of CogVideoX"),
     "text encoder's keys alone": Fault(make.only(make.TEXT), "does nothing", "not named as those"),
@@ -150,7 +150,7 @@ SCALES = {
     "SAT's export, 1.0 applied": Fault(
         changed(make.rank_128), "128x too strong", "1/128", ("--trained-by", "sat", *DIFFUSERS)
     ),
-    "orbit in the name": Fault(orbit, "8x too weak", "applies 1/16", ("--runtime", "comfyui-wrapper")),
+    "orbit in the name": Fault(orbit, "8x too weak", "applies 1/16", ("--runtime", "comfyui-wrapper-fused")),
     "PEFT's folder in Diffusers": Fault(copied("peft_plain"), "does nothing", "base_model x16", DIFFUSERS),
     "PEFT's folder in SAT": Fault(copied("peft_plain"), "does nothing", "base_model x16", ("--runtime", "sat")),
     "DoRA without its configuration": Fault(

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import loraforge
 from loraforge.cli import main
+from loraforge.runtimes import runtimes
 
 SOURCE = DATA / "diffusers_save_lora_weights_meta" / "pytorch_lora_weights.safetensors"
 Tensors = dict[str, torch.Tensor]
@@ -270,7 +271,9 @@ def test_a_name_changes_what_the_comfyui_wrapper_does(tmp_path: Path) -> None:
     file = made(tmp_path)
     assert predicted(file, "comfyui-wrapper").ratios == (1.0,)
     orbit = shutil.copy(file, tmp_path / "my-Orbit-lora.safetensors")
-    assert predicted(Path(orbit), "comfyui-wrapper").ratios == (0.125,)
+    assert predicted(Path(orbit), "comfyui-wrapper").ratios == (1.0,)
+    assert predicted(file, "comfyui-wrapper-fused").ratios == (1.0,)
+    assert predicted(Path(orbit), "comfyui-wrapper-fused").ratios == (0.125,)
 
 
 def test_sizes_are_those_of_the_updates(tmp_path: Path) -> None:
@@ -318,7 +321,7 @@ def test_a_conversion_for_a_program_is_right_in_it(tmp_path: Path, cli: Any) -> 
 def test_an_unknown_runtime_lists_those_there_are(tmp_path: Path, cli: Any) -> None:
     done = cli("doctor", SOURCE, "--runtime", "magic")
     assert done.exit_code == 1
-    assert "there are diffusers, diffusers-0.33, diffusers-0.31, cli_demo" in done.stderr
+    assert f"there are {', '.join(runtimes())}." in done.stderr
     assert cli("doctor", tmp_path / "nothing").exit_code == 1
 
 

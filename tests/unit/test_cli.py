@@ -118,6 +118,8 @@ def test_the_header_is_minimal_and_full_paths(tmp_path: Path) -> None:
         "transformer.r": 4,
         "transformer.lora_alpha": 4,
         "transformer.target_modules": sorted(case.deltas),
+        "transformer.rank_pattern": {},
+        "transformer.alpha_pattern": {},
     }
     origin = json.loads(metadata["loraforge"])
     assert origin["base_model"] == "zai-org/CogVideoX-2b"

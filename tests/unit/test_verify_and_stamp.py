@@ -143,7 +143,7 @@ def test_stamp_in_place_keeps_the_rest_of_the_header(tmp_path: Path, cli) -> Non
     save_file(tensors, file, {"format": "pt", "ss_tag_frequency": "{}"})
     result = cli("stamp", file, "--alpha", 1, "--in-place")
     assert result.exit_code == 0, result.output
-    assert "acts as trained in Diffusers 0.34 or newer" in result.stdout
+    assert "1.0 acts as trained in Diffusers 0.34.0, " in result.stdout
     with safe_open(file, "np") as opened:
         assert opened.metadata()["ss_tag_frequency"] == "{}"
         assert json.loads(opened.metadata()["lora_adapter_metadata"])["transformer.lora_alpha"] == 1
