@@ -45,7 +45,7 @@ def main() -> None:
         count, scaling = len(report["steps"]), report["scalings"][0]
         print(f"1. {count} modules of a real SAT run were converted and verified in {seconds:.1f} s, without torch.")
         print(f"2. SAT trained at scale {scaling:g} and stored no alpha; the run's YAML told us, no number was typed.")
-        print("3. The scale is folded into the tensors: any loader is right at strength 1.0.")
+        print("3. The scale is folded into the tensors: no loader has to read it from a header.")
 
 
 if __name__ == "__main__":

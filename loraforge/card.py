@@ -165,7 +165,7 @@ _UNKNOWN = "as loaders read it. No file records the scale of its training, so th
 def _what(facts: Facts) -> Iterator[str]:
     base = f"[{facts.base_model}](https://huggingface.co/{facts.base_model})" if facts.base_model else facts.title
     if facts.kind == "adapter":
-        how = "so it acts as it did in training." if facts.as_trained else _UNKNOWN
+        how = "that is the scale of its training." if facts.as_trained else _UNKNOWN
         yield f"A LoRA for {base}, to be run at strength 1.0: {how}"
     else:
         yield f"{base} with LoRA adapters added to its weights for good. No adapter is to be loaded on top."

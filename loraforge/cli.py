@@ -66,7 +66,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
     \b
     Start here:
       loraforge inspect RUN                  what is it, and at what scale was it trained?
-      loraforge convert RUN --to diffusers   a file that is right at strength 1.0, and where it was seen to be
+      loraforge convert RUN --to diffusers   a file that is right at strength 1.0, and where that was seen
       loraforge doctor FILE                  why does it have no effect, or too much?
     """
     for path in plugins_:
@@ -102,14 +102,14 @@ def main(plugins_: tuple[Path, ...]) -> None:
     type=click.Choice(["tensors", "metadata"]),
     default="tensors",
     show_default=True,
-    help="Fold the scale into A and B, or leave them untouched and record it in the header, which not all loaders "
-    "read. To continue training, use metadata.",
+    help="Fold the scale into A and B, or leave them untouched and record it in the header, which some loaders do "
+    "not read. To continue training, use metadata.",
 )
 @click.option(
     "--pad-ranks",
     is_flag=True,
-    help="Give all modules the largest rank, by zeros: the same update. Diffusers 0.31 to 0.33 needs it where ranks "
-    "differ.",
+    help="Give the modules one rank, the largest, by zeros: the same update. Where ranks differ, Diffusers 0.31 to "
+    "0.33 needs it.",
 )
 @click.option(
     "--base",
@@ -129,7 +129,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
 @click.option(
     "--drop", multiple=True, metavar="PATTERN", help="Leave out the modules whose path matches (* and ?). Repeatable."
 )
-@click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @fetch
 @click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
 @click.option("--push", "repo", metavar="USER/REPO", help="Then publish the result; see `loraforge push`.")
@@ -227,10 +227,10 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
 @click.pass_context
 def verify(ctx: click.Context, a: str, b: str | None, in_: Loader | None, base: str | None, json_: bool) -> None:
-    """Say whether A and B, of any formats, make the same update; or what a loader makes of A.
+    """Say whether A and B, of one format or two, make the same update; or what a loader makes of A.
 
-    Every row is compared in float64; rounding to the coarser element type is no difference. A scale that
-    nothing records is read as 1.0, as loaders do. Exit code 1 when the two differ.
+    They are compared row by row, in float64; rounding to the coarser element type is no difference. A scale that
+    nothing records is taken for 1.0. Exit code 1 when the two differ.
 
     \b
     Examples:

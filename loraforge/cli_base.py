@@ -54,7 +54,7 @@ def _told(report: Any, json_: bool) -> None:
     metavar="S",
     help="How strongly, once per ADAPTER and in their order; 1 is as trained. Default: 1 for each.",
 )
-@element_type("Element type of all weights.")
+@element_type("Element type of the weights.")
 @click.option("--transformer-only", is_flag=True, help="Of a pipeline, write the transformer folder alone.")
 @click.option("--backend", default="auto", show_default=True, metavar="NAME", help="numpy, torch or a plugin's.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1.")
@@ -67,8 +67,8 @@ def fuse(json_: bool, **options: Any) -> None:
     """Add the updates of ADAPTERs to the weights of BASE, and say what of them survived the rounding.
 
     BASE is a Diffusers pipeline or transformer folder, a SAT run or checkpoint, or one safetensors file; an
-    ADAPTER is of any format. The result is of BASE's kind, with its keys, shards and configuration. A run that
-    was killed goes on where it was when it is typed again.
+    ADAPTER is of a format that `loraforge formats` lists. The result is of BASE's kind, with its keys, shards and
+    configuration. A run that was killed goes on where it was when it is typed again.
 
     \b
     Examples:
@@ -88,7 +88,7 @@ def fuse(json_: bool, **options: Any) -> None:
 @click.argument("source", type=SOURCE)
 @click.option("--to", type=click.Choice(["diffusers", "sat"]), required=True, help="Layout to write.")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder to write.")
-@element_type("Element type of all weights.")
+@element_type("Element type of the weights.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace an earlier result.")
 @click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/convert-base.schema.json).")

@@ -29,7 +29,7 @@ def explain(text: tuple[str, ...], file: Path, lang: str | None, json_: bool) ->
     """Say what a failure of a trainer, loader or converter means for the adapter, and what to type next.
 
     TEXT is what a program printed; - reads a whole log from standard input, ID is an entry's number. Without
-    one of them, every known failure is listed. Nothing is sent anywhere. Exit code 1 when nothing matches.
+    one of them, the known failures are listed. Nothing is sent anywhere. Exit code 1 when nothing matches.
 
     \b
     Examples:

@@ -44,7 +44,7 @@ def formats(json_: bool) -> None:
 @click.option("--mermaid", "kind", flag_value="mermaid", help="Print a Mermaid diagram.")
 @click.option("--dot", "kind", flag_value="dot", help="Print a Graphviz diagram.")
 def layouts(name: str | None, kind: str | None) -> None:
-    """Show every layout of ARCHITECTURE side by side: which segment of the base model each module holds.
+    """Show the layouts of ARCHITECTURE side by side: which segment of the base model each module holds.
 
     \b
     Examples:
@@ -77,10 +77,10 @@ def plugins() -> None:
     """
 
 
-@plugins.command("list", short_help="List the plugins, and what is wrong with any.")
+@plugins.command("list", short_help="List the plugins, and what is wrong with them.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/plugins.schema.json).")
 def plugins_list(json_: bool) -> None:
-    """List every plugin: what it adds, which package it comes from, and what is wrong with it.
+    """List the plugins: what each adds, which package it comes from, and what is wrong with it.
 
     \b
     Example:
@@ -125,10 +125,10 @@ def plugins_new(name: str, out: Path | None) -> None:
     click.echo(f"  pip install '{place}[test]' && pytest {place}")
 
 
-@plugins.command("check", short_help="Find every fault of a data file.")
+@plugins.command("check", short_help="Find the faults of a data file.")
 @click.argument("file", type=PATH)
 def plugins_check(file: Path) -> None:
-    """Check FILE, a TOML file that adds a format or layouts, and list every problem with its line.
+    """Check FILE, a TOML file that adds a format or layouts, and list the problems with their lines.
 
     \b
     Example:

@@ -50,7 +50,7 @@ def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "--settings",
     multiple=True,
     metavar="KEY=VALUE|FILE.json",
-    help="Any other setting (height=480, scheduler=..., torch_dtype=...); else what the model calls for. Repeatable.",
+    help="Another setting (height=480, scheduler=..., torch_dtype=...); else what the model calls for. Repeatable.",
 )
 @click.option(
     "--like", metavar="NAME", help="The settings of cogvideo-validation, cli_demo, load_cogvideox_lora or sat."
@@ -69,13 +69,13 @@ def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option("-f", "--force", is_flag=True, help="Replace existing files.")
 @click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/run.schema.json).")
 def run(json_: bool, **options: Any) -> None:
-    """Run ADAPTERs, of any format, in a CogVideoX pipeline, at the scale they were trained at.
+    """Run ADAPTERs, of the formats that `loraforge formats` lists, in a CogVideoX pipeline, at the scale of training.
 
-    Scheduler, guidance, frames, size and element type are those the base model calls for; all of them are printed and
+    Scheduler, guidance, frames, size and element type are those the base model calls for; they are printed and
     saved in a manifest, with which --manifest repeats the run. What would fail, or give a black video, is told before
     weights are loaded. Needs loraforge[pipeline].
 
-    --check answers "does it do anything?" in the shortest time; --compare with a video, numbers and a contact sheet.
+    --check answers "does it act?" in the shortest time; --compare with a video, numbers and a contact sheet.
 
     \b
     Examples:

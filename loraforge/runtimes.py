@@ -155,7 +155,7 @@ class Outlook:
         """How this is known, in a few words."""
         if not self.run:
             return "read only"
-        return f"run: {sum(r.agreed for r in self.run)} of {sum(r.files for r in self.run)} files as said"
+        return f"run {sum(r.agreed for r in self.run)}/{sum(r.files for r in self.run)}"
 
 
 @cache

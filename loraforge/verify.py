@@ -44,7 +44,7 @@ class Side:
         known = (
             f"{self.scale.provenance}: {self.scale.source}"
             if self.scale.provenance != "ambiguous"
-            else "nothing is recorded, and that is what loaders apply"
+            else "nothing is recorded: taken for 1"
         )
         return f"{self.path} ({self.format}), read at scale {at} ({known})"
 
@@ -120,7 +120,7 @@ def verify(
 
     With `in_` instead of `b`: compare the adapter with what the real loader has in its layers after loading
     it (`base`: a folder with the transformer's config.json). A scale that is recorded nowhere is
-    read as 1.0, as loaders do. Rounding of the coarser element type is no difference.
+    taken for 1.0. Rounding of the coarser element type is no difference.
 
     Raises a LoraforgeError when one of them cannot be read.
     """

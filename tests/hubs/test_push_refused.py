@@ -25,7 +25,7 @@ def test_a_scale_nobody_knows_is_not_published(hub: Hub, tmp_path: Path) -> None
     stated = hub.run("push", silent, "me/loaded", "--base-model", BASE, "--as-loaded")
     assert stated.returncode == 0, stated.stderr
     text = hub.files("me/loaded")["README.md"].decode()
-    assert "No file records the scale of its training" in text and "acts as it did in training" not in text
+    assert "No file records the scale of its training" in text and "that is the scale of its training" not in text
     half = next(line for line in lines if "--trained-scale 0.5" in line)
     assert "--push" not in half  # whether it is to be private, and more, stands in what was typed
     hub.log.clear()

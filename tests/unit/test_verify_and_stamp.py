@@ -31,7 +31,7 @@ def test_a_run_and_its_unscaled_export_differ_by_the_scale(cli) -> None:
     result = cli("verify", DATA / "sat_2b_r4" / "sat_ckpt", UNSCALED)
     assert result.exit_code == 1
     assert "B is 4.000 x A, everywhere" in result.stdout
-    assert "nothing is recorded, and that is what loaders apply" in result.stdout
+    assert "nothing is recorded: taken for 1" in result.stdout
 
 
 def test_a_conversion_is_the_same_update(tmp_path: Path, cli) -> None:
