@@ -292,6 +292,7 @@ KINDS: dict[str, Change] = {
     "names: _orig_mod": renamed((BLOCKS, "transformer._orig_mod.transformer_blocks"), header=False),
     "names: default inside": renamed((".weight", ".default.weight")),
     "names: default inside, no entry": renamed((".weight", ".default.weight"), header=False),
+    "names: style inside": renamed((".weight", ".style.weight")),
     "names: lora_down and lora_up": renamed(*DOWN, header=False),
     "names: lora_down, lora_up and alpha": both(renamed(*DOWN, header=False), alphas),
     "names: alpha beside A and B": alphas,

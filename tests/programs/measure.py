@@ -3,6 +3,7 @@ marks of loraforge/runtimes.toml.
 
     make programs                            all of them
     make programs ONLY="0.39.0 0.42.1"       with these Diffusers; what is known of the others stays
+    make programs ONLY="kind=DoRA kind=NaN"  all, with these kinds of fault alone
     make programs ONLY=doctor                none: doctor alone is asked again, and the page written
 
 Needs a network the first time, for about 1 GB of packages, and some minutes of one core.
@@ -27,7 +28,7 @@ from programs.marks import TABLE, marked
 from programs.outcome import outcome
 from programs.page import PAGE, RESULTS, page
 
-AT_ONCE = os.cpu_count() or 1
+AT_ONCE = 4
 """Programs that run side by side, with a core and 1 GB of memory each."""
 
 
@@ -39,14 +40,15 @@ def answers(environment: Environment, jobs: list[Job], place: Path) -> dict[str,
     place.mkdir()
     given = [job for job in jobs if job.form in environment.asked]
     found = []
-    for asked, offline in ((given, True), ([job for job in given if job.printed], False)):
+    again = [job for job in given if job.printed]
+    for asked, offline in ((given, True), *([(again, False)] if again else [])):
         (place / "jobs.json").write_text(json.dumps([asdict(job) for job in asked]), "utf-8")
         if told := environment.run(place / "jobs.json", place / "answer.json", offline=offline):
             return told
         answer = json.loads((place / "answer.json").read_text("utf-8"))
         found.append(answer | {"did": {job.name: outcome(job, answer["jobs"][job.name]) for job in asked}})
-    first, second = found
-    online = {name: word for name, word in second["did"].items() if first["did"][name] != word}
+    first, last = found[0], found[-1]
+    online = {name: word for name, word in last["did"].items() if first["did"][name] != word}
     return first | {"online": online}
 
 
@@ -89,12 +91,18 @@ def kept(environment: Environment, jobs: list[Job], answer: dict[str, Any] | str
     """Put what one environment did among the results."""
     for form in environment.asked:
         title = environment.title(form)
-        results["programs"].pop(title, None)
+        before = results["programs"].pop(title, None)
         results["not run"].pop(title, None)
         if isinstance(answer, str):
             results["not run"][title] = answer
         else:
-            results["programs"][title] = entry(form, jobs, answer)
+            found = entry(form, jobs, answer)
+            results["programs"][title] = found if before is None or found["recorded"] else _with(before, found)
+
+
+def _with(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What was known, and some kinds anew."""
+    return before | {"run": found["run"], "with": found["with"], "faults": before["faults"] | found["faults"]}
 
 
 def write(results: dict[str, Any], jobs: list[Job], said: Said) -> None:
@@ -114,18 +122,19 @@ def main(only: list[str]) -> None:
     if only and RESULTS.is_file():
         results = json.loads(RESULTS.read_text("utf-8"))
     said: Said = {}
-    asked = [environment for environment in environments() if not only or environment.diffusers in only]
+    kinds = [word.removeprefix("kind=") for word in only if word.startswith("kind=")]
+    versions = [word for word in only if not word.startswith("kind=")]
+    asked = [environment for environment in environments() if not versions or environment.diffusers in versions]
     for environment in asked:
         environment.made()
     with packages(""), tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as pool:
         jobs = everything(Path(folder) / "files")
+        given = [job for job in jobs if not kinds or job.kind in kinds]
         places = [Path(folder) / f"{n}" for n, _ in enumerate(asked)]
-        for environment, answer in zip(asked, pool.map(answers, asked, [jobs] * len(asked), places), strict=True):
+        for environment, answer in zip(asked, pool.map(answers, asked, [given] * len(asked), places), strict=True):
             print(f"Diffusers {environment.diffusers} and PEFT {environment.peft}", flush=True)
-            kept(environment, jobs, answer, results)
-            write(results, jobs, said)
-        if "doctor" in only:
-            write(results, jobs, said)
+            kept(environment, given, answer, results)
+        write(results, jobs, said)
 
 
 if __name__ == "__main__":

@@ -145,9 +145,11 @@ KINDS: dict[str, Change] = {
     "config: lora_bias": said(lora_bias=True),
     "config: no rank": lambda folder: folder.config.pop("r"),
     "config: no target_modules": said(target_modules=None),
+    "config: target_modules left out": lambda folder: folder.config.pop("target_modules"),
     "names: no prefix": renamed(ROOT, ""),
     "names: Diffusers' prefix": renamed(ROOT, "transformer."),
     "names: default inside": renamed(".weight", ".default.weight"),
+    "names: style inside": renamed(".weight", ".style.weight"),
     "names: compiled": renamed(ROOT, f"_orig_mod.{ROOT}"),
     "names: lora_down and lora_up": lambda folder: [
         renamed(f".lora_{a}.", f".lora_{b}.")(folder) for a, b in (("A", "down"), ("B", "up"))
