@@ -26,11 +26,12 @@ from loraforge.formats import Choice, Format
 from loraforge.fuse import fuse
 from loraforge.hubaddress import address
 from loraforge.kinds import not_an_adapter
+from loraforge.knownnames import by_names
 from loraforge.measured import does
 from loraforge.registry import locate
 from loraforge.report import base_text, fraction
 from loraforge.retention import lines as retained
-from loraforge.runtimes import Outlook, by_names, outlook, outlooks, runtime
+from loraforge.runtimes import Outlook, outlook, outlooks, runtime
 from loraforge.scale import Statement
 from loraforge.settings import Finding, compare, parse
 from loraforge.settings import settings as variant_settings

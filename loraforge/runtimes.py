@@ -78,6 +78,7 @@ class Runtime:
     whole: bool = False
     header_needs: tuple[str, ...] = ()
     config_fields: tuple[str, ...] = ()
+    config_needs: tuple[str, ...] = ()
     without: Mapping[str, Any] | None = None
     run: tuple[Run, ...] = ()
 
@@ -211,7 +212,7 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
     mine = [key for key in file.tensors if key in adapter.keys]
     outcomes = {key: program.outcome(key, adapter.architecture) for key in mine}
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
-    raising = next(_stops(program, file, outcomes, ranks), "")
+    raising = next(stops(program, file, outcomes, ranks), "")
     kept = [key for key, found in outcomes.items() if found == "applied"]
     if program.convolution != "applied":
         kernels = {program.module(key, adapter.architecture) for key in kept if len(file.tensors[key].shape) > 2}
@@ -254,43 +255,11 @@ def outlooks(form: Format, file: TensorFile, adapter: Adapter) -> tuple[Outlook,
     return tuple(outlook(program, form, file, adapter, memo) for program in runtimes().values())
 
 
-def by_names(file: TensorFile) -> tuple[Outlook, ...]:
-    """Programs that apply modules of a file we cannot read, as names and shapes tell it; at what scale is not told."""
-    found = []
-    for program in (entry.of(file) for entry in runtimes().values()):
-        outcomes = {key: program.outcome(key) for key in file.tensors}
-        ranks = {key: info.shape[0] for key, info in file.tensors.items() if _is_factor(key) and info.shape}
-        ranks = {key: rank for key, rank in ranks.items() if "lora_A" in key or "down" in key}
-        if next(_stops(program, file, outcomes, ranks), "") or _misshapen(program, file, outcomes):
-            continue
-        pairs = Counter(
-            program.module(key) for key, found in outcomes.items() if found == "applied" and _is_factor(key)
-        )
-        every = {program.module(key) or key.split(".lora")[0] for key in file.tensors if _is_factor(key)}
-        whole = [path for path, count in pairs.items() if count == 2]
-        if whole and not (program.whole and len(whole) < len(every)):
-            told = (program.name, program.title, "", len(whole), len(every), (), (), (), program.instead)
-            found.append(Outlook(*told, "", program.program, program.run))
-    return tuple(found)
-
-
-def _misshapen(program: Runtime, file: TensorFile, outcomes: Mapping[str, Outcome]) -> bool:
-    """Whether a pair of factors it would apply cannot be multiplied: empty, or of two ranks."""
-    sides: dict[str, set[int]] = {}
-    for key, found in outcomes.items():
-        shape = file.tensors[key].shape
-        if found == "applied" and _is_factor(key):
-            first = "lora_A" in key or "down" in key
-            rank = 0 if len(shape) < 2 or 0 in shape else shape[0 if first else 1]
-            sides.setdefault(program.module(key), set()).add(rank)
-    return any(0 in ranks or len(ranks) > 1 for ranks in sides.values())
-
-
-def _is_factor(key: str) -> bool:
+def is_factor(key: str) -> bool:
     return any(word in key for word in (".lora_A", ".lora_B", ".lora_up", ".lora_down", ".lora.up", ".lora.down"))
 
 
-def _stops(
+def stops(
     program: Runtime, file: TensorFile, outcomes: Mapping[str, Outcome], ranks: Mapping[str, int]
 ) -> Iterator[str]:
     """Where the program stops at this file; nothing where it goes on."""
@@ -310,17 +279,19 @@ def _stops(
         )
     if program.needs and not (file.path.parent / program.needs).is_file():
         yield program.needs
-    elif program.config_fields:
-        yield from _unknown_fields(program, file.path.parent / program.needs)
+    elif program.config_fields or program.config_needs:
+        yield from _stops_at_config(program, file.path.parent / program.needs)
 
 
-def _unknown_fields(program: Runtime, config: Path) -> Iterator[str]:
+def _stops_at_config(program: Runtime, config: Path) -> Iterator[str]:
     try:
         said = json.loads(config.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return
     if isinstance(said, dict):
-        yield from (f"{name} in {config.name}" for name in said if name not in program.config_fields)
+        known = program.config_fields or said
+        yield from (f"{name} in {config.name}" for name in said if name not in known)
+        yield from (f"{config.name} without {name}" for name in program.config_needs if said.get(name) is None)
 
 
 def _stops_at_header(program: Runtime, file: TensorFile) -> str:
@@ -334,8 +305,8 @@ def _stops_at_header(program: Runtime, file: TensorFile) -> str:
         mine = [name.removeprefix(prefix) for name in said if name.startswith(prefix)] if isinstance(said, dict) else []
         if program.header_fields and not mine:
             return entry
-        for name in program.header_needs:
-            if name not in mine or (name == "rank_pattern" and said[f"{prefix}{name}"] is None):
+        for name in program.header_needs if isinstance(said, dict) else ():
+            if said.get(f"{prefix}{name}") is None:
                 return f"KeyError {name!r} in {entry}"
         if unknown := [name for name in mine if program.header_fields and name not in program.header_fields]:
             return f"{unknown[0]} in {entry}"
@@ -375,7 +346,7 @@ def _wrong_rank(program: Runtime, adapter: Adapter, file: TensorFile) -> Mapping
     ranks = {path: delta[0].rank for path, delta in adapter.modules.items()}
     if not odd_ranks(program, ranks) or program.sees & file.metadata.keys():
         return {}
-    heights = {key: info for key, info in file.tensors.items() if _is_factor(key) and ("_B" in key or "up" in key)}
+    heights = {key: info for key, info in file.tensors.items() if is_factor(key) and ("_B" in key or "up" in key)}
     first = min(heights.values(), key=lambda info: info.offset).shape[1]
     return {path: first / rank for path, rank in ranks.items()}
 

@@ -80,7 +80,7 @@ formats.lorafile formats.satwrite
 formats.sat formats.diffusers formats.peft formats.data
 formats.builtin fusion.choose basemodel
 registry drop runtimes checks
-measured merge baseplace basewrite fusedorigin retention positions baseconfig
+measured knownnames merge baseplace basewrite fusedorigin retention positions baseconfig
 baseproof
 basejob
 read write inspect verify stamp plugincheck plugintemplate
