@@ -8,7 +8,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 # each worker of pytest has a core: torch's threads in all of them would stand in each other's way (4 times slower)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test hub-oldest check wild format clean
+.PHONY: demo test hub-oldest oldest check wild programs format clean
 
 demo: .venv-light/ready  ## convert a real SAT run with the light core (no torch), and look at the result
 	$(LIGHT)/python docs/demo.py
@@ -19,6 +19,13 @@ test: .venv/ready  ## every test, in the full environment
 
 hub-oldest: .venv-hub/ready  ## the tests of the Hub with the oldest client that is supported
 	.venv-hub/$(BIN)/python -m pytest -q -n auto -m "not pipelines" tests/hubs
+
+oldest: .venv-oldest/ready  ## loraforge beside transformers 4 and Diffusers 0.35: the Hub, and adapters in pipelines
+	.venv-oldest/$(BIN)/python -m pytest -q -n auto -m "not pipelines" tests/hubs
+	.venv-oldest/$(BIN)/python -m pytest -q -n auto tests/interop/test_load_into.py tests/programs/test_beside.py
+
+programs: .venv/ready  ## what versions of Diffusers and PEFT do with files: tests/programs/results.json, docs/programs.md
+	cd tests && ../$(FULL)/python -m programs.measure $(ONLY)
 
 wild: .venv/ready  ## public adapters of the Hub: inspect, doctor, convert, verify (needs a network)
 	$(FULL)/python tests/wild/wild.py
@@ -40,7 +47,7 @@ format: .venv/ready  ## put the code into the project's format
 	$(FULL)/ruff format .
 
 clean:
-	rm -rf .venv .venv-light .venv-hub .venv-wheel dist
+	rm -rf .venv .venv-light .venv-hub .venv-oldest .venv-programs .venv-wheel dist
 
 .venv-light/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-light
@@ -51,6 +58,12 @@ clean:
 	$(PYTHON) -m venv .venv-hub
 	grep -v huggingface_hub tests/constraints.txt > .venv-hub/constraints.txt
 	.venv-hub/$(BIN)/python $(PIP) --constraint .venv-hub/constraints.txt --editable . huggingface_hub==0.34.0 pytest pytest-timeout pytest-xdist hypothesis
+	touch $@
+
+.venv-oldest/ready: pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/$(BIN)/python $(PIP) --constraint tests/oldest.txt torch
+	.venv-oldest/$(BIN)/python $(PIP) --constraint tests/oldest.txt --editable ".[pipeline]" accelerate pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 .venv/ready: pyproject.toml tests/constraints.txt $(wildcard plugins/*/pyproject.toml)

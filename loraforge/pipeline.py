@@ -222,7 +222,7 @@ def _others_as_before(transformer: Any, before: LiveState) -> Iterator[str]:
         if layer.disable_adapters:
             layer.enable_adapters(True)
         others = () if state is None or off else dict.fromkeys((*state.active, *state.merged))
-        layer.set_adapter(list(others), inference_mode=True)
+        _activate(layer, list(others))
     if off:
         yield (
             "adapters were switched off (disable_lora): the new one is on, the others stay off; "
@@ -257,7 +257,14 @@ def set_strength(transformer: Any, name: str, strength: float) -> None:
     for _, layer in layers(transformer, name):
         layer.set_scale(name, strength)
         others = [active for active in layer.active_adapters if active != name]
-        layer.set_adapter([*others, *([name] if strength else [])], inference_mode=True)
+        _activate(layer, [*others, *([name] if strength else [])])
+
+
+def _activate(layer: Any, names: list[str]) -> None:
+    """Let these adapters act, and train none. PEFT before 0.18 makes trainable what acts, without a way to say no."""
+    layer.set_adapter(names)
+    for factors in layer.adapter_layer_names:
+        getattr(layer, factors).requires_grad_(False)
 
 
 def fitted(adapter: Adapter) -> list[Plan]:

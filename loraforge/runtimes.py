@@ -78,6 +78,7 @@ class Runtime:
     whole: bool = False
     header_needs: tuple[str, ...] = ()
     config_fields: tuple[str, ...] = ()
+    config_needs: tuple[str, ...] = ()
     without: Mapping[str, Any] | None = None
     run: tuple[Run, ...] = ()
 
@@ -278,17 +279,19 @@ def stops(
         )
     if program.needs and not (file.path.parent / program.needs).is_file():
         yield program.needs
-    elif program.config_fields:
-        yield from _unknown_fields(program, file.path.parent / program.needs)
+    elif program.config_fields or program.config_needs:
+        yield from _stops_at_config(program, file.path.parent / program.needs)
 
 
-def _unknown_fields(program: Runtime, config: Path) -> Iterator[str]:
+def _stops_at_config(program: Runtime, config: Path) -> Iterator[str]:
     try:
         said = json.loads(config.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return
     if isinstance(said, dict):
-        yield from (f"{name} in {config.name}" for name in said if name not in program.config_fields)
+        known = program.config_fields or said
+        yield from (f"{name} in {config.name}" for name in said if name not in known)
+        yield from (f"{config.name} without {name}" for name in program.config_needs if said.get(name) is None)
 
 
 def _stops_at_header(program: Runtime, file: TensorFile) -> str:
@@ -302,8 +305,8 @@ def _stops_at_header(program: Runtime, file: TensorFile) -> str:
         mine = [name.removeprefix(prefix) for name in said if name.startswith(prefix)] if isinstance(said, dict) else []
         if program.header_fields and not mine:
             return entry
-        for name in program.header_needs:
-            if name not in mine or (name == "rank_pattern" and said[f"{prefix}{name}"] is None):
+        for name in program.header_needs if isinstance(said, dict) else ():
+            if said.get(f"{prefix}{name}") is None:
                 return f"KeyError {name!r} in {entry}"
         if unknown := [name for name in mine if program.header_fields and name not in program.header_fields]:
             return f"{unknown[0]} in {entry}"

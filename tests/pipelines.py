@@ -24,9 +24,14 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+import transformers
 from oracle import DATA
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.processors import TemplateProcessing
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 TEXT_LENGTH = 226
@@ -105,6 +110,11 @@ def tokenizer() -> T5Tokenizer:
     """One token per printable ASCII character, <unk> for any other: takes every prompt and needs no download."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces = [("\u2581", -2.0), *((chr(code), -3.0) for code in range(33, 127))]
+    if transformers.__version__.startswith("4."):  # whose T5Tokenizer wants a file
+        made = Tokenizer(Unigram(special + pieces, unk_id=2))
+        made.pre_tokenizer, made.decoder = Metaspace(), decoders.Metaspace()
+        made.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+        return transformers.T5TokenizerFast(tokenizer_object=made, extra_ids=0, model_max_length=TEXT_LENGTH)
     return T5Tokenizer(vocab=special + pieces, extra_ids=0, model_max_length=TEXT_LENGTH)
 
 
