@@ -252,7 +252,8 @@ def _judged(
     loaded = own is None or own.applied == len(adapter.modules)
     dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded))
     mend = (r.command for r in unread.remedies) if unread else remedies(path, adapter, verdict, own, dead=dead)
-    fix = (*mend, *_whole_entry(file, seen, verdict))
+    stamp = _whole_entry(file, seen, verdict)
+    fix = stamp if stamp and own and own.raises.startswith("KeyError") else (*stamp, *mend)
     sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)} if found else {}
     return Diagnosis(str(path), verdict, why, tuple(facts), seen, said, fix, sizes)
 
