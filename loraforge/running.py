@@ -131,7 +131,7 @@ class Adapted:
         for _, layer in layers(self.module):
             held = [layer.get_delta_weight(name).float() for name, _ in self.names if name in layer.scaling]
             changed += float(sum(held[1:], held[0]).norm()) ** 2
-            there += float(layer.get_base_layer().weight.float().norm()) ** 2
+            there += float(layer.get_base_layer().weight.detach().float().norm()) ** 2
         return math.sqrt(changed / there) if there else 0.0
 
 

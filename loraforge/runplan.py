@@ -10,7 +10,7 @@ from typing import Any
 
 from loraforge.adapter import Adapter
 from loraforge.baseconfig import PIXELS, own_config, variant_of
-from loraforge.basemodel import COMPONENT, BaseModel, missing_parts, open_base, read_json
+from loraforge.basemodel import COMPONENT, BaseModel, open_base, read_json
 from loraforge.catalog import architecture
 from loraforge.errors import ConversionError, LoraforgeError, Try, command, listed, told
 from loraforge.givensettings import Settings, Value
@@ -166,11 +166,11 @@ def _pipeline_folder(base: str | Path) -> BaseModel:
             f"{told(found.path)} {what}; a run needs a whole CogVideoX pipeline, with its text encoder and VAE.",
             Try(f"--base {command('zai-org/CogVideoX-5b')}", "for example"),
         )
-    listed_parts = [name for name, kind in read_json(found.path / "model_index.json").items() if isinstance(kind, list)]
-    lacking = [*missing_parts(found), *(part for part in listed_parts if not (found.path / part).is_dir())]
+    parts = [name for name, kind in read_json(found.path / "model_index.json").items() if isinstance(kind, list)]
+    lacking = sorted(part for part in parts if not (found.path / part).is_dir())
     if lacking:
         raise LoraforgeError(
-            f"{told(found.path)} has no {listed(sorted(set(lacking)))}: a run needs the whole pipeline.",
+            f"{told(found.path)} has no {listed(lacking)}: a run needs the whole pipeline.",
             Try("--check", "needs the transformer alone"),
             *(Try(f"--base {variant.repo}", "the released one") for variant in found.variants[:1]),
         )

@@ -144,6 +144,7 @@ def test_the_line_of_fuse(kind: str, tmp_path: Path) -> None:
         # one rounding to bfloat16 where something was added, no bit changed elsewhere
         assert torch.allclose(weights[key].double(), want, rtol=0 if delta is None else 2**-8, atol=0), key
         assert written[key].dtype == torch.bfloat16
+    assert all(re.fullmatch(rf"{STEM}(-\d+-of-\d+)?\.safetensors", path.name) for path in files)
     index = folder / f"{STEM}.safetensors.index.json"
     assert index.exists() == (len(files) > 1) and not list(folder.glob("*.bin"))
     named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {f"{STEM}.safetensors"}
