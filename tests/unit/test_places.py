@@ -47,6 +47,8 @@ def test_the_header_records_it(header: dict[str, Any], scale: float, words: str,
     file = adapter(tmp_path / "style.safetensors", texts(header), words=words)
     report = loraforge.convert(file, to="diffusers", out=tmp_path / "out.safetensors")
     assert (report.scalings, report.scale.provenance) == ((scale,), "recorded")
+    stale = loraforge.inspect(tmp_path / "out.safetensors").metadata.keys() & header.keys()
+    assert stale <= {"lora_adapter_metadata"}  # which is our own now
     again = loraforge.convert(tmp_path / "out.safetensors", to="peft", out=tmp_path / "again")
     assert (again.scalings, again.scale.provenance) == ((1.0,), "recorded")  # no entry of the source is left
 
