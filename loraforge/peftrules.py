@@ -70,7 +70,7 @@ def rule(
     no module, or a pattern takes too long to match.
     """
     r, alpha, rslora = number(config.get("r")), number(config.get("lora_alpha")), config.get("use_rslora", False)
-    if alpha is not None and "r" not in config and not (config.keys() & {"rank_pattern", "alpha_pattern"}):
+    if not file and alpha is not None and "r" not in config and not (config.keys() & {"rank_pattern", "alpha_pattern"}):
         scalings = {path: alpha / math.sqrt(rank) for path, rank in ranks.items()} if rslora else {}
         return Rule(f"lora_alpha {alpha:g} in {where}", alpha=alpha, exceptions=scalings, file=file)
     if r is None or alpha is None:

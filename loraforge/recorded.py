@@ -163,7 +163,7 @@ def _peft(record: Record) -> None:
     mine = record.file.path.name in PEFT_FILES
     if mine and record.peft and path.exists():
         where = as_typed(path.absolute(), record.file.path)
-        _believe(record, {where: read_config(path)}, where)
+        _believe(record, {where: config} if (config := read_config(path)) else {}, where)
     elif record.believed and path.is_file():
         where = as_typed(path.absolute(), record.file.path)
         try:

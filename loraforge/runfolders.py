@@ -16,6 +16,8 @@ from loraforge.errors import told
 TENSORS = (".safetensors", ".bin", ".pt", ".ckpt", ".pth")
 _STATE = re.compile(r"(optimizer|scheduler|scaler|sampler|random_states|rng_state|training_args).*")
 """What trainers save beside an adapter to resume from."""
+_FACTOR = re.compile(rb"lora[._]([AaBb]\b|up|down)|matrix_A|lokr_|hada_")
+"""In the names of an adapter's tensors."""
 _HEAD, _MOST_FILES = 1 << 20, 500
 _MOST_FOLDERS = 20
 """Folders beside a run's, of which one may be worth naming; among more, naming one is noise."""
@@ -107,4 +109,4 @@ def _is_adapter(path: Path) -> bool:
         return True
     if b'"loraforge":' in head:
         return False
-    return b"lora" in head.lower() or b"matrix_A" in head or not any(head)
+    return _FACTOR.search(head) is not None or not any(head)

@@ -99,7 +99,8 @@ def test_an_alpha_beside_the_file_that_contradicts_its_header_is_noted(tmp_path:
     for alpha, notes in ((16, 1), (4, 0)):
         said, code = examined(beside(changed(), "args.yaml", f"rank: 8\nlora_alpha: {alpha}\n")(tmp_path), (), tmp_path)
         assert (code, len(said["notes"])) == (0, notes), said
-        assert all("lora_alpha 16, rank 8 in args.yaml" in note and "2" in note for note in said["notes"])
+        where = f"lora_alpha 16, rank 8 in {tmp_path}"
+        assert all(where in note and "args.yaml says the scale 2" in note for note in said["notes"])
 
 
 def test_it_is_not_noted_of_what_loraforge_folded(tmp_path: Path):
