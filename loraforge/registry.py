@@ -146,7 +146,7 @@ def locate(
 
 
 def _meant(source: Path) -> tuple[Path, tuple[str, ...]]:
-    """What a path stands for, and notes: a folder of the Hub's cache, the name of a whole that lies in several files."""
+    """What a path stands for, and notes: the name of a whole in several files, a folder of the Hub's cache."""
     try:
         if not source.exists() and (group := shards.group_of(source)):
             there = (source.with_name(name) for name in group.names)
