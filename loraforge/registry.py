@@ -107,10 +107,7 @@ def locate(
     Hub has it not.
     """
     hub = reach(given)
-    source, notes = (hub.source, ()) if hub else snapshot(Path(given))
-    if not source.exists() and (group := shards.group_of(source)):  # what is called so lies in several files
-        there = (source.with_name(name) for name in group.names)
-        source = group.index or next((path for path in there if path.is_file()), source)
+    source, notes = (hub.source, ()) if hub else _meant(Path(given))
     _check(source, choice)
     wanted = [named(name)] if name else list(formats().values())
     found, faults = _search(wanted, source, choice)
@@ -146,6 +143,17 @@ def locate(
     file, warnings = opened[place.path]
     run = shards.whole_name(place.run).removesuffix(".safetensors").removesuffix(".bin")
     return form, Found(file.path, run, (*notes, *place.notes, *warnings)), file
+
+
+def _meant(source: Path) -> tuple[Path, tuple[str, ...]]:
+    """What a path stands for, and notes: the name of a whole in several files, a folder of the Hub's cache."""
+    try:
+        if not source.exists() and (group := shards.group_of(source)):
+            there = (source.with_name(name) for name in group.names)
+            return group.index or next((path for path in there if path.is_file()), source), ()
+        return snapshot(source)
+    except (OSError, ValueError):  # what is no path at all is told of as such
+        return source, ()
 
 
 _MOST = 50
