@@ -1,4 +1,4 @@
-"""What versions of PEFT make of keys with an adapter's name inside, and of configurations that say too little."""
+"""What versions of PEFT and Diffusers make of keys with an adapter's name inside, and of too short configurations."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from oracle import DATA
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import loraforge
+from loraforge.runtimes import runtimes
 
 ROWS = ("peft", "peft-0.20", "peft-0.13")
 
@@ -35,6 +37,22 @@ def test_a_name_inside_the_keys(name: str, loads: tuple[str, ...], tmp_path: Pat
         found = loraforge.doctor(place, runtime_=row)
         assert found.healthy == (row in loads), (row, found.why)
         assert found.healthy or found.verdict == "does nothing"
+
+
+@pytest.mark.parametrize("name", [".style", ".default_0", ".default", ".a.b"])
+def test_a_name_inside_diffusers_keys(name: str, tmp_path: Path) -> None:
+    """Each version that was run makes the layers and fills none of their memory."""
+    loraforge.convert(DATA / "peft_plain", to="diffusers", out=tmp_path / "a")
+    file = tmp_path / "a" / "pytorch_lora_weights.safetensors"
+    with safe_open(file, "np") as opened:
+        header = opened.metadata()
+    tensors = {key.replace(".weight", f"{name}.weight"): tensor for key, tensor in load_file(file).items()}
+    save_file(tensors, tmp_path / file.name, header)
+    rows = [name for name, row in runtimes().items() if row.program == "Diffusers"]
+    assert len(rows) >= 6
+    for row in rows:
+        assert loraforge.doctor(file, runtime_=row).healthy
+        assert not loraforge.doctor(tmp_path / file.name, runtime_=row).healthy
 
 
 @pytest.mark.parametrize("row", ROWS)
