@@ -27,7 +27,7 @@ from programs.marks import TABLE, marked
 from programs.outcome import outcome
 from programs.page import PAGE, RESULTS, page
 
-AT_ONCE = 4
+AT_ONCE = os.cpu_count() or 1
 """Programs that run side by side, with a core and 1 GB of memory each."""
 
 

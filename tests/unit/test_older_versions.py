@@ -74,7 +74,8 @@ def test_an_entry_that_lacks_a_name_is_recognised_and_mended(name: str, tmp_path
     row = rows(file)["diffusers-0.39"]
     assert (row.raises, row.applied) == ("KeyError 'rank_pattern' in lora_adapter_metadata", 0)
     assert row.raises == rows(file)["diffusers-0.36"].raises
-    assert not rows(file)["diffusers"].raises
+    newer = "KeyError 'target_modules' in lora_adapter_metadata" if name == "others" else ""  # PEFT looks for them
+    assert rows(file)["diffusers"].raises == newer
     told = loraforge.doctor(file, runtime_="diffusers-0.39")
     assert told.verdict == "does nothing"
     for found in (told, loraforge.doctor(file)):
