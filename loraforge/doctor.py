@@ -211,13 +211,14 @@ def _by_names(found: Diagnosis, form: Format | None, file: TensorFile, wanted: s
     With a table where it is no broken file of a format we know: of one, names do not tell what a program makes.
     """
     rows = tuple(row for row in by_names(file) if wanted in (None, row.runtime))
-    if not rows:
+    if not any(row.applied for row in rows):
         return found
     best = max(rows, key=lambda row: row.applied / row.modules)
     why = f"{best.title} knows {best.applied} of its {best.modules} modules by their names; {found.why}"
     if form is not None:
         return replace(found, why=why)
-    return replace(found, verdict="cannot tell (at what scale)", why=why, outlooks=rows)
+    fact = ("file", f"{told(file.path)} (no format here reads it), {len(file.tensors)} tensors")
+    return replace(found, verdict="cannot tell (at what scale)", why=why, facts=(fact,), outlooks=rows)
 
 
 def _judged(
@@ -252,7 +253,8 @@ def _judged(
     loaded = own is None or own.applied == len(adapter.modules)
     dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded))
     mend = (r.command for r in unread.remedies) if unread else remedies(path, adapter, verdict, own, dead=dead)
-    fix = (*mend, *_whole_entry(file, seen, verdict))
+    stamp = _whole_entry(file, seen, verdict)
+    fix = stamp if stamp and own and own.raises.startswith("KeyError") else (*stamp, *mend)
     sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)} if found else {}
     return Diagnosis(str(path), verdict, why, tuple(facts), seen, said, fix, sizes)
 

@@ -13,21 +13,26 @@ if TYPE_CHECKING:
 
 
 def by_names(file: TensorFile) -> tuple[Outlook, ...]:
-    """Programs that apply modules of a file we cannot read, as names and shapes tell it; at what scale is not told."""
+    """What programs apply of a file we cannot read, as names and shapes tell it; at what scale is not told.
+
+    One row for each program; none where not one of them applies a module.
+    """
+    every = {key.split(".lora")[0] for key in file.tensors if is_factor(key)}
+    ranks = {key: info.shape[0] for key, info in file.tensors.items() if is_factor(key) and info.shape}
+    ranks = {key: rank for key, rank in ranks.items() if "lora_A" in key or "down" in key}
     found = []
     for program in (entry.of(file) for entry in runtimes().values()):
         outcomes = {key: program.outcome(key) for key in file.tensors}
-        ranks = {key: info.shape[0] for key, info in file.tensors.items() if is_factor(key) and info.shape}
-        ranks = {key: rank for key, rank in ranks.items() if "lora_A" in key or "down" in key}
-        if next(stops(program, file, outcomes, ranks), "") or _misshapen(program, file, outcomes):
-            continue
-        pairs = Counter(program.module(key) for key, found in outcomes.items() if found == "applied" and is_factor(key))
-        every = {program.module(key) or key.split(".lora")[0] for key in file.tensors if is_factor(key)}
-        whole = [path for path, count in pairs.items() if count == 2]
-        if whole and not (program.whole and len(whole) < len(every)):
-            told = (program.name, program.title, "", len(whole), len(every), (), (), (), program.instead)
-            found.append(Outlook(*told, "", program.program, program.run))
-    return tuple(found)
+        pairs = Counter(program.module(key) for key, said in outcomes.items() if said == "applied" and is_factor(key))
+        whole = sum(count == 2 for count in pairs.values())
+        raising = next(stops(program, file, outcomes, ranks), "")
+        if raising or _misshapen(program, file, outcomes) or (program.whole and whole < len(every)):
+            whole = 0
+        lost = Counter(key.split(".")[0] for key, said in outcomes.items() if said in ("ignored", "warned"))
+        passed = tuple(f"{kind} x{count}" for kind, count in lost.items())[:4]
+        told = (program.name, program.title, raising, whole, len(every), (), (), passed, program.instead)
+        found.append(Outlook(*told, "", program.program, program.run))
+    return tuple(found) if any(row.applied for row in found) else ()
 
 
 def _misshapen(program: Runtime, file: TensorFile, outcomes: Mapping[str, Outcome]) -> bool:

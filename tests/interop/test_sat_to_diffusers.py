@@ -79,7 +79,7 @@ def test_the_whole_pipeline_class_loads_it(case: Case, tmp_path: Path) -> None:
     report = loraforge.convert(case.run(tmp_path), to="diffusers", out=tmp_path / "out")
     model = CogVideoXTransformer3DModel.from_pretrained(case.base)
     pipe = CogVideoXPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=model, scheduler=None)
-    assert report.load.startswith(f"pipe.load_lora_weights({str(tmp_path / 'out')!r})")
+    assert report.load.startswith(f"pipe.load_lora_weights({str(tmp_path / 'out')!r}, weight_name=")
     pipe.load_lora_weights(str(tmp_path / "out"))
     assert pipe.get_active_adapters() == ["default_0"]
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]

@@ -79,7 +79,7 @@ def test_an_entry_that_lacks_a_name_is_recognised_and_mended(name: str, tmp_path
     told = loraforge.doctor(file, runtime_="diffusers-0.39")
     assert told.verdict == "does nothing"
     for found in (told, loraforge.doctor(file)):
-        (line,) = [line for line in found.fix if line.startswith("loraforge stamp")]
+        (line,) = found.fix
     words = shlex.split(line.partition("   #")[0])[1:]
     done = cli(*words)
     assert done.exit_code == 0, done.output
