@@ -20,12 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from loraforge.runtimes import runtimes
 from programs.corpus import Job, everything, packages
 from programs.doctors import Said, judged
 from programs.environments import Environment, environments
 from programs.marks import TABLE, marked
 from programs.outcome import outcome
 from programs.page import PAGE, RESULTS, page
+from programs.readmes import renew
 
 AT_ONCE = os.cpu_count() or 1
 """Programs that run side by side, with a core and 1 GB of memory each."""
@@ -114,6 +116,8 @@ def write(results: dict[str, Any], jobs: list[Job], said: Said) -> None:
     RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", "utf-8")
     PAGE.write_text(page(results), "utf-8")
     TABLE.write_text(marked(TABLE.read_text("utf-8"), results), "utf-8")
+    runtimes.cache_clear()
+    renew()
 
 
 def main(only: list[str]) -> None:
