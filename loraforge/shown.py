@@ -153,7 +153,7 @@ def _evidence(
     if free and not alike(adapter):
         for path in adapter.modules:
             if (place := layout.locate(path)) and place[0] in layout.own:
-                yield f"{path} is a module only {arch.title} has"
+                yield f"no other model is known to have an adapter of {path}"
     top = highest(adapter)
     for variant in known_width:
         if top is not None and top + 1 == variant.blocks:

@@ -135,7 +135,7 @@ def in_header_alone(place: Path) -> Path:
 
 SCALES = {
     "no alpha": Fault(changed(make.no_header), "cannot tell (0.125 or 8 or 0.5 or 1)", "no alpha is recorded"),
-    "no alpha, of a trainer's rank": Fault(changed(make.rank_128), "cannot tell (", "1"),
+    "a rank twice the width, which nothing records": Fault(changed(make.rank_128), "broken file", "look transposed"),
     "SAT without its YAML": Fault(make.sat_run("sat_2b_r4", config=False), "cannot tell (", "lora_alpha"),
     "configuration missing": Fault(copied("peft_plain", without="adapter_config.json"), "does nothing",
                                    "adapter_config.json"),

@@ -115,7 +115,7 @@ def test_a_released_width_and_its_blocks(tmp_path: Path, cli) -> None:
         (attention(64, 2), {"ss_base_model_version": "cogvideox"}, "ss_base_model_version"),
         (attention(64, 2), {"base_model": "THUDM/CogVideoX-2b"}, "its base model is recorded"),
         (attention(64, 2), {"base_model_name_or_path": "/data/models/CogVideoX-5b/"}, "its base model is recorded"),
-        (attention(64, 2) | {"ofs_embedding.linear_1": (64, 64)}, {}, "a module only CogVideoX has"),
+        (attention(64, 2) | {"ofs_embedding.linear_1": (64, 64)}, {}, "no other model is known to have"),
     ],
 )
 def test_what_shows_it(
