@@ -12,6 +12,7 @@ Needs a network the first time, for about 1 GB of packages, and some minutes of 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
