@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loraforge.adapter import Adapter, Scale
 from loraforge.errors import LoraforgeError, ScaleError, Try, listed
 from loraforge.formats import Choice, Format
-from loraforge.runtimes import Runtime, outlook, runtime, runtimes
+from loraforge.runtimes import Runtime, outlook, runtime, runtimes, scales
 from loraforge.scale import Statement
 
 if TYPE_CHECKING:
@@ -40,13 +40,13 @@ def _kept(form: Format, file: TensorFile, choice: Choice, name: str) -> Adapter:
     if name not in known:
         raise ScaleError(f"there is no program {name!r}; there are {', '.join(known)}.", *_offered(form, file, choice))
     program, adapter = runtime(name), form.read(file, replace(choice, stated=_PLAIN))
-    scales, why = _applied(program, form, file, adapter)
+    applied, why = _applied(program, form, file, adapter)
     if why:
         others = _offered(form, file, choice)
         text = f"{file.path}: {program.title} {why}: there is nothing there to keep."
         raise ScaleError(text if others else f"{text} No program that is known applies all of it.", *others)
     source = f"--as-in {name}: what {program.title} applies to it"
-    return replace(scaled(adapter, scales), scale=Scale("assumed", source, program=program.title))
+    return replace(scaled(adapter, applied), scale=Scale("assumed", source, program=program.title))
 
 
 def _applied(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) -> tuple[Mapping[str, float], str]:
@@ -61,24 +61,16 @@ def _applied(program: Runtime, form: Format, file: TensorFile, adapter: Adapter)
         return {}, f"applies {found.applied} of its {found.modules} modules{lost}"
     if any(kind.startswith(_MAGNITUDES) for kind in found.lost):
         return {}, f"applies its modules without the magnitudes of DoRA{lost}"
-    scales = _of_each(program, form, file, adapter, sorted(adapter.modules, key=lambda m: adapter.modules[m][0].rank))
-    otherwise = getattr(outlook(program, form, file, scaled(adapter, scales)), "otherwise", "")
-    return scales, f"applies it {otherwise}" if otherwise else ""
+    applied = scales(program, form, file, adapter)
+    otherwise = outlook(program, form, file, scaled(adapter, applied)).otherwise
+    return applied, f"applies it {otherwise}" if otherwise else ""
 
 
-def _of_each(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, some: list[str]) -> dict[str, float]:
-    """Module -> the scale that the program applies: asked of halves until each half has one."""
-    ratios = outlook(program, form, file, scaled(adapter, dict.fromkeys(some, 1.0))).ratios
-    if len(ratios) == 1 or len(some) == 1:
-        return dict.fromkeys(some, ratios[0] if ratios else 0.0)
-    halves = some[: len(some) // 2], some[len(some) // 2 :]
-    return {path: scale for half in halves for path, scale in _of_each(program, form, file, adapter, half).items()}
-
-
-def scaled(adapter: Adapter, scales: Mapping[str, float]) -> Adapter:
+def scaled(adapter: Adapter, applied: Mapping[str, float]) -> Adapter:
     """The same modules at other scales; at 0 those that have none."""
     modules = {
-        path: tuple(replace(w, scaling=scales.get(path, 0.0)) for w in delta) for path, delta in adapter.modules.items()
+        path: tuple(replace(w, scaling=applied.get(path, 0.0)) for w in delta)
+        for path, delta in adapter.modules.items()
     }
     return replace(adapter, modules=modules)
 
@@ -91,8 +83,8 @@ def _offered(form: Format, file: TensorFile, choice: Choice) -> list[Try]:
         return []
     seen, tries = set[float](), []
     for name, program in runtimes().items():
-        scales, why = _applied(program, form, file, adapter)
-        values = set(scales.values())
+        applied, why = _applied(program, form, file, adapter)
+        values = set(applied.values())
         if why or len(values) != 1 or values <= seen:
             continue
         (scale,) = values

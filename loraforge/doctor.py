@@ -16,6 +16,7 @@ from loraforge.errors import (
     FormatError,
     HubError,
     LoraforgeError,
+    NamesError,
     NoAdapterError,
     ScaleError,
     Try,
@@ -176,7 +177,7 @@ def diagnosed(
         verdict = "cannot tell (it is more than A and B)" if isinstance(fault, VariantError) else verdict
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
         where = f"in {known_titles()}: " if isinstance(fault, NoAdapterError) else ""
-        named_so = form is None or type(fault) is FormatError
+        named_so = form is None or type(fault) in (FormatError, NamesError)
         hopeless = _hopeless(path, verdict, fault, where)
         return _by_names(hopeless, form, file, wanted) if named_so else hopeless, None
     adapter = replace(adapter, source=Source(Path(path), file, form.name, place.run))

@@ -109,6 +109,10 @@ class VariantError(FormatError):
     """The adapter is whole, and its configuration makes it more than A and B: PEFT knows it, no format here does."""
 
 
+class NamesError(FormatError):
+    """Some of the keys are none of the format's, or of no module of the architecture."""
+
+
 class BaseError(FormatError):
     """The adapter is whole, and no released base model of its width has all of what it adapts."""
 

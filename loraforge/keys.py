@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from loraforge.drop import patterns_for
 from loraforge.dtypes import FACTORS
-from loraforge.errors import FormatError, listed
+from loraforge.errors import FormatError, NamesError, listed
 from loraforge.layout import Architecture, Layout
 from loraforge.tensorfile import TensorFile, TensorInfo
 
@@ -147,7 +147,8 @@ class KeyStyle:
                 modules[path] = [Keys(**blocks[n]) for n in range(want)]
         if problems:
             only_those = len(problems) == len(spare) + bool(unknown) * len(list(_unknown(unknown, arch)))
-            raise FormatError(listed(problems), *(patterns_for([*unknown, *spare]) if only_those else ()))
+            kind = NamesError if unknown else FormatError
+            raise kind(listed(problems), *(patterns_for([*unknown, *spare]) if only_those else ()))
         return modules
 
     def decode(

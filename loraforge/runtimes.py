@@ -209,18 +209,13 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
     `memo` keeps what was read for one program, for those that see the same.
     """
     program, title = program.of(file), program.title
-    mine = [key for key in file.tensors if key in adapter.keys]
-    outcomes = {key: program.outcome(key, adapter.architecture) for key in mine}
+    outcomes, kept = _outcomes(program, file, adapter)
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
     raising = next(stops(program, file, outcomes, ranks), "")
-    kept = [key for key, found in outcomes.items() if found == "applied"]
-    if program.convolution != "applied":
-        kernels = {program.module(key, adapter.architecture) for key in kept if len(file.tensors[key].shape) > 2}
-        kept = [key for key in kept if program.module(key, adapter.architecture) not in kernels]
     applied = _applied_scalings(program, form, file, kept, {} if memo is None else memo)
     if program.whole and len(applied) < len(adapter.modules):
         applied = {}
-    if not raising and program.nothing and not any(program.module(key, adapter.architecture) for key in mine):
+    if not raising and program.nothing and not any(program.module(key, adapter.architecture) for key in outcomes):
         raising = "a file with nothing it knows"
     known = adapter.scale.provenance != "ambiguous" and not raising
     otherwise = "" if raising else _otherwise(outcomes, adapter, applied)
@@ -247,6 +242,22 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
         program.program,
         program.run if adapter.architecture == program.architecture else (),
     )
+
+
+def scales(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) -> dict[str, float]:
+    """Module -> the scale that the program applies to it, if it does not stop."""
+    program = program.of(file)
+    return _applied_scalings(program, form, file, _outcomes(program, file, adapter)[1], {})
+
+
+def _outcomes(program: Runtime, file: TensorFile, adapter: Adapter) -> tuple[dict[str, Outcome], list[str]]:
+    """What becomes of each key of the adapter, and the keys that are applied."""
+    outcomes = {key: program.outcome(key, adapter.architecture) for key in file.tensors if key in adapter.keys}
+    kept = [key for key, found in outcomes.items() if found == "applied"]
+    if program.convolution != "applied":
+        kernels = {program.module(key, adapter.architecture) for key in kept if len(file.tensors[key].shape) > 2}
+        kept = [key for key in kept if program.module(key, adapter.architecture) not in kernels]
+    return outcomes, kept
 
 
 def outlooks(form: Format, file: TensorFile, adapter: Adapter) -> tuple[Outlook, ...]:

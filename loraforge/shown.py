@@ -25,10 +25,8 @@ from loraforge.catalog import architecture, architectures, holding
 from loraforge.errors import (
     BaseError,
     FormatError,
-    NoAdapterError,
-    ScaleError,
+    NamesError,
     Try,
-    VariantError,
     command,
 )
 from loraforge.formats import Choice, Format
@@ -99,9 +97,7 @@ def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
     """What the format reads; a refusal says what the file looks like where it is another model's."""
     try:
         return read_at(form, file, choice)
-    except (NoAdapterError, ScaleError, VariantError):
-        raise
-    except FormatError as error:
+    except NamesError as error:
         if other := foreign(file):
             raise other from error
         raise

@@ -16,6 +16,10 @@ EMBED = "patch_embed.proj"
 rng = np.random.default_rng(0)
 
 
+BASE = "zai-org/CogVideoX-2b"
+"""What shows that a test's small adapter is CogVideoX's."""
+
+
 def peft(place: Path, ranks: dict[str, int], scale: float = 0.5) -> Path:
     """A folder of PEFT's with these modules; `patch_embed.proj` is a convolution."""
     tensors = {}
@@ -26,7 +30,9 @@ def peft(place: Path, ranks: dict[str, int], scale: float = 0.5) -> Path:
     place.mkdir()
     save_file(tensors, place / "adapter_model.safetensors")
     config = peftrules.config(ranks, dict.fromkeys(ranks, scale), older=True)
-    (place / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | config))
+    (place / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": BASE} | config)
+    )
     return place
 
 

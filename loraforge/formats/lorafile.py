@@ -49,7 +49,7 @@ def read_lora_file(
     try:
         found = style.find(tensors, arch, layout)
     except FormatError as error:
-        raise FormatError(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
+        raise type(error)(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
     sizes = ranks(found, file.tensors)
     try:
         said = alphas(found, file)

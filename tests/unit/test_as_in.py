@@ -20,7 +20,8 @@ from loraforge import asin
 from loraforge.errors import ScaleError
 from loraforge.runtimes import runtimes
 
-META = {"lora_adapter_metadata": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 2})}
+ENTRY = {"r": 4, "lora_alpha": 2, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
+META = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in ENTRY.items()})}
 
 KEPT: dict[str, tuple[dict[str, str] | None, str, float]] = {
     "nothing recorded": (None, "diffusers", 1.0),
@@ -101,7 +102,9 @@ def test_a_part_is_refused_and_says_which(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_each_module_keeps_its_own_scale(tmp_path: Path) -> None:
     """The header gives one module another alpha; Diffusers obeys it, and so does the result."""
-    ranks = {"transformer.r": 4, "transformer.lora_alpha": 2, "transformer.alpha_pattern": {PATHS[0]: 8, PATHS[5]: 1}}
+    ranks = {f"transformer.{k}": v for k, v in ENTRY.items()} | {
+        "transformer.alpha_pattern": {PATHS[0]: 8, PATHS[5]: 1}
+    }
     source = adapter(tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(ranks)})
     report = loraforge.convert(source, to="diffusers", out=tmp_path / "out", as_in="diffusers")
     assert report.scalings == (0.25, 0.5, 2.0)
@@ -175,7 +178,7 @@ def test_stamp_takes_the_statements_of_convert(words: list[str], scale: float, t
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "any.yaml").write_text("rank: 4\nlora_alpha: 64\n")
     words = [str(tmp_path / "c" / "any.yaml") if word == "CONFIG" else word for word in words]
-    done = cli("stamp", source, *words, "-o", tmp_path / "y.safetensors")
+    done = cli("stamp", source, *words, "--architecture", "cogvideox", "-o", tmp_path / "y.safetensors")
     assert done.exit_code == 0, done.output
     assert ("as trained" in done.stdout) == (not words[0].startswith("--as-"))
     seen = loraforge.inspect(tmp_path / "y.safetensors")
@@ -185,7 +188,8 @@ def test_stamp_takes_the_statements_of_convert(words: list[str], scale: float, t
     assert all(np.array_equal(left[key], right[key]) for key in left)
 
 
-def test_stamp_of_a_trainer_and_of_nothing(tmp_path: Path, cli: Any) -> None:
+def test_stamp_of_a_trainer_and_of_nothing(tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     source = adapter(tmp_path / "x.safetensors", rank=64)
     assert cli("stamp", source, "--trained-by", "cogvideox-factory", "-o", tmp_path / "y.safetensors").exit_code == 0
     assert loraforge.inspect(tmp_path / "y.safetensors").scalings == (1.0,)

@@ -244,7 +244,7 @@ def test_alpha_tensors_that_contradict_are_refused(tmp_path: Path) -> None:
     key = next(key for key in tensors if key.endswith(".alpha"))
     some = {name: tensor for name, tensor in tensors.items() if name != key}
     save_file(some, tmp_path / "some.safetensors")
-    with pytest.raises(LoraforgeError, match="7 modules have an alpha tensor, and 1 have none"):
+    with pytest.raises(LoraforgeError, match="that is the scale of 7 modules, and 1 have none"):
         loraforge.convert(tmp_path / "some.safetensors", to="peft", out=tmp_path / "o")
     save_file(tensors | {key: np.ones(2, np.float32)}, tmp_path / "two.safetensors")
     with pytest.raises(LoraforgeError, match="not one number"):

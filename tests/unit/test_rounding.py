@@ -250,7 +250,7 @@ def test_doctor_does_not_answer_for_what_float16_may_have_lost(b: float, tmp_pat
     assert found.exit_code == 1 and "acts as trained" not in found.output
     assert f"cannot tell (float16 is too coarse for it): {STEM}.to_q" in found.stdout
     loraforge.convert(source, to="peft", out=tmp_path / "c", dtype="fp16")
-    assert loraforge.doctor(tmp_path / "c").verdict == "acts as trained"
+    assert loraforge.doctor(tmp_path / "c", architecture="cogvideox").verdict == "acts as trained"
 
 
 def test_the_ceiling_lies_above_what_the_coarsest_type_costs() -> None:
