@@ -131,8 +131,11 @@ def doctor(
     found, adapter = diagnosed(
         source, base, runtime(runtime_).name if runtime_ else None, stated, drop, fetch=fetch or base is not None
     )
-    if adapter and adapter.source and isinstance(adapter.source.file, Shards):
-        found = _in_parts(found, source, len(adapter.source.file.files))
+    if adapter and adapter.source and isinstance(shards := adapter.source.file, Shards):
+        found = _elsewhere_whole(found, source, "in parts", f"in {len(shards.files)} files, and loaders read one")
+    elif adapter and adapter.source and adapter.source.file.within:
+        why = "among the weights of a whole model, and loaders read noise from that"
+        found = _elsewhere_whole(found, source, "in a model", why)
     if error is not None:
         entries = tuple(entry.to_dict(language(), source) for entry in find(error))
         unknown = () if entries else ("no failure text that is known stands in what --error was given",)
@@ -192,13 +195,13 @@ def _less(line: str, drop: Sequence[str]) -> str:
     return f"{typed}{more}{mark}{why}" if typed.startswith("loraforge convert ") else line
 
 
-def _in_parts(found: Diagnosis, source: str | Path, count: int) -> Diagnosis:
-    """The same of an adapter in several files, which no program of the table was seen to read together."""
-    if found.verdict != AS_TRAINED:
+def _elsewhere_whole(found: Diagnosis, source: str | Path, where: str, why: str) -> Diagnosis:
+    """The same of an adapter that is no file by itself, so that no row of the table is of it."""
+    if found.verdict not in (AS_TRAINED, "does nothing"):
         return replace(found, outlooks=())
-    why = f"it lies in {count} files, and loaders read one; as one file it would be as trained"
+    whole = f"it lies {why}; as one file it would {'be as trained' if found.verdict == AS_TRAINED else 'act'}"
     fix = (f"{command('loraforge', 'convert', source)} --to diffusers   # one file",)
-    return replace(found, verdict="cannot tell (it lies in parts)", why=why, outlooks=(), fix=fix)
+    return replace(found, verdict=f"cannot tell (it lies {where})", why=whole, outlooks=(), fix=fix)
 
 
 def _variant(adapter: Adapter, stated: str | None) -> str:

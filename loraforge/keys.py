@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from loraforge.drop import patterns_for
-from loraforge.dtypes import FACTORS
+from loraforge.dtypes import FACTORS, numpy_type
 from loraforge.errors import FormatError, NamesError, listed
 from loraforge.layout import Architecture, Layout
 from loraforge.tensorfile import TensorFile, TensorInfo
@@ -195,15 +195,15 @@ def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float
         info = file.tensors[key]
         if math.prod(info.shape) != 1 or info.dtype not in (*FACTORS, *_SMALL, *_INTEGERS):
             raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
+        raw = bytes(file.raw(key))  # not the tensor: of one that was not fetched, no number may be made
         if info.dtype in _INTEGERS:
-            said[path] = int.from_bytes(bytes(file.raw(key)), "little", signed=info.dtype.startswith("I"))
-        elif info.dtype in _SMALL:
+            said[path] = int.from_bytes(raw, "little", signed=info.dtype.startswith("I"))
+        else:
             import ml_dtypes
             import numpy as np
 
-            said[path] = float(np.frombuffer(bytes(file.raw(key)), getattr(ml_dtypes, _SMALL[info.dtype]))[0])
-        else:
-            said[path] = float(file[key].item())
+            small = _SMALL.get(info.dtype)
+            said[path] = float(np.frombuffer(raw, getattr(ml_dtypes, small) if small else numpy_type(info.dtype))[0])
     return said
 
 

@@ -108,7 +108,7 @@ def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
     if not mine or not any(".base_layer." in key for key in file.tensors) or "ds_version" in file.tops:
         return file, ()
     note = f"took the adapter out of a model that was saved with its LoRA layers in it: {len(mine)} tensors of"
-    return file.hiding(tensors=mine), (f"{note} {len(file.tensors)}",)
+    return file.hiding(tensors=mine, within=len(file.tensors)), (f"{note} {len(file.tensors)}",)
 
 
 def _diffsynth(file: TensorFile) -> bool:

@@ -79,6 +79,8 @@ class TensorFile:
     """Dotted names a pickle mentions. None of them was imported."""
     dropped: tuple[str, ...] = ()
     """Keys that are left out of `tensors`, as `--drop` says."""
+    within: int = 0
+    """How many tensors the model has that these were taken out of; 0 if they lie by themselves."""
     absent: int = 0
     """Bytes of tensors that were not fetched from the Hub: only the header was."""
     _map: mmap.mmap | None = None

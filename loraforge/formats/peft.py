@@ -25,7 +25,7 @@ from loraforge.hubaddress import is_repo
 from loraforge.keys import PEFT_SPELLINGS, KeyStyle
 from loraforge.kinds import not_an_adapter, of_training
 from loraforge.recorded import COMPONENT, PEFT_CONFIG, PEFT_FILES, header_configs, read_config
-from loraforge.source import tensor_files
+from loraforge.runfolders import adapters
 
 if TYPE_CHECKING:
     from loraforge.tensorfile import TensorFile
@@ -86,7 +86,7 @@ class PeftFormat:
         if found and others and found.path.parent == source:
             note = f"{source.name} holds other adapters too, in folders of their own: {', '.join(others[:5])}"
             return replace(found, notes=(*found.notes, note))
-        if found is None and (source / CONFIG).is_file() and not tensor_files(source):
+        if found is None and (source / CONFIG).is_file() and not adapters(source):
             raise FileError(f"{source} has {CONFIG}, but neither {' nor '.join(FILES)}.", command("ls", "-l", source))
         return found
 

@@ -45,7 +45,9 @@ KINDS = {
         make.torch_saved({"state": {0: {"exp_avg": torch.ones(4)}}, "param_groups": []}, "optimizer.bin"),
         "does nothing", "optimizer state",
     ),
-    "trainer's checkpoint": Fault(make.only(make.base_layers()), "does nothing", "Diffusers or PEFT trainer"),
+    "trainer's checkpoint": Fault(
+        make.only(make.base_layers()), "cannot tell (it lies in a model)", "among the weights of a whole model"
+    ),
     "kohya's names": Fault(lambda _: KOHYA, "cannot tell (at what scale)", "kohya"),
     "ComfyUI's names": Fault(
         changed(renamed((BLOCKS, "diffusion_model.transformer_blocks"))), "cannot tell (at what scale)", "ComfyUI"
