@@ -106,7 +106,7 @@ def test_a_base_that_the_shapes_speak_against(hub: Hub, tmp_path: Path) -> None:
     save_file({key: np.ones(shape, np.float32) for key, shape in wide.items()}, file, {"lora_adapter_metadata": config})
     said = refused(hub, "push", file, "me/style", "--base-model", BASE)
     assert f"the adapter is not for {BASE}: its shapes are those of zai-org/CogVideoX-2b" in said
-    done = hub.run("push", file, "me/style", "--dry-run")
+    done = hub.run("push", file, "me/style", "--dry-run", "--architecture", "cogvideox")
     assert "told by the shapes" in done.stderr and "| base_model: zai-org/CogVideoX-2b" in done.stdout
 
 

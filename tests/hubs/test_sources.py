@@ -23,11 +23,9 @@ def folder(path: Path) -> dict[str, bytes | Path | None]:
 def large(path: Path, gigabytes: float = 1.0) -> Path:
     """A Diffusers adapter of a 5B model whose header is whole and whose numbers are a hole."""
     rank = int(512 * gigabytes)
-    table: dict[str, object] = {
-        "__metadata__": {
-            "lora_adapter_metadata": json.dumps({"transformer.r": rank, "transformer.lora_alpha": rank / 2}),
-        }
-    }
+    entry = {"r": rank, "lora_alpha": rank / 2, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
+    said = json.dumps({f"transformer.{key}": value for key, value in entry.items()})
+    table: dict[str, object] = {"__metadata__": {"lora_adapter_metadata": said}}
     end = 0
     for block in range(42):
         for name in ("to_q", "to_k", "to_v", "to_out.0"):
@@ -142,7 +140,7 @@ def test_doctor_without_and_with_the_tensors(style: Hub, hub: Hub, tmp_path: Pat
 def test_every_recorded_adapter_converts_from_the_hub_as_from_the_disk(hub: Hub, tmp_path: Path, name: str) -> None:
     case = DATA / name / FILE_CASES[name]
     hub.add("me/it", folder(DATA / name))
-    options = ["--to", "diffusers", "--as-loaded", "--override-scale"]
+    options = ["--to", "diffusers", "--trained-scale", "1", "--override-scale"]
     where = "me/it" if case.is_dir() else f"hf://me/it/{case.name}"
     local, remote = tmp_path / "local", tmp_path / "remote"
     assert hub.run("convert", case, *options, "-o", local).returncode == 0
