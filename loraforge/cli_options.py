@@ -72,7 +72,7 @@ drop: Decorator = click.option(
     "--drop",
     multiple=True,
     metavar="PATTERN",
-    help="Leave out the modules whose path matches (* and ?), and any other tensors whose name does. Repeatable.",
+    help="Leave out the modules whose path matches (* and ?), and the other tensors whose name does. Repeatable.",
 )
 
 

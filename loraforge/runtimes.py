@@ -56,6 +56,7 @@ class Runtime:
     sees: frozenset[str]
     times: float | str = 1.0
     needs: str = ""
+    files: tuple[str, ...] = ()
     header_prefix: str = ""
     header_fields: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
@@ -292,6 +293,8 @@ def stops(
         yield program.needs
     elif program.config_fields or program.config_needs:
         yield from _stops_at_config(program, file.path.parent / program.needs)
+    if program.files and file.path.name not in program.files:
+        yield program.files[0]
 
 
 def _stops_at_config(program: Runtime, config: Path) -> Iterator[str]:

@@ -129,10 +129,9 @@ def faulty(place: Path, only: Collection[str] = ()) -> list[Job]:
             file = faults.written(kind, made, folder)
             save_file({key: tensor.contiguous() for key, tensor in made.truth.items()}, folder / "truth")
             line = f"pipe.load_lora_weights({str(folder)!r}, weight_name={file.name!r})"
-            scale = made.alpha / made.rank
             base = str(BASES / made.base)
-            told = (f"{kind} | {name}", "diffusers", line, str(folder), base, str(folder / "truth"), str(file), scale)
-            jobs.append(Job(*told, tolerance=made.tolerance))
+            told = (f"{kind} | {name}", "diffusers", line, str(folder), base, str(folder / "truth"), str(file))
+            jobs.append(Job(*told, scale=made.scale, tolerance=made.tolerance))
     for name, adapter in peft_faults.folders().items():
         for number, kind in enumerate(k for k in peft_faults.KINDS if not only or k in only):
             made, folder = copy.deepcopy(adapter), place / f"peft-{name}-{number}"

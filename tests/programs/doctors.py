@@ -47,11 +47,15 @@ def did(found: dict[str, Any], job: Job) -> str:
 
 
 def asked(job: Job, row: str) -> dict[str, Any]:
-    """What doctor says of a file; told the scale of training, where it does not find it."""
-    base = job.base if job.kind == "of a wider model" else None  # nothing but the base shows that
-    found = doctor(job.file, runtime_=row, base=base)
+    """What doctor says of a file; told the scale of training, where it finds none.
+
+    What was made wrong is too small to show of which model it is, so that is said too; what loraforge wrote says it.
+    """
+    told: dict[str, Any] = {} if job.printed else {"architecture": "cogvideox"}
+    told |= {"base": job.base} if job.kind == "of a wider model" else {}  # nothing but the base shows that
+    found = doctor(job.file, runtime_=row, **told)
     if found.verdict.startswith("cannot tell (") and job.scale:
-        found = doctor(job.file, runtime_=row, base=base, trained_scale=job.scale)
+        found = doctor(job.file, runtime_=row, trained_scale=job.scale, **told)
     return found.to_dict()
 
 

@@ -36,6 +36,8 @@ class Adapter:
     data: bytes | None = None
     """The bytes of the file, where it is no safetensors file of the tensors."""
     rank: int = 0
+    scale: float = 0.0
+    """Of training, where it is one number."""
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -58,8 +60,8 @@ class Adapter:
         """The updates its tensors make, at its scale or a multiple of it."""
         for path in self.modules():
             A, B = (self.tensors[f"transformer.{path}.lora_{half}.weight"].float() for half in "AB")
-            scale = ratio * self.alpha / self.rank
-            self.truth[f"{path}.weight"] = scale * (B.flatten(1) @ A.flatten(1)).reshape(B.shape[0], *A.shape[1:])
+            self.scale = ratio * self.alpha / self.rank
+            self.truth[f"{path}.weight"] = self.scale * (B.flatten(1) @ A.flatten(1)).reshape(B.shape[0], *A.shape[1:])
 
 
 Change = Callable[[Adapter], None]

@@ -129,6 +129,20 @@ def test_an_older_peft_stops_at_a_field_it_does_not_know(tmp_path: Path) -> None
         assert loraforge.doctor(source, runtime_="peft").healthy
 
 
+@pytest.mark.parametrize("name", ["my_style.safetensors", "style.v2.safetensors", "adapter_model_2.safetensors"])
+@pytest.mark.parametrize("program", ["peft", "peft-0.20", "peft-0.13"])
+def test_peft_stops_at_a_file_of_another_name(program: str, name: str, tmp_path: Path) -> None:
+    """Its scale is read from adapter_config.json all the same, and the conversion that mends it runs."""
+    source = peft(tmp_path / "s", dict.fromkeys(ATTENTION, 4))
+    assert loraforge.doctor(source, runtime_=program).healthy
+    (source / "adapter_model.safetensors").rename(source / name)
+    for given in (source, source / name):
+        found = loraforge.doctor(given, runtime_=program)
+        assert (found.verdict, found.outlooks[0].raises) == ("does nothing", "adapter_model.safetensors")
+    loraforge.convert(source, to="peft", out=tmp_path / "o")
+    assert loraforge.doctor(tmp_path / "o", runtime_=program).healthy
+
+
 def test_a_program_of_2024_stops_at_every_file(tmp_path: Path) -> None:
     for name in ("peft_plain", "peft_dora", "sat_2b_r4"):
         case = Case(name)
