@@ -224,11 +224,11 @@ def test_each_row_was_run_or_says_that_it_was_read(cli, tmp_path: Path) -> None:
     loraforge.convert(Case("peft_plain").source, to="diffusers", out=tmp_path / "o")
     printed = cli("doctor", tmp_path / "o").stdout
     for name, row in rows(tmp_path / "o").items():
-        table = runtimes.runtime(name)
-        assert row.run == table.run
+        known = runtimes.runtime(name)
+        assert row.run == known.run
         line = next(line for line in printed.splitlines() if re.match(rf" {re.escape(name)} ", line))
-        assert ("read only" in line) == (not table.run)
-        assert all(run.agreed <= run.files and re.fullmatch(r"20\d\d-\d\d-\d\d", run.date) for run in table.run)
+        assert ("read only" in line) == (not known.run)
+        assert all(run.agreed <= run.files and re.fullmatch(r"20\d\d-\d\d-\d\d", run.date) for run in known.run)
     assert {name for name, row in runtimes.runtimes().items() if not row.run} == {"cogvideox-fun"}
 
 
