@@ -184,10 +184,11 @@ def torch_saved(value: Any, name: str) -> Make:
 
 
 def copied(name: str, *, without: str = "", config: dict[str, Any] | None = None) -> Make:
-    """A folder of tests/data, less a file, or with other entries in its adapter_config.json."""
+    """What a trainer wrote in a folder of tests/data, less a file, or with other entries in its adapter_config.json."""
 
     def make(place: Path) -> Path:
-        folder = Path(shutil.copytree(DATA / name, place / name))
+        ours = shutil.ignore_patterns("expected_delta.*", "forward.*", "manifest.json")
+        folder = Path(shutil.copytree(DATA / name, place / name, ignore=ours))
         if without:
             (folder / without).unlink()
         if config:
