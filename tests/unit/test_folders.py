@@ -197,3 +197,12 @@ def test_a_zero_3_piece_is_still_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="ZeRO-3"):
         loraforge.read(folder)
     assert issubclass(FileError, LoraforgeError)
+
+
+def test_a_file_under_the_name_of_another_format(tmp_path: Path) -> None:
+    """PEFT's tensors, called as Diffusers calls its file: the folder and the file are read alike."""
+    shutil.copytree(DATA / "peft_plain", tmp_path / "a")
+    (tmp_path / "a" / "adapter_model.safetensors").rename(tmp_path / "a" / "pytorch_lora_weights.safetensors")
+    for source in (tmp_path / "a", tmp_path / "a" / "pytorch_lora_weights.safetensors"):
+        assert loraforge.inspect(source).format == "peft"
+        assert loraforge.verify(source, DATA / "peft_plain").same
