@@ -13,7 +13,7 @@ format writes is read back and compared row by row in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from loraforge.adapter import Adapter, Scale
 from loraforge.catalog import architecture
 from loraforge.errors import ConversionError, LoraforgeError
 from loraforge.formats import Choice, Format
-from loraforge.layout import Template
+from loraforge.layout import Architecture, Template
 from loraforge.lora import LoraWeight
 from loraforge.proof import compare, pair_up
 from loraforge.registry import locate
@@ -199,16 +199,28 @@ def make_adapter(
             continue
         for path in islice(_paths(template), 2):
             rank = ranks[len(modules) % len(ranks)]
-            height = ROWS * sum(arch.segments[segment] for segment in stack)
+            height, inputs = _shape(arch, stack)
             modules[path] = (
                 LoraWeight(
-                    random.standard_normal((rank, INPUTS)).astype(dtype),
+                    random.standard_normal((rank, inputs)).astype(dtype),
                     random.standard_normal((height, rank)).astype(dtype),
                     scaling,
                     (1 + random.random(height)).astype(dtype) if dora else None,
                 ),
             )
     return Adapter(name, layout, modules, Scale("given", f"scaling {scaling:g}"))
+
+
+def _shape(arch: Architecture, stack: Sequence[str]) -> tuple[int, int]:
+    """Rows and inputs of a module in a small model of this architecture: what its table of dimensions asks for."""
+    heights = {symbol for (_, symbol), _ in arch.dimensions.values()}
+
+    def size(times: int, symbol: str) -> int:
+        return times * ((ROWS if symbol in heights else INPUTS) if symbol else 1)
+
+    known = [arch.dimensions.get(segment) for segment in stack]
+    rows = (size(*sizes[0]) if sizes else ROWS * arch.segments[s] for s, sizes in zip(stack, known, strict=True))
+    return sum(rows), size(*known[0][1]) if known[0] else INPUTS
 
 
 def rewrite(file: TensorFile, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:

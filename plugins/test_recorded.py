@@ -77,7 +77,8 @@ def test_a_reader_that_shares_no_line_with_loraforge_agrees(
 ) -> None:
     case, file, said = recorded
     try:
-        loraforge.convert(file, to=to, out=tmp_path / "out", **said, **({"lora_only": True} if to == "sat" else {}))
+        options = {"lora_only": True} if to == "sat" else {}
+        loraforge.convert(file, to=to, out=tmp_path / "out", architecture="cogvideox", **said, **options)
     except ConversionError as refusal:
         assert (to, case.name) == ("sat", FUN) and "adapts only" in refusal.message
         return
@@ -154,7 +155,7 @@ def test_every_pair_of_formats(one: str, other: str, tmp_path: Path) -> None:
         places = [tmp_path / f"{arch}-{n}" for n in range(3)]
         alone = {"sat": {"lora_only": True}}
         loraforge.write(adapter, one, places[0], **alone.get(one, {}))
-        stated = _stated(places[0])
+        stated = {"architecture": arch} | _stated(places[0], arch)
         drop: list[str] = []
         lacking = _segments(arch, layout) - _segments(arch, target.layouts[arch])
         if _paths(adapter, lacking):
@@ -169,18 +170,20 @@ def test_every_pair_of_formats(one: str, other: str, tmp_path: Path) -> None:
             shutil.rmtree(places[0])
             loraforge.write(adapter, one, places[0], **alone.get(one, {}))
         loraforge.convert(places[0], to=other, out=places[1], **alone.get(other, {}), **stated)
-        assert loraforge.verify(places[0], places[1]).same
-        loraforge.convert(places[1], to=one, out=places[2], **alone.get(one, {}), **_stated(places[1]))
-        assert loraforge.verify(places[0], places[2]).same
+        assert loraforge.verify(places[0], places[1], architecture=arch).same
+        loraforge.convert(
+            places[1], to=one, out=places[2], **alone.get(one, {}), architecture=arch, **_stated(places[1], arch)
+        )
+        assert loraforge.verify(places[0], places[2], architecture=arch).same
     if not tried:
         adapter = make_adapter(*next(iter(source.layouts.items())), source.storage.segments)
         with pytest.raises(LoraforgeError, match="has no names for"):
             loraforge.write(adapter, other, tmp_path / "x", **({"lora_only": True} if other == "sat" else {}))
 
 
-def _stated(place: Path) -> dict[str, bool]:
-    scale = loraforge.inspect(place).scale
-    return {"as_loaded": True} if scale and scale.provenance == "ambiguous" else {}
+def _stated(place: Path, arch: str) -> dict[str, float]:
+    scale = loraforge.inspect(place, architecture=arch).scale
+    return {"trained_scale": 1.0} if scale and scale.provenance == "ambiguous" else {}
 
 
 @pytest.mark.parametrize("target", [name for name in FORMATS if "cogvideox" in loraforge.formats()[name].layouts])

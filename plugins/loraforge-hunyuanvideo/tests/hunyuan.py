@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ COMFYUI, KOHYA = (
     next((PLUGINS / f"loraforge-{n}" / f"loraforge_{n}").glob(f"{f}.toml"))
     for n, f in (("comfyui", "*native*"), ("kohya", "kohya"))
 )
-WIDTH = 3072  # diffusers' converters cut linear1 at this number; the inputs may be few
+WIDTH = 3072  # diffusers' converters cut linear1 at this number
 INPUTS = 6
+"""Of what is no width of the model: text, frequencies, pooled text."""
 HEIGHTS = {
     **{
         f"double_blocks.{i}.{stream}{name}": height
@@ -53,6 +55,24 @@ HEIGHTS = {
 WRONG = ("self_attn_qkv", "final_layer.adaLN_modulation.1")
 """What diffusers' LoRA converter gets wrong: it cuts and exchanges the rows of lora_A, which are the rank's."""
 
+WIDE = (
+    "_attn_qkv",
+    "_attn_proj",
+    "mlp.fc1",
+    "_mod.linear",
+    "linear1",
+    "modulation.linear",
+    "adaLN_modulation.1",
+    "mlp.2",
+    "c_embedder.linear_2",
+    "out_layer",
+    "final_layer.linear",
+)
+"""How the paths end of modules whose inputs are the model's width."""
+LONG = {"mlp.fc2": 4, "linear2": 5}
+"""And of those that have several widths."""
+PROBES = 8
+
 Dense = dict[str, np.ndarray]
 
 
@@ -61,13 +81,24 @@ def load(*files: Path) -> None:
         loraforge.use_plugin(file)
 
 
+def inputs(path: str) -> int:
+    times = next((n for end, n in LONG.items() if path.endswith(end)), int(path.endswith(WIDE)))
+    return times * WIDTH or INPUTS
+
+
+@cache
+def probes(width: int) -> np.ndarray:
+    """What updates of many inputs are applied to, so that they need not be held in full."""
+    return np.eye(width) if width < 1000 else np.random.default_rng(width).standard_normal((width, PROBES)) / width**0.5
+
+
 def random_adapter(rank: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
     """Module path -> A and B, as `<path>.lora_A.weight`; the patch embedding's as a convolution has them."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for path, height in HEIGHTS.items():
         conv = path == "img_in.proj"
-        A = rng.standard_normal((rank, 16, 1, 2, 2) if conv else (rank, INPUTS), np.float32)
+        A = rng.standard_normal((rank, 16, 1, 2, 2) if conv else (rank, inputs(path)), np.float32)
         B = rng.standard_normal((height * WIDTH, rank), np.float32)
         tensors[f"{path}.lora_A.weight"] = A
         tensors[f"{path}.lora_B.weight"] = B.reshape(*B.shape, 1, 1, 1) if conv else B
@@ -75,14 +106,15 @@ def random_adapter(rank: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def dense(tensors: Mapping[str, np.ndarray], prefix: str = "", ends: tuple[str, str] = (".lora_A", ".lora_B")) -> Dense:
-    """Module path -> B A in float64, times alpha / rank where there is one."""
+    """Module path -> B A in float64, or B A P for probes P, times alpha / rank where there is one."""
     updates = {}
     for key, A in tensors.items():
         stem, found, _ = key.partition(f"{ends[0]}.weight")
         if not found:
             continue
         B = tensors[f"{stem}{ends[1]}.weight"]
-        product = B.reshape(-1, len(A)).astype(np.float64) @ A.reshape(len(A), -1).astype(np.float64)
+        seen = A.reshape(len(A), -1).astype(np.float64)
+        product = B.reshape(-1, len(A)).astype(np.float64) @ (seen @ probes(seen.shape[1]))
         scale = float(tensors[f"{stem}.alpha"]) / len(A) if f"{stem}.alpha" in tensors else 1.0
         updates[stem.removeprefix(prefix)] = scale * product
     return updates
@@ -108,7 +140,7 @@ def saved(tensors: Mapping[str, np.ndarray], path: Path, prefix: str = "") -> Pa
 
 
 def converted(source: Path, to: str, out: Path, **options: object) -> dict[str, np.ndarray]:
-    loraforge.convert(source, to=to, out=out, **options)
+    loraforge.convert(source, to=to, out=out, architecture="hunyuanvideo", **options)
     return load_file(out)
 
 
