@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,7 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
     groups: dict[str, dict[str, None]] = {}
     for one in found.odd:
         groups.setdefault(f"[{one.rows} x {one.inputs}]", {})[one.module] = None
-    odd = "; ".join(f"{listed([*modules], 40)} {shape}" for shape, modules in groups.items())
+    odd = "; ".join(f"{_all_of(modules)} {shape}" for shape, modules in groups.items())
     turned = any(_turned(w) for one in found.odd for w in adapter.modules.get(one.module, ()))
     said = "; the factors of these look transposed" if turned else ""
     if found.split:
@@ -120,6 +121,29 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
         )
     sizes = ", ".join(f"{symbol} {value}" for symbol, value in sorted(found.values.items()))
     return f"its modules are not of one {arch.title}: the others have {sizes}, and not so (rows x inputs) {odd}{said}"
+
+
+def _all_of(modules: Iterable[str]) -> str:
+    """Every module by its name; of more than can be read, `blocks.{0-14}.q`: one name for each kind."""
+    names = [*modules]
+    if len(names) <= 40:
+        return listed(names, 40)
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        before, number, after = (*re.split(r"(?<=[._])(\d+)(?=[._])", name, maxsplit=1), "", "")[:3]
+        kinds.setdefault((before, after), []).append(int(number or -1))
+    return listed([f"{b}{{{_ranges(found)}}}{a}" if found[0] >= 0 else b for (b, a), found in kinds.items()], 40)
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """`0-14, 17`: the numbers, those in a row as one."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs)
 
 
 def _rows(delta: Delta) -> int:

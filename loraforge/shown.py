@@ -12,6 +12,7 @@ from loraforge.asin import read_at
 from loraforge.base import (
     beyond,
     broken,
+    fits,
     highest,
     misnamed,
     of_width,
@@ -125,14 +126,15 @@ def _evidence(
 ) -> Iterator[str]:
     if wanted == arch.name:
         yield f"--architecture {arch.name}"
-    if named and (known := variant_of_repo(named)) and known[0] is arch:
+    if named and (known := variant_of_repo(named)) and known[1] in fits(adapter):
         yield f"--base-model {named}"
     own = own_entry(adapter.metadata)
     if isinstance(own, dict) and own.get("architecture") == arch.name:
         yield "recorded by loraforge"
     for said in _bases(adapter, file):
         known = variant_of_repo(repository(said, file.path.parent) or said)
-        if known and known[0] is arch and not misnamed(adapter, known[1].repo):
+        # what loraforge wrote repeats what somebody stated: no more evidence than the statement
+        if known and (known[1] in fits(adapter) or (own is None and not misnamed(adapter, known[1].repo))):
             yield f"its base model is recorded: {said}"
     for where, config in adapter.configs.items():
         mapping = config.get("auto_mapping")
@@ -157,11 +159,9 @@ def _evidence(
 
 
 def stated_by(adapter: Adapter, base: str | None) -> Adapter:
-    """The adapter, shown by the base model that the user states where nothing else shows it."""
+    """The adapter, shown by the base model that the user states where nothing else shows it and its shapes fit."""
     known = variant_of_repo(base) if base and not adapter.shown else None
-    return (
-        replace(adapter, shown=f"--base-model {base}") if known and known[0].name == adapter.architecture else adapter
-    )
+    return replace(adapter, shown=f"--base-model {base}") if known and known[1] in fits(adapter) else adapter
 
 
 def _plain(text: str) -> str:

@@ -16,21 +16,32 @@ from safetensors.numpy import save_file
 from loraforge.cardcheck import problems
 from loraforge.errors import hf
 
+COG = ("--architecture", "cogvideox")
+"""For files of a test's width in names that other models have too, of which a stated base is no evidence."""
+
+
+@pytest.mark.parametrize("options", [("--as-loaded",), ("--trained-scale", "1")])
+def test_a_stated_base_of_another_width_publishes_nothing(hub: Hub, options: tuple[str, ...]) -> None:
+    silent = DATA / "diffusers_save_lora_weights_nometa"
+    said = refused(hub, "push", silent, "me/style", "--base-model", BASE, *options)
+    assert "nothing shows that it is one" in said and "--architecture cogvideox" in said
+
 
 def test_a_scale_nobody_knows_is_not_published(hub: Hub, tmp_path: Path) -> None:
     silent = DATA / "diffusers_save_lora_weights_nometa"
-    said = refused(hub, "push", silent, "me/style", "--base-model", BASE)
+    said = refused(hub, "push", silent, "me/style", "--base-model", BASE, *COG)
     assert "by itself, is not what was trained: cannot tell" in said
     lines = [line.split("try: ")[1].partition("   #")[0] for line in said.splitlines() if "try: " in line]
-    assert f"loraforge push {silent} me/style --base-model {BASE} --as-loaded" in lines
-    stated = hub.run("push", silent, "me/loaded", "--base-model", BASE, "--as-loaded")
+    again = next(line for line in lines if line.startswith("loraforge push "))
+    assert again.endswith("--as-loaded") and "--architecture cogvideox" in again
+    stated = hub.run("push", silent, "me/loaded", "--base-model", BASE, "--as-loaded", *COG)
     assert stated.returncode == 0, stated.stderr
     text = hub.files("me/loaded")["README.md"].decode()
     assert "No file records the scale of its training" in text and "that is the scale of its training" not in text
     half = next(line for line in lines if "--trained-scale 0.5" in line)
     assert "--push" not in half  # whether it is to be private, and more, stands in what was typed
     hub.log.clear()
-    options = ["--base-model", BASE, "-o", tmp_path / "half", "--push", "me/style", "--private"]
+    options = ["--base-model", BASE, "-o", tmp_path / "half", "--push", "me/style", "--private", *COG]
     done = hub.run(*half.split()[1:], *options)
     assert done.returncode == 0, done.stderr
     assert hub.files("me/style")[NAME] == (tmp_path / "half" / NAME).read_bytes()
@@ -39,7 +50,7 @@ def test_a_scale_nobody_knows_is_not_published(hub: Hub, tmp_path: Path) -> None
 
 def test_a_stated_scale_that_the_file_does_not_have(hub: Hub) -> None:
     silent = DATA / "diffusers_save_lora_weights_nometa"
-    said = refused(hub, "push", silent, "me/style", "--base-model", BASE, "--trained-scale", "0.5")
+    said = refused(hub, "push", silent, "me/style", "--base-model", BASE, "--trained-scale", "0.5", *COG)
     assert "2x too strong" in said and "--to diffusers --trained-scale 0.5   # then push what it writes" in said
 
 
