@@ -109,7 +109,7 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
     if not found.odd:
         return ""
     groups: dict[str, dict[str, None]] = {}
-    for one in found.odd:
+    for one in sorted(found.odd, key=lambda one: _in_order(one.module)):
         groups.setdefault(f"[{one.rows} x {one.inputs}]", {})[one.module] = None
     odd = "; ".join(f"{listed([*modules], 40)} {shape}" for shape, modules in groups.items())
     turned = any(_turned(w) for one in found.odd for w in adapter.modules.get(one.module, ()))
@@ -120,6 +120,11 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
         )
     sizes = ", ".join(f"{symbol} {value}" for symbol, value in sorted(found.values.items()))
     return f"its modules are not of one {arch.title}: the others have {sizes}, and not so (rows x inputs) {odd}{said}"
+
+
+def _in_order(path: str) -> list[tuple[int, str]]:
+    """A key that sorts the blocks by their numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
 
 
 def _rows(delta: Delta) -> int:
