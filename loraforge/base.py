@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,9 +109,9 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
     if not found.odd:
         return ""
     groups: dict[str, dict[str, None]] = {}
-    for one in found.odd:
+    for one in sorted(found.odd, key=lambda one: _in_order(one.module)):
         groups.setdefault(f"[{one.rows} x {one.inputs}]", {})[one.module] = None
-    odd = "; ".join(f"{_all_of(modules)} {shape}" for shape, modules in groups.items())
+    odd = "; ".join(f"{listed([*modules], 40)} {shape}" for shape, modules in groups.items())
     turned = any(_turned(w) for one in found.odd for w in adapter.modules.get(one.module, ()))
     said = "; the factors of these look transposed" if turned else ""
     if found.split:
@@ -123,27 +122,9 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
     return f"its modules are not of one {arch.title}: the others have {sizes}, and not so (rows x inputs) {odd}{said}"
 
 
-def _all_of(modules: Iterable[str]) -> str:
-    """Every module by its name; of more than can be read, `blocks.{0-14}.q`: one name for each kind."""
-    names = [*modules]
-    if len(names) <= 40:
-        return listed(names, 40)
-    kinds: dict[tuple[str, str], list[int]] = {}
-    for name in names:
-        before, number, after = (*re.split(r"(?<=[._])(\d+)(?=[._])", name, maxsplit=1), "", "")[:3]
-        kinds.setdefault((before, after), []).append(int(number or -1))
-    return listed([f"{b}{{{_ranges(found)}}}{a}" if found[0] >= 0 else b for (b, a), found in kinds.items()], 40)
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """`0-14, 17`: the numbers, those in a row as one."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs)
+def _in_order(path: str) -> list[tuple[int, str]]:
+    """A key that sorts the blocks by their numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
 
 
 def _rows(delta: Delta) -> int:
@@ -173,15 +154,21 @@ def highest(adapter: Adapter) -> int | None:
     return max((number for _, _, index, _ in placed(adapter) for _, number in index), default=None)
 
 
+def excess(adapter: Adapter) -> list[int]:
+    """The block numbers that no released model of its width has."""
+    known = of_width(architecture(adapter.architecture), solved(adapter).values)
+    most = max((v.blocks for v in known), default=None)
+    numbers = {number for _, _, index, _ in placed(adapter) for _, number in index}
+    return sorted(number for number in numbers if most is not None and number >= most)
+
+
 def beyond(adapter: Adapter) -> str:
     """Why the released models of this width have not got all of its blocks; empty where one has, or there is none."""
-    arch, top = architecture(adapter.architecture), highest(adapter)
-    known = of_width(arch, solved(adapter).values)
-    if top is None or not known or any(top < v.blocks for v in known):
+    if not (over := excess(adapter)):
         return ""
-    return (
-        f"it adapts block {top}, and {' and '.join(v.name for v in known)}, of its width, have {known[0].blocks} blocks"
-    )
+    known = of_width(architecture(adapter.architecture), solved(adapter).values)
+    names, have = listed([v.name for v in known]), "have" if len(known) > 1 else "has"
+    return f"it adapts block {over[-1]}, and {names}, of its width, {have} {max(v.blocks for v in known)} blocks"
 
 
 def unchecked(adapter: Adapter) -> str:
@@ -208,12 +195,14 @@ def small(adapter: Adapter) -> bool:
 def repository(said: object, near: Path | None = None) -> str | None:
     """The repository that a recorded or typed base model names, under its owner's name of today; None for a folder."""
     text = str(said).strip() if isinstance(said, str) else ""
+    whole = text
     for start in ("hf://", "https://huggingface.co/", "https://hf.co/", "huggingface.co/"):
         text = text.removeprefix(start)
+    certain = text != whole  # an address is no path
     text = text.rstrip("/").partition("/tree/")[0]
     if not is_repo(text) or text.partition("/")[0].lower() in FOLDERS:
         return None
-    if any((place / text).exists() for place in (Path(), *([near] if near else []))):
+    if not certain and any((place / text).exists() for place in (Path(), *([near] if near else []))):
         return None
     right = renamed(text)
     return next((v.repo for v in _variants() if v.repo.lower() == right.lower()), right)
@@ -233,8 +222,12 @@ def variant_of_repo(repo: str) -> tuple[Architecture, Variant] | None:
 def no_repository(base: str) -> ConversionError:
     """The refusal of a typed base model that names no repository."""
     known = variant_of_repo(base)
-    right = Try(f"--base-model {known[1].repo}") if known else Try("--base-model zai-org/CogVideoX-5b", "for example")
-    return ConversionError(f"--base-model {base} is no Hub id (like zai-org/CogVideoX-5b), but a path.", right)
+    meant = known[1].repo if known else base.strip().rstrip("/") if Path(base).is_dir() else "zai-org/CogVideoX-5b"
+    if repository(meant) is None:  # a folder here is called so
+        meant = f"hf://{meant}" if repository(f"hf://{meant}") else "hf://zai-org/CogVideoX-5b"
+    why = "a folder here" if Path(base).exists() and base.strip() else "a path"
+    right = Try(command("--base-model", meant), "" if known else "for example")
+    return ConversionError(f"--base-model {base} is no Hub id (like zai-org/CogVideoX-5b), but {why}.", right)
 
 
 def _variants() -> Iterator[Variant]:

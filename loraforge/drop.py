@@ -106,10 +106,19 @@ def _names(key: str) -> set[str]:
 
 
 def _hits(names: Iterable[str], pattern: str) -> list[str]:
-    # `*diff*` does not mean the diffusion_model. that stands before every key
-    meant = [name for name in names if not (pattern.startswith("*") and _PREFIX.match(name))]
-    # kohya's names have `_` for the dots of a path
-    return matching(meant, pattern) or (matching(meant, pattern.replace(".", "_")) if "." in pattern else [])
+    # `*diff*` does not mean the diffusion_model. that stands before every key; `*.proj_out` means the . behind it
+    tails = {name: _behind(name) if pattern.startswith("*") else name for name in names}
+    seen = set(tails.values())
+    hits = set(
+        matching(seen, pattern) or matching(seen, pattern.replace(".", "_"))
+    )  # kohya's names have `_` for the dots
+    return [name for name, tail in tails.items() if tail in hits]
+
+
+def _behind(name: str) -> str:
+    """A name without what stands before every key, but the dot that ends that."""
+    found = _PREFIX.match(name)
+    return f"{found[0][-1]}{name[found.end() :]}" if found else name
 
 
 def _module(key: str) -> str:

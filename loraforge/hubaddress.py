@@ -24,6 +24,8 @@ _EXACT = re.compile(r"(refs/(pr|convert)/[^/]+|[0-9a-f]{40}|main)(?=/|$)")
 _REPO = re.compile(
     r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9][\w.-]{0,95}(?<![.-])/[A-Za-z0-9][\w.-]{0,95}(?<![.-])", re.ASCII
 )
+_LONGEST = 244
+"""Characters of a branch's name: Git keeps it as a file."""
 RENAMED = {"THUDM": "zai-org"}
 """Owner of CogVideoX on the Hub until 2025 -> the one it has now."""
 
@@ -33,10 +35,18 @@ def is_repo(text: object) -> bool:
     return isinstance(text, str) and _REPO.fullmatch(text) is not None and len(text) <= 96
 
 
+def is_branch(name: str) -> bool:
+    """Whether a revision can be called so, by Git's rules of what a reference is called."""
+    odd = re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//", name)
+    parts = name.split("/")
+    ends = any(part.startswith(".") or part.endswith((".", ".lock")) for part in parts)
+    return not (odd or ends or "" in parts or name == "@" or name.startswith("-") or len(name) > _LONGEST)
+
+
 def renamed(repo: str) -> str:
     """The same repository under its owner's name of today."""
     owner, _, name = repo.partition("/")
-    return f"{RENAMED.get(owner, owner)}/{name}"
+    return f"{next((new for old, new in RENAMED.items() if old.lower() == owner.lower()), owner)}/{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +144,8 @@ def _split(text: str) -> tuple[str, str, str, bool, str]:
     here = urlsplit(os.environ.get("HF_ENDPOINT", ""))
     if url.hostname is None or url.hostname not in (*_HOSTS, here.hostname):
         raise ValueError(f"{url.hostname or 'it'} is not the Hub ({_HOSTS[0]}).")
+    if url.username is not None:
+        raise ValueError("the name and password in it are not used; the token is the one of `hf auth login`.")
     more = f"?{url.query}" if url.query else f"#{url.fragment}" if url.fragment else ""
     if more and more != "?download=true":
         raise ValueError(f"what {more} asks for cannot be had.")

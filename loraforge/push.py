@@ -11,7 +11,7 @@ from loraforge.card import Facts, new_card, updated_card
 from loraforge.cardcheck import problems
 from loraforge.errors import HubError, Try, command, hf
 from loraforge.frontmatter import fields, split
-from loraforge.hubaddress import Address, address, is_repo, meant, parsed, renamed
+from loraforge.hubaddress import Address, address, is_branch, is_repo, meant, parsed, renamed
 from loraforge.hubcommit import Remote, commit, remote
 from loraforge.hubrepo import licence_of, settled
 from loraforge.outgoing import Outgoing, of_sample, outgoing, workplace
@@ -196,11 +196,16 @@ def _branch(text: str, where: Address, given: str | None, *, dry_run: bool) -> s
     if where.path and not where.loose:
         raise _of_a_file(text, where)
     said = f"{where.revision}/{where.path}" if where.loose else where.revision
-    if said and given and said != given:
+    if said and given is not None and said != given:
         ours = Try(f"--revision {command(said)}", "as the address says")
         theirs = Try(where.repo, f"{given}, as --revision says", instead=text)
         raise HubError(f"{text} names the revision {said}, and --revision {given}: which?", ours, theirs)
-    return given or said
+    instead = Try(where.repo, "main", instead=text)
+    if (name := said if given is None else given) is not None and not is_branch(name):
+        raise HubError(
+            f"{name!r} is no name that a branch can have.", Try("--revision main") if given is not None else instead
+        )
+    return name
 
 
 def _reachable(there: Remote, *, private: bool) -> None:

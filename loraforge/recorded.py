@@ -28,6 +28,8 @@ PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_CONFIG = "adapter_config.json"
 _MOST_BYTES = 1 << 24
 _OFFERED = 4
+_UNSET = ("", "none", "null", "dynamic", "auto")
+"""What trainers write for an alpha that no number says."""
 
 
 @dataclass(slots=True)
@@ -80,11 +82,13 @@ def search(record: Record) -> Record:
     return record
 
 
-def looked(file: TensorFile, writes: str) -> str:
-    """Where the scale of a file was looked for and is not."""
+def looked(file: TensorFile, writes: str, found: Iterable[str] = ()) -> str:
+    """Where the scale of a file was looked for and is not. `found`: what was found and could not be used."""
     folder = as_typed(file.path.absolute().parent, file.path)
     names = ", ".join(place.name for place in PLACES)
-    return f"no alpha is recorded (looked for {names}, in {folder}), and trainers that write {writes} files differ"
+    unusable = "; ".join(found)
+    what = f"no alpha that can be used is recorded ({unusable}; " if unusable else "no alpha is recorded ("
+    return f"{what}looked for {names}, in {folder}), and trainers that write {writes} files differ"
 
 
 def header_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
@@ -120,6 +124,9 @@ def _adapts(component: str) -> bool:
 
 def _configs(record: Record) -> None:
     _believe(record, header_configs(record.file))
+    for key in places()["header"]["configs"]:
+        if not isinstance(json.loads(record.file.metadata.get(key, "{}")), dict):
+            record.notes.append(f"its header entry {key} is no LoraConfig: not used")
 
 
 def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str = "") -> None:
@@ -200,7 +207,9 @@ def _plain(record: Record) -> None:
     for component, word, text in _words(record, (*words["alpha"], *words["rank"])):
         try:
             value = float(text)
-        except ValueError:  # `None`, `Dynamic`: no number that could be applied
+        except ValueError:
+            if word in words["alpha"] and text.lower() not in _UNSET:
+                record.notes.append(f"its header says {word} {shown(text)}, which is no number: not used")
             continue
         groups.setdefault(component, {})[word] = value
     ours = record.origin.scale is not None  # what was true of the source is not of what we made of it
@@ -300,15 +309,17 @@ def around(
     file: Path, ranks: Mapping[str, int], *, siblings: bool = True
 ) -> tuple[tuple[Path, TrainingScale] | None, list[tuple[Path, TrainingScale]]]:
     """The configuration that is the run's own, and those that may be of another run, the nearest first."""
-    others = list[tuple[Path, TrainingScale]]()
+    others, mine = list[tuple[Path, TrainingScale]](), list[tuple[Path, TrainingScale]]()
     for folder in own(file):
         found = stated_in(folder)
         sound = [(path, said) for path, said in found.items() if said]
         one = len(sound) == len(found) and len({(said.alpha, said.rslora) for _, said in sound}) == 1
         fits = sound and set(ranks.values()) == {sound[0][1].rank}
-        if one and fits and not is_anothers(sound[0][1].output, folder) and not of_several_runs(folder):
-            return sound[0], []
+        if one and fits and not is_anothers(sound[0][1].output, folder, file) and not of_several_runs(folder):
+            mine.append(sound[0])
         others += sound
+    if mine and len({(said.alpha, said.rslora) for _, said in mine}) == 1:
+        return mine[0], []
     for folders in (above(file), beside(file) if siblings else []):
         others += [(path, said) for folder in folders if not others for path, said in stated_in(folder).items() if said]
     return None, others

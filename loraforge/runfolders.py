@@ -87,10 +87,10 @@ def of_several_runs(folder: Path) -> bool:
     return len({differ.sub("", path.stem.lower()) for path in adapters(folder)}) > 1
 
 
-def is_anothers(output: str, folder: Path) -> bool:
-    """Whether the `output_dir` of a configuration in `folder` is the folder of another run that is there."""
+def is_anothers(output: str, folder: Path, file: Path) -> bool:
+    """Whether the `output_dir` of a configuration in `folder` is another run's than that of `file`, and is there."""
     name = re.split(r"[\\/]+", output.rstrip("\\/"))[-1]
-    if name in ("", ".", "..", folder.name):
+    if name in ("", ".", "..", *(mine.name for mine in own(file))):
         return False
     return any((place / name).is_dir() for place in (folder.parent, folder))
 

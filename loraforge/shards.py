@@ -146,6 +146,22 @@ def alone(paths: Iterable[Path]) -> list[Path]:
     return list(kept.values())
 
 
+def _beside(file: TensorFile) -> None:
+    """Raises FileError where an index beside a file says that its tensors are a part, and their file is not here."""
+    for index in sorted(entry for entry in file.path.parent.glob("*.index*.json") if is_index(entry)):
+        if not _named(index):
+            continue
+        group = _indexed(index)
+        names = {group.places[key] for key in file.tensors if key in group.places}
+        part = file.tensors and file.tensors.keys() < group.places.keys()
+        if part and not any((index.parent / name).exists() for name in names):
+            text = f"{file.path} is not all of it: by {index.name} its tensors are those of {listed(sorted(names), 3)}"
+            what = f"{len(file.tensors)} of the {len(group.places)} of {group.whole.name}"
+            raise FileError(
+                f"{text}, {what}. Give the files the names in the index.", command("ls", "-l", index.parent)
+            )
+
+
 def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
     """The tensor file at `path`, with all the others that belong to it, as `look` opens each.
 
@@ -153,7 +169,9 @@ def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
     """
     group = group_of(path)
     if group is None:
-        return look(path)
+        file, said = look(path)
+        _beside(file)
+        return file, said
     folder = path.parent
     ls = command("ls", "-l", folder)
     why = f"by {group.index.name}" if group.index else "by its name"

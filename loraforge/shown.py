@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from loraforge.asin import read_at
 from loraforge.base import (
     beyond,
     broken,
+    excess,
     fits,
     highest,
     misnamed,
@@ -29,6 +31,7 @@ from loraforge.errors import (
     NamesError,
     Try,
     command,
+    listed,
 )
 from loraforge.formats import Choice, Format
 from loraforge.kinds import foreign
@@ -36,11 +39,16 @@ from loraforge.layout import Architecture
 from loraforge.lookalike import of_words, sharing
 from loraforge.provenance import own_entry
 from loraforge.report import unshown
+from loraforge.runfolders import places
 
 if TYPE_CHECKING:
+    from loraforge.lora import Delta
     from loraforge.tensorfile import TensorFile
 
 _WORDS = ("modelspec.architecture", "ss_base_model_version")
+_RANK = re.compile(rf"\b({'|'.join(places()['header']['rank'])}) [0-9]")
+_FEW = 3
+"""Blocks that may be left out of an adapter; of more it is another model's."""
 _BASES = ("base_model", "base_model_name_or_path")
 
 
@@ -77,8 +85,7 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
         text = f"{file.path}: {said}, and its modules are called as those of {_title(adapter)}. Which is it?"
         raise FormatError(text, *_settling([adapter.architecture]))
     if fault := beyond(checked):
-        drop = Try(f"--drop '*.{highest(checked)}.*'", "leave that block out")
-        raise BaseError(f"{file.path}: {fault}.", drop)
+        raise BaseError(f"{file.path}: {fault}.", *_leaving(checked, whole[checked.architecture]), look)
     bases = [(said, repository(said, file.path.parent)) for said in _bases(adapter, file)]
     notes = [
         f"its base model is recorded as {said}, which names no repository: not carried over"
@@ -92,6 +99,15 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
         base_model=base or next((repo for _, repo in bases if repo), None),
         notes=(*adapter.notes, *notes[:1], *([note] if note else [])),
     )
+
+
+def _leaving(adapter: Adapter, modules: Mapping[str, Delta]) -> list[Try]:
+    """The options that leave out the blocks that no released model of its width has, where others are left."""
+    over = excess(adapter)
+    words = [word for number in over for word in ("--drop", f"*.{number}.*")]
+    named = {path for path in modules if any(f".{number}." in path for number in over)}
+    few = bool(over) and len(over) <= _FEW and len(named) < len(modules)
+    return [Try(command(*words), f"leave out block{'s' * (len(over) > 1)} {listed([*map(str, over)])}")] if few else []
 
 
 def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
@@ -111,8 +127,10 @@ def _kept(adapter: Adapter, choice: Choice) -> Adapter:
 
 
 def _ranks_recorded(adapter: Adapter) -> bool:
-    """Whether a configuration that records the scale recorded the rank too, which readers have compared by now."""
-    return adapter.scale.provenance == "recorded" and not any(key.endswith(".alpha") for key in adapter.keys)
+    """Whether what records the scale recorded the rank too, which readers have compared by now."""
+    if adapter.scale.provenance != "recorded" or any(key.endswith(".alpha") for key in adapter.keys):
+        return False
+    return isinstance(own_entry(adapter.metadata), dict) or _RANK.search(adapter.scale.source) is not None
 
 
 def evidence(adapter: Adapter, file: TensorFile, wanted: str | None = None, named: str | None = None) -> str:

@@ -74,8 +74,8 @@ def write(
     from loraforge.threads import in_order
 
     file = adapter.source.file if adapter.source else None
-    base_model = (repository(base_model) or base_model) if base_model else None
     _check(scale_in, dtype, base_model)
+    base_model = repository(base_model)
     adapter = stated_by(adapter, base_model)
     target = named(to, "--to")
     arch = architecture(adapter.architecture)

@@ -65,7 +65,7 @@ def read_lora_file(
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 
     record = search(Record(file, choice, sizes, said, dora, known, peft=writes == "peft", live=live))
-    unknown = looked(file, writes)
+    unknown = looked(file, writes, record.notes)
     rule, scale = resolve(record.rules, choice.stated, sizes, default=None, unknown=unknown, bare=choice.program)
     return Adapter(
         architecture=arch.name,

@@ -109,8 +109,9 @@ def test_a_branch_of_a_new_repository(hub: Hub, style: Path) -> None:
 
 def test_a_base_that_the_shapes_speak_against(hub: Hub, tmp_path: Path) -> None:
     wide = {
-        f"transformer.transformer_blocks.0.attn1.to_q.lora_{x}.weight": s
+        f"transformer.transformer_blocks.{n}.attn1.to_q.lora_{x}.weight": s
         for x, s in (("A", (4, 1920)), ("B", (1920, 4)))
+        for n in range(30)
     }
     config = json.dumps({"transformer.r": 4, "transformer.lora_alpha": 4, "transformer.target_modules": ["to_q"]})
     file = tmp_path / NAME

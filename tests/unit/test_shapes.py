@@ -55,11 +55,11 @@ CONTRADICTIONS = {
                                      MOD.replace("5", "8"): (6 * 1920, 256)}, [MOD.replace("5", "8")]),
     "a width that is no multiple": (WHOLE | {"norm_out.linear": (3841, 512)}, ["norm_out.linear"]),
     "half of each": (attention(1920, 15) | attention(3072, 15, 15),
-                     ["transformer_blocks.{0-14}.attn1.to_q", "[1920 x 1920]",
-                      "transformer_blocks.{15-29}.attn1.to_q", "[3072 x 3072]"]),
+                     ["transformer_blocks.7.attn1.to_q", "[1920 x 1920]", "[3072 x 3072]",
+                      "transformer_blocks.16.attn1.to_q"]),
     "half of each, and one block between": (
         attention(1920, 10) | attention(1920, 5, 11) | attention(3072, 1, 10) | attention(3072, 14, 16),
-        ["transformer_blocks.{0-9, 11-15}.attn1.to_v", "transformer_blocks.{10, 16-29}.attn1.to_v"]),
+        ["transformer_blocks.2.attn1.to_v", "transformer_blocks.10.attn1.to_v"]),
     "q is all there is, and not square": (
         {path: (3072, 1920) for path in WHOLE if path.endswith("to_q")}, [Q]),
 }  # fmt: skip
