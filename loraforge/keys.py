@@ -250,7 +250,7 @@ def _mixed(spelled: Mapping[str, str], factors: Iterable[set[str]]) -> str:
     keys = listed(sorted(spelled.values()), 4)
     if sum(map(len, factors := list(factors))) == len(set().union(*factors)):
         return (
-            f"it is one adapter in a mixture of several spellings, which is not read: {keys}. All of them belong to it"
+            f"it is one adapter in a mixture of several spellings, which is not read: {keys}. All of them belong to it."
         )
     return f"it holds several adapters, or one in several spellings: {keys}. Which of them is meant is not known"
 
