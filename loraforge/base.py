@@ -225,7 +225,7 @@ def no_repository(base: str) -> ConversionError:
     meant = known[1].repo if known else base.strip().rstrip("/") if Path(base).is_dir() else "zai-org/CogVideoX-5b"
     if repository(meant) is None:  # a folder here is called so
         meant = f"hf://{meant}" if repository(f"hf://{meant}") else "hf://zai-org/CogVideoX-5b"
-    why = "a folder here" if Path(base).exists() and base.strip() else "a path"
+    why = "a path: a folder here is called so" if Path(base).exists() and base.strip() else "a path"
     right = Try(command("--base-model", meant), "" if known else "for example")
     return ConversionError(f"--base-model {base} is no Hub id (like zai-org/CogVideoX-5b), but {why}.", right)
 

@@ -165,7 +165,7 @@ def test_a_folder_of_that_name_is_told_from_the_repository(
     Path(base).mkdir(parents=True)
     source = adapter(tmp_path / "x.safetensors", {"lora_alpha": "4"})
     done = cli("convert", source, "--to", "peft", "-o", "out", *COGVIDEOX, "--base-model", base)
-    assert done.exit_code == 1 and "a folder here" in done.stderr
+    assert done.exit_code == 1 and "but a path: a folder here" in done.stderr
     (line,) = remedies(done.stderr)
     assert cli(*line).exit_code == 0, line
 
