@@ -151,7 +151,7 @@ def test_parts_of_a_stack_that_do_not_go_together_are_named(tmp_path: Path) -> N
     for fault in ({"B": np.array(weight.B[:-2])}, {"A": np.array(weight.A[:, :-1])}):
         odd = dataclasses.replace(adapter, modules={**adapter.modules, path: (dataclasses.replace(weight, **fault),)})
         with pytest.raises(
-            ConversionError, match=rf"{re.escape(path)} is for a weight of .* where its neighbours need 6 x 10"
+            ConversionError, match=rf"{re.escape(path)} is for a weight of .* where its neighbours need 6 x 6"
         ):
             loraforge.write(odd, "sat", tmp_path / "s", lora_only=True)
     assert not (tmp_path / "s").exists()
