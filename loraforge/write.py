@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -158,7 +159,7 @@ def write(
             if lossy := fit.too_lossy(steps):
                 raise refuse(lossy)
 
-        worst, seen = None, report.programs
+        worst, seen, idle = None, report.programs, False
         if dry_run:
             deque(tensors(), maxlen=0)
             seen = (
@@ -183,9 +184,14 @@ def write(
                 if lossy := {result.module: result.loss for result in results if not result.holds}:
                     raise refuse(lossy)  # of one of several segments, which the module as a whole could bear
                 worst = max(result.error for result in results)
+                idle = all(math.isnan(result.strength) for result in results)
                 seen = programs(outlooks(target, back, again), to)
-    notes = (*report.notes, *([] if absent else _advice(steps, dtype, adapter, target)))
+    advice = [] if absent else _advice(steps, dtype, adapter, target)
+    notes = (*report.notes, *([_IDLE] if idle else []), *advice)
     return replace(report, steps=tuple(steps), worst_error=worst, notes=notes, programs=seen)
+
+
+_IDLE = "its update is zero in every module, and so in every program: never trained, or the wrong tensors were saved"
 
 
 def _foreseen(

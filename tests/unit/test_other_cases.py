@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from oracle import DATA
 from safetensors.numpy import load_file, save_file
 from scalefiles import PATHS, adapter
 
@@ -226,3 +228,14 @@ def test_a_password_in_an_address_is_not_thrown_away(address: str, tmp_path: Pat
     source = adapter(tmp_path / "x.safetensors", {"lora_alpha": "4"})
     with pytest.raises(HubError, match="not used"):
         loraforge.push(source, address, dry_run=True)
+
+
+@pytest.mark.parametrize("zero", ["lora_B", "lora_A", "both"])
+def test_an_adapter_that_does_nothing_is_told_of(zero: str, tmp_path: Path) -> None:
+    shutil.copytree(DATA / "peft_plain", tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({k: t * (zero != "both" and zero not in k) for k, t in tensors.items()}, file)
+    for source, told in ((tmp_path / "a", True), (DATA / "peft_plain", False)):
+        report = loraforge.convert(source, to="diffusers", out=tmp_path / f"{told}")
+        assert any("its update is zero" in note for note in report.notes) == told
