@@ -191,7 +191,7 @@ def write(
     return replace(report, steps=tuple(steps), worst_error=worst, notes=notes, programs=seen)
 
 
-_IDLE = "its update is zero in every module, and so in every program: never trained, or the wrong tensors were saved"
+_IDLE = "its update is zero: it was never trained, or the wrong tensors were saved"
 
 
 def _foreseen(
