@@ -137,7 +137,7 @@ def main(plugins_: tuple[Path, ...]) -> None:
 def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: Any) -> None:
     """Convert the adapter in SOURCE, a file, an iteration folder or a run folder.
 
-    The written file acts at strength 1.0 exactly as the source did in training. The scale comes from what
+    At strength 1.0 the written file makes the update that the source made in training. The scale comes from what
     the run recorded; where nothing recorded it and trainers differ, you are asked, never guessed for.
 
     \b
