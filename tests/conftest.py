@@ -26,8 +26,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture
-def cli():
-    """Run the command line in this process."""
+def cli(monkeypatch: pytest.MonkeyPatch):
+    """Run the command line in this process, where no Hub is there to be waited for."""
+    monkeypatch.setattr("loraforge.hubclient._TRIES", 1)
 
     def run(*words: object) -> Result:
         return CliRunner().invoke(main, [str(word) for word in words])
