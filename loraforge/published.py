@@ -83,7 +83,7 @@ def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping
         raise HubError(f"{file.path} is a torch checkpoint, a pickle: what is published is a safetensors file.", again)
     if unshown := doubt(adapter):
         arch_ = Try(f"--architecture {adapter.architecture}", "if it is one")
-        raise HubError(f"{source} cannot be published: {unshown}.", arch_, *_bases(architecture(adapter.architecture)))
+        raise HubError(f"{source} cannot be published: {unshown}.", arch_, *_bases(adapter))
     if not (found.verdict == AS_TRAINED or _unknown_program(found, adapter) or (as_loaded and _only_unknown(found))):
         raise _not_as_trained(source, found, adapter)
     arch = architecture(adapter.architecture)
@@ -142,8 +142,11 @@ def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str
     )
 
 
-def _bases(arch: Architecture) -> list[Try]:
-    return [Try(f"--base-model {variant.repo}") for variant in arch.variants]
+def _bases(adapter: Adapter) -> list[Try]:
+    """The released models that it fits: another that is stated would not show what it is."""
+    from loraforge.base import fits
+
+    return [Try(f"--base-model {variant.repo}") for variant in fits(adapter)]
 
 
 def _settings(variant: Variant | None) -> VariantSettings | None:

@@ -95,7 +95,7 @@ def test_what_cannot_be_obeyed_is_refused_dry_or_not(branches: Hub, style: Path,
 
 
 def test_convert_takes_the_same_addresses(branches: Hub, tmp_path: Path) -> None:
-    words = ["convert", FILE, "--to", "diffusers", "--base-model", BASE]
+    words = ["convert", FILE, "--to", "diffusers", "--base-model", BASE, "--architecture", "cogvideox"]
     done = branches.run(*words, "-o", tmp_path / "no", "--push", "hf://me/style/x.safetensors")
     assert done.returncode == 1 and "is the address of a file" in done.stderr and not (tmp_path / "no").exists()
     (line,) = lines(done.stderr)
