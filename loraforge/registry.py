@@ -137,10 +137,9 @@ def locate(
         file, left = left_out(file, choice.drop)
         opened[path] = file, [*warnings, *taken, *left]
     claiming = [(entry, place) for entry, place in found if name or entry.claims(opened[place.path][0])]
-    if not claiming and hub is None and source.is_dir():  # a file under another format's name
-        again = ((entry, at, place) for _, at in found for entry, place in _search(wanted, at.path, Choice())[0])
-        others = [(entry, replace(place, run=at.run, notes=at.notes)) for entry, at, place in again]
-        claiming = [(entry, place) for entry, place in others if entry.claims(opened[place.path][0])]
+    if not claiming and not faults and hub is None and source.is_dir():  # a file under another format's name
+        each = {at.path: at for _, at in found}.values()
+        claiming = [(entry, at) for at in each for entry in wanted if entry.claims(opened[at.path][0])]
     if len(claiming) > 1:
         raise _several(source, claiming)
     form, place = claiming[0] if claiming else (None, found[0][1])
