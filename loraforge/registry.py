@@ -140,6 +140,8 @@ def locate(
     if not claiming and not faults and hub is None and source.is_dir():  # a file under another format's name
         each = {at.path: at for _, at in found}.values()
         claiming = [(entry, at) for at in each for entry in wanted if entry.claims(opened[at.path][0])]
+    if not claiming and faults:
+        raise faults[0]
     if len(claiming) > 1:
         raise _several(source, claiming)
     form, place = claiming[0] if claiming else (None, found[0][1])
