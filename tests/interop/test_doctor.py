@@ -333,13 +333,14 @@ def test_an_unknown_runtime_lists_those_there_are(tmp_path: Path, cli: Any) -> N
 def test_settings_are_judged_beside_the_model(tmp_path: Path, cli: Any) -> None:
     """A healthy file run with the wrong settings is told, and is no success; the model must be known."""
     loraforge.convert(SOURCE, to="diffusers", out=tmp_path / "a", base_model="zai-org/CogVideoX-5b")
-    words = ("doctor", tmp_path / "a", "--settings", "torch_dtype=float16", "--settings", "num_frames=50")
+    shown = ("--architecture", "cogvideox")
+    words = ("doctor", tmp_path / "a", *shown, "--settings", "torch_dtype=float16", "--settings", "num_frames=50")
     done = cli(*words)
     assert done.exit_code == 1
     assert "acts as trained" in done.stdout
     assert "wrong     torch_dtype float16" in done.stdout
     assert "wrong     num_frames 50" in done.stdout
-    good = cli("doctor", tmp_path / "a", "--settings", "torch_dtype=bfloat16", "--settings", "num_frames=49")
+    good = cli("doctor", tmp_path / "a", *shown, "--settings", "torch_dtype=bfloat16", "--settings", "num_frames=49")
     assert good.exit_code == 0, good.stdout
     assert "fine      num_frames, torch_dtype" in good.stdout or "fine      torch_dtype, num_frames" in good.stdout
     unknown = cli("doctor", SOURCE, "--settings", "num_frames=49")
