@@ -206,3 +206,18 @@ def test_a_file_under_the_name_of_another_format(tmp_path: Path) -> None:
     for source in (tmp_path / "a", tmp_path / "a" / "pytorch_lora_weights.safetensors"):
         assert loraforge.inspect(source).format == "peft"
         assert loraforge.verify(source, DATA / "peft_plain").same
+
+
+def test_a_number_that_a_file_and_a_folder_have_is_told(tmp_path: Path, cli) -> None:
+    """Not what the file of the two is called, which only one of the formats looked at."""
+    (tmp_path / "checkpoint-10").mkdir()
+    shutil.copy(SILENT, tmp_path / "checkpoint-10" / SILENT.name)
+    shutil.copy(SILENT, tmp_path / "checkpoint-10.safetensors")
+    done = cli("convert", tmp_path, "--to", "peft", "-o", tmp_path / "out")
+    assert done.exit_code == 1 and "have the same number" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_no_model_is_offered_that_would_not_show_what_it_is(cli) -> None:
+    """No released model has this width: to state one would be refused again."""
+    done = cli("push", SILENT, "me/x", "--dry-run", "--trained-scale", "1")
+    assert done.exit_code == 1 and "--architecture cogvideox" in done.stderr and "--base-model" not in done.stderr
