@@ -52,14 +52,14 @@ class Model:
         return [tensor for shard in self.shards.values() for tensor in shard.tensors]
 
 
-def write_model(out: Path, model: Model, engine: Engine, progress: Progress) -> dict[str, Sums]:
+def write_model(out: Path, model: Model, engine: Engine, progress: Progress, *, new: bool = False) -> dict[str, Sums]:
     """Write the model, and return what became of every update.
 
     Raises VerificationError when a file does not come back as it was written, or a row is not what it should be.
     """
     sizes = {name: shard.nbytes for name, shard in model.shards.items()}
     measured, total = dict[str, Sums](), sum(sizes.values())
-    with resumable(out, _plan(model, engine), sizes, alone=is_file(out, model.names)) as work:
+    with resumable(out, _plan(model, engine), sizes, alone=is_file(out, model.names), new=new) as work:
         for name, path in model.copied.items():
             put(path, work.folder / name)
         for name, text in model.texts.items():

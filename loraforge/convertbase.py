@@ -129,7 +129,7 @@ def convert_base(
     if dry_run:
         measure(tensors, engine)  # whether every number fits
     else:
-        write_model(place, model, engine, progress)
+        write_model(place, model, engine, progress, new=not force)
     cast = sum(tensor.is_cast for tensor in tensors)
     others = components(key for key in base.held if key not in base.parameters.values() and key not in base.lora)
     return BaseReport(

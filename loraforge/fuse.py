@@ -127,7 +127,7 @@ def fuse(
     if dry_run:
         measured = {key: sum(pieces, Sums()) for key, pieces in measure(model.tensors, engine).items()}
     else:
-        measured = write_model(place, model, engine, progress)
+        measured = write_model(place, model, engine, progress, new=not force)
     changed = [tensor.key for tensor in model.tensors if tensor.terms]
     total, modules = summary({key.removeprefix(found.prefix): measured[key] for key in changed})
     untouched = [tensor for tensor in model.tensors if not tensor.terms]

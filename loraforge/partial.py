@@ -96,12 +96,15 @@ def _free(out: Path, names: Sequence[str], *, force: bool) -> None:
 
 
 @contextmanager
-def resumable(out: Path, plan: str, nbytes: Mapping[str, int], *, alone: bool = False) -> Iterator[Partial]:
+def resumable(
+    out: Path, plan: str, nbytes: Mapping[str, int], *, alone: bool = False, new: bool = False
+) -> Iterator[Partial]:
     """The folder `OUT.partial`, which becomes `out` when the block ends well and stays when it does not.
 
     `plan` is a hash of everything the result depends on: what an earlier run with the same plan finished counts as
     done; with another plan it starts again. `nbytes`: file -> bytes it will take. `alone`: there is one file, and `out`
-    is that file. Raises OutputError when another process is at it, when the folder is not ours,
+    is that file. `new`: nothing may have the name, though another process may
+    have given it since that was checked. Raises OutputError when another process is at it, when the folder is not ours,
     when the disk is too small or cannot be written.
     """
     from filelock import FileLock, Timeout
@@ -118,6 +121,9 @@ def resumable(out: Path, plan: str, nbytes: Mapping[str, int], *, alone: bool = 
         except Timeout as error:
             raise OutputError(f"another loraforge is writing {out}.", command("ls", "-l", folder)) from error
         try:
+            if new and out.exists():
+                _unmake(folder, made)
+                raise OutputError(f"{out} exists: another loraforge has just written it.", Try("--force", "replace it"))
             under_way = _resumed(folder, plan)
             worth_keeping = bool(under_way.done)
             try:

@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loraforge
+from loraforge.errors import OutputError
 from loraforge.partial import PROGRESS
 
 HIDDEN, BLOCKS = 256, 6
@@ -201,3 +202,18 @@ def test_what_is_written_past_the_cache_is_all_there(tmp_path: Path) -> None:
                 file.write(want[start : start + step])
                 start += step
         assert (tmp_path / "x").read_bytes() == want
+
+
+def test_a_name_that_was_given_meanwhile_is_kept(tmp_path: Path) -> None:
+    """Both saw that nothing had the name; the other one was faster."""
+    from loraforge.partial import resumable
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "theirs").write_text("whole")
+    with (
+        pytest.raises(OutputError, match="has just written it"),
+        resumable(tmp_path / "out", "plan", {"x": 1}, new=True),
+    ):
+        raise AssertionError("nothing is written")
+    assert (tmp_path / "out" / "theirs").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
