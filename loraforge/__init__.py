@@ -6,8 +6,7 @@ halves of `convert`. Nothing here imports numpy before the first file is opened.
 
 from __future__ import annotations
 
-__version__ = "0.1.0.dev0"
-
+from loraforge._version import __version__ as __version__
 from loraforge.adapter import Adapter as Adapter
 from loraforge.adapter import Storage as Storage
 from loraforge.convert import convert as convert

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from loraforge import __version__
+from loraforge._version import __version__
 from loraforge.baseplace import put
 from loraforge.baseproof import prove
 from loraforge.basewrite import Engine, NewTensor, write_base

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loraforge import __version__
+from loraforge._version import __version__
 from loraforge.adapter import Adapter
 from loraforge.baseconfig import sample_of
 from loraforge.basemodel import BaseModel

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loraforge import __version__
+from loraforge._version import __version__
 from loraforge.errors import FileError, LoraforgeError, command, recorded, told
 from loraforge.givensettings import Settings, checked
 from loraforge.plugindata import schemas

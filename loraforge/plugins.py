@@ -1,4 +1,4 @@
-"""Loads plugins: installed packages, files named with --plugin, and the user's own folder. Ours come the same way.
+"""Loads plugins: installed packages, files named with --plugin, and the user's own folder.
 
 A plugin that fails to import, misspells a hook or returns nonsense is named, with its package, and takes nobody down.
 Only this file knows pluggy.
@@ -6,7 +6,6 @@ Only this file knows pluggy.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -60,11 +59,10 @@ class Host:
     def __init__(self, files: tuple[Path, ...]) -> None:
         import pluggy
 
-        self.plugins: dict[str, Plugin] = {}
+        self.plugins = {BUILT_IN: Plugin(BUILT_IN, BUILT_IN, "")}
         self._returned: dict[str, list[tuple[str, Any]]] = {}
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
-        self._load(Plugin(BUILT_IN, BUILT_IN, ""), lambda: importlib.import_module("loraforge.formats.builtin"))
         wanted = os.environ.get(ENVIRONMENT)
         only = None if wanted is None else {name.strip() for name in wanted.split(",")}
         for point in _entry_points():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from loraforge import __version__
+from loraforge._version import __version__
 from loraforge.adapter import Scale
 from loraforge.errors import ScaleError, Try
 from loraforge.runfolders import states_scale

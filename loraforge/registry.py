@@ -14,11 +14,12 @@ from loraforge.catalog import architectures, data_files
 from loraforge.drop import left_out
 from loraforge.errors import FileError, FormatError, LoraforgeError, Try, command, listed
 from loraforge.formats import Choice, Format, Found
+from loraforge.formats.builtin import FORMATS
 from loraforge.formats.data import DataFormat
 from loraforge.hubaddress import perhaps
 from loraforge.hubsource import reach
 from loraforge.kinds import taken_out
-from loraforge.plugins import depends_on_plugins, host
+from loraforge.plugins import BUILT_IN, depends_on_plugins, host
 from loraforge.source import open_tensors, snapshot, tensor_files
 from loraforge.tensorfile import TensorFile
 
@@ -40,6 +41,8 @@ def _registered() -> tuple[dict[str, Format], dict[str, str]]:
         found[form.name], owners[form.name] = form, owner
         host().plugins[owner].adds.append(f"format {form.name}")
 
+    for form in FORMATS:
+        add(BUILT_IN, form)
     for owner, item in host().results("loraforge_formats"):
         if hasattr(item, "read_text"):
             continue

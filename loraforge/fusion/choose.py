@@ -7,7 +7,9 @@ from functools import cache
 
 from loraforge.errors import LoraforgeError, Try, command
 from loraforge.fusion import FusionBackend
-from loraforge.plugins import depends_on_plugins, host
+from loraforge.fusion.with_numpy import NumpyBackend
+from loraforge.fusion.with_torch import TorchBackend
+from loraforge.plugins import BUILT_IN, depends_on_plugins, host
 
 _MEMBERS = ("name", "summary", "devices", "fuse")
 
@@ -17,7 +19,8 @@ _MEMBERS = ("name", "summary", "devices", "fuse")
 def backends() -> Mapping[str, FusionBackend]:
     """Every backend by name. What is none, or has a name already taken, is noted with its plugin and left out."""
     found = dict[str, FusionBackend]()
-    for owner, item in host().results("loraforge_fusion_backends"):
+    ours = [(BUILT_IN, backend) for backend in (NumpyBackend(), TorchBackend())]
+    for owner, item in [*ours, *host().results("loraforge_fusion_backends")]:
         lacking = [member for member in _MEMBERS if not hasattr(item, member)]
         if lacking:
             why = f"returned {type(item).__name__} without {', '.join(lacking)}: that is no backend"

@@ -60,7 +60,7 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
 
 
 LAYERS = """
-errors half hookspecs effect
+errors half hookspecs effect _version
 hubaddress hubclient frontmatter cardcheck private acting livestate
 dtypes dimensions layout lora tensorfile pickledata threads output plugins console givensettings symptoms clips
 fusion
@@ -80,8 +80,8 @@ formats
 runs recorded
 formats.lorafile formats.satwrite
 formats.sat formats.diffusers formats.peft formats.data
-formats.builtin fusion.choose basemodel
-registry runtimes checks
+formats.builtin basemodel
+registry fusion.choose runtimes checks
 asin measured knownnames merge baseplace basewrite fusedorigin retention positions baseconfig
 shown
 baseproof
