@@ -1,15 +1,15 @@
-"""Writes docs/faults.md from loraforge/symptoms.toml: `python docs/faults.py`."""
+"""Writes docs/faults.md from loraforge/facts/symptoms.toml: `python docs/faults.py`."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from loraforge.cli_explain import shown
-from loraforge.symptoms import Symptom, filled, symptoms
+from loraforge.cli.explain import shown
+from loraforge.facts.symptoms import Symptom, filled, symptoms
 
 PAGE = Path(__file__).with_suffix(".md")
-HEAD = """<!-- Written by `python docs/faults.py` from loraforge/symptoms.toml: change that table, not this page. -->
+HEAD = """<!-- Written by `python docs/faults.py` from loraforge/facts/symptoms.toml: change the table instead. -->
 # What went wrong with my LoRA? Error messages, explained
 
 Error messages that trainers, loaders and converters print when an adapter goes wrong: why, how to make sure, what to

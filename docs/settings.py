@@ -1,4 +1,4 @@
-"""Write the tables of training-and-inference.md and its translation anew from loraforge/settings.toml."""
+"""Write the tables of training-and-inference.md and its translation anew from loraforge/facts/variants.toml."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from loraforge.givensettings import KEYS, words
-from loraforge.settings import VariantSettings, preset, settings, table
+from loraforge.facts.given_settings import KEYS, words
+from loraforge.facts.variants import VariantSettings, preset, settings, table
 
 DOCS = Path(__file__).parent
 PAGES = {"training-and-inference.md": "en", "training-and-inference_zh.md": "zh"}

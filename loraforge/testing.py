@@ -24,17 +24,19 @@ import numpy as np
 import pytest
 
 import loraforge
-from loraforge.adapter import Adapter, Scale
-from loraforge.catalog import architecture
+from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.proof import compare, pair_up
+from loraforge.algebra.lora import LoraWeight
 from loraforge.errors import ConversionError, LoraforgeError
-from loraforge.formats import Choice, Format
-from loraforge.layout import Architecture, Template
-from loraforge.lora import LoraWeight
-from loraforge.proof import compare, pair_up
-from loraforge.registry import locate
-from loraforge.source import open_tensors
-from loraforge.tensorfile import TensorFile, write_safetensors
-from loraforge.torchwrite import write_torch
+from loraforge.files.opening import open_tensors
+from loraforge.files.safetensors import write_safetensors
+from loraforge.files.tensorfile import TensorFile
+from loraforge.files.torch_write import write_torch
+from loraforge.format.locate import locate
+from loraforge.format.protocol import Format
+from loraforge.names.catalog import architecture
+from loraforge.names.layout import Architecture, Template
+from loraforge.scale.rule import Choice, Scale
 
 ROWS, INPUTS = 6, 10
 """Rows of a segment of height 1, and inputs of every module."""
@@ -225,7 +227,7 @@ def _shape(arch: Architecture, stack: Sequence[str]) -> tuple[int, int]:
 
 def rewrite(file: TensorFile, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Write the file anew with these tensors, in its own container."""
-    from loraforge.dtypes import name_of
+    from loraforge.algebra.dtypes import name_of
 
     header = {key: (name_of(tensor.dtype), tensor.shape) for key, tensor in tensors.items()}
     if file.kind == "safetensors":
@@ -241,6 +243,6 @@ def _paths(template: Template) -> Iterator[str]:
 
 
 def _architectures() -> Mapping[str, Any]:
-    from loraforge.catalog import architectures
+    from loraforge.names.catalog import architectures
 
     return architectures()

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 import loraforge
-from loraforge import hookspecs
-from loraforge.formats import Wanted
+from loraforge.format.protocol import Wanted
+from loraforge.plugin import hooks
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "plugins.md"
@@ -56,7 +56,7 @@ def test_the_hooks_have_the_signatures_shown() -> None:
     shown = set(re.findall(r"def (\w+)(\(.*?\) -> .*?): \.\.\.", PAGE.read_text("utf-8")))
     known = {
         (name, str(inspect.signature(hook)).replace("'", ""))
-        for name, hook in vars(hookspecs).items()
+        for name, hook in vars(hooks).items()
         if name.startswith("loraforge_")
     }
     assert shown == known

@@ -22,9 +22,9 @@ from safetensors.torch import load_file as load_torch
 from tolerance import UPDATE, WEIGHT, share
 
 import loraforge
-from loraforge.adapter import Adapter
-from loraforge.catalog import architecture
+from loraforge.adapter.adapter import Adapter
 from loraforge.errors import ConversionError, FormatError, LoraforgeError, ScaleError
+from loraforge.names.catalog import architecture
 from loraforge.testing import make_adapter
 
 FUN = "cogvideox_fun_2024_kohya_te_fp16"
@@ -109,7 +109,7 @@ def test_text_encoder_keys_are_never_left_out_unasked(tmp_path: Path) -> None:
 def test_comfyui_alone_is_asked_about(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
-    from loraforge.cli import main
+    from loraforge.cli.app import main
 
     words = ["convert", str(DATA / "peft_plain"), "--to", "comfyui", "-o", str(tmp_path / "x")]
     asked = CliRunner().invoke(main, words)

@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 from hypothesis import settings
 from oracle import SAT_CASES, Case
 
-from loraforge import plugins
-from loraforge.cli import main
+from loraforge.cli.app import main
+from loraforge.plugin import host
 
 # What is installed beside loraforge must not change its own tests; those of plugins ask for them.
 os.environ["LORAFORGE_PLUGINS"] = ""
@@ -28,7 +28,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch):
     """Run the command line in this process, where no Hub is there to be waited for."""
-    monkeypatch.setattr("loraforge.hubclient._TRIES", 1)
+    monkeypatch.setattr("loraforge.hub.client._TRIES", 1)
 
     def run(*words: object) -> Result:
         return CliRunner().invoke(main, [str(word) for word in words])
@@ -67,5 +67,5 @@ def no_plugins_of_this_machine(tmp_path_factory: pytest.TempPathFactory, monkeyp
     for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path_factory.getbasetemp() / name.lower()))
     yield
-    if plugins.forget_files():
-        plugins.forget()
+    if host.forget_files():
+        host.forget()

@@ -9,7 +9,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import loraforge
-from loraforge import peftrules, runtimes
+from loraforge.programs import outlook
+from loraforge.scale import peft_config
 
 ATTENTION = [f"transformer_blocks.{i}.attn1.{name}" for i in (0, 1) for name in ("to_q", "to_k", "to_v", "to_out.0")]
 EMBED = "patch_embed.proj"
@@ -29,12 +30,12 @@ def peft(place: Path, ranks: dict[str, int], scale: float = 0.5) -> Path:
         tensors[f"base_model.model.{module}.lora_B.weight"] = rng.standard_normal((64, rank, *ones), np.float32)
     place.mkdir()
     save_file(tensors, place / "adapter_model.safetensors")
-    config = peftrules.config(ranks, dict.fromkeys(ranks, scale), older=True)
+    config = peft_config.config(ranks, dict.fromkeys(ranks, scale), older=True)
     (place / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": BASE} | config)
     )
     return place
 
 
-def rows(file: Path, **said) -> dict[str, runtimes.Outlook]:
+def rows(file: Path, **said) -> dict[str, outlook.Outlook]:
     return {row.runtime: row for row in loraforge.doctor(file, **said).outlooks}

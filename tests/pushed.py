@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hub import Hub
 
-from loraforge.frontmatter import fields, split
+from loraforge.publishing.front_matter import fields, split
 
 BASE = "zai-org/CogVideoX-5b"
 NAME = "pytorch_lora_weights.safetensors"

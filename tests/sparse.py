@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from loraforge.catalog import architecture
-from loraforge.layout import Variant
+from loraforge.names.catalog import architecture
+from loraforge.names.layout import Variant
 
 Modules = Mapping[str, tuple[int, ...]]
 """Module path -> shape of its base weight: rows, inputs, and a convolution's kernel."""

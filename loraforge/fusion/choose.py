@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from loraforge.errors import LoraforgeError, Try, command
-from loraforge.fusion import FusionBackend
+from loraforge.errors import LoraforgeError, Try
+from loraforge.fusion.backend import FusionBackend
 from loraforge.fusion.with_numpy import NumpyBackend
 from loraforge.fusion.with_torch import TorchBackend
-from loraforge.plugins import BUILT_IN, depends_on_plugins, host
+from loraforge.plugin.host import BUILT_IN, depends_on_plugins, host
+from loraforge.text import command
 
 _MEMBERS = ("name", "summary", "devices", "fuse")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraforge.fusion import Sums, Term
+from loraforge.fusion.backend import Sums, Term
 
 if TYPE_CHECKING:
-    from loraforge.lora import Array
+    from loraforge.algebra.lora import Array
 
 BLOCK = 1 << 16
 """Elements whose passes follow each other while they are in a core's cache."""
@@ -26,7 +26,7 @@ class NumpyBackend:
     def fuse(self, weight: Array, terms: Sequence[Term], dtype: Any, device: str) -> tuple[Array, Sums]:
         import numpy as np
 
-        from loraforge.half import widen
+        from loraforge.algebra.half import widen
 
         del device  # there is one
         wide: Any = np.float64 if weight.dtype == np.float64 else np.float32

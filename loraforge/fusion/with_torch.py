@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from loraforge.fusion import Sums, Term
+from loraforge.fusion.backend import Sums, Term
 
 if TYPE_CHECKING:
-    from loraforge.lora import Array
+    from loraforge.algebra.lora import Array
 
 
 class TorchBackend:

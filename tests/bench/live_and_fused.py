@@ -19,7 +19,7 @@ from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import save_file
 
 import loraforge
-from loraforge.probe import inputs, relative
+from loraforge.live.probe import inputs, relative
 
 REAL = {
     "num_attention_heads": 48,

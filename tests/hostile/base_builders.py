@@ -15,8 +15,8 @@ import numpy as np
 from click.testing import CliRunner, Result
 
 from hostile.builders import CHECKPOINT, numbers, safetensors, sat
-from loraforge.cli import main
-from loraforge.source import open_tensors
+from loraforge.cli.app import main
+from loraforge.files.opening import open_tensors
 
 DATA = Path(__file__).parents[1] / "data"
 BASES = DATA / "bases"

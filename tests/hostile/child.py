@@ -45,7 +45,7 @@ def peak() -> int:
 
 def ours(values: tuple[object, ...]) -> bool:
     """Whether it is loraforge's own matcher of patterns, and nothing a file could have named."""
-    from loraforge.patterns import PROGRAM
+    from loraforge.scale.patterns import PROGRAM
 
     return list(values[1:2]) == [[sys.executable, "-I", "-S", "-c", PROGRAM]]
 
@@ -54,7 +54,7 @@ def main() -> None:
     report, file_size, *words = sys.argv[1:]
     events: list[str] = []
     sys.addaudithook(lambda event, values: events.append(event) if event in FORBIDDEN and not ours(values) else None)
-    from loraforge.cli import main as command_line
+    from loraforge.cli.app import main as command_line
 
     limits(int(file_size) if file_size else None)
     began = time.monotonic()

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from hostile.base_builders import BASES
 from hostile.refusal import LONGEST, MOST_MEMORY, listing, proper
-from loraforge.cli import main
+from loraforge.cli.app import main
 
 Words = Sequence[object] | Path
 """The words after `loraforge convert`; or the source alone."""

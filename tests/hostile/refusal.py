@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from loraforge.cli import main
+from loraforge.cli.app import main
 
 LONGEST = 20_000
 """Characters of a message; nobody reads more, and a file must not be able to fill the terminal."""

@@ -172,7 +172,7 @@ def test_a_name_as_long_as_names_may_be(run: Path, tmp_path: Path, cli):
 
 
 def test_an_interrupted_conversion_leaves_nothing(run: Path, out: Path, cli, monkeypatch: pytest.MonkeyPatch):
-    from loraforge import fit
+    from loraforge.adapter import fit
 
     def interrupted(plan: object) -> None:
         raise KeyboardInterrupt

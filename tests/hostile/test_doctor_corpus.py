@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from hostile.doctor_corpus import beside, changed, no_header
 from hostile.doctor_faults import FAULTS, HEALTHY, converted
-from loraforge.cli import main
-from loraforge.doctor import AS_TRAINED
+from loraforge.cli.app import main
+from loraforge.diagnosis.verdict import AS_TRAINED
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "doctor.schema.json").read_text())
 

@@ -47,7 +47,7 @@ from hostile.base_builders import (
 from hostile.builders import checkpoint, numbers, safetensors, sat
 from hostile.peft_builders import cases
 from hostile.refusal import proper
-from loraforge.source import open_tensors
+from loraforge.files.opening import open_tensors
 
 FUSED = {
     "config.json says so": (

@@ -13,7 +13,7 @@ from oracle import DATA, Case
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from loraforge.private import cleaned, cleaned_json, private
+from loraforge.publishing.private import cleaned, cleaned_json, private
 
 BASE = "zai-org/CogVideoX-2b"
 NAME = "pytorch_lora_weights.safetensors"

@@ -16,7 +16,7 @@ from hostile.builders import HIDDEN, RANK, checkpoint, factors, numbers, run_fol
 from hostile.conftest import Check
 from hostile.peft_builders import A4, B4, CONV, LENGTHS, MODULE, OTHER, cases, lora, peft
 from hostile.refusal import listing, proper
-from loraforge.cli import main
+from loraforge.cli.app import main
 
 A, B = factors()
 STEM = f"transformer.{MODULE}"

@@ -12,10 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraforge.card import BEGIN, END, Facts, new_card, section, updated_card
 from loraforge.errors import HubError
-from loraforge.frontmatter import fields, merged, split
-from loraforge.settings import settings
+from loraforge.facts.variants import settings
+from loraforge.publishing.card import BEGIN, END, Facts, new_card, section, updated_card
+from loraforge.publishing.front_matter import fields, merged, split
 
 OURS = {
     "license": "other",

@@ -16,8 +16,8 @@ from pushed import BASE, NAME, card, last, ours
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from loraforge.errors import hf
-from loraforge.frontmatter import split
+from loraforge.publishing.front_matter import split
+from loraforge.text import hf
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "push.schema.json").read_text())
 

@@ -13,8 +13,8 @@ from oracle import DATA, Case
 from pushed import BASE, NAME, card, last, ours, refused
 from safetensors.numpy import save_file
 
-from loraforge.cardcheck import problems
-from loraforge.errors import hf
+from loraforge.publishing.card_check import problems
+from loraforge.text import hf
 
 COG = ("--architecture", "cogvideox")
 """For files of a test's width in names that other models have too, of which a stated base is no evidence."""

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from tolerance import TABLE, off_by
 
 import loraforge
-from loraforge import positions
-from loraforge.catalog import architecture
-from loraforge.torchfile import read_torch
+from loraforge.base import positions
+from loraforge.files.torch_read import read_torch
+from loraforge.names.catalog import architecture
 
 PREFIX = "model.diffusion_model."
 FILE = "diffusion_pytorch_model.safetensors"
@@ -123,8 +123,8 @@ def test_released_shapes_get_the_configuration_their_class_wants(variant: str, t
         stream.truncate(8 + len(text) + end)
     there = loraforge.convert_base(sparse / FILE, "sat", tmp_path / "sat", dry_run=True)
     assert there.variant == variant
-    from loraforge.baseconfig import diffusers_config, variant_of
-    from loraforge.basemodel import open_base
+    from loraforge.base.config import diffusers_config, variant_of
+    from loraforge.base.opening import open_base
 
     base = open_base(sparse / FILE)
     config, where = diffusers_config(base, variant_of(base))
@@ -148,7 +148,7 @@ def test_the_tables_of_real_samples_are_those_diffusers_computes() -> None:
 
 
 def test_large_models_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loraforge.convertbase.SHARD", 200_000)
+    monkeypatch.setattr("loraforge.base.as_diffusers.SHARD", 200_000)
     report = loraforge.convert_base(DATA / "bases" / "2b" / "sat_base", "diffusers", tmp_path / "out")
     files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
     assert files == report.output["files"]

@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import loraforge
-from loraforge.cli import main
-from loraforge.runtimes import runtimes
+from loraforge.cli.app import main
+from loraforge.programs.table import runtimes
 
 SOURCE = DATA / "diffusers_save_lora_weights_meta" / "pytorch_lora_weights.safetensors"
 Tensors = dict[str, torch.Tensor]
@@ -281,7 +281,7 @@ def test_a_name_changes_what_the_comfyui_wrapper_does(tmp_path: Path) -> None:
 
 
 def test_sizes_are_those_of_the_updates(tmp_path: Path) -> None:
-    from loraforge.checks import numbers
+    from loraforge.diagnosis.factors import numbers
 
     case = Case("diffusers_meta_patterns")
     sizes = numbers(loraforge.read(case.source)).sizes
@@ -354,7 +354,7 @@ def test_settings_are_judged_beside_the_model(tmp_path: Path, cli: Any) -> None:
 
 
 def test_the_help_names_every_preset(cli: Any) -> None:
-    from loraforge.settings import table
+    from loraforge.facts.variants import table
 
     text = " ".join(cli("doctor", "--help").stdout.split())
     assert all(name in text for name in table()["presets"])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tolerance import FORWARD, WEIGHT, off_by
 
 import loraforge
-from loraforge.torchfile import read_torch
+from loraforge.files.torch_read import read_torch
 
 PREFIX = "model.diffusion_model."
 CASES = [*SAT_CASES, *FILE_CASES]

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.errors import OutputError
-from loraforge.partial import PROGRESS
+from loraforge.files.resume import PROGRESS
 
 HIDDEN, BLOCKS = 256, 6
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9 is of POSIX systems")
@@ -104,7 +104,7 @@ def test_it_goes_on_at_the_first_unfinished_shard(
     model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finished shards are not written again; another plan, or another base, begins anew."""
-    import loraforge.basejob as basejob
+    import loraforge.base.job as basejob
 
     loraforge.fuse(*model_and(model), tmp_path / "whole", as_loaded=True)
     real, begun = basejob._write, []
@@ -153,7 +153,7 @@ def model_and(model: tuple[Path, Path]) -> tuple[Path, list[Path]]:
 def test_a_damaged_finished_shard_is_written_again(
     model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import loraforge.basejob as basejob
+    import loraforge.base.job as basejob
 
     loraforge.fuse(*model_and(model), tmp_path / "whole", as_loaded=True)
     real, count = basejob._write, []
@@ -190,7 +190,7 @@ def test_two_at_once_do_not_mix(model: tuple[Path, Path], tmp_path: Path) -> Non
 
 def test_what_is_written_past_the_cache_is_all_there(tmp_path: Path) -> None:
     """Of every size around the pieces it is written in."""
-    from loraforge.directfile import PIECE, DirectFile
+    from loraforge.files.direct_write import PIECE, DirectFile
 
     rng = np.random.default_rng(0)
     for size in (0, 1, 4095, 4096, 4097, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 5):
@@ -206,7 +206,7 @@ def test_what_is_written_past_the_cache_is_all_there(tmp_path: Path) -> None:
 
 def test_a_name_that_was_given_meanwhile_is_kept(tmp_path: Path) -> None:
     """Both saw that nothing had the name; the other one was faster."""
-    from loraforge.partial import resumable
+    from loraforge.files.resume import resumable
 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "theirs").write_text("whole")

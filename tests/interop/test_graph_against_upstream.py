@@ -13,9 +13,9 @@ import torch
 from oracle import Case
 from safetensors.torch import load_file
 
-from loraforge.catalog import architecture
-from loraforge.graph import relayout
-from loraforge.lora import LoraWeight
+from loraforge.adapter.relayout import relayout
+from loraforge.algebra.lora import LoraWeight
+from loraforge.names.catalog import architecture
 
 PREFIX = "model.diffusion_model."
 
@@ -64,14 +64,14 @@ def test_the_comparison_sees_two_segments_exchanged(swapped: tuple[str, str], mo
 
     import tomli
 
-    from loraforge import layout
+    from loraforge.names import bijection
 
-    text = (files("loraforge") / "architectures" / "cogvideox.toml").read_text("utf-8")
+    text = (files("loraforge") / "names" / "architectures" / "cogvideox.toml").read_text("utf-8")
     head, _, rest = text.partition("[layouts.sat.modules]")
     sat, _, tail = rest.partition("[layouts.diffusers.modules]")
     one, other = (f'"{name}"' for name in swapped)
     sat = sat.replace(one, "@").replace(other, one).replace("@", other)
-    wrong = layout.parse(
+    wrong = bijection.parse(
         tomli.loads(f"{head}[layouts.sat.modules]{sat}[layouts.diffusers.modules]{tail}"), "wrong.toml"
     )
     monkeypatch.setattr(f"{__name__}.architecture", lambda _: wrong)

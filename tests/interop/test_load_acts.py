@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.numpy import save_file
 
 import loraforge
-from loraforge.pipeline import set_strength
+from loraforge.live.load_into import set_strength
 
 
 @pytest.mark.parametrize("through", ["pipe", "transformer"])

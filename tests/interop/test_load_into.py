@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from tolerance import FORWARD, UPDATE, off_by
 
 import loraforge
+from loraforge.algebra.lora import LoraWeight
 from loraforge.errors import ConversionError, LoraforgeError, ScaleError
-from loraforge.lora import LoraWeight
-from loraforge.pipeline import set_strength
+from loraforge.live.load_into import set_strength
 
 Folders = Callable[..., Path]
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import loraforge
 from loraforge.errors import LoraforgeError
-from loraforge.formats.satwrite import CHECKPOINT
+from loraforge.format.sat_names import CHECKPOINT
 
 STEM = "diffusion_pytorch_model"
 SCALE, D, R = 0.5, 64, 4

@@ -14,7 +14,7 @@ from livestates import PATHS, SCALE, STATES, adapter, forward, model, off, pipel
 
 import loraforge
 from loraforge.errors import LoraforgeError
-from loraforge.pipeline import set_strength
+from loraforge.live.load_into import set_strength
 
 
 def _state_of(transformer: Any) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def test_a_failure_leaves_everything_as_it_was(
     if when == "in diffusers":
         monkeypatch.setattr("peft.set_peft_model_state_dict", broken)
     else:
-        monkeypatch.setattr("loraforge.pipeline.set_strength", broken)
+        monkeypatch.setattr("loraforge.live.load_into.set_strength", broken)
     with pytest.raises(LoraforgeError, match=r"RuntimeError: no accelerator.*The pipeline is as it was"):
         loraforge.load_into(pipe, file, name="a", trained_scale=SCALE)
     monkeypatch.undo()
@@ -198,7 +198,7 @@ def test_a_loader_that_does_something_else_is_noticed(
     instead, words = WRONG[case]
     pipe, (file, _) = pipeline(model()), adapter(tmp_path)
     before, was = forward(pipe.transformer), _state_of(pipe.transformer)
-    monkeypatch.setattr("loraforge.pipeline.set_strength", instead)
+    monkeypatch.setattr("loraforge.live.load_into.set_strength", instead)
     with pytest.raises(LoraforgeError, match=f"would not act as it should.*{words}"):
         loraforge.load_into(pipe, file, name="a", trained_scale=SCALE)
     if case != "fused away":  # which adds modules of its own

@@ -19,8 +19,8 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
 import loraforge
-from loraforge import peftrules
 from loraforge.errors import ConversionError, FormatError, ScaleError
+from loraforge.scale import peft_config
 
 EVERYTHING = """patch_embed.proj patch_embed.text_proj norm1.linear norm2.linear ff.net.0.proj ff.net.2
 time_embedding.linear_1 time_embedding.linear_2 norm_out.linear proj_out to_q to_out.0""".split()
@@ -131,7 +131,7 @@ PATHS = [f"transformer_blocks.{i}.attn1.{name}" for i in (0, 1, 11) for name in 
 def test_patterns_match_as_in_peft(pattern: dict[str, int]) -> None:
     config = {"r": 4, "lora_alpha": 4, "alpha_pattern": pattern}
     try:
-        said = {path: peftrules.rule(config, dict.fromkeys(PATHS, 4), "x").of(path, 4) * 4 for path in PATHS}
+        said = {path: peft_config.rule(config, dict.fromkeys(PATHS, 4), "x").of(path, 4) * 4 for path in PATHS}
     except ScaleError as error:
         idle = [key for key in pattern if not any(get_pattern_key([key], path) == key for path in PATHS)]
         assert idle or "cannot be matched" in str(error)
@@ -151,7 +151,7 @@ def test_targets_match_as_in_peft(targets: Any) -> None:
         ]
     for entries in narrowed:
         config = LoraConfig(target_modules=targets, **entries)
-        left = peftrules.untargeted({"target_modules": targets, **entries}, PATHS, "x")
+        left = peft_config.untargeted({"target_modules": targets, **entries}, PATHS, "x")
         assert left == [path for path in PATHS if not check_target_module_exists(config, path)], entries
 
 
@@ -160,7 +160,7 @@ def test_targets_match_as_in_peft(targets: Any) -> None:
 )
 def test_the_configuration_we_write_matches_what_it_should_and_nothing_else(modules: dict[str, Any]) -> None:
     ranks, scalings = ({path: value[n] for path, value in modules.items()} for n in (0, 1))
-    config = peftrules.config(ranks, scalings)
+    config = peft_config.config(ranks, scalings)
     peft = LoraConfig(**config)
     for path in PATHS:
         assert bool(check_target_module_exists(peft, path)) == (path in modules)

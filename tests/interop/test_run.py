@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 from tolerance import FORWARD
 
 import loraforge
-from loraforge.effect import judged
 from loraforge.errors import LoraforgeError
-from loraforge.videofile import read_video
+from loraforge.live.effect import judged
+from loraforge.media.video import read_video
 
 Folders = Callable[..., Path]
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -165,7 +165,7 @@ def test_the_verdicts_by_their_formulas() -> None:
 
 
 def test_from_a_video(pipelines: Folders, tmp_path: Path) -> None:
-    from loraforge.videofile import write_video
+    from loraforge.media.video import write_video
 
     clip = tmp_path / "clip.mp4"
     write_video(clip, np.stack([np.asarray(picture) for picture in pictures(64, 64, 9)]), 8)
@@ -208,14 +208,14 @@ def test_what_is_told_before_a_weight_is_loaded(name: str, pipelines: Folders, t
     monkeypatch.chdir(tmp_path)
     pictures(64, 64, 1)[0].save("first.png")
     source = adapter("5b", tmp_path / "run") if kind != "5b_i2v" else adapter(kind, tmp_path / "run")
-    monkeypatch.setattr("loraforge.running.Running.__init__", None)  # would fail otherwise, with another error
+    monkeypatch.setattr("loraforge.live.runner.Running.__init__", None)  # would fail otherwise, with another error
     with pytest.raises(LoraforgeError, match=text):
         run(source, base=pipelines(kind), **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.png", "run"]
 
 
 def test_memory_is_asked_for_first(pipelines: Folders, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("loraforge.running._free", lambda _: (1000.0, "memory"))
+    monkeypatch.setattr("loraforge.live.runner._free", lambda _: (1000.0, "memory"))
     with pytest.raises(LoraforgeError, match="the weights need") as refused:
         run(adapter("5b", tmp_path / "run"), base=pipelines("5b"), out=tmp_path / "x.mp4")
     assert refused.value.remedies and not (tmp_path / "x.mp4").exists()
@@ -267,7 +267,7 @@ def test_what_is_typed_beside_a_manifest_counts(pipelines: Folders, tmp_path: Pa
 
 
 def test_a_video_that_is_too_short(pipelines: Folders, tmp_path: Path) -> None:
-    from loraforge.videofile import write_video
+    from loraforge.media.video import write_video
 
     clip = tmp_path / "clip.mp4"
     write_video(clip, np.stack([np.asarray(picture) for picture in pictures(64, 64, 12)]), 8)

@@ -13,7 +13,8 @@ from oracle import DATA, Case
 from safetensors.torch import load_file
 from tolerance import WEIGHT
 
-from loraforge.settings import compare, settings, table
+from loraforge.facts.setting_rules import compare
+from loraforge.facts.variants import settings, table
 
 VARIANTS = list(table()["variants"])
 

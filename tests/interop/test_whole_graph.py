@@ -12,10 +12,11 @@ import torch
 from oracle import DATA, SAT_CASES, Case
 from safetensors.torch import load_file
 
-from loraforge import layout
-from loraforge.basegraph import carry
-from loraforge.catalog import architecture
-from loraforge.layout import Architecture, parse
+from loraforge.base.route import carry
+from loraforge.names import layout
+from loraforge.names.bijection import parse
+from loraforge.names.catalog import architecture
+from loraforge.names.layout import Architecture
 
 PREFIX = "model.diffusion_model."
 SOURCES = [*SAT_CASES, "bases/2b/sat_base"]
@@ -100,7 +101,7 @@ EXCHANGED = [
 @pytest.mark.parametrize("name", ["sat_2b_r4", "sat_5b_i2v_r8", "sat_1.5_t2v_r4"])
 @pytest.mark.parametrize("exchanged", EXCHANGED, ids="-".join)
 def test_the_comparison_sees_two_segments_exchanged(exchanged: tuple[str, str], name: str) -> None:
-    data = tomli.loads((files("loraforge") / "architectures" / "cogvideox.toml").read_text("utf-8"))
+    data = tomli.loads((files("loraforge") / "names" / "architectures" / "cogvideox.toml").read_text("utf-8"))
     other = dict(zip(exchanged, reversed(exchanged), strict=True))
     modules = data["layouts"]["sat"]["modules"]
     for path, stack in modules.items():
@@ -164,7 +165,7 @@ def test_the_parameters_of_every_variant_fill_its_segments_exactly(variant: layo
 @pytest.mark.parametrize("variant", architecture("cogvideox").variants, ids=lambda v: v.name)
 def test_every_variant_goes_to_sat_and_back_at_its_real_size(variant: layout.Variant) -> None:
     """Names and shapes alone; the adaLN of the real sizes, and the positions that only one variant has."""
-    from loraforge.basegraph import route
+    from loraforge.base.route import route
 
     arch, shapes = architecture("cogvideox"), meta_shapes(variant.name)
 

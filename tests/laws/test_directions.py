@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from tolerance import UPDATE, share
 
 import loraforge
-from loraforge.formats import Choice
-from loraforge.registry import locate
+from loraforge.format.locate import locate
+from loraforge.scale.rule import Choice
 
 HIDDEN = 8
 TARGETS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
@@ -60,8 +60,8 @@ def write(adapter: dict[str, Any], folder: Path) -> Path:
 
 def dense(source: Path) -> dict[tuple, np.ndarray]:
     """(segment, block) -> the update in float64; zero ones left out."""
-    from loraforge.catalog import architecture
-    from loraforge.graph import to_segments
+    from loraforge.adapter.relayout import to_segments
+    from loraforge.names.catalog import architecture
 
     form, _, file = locate(source, None, Choice())
     adapter = form.read(file, Choice())

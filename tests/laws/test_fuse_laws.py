@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraforge.fusion import Sums, Term
+from loraforge.algebra.half import widen
+from loraforge.algebra.lora import LoraWeight
+from loraforge.base.retention import retention
+from loraforge.fusion.backend import Sums, Term
 from loraforge.fusion.choose import backends, choose
 from loraforge.fusion.with_numpy import NumpyBackend
 from loraforge.fusion.with_torch import TorchBackend
-from loraforge.half import widen
-from loraforge.lora import LoraWeight
-from loraforge.retention import retention
 
 TYPES: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}
 EPS = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-24}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from loraforge.half import finite, halves_times, peak, rounded, shifted, widen
+from loraforge.algebra.half import finite, halves_times, peak, rounded, shifted, widen
 
 EVERY = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 

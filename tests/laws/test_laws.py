@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraforge import graph
-from loraforge.catalog import architecture
-from loraforge.layout import Architecture, Layout, Template, parse
-from loraforge.lora import LoraWeight, collapse, fold, rows
+from loraforge.adapter import relayout
+from loraforge.algebra.folding import fold
+from loraforge.algebra.lora import LoraWeight, collapse, rows
+from loraforge.names.bijection import parse
+from loraforge.names.catalog import architecture
+from loraforge.names.layout import Architecture, Layout, Template
 
 UNIT = 2  # rows of one segment of ratio 1
 
@@ -89,7 +91,7 @@ RATIOS = parse(
 @given(st.data())
 def test_relayout_keeps_every_row(arch: Architecture, source: str, target: str, data: st.DataObject) -> None:
     modules = data.draw(adapters(arch, source))
-    relaid = {path: delta for path, (delta, _) in graph.relayout(modules, arch, source, target).items()}
+    relaid = {path: delta for path, (delta, _) in relayout.relayout(modules, arch, source, target).items()}
     before, after = row_table(modules, arch, source), row_table(relaid, arch, target)
     for place, lines in before.items():
         assert after.pop(place) == lines
@@ -99,8 +101,8 @@ def test_relayout_keeps_every_row(arch: Architecture, source: str, target: str, 
 @given(st.data())
 def test_there_and_back_returns_the_same_factors(data: st.DataObject) -> None:
     modules = data.draw(adapters(COGVIDEOX, "sat"))
-    there = {path: delta for path, (delta, _) in graph.relayout(modules, COGVIDEOX, "sat", "diffusers").items()}
-    back = {path: delta for path, (delta, _) in graph.relayout(there, COGVIDEOX, "diffusers", "sat").items()}
+    there = {path: delta for path, (delta, _) in relayout.relayout(modules, COGVIDEOX, "sat", "diffusers").items()}
+    back = {path: delta for path, (delta, _) in relayout.relayout(there, COGVIDEOX, "diffusers", "sat").items()}
     assert back.keys() == modules.keys()
     assert row_table(back, COGVIDEOX, "sat") == row_table(modules, COGVIDEOX, "sat")
     for path, delta in modules.items():

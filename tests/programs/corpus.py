@@ -16,7 +16,7 @@ from oracle import FILE_CASES, SAT_CASES, Case
 from safetensors.torch import save_file
 
 import loraforge
-from loraforge import plugins
+from loraforge.plugin import host
 from programs import faults, peft_faults
 
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -71,14 +71,14 @@ class Job:
 @contextmanager
 def packages(names: str) -> Iterator[None]:
     """Only these of the packages beside loraforge: doctor's answers must not depend on what is installed."""
-    before = os.environ.get(plugins.ENVIRONMENT, "")
-    os.environ[plugins.ENVIRONMENT] = names
-    plugins.forget()
+    before = os.environ.get(host.ENVIRONMENT, "")
+    os.environ[host.ENVIRONMENT] = names
+    host.forget()
     try:
         yield
     finally:
-        os.environ[plugins.ENVIRONMENT] = before
-        plugins.forget()
+        os.environ[host.ENVIRONMENT] = before
+        host.forget()
 
 
 def recorded(place: Path) -> list[Job]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from loraforge import doctor
-from loraforge.runtimes import Runtime, runtimes
+from loraforge.programs.table import Runtime, runtimes
 from programs.corpus import Job
 from programs.outcome import disagreement, predicted
 
 Said = dict[tuple[str, str], dict[str, Any]]
-"""Name of the file, row of runtimes.toml -> what doctor says. Shared by versions that are in one row."""
+"""Name of the file, row of programs.toml -> what doctor says. Shared by versions that are in one row."""
 
 
 def row_of(title: str) -> str:
-    """The row of runtimes.toml that speaks of a version: the one marked as run with it, or with the next older one."""
+    """The row of programs.toml that speaks of a version: the one marked as run with it, or with the next older one."""
     program, _, version = title.rpartition(" ")
     marked = [(_order(run.version), name) for name, row in _rows(program) for run in row.run]
     return max((number, name) for number, name in marked if number <= _order(version))[1]
@@ -29,7 +29,7 @@ def _order(version: str) -> tuple[int, ...]:
 
 
 def mark(title: str, found: dict[str, Any]) -> dict[str, Any]:
-    """What runtimes.toml may say of a version that was run."""
+    """What programs.toml may say of a version that was run."""
     said = {"version": title.rpartition(" ")[2], "date": found["run"]}
     beside = {"beside": f"PEFT {found['with']['peft']}"} if title.startswith("Diffusers") else {"beside": ""}
     wrong = sum(map(len, found["doctor"]["wrong"].values()))

@@ -10,7 +10,7 @@ from typing import Any
 import loraforge
 from programs.doctors import mark, row_of
 
-TABLE = Path(loraforge.__file__).with_name("runtimes.toml")
+TABLE = Path(loraforge.__file__).parent / "programs" / "programs.toml"
 
 
 def marked(text: str, results: dict[str, Any]) -> str:

@@ -1,5 +1,5 @@
 """Runs every program of versions.toml on the corpus, and writes results.json, docs/programs.md and the
-marks of loraforge/runtimes.toml.
+marks of loraforge/programs/programs.toml.
 
     make programs                            all of them
     make programs ONLY="0.39.0 0.42.1"       with these Diffusers; what is known of the others stays
@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from loraforge.runtimes import runtimes
+from loraforge.programs.table import runtimes
 from programs.corpus import Job, everything, packages
 from programs.doctors import Said, judged
 from programs.environments import Environment, environments

@@ -10,7 +10,7 @@ from pathlib import Path
 from click.testing import CliRunner
 from oracle import DATA
 
-from loraforge.cli import main
+from loraforge.cli.app import main
 
 ROOT = Path(__file__).parents[2]
 TYPED = "loraforge doctor pytorch_lora_weights.safetensors --alpha 1"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from loraforge.runtimes import runtimes
+from loraforge.programs.table import runtimes
 from programs import corpus, faults, peft_faults
 from programs.doctors import judged, row_of
 from programs.environments import environments

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import yaml
 
-from loraforge.tensorfile import KEY
+from loraforge.files.tensorfile import KEY
 from prover.seams import Fault, Pairs
 
 

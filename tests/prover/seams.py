@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loraforge import fit
-from loraforge.lora import LoraWeight
+from loraforge.adapter import fit
+from loraforge.algebra.lora import LoraWeight
 
 Pairs = list[tuple[str, np.ndarray]]
 
@@ -84,9 +84,9 @@ def put_in(fault: Fault) -> Iterator[None]:
         firsts[:] = [min(plan.path for plan in plans)]
         return plans
 
-    from loraforge.formats import satwrite
+    from loraforge.format import sat_write
 
-    right_plan, right_writer, right_copy = fit.plan, module._writer, satwrite.copy_chunks
+    right_plan, right_writer, right_copy = fit.plan, module._writer, sat_write.copy_chunks
 
     def copied(file: Any, key: str) -> Iterator[Any]:
         if fault.base is None:
@@ -97,6 +97,6 @@ def put_in(fault: Fault) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "carry_out", carry_out)
         patch.setattr(fit, "plan", planned)
-        patch.setattr(satwrite, "copy_chunks", copied)
+        patch.setattr(sat_write, "copy_chunks", copied)
         patch.setattr(module, "_writer", lambda *args: Faulty(right_writer(*args), fault))
         yield

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from scalefiles import PATHS, adapter
 
 import loraforge
-from loraforge import asin
 from loraforge.errors import ScaleError
-from loraforge.runtimes import runtimes
+from loraforge.programs import as_in
+from loraforge.programs.table import runtimes
 
 ENTRY = {"r": 4, "lora_alpha": 2, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
 META = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in ENTRY.items()})}
@@ -93,8 +93,8 @@ def test_nothing_is_kept_where_the_program_applies_nothing(
 def test_a_part_is_refused_and_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = runtimes()["diffusers"]
     odd = replace(known, name="odd", keys={"0.attn1.to_q": "ignored", **known.keys})
-    monkeypatch.setattr(asin, "runtimes", lambda: {"odd": odd})
-    monkeypatch.setattr(asin, "runtime", lambda _: odd)
+    monkeypatch.setattr(as_in, "runtimes", lambda: {"odd": odd})
+    monkeypatch.setattr(as_in, "runtime", lambda _: odd)
     with pytest.raises(ScaleError, match=r"applies 7 of its 8 modules, and passes over 0\.attn1\.to_q x2") as refusal:
         loraforge.convert(adapter(tmp_path / "x.safetensors"), to="diffusers", out=tmp_path / "o", as_in="odd")
     assert "No program that is known applies all of it" in refusal.value.message

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from sparse import BASE_2B, BASE_5B, attention, sparse
 
 import loraforge
-from loraforge.base import repository
+from loraforge.adapter.fits import repository
 from loraforge.errors import LoraforgeError
 
 FIVE = attention(3072, 1) | attention(3072, 1, 41)

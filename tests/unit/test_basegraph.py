@@ -6,10 +6,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loraforge.basegraph import carry
-from loraforge.catalog import architecture
+from loraforge.base.route import carry
 from loraforge.errors import ConversionError
-from loraforge.layout import Architecture, parse
+from loraforge.names.bijection import parse
+from loraforge.names.catalog import architecture
+from loraforge.names.layout import Architecture
 
 ARCH = architecture("cogvideox")
 VARIANTS = {variant.name: variant for variant in ARCH.variants}

@@ -13,9 +13,13 @@ import tomli
 from oracle import Case, assert_acts_as_trained
 
 import loraforge
-from loraforge import fit, layout, lora, plugins, scale
+from loraforge.adapter import fit
+from loraforge.algebra import folding, lora
 from loraforge.errors import LoraforgeError, VerificationError
-from loraforge.formats.diffusers import DiffusersWriter
+from loraforge.format.diffusers import DiffusersWriter
+from loraforge.names import bijection
+from loraforge.plugin import host
+from loraforge.scale import resolve, rule
 
 
 def convert(case: Case, place: Path) -> Path:
@@ -27,15 +31,15 @@ def changed_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, st
     """Puts a fault into cogvideox.toml as every module sees it."""
 
     def change(old: str, new: str) -> None:
-        text = (files("loraforge") / "architectures" / "cogvideox.toml").read_text("utf-8")
+        text = (files("loraforge") / "names" / "architectures" / "cogvideox.toml").read_text("utf-8")
         assert old in text
-        wrong = layout.parse(tomli.loads(text.replace(old, new)), "cogvideox.toml")
-        monkeypatch.setattr(layout, "parse", lambda *_: wrong)
-        plugins.forget()
+        wrong = bijection.parse(tomli.loads(text.replace(old, new)), "cogvideox.toml")
+        monkeypatch.setattr(bijection, "parse", lambda *_: wrong)
+        host.forget()
 
     yield change
     monkeypatch.undo()
-    plugins.forget()
+    host.forget()
 
 
 @pytest.mark.parametrize("order", ['["q", "v", "k"]', '["k", "q", "v"]', '["v", "k", "q"]'])
@@ -47,9 +51,9 @@ def test_the_oracle_catches_an_exchange_of_q_k_v(case: Case, order: str, tmp_pat
 
 @pytest.mark.parametrize("factor", [0.5, 2.0, -1.0, 128.0])
 def test_the_oracle_catches_a_scale_read_wrongly(case: Case, factor: float, tmp_path: Path, monkeypatch) -> None:
-    right = scale.Rule.of
-    monkeypatch.setattr(scale.Rule, "of", lambda rule, path, rank: right(rule, path, rank) * factor)
-    monkeypatch.setattr(scale, "_check", lambda rule, ranks: None)
+    right = rule.Rule.of
+    monkeypatch.setattr(rule.Rule, "of", lambda rule, path, rank: right(rule, path, rank) * factor)
+    monkeypatch.setattr(resolve, "_check", lambda rule, ranks: None)
     with pytest.raises((AssertionError, VerificationError), match=r"off by|to act at scale 1, and"):
         assert_acts_as_trained(convert(case, tmp_path), case)
 
@@ -70,7 +74,7 @@ def scaled_row(w: lora.LoraWeight) -> lora.LoraWeight:
 
 
 def folded_again(w: lora.LoraWeight, plan: fit.Plan) -> lora.LoraWeight:
-    return lora.fold(dataclasses.replace(w, scaling=plan.delta[0].scaling), *plan.types(w))[0]
+    return folding.fold(dataclasses.replace(w, scaling=plan.delta[0].scaling), *plan.types(w))[0]
 
 
 FAULTS = {

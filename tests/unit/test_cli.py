@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from sat import lora_tensors, write_run
 
 import loraforge
+from loraforge.files.opening import open_tensors
 
 
 def test_results_to_stdout_and_the_rest_to_stderr(tmp_path: Path, cli) -> None:
@@ -99,7 +100,7 @@ def test_drop(tmp_path: Path, cli) -> None:
 
 def test_scale_in_metadata_leaves_the_tensors_untouched(case: Case, tmp_path: Path) -> None:
     loraforge.convert(case.run(tmp_path), to="diffusers", out=tmp_path / "out.safetensors", scale_in="metadata")
-    file, _ = loraforge.source.open_tensors(next((case.folder / "sat_ckpt").glob("*/*.pt")))
+    file, _ = open_tensors(next((case.folder / "sat_ckpt").glob("*/*.pt")))
     stored = sorted(bytes(file.raw(key)) for key in file.tensors if "matrix_" in key)
     result = safetensors.numpy.load_file(tmp_path / "out.safetensors")
     assert sorted(tensor.tobytes() for tensor in result.values()) == stored

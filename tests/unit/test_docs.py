@@ -13,8 +13,9 @@ import pytest
 from oracle import DATA, Case
 
 import loraforge
-import loraforge.settings
-from loraforge.cli import main
+import loraforge.facts.variants
+from loraforge.cli.app import main
+from loraforge.settings import table
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README_zh.md")
@@ -151,7 +152,7 @@ def test_the_settings_page_is_what_the_data_gives(name: str, capsys) -> None:
     spec.loader.exec_module(script)
     text = (ROOT / "docs" / name).read_text("utf-8")
     assert script.renewed(text, script.PAGES[name]) == text, "run: python docs/settings.py"
-    for variant in loraforge.settings.table()["variants"]:
+    for variant in table()["variants"]:
         assert f"| {variant} |" in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(code, {})

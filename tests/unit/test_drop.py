@@ -167,8 +167,8 @@ def test_half_a_pair_cannot_go(tmp_path: Path) -> None:
 
 def test_words_of_the_prefix_are_not_meant(tmp_path: Path) -> None:
     """`*diff*` is of the differences, not of the diffusion_model. before every name."""
-    from loraforge.drop import left_out
-    from loraforge.source import open_tensors
+    from loraforge.adapter.drop import left_out
+    from loraforge.files.opening import open_tensors
 
     mine = {f"diffusion_model.{key}": value for key, value in pairs("bare").items()}
     save_file(mine | {"diffusion_model.proj_out.diff": numbers(4)}, tmp_path / "c.safetensors")

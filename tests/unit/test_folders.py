@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.errors import FileError, LoraforgeError
-from loraforge.source import open_tensors
-from loraforge.tensorfile import TensorFile
-from loraforge.torchfile import read_torch
+from loraforge.files.opening import open_tensors
+from loraforge.files.tensorfile import TensorFile
+from loraforge.files.torch_read import read_torch
 
 SILENT = DATA / "diffusers_save_lora_weights_nometa" / "pytorch_lora_weights.safetensors"
 PEFT = DATA / "peft_plain"
@@ -151,7 +151,7 @@ def test_a_renamed_part_says_so_itself(tmp_path: Path, cli, monkeypatch: pytest.
         file.counts = {"mp_world_size": 2}
         return file
 
-    monkeypatch.setattr("loraforge.source.read_torch", of_two)
+    monkeypatch.setattr("loraforge.files.opening.read_torch", of_two)
     refused(cli, tmp_path / "style.pt", tmp_path)
 
 

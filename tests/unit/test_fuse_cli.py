@@ -12,11 +12,11 @@ from oracle import DATA, Case
 from safetensors.numpy import load_file
 
 import loraforge
-from loraforge import plugins
-from loraforge.fusion import Sums
+from loraforge.base.retention import lines, retention, summary
+from loraforge.files.torch_read import read_torch
+from loraforge.fusion.backend import Sums
 from loraforge.fusion.choose import backends
-from loraforge.retention import lines, retention, summary
-from loraforge.torchfile import read_torch
+from loraforge.plugin import host
 
 BASE, FILE = DATA / "bases" / "2b", "diffusion_pytorch_model.safetensors"
 BACKEND = """
@@ -43,8 +43,8 @@ def adapter(tmp_path: Path) -> Path:
 @pytest.fixture
 def forgotten():
     yield
-    plugins.forget_files()
-    plugins.forget()
+    host.forget_files()
+    host.forget()
 
 
 def test_a_backend_of_a_plugin_is_used_and_its_faults_are_found(
@@ -147,7 +147,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, adapter: Path, cli, monkeypatc
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("loraforge.basejob._write", interrupted)
+    monkeypatch.setattr("loraforge.base.job._write", interrupted)
     done = cli("fuse", BASE, adapter, "-o", tmp_path / "out")
     assert done.exit_code == 1
     assert f"Type the same command again to go on; the work is in {tmp_path / 'out'}.partial" in done.stderr

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from oracle import Case
+
+import loraforge
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "huggingface_hub")
 
@@ -59,58 +63,76 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
     assert (tmp_path / "b" / "config.json").exists()
 
 
-LAYERS = """
-errors half hookspecs effect _version
-hubaddress hubclient frontmatter cardcheck private acting livestate
-dtypes dimensions layout lora tensorfile pickledata threads output plugins console givensettings symptoms clips
-fusion
-fusion.with_numpy fusion.with_torch partial directfile videofile metrics sheet
-adapter torchfile torchwrite shards
-drop
-keys patterns plugindata picture
-catalog lookalike
-kinds scale source graph scan base fit settings hubrepo
-snippet
-card
-basegraph
-report peftrules runfolders trainingconfig proof loaders
-hubsource hubbase
-provenance
-formats
-runs recorded
-formats.lorafile formats.satwrite
-formats.sat formats.diffusers formats.peft formats.data
-formats.builtin basemodel
-registry fusion.choose runtimes checks
-asin measured knownnames merge baseplace basewrite fusedorigin retention positions baseconfig
-shown
-baseproof
-basejob
-read write inspect verify stamp plugincheck plugintemplate
-convert fuse convertbase verdict outgoing pipeline runplan
-doctor hubcommit probe running
-published compared manifest
-push run
-testing cli_options cli_plugins cli_explain
-cli_base cli_doctor cli_hub cli_run
-cli
-"""
-"""Every module may import those in lines above its own, and their types in its own line; nothing below."""
+LAYERS = (
+    "text _version threads < errors < algebra facts plugin < files names fusion < scale hub media < adapter < format < "
+    "programs < conversion < base < live diagnosis < publishing < __init__ settings < cli testing"
+)
+"""A folder imports from its own and from those left of its own `<`, types and deferred imports included."""
+
+PACKAGE = Path(__file__).parents[2] / "loraforge"
 
 
-def test_modules_import_one_way() -> None:
-    package = Path(__file__).parents[2] / "loraforge"
-    level = {name: n for n, line in enumerate(LAYERS.split("\n")) for name in line.split()}
-    for path in package.rglob("*.py"):
-        name = ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__init__")
-        if name == "__init__":
-            continue
-        assert name in level, f"{name} has no place in the layers"
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+def imports() -> dict[str, dict[str, bool]]:
+    """Module -> the modules of ours that it imports, and whether for types alone."""
+    names = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    found = dict[str, dict[str, bool]]()
+    for name, path in names.items():
+        tree = ast.parse(path.read_text("utf-8"))
+        typed = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+            for inner in ast.walk(node)
+        }
+        found[name] = {}
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "loraforge":
                 inner = (node.module or "").removeprefix("loraforge").lstrip(".")
-                targets = [inner] if inner else [alias.name for alias in node.names if alias.name in level]
-                for target in targets:
-                    assert level[target] <= level[name] and target != name, (
-                        f"{name} imports {target}, which stands below it"
-                    )
+                for alias in node.names:
+                    whole = f"{inner}.{alias.name}".lstrip(".")
+                    target = whole if whole in names else inner or "__init__"
+                    found[name][target] = found[name].get(target, True) and id(node) in typed
+            elif isinstance(node, ast.Import) and any(a.name.partition(".")[0] == "loraforge" for a in node.names):
+                found[name]["__init__"] = False
+    return found
+
+
+def test_folders_import_one_way() -> None:
+    level = {name: n for n, line in enumerate(LAYERS.split(" < ")) for name in line.split()}
+    for name, targets in imports().items():
+        room = name.partition(".")[0]
+        assert room in level, f"{room} has no place in the layers"
+        for target in targets:
+            other = target.partition(".")[0]
+            assert other == room or level[other] < level[room], f"{name} imports {target}, which stands above it"
+
+
+def test_no_modules_import_each_other() -> None:
+    """Deferred imports included; types are not run."""
+    graph = {name: [target for target, typed in to.items() if not typed] for name, to in imports().items()}
+    done, path = set[str](), list[str]()
+
+    def walk(name: str) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name in done or name not in graph:
+            return
+        path.append(name)
+        for target in graph[name]:
+            walk(target)
+        done.add(path.pop())
+
+    for name in graph:
+        walk(name)
+
+
+def test_no_module_bears_the_name_of_an_export() -> None:
+    """`import loraforge.convert as c` would be a function at one time and a module at another."""
+    assert not {module.name for module in pkgutil.iter_modules(loraforge.__path__)} & set(loraforge.__all__)
+
+
+def test_rooms_are_small() -> None:
+    folders = itertools.groupby(sorted(PACKAGE.rglob("*.py"), key=lambda path: path.parent), lambda path: path.parent)
+    for folder, files in folders:
+        assert len(list(files)) <= 20, folder
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text("utf-8").splitlines()) <= 400, path

@@ -8,12 +8,13 @@ from importlib.resources import files
 import pytest
 import tomli
 
-from loraforge.catalog import architecture
+from loraforge.adapter.relayout import relayout
 from loraforge.errors import ConversionError, LayoutError
-from loraforge.graph import relayout
-from loraforge.layout import Template, parse
+from loraforge.names.bijection import parse
+from loraforge.names.catalog import architecture
+from loraforge.names.layout import Template
 
-TABLE = tomli.loads((files("loraforge") / "architectures/cogvideox.toml").read_text("utf-8"))
+TABLE = tomli.loads((files("loraforge") / "names" / "architectures/cogvideox.toml").read_text("utf-8"))
 
 
 def changed(**layout) -> dict:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from sparse import attention, sparse
 
 import loraforge
-from loraforge.lookalike import models, odd_words, of_repo, of_words, other_model
+from loraforge.names.lookalike import models, odd_words, of_repo, of_words, other_model
 
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 OTHERS = (

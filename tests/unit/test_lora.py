@@ -6,7 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loraforge.lora import LoraWeight, collapse, fold, split
+from loraforge.algebra.folding import fold
+from loraforge.algebra.lora import LoraWeight, collapse, split
 
 TYPES = {"fp32": np.float32, "bf16": ml_dtypes.bfloat16, "fp16": np.float16}
 

@@ -15,9 +15,9 @@ from safetensors import torch as torch_file
 from safetensors.numpy import load_file, save_file
 
 import loraforge
-from loraforge import basewrite
-from loraforge.lora import Delta, LoraWeight
-from loraforge.merge import _runs
+from loraforge.algebra.lora import Delta, LoraWeight
+from loraforge.base import stream
+from loraforge.base.updates import _runs
 
 FILE = "diffusion_pytorch_model.safetensors"
 ROWS, WIDTH = 24, 5
@@ -60,8 +60,8 @@ def test_a_tensor_in_many_pieces_is_the_same(tmp_path: Path, monkeypatch: pytest
     run = Case("sat_2b_r4").run(tmp_path)
     for base in (DATA / "bases" / "2b", DATA / "bases" / "2b" / "sat_base"):
         whole = loraforge.fuse(base, [run], tmp_path / base.name / "whole", dtype="fp32")
-        monkeypatch.setattr(basewrite, "ELEMENTS", 2 * 64)
-        monkeypatch.setattr(basewrite, "PIECE", 100)
+        monkeypatch.setattr(stream, "ELEMENTS", 2 * 64)
+        monkeypatch.setattr(stream, "PIECE", 100)
         pieces = loraforge.fuse(base, [run], tmp_path / base.name / "pieces", dtype="fp32")
         monkeypatch.undo()
         assert pieces.total.relative_size == pytest.approx(whole.total.relative_size, rel=1e-6)

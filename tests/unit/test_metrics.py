@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from loraforge.errors import LoraforgeError
-from loraforge.metrics import flicker, psnr, ssim
+from loraforge.media.metrics import flicker, psnr, ssim
 
 NOISE = np.random.default_rng(0).integers(0, 256, (3, 24, 32, 3), np.uint8)
 

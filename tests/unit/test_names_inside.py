@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import loraforge
-from loraforge.runtimes import runtimes
+from loraforge.programs.table import runtimes
 
 ROWS = ("peft", "peft-0.20", "peft-0.13")
 

@@ -17,8 +17,9 @@ import pytest
 from oracle import DATA, Case
 
 import loraforge
-from loraforge import peftrules, write
+from loraforge import write
 from loraforge.errors import ConversionError, OutputError, ScaleError
+from loraforge.scale import peft_config
 from loraforge.testing import make_adapter
 
 
@@ -136,7 +137,7 @@ def test_our_patterns_hold_in_peft_before_0_15_too(tmp_path: Path) -> None:
         for path, scale in Case(case).manifest["scales"].items():
             r = old("rank_pattern", config["r"], path)
             assert old("alpha_pattern", config["lora_alpha"], path) / r == scale, path
-            now = peftrules.rule(config, dict.fromkeys([path], r) | _ranks(case), "x")
+            now = peft_config.rule(config, dict.fromkeys([path], r) | _ranks(case), "x")
             assert now.of(path, int(r)) == scale
 
 

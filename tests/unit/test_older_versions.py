@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import loraforge
-from loraforge import runtimes
+from loraforge.programs import table
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
@@ -128,7 +128,7 @@ def test_versions_that_take_mixed_ranks_for_another_scale_are_named(ranks: dict,
     }
     assert found == wrong
     note = next((note for note in report.notes if "--pad-ranks" in note), "")
-    assert {name for name in wrong if runtimes.runtime(name).title in note} == wrong
+    assert {name for name in wrong if table.runtime(name).title in note} == wrong
     bad = {found.runtime for found in report.programs if found.otherwise and found.runtime.startswith("diffusers")}
     assert bad == wrong
     padded = loraforge.convert(source, to="diffusers", out=tmp_path / "p", pad_ranks=True)

@@ -13,7 +13,7 @@ from scalefiles import adapter
 
 import loraforge
 from loraforge.errors import ScaleError
-from loraforge.runfolders import places
+from loraforge.scale.run_folders import places
 
 ARGS = "rank: 4\nlora_alpha: 64\n"
 NAME = "pytorch_lora_weights.safetensors"

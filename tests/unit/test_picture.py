@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from loraforge.catalog import architecture
-from loraforge.layout import Architecture, parse
-from loraforge.picture import dot, dropped, mermaid, table
+from loraforge.names.bijection import parse
+from loraforge.names.catalog import architecture
+from loraforge.names.layout import Architecture
+from loraforge.names.picture import dot, dropped, mermaid, table
 
 COGVIDEOX = architecture("cogvideox")
 TOY = parse(

@@ -19,10 +19,10 @@ from oracle import DATA
 from safetensors.numpy import load_file, save_file
 
 import loraforge
-from loraforge import plugindata, plugins
-from loraforge.catalog import architecture
 from loraforge.errors import LoraforgeError
-from loraforge.plugindata import line_of
+from loraforge.names.catalog import architecture
+from loraforge.plugin import datafile, host
+from loraforge.plugin.datafile import line_of
 from loraforge.testing import make_adapter
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -36,7 +36,7 @@ PACKAGES = {
     "garbage": plugin.HOOK.format(hook="loraforge_formats", body="return 7"),
     "more-garbage": plugin.HOOK.format(hook="loraforge_formats", body="return [object(), 'sat', None]"),
     "duplicate": plugin.HOOK.format(
-        hook="loraforge_formats", body="from loraforge.formats.sat import SatFormat\n    return [SatFormat()]"
+        hook="loraforge_formats", body="from loraforge.format.sat import SatFormat\n    return [SatFormat()]"
     ),
     "bad-data": plugin.HOOK.format(
         hook="loraforge_formats", body="from importlib.resources import files\n    return [files(__name__) / 'x.toml']"
@@ -85,11 +85,11 @@ def test_broken_plugins_are_named_with_their_package_and_how_to_remove_them(inst
 
 def test_the_list_of_plugins_tells_all(installed: dict[str, str]) -> None:
     done = plugin.loraforge(installed, "plugins", "list", "--json")
-    plugins = json.loads(done.stdout)
-    Draft202012Validator(json.loads((SCHEMAS / "plugins.schema.json").read_text())).validate(plugins)
-    states = {p["name"]: bool(p["errors"]) for p in plugins}
+    host = json.loads(done.stdout)
+    Draft202012Validator(json.loads((SCHEMAS / "plugins.schema.json").read_text())).validate(host)
+    states = {p["name"]: bool(p["errors"]) for p in host}
     assert states.items() >= {"loraforge": False, **{f"loraforge-{n}": n != "good" for n in PACKAGES}}.items()
-    assert next(p for p in plugins if p["name"] == "loraforge-good")["adds"] == ["format toy-kohya"]
+    assert next(p for p in host if p["name"] == "loraforge-good")["adds"] == ["format toy-kohya"]
     assert "fine" in plugin.loraforge(installed, "plugins", "list").stdout
 
 
@@ -368,12 +368,12 @@ def test_a_sound_file_is_validated_once_and_a_changed_one_again(tmp_path: Path, 
     file = tmp_path / "x.toml"
     file.write_text(plugin.KOHYA)
     looked = []
-    right = plugindata.look
-    monkeypatch.setattr(plugindata, "look", lambda file: looked.append(1) or right(file))
+    right = datafile.look
+    monkeypatch.setattr(datafile, "look", lambda file: looked.append(1) or right(file))
     for _ in range(2):
         assert "toy-kohya" in cli("--plugin", file, "formats").stdout
-        plugins.forget_files()
-        plugins.forget()
+        host.forget_files()
+        host.forget()
     assert looked == [1]
     file.write_text(plugin.KOHYA + "colour = 'red'\n")
     assert "format has no colour" in cli("--plugin", file, "formats").stderr
@@ -381,6 +381,6 @@ def test_a_sound_file_is_validated_once_and_a_changed_one_again(tmp_path: Path, 
     (tmp_path / "cache").rename(tmp_path / "gone")
     (tmp_path / "cache").write_text("no folder")  # a cache that cannot be written is done without
     file.write_text(plugin.KOHYA)
-    plugins.forget_files()
-    plugins.forget()
+    host.forget_files()
+    host.forget()
     assert "toy-kohya" in cli("--plugin", file, "formats").stdout

@@ -16,8 +16,9 @@ from oracle import Case
 from safetensors.numpy import load_file, save_file
 
 import loraforge
-from loraforge import plugins, runtimes
-from loraforge.catalog import architecture
+from loraforge.names.catalog import architecture
+from loraforge.plugin import host
+from loraforge.programs import table
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 
@@ -29,8 +30,8 @@ def formats() -> Iterator[None]:
                  "comfyui/loraforge_comfyui/wrapper", "diffsynth/loraforge_diffsynth/diffsynth"):  # fmt: skip
         loraforge.use_plugin(PLUGINS / f"loraforge-{name}.toml")
     yield
-    plugins.forget_files()
-    plugins.forget()
+    host.forget_files()
+    host.forget()
 
 
 # --- what programs apply, as they were seen to
@@ -183,7 +184,7 @@ def test_what_a_program_applies_is_not_called_nothing(change, more: str, program
     assert found.verdict != "does nothing"
     row = next(row for row in found.outlooks if row.runtime == program)
     assert (row.applied, row.modules, row.raises) == (8, 8, "")
-    assert runtimes.runtime(program).title in found.why
+    assert table.runtime(program).title in found.why
     printed = cli("doctor", tmp_path / "x.safetensors")
     assert printed.exit_code == 1
     assert "8/8" in printed.stdout
@@ -204,7 +205,7 @@ def test_a_file_its_format_refuses_may_still_be_applied(
     stems = {re.split(r"\.lora_", key)[0] for key in tensors}
     save_file(tensors | {f"{stem}{more}": np.ones((64, 1), np.float32) for stem in stems}, tmp_path / "x.safetensors")
     found = loraforge.doctor(tmp_path / "x.safetensors")
-    assert f"{runtimes.runtime(program).title} knows 8 of its 8 modules" in found.why
+    assert f"{table.runtime(program).title} knows 8 of its 8 modules" in found.why
     assert not found.healthy
 
 
@@ -224,12 +225,12 @@ def test_each_row_was_run_or_says_that_it_was_read(cli, tmp_path: Path) -> None:
     loraforge.convert(Case("peft_plain").source, to="diffusers", out=tmp_path / "o")
     printed = cli("doctor", tmp_path / "o").stdout
     for name, row in rows(tmp_path / "o").items():
-        known = runtimes.runtime(name)
+        known = table.runtime(name)
         assert row.run == known.run
         line = next(line for line in printed.splitlines() if re.match(rf" {re.escape(name)} ", line))
         assert ("read only" in line) == (not known.run)
         assert all(run.agreed <= run.files and re.fullmatch(r"20\d\d-\d\d-\d\d", run.date) for run in known.run)
-    assert {name for name, row in runtimes.runtimes().items() if not row.run} == {"cogvideox-fun"}
+    assert {name for name, row in table.runtimes().items() if not row.run} == {"cogvideox-fun"}
 
 
 def test_modules_of_a_program_are_those_of_the_layout_that_is_written_for_it() -> None:
@@ -238,9 +239,9 @@ def test_modules_of_a_program_are_those_of_the_layout_that_is_written_for_it() -
         ("diffsynth", "loraforge-diffsynth/loraforge_diffsynth/diffsynth.toml"),
     ):
         (layout,) = tomli.loads((PLUGINS / path).read_text("utf-8"))["layouts"].values()
-        assert set(runtimes.runtime(program).modules) == set(layout["modules"])
+        assert set(table.runtime(program).modules) == set(layout["modules"])
     ours = {template.text for template in architecture("cogvideox").layouts["diffusers"].modules}
-    assert set(runtimes.runtime("cogkit").modules) <= ours
+    assert set(table.runtime("cogkit").modules) <= ours
 
 
 def test_the_report_names_what_the_table_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,15 +251,15 @@ def test_the_report_names_what_the_table_names(tmp_path: Path, monkeypatch: pyte
     lines = {line.split()[0]: line for line in first.lines()}
     assert "same update as the source (compared)" in lines["strength"] and "Diffusers" not in lines["strength"]
     text = "\n".join(first.lines())
-    for run in runtimes.runtime("diffusers").run:
+    for run in table.runtime("diffusers").run:
         assert run.version in text
-    real = dict(runtimes.runtimes())
+    real = dict(table.runtimes())
     for name in ("cogvideox-fun", "peft", "sat"):
         real.pop(name)
-    run = (runtimes.Run("9.9.9", "2026-01-01", 1, 1),)
+    run = (table.Run("9.9.9", "2026-01-01", 1, 1),)
     told = {name: dataclasses.replace(row, run=run * (name == "diffusers")) for name, row in real.items()}
-    monkeypatch.setattr(runtimes, "runtimes", lambda: told)
-    monkeypatch.setattr("loraforge.measured.runtimes", lambda: told)
+    monkeypatch.setattr("loraforge.programs.outlook.runtimes", lambda: told)
+    monkeypatch.setattr("loraforge.programs.measured.runtimes", lambda: told)
     other = loraforge.convert(case.source, to="diffusers", out=tmp_path / "b", **case.said)
     (seen,) = [text for label, text in other.seen() if label == "run in"]
     assert seen == "1.0 acts as trained in Diffusers 9.9.9"

@@ -1,4 +1,4 @@
-"""What others build on keeps its name: exports, commands and options, the kit, hooks, schemas. Taken before the moves."""
+"""What others build on keeps its name: exports, commands and options, the kit, schemas."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pytest
+
 import loraforge
 import loraforge.testing
-import pytest
 
 LIST = Path(__file__).parents[1] / "data" / "public.json"
 

@@ -15,10 +15,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loraforge
-from loraforge import fit
-from loraforge.adapter import Storage
+from loraforge.adapter import fit
+from loraforge.adapter.adapter import Storage
+from loraforge.algebra.folding import fold
+from loraforge.algebra.lora import CEILING, LoraWeight
 from loraforge.errors import ConversionError
-from loraforge.lora import CEILING, LoraWeight, fold
 
 STEM = "transformer_blocks.0.attn1"
 RANK, WIDTH = 4, 64

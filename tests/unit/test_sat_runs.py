@@ -12,6 +12,7 @@ from oracle import DATA, Case
 from sat import PREFIX, lora_tensors, write_run
 
 import loraforge
+from loraforge.files.opening import open_tensors
 
 
 @pytest.fixture
@@ -146,5 +147,5 @@ def test_a_config_of_a_base_run_records_nothing(tensors, tmp_path: Path) -> None
 
 def test_real_run_folders_have_the_names_this_file_builds(tmp_path: Path) -> None:
     """The builder in tests/sat.py spells keys as the real trainer does."""
-    file, _ = loraforge.source.open_tensors(DATA / "sat_2b_r4" / "sat_ckpt" / "1000" / "mp_rank_00_model_states.pt")
+    file, _ = open_tensors(DATA / "sat_2b_r4" / "sat_ckpt" / "1000" / "mp_rank_00_model_states.pt")
     assert set(lora_tensors(range(2), 64, 4)) == {key for key in file.tensors if "matrix_" in key}

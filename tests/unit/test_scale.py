@@ -16,7 +16,7 @@ from sat import lora_tensors, write_run
 
 import loraforge
 from loraforge.errors import ScaleError
-from loraforge.scale import trainers
+from loraforge.facts.trainers import trainers
 
 UNSCALED = DATA / "sat_2b_r4" / "hf_export_unscaled" / "pytorch_lora_weights.safetensors"
 

@@ -68,19 +68,21 @@ def test_inspect_of_something_else(cli) -> None:
 
 
 def test_tables() -> None:
-    names = ("architectures/cogvideox", "trainers", "places", "runtimes", "settings", "symptoms")
-    for name in (f"{name}.toml" for name in names):
-        kind = "architecture" if "architectures" in name else name.removesuffix(".toml")
-        check(tomli.loads((files("loraforge") / name).read_text("utf-8")), kind)
+    tables = {
+        "names/architectures/cogvideox": "architecture", "facts/trainers": "trainers", "scale/places": "places",
+        "programs/programs": "runtimes", "facts/variants": "settings", "facts/symptoms": "symptoms",
+    }  # fmt: skip
+    for name, kind in tables.items():
+        check(tomli.loads((files("loraforge") / f"{name}.toml").read_text("utf-8")), kind)
 
 
 def test_an_unknown_key_is_refused_by_the_schema_and_by_the_loader() -> None:
-    data = tomli.loads((files("loraforge") / "architectures/cogvideox.toml").read_text("utf-8"))
+    data = tomli.loads((files("loraforge") / "names" / "architectures/cogvideox.toml").read_text("utf-8"))
     for change in ({"extra": 1}, {"layouts": {**data["layouts"], "x": {"modules": {}, "prefix": "a"}}}):
         with pytest.raises(jsonschema.ValidationError):
             check({**data, **change}, "architecture")
         with pytest.raises(loraforge.LoraforgeError, match="unknown key"):
-            loraforge.layout.parse({**data, **change}, "a.toml")
+            loraforge.names.bijection.parse({**data, **change}, "a.toml")
 
 
 @pytest.mark.parametrize(("kind", "name"), [(loraforge.Report, "convert"), (loraforge.Inspection, "inspect")])

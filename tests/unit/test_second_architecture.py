@@ -11,8 +11,8 @@ from oracle import DATA
 from safetensors.numpy import save_file
 
 import loraforge
-from loraforge.catalog import outdone
 from loraforge.errors import LoraforgeError
+from loraforge.names.catalog import outdone
 
 TOY = """
 architecture = "toy"

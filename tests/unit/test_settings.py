@@ -13,8 +13,9 @@ from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 
 from loraforge import LoraforgeError
-from loraforge.givensettings import EXAMPLES, KEYS, checked, words
-from loraforge.settings import Finding, compare, parse, preset, settings, table
+from loraforge.facts.given_settings import EXAMPLES, KEYS, checked, parse, words
+from loraforge.facts.setting_rules import Finding, compare
+from loraforge.facts.variants import preset, settings, table
 
 VARIANTS = list(table()["variants"])
 PRESETS = list(table()["presets"])
@@ -34,7 +35,7 @@ def one(variant: str, **given: Any) -> Finding:
 
 
 def test_the_variants_are_those_of_the_architecture() -> None:
-    architecture = tomli.loads((files("loraforge") / "architectures" / "cogvideox.toml").read_text("utf-8"))
+    architecture = tomli.loads((files("loraforge") / "names" / "architectures" / "cogvideox.toml").read_text("utf-8"))
     assert list(architecture["variants"]) == VARIANTS
     for variant, facts in architecture["variants"].items():
         config, wants = {**architecture["config"], **facts.get("config", {})}, settings(variant)

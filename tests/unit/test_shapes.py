@@ -12,11 +12,11 @@ from safetensors.numpy import load_file, save_file
 from sparse import attention, every_matrix, sparse
 
 import loraforge
-from loraforge.base import broken
-from loraforge.catalog import architecture
-from loraforge.dimensions import Sized, solve, term
+from loraforge.adapter.fits import broken
 from loraforge.errors import FormatError, LayoutError
-from loraforge.layout import parse
+from loraforge.names.bijection import parse
+from loraforge.names.catalog import architecture
+from loraforge.names.dimensions import Sized, solve, term
 
 VARIANTS = {variant.name: variant for variant in architecture("cogvideox").variants}
 Q = "transformer_blocks.7.attn1.to_q"

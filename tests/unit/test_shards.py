@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.errors import FileError
-from loraforge.torchwrite import write_torch
+from loraforge.files.torch_write import write_torch
 
 WHOLE = DATA / "peft_plain"
 SILENT = DATA / "diffusers_save_lora_weights_nometa" / NAME

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from loraforge.errors import LoraforgeError
-from loraforge.sheet import contact_sheet, side_by_side
+from loraforge.media.sheet import contact_sheet, side_by_side
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (0, 200, 200), (200, 0, 200), (90, 60, 30), (9, 90, 9)]
 LABELS = [f"strength {n / 4:g}" for n in range(9)]

@@ -14,7 +14,7 @@ import tomli
 from jsonschema import Draft202012Validator
 from oracle import DATA
 
-from loraforge.symptoms import find, symptoms
+from loraforge.facts.symptoms import find, symptoms
 
 ROOT = Path(__file__).parents[2]
 ADAPTER = DATA / "diffusers_save_lora_weights_meta" / "pytorch_lora_weights.safetensors"
@@ -169,7 +169,7 @@ def test_explain_one_in_both_languages(cli, monkeypatch) -> None:
 def test_explain_a_log_from_standard_input(encoding: str) -> None:
     from click.testing import CliRunner
 
-    from loraforge.cli import main
+    from loraforge.cli.app import main
 
     done = CliRunner().invoke(main, ["explain", "-", "--lang", "en"], input=log(MESSAGES["D18"][0]).encode(encoding))
     assert done.exit_code == 0

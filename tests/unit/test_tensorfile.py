@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from loraforge.adapter.relayout import relayout
+from loraforge.algebra.lora import LoraWeight
 from loraforge.errors import ConversionError, FileError
-from loraforge.graph import relayout
-from loraforge.layout import parse
-from loraforge.lora import LoraWeight
-from loraforge.peftrules import config, rule
-from loraforge.scan import scan
-from loraforge.tensorfile import read_safetensors, write_safetensors
+from loraforge.files.digest import scan
+from loraforge.files.safetensors import read_safetensors, write_safetensors
+from loraforge.names.bijection import parse
+from loraforge.scale.peft_config import config, rule
 
 TYPES = {"F32": np.float32, "F16": np.float16}
 

@@ -16,12 +16,12 @@ import torch
 from oracle import DATA
 from torch.utils.serialization import config
 
-from loraforge import torchfile, torchwrite
-from loraforge.dtypes import BYTES
+from loraforge.algebra.dtypes import BYTES
 from loraforge.errors import ConversionError
-from loraforge.tensorfile import TensorFile, TensorInfo
-from loraforge.torchfile import read_torch
-from loraforge.torchwrite import copy_chunks, write_torch
+from loraforge.files import torch_read, torch_write
+from loraforge.files.tensorfile import TensorFile, TensorInfo
+from loraforge.files.torch_read import read_torch
+from loraforge.files.torch_write import copy_chunks, write_torch
 
 NUMPY = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "C64": np.complex64,
@@ -109,8 +109,8 @@ def test_our_own_reader_reads_it(tmp_path: Path) -> None:
 
 
 def test_the_types_are_those_the_reader_knows() -> None:
-    read = {dtype: name for name, dtype in torchfile._STORAGES.items() if name != "UntypedStorage"}
-    assert read == torchwrite._TYPES
+    read = {dtype: name for name, dtype in torch_read._STORAGES.items() if name != "UntypedStorage"}
+    assert read == torch_write._TYPES
 
 
 @pytest.mark.parametrize("dtype", sorted(BYTES.keys() - NUMPY.keys()))
@@ -269,8 +269,8 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from loraforge.torchfile import read_torch
-from loraforge.torchwrite import copy_chunks, write_torch
+from loraforge.files.torch_read import read_torch
+from loraforge.files.torch_write import copy_chunks, write_torch
 
 COUNT, SIZE = 20, 30_000_000
 place = Path(sys.argv[1])
@@ -300,6 +300,6 @@ def test_600_megabytes_pass_through_less_than_100(tmp_path: Path) -> None:
 
 
 def test_the_module_loads_neither_torch_nor_numpy() -> None:
-    program = "import sys, loraforge.torchwrite\nprint({'torch', 'numpy'} & sys.modules.keys())"
+    program = "import sys, loraforge.files.torch_write\nprint({'torch', 'numpy'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

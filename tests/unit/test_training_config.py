@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraforge.errors import ScaleError
-from loraforge.trainingconfig import read_training_config, stated_in
+from loraforge.scale.training_config import read_training_config, stated_in
 
 SAT = """\
 args:

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 from sat import PREFIX, lora_tensors, write_run
 
 import loraforge
-from loraforge.catalog import architecture
 from loraforge.errors import FormatError
+from loraforge.names.catalog import architecture
 
 LAYOUT = architecture("cogvideox").layouts["diffusers"]
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loraforge import videofile
 from loraforge.errors import FileError, LoraforgeError, OutputError
-from loraforge.videofile import read_image, read_video, write_video
+from loraforge.media import video
+from loraforge.media.video import read_image, read_video, write_video
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and scripts of POSIX")
@@ -95,7 +95,7 @@ def test_the_same_frames_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest
     write_video(tmp_path / "a.mp4", frames, 8)
     (tmp_path / "deeper").mkdir()
     write_video(tmp_path / "deeper" / "another name.mp4", iter(frames), 8)
-    monkeypatch.setattr(videofile, "_ENCODING", ["-cpuflags", "0", *videofile._ENCODING])  # no SIMD in the colours
+    monkeypatch.setattr(video, "_ENCODING", ["-cpuflags", "0", *video._ENCODING])  # no SIMD in the colours
     write_video(tmp_path / "c.mp4", frames, 8)
     first = (tmp_path / "a.mp4").read_bytes()
     assert first == (tmp_path / "deeper" / "another name.mp4").read_bytes() == (tmp_path / "c.mp4").read_bytes()
@@ -151,13 +151,13 @@ class Started:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.all: list[subprocess.Popen[bytes]] = []
-        start = videofile._started
+        start = video._started
 
         def started(*words, **streams):
             self.all.append(start(*words, **streams))
             return self.all[-1]
 
-        monkeypatch.setattr(videofile, "_started", started)
+        monkeypatch.setattr(video, "_started", started)
 
     def over(self) -> bool:
         return bool(self.all) and all(process.returncode is not None for process in self.all)
@@ -204,7 +204,7 @@ def test_a_killed_ffmpeg_leaves_nothing_and_is_told(
 def test_ctrl_c_of_a_terminal_leaves_nothing(tmp_path: Path) -> None:
     """Ctrl-C goes to every process of the group: the whole program is one here."""
     program = (
-        "import sys, time, numpy as np; from pathlib import Path; from loraforge.videofile import write_video\n"
+        "import sys, time, numpy as np; from pathlib import Path; from loraforge.media.video import write_video\n"
         "def frames():\n"
         "    for n in range(1000):\n"
         "        yield np.full((200, 300, 3), n % 256, np.uint8)\n"

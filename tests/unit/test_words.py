@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from loraforge.cli import main
+from loraforge.cli.app import main
 
 WIDE = re.compile(r"\b(any|every|all|everything|anything)\b", re.IGNORECASE)
 SHOWN = {

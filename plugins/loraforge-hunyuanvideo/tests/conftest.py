@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loraforge import plugins
+from loraforge.plugin import host
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,5 +19,5 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
     monkeypatch.setenv("LORAFORGE_PLUGINS", "")
     yield
-    plugins.forget_files()
-    plugins.forget()
+    host.forget_files()
+    host.forget()

@@ -12,8 +12,8 @@ from diffusers.loaders.single_file_utils import convert_hunyuan_video_transforme
 from hunyuan import HEIGHTS, HUNYUAN, INPUTS, WIDTH, dense, load, of_base_weights, random_adapter, saved
 
 import loraforge
-from loraforge.basegraph import carry
-from loraforge.catalog import architecture
+from loraforge.base.route import carry
+from loraforge.names.catalog import architecture
 
 
 def model(**options: object) -> HunyuanVideoTransformer3DModel:

@@ -1,0 +1,193 @@
+"""Proof: two adapters make the same update, tried on random vectors (Freivalds) and judged row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.relayout import to_segments
+from loraforge.algebra.dtypes import eps, subnormal
+from loraforge.algebra.half import widen
+from loraforge.algebra.lora import CEILING, Array, Delta, LoraWeight, is_zero, random_columns
+from loraforge.errors import VerificationError
+from loraforge.files.tensorfile import RELEASE_EVERY
+from loraforge.names.catalog import architecture
+from loraforge.threads import in_order
+
+EXACT = 1e-6
+"""What a row may be off by where its module is stored exactly, as a share of the row's size."""
+
+ROUNDED = 4
+"""The same where it was rounded once, in units of the element type's eps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One segment of the base model, as both adapters update it."""
+
+    module: str
+    """Its path in the second adapter."""
+    error: float
+    """Of the worst row, as a share of that row's size."""
+    rows: int
+    off: int
+    """Rows that are off by more than they may be."""
+    strength: float
+    """How much of the first update the second one is, by least squares; nan where the first is zero."""
+    scaled: float
+    """The worst row's error once the first update is multiplied by `strength`."""
+    allowed: float = EXACT
+    """The share of its size by which a row may be off, smallest subnormals apart."""
+    loss: float = 0.0
+    """How far apart the two updates are as a whole, as a share of the first; infinite where that is zero."""
+    rounding: bool = True
+    """Whether every row is off by no more than rounding explains. With rows `off`, rounding took more than CEILING."""
+
+    @property
+    def holds(self) -> bool:
+        return not self.off
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """Modules that one adapter changes and the other does not."""
+
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+
+
+def pair_up(source: Adapter, result: Adapter) -> tuple[list[tuple[str, Delta, Delta]], Alone]:
+    """The segments both adapters change, each with its path in the second; and what only one of them changes.
+
+    A segment that one side has, with an update of exactly zero, changes nothing: it needs no partner.
+    """
+    arch = architecture(source.architecture)
+    mine, theirs = to_segments(source.modules, arch, source.layout), to_segments(result.modules, arch, result.layout)
+    pairs = [(theirs[place][0], part, theirs[place][1]) for place, (_, part) in mine.items() if place in theirs]
+    first, second = (
+        tuple(sorted({path for place, (path, delta) in one.items() if place not in other and not is_zero(delta)}))
+        for one, other in ((mine, theirs), (theirs, mine))
+    )
+    return pairs, Alone(first, second)
+
+
+def compare(
+    pairs: Iterable[tuple[str, Delta, Delta]],
+    is_rounded: Callable[[str], bool] = lambda _: False,
+    release: Callable[[], None] = lambda: None,
+) -> list[Comparison]:
+    """Compare updates segment by segment, wherever their rows sit in either layout.
+
+    For x of independent standard normal entries, `s B (A x)` is computed in float64 on both sides. A
+    row's error is the root mean square of the difference over the probes; its size is
+    `|s| sqrt(sum_k B_ik^2 |A_k|^2)`, which does not shrink when components cancel. A row may be
+    off by EXACT of its size, in a module that `is_rounded` by ROUNDED eps of the coarser element type
+    and one smallest subnormal per entry. Whatever explains it, the whole may be off by CEILING of the update.
+    DoRA's magnitudes are compared as numbers, to the same measure.
+
+    Raises VerificationError when the two have different numbers of rows, or DoRA on one side only.
+    """
+
+    def judge(item: tuple[str, Delta, Delta]) -> Comparison:
+        path, one, other = item
+        _comparable(path, one, other)
+        want, got = _applied(one), _applied(other)
+        if want.shape != got.shape:
+            raise VerificationError(f"{path}: {want.shape[0]} rows on one side, {got.shape[0]} on the other.")
+        error = np.sqrt(np.square(got - want).mean(axis=1))
+        lengths = _lengths(path, one, other)
+        if not error.any() and lengths is None:  # as it is where only powers of two were moved
+            return Comparison(path, 0.0, len(error), 0, 1.0 if want.any() else np.nan, 0.0)
+        size = _size(one)
+        share = EXACT
+        if is_rounded(path):
+            share = max(EXACT, ROUNDED * max(eps(factor.dtype) for w in (*one, *other) for factor in (w.A, w.B)))
+        allowed = share * size
+        if share > EXACT and (error > allowed).any():
+            allowed += np.maximum(_grain(one), _grain(other))
+        off = ~(error <= allowed)  # also where one of them is not a number
+        worst = error / np.where(size > 0, size, 1.0)
+        if lengths is not None:
+            off, worst = off | ~(lengths <= share), np.maximum(worst, lengths)
+        rounding, wanted = not off.any(), np.sqrt(np.square(want).mean(axis=1))
+        apart, whole = float(np.linalg.norm(error)), float(np.linalg.norm(wanted))
+        if apart > max(CEILING * whole, _NOISE * float(np.linalg.norm(size))):
+            off |= error > CEILING * wanted
+        strength = float(np.vdot(want, got) / np.vdot(want, want)) if want.any() else np.nan
+        rest = np.sqrt(np.square(got - strength * want).mean(axis=1)) if want.any() else error
+        scaled = rest / np.where(size > 0, size * abs(strength), 1.0) if want.any() and strength else worst
+        scaled = scaled if lengths is None else np.maximum(scaled, lengths)
+        loss = apart / whole if whole else np.inf if apart else 0.0
+        return Comparison(
+            path, float(worst.max()), len(off), int(off.sum()), strength, float(scaled.max()), share, loss, rounding
+        )
+
+    out = []
+    with in_order(judge, pairs) as comparisons:
+        for comparison in comparisons:
+            out.append(comparison)
+            if len(out) % RELEASE_EVERY == 0:
+                release()
+    return out
+
+
+_NOISE = 1e-12
+"""What float64 itself may be off by, as a share of the size: an update whose components cancel may come out as this."""
+
+_RANGE = 1e-100, 1e100
+"""Sizes of an update whose squares float64 still holds; only float64 factors and odd scalings can be outside."""
+
+
+def _comparable(path: str, one: Delta, other: Delta) -> None:
+    """Raises VerificationError where no comparison of the two would mean anything."""
+    (a, k), (b, m) = ((delta[0].A.shape[1], delta[0].kernel) for delta in (one, other))
+    if (a, k) != (b, m):
+        texts = [f"{n} inputs{f' in a kernel {list(kernel)}' if kernel else ''}" for n, kernel in ((a, k), (b, m))]
+        raise VerificationError(f"{path}: {texts[0]} on one side, {texts[1]} on the other.")
+    for w in (*one, *other):
+        ordinary = not w.scaling or 1e-30 < abs(w.scaling) < 1e30
+        if not ordinary or "float64" in (w.A.dtype.name, w.B.dtype.name):
+            peaks = [float(np.abs(widen(factor)).max(initial=0)) for factor in (w.A, w.B)]
+            size = abs(w.scaling) * peaks[0] * peaks[1]
+            if size and not all(_RANGE[0] < value < _RANGE[1] for value in (*peaks, size)):
+                raise VerificationError(f"{path}: an update of {size:.0e} cannot be compared (1e-100 to 1e100 can).")
+
+
+def _lengths(path: str, one: Delta, other: Delta) -> Array | None:
+    """Per row: how far DoRA's magnitudes are apart, as a share; None where there are none."""
+    mine, theirs = ([w.magnitude for w in delta if w.magnitude is not None] for delta in (one, other))
+    if not mine and not theirs:
+        return None
+    if len(mine) < len(one) or len(theirs) < len(other):
+        raise VerificationError(f"{path} is a DoRA on one side only.")
+    a, b = (np.concatenate([widen(length) for length in lengths]) for lengths in (mine, theirs))
+    share: Array = np.abs(a - b) / np.maximum(np.abs(a), np.finfo(np.float64).tiny)
+    return share
+
+
+def _applied(delta: Delta) -> Array:
+    """[rows, PROBES]: the update applied to the probes."""
+    return np.concatenate([w.scaling * (widen(w.B) @ (widen(w.A) @ random_columns(w.A.shape[1]))) for w in delta])
+
+
+def _size(delta: Delta) -> Array:
+    """Per row: how large the update would be if its components did not cancel."""
+    return np.concatenate([abs(w.scaling) * np.sqrt(_squares(w.B) @ _squares(w.A).sum(axis=1)) for w in delta])
+
+
+def _grain(delta: Delta) -> Array:
+    """Per row: what one smallest subnormal per entry of A and B is worth."""
+
+    def of(w: LoraWeight) -> Array:
+        from_a: Array = subnormal(w.A.dtype) * np.sqrt(w.A.shape[1] * _squares(w.B).sum(axis=1))
+        return abs(w.scaling) * (from_a + subnormal(w.B.dtype) * float(np.linalg.norm(widen(w.A))))
+
+    return np.concatenate([of(w) for w in delta])
+
+
+def _squares(factor: Array) -> Array:
+    wide = widen(factor)
+    return np.square(wide, out=wide)

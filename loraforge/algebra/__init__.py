@@ -1,0 +1,1 @@
+"""Numbers only: low-rank updates and element types."""

@@ -1,0 +1,1 @@
+"""Base models: reading, fusing into them, converting them."""

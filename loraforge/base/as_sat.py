@@ -1,0 +1,64 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from loraforge.base.model import BaseModel
+from loraforge.files.tensorfile import KEY
+from loraforge.format.sat_names import CHECKPOINT, ITERATION, SAT_PREFIX
+from loraforge.names.layout import Variant
+
+if TYPE_CHECKING:
+    from loraforge.base.job import Model
+    from loraforge.base.stream import NewTensor
+
+_UNUSED = "SAT's base class asks for it, and no CogVideoX uses it: zeros"
+_COMPUTED = "computed for the sample in the configuration, as SAT does when it starts"
+
+
+def _rebuilt(
+    base: BaseModel, config: Mapping[str, Any], variant: Variant, tensors: list[NewTensor]
+) -> dict[str, tuple[NewTensor, str]]:
+    """The keys SAT insists on and no other layout has. It refuses to run where one is missing."""
+    import numpy as np
+
+    from loraforge.base import positions
+    from loraforge.base.stream import NewTensor
+
+    by_key = {tensor.key.removeprefix(SAT_PREFIX): tensor for tensor in tensors}
+    patch = by_key["mixins.patch_embed.proj.weight"]
+    width = patch.shape[0]
+    settings = {**base.architecture.config, **variant.config, **config}
+    settings |= {"patch_size": settings.get("patch_size", 2)}
+    made: dict[str, tuple[tuple[int, ...], Callable[[], Any], str]] = {}
+    if not settings["use_rotary_positional_embeddings"]:
+        shape: tuple[int, ...] = (1, settings["max_text_seq_length"] + int(np.prod(positions.grid(settings))), width)
+        made["mixins.pos_embed.pos_embedding"] = shape, partial(positions.sincos, settings, width), _COMPUTED
+    else:
+        zeros = partial(np.zeros, (positions.WORDS, width))
+        made["transformer.position_embeddings.weight"] = (positions.WORDS, width), zeros, _UNUSED
+        if len(patch.shape) == 4:  # the code of the 1.0 models keeps them, that of the 1.5 models does not
+            head = by_key["mixins.adaln_layer.query_layernorm_list.0.weight"].shape[0]
+            shape = (int(np.prod(positions.grid(settings))), head)
+            for n, name in enumerate(("sin", "cos")):
+                made[f"mixins.pos_embed.freqs_{name}"] = shape, partial(_rotary, settings, head, n), _COMPUTED
+    return {
+        key: (NewTensor(f"{SAT_PREFIX}{key}", patch.dtype, shape, made=make), why)
+        for key, (shape, make, why) in made.items()
+    }
+
+
+def _rotary(settings: Mapping[str, Any], head: int, which: int) -> Any:
+    from loraforge.base import positions
+
+    return positions.rotary(settings, head)[which]
+
+
+def _sat_model(tensors: list[NewTensor], said: str) -> Model:
+    from loraforge.base.job import Model, Shard
+
+    name = f"{ITERATION}/{CHECKPOINT}"
+    return Model({name: Shard("torch", tuple(tensors), {KEY: said})}, {}, {"latest": ITERATION})

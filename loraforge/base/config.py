@@ -1,0 +1,209 @@
+"""Diffusers' config.json of a base model: what its shapes tell, what its variant fixes, what its SAT run configured.
+
+Sources: diffusers models/transformers/cogvideox_transformer_3d.py (the entries), CogVideo
+tools/convert_weight_sat2hf.py (`get_transformer_init_kwargs`), the config.json of the released models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from loraforge.base.model import COMPONENT, BaseModel
+from loraforge.errors import ConversionError, Try
+from loraforge.files.texts import read_json, read_yaml
+from loraforge.format.sat_names import CONFIG
+from loraforge.names.layout import Variant
+from loraforge.scale.origin import own_entry
+from loraforge.text import command
+
+PIXELS = 8
+"""Of the VAE, per latent row and column."""
+_POSITIONS = "mixins.pos_embed.pos_embedding"
+"""In SAT: what a model without rotary positions, or with learned ones, has."""
+
+
+def variant_of(base: BaseModel) -> Variant:
+    """The one released model it is like. Raises ConversionError where that cannot be told."""
+    able = [variant for variant in base.variants if not _speaks_against(base, variant)]
+    kinds = {tuple(sorted(_fixed(base, variant).items(), key=str)): variant for variant in reversed(able)}
+    if len(kinds) == 1:
+        return next(iter(kinds.values()))
+    names = " or ".join(variant.name for variant in able)
+    raise ConversionError(
+        f"{base.path} has the shapes of {names or 'no released model'}, and its other names do not tell which."
+        if able
+        else f"{base.path} has the shapes of no released {base.architecture.title}.",
+        command("loraforge", "inspect", "--skeleton", base.files[0].path),
+    )
+
+
+def _speaks_against(base: BaseModel, variant: Variant) -> bool:
+    """Whether its tables of positions, or its own config.json, are another's: what no shape of a weight tells."""
+    fixed = _fixed(base, variant)
+    rotary, learned = fixed["use_rotary_positional_embeddings"], fixed["use_learned_positional_embeddings"]
+    if base.layout == "sat":
+        return (_POSITIONS in base.parameters) != (learned or not rotary)
+    said = own_config(base)
+    flags = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings")
+    return any(name in said and said[name] != fixed[name] for name in flags)
+
+
+def _fixed(base: BaseModel, variant: Variant) -> dict[str, Any]:
+    return {**base.architecture.config, **variant.config}
+
+
+def own_config(base: BaseModel) -> dict[str, Any]:
+    """The config.json of a Diffusers base; empty where it has none."""
+    file = base.folder / "config.json"
+    return read_json(file) if base.kind in ("pipeline", COMPONENT) and file.is_file() else {}
+
+
+def diffusers_config(base: BaseModel, variant: Variant, sample: str | None = None) -> tuple[dict[str, Any], str]:
+    """The entries of config.json, sorted, and the source of those that no shape tells.
+
+    `sample`: frames, height and width in pixels, `49x480x720`; it counts before what the base says. Raises
+    ConversionError if the architecture's data lists no entries, or if learned positions are of another size.
+    """
+    if not base.architecture.config:
+        raise ConversionError(
+            f"the configuration of {base.architecture.title} in Diffusers is not known: its data has no [config].",
+            Try(command("loraforge", "layouts", base.architecture.name)),
+        )
+    told = dict(_told_by_shapes(base))
+    said, where = _configured(base)
+    if sample is not None:
+        said, where = said | _sample(sample), "--sample"
+    config = {**_fixed(base, variant), **told, **said}
+    where = where or f"{variant.name} as released"
+    if shape := base.shape(_POSITIONS):
+        places = shape[-2]
+        text = places - _patches(config)
+        if sample is not None and text > 0:
+            config["max_text_seq_length"] = text
+        elif text != config["max_text_seq_length"] and config["use_learned_positional_embeddings"]:
+            raise _other_size(base, config, places, where)
+    return dict(sorted(config.items())), where
+
+
+def other_size(base: BaseModel, config: Mapping[str, Any]) -> Iterator[str]:
+    """A note if a table of positions, which Diffusers computes itself, is of another size than the configuration."""
+    shape = base.shape(_POSITIONS)
+    if shape and shape[-2] != config["max_text_seq_length"] + _patches(config):
+        yield (
+            f"its table of {shape[-2]} positions is of another size than the configuration, which decides the default "
+            "size of a video: --sample FRAMESxHEIGHTxWIDTH states it"
+        )
+
+
+def sample_of(base: BaseModel) -> dict[str, int]:
+    """The sample that a base says it is for: for what SAT is given, which has no place for it but a run's YAML."""
+    said = own_config(base) or _configured(base)[0]
+    return {key: said[key] for key in _SAMPLE if key in said}
+
+
+def _sample(text: str) -> dict[str, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
+        raise ConversionError(f"--sample {text!r:.40} is no FRAMESxHEIGHTxWIDTH.", "--sample 49x480x720")
+    frames, height, width = map(int, sides)
+    if height % PIXELS or width % PIXELS:
+        raise ConversionError(
+            f"--sample {text}: height and width are multiples of {PIXELS} pixels.",
+            f"--sample {frames}x{-(-height // PIXELS) * PIXELS}x{-(-width // PIXELS) * PIXELS}",
+        )
+    return {"sample_frames": frames, "sample_height": height // PIXELS, "sample_width": width // PIXELS}
+
+
+def _patches(config: Mapping[str, Any]) -> int:
+    from loraforge.base.positions import grid  # loads numpy
+
+    frames, rows, columns = grid(config)
+    return frames * rows * columns
+
+
+def _other_size(base: BaseModel, config: Mapping[str, Any], places: int, where: str) -> ConversionError:
+    """The refusal, with the sizes near the one at hand that have as many positions."""
+    text, pixels = config["max_text_seq_length"], PIXELS * config["patch_size"]
+    frames = (config["sample_frames"] - 1) // config["temporal_compression_ratio"] + 1
+    area, rest = divmod(places - text, frames)
+    aspect = config["sample_width"] / config["sample_height"]
+    sides = [(h, area // h) for h in range(1, max(area, 0) + 1) if area % h == 0 and not rest]
+    near = sorted((s for s in sides if 1 / 3 <= s[0] / s[1] <= 3), key=lambda s: abs(math.log(s[1] / s[0] / aspect)))
+    ways = [Try(f"--sample {config['sample_frames']}x{h * pixels}x{w * pixels}", "if so trained") for h, w in near[:4]]
+    size = f"{config['sample_frames']}x{config['sample_height'] * PIXELS}x{config['sample_width'] * PIXELS}"
+    return ConversionError(
+        f"{base.path} has {places} learned positions, and {where} ({size}) has {text + _patches(config)}: it was "
+        f"trained at another size. State it with --sample FRAMESxHEIGHTxWIDTH, in pixels, or put the run's {CONFIG} "
+        "beside it.",
+        *(ways or [Try(command("loraforge", "convert-base", "--help"))]),
+    )
+
+
+def _told_by_shapes(base: BaseModel) -> Iterator[tuple[str, Any]]:
+    def shape(segment: str, parameter: str = "weight") -> tuple[int, ...] | None:
+        layout = base.architecture.layouts[base.layout]
+        template = next(t for t, stack in layout.modules.items() if stack == (segment,))
+        return base.shape(f"{template.fill(tuple((hole[1:-1], 0) for hole in sorted(template.holes)))}.{parameter}")
+
+    patch, text, time, out, head = (shape(s) for s in ("patch", "text", "time1", "out", "norm_q"))
+    if not (patch and text and time and out and head):
+        raise ConversionError(
+            f"{base.path} is not a whole {base.architecture.title}.", command("ls", "-l", base.folder)
+        )
+    layout = base.architecture.layouts[base.layout]
+    blocks = {place[1] for name in base.parameters if (place := layout.locate(name.rpartition(".")[0])) and place[1]}
+    side = patch[2] if len(patch) == 4 else 2
+    volume = side * side * (1 if len(patch) == 4 else 2)
+    ofs = shape("ofs1")
+    yield from {
+        "attention_head_dim": head[0],
+        "in_channels": patch[1] if len(patch) == 4 else patch[1] // volume,
+        "num_attention_heads": patch[0] // head[0],
+        "num_layers": len(blocks),
+        "ofs_embed_dim": ofs[0] if ofs else None,
+        "out_channels": out[0] // volume,
+        "patch_bias": len(patch) == 4,
+        "patch_size": side,
+        "patch_size_t": None if len(patch) == 4 else 2,
+        "text_embed_dim": text[1],
+        "time_embed_dim": time[0],
+    }.items()
+
+
+def _configured(base: BaseModel) -> tuple[dict[str, Any], str]:
+    """What the training_config.yaml of a SAT run says of the sample it was made for, and the file's name."""
+    folders = [base.folder, *base.folder.absolute().parents[:2]]
+    path = next((f / CONFIG for f in folders if base.kind == "sat" and (f / CONFIG).is_file()), None)
+    document = read_yaml(path) if path else None
+    params: Any = document
+    for key in ("model", "network_config", "params"):
+        params = params.get(key) if isinstance(params, Mapping) else None
+    if path is None or not isinstance(params, Mapping):
+        entry = own_entry(base.files[0].metadata)
+        known = _counts(entry["base"].get("sample")) if entry and isinstance(entry.get("base"), Mapping) else {}
+        return known, "the file's own header" if known else ""
+    modules = params.get("modules")
+    table = modules.get("pos_embed_config") if isinstance(modules, Mapping) else None
+    place = table.get("params") if isinstance(table, Mapping) else None
+    found = {
+        "sample_frames": params.get("num_frames"),
+        "sample_height": params.get("latent_height"),
+        "sample_width": params.get("latent_width"),
+        "temporal_compression_ratio": params.get("time_compressed_rate"),
+        "max_text_seq_length": place.get("text_length") if isinstance(place, Mapping) else None,
+    }
+    whole = _counts(found)
+    return whole, Path(path).name if whole else ""
+
+
+def _counts(said: Any) -> dict[str, Any]:
+    """The entries of a sample that are what they should be. Anybody can write a header or a YAML."""
+    found = said if isinstance(said, Mapping) else {}
+    return {key: found[key] for key in _SAMPLE if type(found.get(key)) is int and found[key] > 0}
+
+
+_SAMPLE = ("sample_frames", "sample_height", "sample_width", "temporal_compression_ratio", "max_text_seq_length")
+"""The entries of config.json that no weight but a table of positions tells."""

@@ -1,0 +1,191 @@
+"""Move base weights from one framework to another, streaming, with the configuration they need there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from loraforge.algebra.dtypes import CHOICES, FACTORS
+from loraforge.base.as_diffusers import _diffusers_model
+from loraforge.base.as_sat import _rebuilt, _sat_model
+from loraforge.base.model import COMPONENT, BaseModel
+from loraforge.base.opening import open_base
+from loraforge.errors import ConversionError, Try
+from loraforge.files.resume import check_place
+from loraforge.format.sat_names import SAT_PREFIX, components
+from loraforge.hub.fetch_base import base_folder
+from loraforge.names.layout import Variant
+from loraforge.text import command, listed, recorded, told
+
+if TYPE_CHECKING:
+    from loraforge.base.stream import NewTensor
+
+
+@dataclass(frozen=True, slots=True)
+class BaseReport:
+    """What became of a base model. Its JSON follows schemas/convert-base.schema.json."""
+
+    source: dict[str, Any]
+    """path, kind, layout."""
+    output: dict[str, Any]
+    """path, files, layout, dtype, written."""
+    variant: str
+    """The released model it is, or is like."""
+    tensors: int
+    cast: int
+    """Tensors stored in another type."""
+    dropped: dict[str, str]
+    """Key of the source -> why nothing is lost without it."""
+    rebuilt: dict[str, str]
+    """Key of the result that the source has not got -> where it comes from."""
+    left_out: dict[str, int]
+    """Part of the source that is no transformer -> its tensors."""
+    config: str
+    """Where those entries of the configuration come from that no shape tells."""
+    notes: tuple[str, ...]
+    load: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.convert-base.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The report for a terminal."""
+        done = f"{self.tensors} tensors" + (
+            f", {self.cast} cast to {self.output['dtype']}" if self.cast else ", no bit changed"
+        )
+        if self.left_out:
+            done += "; left out: " + ", ".join(f"{count} tensors of {what}" for what, count in self.left_out.items())
+        title = f"{self.source['path']} -> {self.output['path']}{'' if self.output['written'] else ' (not written)'}"
+        table = [*(("dropped", f"{key}: {why}") for key, why in self.dropped.items())]
+        table += [*(("rebuilt", f"{key}: {why}") for key, why in self.rebuilt.items())]
+        table += [("config", self.config)] if self.config else []
+        table += [("base", self.variant), ("load", self.load)]
+        return [title, f"  {done}", *(f"  {label:<9} {text}" for label, text in table)]
+
+
+def convert_base(
+    source: str | Path,
+    to: Literal["diffusers", "sat"],
+    out: str | Path,
+    *,
+    dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
+    sample: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda _more, _all: None,
+) -> BaseReport:
+    """Write the base weights in `source` as `to` names and lays them out; the arguments are those of the command.
+
+    Raises a LoraforgeError, with nothing left behind, when a key is not understood or a part is missing, when it
+    cannot be told which model it is, or when a number does not fit into the type it is to be stored in.
+    """
+    from loraforge.base.config import diffusers_config, other_size, own_config, variant_of
+    from loraforge.base.job import write_model
+    from loraforge.base.origin import entry
+    from loraforge.base.route import route
+    from loraforge.base.stream import Engine, measure
+    from loraforge.fusion.choose import choose
+
+    base = open_base(base_folder(source, only=COMPONENT))
+    if to not in base.architecture.layouts or base.layout == to:
+        known = ", ".join(base.architecture.layouts)
+        why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
+        other = [Try(f"--to {name}") for name in ("diffusers", "sat") if name != base.layout]
+        raise ConversionError(f"{base.path} {why}.", *other)
+    variant = variant_of(base)
+    if gaps := list(_gaps(base, variant)):
+        raise ConversionError(
+            f"{base.path} is not whole: there is no {listed(gaps, 3)}.",
+            command("loraforge", "inspect", "--skeleton", base.files[0].path),
+        )
+    shapes = {name: base.held[key].tensors[key].shape for name, key in base.parameters.items()}
+    try:
+        plan = route(shapes, base.architecture, base.layout, to, [variant])
+    except ConversionError as error:
+        raise ConversionError(f"{base.path}: {error.message}.", *error.remedies) from error
+    tensors = [_tensor(base, key, parts, CHOICES.get(dtype), to) for key, parts in plan.pieces.items()]
+    config, where = own_config(base), ""
+    if to == "diffusers":
+        config, where = diffusers_config(base, variant, sample)
+    rebuilt = _rebuilt(base, config, variant, tensors) if to == "sat" else {}
+    every = [*tensors, *(tensor for tensor, _ in rebuilt.values())]
+    place = Path(out)
+    said = entry(_typed(base, to, dtype), base, (), to)
+    model = _sat_model(every, said) if to == "sat" else _diffusers_model(every, said, config)
+    check_place(place, model.names, [base.path], force=force or dry_run)
+    engine = Engine(*choose("numpy", "cpu"))
+    if dry_run:
+        measure(tensors, engine)  # whether every number fits
+    else:
+        write_model(place, model, engine, progress, new=not force)
+    cast = sum(tensor.is_cast for tensor in tensors)
+    others = components(key for key in base.held if key not in base.parameters.values() and key not in base.lora)
+    return BaseReport(
+        source={"path": told(base.path), "kind": base.kind, "layout": base.layout},
+        output={"path": str(place), "files": list(model.shards), "layout": to, "dtype": dtype, "written": not dry_run},
+        variant=variant.name,
+        tensors=len(every),
+        cast=cast,
+        dropped=dict(plan.dropped),
+        rebuilt={key: why for key, (_, why) in rebuilt.items()},
+        left_out=others,
+        config=where,
+        notes=(*base.notes, *_advice(base), *(other_size(base, config) if to == "diffusers" else ())),
+        load=_load(place, to, variant),
+    )
+
+
+def _gaps(base: BaseModel, variant: Variant) -> Iterator[str]:
+    """The parameters this variant has, in every block there is, and the base has not."""
+    layout = base.architecture.layouts[base.layout]
+    places = [place for name in base.parameters if (place := layout.locate(name.rpartition(".")[0]))]
+    blocks = sorted({index for _, index in places if index})
+    for template, segments in layout.modules.items():
+        if variant.absent.issuperset(segments):
+            continue
+        for index in blocks if template.holes else [()]:
+            names = (f"{template.fill(index)}.{parameter}" for parameter in base.architecture.named(segments))
+            yield from (name for name in names if name not in base.parameters)
+
+
+def _tensor(base: BaseModel, name: str, pieces: Any, dtype: str | None, to: str) -> NewTensor:
+    from loraforge.base.stream import NewTensor, Part
+
+    names = base.parameters
+    parts = tuple(Part(base.held[names[p.key]], names[p.key], p.start, p.stop) for p in pieces)
+    infos = [part.file.tensors[part.key] for part in parts]
+    types = {info.dtype for info in infos}
+    if len(types) > 1 and dtype is None:
+        raise ConversionError(
+            f"{name} is made of {listed(sorted(names[p.key] for p in pieces))}, of types {listed(sorted(types))}.",
+            Try("--dtype bf16", "store all of it alike"),
+        )
+    kind = dtype if dtype and types <= set(FACTORS) else infos[0].dtype
+    rows = sum(part.stop - part.start for part in parts)
+    prefix = SAT_PREFIX if to == "sat" else ""
+    return NewTensor(f"{prefix}{name}", kind, (rows, *infos[0].shape[1:]), parts)
+
+
+def _typed(base: BaseModel, to: str, dtype: str) -> str:
+    words = ["loraforge", "convert-base", recorded(base.path), "--to", to]
+    return command(*words, *(["--dtype", dtype] if dtype != "keep" else []))
+
+
+def _advice(base: BaseModel) -> Iterator[str]:
+    if base.lora:
+        counts = Counter(key.rpartition(".matrix_")[0] for key in base.lora)
+        yield (
+            f"the LoRA in {base.files[0].path.name} ({len(counts)} modules) is left out: what is written is the base "
+            "it was trained on. `loraforge convert` takes the LoRA out, `loraforge fuse` puts it into the weights"
+        )
+
+
+def _load(out: Path, to: str, variant: Variant) -> str:
+    if to == "sat":
+        return f"in SAT's inference.yaml `load: {out}`"
+    whole = f"as transformer= of the pipeline of {variant.repo}"
+    return f"CogVideoXTransformer3DModel.from_pretrained({str(out)!r})  # {whole}"

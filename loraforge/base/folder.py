@@ -1,0 +1,112 @@
+"""What a model folder is made of besides its weights, and how a copy of it is laid out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from loraforge.base.model import COMPONENT, INDEX, NAME, STEM, BaseModel
+from loraforge.files.tensorfile import TensorFile
+from loraforge.files.texts import read_json
+from loraforge.format.sat_names import CHECKPOINT, ITERATION
+
+LINKED = 1 << 20
+"""Bytes from which a file of another component is linked instead of copied. Smaller ones may be edited in place."""
+
+_INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")
+_OUR_KIND = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+"""Suffixes of weights. Beside the transformer's they would be other versions of it, without the adapter."""
+
+
+def _is_file(base: BaseModel, out: Path) -> bool:
+    """Whether the result is one file and no folder: where its name says so, and the base is one too."""
+    suffixes = {"file": (".safetensors",), "sat": (".pt", ".pth")}.get(base.kind, ())
+    return out.suffix in suffixes
+
+
+def shards(base: BaseModel, out: Path, *, alone: bool) -> dict[str, TensorFile]:
+    """Name in the result -> the file of the base it stands for. `alone`: the transformer without its pipeline."""
+    if _is_file(base, out):
+        return {out.name: base.files[0]}
+    if base.kind == "file":
+        return {base.files[0].path.name: base.files[0]}
+    if base.kind == "sat":
+        folder = base.folder.name if base.folder.name.isdecimal() else ITERATION
+        return {f"{folder}/{CHECKPOINT}": base.files[0]}
+    inside = f"{COMPONENT}/" if base.kind == "pipeline" and not alone else ""
+    return {f"{inside}{_as_diffusers(file.path.name)}": file for file in base.files}
+
+
+def _as_diffusers(name: str) -> str:
+    """The name under which `from_pretrained` finds what was a variant, a `.bin` or another library's."""
+    found = NAME.fullmatch(name)
+    return f"{STEM}{found['part'] or ''}.safetensors" if found else name
+
+
+def beside(base: BaseModel, names: Mapping[str, TensorFile], *, alone: bool) -> tuple[dict[str, Path], dict[str, str]]:
+    """Name in the result -> the file that is copied or linked; and -> the text that is written."""
+    if base.kind == "file":
+        return {}, {}
+    if base.kind == "sat":
+        where = next(iter(names)).rpartition("/")[0]
+        config = base.folder.parent / "model_config.json"
+        return ({config.name: config} if where and config.is_file() else {}), ({"latest": where} if where else {})
+    inside = f"{COMPONENT}/" if base.kind == "pipeline" and not alone else ""
+    copied = {f"{inside}{p.name}": p for p in sorted(base.folder.iterdir()) if p.is_file() and _stays(p)}
+    if inside:
+        copied |= {name: path for name, path in _files(base.path) if not name.startswith(inside)}
+    return copied, {}
+
+
+def _stays(path: Path) -> bool:
+    return not path.name.startswith(".") and path.suffix not in _OUR_KIND and not _INDEX.search(path.name)
+
+
+def _files(root: Path) -> Iterator[tuple[str, Path]]:
+    """Every file below a folder with its name from there, links followed, hidden ones left out."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in sorted(files):
+            path = Path(folder) / name
+            if not name.startswith(".") and path.is_file():
+                yield path.relative_to(root).as_posix(), path
+
+
+def index_text(base: BaseModel, names: Mapping[str, TensorFile], nbytes: int) -> dict[str, str]:
+    """The index of the shards as they are written, by its name in the result; empty if there is one file."""
+    if not base.index:
+        return {}
+    where, _, _ = next(iter(names)).rpartition("/")
+    name, file = f"{where}/{INDEX}" if where else INDEX, base.folder / base.index
+    table = read_json(file)
+    metadata = table.get("metadata")
+    known = metadata if isinstance(metadata, dict) else {}
+    real = {key: name.rpartition("/")[2] for name, shard in names.items() for key in shard.tensors}
+    if known.get("total_size") == nbytes and table["weight_map"] == real:
+        return {name: file.read_text("utf-8")}
+    order = dict.fromkeys([key for key in table["weight_map"] if key in real] + sorted(real))
+    table |= {"metadata": {**known, "total_size": nbytes}, "weight_map": {key: real[key] for key in order}}
+    return {name: json.dumps(table, indent=2) + "\n"}
+
+
+def put(source: Path, place: Path) -> None:
+    """Link a large file, copy a small one."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    real = source.resolve()
+    if real.stat().st_size >= LINKED:
+        with suppress(OSError):  # another disk, or one without links
+            os.link(real, place)
+            return
+    shutil.copyfile(real, place)

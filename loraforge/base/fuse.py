@@ -1,0 +1,264 @@
+"""Add adapters to base weights for good, shard by shard, and say what survived the rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.drop import without
+from loraforge.algebra.dtypes import CHOICES, FACTORS, LARGEST
+from loraforge.base.model import COMPONENT, BaseModel
+from loraforge.base.opening import missing_parts, open_base
+from loraforge.base.retention import LOUD, WARN, Retention, lines, summary
+from loraforge.conversion.read import read
+from loraforge.errors import ConversionError, LoraforgeError, Try, as_commands
+from loraforge.files.resume import check_place
+from loraforge.files.tensorfile import KEY, TensorFile
+from loraforge.hub.fetch_base import base_folder
+from loraforge.scale.resolve import STATES
+from loraforge.text import command, fraction, recorded, told
+
+if TYPE_CHECKING:
+    from loraforge.base.job import Model
+    from loraforge.base.origin import Fused
+    from loraforge.base.stream import NewTensor
+    from loraforge.base.updates import Runs
+
+
+@dataclass(frozen=True, slots=True)
+class FuseReport:
+    """What a fuse did. Its JSON follows schemas/fuse.schema.json."""
+
+    base: dict[str, Any]
+    """path, kind, layout, variants."""
+    adapters: tuple[Fused, ...]
+    output: dict[str, Any]
+    """path, files, dtype, written."""
+    backend: str
+    """Name and device."""
+    copied: int
+    """Tensors that are the base's, byte for byte."""
+    cast: int
+    """Tensors that were only stored in another type."""
+    dropped_modules: tuple[str, ...]
+    """Of the adapters, as `--drop` says."""
+    total: Retention
+    modules: tuple[Retention, ...]
+    notes: tuple[str, ...]
+    load: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.fuse.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The report for a terminal."""
+        done = f"{len(self.modules)} weights changed, {self.copied} tensors copied as they are"
+        done += f", {self.cast} stored as {self.output['dtype']}" if self.cast else ""
+        lost, size = lines(self.total, self.modules)
+        table = [("adapter", _said(adapter)) for adapter in self.adapters]
+        table += [("dropped", module) for module in self.dropped_modules]
+        table += [("rounding", lost), ("size", size), ("load", self.load)]
+        title = f"{self.base['path']} -> {self.output['path']}{'' if self.output['written'] else ' (not written)'}"
+        return [title, f"  {done} ({self.backend})", *(f"  {label:<9} {text}" for label, text in table)]
+
+
+def _said(adapter: Fused) -> str:
+    scale = ", ".join(map(fraction, adapter.scalings))
+    at = "trained at" if adapter.provenance in ("recorded", "given") else "at scale"
+    return f"{adapter.path} at strength {adapter.strength:g}, {at} {scale} ({adapter.provenance}: {adapter.said})"
+
+
+def fuse(
+    base: str | Path,
+    adapters: Sequence[str | Path],
+    out: str | Path,
+    *,
+    strength: Sequence[float] = (),
+    dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
+    transformer_only: bool = False,
+    backend: str = "auto",
+    device: str = "auto",
+    alpha: float | None = None,
+    trained_scale: float | None = None,
+    trained_by: str | None = None,
+    training_config: str | Path | None = None,
+    as_in: str | None = None,
+    as_loaded: bool = False,
+    override_scale: bool = False,
+    architecture: str | None = None,
+    drop: Sequence[str] = (),
+    dry_run: bool = False,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda _more, _all: None,
+) -> FuseReport:
+    """Add `adapters` to the weights of `base` and write the model `out`; the arguments are those of `loraforge fuse`.
+
+    What states a scale is said of every adapter. `progress` is told how many bytes more are written, and of how
+    many. Raises a LoraforgeError, with nothing left behind, when the base is quantised, holds one of the adapters
+    already or is another one than they were trained on, or when a number is none or does not fit into the type of
+    the weights.
+    """
+    from loraforge.base.job import write_model
+    from loraforge.base.origin import entry, fused, refuse_twice
+    from loraforge.base.stream import Engine, measure
+    from loraforge.base.updates import updates
+    from loraforge.fusion.backend import Sums
+    from loraforge.fusion.choose import choose
+
+    stated: dict[str, Any] = {
+        "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
+        "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
+        "architecture": architecture,
+    }  # fmt: skip
+    engine = Engine(*choose(backend, device))
+    found = open_base(base_folder(base, only=COMPONENT if transformer_only else ""))
+    opened, dropped = _read(adapters, {**stated, "drop": drop})
+    weighted = list(zip(opened, _strengths(strength, opened), strict=True))
+    runs = updates(found, weighted)
+    described = tuple(fused(adapter, number) for adapter, number in weighted)
+    refuse_twice(found, described)
+    said = entry(_typed(found, described, dtype), found, described, found.layout)
+    place = Path(out)
+    model = _model(found, runs, place, CHOICES.get(dtype), said, alone=transformer_only)
+    check_place(place, model.names, [found.path, *map(Path, adapters)], force=force or dry_run)
+    if dry_run:
+        measured = {key: sum(pieces, Sums()) for key, pieces in measure(model.tensors, engine).items()}
+    else:
+        measured = write_model(place, model, engine, progress, new=not force)
+    changed = [tensor.key for tensor in model.tensors if tensor.terms]
+    total, modules = summary({key.removeprefix(found.prefix): measured[key] for key in changed})
+    untouched = [tensor for tensor in model.tensors if not tensor.terms]
+    same = sum(not tensor.is_cast for tensor in untouched)
+    return FuseReport(
+        base={
+            "path": told(found.path),
+            "kind": found.kind,
+            "layout": found.layout,
+            "variants": [variant.name for variant in found.variants],
+        },
+        adapters=tuple(replace(f, said=a.scale.source) for f, (a, _) in zip(described, weighted, strict=True)),
+        output={"path": str(place), "files": list(model.shards), "dtype": dtype, "written": not dry_run},
+        backend=f"{engine.backend.name} on {engine.device}",
+        copied=same,
+        cast=len(untouched) - same,
+        dropped_modules=dropped,
+        total=total,
+        modules=modules,
+        notes=(*found.notes, *(note for a in opened for note in a.notes), *_advice(found, opened, total, dtype)),
+        load=_load(found, place, alone=transformer_only),
+    )
+
+
+_SAID = (*STATES, "--drop", "--architecture")
+"""How the remedies begin that are options of fuse too."""
+
+
+def _read(paths: Sequence[str | Path], options: Mapping[str, Any]) -> tuple[list[Adapter], tuple[str, ...]]:
+    """The adapters, and what `--drop` leaves out of them."""
+    opened, dropped = list[Adapter](), list[str]()
+    for path in paths:
+        try:
+            adapter, gone = without(read(path, **options), options["drop"])
+        except LoraforgeError as error:
+            if any(not remedy.command.startswith(_SAID) for remedy in error.remedies):
+                raise as_commands(error, "loraforge", "inspect", path) from error
+            raise
+        opened.append(adapter)
+        dropped += gone
+    return opened, tuple(dropped)
+
+
+def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[float]:
+    if not given:
+        return [1.0] * len(adapters)
+    as_trained = Try(" ".join(["--strength 1"] * len(adapters)), "as trained, each")
+    if len(given) != len(adapters):
+        many = f"{len(adapters)} adapter{'s' * (len(adapters) > 1)}"
+        text = f"{len(given)} strengths for {many}: give --strength once per adapter, in their order."
+        numbers = [f"{number:g}" for number in (*given, *[1.0] * len(adapters))][: len(adapters)]
+        raise ConversionError(text, Try(" ".join(f"--strength {number}" for number in numbers)), as_trained)
+    if strange := [number for number in given if not abs(number) <= LARGEST]:
+        raise ConversionError(f"--strength {strange[0]:g} is no number to multiply an update with.", as_trained)
+    return list(given)
+
+
+def _model(base: BaseModel, runs: Mapping[str, Runs], out: Path, dtype: str | None, said: str, *, alone: bool) -> Model:
+    """The files of the result: the base's own, but for the weights that change."""
+    from loraforge.base.folder import beside, index_text, shards
+    from loraforge.base.job import Model, Shard
+
+    names = shards(base, out, alone=alone)
+    written = {}
+    for name, file in names.items():
+        tensors = tuple(_tensors(base, file, runs, dtype))
+        kind: Literal["safetensors", "torch"] = "torch" if base.kind == "sat" else "safetensors"
+        metadata = {"format": "pt"} if file.kind != kind else dict(file.metadata)
+        written[name] = Shard(kind, tensors, metadata | {KEY: said})
+    copied, texts = beside(base, names, alone=alone)
+    total = sum(shard.nbytes for shard in written.values())
+    return Model(written, copied, texts | index_text(base, names, total))
+
+
+def _tensors(base: BaseModel, file: TensorFile, runs: Mapping[str, Runs], dtype: str | None) -> Iterator[NewTensor]:
+    """Every tensor of a shard; a LoRA that lies among base weights is left out, and its `.original.` with it."""
+    from loraforge.base.stream import NewTensor, Part
+
+    for key, info in file.tensors.items():
+        if key in base.lora:
+            continue
+        kind = dtype if dtype and info.dtype in FACTORS else info.dtype
+        rows = info.shape[0] if info.shape else 1
+        name = key.replace(".original.", ".") if key.startswith(base.prefix) else key
+        yield NewTensor(name, kind, info.shape, (Part(file, key, 0, rows),), runs.get(key, {}))
+
+
+def _typed(base: BaseModel, adapters: Sequence[Fused], dtype: str) -> str:
+    """The command as the result records it: no folders, and only what can change the result."""
+    words = ["loraforge", "fuse", recorded(base.path), *(adapter.path for adapter in adapters)]
+    words += [word for adapter in adapters for word in ("--strength", f"{adapter.strength:g}")]
+    return command(*words, *(["--dtype", dtype] if dtype != "keep" else []))
+
+
+def _advice(base: BaseModel, adapters: Sequence[Adapter], total: Retention, dtype: str) -> Iterator[str]:
+    """What a user should know of the result and might not expect."""
+    if base.lora:
+        yield (
+            f"the LoRA that lies in {base.files[0].path.name} itself ({len(base.lora)} tensors) is left out: "
+            "the result holds what you named, under the names of a base model"
+        )
+    repos = [variant.repo for variant in base.variants]
+    for adapter in adapters:
+        if adapter.base_model and repos and adapter.base_model not in repos:
+            yield f"the adapter is for {adapter.base_model}, and the base has the shapes of {' or '.join(repos)}"
+    if not total.relative_size:
+        yield "nothing is added: every strength is 0, or the updates cancel"
+    if total.relative_size > LOUD:
+        yield f"the updates are {total.relative_size:.3g} times as large as the weights they change, which they drown"
+    if len({str(a.source.path.resolve()) for a in adapters if a.source}) < len(adapters):
+        yield "the same adapter is given more than once: its updates add up"
+    if total.relative_error > WARN and total.relative_size:
+        kept = "keep the adapter separate (loraforge convert)"
+        ways = f"--dtype fp32 keeps it, in a larger file; or {kept}" if dtype != "fp32" else kept
+        yield (
+            f"rounding changed the update by {total.relative_error:.0%} of its size "
+            f"({total.unchanged:.0%} of the entries did not move): {ways}"
+        )
+
+
+def _load(base: BaseModel, out: Path, *, alone: bool) -> str:
+    """The line that loads the result."""
+    place = repr(str(out))
+    if base.kind == "sat":
+        return f"in SAT's inference.yaml `load: {out}`, and no lora_config in the model's YAML"
+    if base.kind == "file":
+        return f"load_file({place})  # where the base's own file was loaded"
+    without = "without any load_lora_weights"
+    if base.kind == "pipeline" and not alone:
+        given = "".join(f", {part}=None" for part in missing_parts(base))
+        more = ", with what the base lacks as it is loaded today" if given else ""
+        return f"DiffusionPipeline.from_pretrained({place}{given})  # {without}{more}"
+    return f"{base.architecture.title}Transformer3DModel.from_pretrained({place})  # {without}"

@@ -1,0 +1,97 @@
+"""A base model as files: a Diffusers pipeline or transformer folder, a SAT run or checkpoint, or one tensor file.
+
+Sources: diffusers models/modeling_utils.py and utils/hub_utils.py (file names, index of the shards),
+SwissArmyTransformer sat/training/model_io.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from loraforge.files.tensorfile import TensorFile
+from loraforge.names.layout import Architecture, Variant
+
+Kind = Literal["pipeline", "transformer", "file", "sat"]
+STEM = "diffusion_pytorch_model"
+INDEX = f"{STEM}.safetensors.index.json"
+NAME = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?!safetensors|bin)[\w-]+?)?(?P<part>-\d+-of-\d+)?"
+    r"(?:\.(?!safetensors|bin)[\w-]+?)?\.(?P<suffix>safetensors|bin)(?P<index>\.index(?:\.[\w-]+)?\.json)?"
+)
+"""Names of weights: of Diffusers, Transformers and DeepSpeed's zero_to_fp32, in parts or whole, of a variant or not."""
+COMPONENT = "transformer"
+"""The folder of a pipeline that holds what LoRAs adapt."""
+
+_LORA = (".matrix_A.", ".matrix_B.", ".lora_A.", ".lora_B.")
+_TORCH = {"BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """An opened base model: headers only, no weight is read before it is used."""
+
+    path: Path
+    """What the user gave."""
+    kind: Kind
+    files: tuple[TensorFile, ...]
+    """The shards, in the order of their names."""
+    architecture: Architecture
+    layout: str
+    prefix: str
+    """What stands before every parameter's name: nothing, or SAT's `model.diffusion_model.`"""
+    notes: tuple[str, ...] = ()
+    index: str = ""
+    """Name of the index that lists the shards; empty if there is one file."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the tensor files lie."""
+        return self.files[0].path.parent
+
+    @cached_property
+    def held(self) -> Mapping[str, TensorFile]:
+        """Every key -> the shard it is in."""
+        return {key: file for file in self.files for key in file.tensors}
+
+    @cached_property
+    def parameters(self) -> Mapping[str, str]:
+        """Parameter name, in the layout's spelling -> its key. `.original.` is what SAT's LoRA run inserts."""
+        return {
+            key.removeprefix(self.prefix).replace(".original.", "."): key
+            for key in self.held
+            if key.startswith(self.prefix) and not any(part in key for part in _LORA)
+        }
+
+    @cached_property
+    def lora(self) -> tuple[str, ...]:
+        """The keys of a LoRA that lies in the same file, as SAT's runs have it."""
+        return tuple(key for key in self.held if any(part in key for part in _LORA))
+
+    def shape(self, parameter: str) -> tuple[int, ...] | None:
+        """The shape of a parameter, None where there is none of that name."""
+        key = self.parameters.get(parameter)
+        return None if key is None else self.held[key].tensors[key].shape
+
+    @cached_property
+    def variants(self) -> tuple[Variant, ...]:
+        """The released models it may be: those that no shape speaks against; of another width, those like it."""
+        layout, shapes = self.architecture.layouts[self.layout], []
+        for name in self.parameters:
+            path, _, parameter = name.rpartition(".")
+            place = layout.locate(path) if parameter == "weight" else None
+            if place and len(segments := layout.modules[place[0]]) == 1:
+                shapes.append((segments[0], place[1], self.shape(name) or ()))
+        there = {segment for segment, _, _ in shapes}
+        fitting = [v for v in self.architecture.variants if not any(v.objection(*entry) for entry in shapes)]
+        lacking = {v.name: v.shapes.keys() & _single(layout.modules.values()) - there for v in fitting}
+        told = next((shape for segment, _, shape in shapes if segment == self.architecture.told_by), None)
+        return tuple(v for v in fitting if not lacking[v.name]) or (self.architecture.like(told) if told else ())
+
+
+def _single(stacks: Any) -> set[str]:
+    return {stack[0] for stack in stacks if len(stack) == 1}

@@ -1,0 +1,272 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraforge.algebra.dtypes import FACTORS
+from loraforge.base.model import _LORA, COMPONENT, INDEX, NAME, STEM, BaseModel
+from loraforge.errors import FileError, FormatError, Try
+from loraforge.files.opening import open_tensors, snapshot
+from loraforge.files.tensorfile import TensorFile
+from loraforge.files.texts import read_json
+from loraforge.format.protocol import Found
+from loraforge.format.sat import SatFormat
+from loraforge.format.sat_names import SAT_PREFIX
+from loraforge.format.sat_run import undivided
+from loraforge.names.catalog import architectures
+from loraforge.names.layout import Architecture
+from loraforge.scale.rule import Choice
+from loraforge.text import command, listed
+
+if TYPE_CHECKING:
+    from loraforge.base.model import Kind
+
+_FUSE_FIRST = "Fuse into the weights in full precision (bf16, fp16 or fp32), and quantise the result."
+
+
+def open_base(path: str | Path) -> BaseModel:
+    """Open a base model.
+
+    Raises FileError or FormatError that says what is there instead: an adapter, quantised weights, `.bin` files, a
+    model saved with its LoRA layers in it, an index that does not agree with its shards.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise FileError(f"{source} does not exist.", command("ls", "-l", source.parent))
+    source, took = snapshot(source)
+    notes, index = list(took), ""
+    if source.is_dir():
+        whole = (source / "config.json").exists() or (source / "model_index.json").exists()
+        sat = None if whole else _sat(source)
+        if sat:
+            kind: Kind = "sat"
+            files, notes = [_open(sat.path)], [*notes, *sat.notes]
+        else:
+            kind = "pipeline" if (source / "model_index.json").exists() else "transformer"
+            folder = source / COMPONENT if kind == "pipeline" else source
+            _full_precision(folder)
+            files, index = _shards(folder, notes)
+    else:
+        files = [_open(source)]
+        kind = "file" if files[0].kind == "safetensors" else "sat"
+    arch, layout, prefix = _recognised(source, files)
+    if index:
+        notes += _agrees(files, index, arch.layouts[layout], prefix)
+    base = BaseModel(source, kind, tuple(files), arch, layout, prefix, tuple(notes), index)
+    _check(base)
+    return base
+
+
+def _sat(source: Path) -> Found | None:
+    try:
+        return SatFormat().find(source, Choice()) or SatFormat().below(source)
+    except FileError as error:  # the verbs that take a base model have no --iteration
+        error.remedies = tuple(
+            Try(str(source / remedy.command.split()[-1]), instead=str(source))
+            if remedy.command.startswith("--iteration ")
+            else remedy
+            for remedy in error.remedies
+        )
+        raise
+
+
+def _open(path: Path) -> TensorFile:
+    with path.open("rb") as stream:
+        if stream.read(4) == b"GGUF":
+            raise FileError(
+                f"{path} is a GGUF model, whose weights are quantised. {_FUSE_FIRST}", command("ls", "-l", path.parent)
+            )
+    file = open_tensors(path)[0]
+    undivided(file)
+    return file
+
+
+def _full_precision(folder: Path) -> None:
+    """Refuses what a config.json declares quantised."""
+    file = folder / "config.json"
+    if not file.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise _swapped(folder)
+        if not folder.is_dir():
+            text = f"{folder.parent} has a model_index.json and no folder {folder.name}: the pipeline is not complete."
+            raise FileError(text, command("ls", "-l", folder.parent))
+        text = f"{folder} has no config.json, which a Diffusers model has, and no checkpoint of SAT was found in it."
+        if models := sorted(path.parent for path in folder.glob("*/model_index.json")):
+            text += f" Below it there is {listed([str(path) for path in models], 3)}: give that."
+        elif files := sorted(path for path in folder.glob("*.safetensors")):
+            text += f" Where {listed([path.name for path in files], 3)} is the model, give the file."
+        raise FileError(text, _look(folder))
+    config = read_json(file)
+    said = config.get("quantization_config")
+    if said is not None:
+        method = said.get("quant_method", "some method") if isinstance(said, dict) else "some method"
+        raise FileError(f"{file} says the weights are quantised ({method!s:.60}). {_FUSE_FIRST}", _look(folder))
+
+
+def _look(folder: Path) -> str:
+    """The command that shows what is in the weights of a folder, or in the folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    return command("loraforge", "inspect", "--skeleton", files[0]) if files else command("ls", "-l", folder)
+
+
+def _swapped(source: Path) -> FormatError:
+    text = f"{source} is an adapter, not a base model. The base model comes first: loraforge fuse BASE ADAPTER."
+    return FormatError(text, command("loraforge", "inspect", source))
+
+
+def missing_parts(base: BaseModel) -> list[str]:
+    """The components of a pipeline that its model_index.json names and has not got."""
+    parts = read_json(base.path / "model_index.json").items()
+    return sorted(name for name, kind in parts if kind == [None, None])
+
+
+def _shards(folder: Path, notes: list[str]) -> tuple[list[TensorFile], str]:
+    """The tensor files of a model folder, as `from_pretrained` picks them, and the name of their index."""
+    single, index = folder / f"{STEM}.safetensors", folder / INDEX
+    others = sorted({p.name for p in folder.glob("*.safetensors")} - {single.name})
+    if single.is_file() and index.is_file():
+        text = f"{folder} holds {single.name} and {index.name}: two models, of which loaders take the second."
+        raise FileError(text, command("rm", single), command("rm", index, *(folder / name for name in others)))
+    if single.is_file():
+        if others:
+            notes.append(f"left out, as {single.name} is the model: {listed(others, 3)}")
+        return [_open(single)], ""
+    if not index.is_file():
+        chosen = _under_another_name(folder)
+        notes.append(f"read {chosen.name}, as there is no {single.name}")
+        if not chosen.name.endswith(".json"):
+            return [_open(chosen)], ""
+        index = chosen
+    names = _indexed(index)
+    if rest := sorted(set(others) - set(names)):
+        notes.append(f"left out, as the index does not name it: {listed(rest, 3)}")
+    return [_open(folder / name) for name in names], index.name
+
+
+def _under_another_name(folder: Path) -> Path:
+    """The one index, or else the one file, that holds the weights: of a variant, of `zero_to_fp32.py`, or `*.bin`."""
+    known = [(path, found) for path in sorted(folder.iterdir()) if (found := NAME.fullmatch(path.name))]
+    whole = [(path, found) for path, found in known if found["index"] or not found["part"]]
+    chosen = [path for path, found in whole if found["suffix"] == "safetensors"] or [path for path, _ in whole]
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        text = f"{folder} holds several versions of the weights: {listed([p.name for p in chosen])}. Keep one of them."
+        # the largest has the most numbers, or the longest ones
+        raise FileError(text, command("rm", *sorted(chosen, key=_bytes)[:-1]))
+    parts = [path.name for path, _ in known]
+    if parts:
+        text = f"{folder} holds {listed(parts, 3)}, and no index that says which parts there are: it is not complete."
+        raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", folder / parts[0]), "what is in it"))
+    text = f"{folder} has no {STEM}.safetensors and no {INDEX}"
+    strange = sorted(p.name for p in folder.glob("*.safetensors"))
+    more = f"; there is {listed(strange, 3)}: where that is the model, give the file" if strange else ""
+    remedies = [command("loraforge", "inspect", "--skeleton", folder / name) for name in strange[:1]]
+    raise FileError(f"{text}{more}.", *(remedies or [command("ls", "-l", folder)]))
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file, or of what an index says there is."""
+    if path.suffix != ".json":
+        return path.stat().st_size
+    return sum((path.parent / name).stat().st_size for name in _indexed(path))
+
+
+def _indexed(index: Path) -> list[str]:
+    table = read_json(index).get("weight_map")
+    names = (
+        sorted(set(table.values()))
+        if isinstance(table, dict) and all(isinstance(v, str) for v in table.values())
+        else []
+    )
+    strange = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if strange or not names:
+        what = f"names {strange[0]!r:.100}, which is not there" if strange else "names no files"
+        raise FileError(f"{index} {what}: the download or the copy is not complete.", command("ls", "-l", index.parent))
+    return names
+
+
+def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> Iterator[str]:
+    """What an index says that its shards do not bear out, and no loader minds.
+
+    Raises FileError where a weight of the model is missing, is there twice, or is in another shard than named.
+    """
+    place = files[0].path.parent / index
+    table = read_json(place)["weight_map"]
+    real = {key: file.path.name for file in files for key in file.tensors}
+    counts = Counter(key for file in files for key in file.tensors)
+    twice = sorted(key for key, count in counts.items() if count > 1)
+    moved = sorted(key for key in real.keys() & table.keys() if real[key] != table[key])
+    missing = sorted(table.keys() - real.keys())
+    needed = [key for key in missing if layout.locate(key.removeprefix(prefix).rpartition(".")[0])]
+    for keys, what in (
+        (twice, "is in several shards"),
+        (moved, "is in another shard than the index says"),
+        (needed, "is in none of the shards, although the index names it"),
+    ):
+        if keys:
+            text = f"{place} and the shards beside it do not agree: {listed(keys, 3)} {what}. They were saved apart."
+            odd = place.parent / real.get(keys[0], files[0].path.name)
+            raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", odd), "what is in it"))
+    if missing:
+        yield f"the index names {listed(missing, 3)}, which no shard holds and the model has no place for"
+    if extra := sorted(real.keys() - table.keys()):
+        yield f"the index does not name {listed(extra, 3)}, which a shard holds"
+
+
+def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, str, str]:
+    """The architecture, layout and prefix that explain most names, and at least half of those with the prefix."""
+    keys = [key for file in files for key in file.tensors if not any(part in key for part in _LORA)]
+    wrapped = [key for key in keys if ".base_layer." in key]
+    if wrapped:
+        raise FormatError(
+            f"{source} was saved with its LoRA layers still in it ({wrapped[0]}): loaders read noise from it. "
+            "Give the base model as it was released, and the adapter beside it; or call unload_lora_weights() before "
+            "save_pretrained(). The adapter in it is read by convert.",
+            command("loraforge", "inspect", "--skeleton", files[0].path),
+        )
+    best, score = None, 0
+    for prefix in (SAT_PREFIX, ""):
+        names = [key.removeprefix(prefix).replace(".original.", ".") for key in keys if key.startswith(prefix)]
+        for arch in architectures().values():
+            for layout in arch.layouts.values():
+                found = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
+                if found > score and 2 * found >= len(names):
+                    best, score = (arch, layout.name, prefix), found
+    if best is None:
+        if not keys:
+            raise _swapped(source)
+        known = " or ".join(arch.title for arch in architectures().values())
+        raise FormatError(
+            f"{source} holds no base model of {known}" + (f": its names are like {listed(keys, 3)}." if keys else "."),
+            command("loraforge", "inspect", "--skeleton", files[0].path),
+        )
+    return best
+
+
+def _check(base: BaseModel) -> None:
+    look = command("loraforge", "inspect", "--skeleton", base.files[0].path)
+    if base.kind == "sat" and (base.files[0].wrappers != ("module",) or base.prefix != SAT_PREFIX):
+        raise FormatError(
+            f"{base.files[0].path} is no checkpoint of SAT, whose weights stand under `module` as {SAT_PREFIX}...: "
+            "save it as safetensors, or give a Diffusers folder.",
+            look,
+        )
+    unreadable = [key for file in base.files for key in file.opaque]
+    if unreadable:
+        raise FileError(f"{base.path} holds objects this tool cannot copy: {listed(unreadable, 3)}.", look)
+    packed = list(_packed(base))
+    if packed:
+        raise FormatError(f"{base.path} holds quantised weights: {listed(packed, 3)}. {_FUSE_FIRST}", look)
+
+
+def _packed(base: BaseModel) -> Iterator[str]:
+    """The parameters that are no plain numbers: 8 bits, 4 bits packed into bytes, and what lies beside those."""
+    for name, key in base.parameters.items():
+        dtype = base.held[key].tensors[key].dtype
+        if dtype not in FACTORS and base.architecture.layouts[base.layout].needless(name) is None:
+            yield f"{key} ({dtype})"

@@ -1,0 +1,143 @@
+"""A base model's parameters move between layouts through the same segments as a LoRA's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loraforge.adapter.relayout import Place
+from loraforge.algebra.lora import Array
+from loraforge.errors import ConversionError
+from loraforge.names.layout import Architecture, Index, Variant
+from loraforge.text import listed
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows `start` to `stop` of one tensor of the source."""
+
+    key: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where every parameter of a base model goes, known from names and shapes alone."""
+
+    pieces: Mapping[str, tuple[Piece, ...]]
+    """Target key -> the rows it stacks on dim 0."""
+    dropped: Mapping[str, str]
+    """Source key -> why it is left behind."""
+
+
+def route(
+    shapes: Mapping[str, tuple[int, ...]], arch: Architecture, source: str, target: str, variants: Sequence[Variant]
+) -> Route:
+    """Plan the move of a base model whose keys are `<module path>.<parameter>`, without any prefix.
+
+    `variants` are those it may be (`Architecture.like`). Raises ConversionError that lists the keys the source
+    layout does not know, those no variant has, those the target has no module for, and incomplete stacks.
+    """
+    kept, dropped = _sorted_out(shapes, arch, source, variants)
+    held: dict[tuple[str, Place], Piece] = {}
+    problems = []
+    for key, (parameter, segments, index) in kept.items():
+        shape = shapes[key]
+        sizes = arch.sizes(segments, shape[0]) if shape else None
+        if sizes is None:
+            problems.append(f"{key} {list(shape)} cannot be shared by {', '.join(segments)}")
+            continue
+        start = 0
+        for segment, size in zip(segments, sizes, strict=True):
+            held[parameter, (segment, index)] = Piece(key, start, start + size)
+            start += size
+    pieces: dict[str, tuple[Piece, ...]] = {}
+    for template, segments in arch.layouts[target].modules.items():
+        found = {(name, index) for name, (segment, index) in held if segment in segments}
+        for parameter, index in sorted(found, key=lambda place: (place[1], place[0])):
+            key = f"{template.fill(index)}.{parameter}"
+            parts = {segment: held.pop((parameter, (segment, index)), None) for segment in segments}
+            problems += [f"{key}: {fault}" for fault in _mismatches(parts, shapes, arch)]
+            pieces[key] = tuple(part for part in parts.values() if part)
+    homeless = sorted({part.key for part in held.values()})
+    if homeless:
+        problems.append(f"layout {target} has no place for {listed(homeless)}")
+    if problems:
+        raise ConversionError(listed(problems))
+    return Route(pieces, dropped)
+
+
+def carry(
+    base: Mapping[str, Array], arch: Architecture, source: str, target: str, variants: Sequence[Variant]
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """The parameters under the keys of another layout, and the keys left behind with the reason.
+
+    What needs no stacking is a view of the source, not a copy. Raises ConversionError as `route` does,
+    and for a stack of several element types.
+    """
+    plan = route({key: array.shape for key, array in base.items()}, arch, source, target, variants)
+    mixed = [key for key, parts in plan.pieces.items() if len({base[part.key].dtype for part in parts}) > 1]
+    if mixed:
+        raise ConversionError(f"the parts of {listed(mixed)} are of several element types")
+    return {key: _stacked(base, parts) for key, parts in plan.pieces.items()}, dict(plan.dropped)
+
+
+def _stacked(base: Mapping[str, Array], parts: Sequence[Piece]) -> Array:
+    views = [base[part.key][part.start : part.stop] for part in parts]
+    return views[0] if len(views) == 1 else np.concatenate(views)
+
+
+Address = tuple[str, tuple[str, ...], Index]
+"""The name of a parameter, the segments its module stacks, and their block numbers."""
+
+
+def _sorted_out(
+    keys: Mapping[str, object], arch: Architecture, layout: str, variants: Sequence[Variant]
+) -> tuple[dict[str, Address], dict[str, str]]:
+    """The keys that are carried, and those that are left behind with the reason."""
+    if not variants:
+        raise ConversionError(f"no released {arch.title} has these shapes, so what its keys mean is not known")
+    kept, dropped = dict[str, Address](), dict[str, str]()
+    unknown, problems = list[str](), list[str]()
+    for key in keys:
+        address, reason = _address(key, arch, layout), arch.layouts[layout].needless(key)
+        lacking = [v.name for v in variants if address and v.absent.issuperset(address[1])]
+        if address and (not lacking or (reason is None and len(lacking) < len(variants))):
+            kept[key] = address
+        elif reason is not None and len(lacking) in (0, len(variants)):
+            dropped[key] = reason
+        elif reason is not None:
+            problems.append(f"{key} is needless in {', '.join(lacking)}, of which it is not known whether this is one")
+        elif address:
+            problems.append(f"{key}: {', '.join(lacking)} has no {', '.join(address[1])}")
+        else:
+            unknown.append(key)
+    if unknown:
+        problems.insert(0, f"{listed(unknown)}: no parameter of {arch.title} in layout {layout}")
+    if problems:
+        raise ConversionError(listed(problems))
+    return kept, dropped
+
+
+def _address(key: str, arch: Architecture, layout: str) -> Address | None:
+    path, _, parameter = key.rpartition(".")
+    place = arch.layouts[layout].locate(path)
+    segments = arch.layouts[layout].modules[place[0]] if place else ()
+    return (parameter, segments, place[1]) if place and parameter in arch.named(segments) else None
+
+
+def _mismatches(
+    parts: Mapping[str, Piece | None], shapes: Mapping[str, tuple[int, ...]], arch: Architecture
+) -> Iterator[str]:
+    """What keeps the parts of one tensor from being stacked."""
+    missing = [segment for segment, part in parts.items() if part is None]
+    if missing:
+        yield f"{', '.join(missing)} is missing"
+    present = {segment: part for segment, part in parts.items() if part}
+    units = {(part.stop - part.start) / arch.segments[segment] for segment, part in present.items()}
+    if len(units) > 1 or len({shapes[part.key][1:] for part in present.values()}) > 1:
+        described = (f"{part.key} {list(shapes[part.key])}" for part in present.values())
+        yield f"{', '.join(described)} do not stack"

@@ -1,0 +1,246 @@
+"""Streams base weights from files into a file: read ahead on threads, computed in pieces, written in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from loraforge.algebra.dtypes import BYTES, FACTORS, numpy_type
+from loraforge.algebra.half import finite
+from loraforge.errors import ConversionError, VerificationError
+from loraforge.files.digest import changed
+from loraforge.files.direct_write import PIECE, DirectFile
+from loraforge.files.opening import open_tensors
+from loraforge.files.safetensors import chunks_of, file_order, safetensors_header
+from loraforge.files.tensorfile import KEY, Chunk, TensorFile
+from loraforge.files.torch_write import copy_chunks, write_torch
+from loraforge.fusion.backend import FusionBackend, Sums, Term
+from loraforge.text import command, listed
+from loraforge.threads import in_order
+
+if TYPE_CHECKING:
+    from loraforge.algebra.lora import Array
+
+ELEMENTS = 1 << 22
+"""Of a tensor that are in work at once: few enough for many threads to fit in memory, enough to be worth one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows `start` to `stop` of a tensor of the source."""
+
+    file: TensorFile
+    key: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewTensor:
+    """One tensor to be written: rows of the source, stacked, with what is added to them."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...] = ()
+    terms: Mapping[tuple[int, int], tuple[Term, ...]] = field(default_factory=dict)
+    """Rows (first, last + 1) -> the updates they get. Runs do not overlap; the other rows are copied."""
+    made: Callable[[], Array] | None = None
+    """Makes a tensor the source has not got."""
+
+    @property
+    def entry(self) -> tuple[str, tuple[int, ...]]:
+        return self.dtype, self.shape
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether it is stored in another type than in the source."""
+        return any(part.file.tensors[part.key].dtype != self.dtype for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Where updates are added."""
+
+    backend: FusionBackend
+    device: str
+
+
+AHEAD = 48
+"""Pieces in work or waiting to be written: weights that are computed come in groups between those that are copied."""
+
+Job = Callable[[], tuple[Chunk, Sums | None]]
+"""Makes one piece of a tensor."""
+
+
+def write_base(
+    path: Path,
+    kind: Literal["safetensors", "torch"],
+    tensors: Sequence[NewTensor],
+    metadata: Mapping[str, str],
+    engine: Engine,
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, list[Sums]]:
+    """Write one tensor file, and read it back.
+
+    Returns what became of the update of each tensor that has one. Raises ConversionError when a number does not fit
+    into the type it is stored in, VerificationError when the disk gives back other bytes than it was given.
+    """
+    by_key = {tensor.key: tensor for tensor in tensors}
+    header = {tensor.key: tensor.entry for tensor in tensors}
+    order = file_order(header) if kind == "safetensors" else list(header)
+    measured: dict[str, list[Sums]] = {}
+    plans = [(key, list(_jobs(by_key[key], engine))) for key in order]
+    with in_order(lambda job: job(), (job for _, jobs in plans for job in jobs), AHEAD) as results:
+
+        def chunks(key: str, count: int) -> Iterator[Chunk]:
+            for _ in range(count):
+                chunk, sums = next(results)
+                yield chunk
+                if sums is not None:
+                    measured.setdefault(key, []).append(sums)
+                progress(memoryview(chunk).nbytes)
+            for part in by_key[key].parts:
+                part.file.release(part.key)
+
+        given = ((key, chunks(key, len(jobs))) for key, jobs in plans)
+        if kind == "torch":
+            sums = write_torch(path, header, given, extra={KEY: metadata[KEY]} if KEY in metadata else {})
+            if damaged := changed(open_tensors(path)[0], sums):
+                raise VerificationError(
+                    f"the disk gave back other bytes than were written: {listed(damaged, 3)}. Nothing was kept.",
+                    command("ls", "-l", path.parent.parent),
+                )
+            return measured
+        with DirectFile(path) as stream:
+            stream.write(safetensors_header(header, metadata)[0])
+            for key, pieces in given:
+                for piece in chunks_of(key, header[key], pieces):
+                    stream.write(piece)
+    return measured
+
+
+def measure(tensors: Iterable[NewTensor], engine: Engine) -> dict[str, list[Sums]]:
+    """What would become of the updates, without writing anything. Raises ConversionError as `write_base` does."""
+    measured: dict[str, list[Sums]] = {}
+    changing = [tensor for tensor in tensors if tensor.terms or tensor.is_cast]
+    jobs = [(tensor, job) for tensor in changing for job in _jobs(tensor, engine)]
+    with in_order(lambda entry: entry[1]()[1], jobs) as results:
+        for (tensor, _), sums in zip(jobs, results, strict=True):
+            if sums is not None:
+                measured.setdefault(tensor.key, []).append(sums)
+            for part in tensor.parts:
+                part.file.release(part.key)
+    return measured
+
+
+def _jobs(tensor: NewTensor, engine: Engine) -> Iterator[Job]:
+    """The pieces of a tensor, in the order of its bytes."""
+    if tensor.made is not None:
+        yield partial(_make, tensor.made, tensor.dtype)
+    width = math.prod(tensor.shape[1:])
+    row = 0
+    for part in tensor.parts:
+        rows = part.stop - part.start
+        edges = {row, row + rows, *(e for run in tensor.terms for e in run if row < e < row + rows)}
+        for first, last in pairwise(sorted(edges)):
+            terms = next((t for (a, b), t in tensor.terms.items() if a <= first < b), ())
+            start = next((a for a, b in tensor.terms if a <= first < b), first)
+            here = part.start + first - row
+            if not terms:
+                yield from _copies(part, here * width, (here + last - first) * width, tensor)
+                continue
+            step = max(1, ELEMENTS // width)
+            for top in range(first, last, step):
+                end = min(top + step, last)
+                cut = tuple(Term(t.weight.take(top - start, end - start), t.strength) for t in terms)
+                yield partial(_fuse, part, part.start + top - row, part.start + end - row, cut, tensor, engine)
+        row += rows
+
+
+def _copies(part: Part, start: int, stop: int, tensor: NewTensor) -> Iterator[Job]:
+    """Elements of a source tensor as they are, or cast."""
+    info = part.file.tensors[part.key]
+    if info.dtype == tensor.dtype and info.strides is not None:
+        yield partial(_gather, part, start, stop)
+        return
+    work = partial(_view, part) if info.dtype == tensor.dtype else partial(_cast, part, tensor)
+    step = max(1, PIECE // BYTES[tensor.dtype])
+    for first in range(start, stop, step):
+        yield partial(work, first, min(first + step, stop))
+
+
+def _view(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
+    import numpy as np
+
+    kind = part.file.tensors[part.key].dtype
+    view = part.file.raw(part.key)[start * BYTES[kind] : stop * BYTES[kind]]
+    # looking at every number also brings it into memory, so that the writer need not wait
+    if kind in FACTORS and not finite(np.frombuffer(view, numpy_type(kind))):
+        raise _not_a_number(part)
+    return view, None
+
+
+def _gather(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
+    import numpy as np
+
+    kind = part.file.tensors[part.key].dtype
+    content = b"".join(copy_chunks(part.file, part.key))[start * BYTES[kind] : stop * BYTES[kind]]
+    if kind in FACTORS and not finite(np.frombuffer(content, numpy_type(kind))):
+        raise _not_a_number(part)
+    return content, None
+
+
+def _cast(part: Part, tensor: NewTensor, start: int, stop: int) -> tuple[Chunk, None]:
+    import numpy as np
+
+    if part.file.tensors[part.key].dtype not in FACTORS:
+        raise ConversionError(f"{part.key} is {part.file.tensors[part.key].dtype}, which is not cast.")
+    source = np.ascontiguousarray(part.file[part.key]).reshape(-1)[start:stop]
+    with np.errstate(over="ignore"):
+        out = source.astype(numpy_type(tensor.dtype))
+    _fits(out, source, part, tensor)
+    return out.view(np.uint8).data, None
+
+
+def _make(made: Callable[[], Array], dtype: str) -> tuple[Chunk, None]:
+    import numpy as np
+
+    return np.ascontiguousarray(made().astype(numpy_type(dtype))).reshape(-1).view(np.uint8).data, None
+
+
+def _fuse(
+    part: Part, start: int, stop: int, terms: tuple[Term, ...], tensor: NewTensor, engine: Engine
+) -> tuple[Chunk, Sums]:
+    import numpy as np
+
+    weight = part.file[part.key][start:stop].reshape(stop - start, -1)
+    fused, sums = engine.backend.fuse(weight, terms, numpy_type(tensor.dtype), engine.device)
+    if not math.isfinite(sums.applied + sums.ideal + sums.base):
+        _fits(fused, weight, part, tensor)
+        raise ConversionError(f"the update of {tensor.key} is too large to be measured. Give a smaller --strength.")
+    if not sums.ideal and fused.dtype == weight.dtype:  # opposite updates: the base's own bits, a negative zero too
+        fused = weight
+    return np.ascontiguousarray(fused).reshape(-1).view(np.uint8).data, sums
+
+
+def _not_a_number(part: Part) -> ConversionError:
+    text = f"{part.key} of the base model contains NaN or infinity: it is damaged. Get it again."
+    return ConversionError(text, command("ls", "-l", part.file.path))
+
+
+def _fits(new: Array, source: Array, part: Part, tensor: NewTensor) -> None:
+    """Raises ConversionError where numbers are none any more, or were none in the base model."""
+    import numpy as np
+
+    if not finite(np.ascontiguousarray(source)):
+        raise _not_a_number(part)
+    if not finite(new):
+        small = tensor.dtype in ("F16", "BF16")
+        text = f"{tensor.key} comes out with NaN or infinity: its numbers are too large for {tensor.dtype}."
+        raise ConversionError(text if small else f"{text} Give a smaller --strength.", *["--dtype fp32"][: int(small)])

@@ -1,0 +1,86 @@
+"""Which rows of which base weights an adapter updates, and whether it fits them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+from loraforge.adapter import relayout
+from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.fits import fits
+from loraforge.algebra.lora import Delta, LoraWeight, rows
+from loraforge.base.model import BaseModel
+from loraforge.errors import ConversionError
+from loraforge.fusion.backend import Term
+from loraforge.text import command, listed
+
+Runs = Mapping[tuple[int, int], tuple[Term, ...]]
+"""Rows (first, last + 1) -> the updates they get."""
+
+
+def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, Runs]:
+    """Key of a base weight -> what is added to its rows, by adapters at strengths.
+
+    Raises ConversionError that lists every module that is not there or is of another shape, and says which released
+    base the adapter fits.
+    """
+    found: dict[str, list[tuple[Delta, float]]] = {}
+    for adapter, strength in adapters:
+        if adapter.architecture != base.architecture.name:
+            raise ConversionError(
+                f"{base.path} is a {base.architecture.title}, and {_name(adapter)} adapts {adapter.architecture}.",
+                command("loraforge", "inspect", _name(adapter)),
+            )
+        relaid = relayout.relayout(adapter.modules, base.architecture, adapter.layout, base.layout)
+        problems = [text for path, (delta, _) in relaid.items() for text in _misfit(base, path, delta)]
+        if problems:
+            raise ConversionError(_other_base(base, adapter, problems), command("loraforge", "inspect", _name(adapter)))
+        for path, (delta, _) in relaid.items():
+            found.setdefault(base.parameters[f"{path}.weight"], []).append((delta, strength))
+    return {key: dict(_runs(deltas)) for key, deltas in found.items()}
+
+
+def _name(adapter: Adapter) -> str:
+    return str(adapter.source.path) if adapter.source else "the adapter"
+
+
+def _misfit(base: BaseModel, path: str, delta: Delta) -> Iterator[str]:
+    have, want = base.shape(f"{path}.weight"), delta[0].base_shape(rows(delta))
+    if have is None:
+        yield f"there is no {path}"
+    elif have != want:
+        yield f"{path} is {list(have)}, not {list(want)}"
+
+
+def _other_base(base: BaseModel, adapter: Adapter, problems: list[str]) -> str:
+    right = adapter.base_model or " or ".join(variant.name for variant in fits(adapter))
+    this = " or ".join(variant.name for variant in base.variants)
+    return f"{_name(adapter)} does not fit {base.path}{f' ({this})' if this else ''}: {listed(problems, 3)}. " + (
+        f"It is for {right}." if right else "No released model has its shapes: use the base of its training."
+    )
+
+
+def _runs(deltas: Sequence[tuple[Delta, float]]) -> Iterator[tuple[tuple[int, int], tuple[Term, ...]]]:
+    """The rows cut wherever one of the adapters begins another block; those nobody updates are left out."""
+    placed = [(start, w, strength) for delta, strength in deltas for start, w in _placed(delta)]
+    edges = sorted({edge for start, w, _ in placed for edge in (start, start + w.rows)})
+    for first, last in pairwise(edges):
+        terms = tuple(
+            Term(w.take(first - start, last - start), strength)
+            for start, w, strength in placed
+            if start <= first < start + w.rows and _acts(w, strength)
+        )
+        if terms:
+            yield (first, last), terms
+
+
+def _placed(delta: Delta) -> Iterator[tuple[int, LoraWeight]]:
+    start = 0
+    for w in delta:
+        yield start, w
+        start += w.rows
+
+
+def _acts(w: LoraWeight, strength: float) -> bool:
+    """Whether it changes anything. DoRA does at strength 0 too: it sets the length of the rows."""
+    return w.magnitude is not None or bool(w.rank and w.scaling * strength)

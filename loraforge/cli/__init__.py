@@ -1,0 +1,3 @@
+"""The command line."""
+
+from loraforge.cli.app import main as main

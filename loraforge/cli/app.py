@@ -1,0 +1,51 @@
+"""The command line: each command is a thin call of the library function of the same name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import loraforge
+from loraforge.cli.adapters import convert, inspect, stamp, verify
+from loraforge.cli.base import convert_base, fuse
+from loraforge.cli.console import PATH, Cli
+from loraforge.cli.doctor import doctor
+from loraforge.cli.explain import explain
+from loraforge.cli.hub import push
+from loraforge.cli.plugins import formats, layouts, plugins
+from loraforge.cli.run import run
+
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "max_content_width": 110,
+}
+
+
+@click.group(cls=Cli, context_settings=SETTINGS)
+@click.version_option(loraforge.__version__, "-V", "--version", prog_name="loraforge")
+@click.option(
+    "--plugin",
+    "plugins_",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Load a format or layout from FILE (.toml or .py) for this command. Repeatable; may stand after the verb.",
+)
+def main(plugins_: tuple[Path, ...]) -> None:
+    """Convert LoRA adapters between frameworks, and prove that the result acts as trained.
+
+    \b
+    Start here:
+      loraforge inspect RUN                  what is it, and at what scale was it trained?
+      loraforge convert RUN --to diffusers   a file that is right at strength 1.0, and where that was seen
+      loraforge doctor FILE                  why does it have no effect, or too much?
+    """
+    for path in plugins_:
+        loraforge.use_plugin(path)
+
+
+_VERBS = (convert, inspect, verify, stamp, doctor, explain, fuse, convert_base, push, run, formats, layouts, plugins)
+for verb in _VERBS:
+    main.add_command(verb)

@@ -1,0 +1,135 @@
+"""What the commands share: how refusals are told, how lines, tables and JSON are printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loraforge.errors import LoraforgeError, Try
+from loraforge.text import command, plain
+
+PATH = click.Path(path_type=Path)
+SOURCE = click.STRING
+"""A path or an address on the Hub: the library tells which, `Path` would spoil the `//`."""
+
+
+class Cli(click.Group):
+    """A group that turns every refusal into one message, the commands to type next, and exit code 1."""
+
+    typed: Sequence[str] = ()
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        self.typed = list(sys.argv[1:] if args is None else args)
+        if not sys.stderr.isatty():  # the Hub's client draws its bars into logs too
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        return super().main(_plugin_first(self.typed), *rest, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LoraforgeError as error:
+            say("Error: ", error.message, colour="red")
+            lines = {self.line(remedy, ctx): remedy.why for remedy in error.remedies}
+            lines.pop(command("loraforge", *self.typed), None)  # what was just tried
+            for line, why in (lines or {f"loraforge {ctx.invoked_subcommand or ''} --help": ""}).items():
+                say("  try: ", line, f"   # {why}" if why else "")
+            if error.state:
+                say("", error.state)
+            ctx.exit(1)
+
+    def line(self, remedy: Try, ctx: click.Context) -> str:
+        """The remedy as a whole command: an addition takes the place of what it contradicts in what was typed."""
+        if remedy.instead or not remedy.command.startswith("-"):
+            return remedy.behind(["loraforge", *self.typed])
+        typed = _without(self.typed, remedy.command, self.get_command(ctx, ctx.invoked_subcommand or ""))
+        end = typed.index("--") if "--" in typed else len(typed)
+        rest = f" {command(*typed[end:])}" if typed[end:] else ""
+        return f"{command('loraforge', *typed[:end])} {remedy.command}{rest}"
+
+
+def _plugin_first(typed: Sequence[str]) -> list[str]:
+    """The words with every `--plugin FILE` moved before the verb, so that it may stand anywhere."""
+    plugins, others = list[str](), list[str]()
+    words = iter(typed)
+    for word in words:
+        if word == "--":
+            others += [word, *words]
+        elif word == "--plugin":
+            plugins += [word, *([following] if (following := next(words, None)) is not None else [])]
+        else:
+            (plugins if word.startswith("--plugin=") else others).append(word)
+    return [*plugins, *others]
+
+
+_ONE_OF = {"--alpha", "--trained-scale", "--trained-by", "--as-in", "--as-loaded"}
+"""Options of which only one may be given."""
+
+
+_ONE_EACH = {"--strength", "--settings"}
+"""Repeatable options of which an addition takes the place of all."""
+
+
+def _without(typed: Sequence[str], addition: str, verb: click.Command | None) -> list[str]:
+    """What was typed, less the options that `addition` gives again or excludes."""
+    new = {word for word in addition.split() if word.startswith("-")}
+    new |= _ONE_OF if new & _ONE_OF else set()
+    words = {  # option -> how many words follow it
+        option: 0 if getattr(parameter, "is_flag", False) else 1
+        for parameter in (verb.params if verb else ())
+        if new & set(parameter.opts) and (_ONE_EACH & set(parameter.opts) or not getattr(parameter, "multiple", False))
+        for option in parameter.opts
+    }
+    kept, skip = [], 0
+    for word in typed:
+        option, equals, _ = word.partition("=")
+        option = option.replace("_", "-")
+        if skip:
+            skip -= 1
+        elif option in words:
+            skip = 0 if equals else words[option]
+        else:
+            kept.append(word)
+    return kept
+
+
+def say(label: str, *text: str, colour: str | None = None) -> None:
+    """One line to stderr, never wrapped or cut, so that a command in it can be copied."""
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        label = click.style(label, fg=colour, bold=True)
+    click.echo(label, nl=False, err=True)
+    click.echo("".join(plain(part) for part in text), err=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table to stdout with nothing cut off: where the terminal is too narrow for it, a block of lines per row."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    cells = [[plain(cell) for cell in row] for row in rows]
+    width = sum(max(len(row[n]) for row in [columns, *cells]) + 3 for n in range(len(columns)))
+    if sys.stdout.isatty() and width > Console().width:
+        for name, *others in cells:
+            click.secho(name, bold="NO_COLOR" not in os.environ)
+            for column, cell in zip(columns[1:], others, strict=True):
+                click.echo(f"  {column:<{max(map(len, columns[1:]))}}  {cell}")
+        return
+    grid = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in cells:
+        grid.add_row(*row)
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(grid)
+    click.echo("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
+
+
+def as_json(document: Any) -> str:
+    """A document for programs."""
+    # half a surrogate pair, which a header may hold, has no UTF-8: it stays the escape that JSON knows
+    return json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()

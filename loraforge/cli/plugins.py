@@ -1,0 +1,156 @@
+"""The commands about what there is to convert between: formats, layouts, plugins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import loraforge
+from loraforge.cli.console import PATH, as_json, say, table
+from loraforge.errors import LoraforgeError
+
+
+@click.command(short_help="List the adapter formats.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/formats.schema.json).")
+def formats(json_: bool) -> None:
+    """List the adapter formats: which are read and written, what each can hold, and which package adds it."""
+    from loraforge.format.registry import owners
+    from loraforge.plugin.host import host
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "reads": True,
+            "writes": form.writer is not None,
+            "architectures": sorted(form.layouts),
+            "holds": form.storage.text(),
+            "package": host().plugins[owners()[name]].package,
+            "what": form.summary,
+        }
+        for name, form in loraforge.formats().items()
+    ]
+    _tell_broken()
+    if json_:
+        click.echo(as_json(rows))
+        return
+    cells = [[row["name"], "yes" if row["writes"] else "no", row["holds"], row["package"], row["what"]] for row in rows]
+    table(["format", "written", "holds", "package", "what"], cells)
+
+
+@click.command(short_help="Show how the frameworks name an architecture's parameters.")
+@click.argument("name", metavar="ARCHITECTURE", required=False)
+@click.option("--mermaid", "kind", flag_value="mermaid", help="Print a Mermaid diagram.")
+@click.option("--dot", "kind", flag_value="dot", help="Print a Graphviz diagram.")
+def layouts(name: str | None, kind: str | None) -> None:
+    """Show the layouts of ARCHITECTURE side by side: which segment of the base model each module holds.
+
+    \b
+    Examples:
+      loraforge layouts cogvideox
+      loraforge layouts cogvideox --mermaid
+    """
+    from loraforge.names import picture
+    from loraforge.names.catalog import architecture, architectures
+
+    _tell_broken()
+    if name is None:
+        rows = [[arch.name, arch.title, ", ".join(arch.layouts)] for arch in architectures().values()]
+        table(["architecture", "title", "layouts"], rows)
+        return
+    arch = architecture(name)
+    if kind:
+        click.echo({"mermaid": picture.mermaid, "dot": picture.dot}[kind](arch))
+        return
+    for columns, *cells in (picture.table(arch), picture.dropped(arch)):
+        table(columns, cells)
+
+
+@click.group(short_help="List, check and write plugins.")
+def plugins() -> None:
+    """List the plugins that are installed, check a data file, or begin a package of your own.
+
+    \b
+    Example:
+      loraforge plugins list
+    """
+
+
+@plugins.command("list", short_help="List the plugins, and what is wrong with them.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/plugins.schema.json).")
+def plugins_list(json_: bool) -> None:
+    """List the plugins: what each adds, which package it comes from, and what is wrong with it.
+
+    \b
+    Example:
+      loraforge plugins list
+    """
+    from dataclasses import asdict
+
+    from loraforge.format.registry import owners
+    from loraforge.fusion.choose import backends
+    from loraforge.plugin.host import host
+
+    owners()  # asks them all
+    backends()
+    if json_:
+        click.echo(as_json([asdict(plugin) for plugin in host().plugins.values()]))
+        return
+    rows = [
+        [p.name, p.package, ", ".join(p.adds) or "nothing", "broken" if p.errors else "fine"]
+        for p in host().plugins.values()
+    ]
+    table(["plugin", "package", "adds", "state"], rows)
+    _tell_broken()
+
+
+@plugins.command("new", short_help="Write a ready plugin package.")
+@click.argument("name")
+@click.option("-o", "--out", type=PATH, help="Folder to write. Default: ./loraforge-NAME.")
+def plugins_new(name: str, out: Path | None) -> None:
+    """Write a package that adds the format NAME: a data file to fill in, and a conformance test that passes.
+
+    \b
+    Example:
+      loraforge plugins new my-trainer
+    """
+    from loraforge.format.new_plugin import new_plugin
+
+    folder = new_plugin(name, out)
+    data = next(folder.glob("loraforge_*/*.toml"))
+    click.echo(f"{folder} is ready: change the names in {data}, then")
+    click.echo(f"  loraforge plugins check {data}")
+    place = folder if folder.is_absolute() else f"./{folder}"  # without the dot pip would ask an index for it
+    click.echo(f"  pip install '{place}[test]' && pytest {place}")
+
+
+@plugins.command("check", short_help="Find the faults of a data file.")
+@click.argument("file", type=PATH)
+def plugins_check(file: Path) -> None:
+    """Check FILE, a TOML file that adds a format or layouts, and list the problems with their lines.
+
+    \b
+    Example:
+      loraforge plugins check kohya.toml
+    """
+    from loraforge.names.check import check
+
+    adds, problems = check(file)
+    for problem in problems:
+        click.echo(f"{file}: {problem}")
+    if problems:
+        raise LoraforgeError(
+            f"{file} has {len(problems)} problem{'s' * (len(problems) > 1)}.", "loraforge layouts cogvideox"
+        )
+    click.echo(f"{file} is sound: {', '.join(adds)}")
+
+
+def _tell_broken() -> None:
+    from loraforge.plugin.host import host
+
+    for plugin in host().broken():
+        remedy = f"   # {plugin.remove}" if plugin.remove else ""
+        say(
+            "warning: ", f"plugin {plugin.name} ({plugin.package}): {'; '.join(plugin.errors)}{remedy}", colour="yellow"
+        )

@@ -1,0 +1,1 @@
+"""The verbs on one adapter: read, convert, write, verify, inspect, stamp."""

@@ -1,0 +1,256 @@
+"""Say what a file is: format, modules, ranks, scale, base. Reads names, shapes and headers; no weight is touched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraforge.adapter.drop import without
+from loraforge.conversion.evidence import read_adapter
+from loraforge.conversion.report import base_text, unshown
+from loraforge.errors import LoraforgeError, as_commands
+from loraforge.format.locate import locate
+from loraforge.format.not_an_adapter import not_an_adapter
+from loraforge.scale.origin import history
+from loraforge.scale.rule import Choice, Scale
+from loraforge.text import command, fraction, told
+
+if TYPE_CHECKING:
+    from loraforge.adapter.adapter import Adapter
+    from loraforge.files.tensorfile import TensorFile
+    from loraforge.format.protocol import Format
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a header tells. Its JSON follows schemas/inspect.schema.json."""
+
+    path: str
+    container: str
+    size: int
+    format: str | None
+    architecture: str | None
+    """Name of the family of base models."""
+    evidence: str | None
+    """What shows that it is one of that family; None where nothing does, or it is no adapter."""
+    layout: str | None
+    components: dict[str, int]
+    """Component -> adapted modules (transformer, text_encoder), or tensors that are not the adapter's."""
+    targets: dict[str, int]
+    """Kind of module (`transformer_blocks.{i}.attn1.to_q`) -> how many of them are adapted."""
+    ranks: dict[int, int]
+    """Rank -> modules."""
+    dtypes: dict[str, int]
+    """Element type -> adapter tensors."""
+    scale: Scale | None
+    scalings: tuple[float, ...]
+    fits: tuple[str, ...]
+    metadata: dict[str, str]
+    trigger_words: dict[str, str]
+    """Header entry -> the words that prompts are to have in them."""
+    history: tuple[dict[str, Any], ...]
+    """The conversions that led to the file, the latest first."""
+    notes: tuple[str, ...]
+    problem: str | None
+    """Why the file is no adapter this version can convert; None when it is."""
+    remedies: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.inspect.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The same for a terminal, one fact a line."""
+        table = {
+            "file": f"{self.path} ({self.size:,} bytes, {self.container})",
+            "format": f"{self.format or 'unknown'}{f', layout {self.layout}' if self.layout else ''}",
+            "model": self._model(),
+            "holds": self._holds(),
+            "modules": ", ".join(f"{name} x{count}" for name, count in self.targets.items()),
+            "rank": _counted(self.ranks),
+            "dtype": _counted(self.dtypes),
+            "scale": self._scale(),
+            "trigger": "; ".join(f"{words} ({key})" for key, words in self.trigger_words.items()),
+            "fits": base_text(self.fits, self.architecture) if self.scale and self.architecture else "",
+        }
+        lines = [f"{name:<9}{text}" for name, text in table.items() if text]
+        lines += [
+            f"{'header' if not n else '':<9}{key}: {_short(' '.join(value.split()))}"
+            for n, (key, value) in enumerate(self.metadata.items())
+        ]
+        known = [] if self.problem else self.remedies
+        return lines + [f"{'convert' if not n else '':<9}{line}" for n, line in enumerate(known)]
+
+    def history_lines(self) -> list[str]:
+        """Where the file comes from, the oldest first; for `--history`."""
+        if not self.history:
+            return ["history  none is recorded: no conversion by loraforge led to this file"]
+        steps = list(reversed(self.history))
+        first = steps[0]["scale"]
+        at = ", ".join(map(fraction, first["scalings"]))
+        lines = [f"history  {_origin(steps[0]['source'])}, at scale {at} ({first['provenance']}: {first['source']})"]
+        for n, step in enumerate(steps):
+            after = _origin(steps[n + 1]["source"]) if n + 1 < len(steps) else f"{self.path}, this file"
+            lines += [f"         {n + 1}. {step['command']}   ({step['tool']})", f"            -> {after}"]
+        return lines
+
+    def _model(self) -> str:
+        if self.architecture is None:
+            return ""
+        return f"{self.architecture} ({self.evidence})" if self.evidence else unshown(self.architecture)
+
+    def _holds(self) -> str:
+        adapted = {name: count for name, count in self.components.items() if name in ("transformer", "text_encoder")}
+        rest = {name: count for name, count in self.components.items() if name not in adapted}
+        lora = ", ".join(f"{name} {count}" for name, count in adapted.items())
+        text = f"LoRA modules: {lora}" if lora else ""
+        return f"{text}; other tensors: {', '.join(f'{n} {c}' for n, c in rest.items())}" if rest else text
+
+    def _scale(self) -> str:
+        if self.scale is None:
+            return ""
+        if self.scale.provenance == "ambiguous":
+            return f"unknown ({self.scale.source}; loaders apply 1.0)"
+        applied = ", ".join(map(fraction, self.scalings))
+        trained = ", ".join(map(fraction, self.history[-1]["scale"]["scalings"])) if self.history else applied
+        known = f"({self.scale.provenance}: {self.scale.source})"
+        if trained == applied or self.scale.program:
+            return f"{applied} {known}"
+        return f"trained at {trained} {known}; readers apply {applied}"
+
+
+TRIGGERS = (
+    "modelspec.trigger_phrase",
+    "modelspec.trigger_words",
+    "ss_trigger_words",
+    "trained_words",
+    "trigger_words",
+    "trigger_word",
+    "trigger_phrase",
+    "instance_prompt",
+)
+"""Header entries with the words that call the adapter up: ModelSpec's, and those that trainers and viewers use."""
+
+
+def trigger_words(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Header entry -> the trigger words in it."""
+    return {key: " ".join(metadata[key].split()) for key in TRIGGERS if metadata.get(key, "").strip()}
+
+
+def _origin(source: Mapping[str, Any]) -> str:
+    return f"{source['path']} ({source['format']}, {source['size']:,} bytes, {source['digest'][:19]}...)"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:150]} ... ({len(text)} characters; --json shows all)"
+
+
+def _counted(counts: Mapping[Any, int]) -> str:
+    """`128`, or `4 x3, 8 x1` where they differ."""
+    return (
+        ", ".join(map(str, counts))
+        if len(counts) == 1
+        else ", ".join(f"{value} x{count}" for value, count in counts.items())
+    )
+
+
+def inspect(
+    source: str | Path,
+    from_: str | None = None,
+    *,
+    iteration: int | None = None,
+    ema: bool = False,
+    drop: Sequence[str] = (),
+    architecture: str | None = None,
+    fetch: bool = False,
+) -> Inspection:
+    """Describe the adapter in `source`, a path or an address on the Hub, without reading a weight.
+
+    Of a file on the Hub the header alone is fetched; with `fetch` the file, into the Hub's cache.
+
+    A file that opens but is no adapter is described as far as possible, with `problem` set. Raises a
+    LoraforgeError when it cannot be opened at all.
+    """
+    choice = Choice(iteration, ema, drop=tuple(drop), architecture=architecture)
+    form, place, file = locate(source, from_, choice, fetch=fetch)
+    try:
+        if form is None:
+            raise not_an_adapter(file)
+        adapter, _ = without(read_adapter(form, file, choice), drop, file)
+    except LoraforgeError as error:
+        if form is not None:
+            error = as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers")
+        return _describe(file, form, None, place.notes, error)
+    return _describe(file, form, adapter, (*place.notes, *adapter.notes), None, drop)
+
+
+def _describe(
+    file: TensorFile, form: Format | None, adapter: Adapter | None, notes: tuple[str, ...],
+    error: LoraforgeError | None, drop: Sequence[str] = (),
+) -> Inspection:  # fmt: skip
+    from loraforge.adapter.fits import fits
+    from loraforge.names.catalog import architecture
+
+    modules = adapter.modules if adapter else {}
+    places = (
+        {}
+        if adapter is None
+        else {path: architecture(adapter.architecture).layouts[adapter.layout].locate(path) for path in modules}
+    )
+    remedies = [remedy.command for remedy in error.remedies] if error else []
+    if adapter and form and adapter.scale.provenance == "ambiguous":
+        less = [word for pattern in drop for word in ("--drop", pattern)]
+        start = command("loraforge", "convert", file.path, "--to", "diffusers", *less)
+        remedies = [f"{start} {remedy.command}   # {remedy.why}" for remedy in adapter.candidates]
+    return Inspection(
+        path=told(file.path),
+        container=file.kind,
+        size=file.size,
+        format=form.name if form else None,
+        architecture=adapter.architecture if adapter else None,
+        evidence=(adapter.shown or None) if adapter else None,
+        layout=adapter.layout if adapter else None,
+        components=({"transformer": len(modules), "text_encoder": 0} | dict(adapter.others)) if adapter else {},
+        targets=dict(Counter(place[0].text for place in places.values() if place)),
+        ranks=dict(sorted(Counter(delta[0].rank for delta in modules.values()).items())),
+        dtypes=dict(
+            sorted(Counter(file.tensors[key].dtype for key in (adapter.keys if adapter else file.tensors)).items())
+        ),
+        scale=adapter.scale if adapter else None,
+        scalings=tuple(sorted({w.scaling for delta in modules.values() for w in delta})),
+        fits=tuple(variant.name for variant in fits(adapter)) if adapter else (),
+        metadata=dict(sorted(file.metadata.items())),
+        trigger_words=trigger_words(file.metadata),
+        history=history(adapter.metadata if adapter else file.metadata),
+        notes=notes,
+        problem=error.message if error else None,
+        remedies=tuple(remedies),
+    )
+
+
+def skeleton(
+    source: str | Path, *, iteration: int | None = None, ema: bool = False, fetch: bool = False
+) -> dict[str, Any]:
+    """Everything of a file but its weights: names, shapes, element types, metadata, pickle globals.
+
+    Follows schemas/skeleton.schema.json. A file of the same names and shapes can be rebuilt from it.
+    """
+    _, _, file = locate(source, None, Choice(iteration, ema), fetch=fetch)
+    tensors: Mapping[str, Any] = {
+        key: {"dtype": info.dtype, "shape": list(info.shape)} for key, info in file.tensors.items()
+    }
+    return {
+        "schema": "loraforge.skeleton.v1",
+        "name": file.path.name,
+        "container": file.kind,
+        "size": file.size,
+        "tops": list(file.tops),
+        "wrappers": list(file.wrappers),
+        "globals": list(file.globals),
+        "opaque": dict(file.opaque),
+        "metadata": dict(file.metadata),
+        "tensors": dict(tensors),
+    }

@@ -1,0 +1,150 @@
+"""What a conversion did: one object, printed for people and as JSON for programs (schemas/convert.schema.json)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from loraforge.adapter.adapter import Step
+from loraforge.names.catalog import architecture
+from loraforge.programs.measured import joined
+from loraforge.scale.rule import Scale
+from loraforge.text import fraction, megabytes
+
+if TYPE_CHECKING:
+    from loraforge.programs.measured import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a user may ask about one conversion."""
+
+    source: dict[str, Any]
+    """path, format, size, digest of the adapter tensors (None where they were not fetched)."""
+    output: dict[str, Any]
+    """path, format, written."""
+    architecture: str
+    """Name of the family of base models."""
+    evidence: str | None
+    """What shows that it is one of that family; None where nothing does."""
+    scale: Scale
+    scalings: tuple[float, ...]
+    """The distinct scalings of the source's modules, sorted."""
+    stored: str
+    """`tensors` (folded into A and B), `metadata` (in their header) or `config` (in a file beside them)."""
+    steps: tuple[Step, ...]
+    unfetched: int
+    """Bytes of tensors that still lie on the Hub: there are no steps then."""
+    worst_error: float | None
+    """Of any row, as the verification measured it; None where nothing was written."""
+    fits: tuple[str, ...]
+    base_model: str | None
+    others: dict[str, int]
+    dropped_modules: tuple[str, ...]
+    dropped_metadata: tuple[str, ...]
+    notes: tuple[str, ...]
+    load: str
+    """The line that loads the result at strength 1.0."""
+    not_with: str
+    """The well-known way to load it that would not apply it as trained."""
+    provided: str
+    """What a loader must do for strength 1.0 to be right; empty where the tensors hold it all."""
+    programs: tuple[Program, ...] = ()
+    """Where a written file was seen to act so, and the other programs of its format."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.convert.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The report for a terminal: what was done, then the strength, how to load it, which base it fits."""
+        kinds = Counter(step.kind for step in self.steps)
+        sources = {name for step in self.steps for name in step.sources}
+        done = [f"{len(sources)} modules -> {len(self.steps)}"]
+        if kinds["exact"]:
+            done.append(f"{'all' if kinds['exact'] == len(self.steps) else kinds['exact']} exact")
+        if kinds["rounded"]:
+            worst = max(self.steps, key=lambda step: step.error)
+            done.append(f"{kinds['rounded']} rounded, at worst {worst.error:.1e} of the update ({worst.module})")
+        done += [
+            f"rank {a} -> {b}: {n}"
+            for (a, b), n in sorted(Counter(s.rank for s in self.steps if s.kind == "rank").items())
+        ]
+        if self.others:
+            done.append("left alone: " + ", ".join(f"{count} tensors of {name}" for name, count in self.others.items()))
+        if self.unfetched:
+            done = [f"steps and rounding: needs the tensors ({megabytes(self.unfetched)}); --fetch gets them"]
+        out = [f"{self.source['path']} -> {self.output['path']}", "  " + "; ".join(done)]
+        out += [f"  dropped {what}" for what in self.dropped_modules]
+        if self.dropped_metadata:
+            out.append(f"  not carried over, as they describe the old tensors: {', '.join(self.dropped_metadata)}")
+        rows = [] if self.evidence else [("model", unshown(self.architecture))]
+        rows += [("strength", self.strength()), *self.seen(), ("load", self.load), ("not with", self.not_with)]
+        return [*out, *(f"  {label:<9} {text}" for label, text in (*rows, ("base", self.base())))]
+
+    def seen(self) -> list[tuple[str, str]]:
+        """The second claim: what programs do with such a file, of those that were run. Never a constant of a format."""
+        if self.worst_error is None and not self.programs:  # of a dry run, where only the file itself would tell
+            return []
+        does = "acts as trained" if self.evidence and self.scale.provenance in ("recorded", "given") else "acts so"
+        good = [found for found in self.programs if found.versions and not found.otherwise]
+        where = joined((found.program, found.versions) for found in good)
+        bad = [
+            f"{f.title} ({f.otherwise}{'' if f.versions else '; read, not run'})" for f in self.programs if f.otherwise
+        ]
+        unseen = [found.title for found in self.programs if not found.versions and not found.otherwise]
+        return [
+            ("run in", f"1.0 {does} in {where}" if where else "no program that applies such a file"),
+            *([("not in", "; ".join(bad))] if bad else []),
+            *([("not run", "; ".join(unseen))] if unseen else []),
+        ]
+
+    def strength(self) -> str:
+        """The first claim, which is ours to prove, no wider than its evidence."""
+        scaling = ", ".join(fraction(value) for value in self.scalings)
+        known = self.scale.provenance in ("recorded", "given")
+        sure = "1.0" if self.evidence else f"1.0 is right if it is {architecture(self.architecture).title}"
+        claim = (sure if known else "1.0 is right if training used this scale") + self.provided
+        if self.scale.program:
+            claim = f"1.0 keeps it as it acts in {self.scale.program}, whatever training used{self.provided}"
+        worst = max((step.error for step in self.steps), default=0.0)
+        same = f"same update as the source{f', to {worst:.0e}' if worst else ''} (compared),"
+        proof = "not written, not compared: source" if self.worst_error is None else same
+        return f"{claim}; {proof} read at scale {scaling} ({scale_text(self.scale, self.scalings)})"
+
+    def base(self) -> str:
+        """The base model, as stated or as far as shapes tell it."""
+        return self.base_model or base_text(self.fits, self.architecture)
+
+
+def scale_text(scale: Scale, scalings: Sequence[float]) -> str:
+    """How well a scale is known and who says so; of a file we wrote, at what scale its source was trained."""
+    said = f"{scale.provenance}: {scale.source}"
+    if not scale.trained:
+        return said
+    if tuple(scalings) == scale.trained:
+        return f"{said}; loraforge wrote it into the file"
+    return f"trained at {', '.join(map(fraction, scale.trained))}, {said}; loraforge folded that into the tensors"
+
+
+def base_text(fits: Sequence[str], family: str) -> str:
+    """What the shapes say of the base model, and what they cannot say."""
+    if not fits:
+        title = architecture(family).title
+        return (
+            f"no released {title} has these shapes (block numbers: unchecked); use the base model of its training run"
+        )
+    return (
+        f"{fits[0]}, the only one with these shapes"
+        if len(fits) == 1
+        else f"{', '.join(fits)}: the shapes cannot tell which; use the one of its training run"
+    )
+
+
+def unshown(family: str, others: Sequence[str] = ()) -> str:
+    """The sentence for an adapter of which nothing shows what it is. `others`: models with modules of these names."""
+    shared = f" (and those of {', '.join(others)})" if others else ""
+    settles = f"--architecture {family} settles it"
+    return f"the names fit {architecture(family).title}{shared}; nothing shows that it is one ({settles})"

@@ -1,0 +1,234 @@
+"""Say whether two adapters make the same update, or what the real loader makes of one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.drop import meets, without
+from loraforge.conversion.evidence import read_adapter
+from loraforge.conversion.report import scale_text
+from loraforge.errors import LoraforgeError, as_commands
+from loraforge.files.shards import Shards
+from loraforge.format.locate import locate
+from loraforge.format.not_an_adapter import not_an_adapter
+from loraforge.hub.fetch_base import base_folder
+from loraforge.scale.origin import own_entry
+from loraforge.scale.recorded import COMPONENT
+from loraforge.scale.resolve import STATES, statement
+from loraforge.scale.rule import Choice, Scale
+from loraforge.text import command, fraction, listed, told
+
+if TYPE_CHECKING:
+    from loraforge.adapter.proof import Comparison
+    from loraforge.files.tensorfile import TensorFile
+
+Loader = Literal["diffusers", "peft"]
+
+SHOWN = 10
+"""Modules that are listed for a terminal; --json has all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two adapters, and at what scale it was read."""
+
+    path: str
+    format: str
+    scale: Scale
+    scalings: tuple[float, ...]
+
+    def line(self) -> str:
+        """The same, for a terminal."""
+        if not self.scalings:
+            return f"{self.path} ({self.format}): not one module"
+        at = ", ".join(map(fraction, self.scalings))
+        known = (
+            scale_text(self.scale, self.scalings)
+            if self.scale.provenance != "ambiguous"
+            else "nothing is recorded: taken for 1"
+        )
+        return f"{self.path} ({self.format}), read at scale {at} ({known})"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of rows of the base model, as both adapters update it."""
+
+    module: str
+    rows: int
+    rows_off: int
+    """Rows that differ by more than rounding."""
+    worst: float
+    """The largest difference of a row, as a share of the row's size in A."""
+    strength: float | None
+    """How much of A's update B's is; None where A's is zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a comparison found. Its JSON follows schemas/verify.schema.json."""
+
+    a: Side
+    b: Side
+    same: bool
+    strength: float | None
+    """B is this many times A, everywhere; None where no one number fits."""
+    segments: tuple[Segment, ...]
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.verify.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The verdict for a terminal, and the worst modules where it is bad."""
+        out = [f"A  {self.a.line()}", f"B  {self.b.line()}"]
+        rows = sum(segment.rows for segment in self.segments)
+        worst = max((segment.worst for segment in self.segments), default=0.0)
+        if self.same:
+            count = f"{len(self.segments)} segments, {rows} rows"
+            return [*out, f"same update in {count}; the worst row is off by {worst:.1e} of its size"]
+        off = sorted((s for s in self.segments if s.rows_off), key=lambda s: -s.worst)
+        where = f": {len(off)} of {len(self.segments)} segments, {sum(s.rows_off for s in off)} of {rows} rows"
+        out.append(f"different{where if off else ''}")
+        if self.strength is not None:
+            number = f"{self.strength:.3f}" if abs(self.strength) >= 0.1 else fraction(self.strength)
+            out.append(f"  B is {number} x A, everywhere: the same adapter at another scale")
+        for name, paths in (("A", self.only_in_a), ("B", self.only_in_b)):
+            if paths:
+                out.append(f"  only {name} adapts {len(paths)} modules: {listed(list(paths), 4)}")
+        if self.strength is not None:
+            return out
+        if off:
+            width = max(len(s.module) for s in off[:SHOWN])
+            out.append(f"  {'module, the worst first':<{width}}  rows off    worst row   B / A")
+        for s in off[:SHOWN]:
+            strength = "-" if s.strength is None else f"{s.strength:.4g}"
+            out.append(f"  {s.module:<{width}}  {f'{s.rows_off} of {s.rows}':<11} {s.worst:<11.1e} {strength}")
+        return [*out, f"  and {len(off) - SHOWN} more (--json has all)"] if len(off) > SHOWN else out
+
+
+def verify(
+    a: str | Path,
+    b: str | Path | None = None,
+    *,
+    in_: Loader | None = None,
+    base: str | Path | None = None,
+    alpha: float | None = None,
+    trained_scale: float | None = None,
+    trained_by: str | None = None,
+    training_config: str | Path | None = None,
+    as_in: str | None = None,
+    as_loaded: bool = False,
+    override_scale: bool = False,
+    architecture: str | None = None,
+    drop: Sequence[str] = (),
+) -> Verification:
+    """Compare the updates of two adapters of any formats and layouts, row by row, in float64.
+
+    With `in_` instead of `b`: compare the adapter with what the real loader has in its layers after loading
+    it (`base`: a folder with the transformer's config.json). A scale that is recorded nowhere and not stated is
+    taken for 1.0. What states a scale is said of the one that records none; where both do, of A, and refused if it is
+    another; `as_in` is said of A. Rounding to the coarser element type is no difference, up to 1 % of a module.
+
+    Raises a LoraforgeError when one of them cannot be read.
+    """
+    if (b is None) == (in_ is None):
+        raise LoraforgeError("give two adapters, or one and the loader to try it in.", "--in diffusers")
+    if base and not in_:
+        raise LoraforgeError("--base goes with --in: it is the model the loader fills.", "--in diffusers")
+    from loraforge.adapter.proof import compare, pair_up
+    from loraforge.files.digest import scan
+
+    said = statement(
+        alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
+        as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
+    )  # fmt: skip
+    plain = Choice(architecture=architecture)
+    choice = replace(plain, training_config=Path(training_config) if training_config else None, stated=said)
+    asked = () if choice == plain or said.as_in else (a, b)
+    unknown = [source for source in asked if source is not None and _unknown(source)]
+    sides = {side: [p for p in drop if meets(locate(side, None, Choice())[2], p)] for side in (a, b) if side and drop}
+    if lost := [pattern for pattern in drop if not any(pattern in found for found in sides.values())]:
+        _read(a, plain, lost)
+    one, notes, file, name = _read(a, choice if a in unknown or not unknown else plain, sides.get(a, ()))
+    if b is not None:
+        other, more, other_file, other_name = _read(b, choice if b in unknown else plain, sides.get(b, ()))
+        scan(other_file, other.keys)
+    else:
+        from loraforge.conversion.real_loader import load_back
+
+        if isinstance(file, Shards) or file.dropped:
+            line = command("loraforge", "convert", a, "--to", str(in_), *[w for p in drop for w in ("--drop", p)])
+            what = "some of it is to be left out" if file.dropped else "it lies in several files"
+            raise LoraforgeError(f"{in_} would read {a} as it is, and {what}: convert it first.", line)
+        other = load_back(file.path, one, str(in_), base_folder(base, only=COMPONENT) if base else None)
+        more, other_file, other_name = (), file, f"as {in_} loads it"
+    scan(file, one.keys)
+
+    def release() -> None:
+        file.release()
+        other_file.release()
+
+    pairs, alone = pair_up(one, other)
+    found = compare(pairs, lambda _: True, release)
+    same = not (alone.first or alone.second) and all(comparison.holds for comparison in found)
+    return Verification(
+        a=_side(file, name, one),
+        b=_side(other_file, other_name, other),
+        same=same,
+        strength=None if same or alone.first or alone.second else _strength(found),
+        segments=tuple(
+            Segment(c.module, c.rows, c.off, c.error, None if math.isnan(c.strength) else c.strength) for c in found
+        ),
+        only_in_a=alone.first,
+        only_in_b=alone.second,
+        notes=(*notes, *more),
+    )
+
+
+def _unknown(source: str | Path) -> bool:
+    """Whether the adapter records no scale; what cannot be read is refused later."""
+    form, _, file = locate(source, None, Choice())
+    try:
+        adapter = form.read(file, Choice()) if form else None
+    except LoraforgeError:
+        return True
+    known = adapter is not None and own_entry(adapter.metadata) is not None
+    return not known and (adapter is None or adapter.scale.provenance in ("ambiguous", "assumed"))
+
+
+def _read(source: str | Path, choice: Choice, drop: Sequence[str]) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
+    choice = replace(choice, drop=tuple(drop))
+    form, place, file = locate(source, None, choice)
+    if form is None:
+        raise not_an_adapter(file)
+    try:
+        adapter, _ = without(read_adapter(form, file, choice), drop, file)
+    except LoraforgeError as error:
+        if all(remedy.command.startswith(STATES) for remedy in error.remedies):
+            raise
+        raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
+    return adapter, (*place.notes, *adapter.notes), file, form.name
+
+
+def _side(file: TensorFile, name: str, adapter: Adapter) -> Side:
+    scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
+    return Side(told(file.path), name, adapter.scale, scalings)
+
+
+def _strength(found: Sequence[Comparison]) -> float | None:
+    """The one factor between the two, or None where they differ in more than a factor."""
+    known = [c for c in found if c.strength == c.strength]
+    if not known or any(c.off and math.isnan(c.strength) for c in found):
+        return None  # where A does nothing, no number makes it B
+    middle = sorted(c.strength for c in known)[len(known) // 2]
+    one = all(c.scaled <= c.allowed and abs(c.strength - middle) <= c.allowed * abs(middle) for c in known)
+    return middle if one else None

@@ -1,0 +1,108 @@
+"""Say why an adapter has no effect, is too weak, too strong or garbled: one verdict, the numbers, one command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraforge.adapter.adapter import Adapter
+from loraforge.diagnosis.examine import diagnosed
+from loraforge.diagnosis.verdict import AS_TRAINED
+from loraforge.errors import LoraforgeError, Try
+from loraforge.facts.given_settings import parse
+from loraforge.facts.setting_rules import compare
+from loraforge.facts.symptoms import find, language
+from loraforge.facts.variants import settings as variant_settings
+from loraforge.files.shards import Shards, group_of
+from loraforge.hub.address import address
+from loraforge.programs.table import runtime
+from loraforge.text import command
+
+if TYPE_CHECKING:
+    from loraforge.diagnosis.result import Diagnosis
+
+
+def doctor(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    runtime_: str | None = None,
+    alpha: float | None = None,
+    trained_scale: float | None = None,
+    trained_by: str | None = None,
+    training_config: str | Path | None = None,
+    as_in: str | None = None,
+    as_loaded: bool = False,
+    override_scale: bool = False,
+    architecture: str | None = None,
+    error: str | None = None,
+    settings: Sequence[str | Path] = (),
+    like: str | None = None,
+    variant: str | None = None,
+    drop: Sequence[str] = (),
+    fetch: bool = False,
+) -> Diagnosis:
+    """Diagnose the adapter in `source`, a path or an address on the Hub; the arguments are those of `loraforge doctor`.
+
+    Of a file on the Hub the header alone is judged, unless `fetch`, or a `base` to try it in.
+
+    Raises LoraforgeError only for what the user got wrong: a path that is not there, an unknown runtime.
+    """
+    given = parse(settings)
+    if variant is not None:
+        variant_settings(variant)
+    stated: dict[str, Any] = {
+        "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
+        "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
+        "architecture": architecture,
+    }  # fmt: skip
+    if address(source) is None and not Path(source).exists() and group_of(Path(source)) is None:
+        raise LoraforgeError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
+    found, adapter = diagnosed(
+        source, base, runtime(runtime_).name if runtime_ else None, stated, drop, fetch=fetch or base is not None
+    )
+    if adapter and adapter.source and isinstance(shards := adapter.source.file, Shards):
+        found = _elsewhere_whole(found, source, "in parts", f"in {len(shards.files)} files, and loaders read one")
+    elif adapter and adapter.source and adapter.source.file.within:
+        why = "among the weights of a whole model, and loaders read noise from that"
+        found = _elsewhere_whole(found, source, "in a model", why)
+    if error is not None:
+        entries = tuple(entry.to_dict(language(), source) for entry in find(error))
+        unknown = () if entries else ("no failure text that is known stands in what --error was given",)
+        if entries and found.healthy:
+            unknown = (
+                "nothing in this file explains that text: another file, or another program (--runtime), gave it",
+            )
+        found = replace(found, errors=entries, notes=(*found.notes, *unknown))
+    if adapter and (given or like):
+        rank = max(delta[0].rank for delta in adapter.modules.values())
+        found = replace(found, settings=tuple(compare(given, _variant(adapter, variant), like=like, rank=rank)))
+    return found
+
+
+def _elsewhere_whole(found: Diagnosis, source: str | Path, where: str, why: str) -> Diagnosis:
+    """The same of an adapter that is no file by itself, so that no row of the table is of it."""
+    if found.verdict not in (AS_TRAINED, "does nothing"):
+        return replace(found, outlooks=())
+    whole = f"it lies {why}; as one file it would {'be as trained' if found.verdict == AS_TRAINED else 'act'}"
+    fix = (f"{command('loraforge', 'convert', source)} --to diffusers   # one file",)
+    return replace(found, verdict=f"cannot tell (it lies {where})", why=whole, outlooks=(), fix=fix)
+
+
+def _variant(adapter: Adapter, stated: str | None) -> str:
+    """The model whose settings count: stated, recorded, or the only one with these shapes."""
+    from loraforge.adapter.fits import fits
+    from loraforge.names.catalog import architecture
+
+    if stated is not None:
+        return stated
+    known = [v for v in architecture(adapter.architecture).variants if v.repo == adapter.base_model] or fits(adapter)
+    if len(known) == 1:
+        return known[0].name
+    every = known or architecture(adapter.architecture).variants
+    raise LoraforgeError(
+        "which model it is for is neither recorded nor told by its shapes, and the right settings depend on it.",
+        *(Try(f"--variant {command(v.name)}") for v in every),
+    )

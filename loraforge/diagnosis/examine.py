@@ -1,0 +1,258 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraforge.adapter.adapter import Adapter, Source
+from loraforge.adapter.drop import without
+from loraforge.base.fuse import fuse
+from loraforge.base.retention import lines as retained
+from loraforge.conversion.evidence import doubt, read_adapter
+from loraforge.conversion.report import base_text, scale_text
+from loraforge.diagnosis.result import Diagnosis
+from loraforge.diagnosis.verdict import AS_TRAINED, judge, named, ranks, remedies, trained
+from loraforge.errors import (
+    BaseError,
+    ConversionError,
+    FormatError,
+    HubError,
+    LoraforgeError,
+    NamesError,
+    NoAdapterError,
+    ScaleError,
+    VariantError,
+    as_commands,
+)
+from loraforge.files.tensorfile import TensorFile
+from loraforge.format.locate import locate
+from loraforge.format.not_an_adapter import known_titles, not_an_adapter
+from loraforge.format.protocol import Format
+from loraforge.hub.address import address
+from loraforge.programs.known_names import by_names
+from loraforge.programs.measured import does
+from loraforge.programs.outlook import Outlook, outlook, outlooks
+from loraforge.programs.table import runtime
+from loraforge.scale.recorded import around
+from loraforge.scale.resolve import statement
+from loraforge.scale.rule import Choice
+from loraforge.scale.run_folders import as_typed
+from loraforge.text import command, fraction, megabytes, told
+
+if TYPE_CHECKING:
+    from loraforge.diagnosis.factors import Numbers
+
+
+def diagnosed(
+    path: str | Path, base: str | Path | None, wanted: str | None, stated: Mapping[str, Any],
+    drop: Sequence[str] = (), *, fetch: bool, named: str | None = None,
+) -> tuple[Diagnosis, Adapter | None]:  # fmt: skip
+    """What is to be said of the file itself, and the adapter in it where there is one. `named`: the base it is for."""
+    config = stated["training_config"]
+    choice = Choice(
+        training_config=Path(config) if config else None, stated=statement(**stated), drop=tuple(drop),
+        architecture=stated.get("architecture"),
+    )  # fmt: skip
+    try:
+        form, place, file = locate(path, None, choice, fetch=fetch)
+    except HubError:
+        raise
+    except LoraforgeError as fault:
+        return _hopeless(path, "broken file", fault), None
+    try:
+        if form is None:
+            raise not_an_adapter(file)
+        adapter, _ = without(read_adapter(form, file, choice, named=named), drop, file)
+    except LoraforgeError as fault:
+        if form and _reads(form, file):
+            raise
+        if isinstance(fault, BaseError):
+            as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
+            return _hopeless(path, "wrong base", fault), None
+        verdict = "does nothing" if isinstance(fault, NoAdapterError) else "broken file"
+        verdict = "cannot tell (it is more than A and B)" if isinstance(fault, VariantError) else verdict
+        as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
+        where = f"in {known_titles()}: " if isinstance(fault, NoAdapterError) else ""
+        named_so = form is None or type(fault) in (FormatError, NamesError)
+        hopeless = _hopeless(path, verdict, fault, where)
+        return _by_names(hopeless, form, file, wanted) if named_so else hopeless, None
+    adapter = replace(adapter, source=Source(Path(path), file, form.name, place.run))
+    found = _judged(path, form, file, adapter, place.notes, base, wanted, {**stated, "drop": drop} if drop else stated)
+    return replace(found, fix=tuple(_less(line, drop) for line in found.fix)), adapter
+
+
+def _less(line: str, drop: Sequence[str]) -> str:
+    """A line that converts, with the patterns of what is left out."""
+    typed, mark, why = line.partition("   # ")
+    more = "".join(f" {command('--drop', pattern)}" for pattern in drop)
+    return f"{typed}{more}{mark}{why}" if typed.startswith("loraforge convert ") else line
+
+
+def _reads(form: Format, file: TensorFile) -> bool:
+    """Whether the file can be read where the user states nothing: then what the user stated is at fault."""
+    try:
+        read_adapter(form, file, Choice())
+    except LoraforgeError:
+        return False
+    return True
+
+
+def _hopeless(path: str | Path, verdict: str, error: LoraforgeError, where: str = "") -> Diagnosis:
+    fix = (r.behind(["loraforge", "doctor", path]) if r.instead else r.command for r in error.remedies)
+    return Diagnosis(str(path), verdict, where + error.message, (), (), (), tuple(fix))
+
+
+def _by_names(found: Diagnosis, form: Format | None, file: TensorFile, wanted: str | None) -> Diagnosis:
+    """What is to be said of a file no format here reads, where a program applies modules of it all the same.
+
+    With a table where it is no broken file of a format we know: of one, names do not tell what a program makes.
+    """
+    rows = tuple(row for row in by_names(file) if wanted in (None, row.runtime))
+    if not any(row.applied for row in rows):
+        return found
+    best = max(rows, key=lambda row: row.applied / row.modules)
+    why = f"{best.title} knows {best.applied} of its {best.modules} modules by their names; {found.why}"
+    if form is not None:
+        return replace(found, why=why)
+    fact = ("file", f"{told(file.path)} (no format here reads it), {len(file.tensors)} tensors")
+    return replace(found, verdict="cannot tell (at what scale)", why=why, facts=(fact,), outlooks=rows)
+
+
+def _judged(
+    path: str | Path, form: Format, file: TensorFile, adapter: Adapter, notes: Sequence[str],
+    base: str | Path | None, wanted: str | None, stated: Mapping[str, Any],
+) -> Diagnosis:  # fmt: skip
+    from loraforge.adapter.fits import fits, misnamed
+    from loraforge.diagnosis.factors import numbers
+    from loraforge.names.catalog import architecture
+
+    found = None if file.absent else numbers(adapter, file)
+    seen = (outlook(runtime(wanted), form, file, adapter),) if wanted else outlooks(form, file, adapter)
+    own = next((o for o in seen if wanted or runtime(o.runtime).format == form.name), None)
+    own = own or next((o for o in seen if o.applied), None)
+    there = _InBase() if base is None else _in_base(path, base, stated)
+    if there.fits and not adapter.shown:
+        adapter = replace(adapter, shown=f"its modules are those of {told(Path(str(base)))}")
+    unshown = doubt(adapter)
+    misfit = there.misfit or (misnamed(adapter, adapter.base_model) if adapter.base_model else "")
+    verdict, why = judge(adapter, found, own, misfit, unshown)
+    unread = there.unread if verdict == AS_TRAINED else None
+    if unread:
+        verdict, why = "cannot tell (whether it fits the base)", unread.message
+    kinds = sorted({w.A.dtype.name for delta in adapter.modules.values() for w in delta})
+    of = f"{len(adapter.modules)} modules of rank {ranks(adapter)}, {', '.join(found.dtypes if found else kinds)}"
+    facts = [
+        ("file", f"{told(file.path)} ({form.name}), {of}"),
+        ("model", unshown or f"{architecture(adapter.architecture).title}: {adapter.shown}"),
+        ("scale", _scale(adapter)),
+        ("size", _size(found) if found else f"needs the tensors ({megabytes(file.absent)}): --fetch gets them"),
+        *there.facts,
+        ("base", adapter.base_model or base_text([v.name for v in fits(adapter)], adapter.architecture)),
+        *_elsewhere(path, seen, own if verdict == AS_TRAINED else None),
+    ]
+    subnormal = found.subnormal if found else ()
+    few = f"in {named(subnormal)} a tenth of the numbers or more lie below float16's normal range: fewer bits"
+    said = (*notes, *adapter.notes, *there.notes, *_contradicted(file, adapter), *((few,) if subnormal else ()))
+    loaded = own is None or own.applied == len(adapter.modules)
+    dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded))
+    mend = (
+        (r.behind(["loraforge", "doctor", path, "--base", base or ""]) for r in unread.remedies)
+        if unread
+        else remedies(path, adapter, verdict, own, dead=dead)
+    )
+    stamp = _whole_entry(file, seen, verdict)
+    fix = stamp if stamp and own and own.raises.startswith("KeyError") else (*stamp, *mend)
+    sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)} if found else {}
+    return Diagnosis(str(path), verdict, why, tuple(facts), seen, said, fix, sizes)
+
+
+def _whole_entry(file: TensorFile, seen: Sequence[Outlook], verdict: str) -> tuple[str, ...]:
+    """The command that completes a header entry at which some versions stop for what it lacks."""
+    titles = [o.title for o in seen if o.raises.startswith("KeyError")]
+    if not titles or file.absent or verdict in ("broken file", "wrong base"):
+        return ()
+    line = command("loraforge", "stamp", file.path, "--in-place")
+    return (f"{line}   # completes the header entry, for {', '.join(titles)}",)
+
+
+def _elsewhere(path: str | Path, outlooks: Sequence[Outlook], own: Outlook | None) -> list[tuple[str, str]]:
+    """Where a file that is right in one program is not right in others, and how to make one that is."""
+    found: dict[str, list[str]] = {}
+    for other in outlooks if own else ():
+        what = "does nothing" if other.raises or not other.applied else does(other)
+        if what and own and other.runtime != own.runtime:
+            found.setdefault(what, []).append(other.runtime)
+    if not found:
+        return []
+    said = "; ".join(f"{what} in {', '.join(names)}" for what, names in found.items())
+    return [("elsewhere", f"{said}. For another program: {command('loraforge', 'convert', path)} --for NAME")]
+
+
+def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
+    """A note where the file records a scale, and a training configuration beside it another for the same rank.
+
+    No verdict: what lies beside a file, or above it, may be of another run. Nor where we wrote the file: its scale is
+    another on purpose.
+    """
+    from loraforge.scale.origin import origin
+
+    scalings = {w.scaling for delta in adapter.modules.values() for w in delta}
+    if adapter.scale.provenance != "recorded" or len(scalings) != 1 or origin(file.metadata).folded:
+        return ()
+    whose, _ = around(file.path, {path: delta[0].rank for path, delta in adapter.modules.items()}, siblings=False)
+    (mine,) = scalings
+    if whose is None or math.isclose(other := whose[1].scaling(int(whose[1].rank or 1)), mine):
+        return ()
+    where = as_typed(whose[0], file.path)
+    return (f"{whose[1].said} in {where} says the scale {fraction(other)}; the file's own record counts",)
+
+
+@dataclass(frozen=True, slots=True)
+class _InBase:
+    """What becomes of the adapter in a base model."""
+
+    misfit: str = ""
+    """Why it does not fit."""
+    facts: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    unread: LoraforgeError | None = None
+    """Why the base cannot be read."""
+    fits: bool = False
+    """Whether every module has its weight there, of its shape."""
+
+
+def _in_base(path: str | Path, base: str | Path, stated: Mapping[str, Any]) -> _InBase:
+    """What of it would survive being fused there. Raises LoraforgeError where there is no base of that name."""
+    unknown = not any(value for key, value in stated.items() if key not in ("drop", "architecture"))
+    for options in (stated, {**stated, "trained_scale": 1.0}) if unknown else (stated,):
+        try:
+            report = fuse(base, [path], "unused", dry_run=True, **options)
+        except ScaleError:
+            continue
+        except ConversionError as error:
+            return _InBase(misfit=error.message)
+        except LoraforgeError as error:
+            if address(base) is None and not Path(base).exists():
+                raise
+            return _InBase(facts=(("fused", error.message),), unread=error)
+        lost, size = retained(report.total, report.modules)
+        of_base = tuple(note for note in report.notes if "shapes of" in note)
+        return _InBase(facts=(("fused", lost), ("", size)), notes=of_base, fits=True)
+    return _InBase()
+
+
+def _scale(adapter: Adapter) -> str:
+    if adapter.scale.provenance == "ambiguous":
+        return f"unknown: {adapter.scale.source}"
+    scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
+    return f"{trained(adapter)} ({scale_text(adapter.scale, scalings)})"
+
+
+def _size(found: Numbers) -> str:
+    sizes = sorted(found.sizes.items(), key=lambda item: item[1])
+    (least, low), (most, high) = sizes[0], sizes[-1]
+    return f"|D| {low:.3g} ({least}) to {high:.3g} ({most}) per module"

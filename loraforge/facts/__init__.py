@@ -1,0 +1,1 @@
+"""What is known of trainers, failure texts and settings: tables and their readers."""

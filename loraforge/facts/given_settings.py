@@ -1,0 +1,172 @@
+"""Settings as a user writes them: words KEY=VALUE, or a JSON file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from loraforge.errors import FileError, LoraforgeError
+from loraforge.text import shown
+
+Value: TypeAlias = bool | int | float | str | tuple[str, ...]
+Settings: TypeAlias = Mapping[str, Value]
+
+MOST_BYTES = 1 << 20
+
+
+def parse(items: Sequence[str | Path] | Path) -> Settings:
+    """Settings from words KEY=VALUE, or from a path of a JSON file with one object of them."""
+    pairs: list[tuple[str, Any]] = []
+    for item in [items] if isinstance(items, str | Path) else items:
+        if isinstance(item, Path) or "=" not in item:
+            pairs += _file(Path(item))
+        else:
+            key, _, value = item.partition("=")
+            pairs.append((key.strip(), value))
+    return checked(pairs)
+
+
+def checked(pairs: Iterable[tuple[str, Any]]) -> Settings:
+    """The pairs as settings: known keys, each once, each of its type."""
+    found: dict[str, Value] = {}
+    for key, value in pairs:
+        if key not in KEYS:
+            near = (difflib.get_close_matches(key, KEYS, 1) or ["num_frames"])[0]
+            raise LoraforgeError(f"there is no setting {shown(key)}; there are {', '.join(KEYS)}.", _example(near))
+        if key in found:
+            raise LoraforgeError(f"{key} is given twice.", _example(key))
+        read = _READERS[KEYS[key]](value.strip() if isinstance(value, str) else value)
+        if read is None:
+            raise LoraforgeError(f"{key} is {KEYS[key]}, not {shown(value)}.", _example(key))
+        found[key] = read
+    return found
+
+
+def _example(key: str) -> str:
+    return f"--settings {key}={EXAMPLES[KEYS[key]]}"
+
+
+def _file(path: Path) -> list[tuple[str, Any]]:
+    """The pairs of a JSON object, repeated keys and all."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError("more than a megabyte")
+        pairs = json.loads(text, object_pairs_hook=tuple)
+    except OSError as error:
+        raise FileError(
+            f"{path} is neither KEY=VALUE nor a file that can be read: {error.strerror}.",
+            "--settings num_frames=49",
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is not JSON: {error}.", "--settings num_frames=49") from None
+    if not isinstance(pairs, tuple):
+        raise FileError(f"{path} holds no JSON object of settings.", "--settings num_frames=49")
+    return list(pairs)
+
+
+def _number(value: object) -> float | None:
+    """A finite number; of text also a fraction, 1/128."""
+    try:
+        if isinstance(value, str):
+            whole, _, part = value.partition("/")
+            value = float(whole) / float(part or 1)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return float(value) if math.isfinite(value) else None
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return None
+
+
+def _whole(value: object, least: int = 1) -> int | None:
+    if isinstance(value, str):
+        value = int(value) if re.fullmatch(r"[0-9]{1,20}", value) else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if least <= value < 1 << 64 else None
+
+
+def _dtype(value: object) -> str | None:
+    names = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
+    text = value.lower().removeprefix("torch.") if isinstance(value, str) else ""
+    text = names.get(text, text)
+    return text if text in names.values() else None
+
+
+def _components(value: object) -> tuple[str, ...] | None:
+    if isinstance(value, str):
+        value = [part.strip().strip("'\"") for part in value.strip("[]()").split(",")]
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(part, str) and part for part in value):
+        return None
+    return tuple(value)
+
+
+def _matching(pattern: str) -> Callable[[object], str | None]:
+    return lambda value: value if isinstance(value, str) and re.fullmatch(pattern, value) else None
+
+
+_YES_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+_READERS: dict[str, Callable[[Any], Value | None]] = {
+    "a positive whole number": _whole,
+    "a whole number from 0": lambda value: _whole(value, 0),
+    "a number": _number,
+    "true or false": lambda value: _YES_NO.get(value.lower()) if isinstance(value, str) else _true_or_false(value),
+    "the name of a class": _matching(r"[A-Za-z_]\w{0,99}"),
+    "leading, linspace or trailing": _matching("leading|linspace|trailing"),
+    "float16, bfloat16 or float32": _dtype,
+    "cpu, cuda or cuda:N": _matching(r"(cpu|mps|xpu|npu|cuda)(:[0-9]{1,3})?"),
+    "names of components": _components,
+}
+
+
+def _true_or_false(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+KEYS = {
+    "scheduler": "the name of a class",
+    "timestep_spacing": "leading, linspace or trailing",
+    "use_dynamic_cfg": "true or false",
+    "guidance_scale": "a number",
+    "num_inference_steps": "a positive whole number",
+    "num_frames": "a positive whole number",
+    "fps": "a positive whole number",
+    "height": "a positive whole number",
+    "width": "a positive whole number",
+    "torch_dtype": "float16, bfloat16 or float32",
+    "max_sequence_length": "a positive whole number",
+    "generator_device": "cpu, cuda or cuda:N",
+    "seed": "a whole number from 0",
+    "adapter_strength": "a number",
+    "lora_scale": "a number",
+    "fuse_components": "names of components",
+}
+"""Every setting there is -> what it must be."""
+
+EXAMPLES = {
+    "a positive whole number": "49",
+    "a whole number from 0": "42",
+    "a number": "1.0",
+    "true or false": "true",
+    "the name of a class": "CogVideoXDPMScheduler",
+    "leading, linspace or trailing": "trailing",
+    "float16, bfloat16 or float32": "bfloat16",
+    "cpu, cuda or cuda:N": "cpu",
+    "names of components": "transformer",
+}
+
+
+def words(value: Value | None) -> str:
+    """A value as a user would type it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,278 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from loraforge.facts.given_settings import KEYS, Settings, Value, checked, words
+from loraforge.facts.variants import USUAL_RANK, _preset, preset, settings, table
+from loraforge.text import listed
+
+if TYPE_CHECKING:
+    from loraforge.facts.variants import VariantSettings
+
+Severity: TypeAlias = Literal["wrong", "differs", "fine"]
+Judgement: TypeAlias = tuple[Value | None, Severity, str]
+"""What is wanted, how bad the difference is, and what comes of it."""
+STRENGTHS = ("adapter_strength", "lora_scale")
+"""Of set_adapters and of fuse_lora: what is applied is their product."""
+TEMPORAL, SPATIAL = 4, 16
+"""Frames per latent frame, and pixels per patch: the VAE's 8 by the transformer's 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One setting, beside what it is compared with."""
+
+    key: str
+    given: Value | None
+    wanted: Value | None
+    severity: Severity
+    consequence: str
+    source: str
+
+
+def compare(given: Settings, variant: str, *, like: str | None = None, rank: int | None = None) -> list[Finding]:
+    """Every given setting beside what the variant calls for, or, where `like` names a preset, what that one uses.
+
+    What is wrong for the variant is wrong beside a preset too. A setting that is not given is compared only with a
+    preset, as Diffusers' own default. `rank` is the adapter's: a strength of 1/rank is then known for what it is.
+    """
+    given, wants = checked(given.items()), settings(variant)
+    wanted = _strength_where_given(preset(like, variant, rank=rank), given) if like else {}
+    found: list[Finding] = []
+    for key in KEYS:
+        own = Finding(key, given[key], *_judged(key, given, wants, rank), _source(key)) if key in given else None
+        entry = _preset(like) if like else {}
+        free = own is not None and (own.severity == "wrong" or key in entry.get("as_variant", ()))
+        if key in wanted and not free:
+            beside = _beside(key, given, wanted[key], entry)
+            own = None if own is None and beside.severity == "fine" else beside
+        if own is not None:
+            found.append(own)
+    return found
+
+
+def _source(key: str) -> str:
+    return str(table()["sources"][key])
+
+
+def _strength_where_given(values: Settings, given: Settings) -> Settings:
+    """The same, its strength under the name the user gave his: the product of the two counts."""
+    stated, mine = ([key for key in STRENGTHS if key in where] for where in (given, values))
+    if not stated or not mine:
+        return values
+    carries = next((key for key in stated if given[key] != 1), stated[0])
+    return {**values, **dict.fromkeys(STRENGTHS, 1.0), carries: values[mine[0]]}
+
+
+def _beside(key: str, given: Settings, wanted: Value, entry: Mapping[str, Any]) -> Finding:
+    default = table()["defaults"].get(key)
+    now: Value | None = given.get(key, tuple(default) if isinstance(default, list) else default)
+    if key == "adapter_strength" and now is None:
+        now = 1.0
+    again = entry.get("still_differs", {}).get(key)
+    judged: tuple[Severity, str] = ("fine", "")
+    if now is None:
+        judged = "differs", f"not given; {entry['title']}: {words(wanted)}"
+    elif not _same(key, now, wanted):
+        why = _UNLIKE.get(key, "not the same video")
+        judged = "differs", f"{'' if key in given else 'by default; '}{entry['title']}: {words(wanted)}; {why}"
+    elif again:
+        judged = "differs", again
+    return Finding(key, now, wanted, *judged, entry["source"])
+
+
+_UNLIKE = {
+    "seed": "another noise, so another video",
+    "generator_device": "one seed on a CPU and on a CUDA generator gives different noise",
+    "fps": "the same frames, played at another speed",
+    "lora_scale": "the adapter acts more or less strongly",
+    "adapter_strength": "the adapter acts more or less strongly",
+}
+
+
+def _same(key: str, one: Value, other: Value) -> bool:
+    if key == "generator_device":
+        return str(one).partition(":")[0] == str(other).partition(":")[0]
+    if isinstance(one, float) or isinstance(other, float):
+        return (
+            isinstance(one, int | float) and isinstance(other, int | float) and math.isclose(one, other, rel_tol=1e-6)
+        )
+    return one == other
+
+
+def _judged(key: str, given: Settings, wants: VariantSettings, rank: int | None) -> Judgement:
+    if key in _RULES:
+        return _RULES[key](given, wants)
+    if key in STRENGTHS:
+        return _strength(key, given, rank)
+    wanted = getattr(wants, key, None)
+    if wanted is None or _same(key, given[key], wanted):
+        return wanted, "fine", ""
+    return wanted, "differs", _USUAL.get(key, "")
+
+
+_USUAL = {
+    "num_inference_steps": "more steps take longer, fewer blur; two runs agree only with the same number",
+    "fps": "the same frames, played at another speed than the model learnt",
+}
+
+
+def _real(given: Settings, key: str) -> float:
+    value = given[key]
+    assert isinstance(value, int | float)
+    return float(value)
+
+
+def _count(given: Settings, key: str) -> int:
+    value = given[key]
+    assert isinstance(value, int)
+    return value
+
+
+def _scheduler(given: Settings, wants: VariantSettings) -> Judgement:
+    name = given["scheduler"]
+    if name == wants.scheduler:
+        return wants.scheduler, "fine", ""
+    if str(name).startswith("CogVideoX"):
+        return wants.scheduler, "differs", "both run; the other one is what CogVideo recommends for this variant"
+    why = "not one of the two schedulers the pipeline is written for"
+    if wants.snr_shift_scale != 1:
+        why += (
+            f", and it knows no snr_shift_scale ({wants.snr_shift_scale:g} here): it removes noise by another schedule"
+        )
+    return wants.scheduler, "wrong", why
+
+
+def _spacing(given: Settings, wants: VariantSettings) -> Judgement:
+    spacing, wanted = given["timestep_spacing"], wants.timestep_spacing
+    if spacing == wanted:
+        return wanted, "fine", ""
+    if spacing == "leading":
+        return wanted, "wrong", "it leaves out the last timestep, so it starts from pure noise and says there is less"
+    return wanted, "differs", "other timesteps than the model is sampled at"
+
+
+def _dynamic(given: Settings, wants: VariantSettings) -> Judgement:
+    scheduler = given.get("scheduler", wants.scheduler)
+    wanted = scheduler == "CogVideoXDPMScheduler"
+    if given["use_dynamic_cfg"] == wanted:
+        return wanted, "fine", ""
+    if not wanted:
+        return wanted, "wrong", f"it goes with CogVideoXDPMScheduler only, not with {scheduler}"
+    return wanted, "differs", "guidance of one strength in every step; the DPM scheduler is meant to vary it"
+
+
+def _guidance(given: Settings, wants: VariantSettings) -> Judgement:
+    value = _real(given, "guidance_scale")
+    if _same("guidance_scale", value, wants.guidance_scale):
+        return wants.guidance_scale, "fine", ""
+    if value <= 1:
+        return (
+            wants.guidance_scale,
+            "differs",
+            "no guidance at all: the prompt, and what an adapter does to it, is weak",
+        )
+    return wants.guidance_scale, "differs", "the prompt, and what an adapter does to it, weighs more or less"
+
+
+def _frames(given: Settings, wants: VariantSettings) -> Judgement:
+    count = _count(given, "num_frames")
+    valid = wants.nearest(count)
+    near = valid[0] if len(valid) == 1 else " or ".join(map(str, valid))
+    if count not in wants.counts:
+        made = (count - 1) // TEMPORAL * TEMPORAL + 1
+        if (count - 1) % wants.frames_step == 0:
+            return near, "differs", f"longer than the model was made for ({wants.frames_rule}): it repeats or dissolves"
+        some = f", and {made} frames come of it" if made != count else ""
+        return near, "wrong", f"not {wants.frames_rule}{some}"
+    if wants.positions == "learned" and count != wants.num_frames:
+        why = "Diffusers then leaves the learned positions out and computes others"
+        return wants.num_frames, "differs", why
+    return count, "fine", ""
+
+
+def _size(key: str, given: Settings, wants: VariantSettings) -> Judgement:
+    height, width = (
+        _count(given, side) if side in given else int(getattr(wants, side)) for side in ("height", "width")
+    )
+    wanted: int = getattr(wants, key)
+    if wants.allows(height, width) or given[key] == wanted:
+        return given[key] if wants.allows(height, width) else wanted, "fine", ""
+    swapped = "; are height and width swapped?" if (width, height) == (wants.height, wants.width) else ""
+    if _count(given, key) % SPATIAL:
+        return wanted, "wrong", f"not a multiple of {SPATIAL}: it cannot be cut into patches{swapped}"
+    if wants.positions == "learned":
+        return wanted, "wrong", f"Diffusers refuses: the learned positions are for {height_by(wants)}{swapped}"
+    rule = f"{height_by(wants)}{f' ({wants.sides})' if wants.sides else ''}"
+    return wanted, "differs", f"not a size this model was made for: {rule}{swapped}"
+
+
+def height_by(wants: VariantSettings) -> str:
+    """Height and width in the order Diffusers takes them."""
+    return f"{wants.height}x{wants.width}"
+
+
+def _dtype(given: Settings, wants: VariantSettings) -> Judgement:
+    name = str(given["torch_dtype"])
+    if name in wants.dtypes_wrong:
+        return wants.torch_dtype, "wrong", wants.dtypes_wrong[name]
+    if name == wants.torch_dtype:
+        return wants.torch_dtype, "fine", ""
+    if name == "float32":
+        return wants.torch_dtype, "differs", "twice the memory and slower; no less exact"
+    return wants.torch_dtype, "differs", "not the element type the model was trained in"
+
+
+def _tokens(given: Settings, wants: VariantSettings) -> Judgement:
+    count, wanted = _count(given, "max_sequence_length"), wants.max_sequence_length
+    if count == wanted:
+        return wanted, "fine", ""
+    if wants.positions != "rotary":
+        return wanted, "wrong", f"Diffusers fails: the positions are laid out for {wanted} text tokens"
+    if count < wanted:
+        return wanted, "differs", "longer prompts are cut"
+    return wanted, "differs", f"the model was trained with {wanted} text tokens"
+
+
+def _strength(key: str, given: Settings, rank: int | None) -> Judgement:
+    value = _real(given, key)
+    product = math.prod([_real(given, name) for name in STRENGTHS if name in given])
+    if value == 1:
+        return 1.0, "fine", ""
+    if value == 0:
+        return 1.0, "wrong", "the adapter has no effect"
+    if product != value:
+        why = f"what set_adapters sets and lora_scale are multiplied: {product:g} is applied; give one of them"
+        return 1.0, "wrong", why
+    if math.isclose(value, 1 / (rank or USUAL_RANK), rel_tol=0.01):
+        why = f"1/{rank or USUAL_RANK}, as SAT's lora_alpha 1 and cli_demo before 2025-02-24 have it: right only for a "
+        return 1.0, "differs", f"{why}file that SAT trained and that holds no scale; others all but vanish"
+    return 1.0, "differs", "1 acts as trained where the file holds or records its scale"
+
+
+def _fused(given: Settings, _: VariantSettings) -> Judgement:
+    wanted = ("transformer",)
+    names = given["fuse_components"]
+    others = [name for name in names if name not in wanted] if isinstance(names, tuple) else []
+    if others:
+        return wanted, "wrong", f"fuse_lora raises ValueError: CogVideoX has no {listed(others)} to fuse"
+    return wanted, "fine", ""
+
+
+_RULES: dict[str, Callable[[Settings, VariantSettings], Judgement]] = {
+    "scheduler": _scheduler,
+    "timestep_spacing": _spacing,
+    "use_dynamic_cfg": _dynamic,
+    "guidance_scale": _guidance,
+    "num_frames": _frames,
+    "height": lambda given, wants: _size("height", given, wants),
+    "width": lambda given, wants: _size("width", given, wants),
+    "torch_dtype": _dtype,
+    "max_sequence_length": _tokens,
+    "fuse_components": _fused,
+}

@@ -1,0 +1,1 @@
+"""Containers of tensors, read safely and written atomically."""

@@ -1,0 +1,81 @@
+"""One pass over an adapter's tensors before anything is done with them: a digest, and that they are numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from zlib import crc32
+
+import numpy as np
+
+from loraforge.algebra.dtypes import FACTORS
+from loraforge.algebra.half import finite, widen
+from loraforge.algebra.lora import Delta
+from loraforge.errors import FormatError
+from loraforge.files.tensorfile import RELEASE_EVERY, TensorFile
+from loraforge.text import command, listed
+from loraforge.threads import in_order
+
+_PIECE = 1 << 24
+"""Bytes after which what has been read of a large tensor is let go of."""
+
+
+def changed(file: TensorFile, sums: Mapping[str, int]) -> list[str]:
+    """The keys whose bytes have another CRC-32 than `sums` says, and those that one of the two lacks."""
+
+    def checksum(key: str) -> int:
+        content, value = file.raw(key), 0
+        for start in range(0, len(content), _PIECE):
+            value = crc32(content[start : start + _PIECE], value)
+            if start:
+                file.release()
+        return value
+
+    shared = [key for key in sums if key in file.tensors]
+    with in_order(checksum, shared) as read:
+        other = [key for key, checksum in zip(shared, read, strict=True) if checksum != sums[key]]
+    return [*other, *sorted(sums.keys() ^ file.tensors.keys())]
+
+
+def scan(file: TensorFile, keys: Sequence[str]) -> str:
+    """`sha256:...` over the tensors in key order: key, element type, shape, bytes.
+
+    Raises FormatError that lists every tensor with a NaN or an infinity.
+    """
+    digest, broken = hashlib.sha256(), []
+    for n, key in enumerate(sorted(keys)):
+        info = file.tensors[key]
+        digest.update(f"{key}\0{info.dtype}\0{list(info.shape)}\0".encode())
+        if info.dtype not in FACTORS:  # an alpha that is an integer
+            digest.update(file.raw(key))
+            continue
+        tensor = np.ascontiguousarray(file[key])
+        if not finite(tensor):
+            broken.append(key)
+        digest.update(tensor.reshape(-1).view(np.uint8).data)
+        if n % RELEASE_EVERY == 0:
+            file.release()
+    if broken:
+        raise FormatError(
+            f"{file.path}: {len(broken)} tensors contain NaN or infinity: {listed(broken, 5)}. "
+            "Training diverged; take an earlier checkpoint.",
+            command("ls", file.path.absolute().parent.parent),
+        )
+    return f"sha256:{digest.hexdigest()}"
+
+
+def scan_modules(modules: Mapping[str, Delta]) -> str:
+    """The same for an adapter made in Python, over its factors in order. Raises FormatError as `scan` does."""
+    digest, broken = hashlib.sha256(), []
+    for path, delta in sorted(modules.items()):
+        for n, w in enumerate(delta):
+            for name, factor in (("A", w.A), ("B", w.B), ("magnitude", w.magnitude)):
+                if factor is None:
+                    continue
+                if not np.isfinite(widen(factor)).all():
+                    broken.append(f"{path} ({name})")
+                digest.update(f"{path}.{n}.{name}\0{factor.dtype.name}\0{list(factor.shape)}\0".encode())
+                digest.update(np.ascontiguousarray(factor).reshape(-1).view(np.uint8).data)
+    if broken:
+        raise FormatError(f"{len(broken)} factors contain NaN or infinity: {listed(broken, 5)}.")
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,203 @@
+"""A result of many gigabytes that is made beside its place, survives being killed, and appears when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraforge.errors import LoraforgeError, OutputError, Try
+from loraforge.files.destination import sync_folder
+from loraforge.text import command
+
+PROGRESS = "loraforge-progress.json"
+"""In the unfinished folder: the plan it follows, and what each finished file is known to be."""
+_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_LOCK = "loraforge.lock"
+
+
+@dataclass(slots=True)
+class Partial:
+    """A folder under way. Files listed in `done` are whole."""
+
+    folder: Path
+    plan: str
+    done: dict[str, Any]
+
+    def finish(self, name: str, record: Mapping[str, Any]) -> None:
+        """Note that a file is whole, once it is on the disk."""
+        file = self.folder / name
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        self.done[name] = {**record, "size": file.stat().st_size}
+        self.save()
+
+    def save(self) -> None:
+        """Write the list down, in one step."""
+        text = json.dumps({"plan": self.plan, "done": self.done})
+        new = self.folder / f"{PROGRESS}.new"
+        new.write_text(text, "utf-8")
+        new.replace(self.folder / PROGRESS)
+
+
+def check_place(out: Path, names: Sequence[str], sources: Sequence[Path], *, force: bool) -> None:
+    """Raise OutputError when `out` exists (unless `force`, and it holds nothing but `names`) or lies in a source.
+
+    `names`: of the files in the result. Where that is `out`'s own, the result is a file.
+    """
+    try:
+        _apart(out, sources)
+        _apart(_unfinished(out), sources)
+        _free(out, names, force=force)
+    except (OSError, RuntimeError) as error:  # a name that is too long, or links in a circle
+        place = Try(command("-o", Path.home() / out.name[:100]), "another place")
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{out!s:.1000} cannot be written: {reason}.", place) from error
+
+
+def _unfinished(out: Path) -> Path:
+    return out.with_name(f"{out.name}.partial")
+
+
+def is_file(out: Path, names: Sequence[str]) -> bool:
+    """Whether a result of these files is a file itself, not a folder."""
+    return list(names) == [out.name]
+
+
+def _apart(out: Path, sources: Sequence[Path]) -> None:
+    whole = out.resolve()
+    for source in sources:
+        origin = source.resolve()
+        if whole == origin or (source.is_dir() and whole.is_relative_to(origin)) or origin.is_relative_to(whole):
+            beside = Path(os.path.relpath(origin.parent)) / f"{origin.stem}-fused{out.suffix}"
+            text = f"{out} would replace or lie inside {source}, which is left as it is."
+            raise OutputError(text, Try(command("-o", beside), "beside it"))
+
+
+def _free(out: Path, names: Sequence[str], *, force: bool) -> None:
+    if out.suffix in _FILES and not is_file(out, names):
+        text = f"{out} is the name of a file, and the result is a folder of {names[0]} and more."
+        raise OutputError(text, Try(command("-o", out.with_suffix(""))))
+    if not (out.exists() or out.is_symlink()):
+        return
+    other = Try(command("-o", out.with_name(f"{out.stem}-2{out.suffix}")), "another name")
+    held = {str(p.relative_to(out)) for p in out.rglob("*") if not p.is_dir()} if out.is_dir() else set()
+    strange = sorted(held - {str(Path(name)) for name in (*names, PROGRESS)})
+    if strange or out.is_symlink():
+        raise OutputError(f"{out} exists and is no such model: it holds {(strange or ['a link'])[0]}.", other)
+    if out.is_file() and not is_file(out, names):
+        raise OutputError(f"{out} exists and is a file: the result is a folder of {names[0]} and more.", other)
+    if not force:
+        raise OutputError(f"{out} exists.", Try("--force", "replace it"), other)
+
+
+@contextmanager
+def resumable(
+    out: Path, plan: str, nbytes: Mapping[str, int], *, alone: bool = False, new: bool = False
+) -> Iterator[Partial]:
+    """The folder `OUT.partial`, which becomes `out` when the block ends well and stays when it does not.
+
+    `plan` is a hash of everything the result depends on: what an earlier run with the same plan finished counts as
+    done; with another plan it starts again. `nbytes`: file -> bytes it will take. `alone`: there is one file, and `out`
+    is that file. `new`: nothing may have the name, though another process may
+    have given it since that was checked. Raises OutputError when another process is at it, when the folder is not ours,
+    when the disk is too small or cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = _unfinished(out)
+    try:
+        made = [above for above in folder.parents if not above.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not ((folder / PROGRESS).exists() or (folder / _LOCK).exists()):
+            raise OutputError(f"{folder} is in the way, and loraforge did not make it.", command("ls", "-l", folder))
+        lock = FileLock(folder / _LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise OutputError(f"another loraforge is writing {out}.", command("ls", "-l", folder)) from error
+        try:
+            if new and out.exists():
+                _unmake(folder, made)
+                raise OutputError(f"{out} exists: another loraforge has just written it.", Try("--force", "replace it"))
+            under_way = _resumed(folder, plan)
+            worth_keeping = bool(under_way.done)
+            try:
+                _check_space(out, folder, {n: size for n, size in nbytes.items() if n not in under_way.done})
+                worth_keeping = False  # what fails from here on would fail again
+                yield under_way
+            except LoraforgeError:
+                if not worth_keeping:
+                    _unmake(folder, made)
+                raise
+        finally:
+            lock.release()
+        _appear(folder, out, next(iter(nbytes)) if alone else None)
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be written: {error.strerror or error}.", command("ls", "-l", out.parent)
+        ) from error
+
+
+def _check_space(out: Path, folder: Path, nbytes: Mapping[str, int]) -> None:
+    free, needed = shutil.disk_usage(folder).free, sum(nbytes.values())
+    if free < needed:
+        place = Try(command("-o", Path.home() / out.name), "another disk")
+        raise OutputError(f"{out} needs {needed:,} bytes, and {free:,} are free on its disk.", place)
+
+
+def _unmake(folder: Path, made: Sequence[Path]) -> None:
+    """Remove a folder, and those that were made for it."""
+    shutil.rmtree(folder)
+    with suppress(OSError):  # somebody put something there
+        for above in made:
+            above.rmdir()
+
+
+def _resumed(folder: Path, plan: str) -> Partial:
+    """What an earlier run left, where it followed the same plan; else an empty folder."""
+    try:
+        said = json.loads((folder / PROGRESS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        said = {}
+    said = said if isinstance(said, dict) else {}
+    done = said.get("done", {}) if said.get("plan") == plan else {}
+    whole = {
+        name: record
+        for name, record in done.items()
+        if (folder / name).is_file() and (folder / name).stat().st_size == record["size"]
+    }
+    if said.get("plan") != plan:
+        for child in folder.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            elif child.name != _LOCK:
+                child.unlink()
+    found = Partial(folder, plan, whole)
+    found.save()
+    return found
+
+
+def _appear(folder: Path, out: Path, alone: str | None) -> None:
+    """Give the result, which is the file `alone` or the folder, its name; in one step where nothing had it."""
+    (folder / _LOCK).unlink(missing_ok=True)
+    old = None
+    if out.exists():
+        old = out.with_name(f".{out.name}.{os.urandom(4).hex()}.old")
+        out.rename(old)
+    if alone is not None:
+        (folder / alone).replace(out)
+        shutil.rmtree(folder)
+    else:
+        folder.rename(out)
+        (out / PROGRESS).unlink(missing_ok=True)
+    sync_folder(out.parent)
+    if old is not None and old.is_dir():
+        shutil.rmtree(old)
+    elif old is not None:
+        old.unlink()

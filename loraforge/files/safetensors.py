@@ -1,0 +1,143 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from loraforge.algebra.dtypes import BYTES, name_of
+from loraforge.errors import FileError
+from loraforge.files.tensorfile import HEADER_LIMIT, TensorFile, TensorInfo
+from loraforge.text import command
+
+if TYPE_CHECKING:
+    from loraforge.algebra.lora import Array
+    from loraforge.files.tensorfile import Chunk
+
+
+def read_safetensors(path: Path) -> TensorFile:
+    """Open a safetensors file. The safetensors library checks the header before we believe a word of it.
+
+    Raises FileError when the header lies, overlaps, repeats a key or is not JSON.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    remedy = command("loraforge", "inspect", path)
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length), object_pairs_hook=_no_repeats)
+    except (SafetensorError, ValueError, RecursionError) as error:
+        if odd := _no_texts(path):
+            name, value = odd
+            raise FileError(
+                f"{path}: its header entry {name:.80} is {value!r:.40}, and safetensors allows texts alone: no loader "
+                "opens the file. Its tensors may be whole: whoever wrote it can write the entry as a text.",
+            ) from error
+        raise FileError(
+            f"{path} is not a healthy safetensors file: {error}. Download or save it again.", remedy
+        ) from error
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for key, entry in header.items():
+        if entry["dtype"] not in BYTES:
+            raise FileError(f"{path}: {key} has element type {entry['dtype']}, which no adapter is stored in.", remedy)
+        tensors[key] = TensorInfo(entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+    return TensorFile(path, "safetensors", path.stat().st_size, tensors, metadata)
+
+
+def _no_texts(path: Path) -> tuple[str, object] | None:
+    """The first entry of the metadata that is no text, in a header that is JSON all the same."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if length <= min(HEADER_LIMIT, path.stat().st_size) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    entries = header.get("__metadata__") if isinstance(header, dict) else None
+    return (
+        next(((k, v) for k, v in entries.items() if not isinstance(v, str)), None)
+        if isinstance(entries, dict)
+        else None
+    )
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("its header repeats a key")
+    return table
+
+
+def write_safetensors(
+    path: Path,
+    header: Mapping[str, tuple[str, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, Array | Iterable[Chunk]]],
+    metadata: Mapping[str, str],
+) -> dict[str, int]:
+    """Write a safetensors file: `header` (key -> dtype, shape) first, then the tensors in whatever order they come.
+
+    Each comes as an array, or as pieces of its raw bytes. Returns the CRC-32 of each tensor's bytes. The file depends
+    on the arguments alone: keys are in `file_order`, and the header is padded to 8 bytes. Raises ValueError when a
+    tensor is missing or is not what the header announced.
+    """
+    text, offsets = safetensors_header(header, metadata)
+    sums: dict[str, int] = {}
+    with path.open("wb") as stream:
+        stream.write(text)
+        for key, tensor in tensors:
+            stream.seek(offsets[key])
+            checksum = 0
+            for chunk in chunks_of(key, header[key], tensor):
+                stream.write(chunk)
+                checksum = crc32(chunk, checksum)
+            sums[key] = checksum
+    if missing := header.keys() - sums.keys():
+        raise ValueError(f"tensors announced and not given: {sorted(missing)}")
+    return sums
+
+
+def safetensors_header(
+    header: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """What stands before the tensors, and the byte at which each begins."""
+    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offsets, end = dict[str, int](), 0
+    for key in file_order(header):
+        dtype, shape = header[key]
+        start, end = end, end + TensorInfo(dtype, shape, 0).nbytes
+        offsets[key] = start
+        table[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {key: start + offset for key, offset in offsets.items()}
+
+
+def file_order(header: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+    """The keys as they lie in a file: wide element types first, so that every tensor is aligned, and by name."""
+    return sorted(header, key=lambda key: (-BYTES[header[key][0]], key))
+
+
+def chunks_of(key: str, entry: tuple[str, tuple[int, ...]], tensor: Array | Iterable[Chunk]) -> Iterator[Chunk]:
+    """The bytes of a tensor in row-major order. Raises ValueError where it is not of the announced type and shape."""
+    import numpy as np
+
+    if isinstance(tensor, np.ndarray):
+        if (name_of(tensor.dtype), tensor.shape) != (entry[0], tuple(entry[1])):
+            raise ValueError(f"{key} is {tensor.dtype} {tensor.shape}, not {entry[0]} {entry[1]}")
+        little = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
+        tensor = [little.reshape(-1).view(np.uint8).data]
+    size, done = TensorInfo(*entry, 0).nbytes, 0
+    for chunk in tensor:
+        done += memoryview(chunk).nbytes
+        if done > size:
+            break
+        yield chunk
+    if done != size:
+        raise ValueError(f"{key} has {'more' if done > size else f'{done}'} bytes, not {size}")

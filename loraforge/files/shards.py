@@ -1,0 +1,219 @@
+"""An adapter whose tensors are spread over several files, by an index beside them or by numbered names: read as one.
+
+Sources: huggingface_hub serialization/_base.py (names of shards), transformers modeling_utils.py (their index).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Self
+
+from loraforge.errors import FileError, Try
+from loraforge.files.tensorfile import TensorFile
+from loraforge.text import command, listed
+
+if TYPE_CHECKING:
+    from loraforge.algebra.lora import Array
+
+Look = Callable[[Path], tuple[TensorFile, list[str]]]
+"""Opens one file, and warns."""
+_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<n>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.\w+)?")
+_INDEX = re.compile(r"(?P<whole>.+\.(safetensors|bin|pt|pth|ckpt))\.index(\.[\w-]+)?\.json")
+_MOST = 1 << 26
+"""Bytes of an index."""
+_MANY = 1000
+"""Files that one adapter is read from at most."""
+
+
+@dataclass(slots=True)
+class Shards(TensorFile):
+    """Several files as one. `path` is what the whole would be called: what lies beside it counts for it."""
+
+    parts: Mapping[str, TensorFile] = field(default_factory=dict)
+    """Key -> the file that holds it."""
+
+    @property
+    def files(self) -> tuple[TensorFile, ...]:
+        """Each file once."""
+        return tuple({file.path: file for file in self.parts.values()}.values())
+
+    def raw(self, key: str) -> memoryview:
+        return self.parts[key].raw(key)
+
+    def __getitem__(self, key: str) -> Array:
+        return self.parts[key][key]
+
+    def scatter(self) -> None:
+        for file in self.files:
+            file.scatter()
+
+    def release(self, key: str | None = None) -> None:
+        for file in self.files if key is None else (self.parts[key],):
+            file.release(key)
+
+    def hiding(self, **changes: Any) -> Self:
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The files that belong together."""
+
+    whole: Path
+    """What one file with all of it would be called."""
+    names: tuple[str, ...]
+    index: Path | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Key -> name of the file, as the index says."""
+
+
+def is_index(path: PurePath) -> bool:
+    """Whether it is called as an index of shards."""
+    return _INDEX.fullmatch(path.name) is not None
+
+
+def is_numbered(path: Path) -> bool:
+    """Whether it is called as one shard of several."""
+    return _NUMBERED.fullmatch(path.name) is not None
+
+
+def whole_name(name: str) -> str:
+    """What the whole is called of which `name` is a shard or the index; the name itself where it is neither."""
+    if match := _INDEX.fullmatch(name):
+        return match["whole"]
+    if match := _NUMBERED.fullmatch(name):
+        suffix = match["suffix"] or ""
+        return match["stem"] if match["stem"].endswith(suffix) else match["stem"] + suffix
+    return name
+
+
+def group_of(path: Path) -> Group | None:
+    """The group that a shard, an index or the name of the whole stands for; None where it is one file by itself.
+
+    Raises FileError where the index cannot be read.
+    """
+    there = path.is_file()
+    for index in sorted(entry for entry in path.parent.glob("*.index*.json") if is_index(entry)):
+        whole = whole_name(index.name)
+        if index == path or (not there and path.name == whole):
+            return _indexed(index)
+        ours = there and path.name != whole
+        if ours and path.name in (_indexed(index).names if whole_name(path.name) == whole else _named(index)):
+            return _indexed(index)
+    names = [path.name] if there else [entry.name for entry in path.parent.glob("*-of-*")]
+    for name in names:
+        match = _NUMBERED.fullmatch(name)
+        if match and 1 < int(match["count"]) <= _MANY and (there or whole_name(name) == path.name):
+            start, end = match["stem"], f"-of-{match['count']}{match['suffix'] or ''}"
+            every = tuple(f"{start}-{n:05d}{end}" for n in range(1, int(match["count"]) + 1))
+            return Group(path.with_name(whole_name(name)), every)
+    return None
+
+
+def _named(index: Path) -> set[str]:
+    """The files that an index names; none where it cannot be read: it may be of something else."""
+    try:
+        return set(_indexed(index).names)
+    except FileError:
+        return set()
+
+
+def _indexed(index: Path) -> Group:
+    look = command("ls", "-l", index.parent)
+    try:
+        if index.stat().st_size > _MOST:
+            raise ValueError(f"more than {_MOST >> 20} MB")
+        places = json.loads(index.read_text("utf-8-sig")).get("weight_map")
+        if not places or not all(isinstance(name, str) for name in places.values()):
+            raise ValueError("no weight_map of names")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise FileError(f"{index} cannot be read as an index of shards: {error}.", look) from error
+    names = tuple(sorted(set(places.values())))
+    if strange := [name for name in names if Path(name).name != name]:
+        raise FileError(f"{index} names {strange[0]!r:.100}, which is no file beside it.", look)
+    return Group(index.with_name(whole_name(index.name)), names, index, places)
+
+
+def alone(paths: Iterable[Path]) -> list[Path]:
+    """The same files, of each group one path that stands for it."""
+    kept: dict[object, Path] = {}
+    for path in paths:
+        group = group_of(path)
+        kept.setdefault((group.whole, group.names) if group else path, path)
+    return list(kept.values())
+
+
+def _beside(file: TensorFile) -> None:
+    """Raises FileError where an index beside a file says that its tensors are a part, and their file is not here."""
+    for index in sorted(entry for entry in file.path.parent.glob("*.index*.json") if is_index(entry)):
+        if not _named(index):
+            continue
+        group = _indexed(index)
+        names = {group.places[key] for key in file.tensors if key in group.places}
+        part = file.tensors and file.tensors.keys() < group.places.keys()
+        if part and not any((index.parent / name).exists() for name in names):
+            text = f"{file.path} is not all of it: by {index.name} its tensors are those of {listed(sorted(names), 3)}"
+            what = f"{len(file.tensors)} of the {len(group.places)} of {group.whole.name}"
+            raise FileError(
+                f"{text}, {what}. Give the files the names in the index.", command("ls", "-l", index.parent)
+            )
+
+
+def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
+    """The tensor file at `path`, with all the others that belong to it, as `look` opens each.
+
+    Raises FileError that names what is missing, or where the index and the shards disagree.
+    """
+    group = group_of(path)
+    if group is None:
+        file, said = look(path)
+        _beside(file)
+        return file, said
+    folder = path.parent
+    ls = command("ls", "-l", folder)
+    why = f"by {group.index.name}" if group.index else "by its name"
+    if missing := [name for name in group.names if not (folder / name).is_file()]:
+        what = f"{path} is not all of it: {group.whole.name} lies in {len(group.names)} files, {why}"
+        raise FileError(f"{what}, and {listed(missing, 5)} is not here. Copy or download it too.", ls)
+    both = [look(folder / name) for name in group.names]
+    files = [file for file, _ in both]
+    parts: dict[str, TensorFile] = {}
+    for file in files:
+        if twice := sorted(parts.keys() & file.tensors.keys()):
+            other = parts[twice[0]].path.name
+            text = f"{file.path} and {other} both hold {listed(twice, 3)}: they are not parts of one adapter."
+            raise FileError(text, Try(ls, "give the one that is meant, in a folder of its own"))
+        parts |= dict.fromkeys(file.tensors, file)
+    real = {key: name for name, file in zip(group.names, files, strict=True) for key in file.tensors}
+    wrong = sorted(key for key in real.keys() | group.places.keys() if real.get(key) != group.places.get(key))
+    if group.index and wrong:
+        text = (
+            f"{group.index} and the files beside it do not agree, in {listed(wrong, 3)}: they are of different saves."
+        )
+        raise FileError(text, ls)
+    metadata: dict[str, str] = {}
+    for file in files:
+        if odd := sorted(k for k in metadata.keys() & file.metadata.keys() if metadata[k] != file.metadata[k]):
+            text = f"{file.path} says of {odd[0]} what the files beside it do not say: they are of different saves."
+            raise FileError(text, command("loraforge", "inspect", "--skeleton", file.path))
+        metadata |= file.metadata
+    if len({file.kind for file in files}) > 1:
+        raise FileError(f"{path} and the others of {group.whole.name} are files of different kinds.", ls)
+    whole = Shards(
+        path=files[0].path.with_name(group.whole.name),
+        kind=files[0].kind,
+        size=sum(file.size for file in files),
+        tensors={key: info for file in files for key, info in file.tensors.items()},
+        metadata=metadata,
+        tops=files[0].tops,
+        wrappers=files[0].wrappers,
+        opaque={key: name for file in files for key, name in file.opaque.items()},
+        globals=files[0].globals,
+        absent=sum(file.absent for file in files),
+        parts=parts,
+    )
+    return whole, [*(text for _, said in both for text in said), f"read {listed(list(group.names), 3)} as one, {why}"]

@@ -1,0 +1,147 @@
+"""Tensor files: names and shapes first, tensors on demand as views of a memory map. Reads and writes safetensors."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from loraforge.algebra.dtypes import BYTES, FACTORS, numpy_type
+from loraforge.errors import FileError, Try
+from loraforge.text import megabytes
+
+if TYPE_CHECKING:
+    from loraforge.algebra.lora import Array
+
+KEY = "loraforge"
+"""Our own entry, of the file's origin (schemas/provenance.schema.json; of base weights, fused.schema.json)."""
+
+Chunk = bytes | bytearray | memoryview
+"""A piece of a tensor's raw little-endian bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies in its file."""
+
+    dtype: str
+    """As safetensors names it: F16, BF16, F32, ..."""
+    shape: tuple[int, ...]
+    offset: int
+    """Byte of the file at which element 0 lies."""
+    strides: tuple[int, ...] | None = None
+    """In elements; None where the tensor is contiguous."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the tensor shows some of its numbers more than once, as an expanded one does."""
+        used = sorted((stride, n) for n, stride in zip(self.shape, self.strides or (), strict=False) if n > 1)
+        reach = 1
+        for stride, n in used:
+            if stride < reach:
+                return True
+            reach += (n - 1) * stride
+        return False
+
+    @property
+    def nbytes(self) -> int:
+        size = BYTES[self.dtype]
+        for length in self.shape:
+            size *= length
+        return size
+
+
+@dataclass(slots=True)
+class TensorFile:
+    """One open tensor file. Indexing gives a read-only view; nothing is read before that."""
+
+    path: Path
+    kind: str
+    """`safetensors` or `torch`."""
+    size: int
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The header's string table; of a torch file, our own entry where its outermost dictionary has one."""
+    tops: tuple[str, ...] = ()
+    """Keys of the outermost dictionary of a torch file."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """The whole numbers in it, as `mp_world_size`."""
+    wrappers: tuple[str, ...] = ()
+    """The keys that lead from there to the tensors (`module`)."""
+    opaque: Mapping[str, str] = field(default_factory=dict)
+    """Keys that hold something else than a plain tensor -> the dotted name of what it is."""
+    globals: tuple[str, ...] = ()
+    """Dotted names a pickle mentions. None of them was imported."""
+    dropped: tuple[str, ...] = ()
+    """Keys that are left out of `tensors`, as `--drop` says."""
+    within: int = 0
+    """How many tensors the model has that these were taken out of; 0 if they lie by themselves."""
+    absent: int = 0
+    """Bytes of tensors that were not fetched from the Hub: only the header was."""
+    _map: mmap.mmap | None = None
+
+    def mapped(self) -> mmap.mmap:
+        """The whole file as memory. Raises FileError where only its header was fetched."""
+        if self.absent:
+            text = f"{self.path}: that stands in its tensors ({megabytes(self.absent)}); only its header was fetched."
+            raise FileError(text, Try("--fetch", "get them, into the cache of the Hub"))
+        if self._map is None:
+            with self.path.open("rb") as stream:
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
+
+    def raw(self, key: str) -> memoryview:
+        """The bytes of a contiguous tensor."""
+        info = self.tensors[key]
+        return memoryview(self.mapped())[info.offset : info.offset + info.nbytes]
+
+    def __getitem__(self, key: str) -> Array:
+        import numpy as np
+
+        info = self.tensors[key]
+        dtype = numpy_type(info.dtype)
+        if self.absent:  # what has a shape and no numbers: whoever counts with them gets NaN, which every check refuses
+            return np.broadcast_to(np.asarray(math.nan if info.dtype in FACTORS else 0).astype(dtype), info.shape)
+        if info.strides is None:
+            flat = np.frombuffer(self.mapped(), dtype, info.nbytes // dtype.itemsize, info.offset)
+            return flat.reshape(info.shape)
+        reach = 1 + sum((n - 1) * stride for n, stride in zip(info.shape, info.strides, strict=True))
+        flat = np.frombuffer(self.mapped(), dtype, reach, info.offset)
+        steps = [stride * dtype.itemsize for stride in info.strides]
+        return np.lib.stride_tricks.as_strided(flat, info.shape, steps, writeable=False)
+
+    def scatter(self) -> None:
+        """Tell the system that what is read lies far apart, so that it does not read on from there."""
+        if hasattr(self.mapped(), "madvise"):
+            self.mapped().madvise(mmap.MADV_RANDOM)
+
+    def hiding(self, **changes: Any) -> Self:
+        """The same tensors, with other names, metadata or path to be seen."""
+        if not self.absent:
+            self.mapped()
+        return replace(self, **changes)
+
+    def release(self, key: str | None = None) -> None:
+        """Give the pages read so far, or those of one tensor, back to the system.
+
+        Views stay valid; a later access reads again.
+        """
+        if self._map is None or not hasattr(self._map, "madvise"):
+            return
+        if key is None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            return
+        info = self.tensors[key]
+        start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        if info.strides is None and info.nbytes:
+            self._map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+
+
+RELEASE_EVERY = 16
+"""Tensors or modules after which a loop lets go of the pages it has read."""
+
+HEADER_LIMIT = 100_000_000
+"""Bytes of header the safetensors library accepts."""

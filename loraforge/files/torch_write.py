@@ -1,0 +1,163 @@
+"""Writes checkpoints torch.load reads, maps and trusts, without torch and one tensor at a time."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from loraforge.algebra.dtypes import BYTES
+from loraforge.errors import ConversionError
+from loraforge.files.safetensors import chunks_of
+from loraforge.files.tensorfile import Chunk, TensorFile, TensorInfo
+
+if TYPE_CHECKING:
+    from loraforge.algebra.lora import Array
+
+Plain = int | float | str | bool | None
+
+_TYPES = {
+    "F64": "DoubleStorage", "F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage",
+    "I64": "LongStorage", "I32": "IntStorage", "I16": "ShortStorage", "I8": "CharStorage", "U8": "ByteStorage",
+    "BOOL": "BoolStorage", "C64": "ComplexFloatStorage",
+}  # fmt: skip
+"""Element types for which torch has a storage class -> that class."""
+
+_ALIGNMENT = 64
+"""Every record's data begins at a multiple of this, as torch.save has it, so that a mapped tensor is aligned."""
+
+
+def write_torch(
+    path: Path,
+    header: Mapping[str, tuple[str, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, Array | Iterable[Chunk]]],
+    *,
+    wrapper: str = "module",
+    extra: Mapping[str, Plain] = {},
+) -> dict[str, int]:
+    """Write `{wrapper: {key: tensor, ...}, **extra}` as torch.save lays it out.
+
+    `header` (key -> dtype, shape) gives the keys and their order, in which `tensors` must come: as arrays,
+    or as pieces of raw little-endian bytes. Only one of them is held at a time. The file depends on the
+    arguments alone, not on its name or the day. Returns the CRC-32 of each tensor's bytes.
+
+    Raises ConversionError for an element type torch has no storage class for, before anything is written,
+    and ValueError when the tensors are not what the header announced; torch.load refuses what is left then.
+    """
+    tree = _pickled(header, wrapper, extra)
+    given = iter(tensors)
+    sums: dict[str, int] = {}
+    with path.open("wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+        _put(archive, stream, "data.pkl", len(tree), [tree])
+        # No .format_version: it would tell torch to compute where records lie from torch's own writer's habits.
+        _put(archive, stream, "byteorder", 6, [b"little"])
+        for number, (key, (dtype, shape)) in enumerate(header.items()):
+            size = math.prod(shape) * BYTES[dtype]
+            sums[key] = _put(archive, stream, f"data/{number}", size, _content(key, dtype, shape, given))
+        for key, _ in given:
+            raise ValueError(f"{key} came, and was not announced")
+        _put(archive, stream, "version", 2, [b"3\n"])  # torch.load insists on it: last, so that half a file is none
+    return sums
+
+
+def copy_chunks(file: TensorFile, key: str, size: int = 1 << 24) -> Iterator[bytes]:
+    """A tensor's raw bytes in row-major order and in pieces, each page of the file given back once it is copied.
+
+    A tensor that is not contiguous is held whole.
+    """
+    info = file.tensors[key]
+    content = file.raw(key) if info.strides is None else memoryview(_gathered(file, info, info.strides))
+    for start in range(0, len(content), size):
+        piece = bytes(content[start : start + size])
+        file.release()
+        yield piece
+
+
+def _gathered(file: TensorFile, info: TensorInfo, strides: tuple[int, ...]) -> bytes:
+    import numpy as np
+
+    width = BYTES[info.dtype]
+    reach = 1 + sum((n - 1) * stride for n, stride in zip(info.shape, strides, strict=True))
+    span = replace(file, tensors={"": TensorInfo("U8", (reach * width,), info.offset)}).raw("")
+    # elements as so many bytes without a meaning: numpy need not know their type
+    return np.ndarray(info.shape, f"V{width}", span, 0, [stride * width for stride in strides]).tobytes()
+
+
+def _content(
+    key: str, dtype: str, shape: tuple[int, ...], given: Iterator[tuple[str, Array | Iterable[Chunk]]]
+) -> Iterator[Chunk]:
+    """The bytes of the next tensor, once it has proved to be the one announced.
+
+    Takes it itself, so that no caller's variable keeps it alive while the one after it is made.
+    """
+    name, tensor = next(given, (None, ()))
+    if name != key:
+        raise ValueError(f"{key} was announced, and {'nothing' if name is None else name} came")
+    yield from chunks_of(key, (dtype, shape), tensor)
+
+
+def _put(archive: zipfile.ZipFile, stream: BinaryIO, name: str, size: int, chunks: Iterable[Chunk]) -> int:
+    """Append a stored record and return its CRC-32; its header, which names that sum, is completed afterwards."""
+    info = zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0))
+    info.create_system = 3  # the same bytes on every system
+    large = size > zipfile.ZIP64_LIMIT
+    header = 30 + len(info.filename) + 4 + (20 if large else 0)  # without the padding itself; 64-bit sizes take 20
+    padding = -(stream.tell() + header) % _ALIGNMENT
+    info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding  # as torch pads
+    with archive.open(info, "w", force_zip64=large) as record:
+        for chunk in chunks:
+            record.write(chunk)
+    info.extra = b""  # the table at the end of the archive needs no padding
+    return info.CRC
+
+
+def _pickled(header: Mapping[str, tuple[str, tuple[int, ...]]], wrapper: str, extra: Mapping[str, Plain]) -> bytes:
+    """The pickle, opcode by opcode: the stdlib's writer would import torch to name its functions."""
+    if wrapper in extra:
+        raise ValueError(f"{wrapper} is where the tensors go, and cannot be an extra value")
+    parts = [pickle.PROTO, b"\x02", pickle.EMPTY_DICT, _plain(wrapper), _ORDERED_DICT]
+    for number, (key, (dtype, shape)) in enumerate(header.items()):
+        if dtype not in _TYPES:
+            raise ConversionError(f"{key} has element type {dtype}, which a torch checkpoint cannot hold plainly.")
+        parts += [_plain(key), *_tensor(number, dtype, tuple(map(int, shape))), pickle.SETITEM]
+    parts.append(pickle.SETITEM)
+    for key, value in extra.items():
+        if type(value) not in (int, float, str, bool, type(None)):  # a subclass would be pickled by its name
+            raise ValueError(f"{key} is a {type(value).__name__}, not a plain value")
+        parts += [_plain(key), _plain(value), pickle.SETITEM]
+    return b"".join([*parts, pickle.STOP])
+
+
+def _tensor(number: int, dtype: str, shape: tuple[int, ...]) -> list[bytes]:
+    """`_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, backward_hooks)`."""
+    strides = tuple(math.prod(max(length, 1) for length in shape[axis + 1 :]) for axis in range(len(shape)))
+    storage = [_plain("storage"), _named("torch", _TYPES[dtype])]
+    storage += [_plain(value) for value in (str(number), "cpu", math.prod(shape))]
+    return [
+        _named("torch._utils", "_rebuild_tensor_v2"), pickle.MARK,
+        pickle.MARK, *storage, pickle.TUPLE, pickle.BINPERSID,
+        _plain(0), _plain(shape), _plain(strides), pickle.NEWFALSE, _ORDERED_DICT,
+        pickle.TUPLE, pickle.REDUCE,
+    ]  # fmt: skip
+
+
+def _named(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+_ORDERED_DICT = _named("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+
+
+def _plain(value: Plain | tuple[int, ...]) -> bytes:
+    """The opcodes of a plain value."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, 2)
+    pickler.fast = True  # no memo, whose numbers would clash with the next value's
+    pickler.dump(value)
+    return buffer.getvalue()[2:-1]  # without PROTO and STOP

@@ -1,0 +1,1 @@
+"""How adapters are stored: one file a format."""

@@ -1,0 +1,82 @@
+"""Which checkpoint of a training output folder to take: the trainers of Diffusers and PEFT number them alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from loraforge.errors import FileError, Try
+from loraforge.format.protocol import Found
+from loraforge.scale.rule import Choice
+from loraforge.text import command, listed
+
+_NUMBERED = re.compile(r"(?:checkpoint-)?([0-9]{1,18})")
+_FILE = re.compile(r"checkpoint-([0-9]{1,18})\.safetensors")
+"""VideoX-Fun writes files, not folders."""
+
+
+def choose(folder: Path, names: Sequence[str], choice: Choice) -> Found | None:
+    """The tensor file of a training output folder, with a note of the choice; or the file itself, where it is one.
+
+    A checkpoint is `checkpoint-N/NAME` (accelerate's), `lora_weights/N/NAME` (finetrainers') or
+    `checkpoint-N.safetensors`; a NAME of the folder itself is the final result. None where there is nothing.
+
+    Raises FileError when the iteration asked for is not there, or is there twice.
+    """
+    if folder.is_file():
+        return Found(folder, folder.stem if folder.name not in names else folder.resolve().parent.name)
+    whole = folder.resolve()
+    own = _NUMBERED.fullmatch(whole.name)
+    run = f"{whole.parent.name}-{own[1]}" if own and whole.name != own[1] else whole.name
+    final = next((folder / name for name in names if (folder / name).is_file()), None)
+    found, empty = _checkpoints(folder, names)
+    if final is None and not found:
+        return None
+    if choice.ema:
+        raise FileError(
+            f"{folder} has no averaged weights (-ema): only SAT's trainer writes them.", command("ls", "-l", folder)
+        )
+    everything = listed([str(n) for n in sorted(found)]) or "no numbered ones"
+    if choice.iteration is not None:
+        if final is not None and own and int(own[1]) == choice.iteration:
+            return Found(final, run)
+        if choice.iteration not in found:
+            newest = [Try(f"--iteration {n}") for n in sorted(found)[-3:]] or [Try(command("ls", "-l", folder))]
+            raise FileError(f"{folder} has no checkpoint {choice.iteration} (it has {everything}).", *newest)
+        asked = f"took checkpoint {choice.iteration} of {run}, as asked; it has {everything}"
+        return Found(_one(found[choice.iteration]), f"{run}-{choice.iteration}", (asked,))
+    if final is not None:
+        note = f"took {final.name} of {run} itself, its final result; --iteration N takes another of {everything}"
+        return Found(final, run, (note,) if found else ())
+    last = max(found)
+    notes = [f"took checkpoint {last} of {run}, the newest of {everything}"] if len(found) > 1 else []
+    if later := [path for number, path in sorted(empty.items()) if number > last]:
+        notes.append(f"{listed([path.name for path in later], 3)} of {run} holds no adapter, and was passed over")
+    return Found(_one(found[last]), f"{run}-{last}", tuple(notes))
+
+
+def _one(paths: list[Path]) -> Path:
+    if len(paths) > 1:
+        raise FileError(
+            f"{paths[0]} and {paths[1]} have the same number: give the one you mean.",
+            *(command("loraforge", "inspect", path) for path in paths[:3]),
+        )
+    return paths[0]
+
+
+def _checkpoints(folder: Path, names: Sequence[str]) -> tuple[dict[int, list[Path]], dict[int, Path]]:
+    """Number -> the tensor files with it; and number -> what is called like a checkpoint and holds none."""
+    places = [folder, *(child for child in [folder / "lora_weights"] if child.is_dir())]
+    found: dict[int, list[Path]] = {}
+    empty: dict[int, Path] = {}
+    for child in sorted(child for place in places for child in place.iterdir()):
+        if match := _FILE.fullmatch(child.name) if child.is_file() else None:
+            found.setdefault(int(match[1]), []).append(child)
+        elif match := _NUMBERED.fullmatch(child.name):
+            file = next((child / name for name in names if (child / name).is_file()), None)
+            if file is not None:
+                found.setdefault(int(match[1]), []).append(file)
+            elif child.name != match[1]:  # a bare number may be anything
+                empty[int(match[1])] = child
+    return found, empty

@@ -1,0 +1,93 @@
+"""Diffusers: `pytorch_lora_weights.safetensors`, names prefixed by the component, its scale in the header or nowhere.
+
+Sources: diffusers loaders/lora_base.py (file name, `lora_adapter_metadata`), loaders/peft.py (prefix, and
+`save_lora_adapter`, which writes bare names), utils/state_dict_utils.py (older spellings), finetrainers
+trainer/sft_trainer (`lora_config`), CogVideo tools/load_cogvideox_lora.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from loraforge.adapter.adapter import Adapter, Storage
+from loraforge.format import checkpoints
+from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle, Spelling
+from loraforge.format.lorafile import LoraFileWriter, read_lora_file
+from loraforge.format.not_an_adapter import not_an_adapter
+from loraforge.format.protocol import Found, Target, Use, Wanted, Writer
+from loraforge.names.catalog import architecture, having, matching, outdone
+from loraforge.scale import peft_config
+from loraforge.scale.recorded import COMPONENT, header_configs
+from loraforge.scale.rule import Choice
+
+if TYPE_CHECKING:
+    from loraforge.files.tensorfile import TensorFile
+
+STYLE = KeyStyle(
+    spellings=(*PEFT_SPELLINGS, Spelling(".lora.down.weight", ".lora.up.weight")),
+    prefixes=(f"{COMPONENT}.", ""),
+)
+FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+
+
+class DiffusersWriter(LoraFileWriter):
+    """Writes one file with the canonical name."""
+
+    style = STYLE
+    files: tuple[str, ...] = FILES[:1]
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.stored: Literal["tensors", "metadata", "config"] = wanted.scale_in
+
+    def scaling(self, _: int) -> float | None:
+        return 1.0 if self.stored == "tensors" else None
+
+    def header(self, target: Target) -> dict[str, str]:
+        least = peft_config.config(target.ranks, target.scalings, dora=target.dora)
+        # component-prefixed, and nothing but what is needed: unprefixed or unknown keys make diffusers raise
+        metadata = {f"{COMPONENT}.{key}": value for key, value in least.items()}
+        return {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, indent=2, sort_keys=True)}
+
+    def use(self, path: Path, _: Target) -> Use:
+        # always with its name: Diffusers looks for none where HF_HUB_OFFLINE is set
+        return Use(
+            f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})"
+            "   # strength 1.0, no other number",
+            "CogVideo's load_cogvideox_lora.py, which scales again, unless its --lora_alpha equals its --lora_r",
+            ", where a loader reads the scale in the header (others apply 1.0)" if self.stored == "metadata" else "",
+        )
+
+
+class DiffusersFormat:
+    """Reads and writes what `load_lora_weights` loads."""
+
+    name = "diffusers"
+    summary = f"Diffusers' load_lora_weights: {FILES[0]}"
+    storage = Storage()
+    writer: Callable[[Wanted], Writer] | None = DiffusersWriter
+    options = frozenset({"scale_in", "pad_ranks"})
+
+    @property
+    def layouts(self) -> Mapping[str, str]:
+        """Every architecture of which Diffusers' names are known."""
+        return having("diffusers")
+
+    def find(self, source: Path, choice: Choice) -> Found | None:
+        return checkpoints.choose(source, FILES, choice)
+
+    def claims(self, file: TensorFile) -> bool:
+        hits = [hit for key in file.tensors if (hit := STYLE.parse(key))]
+        paths = [hit.path for hit in hits]
+        if matching(paths, self.layouts) is None:  # as Diffusers: no module of the model is called so
+            return False
+        return not outdone(paths, self.layouts) if any(hit.prefix for hit in hits) else bool(header_configs(file))
+
+    def read(self, file: TensorFile, choice: Choice) -> Adapter:
+        hits = [hit.path for key in file.tensors if (hit := STYLE.parse(key))]
+        if not hits:
+            raise not_an_adapter(file, "Diffusers adapter")
+        arch = architecture(matching(hits, self.layouts, wanted=choice.architecture) or "cogvideox")
+        return read_lora_file(file, choice, STYLE, arch, "diffusers", writes=self.name)

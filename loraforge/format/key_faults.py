@@ -1,0 +1,118 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from loraforge.algebra.dtypes import FACTORS
+from loraforge.files.tensorfile import TensorInfo
+from loraforge.names.layout import Architecture, Layout
+from loraforge.text import listed
+
+if TYPE_CHECKING:
+    from loraforge.format.keys import KeyStyle
+
+_REFUSED = (
+    (r"lora_B\.([^.]+\.)?bias", "a bias of the LoRA itself (lora_bias), which this version does not convert"),
+    (r"hada_(w[12]_[ab]|t[12])", "LoHa"),
+    (r"lokr_(w[12](_[ab])?|t2)", "LoKr"),
+    (r"lora_embedding_[AB]", "a LoRA of an embedding, of which CogVideoX has none"),
+    (
+        r"(?<!lora_A\.)(?<!lora_B\.)(weight|bias)",
+        "a whole weight saved beside the LoRA (modules_to_save)",
+    ),
+    (r"alpha", "an alpha tensor, which records a scale and which this format is not read with: keep it"),
+    (r"diff", "a weight difference (.diff), the whole change of a weight saved beside the LoRA"),
+    (r"diff_b", "a bias difference (.diff_b), the whole change of a bias saved beside the LoRA"),
+)
+"""What the end of a key means that no LoRA of this kind has."""
+
+
+def _mixed(spelled: Mapping[str, str], factors: Iterable[set[str]]) -> str:
+    """Why keys of several spellings are refused: one adapter spelled in a mixture, or several adapters."""
+    keys = listed(sorted(spelled.values()), 4)
+    if sum(map(len, factors := list(factors))) == len(set().union(*factors)):
+        return (
+            f"it is one adapter in a mixture of several spellings, which is not read: {keys}. All of them belong to it."
+        )
+    return f"it holds several adapters, or one in several spellings: {keys}. Which of them is meant is not known"
+
+
+def _unknown(keys: list[str], arch: Architecture) -> Iterator[str]:
+    """One problem per kind of key that is not understood, with the first of its kind."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        what = next((what for ending, what in _REFUSED if re.search(rf"(?:^|[._])(?:{ending})$", key)), "")
+        what = "a bundled embedding" if key.startswith("bundle_emb") else what
+        known = what and any(arch.layouts[name].locate(stem) for name in arch.layouts for stem in _stems(key))
+        kinds[what if known or "whole" not in what else ""].append(key)
+    for what, group in kinds.items():
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        is_no = "is no LoRA key" if len(group) == 1 else "are no LoRA keys"
+        yield (f"{group[0]}{more}: {what}" if what else f"{group[0]}{more} {is_no} of {arch.title} in this format")
+
+
+def _stems(key: str) -> Iterable[str]:
+    """The tails of a key without its last word: one of them is the module, whatever prefix it has."""
+    words = key.split(".")[:-1]
+    return (".".join(words[start:]) for start in range(min(len(words), 4)))
+
+
+def _pair_faults(
+    path: str, keys: Mapping[str, str], tensors: Mapping[str, TensorInfo], style: KeyStyle
+) -> Iterator[str]:
+    dimensions = (2,) if style.parts else (2, 4, 5)
+    for factor in ("A", "B"):
+        if factor not in keys:
+            yield f"{path} has no {factor}"
+            continue
+        info = tensors[keys[factor]]
+        if info.dtype not in FACTORS:
+            yield f"{keys[factor]} is {info.dtype}, not a floating type of 16 bits or more"
+        if info.repeats:
+            yield f"{keys[factor]} repeats its numbers (strides {list(info.strides or ())})"
+        if len(info.shape) not in dimensions or 0 in info.shape:
+            yield f"{keys[factor]} has shape {list(info.shape)}, not two dimensions with a rank of 1 or more"
+    if not {"A", "B"} <= keys.keys():
+        return
+    a, b = tensors[keys["A"]].shape, tensors[keys["B"]].shape
+    if len(a) == len(b) and len(a) in dimensions and a[0] != b[1]:
+        turned = ": the factors look transposed" if a[1] == b[0] else ""
+        yield f"{path}: A {list(a)} and B {list(b)} disagree on the rank{turned}"
+    elif len(a) != len(b) or b[2:] != (1,) * (len(b) - 2):
+        yield f"{path}: A {list(a)} and B {list(b)} are not those of one module"
+    if "magnitude" in keys:
+        info = tensors[keys["magnitude"]]
+        want = style.length_shape(b[0], len(b) - 2)
+        if info.dtype not in FACTORS or info.shape != want:
+            have = f"{keys['magnitude']} is {info.dtype} {list(info.shape)}"
+            yield f"{have}, not floating numbers, one per row: {list(want)}"
+        if info.repeats:
+            yield f"{keys['magnitude']} repeats its numbers (strides {list(info.strides or ())})"
+
+
+def _kernel_faults(path: str, shape: tuple[int, ...], layout: Layout, kernels: set[int]) -> list[str]:
+    """What is wrong with an A of more than two dimensions."""
+    plain = layout.plain_kernel(path, shape[2:])
+    if not kernels:
+        return [f"{path} is no convolution, and its A has shape {list(shape)}"]
+    if layout.kernel(path, plain) != shape[2:] or len(plain) not in kernels:
+        return [f"{path}: its A has shape {list(shape)}, which is not how this format has that convolution"]
+    return []
+
+
+def _part_faults(
+    path: str,
+    parts: list[dict[str, str]],
+    tensors: Mapping[str, TensorInfo],
+    arch: Architecture,
+    segments: tuple[str, ...],
+) -> list[str]:
+    heights = [tensors[keys["B"]].shape[0] for keys in parts]
+    if arch.sizes(segments, sum(heights)) != heights:
+        return [f"{path}: its parts have {heights} rows"]
+    widths = {tensors[keys["A"]].shape[1] for keys in parts}
+    return [f"{path}: its parts have {sorted(widths)} inputs"] if len(widths) > 1 else []

@@ -1,0 +1,123 @@
+"""What the formats of one safetensors file share: reading its keys and its scale, and writing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.drop import COMPONENTS
+from loraforge.errors import FormatError
+from loraforge.files.safetensors import write_safetensors
+from loraforge.files.tensorfile import TensorInfo
+from loraforge.format.keys import KeyStyle, alphas, ranks
+from loraforge.format.protocol import Header, Target
+from loraforge.hub.address import renamed
+from loraforge.names.layout import Architecture
+from loraforge.scale.candidates import candidates
+from loraforge.scale.origin import origin
+from loraforge.scale.recorded import Record, looked, search
+from loraforge.scale.resolve import resolve
+from loraforge.scale.rule import Choice
+from loraforge.text import command
+
+if TYPE_CHECKING:
+    from loraforge.algebra.lora import Array, Delta
+    from loraforge.files.tensorfile import TensorFile
+
+
+def read_lora_file(
+    file: TensorFile,
+    choice: Choice,
+    style: KeyStyle,
+    arch: Architecture,
+    layout: str,
+    *,
+    writes: str,
+    base_model: str | None = None,
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> Adapter:
+    """The adapter in a file of (A, B) keys, at the scale that is recorded in any of the places that can.
+
+    `writes` is the format's name in trainers.toml, `others` what begins the keys of adapters of other components.
+    Raises FormatError and ScaleError.
+    """
+    tensors, notes = file.tensors, tuple[str, ...]()
+    _own(file, others, arch.title)
+    look = command("loraforge", "inspect", file.path)
+    strange = [f"{key} ({name})" for key, name in file.opaque.items()]
+    if strange:
+        raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
+    try:
+        found = style.find(tensors, arch, layout)
+    except FormatError as error:
+        raise type(error)(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
+    sizes = ranks(found, file.tensors)
+    try:
+        said = alphas(found, file)
+    except FormatError as error:
+        raise FormatError(f"{file.path}: {error.message}", look) from error
+    dora = any(keys.magnitude for pairs in found.values() for keys in pairs)
+    known = origin(file.metadata)
+
+    def live() -> dict[str, int]:
+        from loraforge.algebra.lora import prune
+
+        whole = {} if file.absent else style.decode(file, found, lambda *_: 1.0)
+        return {path: prune(delta[0]).rank for path, delta in whole.items()}
+
+    record = search(Record(file, choice, sizes, said, dora, known, peft=writes == "peft", live=live))
+    unknown = looked(file, writes, record.notes)
+    rule, scale = resolve(record.rules, choice.stated, sizes, default=None, unknown=unknown, bare=choice.program)
+    return Adapter(
+        architecture=arch.name,
+        layout=layout,
+        modules=style.decode(file, found, rule.of),
+        scale=known.settle(scale, rule, choice.stated, sizes, str(file.path)),
+        keys=tuple(sorted(tensors)),
+        metadata=file.metadata,
+        base_model=renamed(base) if (base := known.base_model or base_model) else None,
+        notes=(*notes, *record.notes),
+        candidates=(*record.near, *candidates(sizes, writes)) if scale.provenance == "ambiguous" else (),
+        configs=record.configs,
+    )
+
+
+def _own(file: TensorFile, others: Mapping[str, str], title: str) -> None:
+    """Raises FormatError for tensors of other components: nothing of an adapter is left out unasked."""
+    known = {**COMPONENTS, **others}
+    foreign = [key for key in sorted(file.tensors) if key.startswith(tuple(known))]
+    if not foreign:
+        return
+    starts = sorted({next(start for start in known if key.startswith(start)) for key in foreign})
+    what = next(known[start] for start in starts if foreign[0].startswith(start))
+    raise FormatError(
+        f"{file.path}: {len(foreign)} of its tensors adapt the {what} ({foreign[0]}, ...), which this format "
+        f"can carry and {title} pipelines do not load. Say that they may be left out.",
+        " ".join(command("--drop", f"{start}*") for start in starts),
+    )
+
+
+class LoraFileWriter:
+    """The parts of a Writer that follow from its key style."""
+
+    style: KeyStyle
+    governs: tuple[str, ...] = ()
+
+    def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
+        return self.style.encode(path, delta)
+
+    def size(self, header: Header) -> int:
+        return sum(TensorInfo(*entry, 0).nbytes for entry in header.values())
+
+    def write(
+        self, path: Path, header: Header, tensors: Iterable[tuple[str, Array]], metadata: Mapping[str, str]
+    ) -> dict[str, int]:
+        return write_safetensors(path, header, tensors, metadata)
+
+    def beside(self, target: Target) -> dict[str, str]:
+        """No other files."""
+        del target
+        return {}

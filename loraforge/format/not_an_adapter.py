@@ -1,0 +1,169 @@
+"""Says what a tensor file is when it is no adapter, from its names alone, and what to give instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from loraforge.errors import NoAdapterError
+from loraforge.files.tensorfile import TensorFile
+from loraforge.format.sat_names import SAT_PREFIX
+from loraforge.names.catalog import architectures, data_files
+from loraforge.names.lookalike import lora_paths, odd_words, other_model
+from loraforge.text import command, listed
+
+_SAT_RUN = "Give the mp_rank_00_model_states.pt that the LoRA run wrote."
+_PLUGIN = "The plugin loraforge-{}, which is not installed, reads it if it knows its modules: see docs/plugins.md."
+_LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
+
+
+def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this version reads") -> NoAdapterError:
+    """The refusal of a file that holds no `wanted`."""
+    folder = file.path.absolute().parent
+    if not of_training(file) and not _diffsynth(file) and (error := foreign(file)):
+        return error
+    for what, instead, is_it in _KINDS:
+        if is_it(file):
+            remedy = _skeleton(file) if "adapter" in what else command("ls", "-l", folder)
+            what = what.replace("{base}", _base(file) or "")
+            return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {instead}".strip(), remedy)
+    if not of_training(file) and (error := _misspelt(file)):
+        return error
+    names = f", with names like {listed(list(file.tensors), 3)}" if file.tensors else ""
+    return NoAdapterError(
+        f"{file.path} holds no {wanted}. It has {len(file.tensors)} tensors{names}.",
+        command("loraforge", "inspect", "--skeleton", file.path),
+    )
+
+
+def foreign(file: TensorFile) -> NoAdapterError | None:
+    """The refusal of another model's adapter; None where the names are not told to be one's."""
+    paths = lora_paths(file.tensors)
+    other = other_model(paths.values())
+    if other is None:
+        return None
+    what = f"an adapter whose modules are not named as those of {known_titles()}: it looks like one of {other}"
+    return NoAdapterError(f"{file.path} is {what}. Its names are like {_three(list(paths))}.", _skeleton(file))
+
+
+def _misspelt(file: TensorFile) -> NoAdapterError | None:
+    """The refusal of an adapter whose modules are known, and are spelled as no format here has them."""
+    paths = lora_paths(file.tensors)
+    if not paths:
+        return None
+    if (odd := odd_words(file.tensors)) is None:
+        what = f"an adapter whose modules are not named as those of {known_titles()}"
+        return NoAdapterError(f"{file.path} is {what}. Its names are like {_three(list(paths))}.", _skeleton(file))
+    arch, words = odd
+    others = f" (which {other} has too)" if (other := other_model(paths.values(), tied=True)) else ""
+    text = f"{file.path} is an adapter of {arch.title}'s modules{others}, in a spelling that is not read: {words}."
+    return NoAdapterError(f"{text} Its names are like {_three(list(paths))}.", _skeleton(file))
+
+
+def _skeleton(file: TensorFile) -> str:
+    return command("loraforge", "inspect", "--skeleton", file.path)
+
+
+def known_titles() -> str:
+    """The architectures whose adapters are read."""
+    return " or ".join(arch.title for arch in architectures().values())
+
+
+def _three(keys: list[str]) -> str:
+    """Three of the keys, of different modules where there are."""
+    return listed(keys[:: max(1, len(keys) // 3)][:3])
+
+
+def _base(file: TensorFile) -> str | None:
+    """The architecture of which weights of the most kinds of module are there, and at least three, in any layout."""
+    stems = [_stem(key) for key in file.tensors if key.endswith(".weight")]
+    counts = {
+        arch.title: max(
+            (len({p[0] for stem in stems if (p := layout.locate(stem))}) for layout in arch.layouts.values()), default=0
+        )
+        for arch in architectures().values()
+    }
+    best = max(counts, key=lambda title: counts[title])
+    return best if counts[best] >= 3 else None
+
+
+def _stem(key: str) -> str:
+    """The module path of a base weight, as its trainers save it."""
+    return key.removeprefix(SAT_PREFIX).removesuffix(".weight").removesuffix(".base_layer").removesuffix(".original")
+
+
+def _any(*starts: str) -> Callable[[TensorFile], bool]:
+    return lambda file: any(key.startswith(starts) for key in file.tensors)
+
+
+def _optimizer(file: TensorFile) -> bool:
+    return "optimizer_state_dict" in file.tops or {"state", "param_groups"} <= set(file.tops)
+
+
+def _names(*parts: str) -> Callable[[TensorFile], bool]:
+    return lambda file: any(part in key for key in file.tensors for part in parts)
+
+
+def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
+    """The adapter alone, where a model was saved with its LoRA layers in it, and a note; any other file as it is."""
+    mine = {key: info for key, info in file.tensors.items() if ".lora_" in key or "modules_to_save" in key}
+    if not mine or not any(".base_layer." in key for key in file.tensors) or "ds_version" in file.tops:
+        return file, ()
+    note = f"took the adapter out of a model that was saved with its LoRA layers in it: {len(mine)} tensors of"
+    return file.hiding(tensors=mine, within=len(file.tensors)), (f"{note} {len(file.tensors)}",)
+
+
+def _diffsynth(file: TensorFile) -> bool:
+    """Wan's blocks are called so too in Diffusers, and have an attn2."""
+    return bool(file.tensors) and all(key.startswith("blocks.") and ".attn1.to_" in key for key in file.tensors)
+
+
+def _installed(form: str) -> bool:
+    return any(data.get("format", {}).get("name") == form for _, data, _ in data_files())
+
+
+def _spelled(start: str, form: str) -> Callable[[TensorFile], bool]:
+    """Whether it is in the names of a format that a plugin would add: all keys begin so, and the words end them."""
+
+    def is_it(file: TensorFile) -> bool:
+        paths = lora_paths(file.tensors)
+        return bool(paths) and not _installed(form) and all(
+            key.startswith((start, "lora_te")) and not path.endswith("_") and path[len(start) :][:1] != "_"
+            for key, path in paths.items()
+        )  # fmt: skip
+
+    return is_it
+
+
+def of_training(file: TensorFile) -> bool:
+    """Whether it is a trainer's own state: DeepSpeed's, or a whole model with PEFT's layers still in it."""
+    return "ds_version" in file.tops or any(".base_layer." in key for key in file.tensors)
+
+
+_KINDS: tuple[tuple[str, str, Callable[[TensorFile], bool]], ...] = (
+    ("an optimizer state", "Give the weights that were saved beside it.", _optimizer),
+    (
+        "a checkpoint of a Diffusers or PEFT trainer",
+        "Give the pytorch_lora_weights.safetensors that trainer saved.",
+        lambda file: of_training(file) and _names(".lora_A.", ".base_layer.")(file),
+    ),
+    ("an adapter in kohya's names (lora_unet_...)", _PLUGIN.format("kohya"), _spelled("lora_unet_", "kohya")),
+    (
+        "an adapter in VideoX-Fun's names (lora_unet__...)",
+        _PLUGIN.format("kohya"),
+        _spelled("lora_unet__", "cogvideox-fun"),
+    ),
+    (
+        "an adapter in ComfyUI's names",
+        _PLUGIN.format("comfyui"),
+        _spelled("diffusion_model.", "comfyui-native"),
+    ),
+    (
+        "an adapter in DiffSynth's names",
+        _PLUGIN.format("diffsynth"),
+        lambda file: _diffsynth(file) and not _installed("diffsynth"),
+    ),
+    ("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
+    ("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
+    ("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
+)
+"""What it is, what to give instead, how it is told."""

@@ -1,0 +1,130 @@
+"""PEFT: a folder of `adapter_model.safetensors` and `adapter_config.json`, which records its scale.
+
+Also the bare state dicts that CogKit and VideoX-Fun (`--use_peft_lora`) write: the same names, and no configuration.
+
+Sources: peft utils/save_and_load.py (keys), utils/constants.py (file names), config.py (what may be left out),
+CogKit utils/lora.py, VideoX-Fun utils/lora_utils.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from loraforge.adapter.adapter import Adapter, Storage
+from loraforge.errors import FileError, VariantError
+from loraforge.format import checkpoints
+from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle
+from loraforge.format.lorafile import LoraFileWriter, read_lora_file
+from loraforge.format.not_an_adapter import not_an_adapter, of_training
+from loraforge.format.protocol import Found, Target, Use, Wanted, Writer
+from loraforge.hub.address import is_repo
+from loraforge.names.catalog import architecture, having, matching, outdone
+from loraforge.scale import peft_config
+from loraforge.scale.recorded import COMPONENT, PEFT_CONFIG, PEFT_FILES, header_configs, read_config
+from loraforge.scale.rule import Choice
+from loraforge.scale.run_folders import adapters
+from loraforge.text import command
+
+if TYPE_CHECKING:
+    from loraforge.files.tensorfile import TensorFile
+
+STYLE = KeyStyle(PEFT_SPELLINGS, prefixes=("base_model.model.", ""))
+FILES = PEFT_FILES
+CONFIG = PEFT_CONFIG
+
+
+class PeftWriter(LoraFileWriter):
+    """Writes a folder `PeftModel.from_pretrained` loads: the tensors as they were, the scale in the configuration."""
+
+    style = STYLE
+    files: tuple[str, ...] = (FILES[0], CONFIG)
+    governs: tuple[str, ...] = ("adapter_model.*",)
+    stored: Literal["tensors", "metadata", "config"] = "config"
+
+    def __init__(self, _: Wanted) -> None:
+        """There is nothing to choose."""
+
+    def scaling(self, _: int) -> float | None:
+        return None
+
+    def header(self, _: Target) -> dict[str, str]:
+        return {"format": "pt"}
+
+    def beside(self, target: Target) -> dict[str, str]:
+        least = peft_config.config(target.ranks, target.scalings, dora=target.dora, older=True)
+        entries = {"peft_type": "LORA", "base_model_name_or_path": target.base_model, "inference_mode": True} | least
+        return {CONFIG: json.dumps(entries, indent=2, sort_keys=True) + "\n"}
+
+    def use(self, path: Path, _: Target) -> Use:
+        return Use(
+            f"PeftModel.from_pretrained(pipe.transformer, {str(path.parent)!r})   # strength 1.0, no other number",
+            "pipe.load_lora_weights, which knows none of PEFT's names: it warns and loads nothing",
+            f", with the {CONFIG} beside it",
+        )
+
+
+class PeftFormat:
+    """Reads and writes what `PeftModel.from_pretrained` loads; also reads bare state dicts."""
+
+    name = "peft"
+    summary = f"PEFT's save_pretrained folder, and bare state dicts (CogKit, VideoX-Fun): {FILES[0]}"
+    storage = Storage()
+    writer: Callable[[Wanted], Writer] | None = PeftWriter
+    options: frozenset[str] = frozenset({"pad_ranks"})
+
+    @property
+    def layouts(self) -> Mapping[str, str]:
+        """Every architecture of which Diffusers' names are known: PEFT uses the model's own."""
+        return having("diffusers")
+
+    def find(self, source: Path, choice: Choice) -> Found | None:
+        found = checkpoints.choose(source, FILES, choice)
+        others = sorted(path.parent.name for path in source.glob(f"*/{CONFIG}"))
+        others = [name for name in others if not name.startswith("checkpoint-")]
+        if found and others and found.path.parent == source:
+            note = f"{source.name} holds other adapters too, in folders of their own: {', '.join(others[:5])}"
+            return replace(found, notes=(*found.notes, note))
+        if found is None and (source / CONFIG).is_file() and not adapters(source):
+            raise FileError(f"{source} has {CONFIG}, but neither {' nor '.join(FILES)}.", command("ls", "-l", source))
+        return found
+
+    def claims(self, file: TensorFile) -> bool:
+        hits = [hit for key in file.tensors if (hit := STYLE.parse(key))]
+        if config_path(file):
+            # diffusion-pipe's folder has a configuration too, and the original names behind the component's
+            return not outdone([hit.path.removeprefix(f"{COMPONENT}.") for hit in hits], self.layouts)
+        if of_training(file):
+            return False
+        if matching([hit.path for hit in hits], self.layouts) is None:
+            return False
+        return any(hit.prefix for hit in hits) or not header_configs(file)
+
+    def read(self, file: TensorFile, choice: Choice) -> Adapter:
+        path = config_path(file)
+        config = read_config(path) if path else None
+        if config and (odd := peft_config.unsupported(config)):
+            raise VariantError(f"{file.path}: its {CONFIG} has {odd}.", command("loraforge", "inspect", file.path))
+        hits = [hit.path for key in file.tensors if (hit := STYLE.parse(key))]
+        if not hits:
+            raise not_an_adapter(file, "PEFT adapter")
+        base = (config or {}).get("base_model_name_or_path")
+        return read_lora_file(
+            file,
+            choice,
+            STYLE,
+            architecture(matching(hits, self.layouts, wanted=choice.architecture) or "cogvideox"),
+            "diffusers",
+            writes=self.name,
+            base_model=base if is_repo(base) else None,
+        )
+
+
+def config_path(file: TensorFile) -> Path | None:
+    """The configuration that speaks for a tensor file; None where it is not called as PEFT calls it, or has none."""
+    path = file.path.with_name(CONFIG)
+    return path if file.path.name in FILES and os.path.lexists(path) else None

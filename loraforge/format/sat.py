@@ -1,0 +1,211 @@
+"""SAT: what CogVideo's `sat/` trainer writes. A DeepSpeed run folder, base weights and all, its scale only in a YAML.
+
+This file reads it; satwrite.py writes it.
+
+Sources: SwissArmyTransformer sat/model/finetune/lora2.py (keys, scaling = lora_alpha / r, lora_alpha = 1),
+sat/training/model_io.py (folders, `latest`, `-ema`), CogVideo sat/configs/*_lora.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraforge.adapter.adapter import Adapter, Storage
+from loraforge.errors import FileError, FormatError, ScaleError, Try
+from loraforge.files.texts import read_yaml
+from loraforge.format.keys import Keys
+from loraforge.format.not_an_adapter import not_an_adapter
+from loraforge.format.protocol import Found, Wanted, Writer
+from loraforge.format.sat_names import CHECKPOINT, CONFIG, LORA_SECTION, ORIGIN, SAT_PREFIX, STYLE, components
+from loraforge.format.sat_run import _choose, _only_shard, _run_name, _shards, undivided
+from loraforge.format.sat_write import SatWriter
+from loraforge.names.catalog import architecture
+from loraforge.names.layout import Architecture
+from loraforge.scale.origin import origin
+from loraforge.scale.recorded import around
+from loraforge.scale.resolve import resolve
+from loraforge.scale.rule import Choice, Rule, number
+from loraforge.scale.run_folders import as_typed, of_several_runs, own
+from loraforge.text import command, listed, shown, told
+
+if TYPE_CHECKING:
+    from loraforge.files.tensorfile import TensorFile
+
+
+class SatFormat:
+    """Reads SAT run folders, iteration folders and checkpoint files, and writes run folders."""
+
+    name = "sat"
+    summary = "CogVideo's SAT trainer: run folder or mp_rank_00_model_states.pt"
+    layouts: Mapping[str, str] = {"cogvideox": "sat"}
+    options = frozenset({"target_alpha", "base", "lora_only"})
+    storage = Storage(parts=True, one_rank=True, magnitude=False, segments=frozenset({"q", "k", "v", "o"}))
+
+    def writer(self, wanted: Wanted) -> Writer:
+        """A writer over the base the user named."""
+        found = wanted.base
+        if found and found.is_dir():
+            place = self.find(found, Choice()) or self.below(found)
+            if place is None:
+                raise FileError(f"--base {found} has no SAT checkpoint in it.", command("ls", "-l", found))
+            found = place.path
+        return SatWriter(wanted, found)
+
+    def find(self, source: Path, choice: Choice) -> Found | None:
+        if source.is_file():
+            return Found(source, _run_name(source))
+        if _shards(source):
+            return Found(_only_shard(source), _run_name(source / CHECKPOINT))
+        checkpoints = {child.name for child in source.iterdir() if child.is_dir() and _shards(child)}
+        if not checkpoints and not (source / "latest").is_file():
+            return None
+        chosen, note = _choose(source, checkpoints, choice)
+        file = _only_shard(source / chosen)
+        return Found(file, _run_name(file), (note,))
+
+    def below(self, folder: Path) -> Found | None:
+        """The checkpoint in the one subfolder that has any, as the released models are laid out.
+
+        Raises FileError that names them where there are several.
+        """
+        children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
+        holding = [child for child in children if _shards(child) or (child / "latest").is_file()]
+        if len(holding) > 1:
+            text = f"{folder} holds several SAT checkpoints, in {listed([child.name for child in holding])}: which?"
+            raise FileError(text, *(Try(str(child), instead=str(folder)) for child in holding[:5]))
+        place = self.find(holding[0], Choice()) if holding else None
+        return place and Found(place.path, place.run, (f"took {holding[0].name} of {folder.name}", *place.notes))
+
+    def claims(self, file: TensorFile) -> bool:
+        return any(".matrix_A." in key or ".matrix_B." in key for key in file.tensors) or any(
+            key.startswith((SAT_PREFIX, "mixins.", "transformer.layers.")) for key in file.tensors
+        )
+
+    def read(self, file: TensorFile, choice: Choice) -> Adapter:
+        undivided(file)
+        arch = architecture("cogvideox")
+        lora = {key: info for key, info in file.tensors.items() if _looks_like_lora(key)}
+        strange = [f"{key} ({name})" for key, name in file.opaque.items() if _looks_like_lora(key)]
+        if strange:
+            raise FormatError(
+                f"{file.path}: LoRA tensors are stored as objects this tool does not build: {listed(strange)}."
+            )
+        if not any(_is_lora(key) for key in lora):
+            raise not_an_adapter(file, "SAT LoRA")
+        try:
+            pairs = STYLE.find(lora, arch, "sat")
+        except FormatError as error:
+            raise FormatError(f"{file.path}: {error.message}", command("loraforge", "inspect", file.path)) from error
+        ranks = {path: _one_rank(file, path, keys) for path, keys in pairs.items()}
+        recorded, metadata, notes = _recorded(file.path, choice, ranks)
+        near = [] if recorded or choice.training_config or choice.stated.override else _near(file, ranks)
+        default = Rule("SAT's default lora_alpha 1, as no file of the run says otherwise", alpha=1.0)
+        where = "no training_config.yaml is in the folder of its run, and one near by states another alpha than SAT's 1"
+        rule, scale = resolve(recorded, choice.stated, ranks, default=None if near else default, unknown=where)
+        known = origin(metadata)
+        return Adapter(
+            architecture="cogvideox",
+            layout="sat",
+            modules=STYLE.decode(file, pairs, rule.of),
+            scale=known.settle(scale, rule, choice.stated, ranks, str(file.path)),
+            keys=tuple(sorted(lora)),
+            evidence=_evidence(file, arch),
+            others=components(key for key in file.tensors if key not in lora),
+            metadata=metadata,
+            base_model=known.base_model,
+            notes=notes,
+            candidates=tuple(near) if scale.provenance == "ambiguous" else (),
+        )
+
+
+def _is_lora(key: str) -> bool:
+    return "matrix_A" in key or "matrix_B" in key
+
+
+def _looks_like_lora(key: str) -> bool:
+    return _is_lora(key) or "lora" in key.lower()
+
+
+def _one_rank(file: TensorFile, path: str, pairs: list[Keys]) -> int:
+    ranks = {file.tensors[keys.B].shape[1] for keys in pairs}
+    if len(ranks) > 1:
+        raise FormatError(f"{file.path}: the parts of {path} have ranks {sorted(ranks)}; SAT trains them all at one.")
+    return ranks.pop()
+
+
+def _recorded(
+    file: Path, choice: Choice, ranks: Mapping[str, int]
+) -> tuple[list[Rule], dict[str, str], tuple[str, ...]]:
+    """The scale that the run's YAML records, and what loraforge wrote there of its origin.
+
+    The YAML is the one named by the user, else that in the folder of its run.
+    """
+    if choice.stated.override:
+        return [], {}, ()
+    path = choice.training_config or next((f / CONFIG for f in own(file) if (f / CONFIG).is_file()), None)
+    if path is None or (path != choice.training_config and of_several_runs(path.parent)):
+        return [], {}, ()
+    document = read_yaml(path)
+    section = _section(document)
+    if not isinstance(section, dict):
+        if choice.training_config:
+            raise ScaleError(
+                f"{path} has no {'.'.join(LORA_SECTION)}: it does not configure SAT's LoRA.",
+                command("grep", "-n", "lora", path),
+            )
+        return [], {}, (f"{path.name} has no lora_config section, so it records no scale",)
+    r, alpha = number(section.get("r")), number(section.get("lora_alpha", 1))
+    if r is None or alpha is None:
+        raise ScaleError(
+            f"{path}: r {shown(section.get('r'))}, lora_alpha {shown(section.get('lora_alpha'))} are no numbers.",
+            Try("--alpha 1 --override-scale", "if the run did not set lora_alpha"),
+        )
+    odd = sorted({rank for rank in ranks.values() if rank != r})
+    default = "lora_alpha" not in section
+    said = f"r {r:g}, lora_alpha not set: SAT's default 1," if default else f"r {r:g}, lora_alpha {alpha:g}"
+    where = told(path) if path == choice.training_config else as_typed(path, file)
+    rule = Rule(f"{said} in {where}", alpha=alpha, file=where)
+    if odd and not choice.stated.override:
+        raise ScaleError(
+            f"{path} says r {r:g}, but the tensors of {file} have rank {', '.join(map(str, odd))}: "
+            "it belongs to another run.",
+            Try("--alpha 1 --override-scale", "if training used SAT's default lora_alpha"),
+        )
+    origins = document.get(ORIGIN) if isinstance(document, dict) else None
+    texts = origins.items() if isinstance(origins, dict) else ()
+    metadata = {key: text for key, text in texts if isinstance(key, str) and isinstance(text, str)}
+    return [] if odd else [rule], metadata, ()
+
+
+def _section(document: Any) -> Any:
+    for key in LORA_SECTION:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document
+
+
+def _near(file: TensorFile, ranks: Mapping[str, int]) -> list[Try]:
+    """What to type where configurations near by say that SAT's default may not be what training used."""
+    whose, others = around(file.path, ranks, siblings=False)
+    found = [(path, said) for path, said in [*([whose] if whose else []), *others] if said.rank in ranks.values()]
+    if all(said.alpha == 1 for _, said in found):
+        return []
+    tries = []
+    for path, said in found[:3]:
+        where, scale = as_typed(path, file.path), said.scaling(min(ranks.values()))
+        sats = not where.startswith("hf://") and path.suffix == ".yaml" and isinstance(_section(read_yaml(path)), dict)
+        addition = command("--training-config", where) if sats else f"--trained-scale {scale:.12g}"
+        tries.append(Try(addition, f"if {where} is of its run ({said.said}): scale {scale:g}"))
+    return [*tries, Try("--alpha 1", f"if the run did not set lora_alpha: scale {1 / min(ranks.values()):g}")]
+
+
+def _evidence(file: TensorFile, arch: Architecture) -> dict[str, tuple[int, ...]]:
+    """Segment -> shape of the base weight in this file, for modules that hold one segment."""
+    found = {}
+    for key, info in file.tensors.items():
+        path = key.removeprefix(SAT_PREFIX).removesuffix(".weight").removesuffix(".original")
+        place = arch.layouts["sat"].locate(path) if key.endswith(".weight") else None
+        if place and len(segments := arch.layouts["sat"].modules[place[0]]) == 1:
+            found[segments[0]] = info.shape
+    return found

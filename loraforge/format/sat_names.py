@@ -1,0 +1,29 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from loraforge.format.keys import KeyStyle, Spelling
+
+
+def components(keys: Iterable[str]) -> dict[str, int]:
+    count = Counter(
+        next((name for start, name in _COMPONENTS.items() if key.startswith(start)), "other") for key in keys
+    )
+    return dict(sorted(count.items()))
+
+
+CHECKPOINT = "mp_rank_00_model_states.pt"
+CONFIG = "training_config.yaml"
+LORA_SECTION = ("model", "network_config", "params", "modules", "lora_config", "params")
+ITERATION = "1"
+ORIGIN = "loraforge"
+"""The part of the YAML that holds what the header of a safetensors file would."""
+
+SAT_PREFIX = "model.diffusion_model."
+
+_COMPONENTS = {SAT_PREFIX: "transformer (base)", "conditioner.": "text encoder (T5)", "first_stage_model.": "VAE"}
+
+STYLE = KeyStyle((Spelling(".matrix_A", ".matrix_B"),), prefixes=(SAT_PREFIX, ""), parts=True)

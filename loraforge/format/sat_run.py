@@ -1,0 +1,127 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraforge.errors import FileError, Try
+from loraforge.format.sat_names import CHECKPOINT
+from loraforge.scale.rule import Choice
+from loraforge.text import command, listed
+
+if TYPE_CHECKING:
+    from loraforge.files.tensorfile import TensorFile
+
+
+def _shards(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.glob("*model_states.pt") if p.is_file())
+
+
+def _only_shard(folder: Path) -> Path:
+    """The checkpoint of a folder that has exactly one; anything split over ranks is refused."""
+    names = _shards(folder)
+    split = [name for name in names if name.startswith(("z3_rank_", "zero_pp_rank_"))]
+    if split:
+        raise FileError(
+            f"{folder} is a DeepSpeed ZeRO-3 checkpoint: its weights are cut into {len(split)} pieces like {split[0]}. "
+            "Train with ZeRO stage 2 (SAT's default), or gather them with DeepSpeed's zero_to_fp32.py first.",
+            command("ls", "-l", folder),
+        )
+    if [name for name in names if _PART.fullmatch(name)] not in ([], [CHECKPOINT]):
+        raise _divided(folder, f"{listed(names, 3)} lie in it")
+    if names != [CHECKPOINT]:
+        raise FileError(f"{folder} has {listed(names)}, but no {CHECKPOINT}.", command("ls", "-l", folder))
+    return folder / CHECKPOINT
+
+
+_PART = re.compile(r"mp_rank_([0-9]{2})_model_states\.pt")
+
+
+def undivided(file: TensorFile) -> None:
+    """Raises FileError for one part of several: by its name, by what lies beside it, or as it says itself."""
+    folder = file.path.absolute().parent
+    why = ""
+    if (parts := file.counts.get("mp_world_size", 1)) > 1:
+        why = f"its mp_world_size is {parts}"
+    elif match := _PART.fullmatch(file.path.name):
+        others = [p.name for p in sorted(folder.glob("mp_rank_*_model_states.pt")) if p.name != file.path.name]
+        why = (
+            f"beside it lies {listed(others, 3)}" if others else "" if match[1] == "00" else "it is not the first part"
+        )
+    if why:
+        raise _divided(file.path, why)
+
+
+def _divided(path: Path, why: str) -> FileError:
+    return FileError(
+        f"{path} was saved with model parallelism ({why}): each part has some rows of every module, and SAT's LoRA "
+        "acts differently in each, so that no one update is what was trained. Train with model_parallel_size: 1. "
+        "The parts of a base model can be merged first, by SAT.",
+        command("ls", "-l", path if path.is_dir() else path.absolute().parent),
+    )
+
+
+def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]:
+    """The iteration folder to take, and a sentence that says which and why."""
+    plain = sorted(int(name) for name in checkpoints if name.isdecimal())
+    averaged = sorted(int(name.removesuffix("-ema")) for name in checkpoints if re.fullmatch(r"\d+-ema", name))
+    have, ending = (averaged, "-ema") if choice.ema else (plain, "")
+    everything = listed([str(n) for n in plain] + [f"{n}-ema" for n in averaged]) or "none"
+    latest = _latest(run / "latest")
+    others = f"; the run has {everything}"
+    name = run.resolve().name
+    if choice.ema and not averaged:
+        raise FileError(f"{run} has no averaged weights (-ema); it has {everything}.", command("ls", "-l", run))
+    if choice.iteration is not None:
+        if choice.iteration not in have:
+            raise FileError(
+                f"{run} has no checkpoint {choice.iteration}{ending} (it has {everything}).", *_iterations(run, have)
+            )
+        return (
+            f"{choice.iteration}{ending}",
+            f"took iteration {choice.iteration}{ending} of {name}, as asked{others}",
+        )
+    if latest is not None:
+        chosen = f"{latest.removesuffix('-ema')}{ending}" if choice.ema else latest
+        if chosen not in checkpoints:
+            said = f"{run / 'latest'} names {chosen!r}, but there is no such checkpoint (found: {everything})."
+            raise FileError(said, *_iterations(run, have))
+        return (
+            chosen,
+            f"took iteration {chosen} of {name}, which `latest` names{others if len(checkpoints) > 1 else ''}",
+        )
+    if not have and len(checkpoints) == 1 and not choice.ema:
+        (only,) = checkpoints
+        return only, f"took {only} of {name}, the only one; there is no `latest`"
+    if not have:
+        lines = [command("loraforge", "inspect", run / name) for name in sorted(checkpoints)[:5]]
+        said = f"{run} has no numbered checkpoint (it has {listed(sorted(checkpoints)) or 'none'})."
+        raise FileError(said, *(lines or [command("ls", "-l", run)]))
+    return (
+        f"{have[-1]}{ending}",
+        f"took iteration {have[-1]}{ending} of {name}, the newest; there is no `latest`{others}",
+    )
+
+
+def _latest(file: Path) -> str | None:
+    """What a run's `latest` names; None where there is none."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        text = stream.read(100)
+    wide = text[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return text.decode("utf-16" if wide else "utf-8-sig", "replace").strip()
+
+
+def _iterations(run: Path, have: list[int]) -> list[Try]:
+    return [Try(f"--iteration {n}") for n in have[-3:]] or [Try(command("ls", "-l", run))]
+
+
+def _run_name(file: Path) -> str:
+    """`<run>-<iteration>` for a checkpoint in SAT's folders, else the file's own stem."""
+    folder = file.resolve().parent
+    if file.name == CHECKPOINT and re.fullmatch(r"\d+(-ema)?|release", folder.name):
+        return f"{folder.parent.name}-{folder.name}"
+    return folder.name if file.name == CHECKPOINT else file.stem

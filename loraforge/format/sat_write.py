@@ -1,0 +1,171 @@
+"""Writes SAT run folders: the base checkpoint streamed through with the LoRA beside it, and the YAML that scales it.
+
+Sources: SwissArmyTransformer sat/training/model_io.py (`latest`, iteration folders, `{"module": ...}`),
+sat/model/finetune/lora2.py (`.original.`, one rank, scaling = lora_alpha / r; what it adapts), which loads one
+checkpoint and leaves at random whatever that does not hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from loraforge.errors import ConversionError, FileError, Try, VerificationError
+from loraforge.files.opening import open_tensors
+from loraforge.files.tensorfile import TensorFile, TensorInfo
+from loraforge.files.torch_write import copy_chunks, write_torch
+from loraforge.format.protocol import Header, Target, Use, Wanted
+from loraforge.format.sat_names import CHECKPOINT, CONFIG, ITERATION, LORA_SECTION, ORIGIN, SAT_PREFIX, STYLE
+from loraforge.text import command, listed
+
+if TYPE_CHECKING:
+    from loraforge.algebra.lora import Array, Delta
+
+
+class SatWriter:
+    """Writes a run folder that SAT loads, or one of bare LoRA tensors."""
+
+    files: tuple[str, ...] = (f"{ITERATION}/{CHECKPOINT}", "latest", CONFIG)
+    governs: tuple[str, ...] = ("*/*model_states.pt", "*model_states.pt")
+    stored: Literal["tensors", "metadata", "config"] = "config"
+
+    def __init__(self, wanted: Wanted, base: Path | None) -> None:
+        """`base`: the checkpoint file that `wanted.base` stands for."""
+        if (base is None) != wanted.lora_only:
+            both = "--base and --lora-only exclude each other."
+            none = "--to sat needs the base model's SAT checkpoint: SAT loads a base and its LoRA from one file."
+            raise ConversionError(
+                both if base else none,
+                Try(
+                    "--base CogVideoX-2b-sat/transformer", "the folder of the SAT weights it was, or will be, run with"
+                ),
+                Try("--lora-only", "only the LoRA tensors, which SAT cannot load alone"),
+            )
+        self.alpha = 1.0 if wanted.target_alpha is None else float(wanted.target_alpha)
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ConversionError(f"--target-alpha {self.alpha:g} is no lora_alpha SAT can use.", "--target-alpha 1")
+        self.base = _open_base(base) if base else None
+
+    def scaling(self, rank: int) -> float | None:
+        return self.alpha / rank
+
+    def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
+        return STYLE.encode(path, delta)
+
+    def header(self, target: Target) -> dict[str, str]:
+        """Nothing: a torch checkpoint has no header. Raises ConversionError where the base is of another size."""
+        base = self.base.tensors if self.base else {}
+        problems = []
+        for path, delta in target.outlines.items() if self.base else ():
+            want = (sum(w.rows for w in delta), delta[0].A.shape[1])
+            have = next((base[key].shape for key in _weights(path) if key in base), None)
+            if have != want:
+                problems.append(f"{path} is {list(have)}" if have else f"it has no {path}")
+        if self.base and problems:
+            raise ConversionError(
+                f"{self.base.path} is not the base of this adapter, which needs {want[0]} x {want[1]} there: "
+                f"{listed(problems, 3)}. Give the base model it was trained on.",
+                command("loraforge", "inspect", self.base.path),
+            )
+        return {}
+
+    def beside(self, target: Target) -> dict[str, str]:
+        import yaml
+
+        params: dict[str, Any] = {"r": self._rank(target), "lora_alpha": _tidy(self.alpha)}
+        section: dict[str, Any] = {"target": "sat.model.finetune.lora2.LoraMixin", "params": params}
+        for key in reversed(LORA_SECTION[:-1]):
+            section = {key: section}
+        text = yaml.safe_dump(section, sort_keys=False) + yaml.safe_dump(
+            {ORIGIN: dict(sorted(target.metadata.items()))}
+        )
+        return {"latest": ITERATION, CONFIG: text}
+
+    def size(self, header: Header) -> int:
+        base = _base_header(self.base, header) if self.base else {}
+        return sum(TensorInfo(*entry, 0).nbytes for entry in (*header.values(), *base.values()))
+
+    def write(
+        self, path: Path, header: Header, tensors: Iterable[tuple[str, Array]], metadata: Mapping[str, str]
+    ) -> dict[str, int]:
+        del metadata  # it stands in the YAML
+        if self.base is None:
+            return write_torch(path, header, tensors)
+        from loraforge.files.digest import changed
+
+        base, names = self.base, _renamed(self.base, header)
+        copied = ((new, copy_chunks(base, key)) for key, new in names.items())
+        sums = write_torch(path, {**_base_header(base, header), **header}, chain(copied, tensors))
+        plain = {key: sums[new] for key, new in names.items() if base.tensors[key].strides is None}
+        if wrong := [key for key in changed(base, plain) if key in plain]:
+            raise VerificationError(f"the base's {listed(wrong, 5)} did not come through as it is. Nothing was kept.")
+        return sums
+
+    def use(self, path: Path, target: Target) -> Use:
+        run = path.parent.parent
+        params = f"r {self._rank(target)}, lora_alpha {self.alpha:g}"
+        if self.base is None:
+            load = f"nothing loads it alone: SAT needs the base weights in the same file (--base), and {params}"
+        else:
+            load = f"in SAT's inference.yaml `load: {run}`, in its model YAML the lora_config of {run / CONFIG}"
+        others = sorted({_module(key) for key in self.base.tensors if _is_lora(key)} if self.base else ())
+        note = (
+            f"the LoRA that {self.base.path.name} held ({len(others)} modules) is replaced"
+            if self.base and others
+            else ""
+        )
+        return Use(
+            load,
+            f"a lora_config with other numbers: SAT takes the scale from its YAML, here {params}",
+            f", in SAT with {params}, as {CONFIG} says",
+            (note,) if note else (),
+        )
+
+    def _rank(self, target: Target) -> int:
+        return max(target.ranks.values())
+
+
+def _renamed(base: TensorFile, header: Header) -> dict[str, str]:
+    """Key of the base -> its key beside a LoRA. The base's own LoRA is left out."""
+    adapted = {_module(key).removeprefix(SAT_PREFIX) for key in header}
+    names = {}
+    for key in base.tensors:
+        stem, _, last = key.rpartition(".")
+        if not _is_lora(key):
+            names[key] = f"{stem}.original.{last}" if stem.removeprefix(SAT_PREFIX) in adapted else key
+    return names
+
+
+def _base_header(base: TensorFile, header: Header) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {new: (base.tensors[key].dtype, base.tensors[key].shape) for key, new in _renamed(base, header).items()}
+
+
+def _open_base(path: Path) -> TensorFile:
+    file, _ = open_tensors(path)
+    look = command("loraforge", "inspect", "--skeleton", path)
+    if file.counts.get("mp_world_size", 1) > 1:
+        raise FileError(f"--base {path} is one part of a model that is cut over several files: merge them first.", look)
+    if file.opaque:
+        raise FileError(f"{path} holds objects this tool cannot copy: {listed(list(file.opaque), 3)}.", look)
+    if not any(key.startswith(f"{SAT_PREFIX}transformer.layers.") for key in file.tensors):
+        raise FileError(f"--base {path} is no SAT checkpoint of CogVideoX: it has no {SAT_PREFIX}transformer.", look)
+    return file
+
+
+def _weights(path: str) -> tuple[str, str]:
+    return f"{SAT_PREFIX}{path}.weight", f"{SAT_PREFIX}{path}.original.weight"
+
+
+def _is_lora(key: str) -> bool:
+    return ".matrix_A." in key or ".matrix_B." in key
+
+
+def _module(key: str) -> str:
+    return key.partition(".matrix_")[0]
+
+
+def _tidy(alpha: float) -> int | float:
+    return int(alpha) if alpha.is_integer() else alpha

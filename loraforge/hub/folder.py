@@ -1,0 +1,138 @@
+"""A repository on the Hub laid out as a folder, so that what finds and reads an adapter on a disk does so there too.
+
+Every file has its name and size and nothing in it. Of what is looked at, the header alone is fetched, by range
+requests; the configurations beside it are fetched whole.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from loraforge.errors import FileError, HubError, Try
+from loraforge.files.neighbours import BESIDE
+from loraforge.files.opening import open_tensors
+from loraforge.files.shards import alone, is_index
+from loraforge.files.tensorfile import TensorFile
+from loraforge.hub.address import address
+from loraforge.hub.repo import Repo, open_repo
+from loraforge.text import hf, megabytes, stands_for
+
+_FIRST = 1 << 16
+"""Bytes asked for first: the header of most adapters is in them."""
+_LONGEST = 1 << 24
+"""Bytes of header that are fetched without being asked for; one of an adapter has a hundredth."""
+_CONFIGS = frozenset({*BESIDE, "adapter_config.json", "model_config.yaml"})
+_MOST = 1 << 20
+"""Bytes of a configuration that is fetched."""
+TENSORS = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A revision of a repository, and the folder that stands for it."""
+
+    repo: Repo
+    folder: Path
+
+    @property
+    def source(self) -> Path:
+        """What the address names."""
+        return self.folder / self.repo.address.path
+
+    def header(self, path: Path) -> tuple[TensorFile, list[str]]:
+        """The tensor file that `path` stands for, as `open_tensors` gives it, with no more than its header fetched.
+
+        A file that is in the cache, or no longer than a header, is there whole. Raises FileError where the names are
+        not in one place, as in a torch archive.
+        """
+        name = self._configured(path)
+        if (cached := self.repo.cached(name)) is not None:
+            return self._opened(cached, name)
+        size = self.repo.files[name]
+        head = self.repo.piece(name, 0, min(size, _FIRST)) if size else b""
+        if len(head) < size and head.startswith(b"PK\x03\x04"):
+            text = f"{path} is a torch checkpoint: only the whole file ({megabytes(size)}) tells what is in it."
+            raise FileError(text, Try("--fetch", "get it, into the cache of the Hub"))
+        end = 8 + int.from_bytes(head[:8], "little")
+        if len(head) < end <= min(size, _LONGEST):
+            head += self.repo.piece(name, len(head), end)
+        with path.open("r+b") as stream:
+            stream.write(head)
+        file, warnings = open_tensors(path)
+        absent = sum(info.nbytes for info in file.tensors.values()) if len(head) < size else 0
+        return replace(file, absent=absent), warnings
+
+    def whole(self, path: Path) -> tuple[TensorFile, list[str]]:
+        """The tensor file that `path` stands for, from the cache of the Hub's client, fetched where it is not there."""
+        name = self._configured(path)
+        return self._opened(self.repo.fetch(name), name)
+
+    def only(self) -> tuple[Path, str]:
+        """The one tensor file below the address, and a note; where no file has a name that loaders look for.
+
+        Raises HubError that names the candidates.
+        """
+        below = [name for name in self.repo.files if (self.folder / name).is_relative_to(self.source)]
+        plain = [name for name in below if ".safetensors" in name]
+        every = plain or [name for name in below if name.endswith(TENSORS)]
+        whole = alone(self.folder / name for name in every if not is_index(PurePosixPath(name)))
+        found = [path.relative_to(self.folder).as_posix() for path in whole]
+        if len(found) != 1:
+            what = "has no adapter in it" if not found else f"has {len(found)} tensor files: say which"
+            raise self.repo.missing(what)
+        return self.folder / found[0], f"took {found[0]}, the only one in {self.repo.address}"
+
+    def _opened(self, cached: Path, name: str) -> tuple[TensorFile, list[str]]:
+        self._known_as(cached.parents[name.count("/")])
+        return open_tensors(cached)
+
+    def _known_as(self, folder: Path) -> None:
+        stands_for(folder, self.repo.address.at(), f"hf://{self.repo.address.repo}@{self.repo.commit}")
+
+    def _configured(self, path: Path) -> str:
+        """The name of a file in the repository, once the configurations beside and above it are there."""
+        name = path.relative_to(self.folder).as_posix()
+        for folder in list(PurePosixPath(name).parents)[:3]:
+            for config in _CONFIGS:
+                self._small((folder / config).as_posix())
+        return name
+
+    def _small(self, name: str) -> None:
+        if 0 < self.repo.files.get(name, 0) <= _MOST:
+            shutil.copyfile(self.repo.fetch(name), self.folder / name)
+
+
+def reach(source: str | Path) -> Reached | None:
+    """The repository that `source` names on the Hub, laid out; None where `source` is a path.
+
+    Raises HubError where there is nothing of that name.
+    """
+    where = address(source)
+    if where is None:
+        return None
+    repo = open_repo(where)
+    where = repo.address
+    temporary = Path(tempfile.mkdtemp(prefix="loraforge-")).resolve()
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    # as deep as a search for training configurations goes up, so that it ends among ours
+    folder = temporary / "hub" / where.repo
+    found = Reached(repo, folder)
+    found._known_as(folder)
+    folder.mkdir(parents=True)
+    for name, size in repo.files.items():
+        try:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with (folder / name).open("wb") as stream:
+                stream.truncate(size)
+        except OSError as error:
+            text = f"{where.at(name)}, of {size:,} bytes, cannot be a file on this machine: {error.strerror}."
+            raise HubError(text, hf("models", "ls", where.repo, page=f"{where.repo}/tree/main")) from error
+        if PurePosixPath(name).name == "latest" or is_index(PurePosixPath(name)):
+            found._small(name)
+    if where.path and not found.source.exists():
+        raise repo.missing(f"has no {where.path}")
+    return found

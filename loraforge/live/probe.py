@@ -1,0 +1,119 @@
+"""Run the transformer alone on fixed random inputs, adapters on and off: the fastest proof that they do anything.
+
+Needs neither text encoder nor VAE. Sources: diffusers CogVideoXTransformer3DModel.forward, and what its pipelines give
+it (rotary tables, `ofs` 2.0, image latents beside the noise).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from loraforge.errors import LoraforgeError, Try
+from loraforge.live.effect import Effect, judged
+
+FRAMES, HEIGHT, WIDTH = 2, 32, 48
+"""Latents: frames (doubled where two make one patch), and the most rows and columns where the model takes any."""
+TIMESTEP = 500
+"""The middle of the noise schedule."""
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What the transformer's output does at several strengths. Its JSON is part of schemas/run.schema.json."""
+
+    strengths: tuple[float, ...]
+    changes: tuple[float, ...]
+    """Of the output against strength 0: relative L2 norm of the difference, one per strength."""
+    weights: float
+    """|D|/|W| over the adapted weights at strength 1: what the weights alone predict, in size."""
+    effect: Effect
+    dtype: str
+
+
+def probe(
+    transformer: Any,
+    set_strength: Callable[[float], None],
+    weights: float,
+    *,
+    linear: bool = True,
+    progress: Callable[[], None] = lambda: None,
+) -> Probe:
+    """Measure the effect of what `set_strength` switches in `transformer`, at half and full strength and off.
+
+    `weights` is |D|/|W| of it; not `linear`: there is DoRA in it. Leaves it at strength 1.
+    """
+    import torch
+
+    call = inputs(transformer)
+    outputs = []
+    with torch.no_grad():
+        for strength in (0.0, 0.5, 1.0):
+            set_strength(strength)
+            outputs.append(transformer(**call, return_dict=False)[0].double().cpu())
+            progress()
+    off, half, full = outputs
+    changes = relative(half, off), relative(full, off)
+    if not all(map(math.isfinite, (*changes, weights))):
+        kind = str(transformer.dtype).removeprefix("torch.")
+        raise LoraforgeError(
+            f"the transformer's output is NaN or infinity in {kind} with the adapters on: no number can be said of it.",
+            Try("--settings torch_dtype=float32", "a wider type"),
+            Try("--strength 1", "as trained"),
+        )
+    kind = str(transformer.dtype).removeprefix("torch.")
+    return Probe((0.5, 1.0), changes, weights, judged(*changes, weights, kind, linear=linear), kind)
+
+
+def relative(other: Any, base: Any) -> float:
+    """|other - base| / |base|, Frobenius norms; infinite where the base is zero and the other is not."""
+    size, difference = float(base.norm()), float((other - base).norm())
+    return difference / size if size else math.inf if difference else 0.0
+
+
+def inputs(transformer: Any, seed: int = SEED) -> dict[str, Any]:
+    """A call of the transformer: the same numbers on every machine, drawn on the CPU in float32."""
+    import torch
+
+    config = transformer.config
+    generator = torch.Generator("cpu").manual_seed(seed)
+    pair = config.patch_size_t or 1
+    fixed = config.use_learned_positional_embeddings or not config.use_rotary_positional_embeddings
+    height = config.sample_height if fixed else min(config.sample_height, HEIGHT)
+    width = config.sample_width if fixed else min(config.sample_width, WIDTH)
+    frames = FRAMES * pair
+
+    def noise(*shape: int) -> Any:
+        return torch.randn(shape, generator=generator).to(transformer.device, transformer.dtype)
+
+    call: dict[str, Any] = {
+        "hidden_states": noise(1, frames, config.in_channels, height, width),
+        "encoder_hidden_states": noise(1, config.max_text_seq_length, config.text_embed_dim),
+        "timestep": torch.tensor([TIMESTEP], device=transformer.device),
+    }
+    if config.use_rotary_positional_embeddings:
+        call["image_rotary_emb"] = _rotary(config, frames, height, width, transformer.device)
+    if config.ofs_embed_dim:
+        call["ofs"] = noise(1).fill_(2.0)
+    return call
+
+
+def _rotary(config: Any, frames: int, height: int, width: int, device: Any) -> Any:
+    """The tables the pipelines make for a video of this size."""
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+    from diffusers.pipelines.cogvideo import pipeline_cogvideox
+
+    cut: Any = pipeline_cogvideox.get_resize_crop_region_for_grid  # it has no types
+
+    size, pair = config.patch_size, config.patch_size_t
+    grid = (height // size, width // size)
+    whole = (config.sample_height // size, config.sample_width // size)
+    common = {"embed_dim": config.attention_head_dim, "grid_size": grid, "device": device}
+    if pair is None:
+        crops = cut(grid, whole[1], whole[0])
+        return get_3d_rotary_pos_embed(crops_coords=crops, temporal_size=frames, **common)
+    slots = (frames + pair - 1) // pair
+    return get_3d_rotary_pos_embed(crops_coords=None, temporal_size=slots, grid_type="slice", max_size=whole, **common)

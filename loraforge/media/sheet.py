@@ -1,0 +1,165 @@
+"""Clips to look at together: side by side as a film, and as a labelled contact sheet.
+
+The film shows pictures pixel by pixel as they are; the sheet fits them to a page. Every text stands on white
+beside a picture, never on one. Texts are in the font that comes with Pillow: no font of the machine changes
+what is drawn. It has Latin letters; what it has not got is drawn as a box.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from loraforge.errors import of_pipeline
+from loraforge.media.clips import alike
+from loraforge.text import plain
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont
+
+    from loraforge.media.clips import Frames
+
+_IN_A_ROW = 4
+"""Clips beside each other in a film; more wrap, into rows as even as can be."""
+_NARROWEST = 128
+"""Pixels a label gets at least: `strength 0.5` in letters of 14 pixels, and some."""
+_WIDEST = 2400
+"""Pixels of a sheet: what a page and an image viewer show without effort."""
+_PICTURE = (160, 480)
+"""Pixels of a sheet's picture: the least along its width, and the most along its height."""
+_LONGEST = 200
+"""Characters of a text; no page has room for more."""
+_GAP = 8
+_WHITE, _BLACK, _GREY = 255, 0, 96
+
+
+def side_by_side(clips: Sequence[Frames], labels: Sequence[str]) -> Frames:
+    """One film [frames, height', width', 3] of clips of one shape, in their order, each under its label.
+
+    Up to four stand in a row; five make rows of three and two. Labels take two lines at most, then are cut.
+    Clips narrower than 128 pixels have white beside them, so that the label has a place. Nothing is scaled: four
+    clips of 1360 make 5464 pixels, which some phones do not decode. Raises LoraforgeError where the clips
+    differ in shape or have not got one label each.
+    """
+    import numpy as np
+
+    count, height, width = alike(clips, labels)
+    rows = math.ceil(len(clips) / _IN_A_ROW)
+    columns = math.ceil(len(clips) / rows)
+    cell = max(width, _NARROWEST)
+    strips = _strips(labels, cell)
+    strip = strips[0].shape[0]
+    shape = (count, rows * (strip + height) + (rows - 1) * _GAP, columns * cell + (columns - 1) * _GAP, 3)
+    film = np.full(shape, _WHITE, np.uint8)
+    for n, (clip, text) in enumerate(zip(clips, strips, strict=True)):
+        top, left = n // columns * (strip + height + _GAP), n % columns * (cell + _GAP)
+        film[:, top : top + strip, left : left + cell] = text
+        film[:, top + strip : top + strip + height, left : left + width] = clip
+    return film
+
+
+def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequence[str], frames: int = 6) -> Image:
+    """A page with a row per clip, in their order: label, note, and pictures evenly spread from first to last frame.
+
+    Each picture has its frame number below, from 0. A clip of fewer than `frames` shows all it has. Small
+    pictures are enlarged by whole factors, their pixels kept; large ones reduced until the page is no wider than
+    2400 pixels. Raises LoraforgeError where the clips differ in shape or have not got one label and note each.
+    """
+    with of_pipeline("a contact sheet"):
+        from PIL import Image, ImageDraw
+
+    count, height, width = alike(clips, labels, notes)
+    shown = _spread(count, frames)
+    picture = _fitted(width, height, len(shown))
+    across = len(shown) * (picture[0] + _GAP) + _GAP
+    size = min(30, max(16, across // 70))
+    large, small = _font(size), _font(max(14, size * 4 // 5))
+    wanted = max([large.getlength(_plain(t)) for t in labels] + [small.getlength(_plain(t)) for t in notes])
+    whole = min(_WIDEST, max(across, math.ceil(wanted) + 2 * _GAP))
+    line = size * 3 // 2
+    row = 3 * line + picture[1] + 2 * _GAP  # label, note, pictures, numbers
+    page = Image.new("RGB", (whole, len(clips) * row + _GAP), (_WHITE,) * 3)
+    draw = ImageDraw.Draw(page)
+    for n, (clip, label, note) in enumerate(zip(clips, labels, notes, strict=True)):
+        top = n * row + _GAP
+        _write(draw, (_GAP, top), _cut(_plain(label), large, whole - 2 * _GAP), large, _BLACK)
+        _write(draw, (_GAP, top + line), _cut(_plain(note), small, whole - 2 * _GAP), small, _GREY)
+        top += 2 * line
+        for m, number in enumerate(shown):
+            left = _GAP + m * (picture[0] + _GAP)
+            kept = Image.Resampling.NEAREST if picture[0] >= width else Image.Resampling.LANCZOS
+            page.paste(Image.fromarray(clip[number]).resize(picture, kept), (left, top))
+            _write(draw, (left, top + picture[1] + 2), f"frame {number}", small, _GREY)
+        if n:
+            draw.line((0, n * row, whole, n * row), (208,) * 3)
+    return page
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers 0 to count - 1, evenly apart, the first and the last among them."""
+    most = min(count, max(most, 1))
+    return [round(n * (count - 1) / max(most - 1, 1)) for n in range(most)]
+
+
+def _fitted(width: int, height: int, columns: int) -> tuple[int, int]:
+    """Width and height of a sheet's picture: of the same proportions, within a page of `columns`."""
+    least, tallest = _PICTURE
+    widest = (_WIDEST - _GAP) // columns - _GAP
+    factor = min(widest / width, tallest / height)
+    if factor >= 1:
+        factor = min(int(factor), math.ceil(least / width))
+    return max(1, int(width * factor)), max(1, int(height * factor))
+
+
+def _strips(labels: Sequence[str], width: int) -> list[Frames]:
+    """A white strip [height, width, 3] with each label; all of one height, for the label of most lines."""
+    import numpy as np
+
+    with of_pipeline("a label"):
+        from PIL import Image, ImageDraw
+
+    size = max(14, width // 28)  # of a row of four, shown on a screen of 1920 pixels, about 14 again
+    font = _font(size)
+    margin, line = size // 4, size * 5 // 4
+    texts = [_lines(label, font, width - 2 * margin) for label in labels]
+    height = max(map(len, texts)) * line + size // 2
+    strips = list[Any]()
+    for text in texts:
+        strip = Image.new("RGB", (width, height), (_WHITE,) * 3)
+        top = height - len(text) * line - margin  # next to its own picture, not to the one above
+        for n, words in enumerate(text):
+            _write(ImageDraw.Draw(strip), (margin, top + n * line), words, font, _BLACK)
+        strips.append(np.asarray(strip))
+    return strips
+
+
+def _lines(text: str, font: FreeTypeFont, width: int) -> list[str]:
+    """The text in one line, or in two where it is too long, the last one cut."""
+    first, rest = "", _plain(text).split()
+    while rest and (not first or font.getlength(f"{first} {rest[0]}") <= width):
+        first = f"{first} {rest.pop(0)}".strip()
+    return [_cut(line, font, width) for line in (first, " ".join(rest)) if line] or [""]
+
+
+def _plain(text: str) -> str:
+    return plain(text, _LONGEST)
+
+
+def _cut(text: str, font: FreeTypeFont, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
+
+
+def _write(draw: Any, place: tuple[int, int], text: str, font: FreeTypeFont, level: int) -> None:
+    draw.text(place, text, fill=(level,) * 3, font=font)
+
+
+def _font(size: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size=size)

@@ -1,0 +1,1 @@
+"""Which module of which layout stacks which rows; architectures/ has one table each."""

@@ -1,0 +1,135 @@
+"""What an adapter looks like whose names no format reads: another model's, or a known one's behind an odd word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from loraforge.names.catalog import architectures
+from loraforge.names.layout import Architecture
+
+_FACTOR = re.compile(
+    r"(?P<path>.+?)(?P<word>\.lora_[AaBb]|\.lora_(?:down|up)|[._]lora\.(?:down|up)|\.lora_magnitude_vector|\.(?:down|up)(?=\.weight)"
+    r"|\.hada_[wt]\d\w*|\.lokr_[wt]\d\w*|\.oft_\w+|\.dora_scale|\.diff(?:_b)?|\.alpha)(?P<rest>\..*)?",
+    re.DOTALL,
+)
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "processor")
+"""Words that training wraps around a module, which may stand anywhere in a path."""
+_READ = (
+    "transformer.", "base_model.model.", "diffusion_model.", "lora_unet_", "lora_unet__", ".lora_A", ".lora_B",
+    ".lora_down", ".lora_up", ".lora.down", ".lora.up", ".lora_magnitude_vector", ".dora_scale", ".alpha",
+)  # fmt: skip
+"""What is odd only beside another of these: each is of some format."""
+_FUSED = {"to_qkv": "q, k and v in one, as fuse_qkv_projections makes them", "to_kv": "k and v in one"}
+
+
+def lora_paths(keys: Iterable[str]) -> dict[str, str]:
+    """Key -> the module path in it, with whatever stands before it; for the keys that end as an adapter's."""
+    return {key: found["path"] for key in keys if (found := _FACTOR.fullmatch(key))}
+
+
+@cache
+def models() -> Mapping[str, Mapping[str, Any]]:
+    """The table of other models, by title."""
+    return tomli.loads((Path(__file__).parent / "othermodels.toml").read_text("utf-8"))
+
+
+@cache
+def _pattern(title: str, names: str, sep: str) -> re.Pattern[str] | None:
+    """The names of a model's modules; None where it has none of that kind."""
+    told = models()[title].get(names, ())
+    text = "|".join(told).replace("{i}", r"\d+").replace(".*", "\0").replace(".", sep).replace("\0", ".*")
+    return re.compile(f"(?:{text})") if told else None
+
+
+def sharing(paths: Collection[str], names: str, sep: str = ".") -> tuple[str, ...]:
+    """The models that have every one of these modules, under names of this kind (a layout's name)."""
+    names = "comfyui" if names == "original" else names
+    flat = re.escape(sep)
+    tried = [p.replace(".", sep) for p in paths]
+    known = {title: _pattern(title, names, flat) for title in models() if title not in _ours()}
+    return tuple(t for t, pattern in known.items() if pattern and all(map(pattern.fullmatch, tried)))
+
+
+def other_model(paths: Iterable[str], *, tied: bool = False) -> str | None:
+    """The model that most kinds of modules are called as, and at least half; None where it is one that is known here.
+
+    With `tied`: also one that has no more of them than an architecture that is known here.
+    """
+    kinds = {re.sub(r"(?<=[._])\d+(?=[._])", "0", path) for path in paths}  # of many blocks, one
+    counts = {
+        title: sum(any(p and re.search(rf"(?:^|[._])(?:{p.pattern})$", path) for p in _both(title)) for path in kinds)
+        for title in models()
+        if title not in _ours()
+    }
+    most, ours = max(counts.values(), default=0), sum(_located(path) is not None for path in kinds)
+    if not kinds or 2 * most < len(kinds) or most < ours or (most == ours and not tied):
+        return None
+    return " or ".join(title for title, count in counts.items() if count == most)
+
+
+def _both(title: str) -> list[re.Pattern[str] | None]:
+    return [_pattern(title, names, "[._]") for names in ("comfyui", "diffusers")]
+
+
+def _ours() -> set[str]:
+    return {arch.title for arch in architectures().values()}
+
+
+def of_repo(repo: str) -> str | None:
+    """The other model that a repository holds, as far as its name is known."""
+    return next(
+        (t for t, m in models().items() if repo.lower().startswith(tuple(map(str.lower, m.get("repos", ()))))), None
+    )
+
+
+def of_words(text: str) -> str | None:
+    """The other model that a header entry names; the longest word counts."""
+    said = re.sub(r"[^a-z0-9]", "", text.lower())
+    hits = [(len(word), title) for title, m in models().items() for word in m.get("words", ()) if said.startswith(word)]
+    return max(hits)[1] if hits else None
+
+
+def odd_words(keys: Iterable[str]) -> tuple[Architecture, str] | None:
+    """The architecture whose modules the keys name, and what stands there besides; None unless that is most of them."""
+    found = [(key, hit) for key, path in lora_paths(keys).items() if (hit := _located(path))]
+    total = len(lora_paths(keys))
+    if not found or 2 * len(found) < total:
+        return None
+    every = dict.fromkeys(word for key, (_, words) in found for word in (*words, *_endings(key)))
+    odd = [word for word in every if word not in _READ]
+    return found[0][1][0], ", ".join(f"`{word}`" for word in odd or [*every])
+
+
+def _endings(key: str) -> list[str]:
+    """How a key names its factor, without what every format reads."""
+    match = _FACTOR.fullmatch(key)
+    return [match["word"]] if match else []
+
+
+def _located(path: str) -> tuple[Architecture, tuple[str, ...]] | None:
+    """The architecture that has a module at the end of a path, and the words of the path that are not of its name."""
+    words = path.split(".")
+    wrapped = [word for word in words if word in _WRAPPERS]
+    bare = [word for word in words if word not in _WRAPPERS]
+    tries: list[tuple[str, str, str]] = []  # what stands before, the module, what joins its words
+    tries += [("".join(f"{w}." for w in bare[:n]), ".".join(bare[n:]), ".") for n in range(min(len(bare), 5))]
+    tail = bare[-1]
+    cuts = [n + 1 for n, letter in enumerate(tail) if letter == "_"][:4]
+    tries += [(".".join([*bare[:-1], ""]) + tail[:cut], tail[cut:], "_") for cut in cuts] if len(bare) < 3 else []
+    for before, module, sep in tries:
+        if re.search(r"\d", before):
+            continue
+        for module_, after in ((module, ()), (module.rstrip("_"), ("_ at the end of the module",))):
+            fused = next((f for f in _FUSED if module_.endswith(f)), "")
+            plain = module_.removesuffix(fused) + "to_k" if fused else module_
+            for arch in architectures().values():
+                if any(layout.locate(plain, sep) for layout in arch.layouts.values()):
+                    said = (f"{fused}: {_FUSED[fused]}",) if fused else ()
+                    return arch, (*([before] if before else []), *(f"{w}." for w in wrapped), *after, *said)
+    return None

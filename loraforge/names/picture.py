@@ -1,0 +1,126 @@
+"""An architecture to look at: its layouts side by side, as a table, as Mermaid and as Graphviz. Pure text, no numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from loraforge.names.layout import Architecture, Layout
+
+
+def table(arch: Architecture) -> list[list[str]]:
+    """A header, then a row per segment: its name, its module in every layout, the variants that have it.
+
+    Where a module stacks several segments, its place among them follows, `module [2/3]`.
+    """
+    layouts = list(arch.layouts.values())
+    rows = [["segment", *(layout.name for layout in layouts), "variants"]]
+    rows += [[s, *(_module(layout, s) for layout in layouts), _owners(arch, s) or "all"] for s in arch.segments]
+    return rows
+
+
+def dropped(arch: Architecture) -> list[list[str]]:
+    """A header, then a row per key that only one layout has: the layout, the key, why nothing is lost with it."""
+    rows = [
+        [layout.name, key.text, reason] for layout in arch.layouts.values() for key, reason in layout.dropped.items()
+    ]
+    return [["layout", "key", "dropped because"], *rows]
+
+
+def mermaid(arch: Architecture) -> str:
+    """The graph as a Mermaid flowchart: modules of one layout, segments, modules of the others."""
+    groups, edges = _graph(arch)
+    lines = ["flowchart LR"]
+    for group in groups:
+        lines += [f"  subgraph {group.id}[{_quoted(group.title, '#quot;')}]"]
+        lines += [f"    {node}[{_quoted(label, '#quot;')}]" for node, label in group.nodes]
+        lines.append("  end")
+    lines += [f"  {start} -->|{place}| {end}" if place else f"  {start} --> {end}" for start, end, place in edges]
+    return "\n".join(lines) + "\n"
+
+
+def dot(arch: Architecture) -> str:
+    """The graph in Graphviz's language: modules of one layout, segments, modules of the others."""
+    groups, edges = _graph(arch)
+    lines = [f"digraph {arch.name} {{", "  rankdir=LR;", "  node [shape=box];"]
+    for group in groups:
+        lines += [f"  subgraph cluster_{group.id} {{", f"    label={_quoted(group.title, _DOT)};"]
+        lines += [f"    {node} [label={_quoted(label, _DOT)}];" for node, label in group.nodes]
+        lines.append("  }")
+    lines += [
+        f'  {start} -> {end} [label="{place}"];' if place else f"  {start} -> {end};" for start, end, place in edges
+    ]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A box around nodes: those of one layout, or the segments, of every block or outside the blocks."""
+
+    id: str
+    title: str
+    nodes: Sequence[tuple[str, str]]
+    """Identifier and label."""
+
+
+_Edge = tuple[str, str, str]
+"""From, to, and the place in the stack where there are several."""
+
+
+def _graph(arch: Architecture) -> tuple[list[_Group], list[_Edge]]:
+    """Boxes and arrows: the first layout points at the segments, the segments at every other layout."""
+    groups, edges = list[_Group](), list[_Edge]()
+    blocked = {s for layout in arch.layouts.values() for t, stack in layout.modules.items() if t.holes for s in stack}
+    named = {segment: f"segment_{segment}" for segment in arch.segments}
+    for n, layout in enumerate(arch.layouts.values()):
+        nodes = {template: f"module_{n}_{m}" for m, template in enumerate(layout.modules)}
+        for repeated, where in ((True, "every block"), (False, "once")):
+            inside = [(node, template.text) for template, node in nodes.items() if bool(template.holes) == repeated]
+            groups += [_Group(f"layout_{n}_{where[:1]}", f"{layout.name}, {where}", inside)] if inside else []
+        lost = [(f"dropped_{n}_{m}", f"{key.text}: {why}") for m, (key, why) in enumerate(layout.dropped.items())]
+        groups += [_Group(f"dropped_{n}", f"only in {layout.name}, dropped", lost)] if lost else []
+        for template, stack in layout.modules.items():
+            for segment in stack:
+                pair = (nodes[template], named[segment])
+                start, end = pair if n == 0 else reversed(pair)
+                edges.append((start, end, _place(stack, segment)))
+        if n == 0:
+            groups += _segments(arch, named, blocked)
+    return groups, edges
+
+
+def _segments(arch: Architecture, named: dict[str, str], blocked: set[str]) -> Iterator[_Group]:
+    for repeated, where in ((True, "every block"), (False, "once")):
+        inside = []
+        for segment in arch.segments:
+            if (segment in blocked) == repeated:
+                owners = _owners(arch, segment)
+                inside.append((named[segment], f"{segment} (only {owners})" if owners else segment))
+        if inside:
+            yield _Group(f"segments_{where[:1]}", f"segments, {where}", inside)
+
+
+def _place(stack: Sequence[str], segment: str) -> str:
+    return f"{stack.index(segment) + 1}/{len(stack)}" if len(stack) > 1 else ""
+
+
+def _module(layout: Layout, segment: str) -> str:
+    for template, stack in layout.modules.items():
+        if segment in stack:
+            place = _place(stack, segment)
+            return f"{template.text} [{place}]" if place else template.text
+    return "-"
+
+
+def _owners(arch: Architecture, segment: str) -> str:
+    """The variants that have the segment; nothing where all have."""
+    owners = [variant.name for variant in arch.variants if segment not in variant.absent]
+    return "" if len(owners) == len(arch.variants) else ", ".join(owners) or "none"
+
+
+_DOT = r"\""
+"""How Graphviz writes a quotation mark inside a text."""
+
+
+def _quoted(text: str, mark: str) -> str:
+    return '"' + text.replace('"', mark) + '"'

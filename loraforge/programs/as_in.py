@@ -1,0 +1,95 @@
+"""Reads an adapter at the scale that is stated of it: that of training, or what a program applies today (`--as-in`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loraforge.adapter.adapter import Adapter
+from loraforge.errors import LoraforgeError, ScaleError, Try
+from loraforge.format.protocol import Format
+from loraforge.programs.outlook import outlook, scales
+from loraforge.programs.table import Runtime, runtime, runtimes
+from loraforge.scale.rule import Choice, Scale, Statement
+from loraforge.text import listed
+
+if TYPE_CHECKING:
+    from loraforge.files.tensorfile import TensorFile
+
+_MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
+_PLAIN = Statement(trained_scale=1.0, override=True)
+"""Reads the modules of a file whatever it records of their scale."""
+
+
+def read_at(form: Format, file: TensorFile, choice: Choice) -> Adapter:
+    """The adapter in the file. Where its scale is not known, the programs that apply all of it are candidates too.
+
+    Raises ScaleError where the program of `--as-in` applies nothing of it, or a part.
+    """
+    if choice.stated.as_in is not None:
+        return _kept(form, file, choice, choice.stated.as_in)
+    adapter = form.read(file, choice)
+    if adapter.scale.provenance != "ambiguous":
+        return adapter
+    return replace(adapter, candidates=(*adapter.candidates, *_offered(form, file, choice)))
+
+
+def _kept(form: Format, file: TensorFile, choice: Choice, name: str) -> Adapter:
+    if choice.training_config is not None:
+        raise ScaleError("--as-in keeps what a program does, and --training-config says what training used: give one.")
+    known = runtimes()
+    if name not in known:
+        raise ScaleError(f"there is no program {name!r}; there are {', '.join(known)}.", *_offered(form, file, choice))
+    program, adapter = runtime(name), form.read(file, replace(choice, stated=_PLAIN))
+    applied, why = _applied(program, form, file, adapter)
+    if why:
+        others = _offered(form, file, choice)
+        text = f"{file.path}: {program.title} {why}: there is nothing there to keep."
+        raise ScaleError(text if others else f"{text} No program that is known applies all of it.", *others)
+    source = f"--as-in {name}: what {program.title} applies to it"
+    return replace(scaled(adapter, applied), scale=Scale("assumed", source, program=program.title))
+
+
+def _applied(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) -> tuple[Mapping[str, float], str]:
+    """Module -> the scale that the program applies; and why it is not all of the adapter."""
+    found = outlook(program, form, file, adapter)
+    if found.raises:
+        return {}, f"stops at {found.raises}"
+    if not found.applied:
+        return {}, "applies none of its modules"
+    lost = f", and passes over {listed(list(found.lost), 3)}" if found.lost else ""
+    if found.applied < found.modules:
+        return {}, f"applies {found.applied} of its {found.modules} modules{lost}"
+    if any(kind.startswith(_MAGNITUDES) for kind in found.lost):
+        return {}, f"applies its modules without the magnitudes of DoRA{lost}"
+    applied = scales(program, form, file, adapter)
+    otherwise = outlook(program, form, file, scaled(adapter, applied)).otherwise
+    return applied, f"applies it {otherwise}" if otherwise else ""
+
+
+def scaled(adapter: Adapter, applied: Mapping[str, float]) -> Adapter:
+    """The same modules at other scales; at 0 those that have none."""
+    modules = {
+        path: tuple(replace(w, scaling=applied.get(path, 0.0)) for w in delta)
+        for path, delta in adapter.modules.items()
+    }
+    return replace(adapter, modules=modules)
+
+
+def _offered(form: Format, file: TensorFile, choice: Choice) -> list[Try]:
+    """One line for each scale at which programs apply all of the file: the first program that does so."""
+    try:
+        adapter = form.read(file, replace(choice, stated=_PLAIN, training_config=None))
+    except LoraforgeError:
+        return []
+    seen, tries = set[float](), []
+    for name, program in runtimes().items():
+        applied, why = _applied(program, form, file, adapter)
+        values = set(applied.values())
+        if why or len(values) != 1 or values <= seen:
+            continue
+        (scale,) = values
+        seen.add(scale)
+        tries.append(Try(f"--as-in {name}", f"if you like what {program.title} does with it today: scale {scale:g}"))
+    return tries

@@ -1,0 +1,313 @@
+"""Publish an adapter, or base weights with adapters in them, on the Hugging Face Hub: one commit, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from loraforge.errors import HubError, Try
+from loraforge.files.shards import group_of
+from loraforge.hub.address import Address, address, is_branch, is_repo, meant, parsed, renamed
+from loraforge.hub.repo import licence_of, settled
+from loraforge.publishing.card import Facts, new_card, updated_card
+from loraforge.publishing.card_check import problems
+from loraforge.publishing.commit import Remote, commit, remote
+from loraforge.publishing.contents import Published, published
+from loraforge.publishing.front_matter import fields, split
+from loraforge.publishing.outgoing import Outgoing, of_sample, outgoing, workplace
+from loraforge.text import command, hf
+
+State = Literal["unchanged", "planned", "committed"]
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """What was published, or would be. Its JSON follows schemas/push.schema.json."""
+
+    repo: str
+    url: str
+    state: State
+    commit: str | None
+    """The repository's commit now; None where it does not exist yet."""
+    pull_request: str | None
+    created: bool
+    """Whether the repository is, or would be, a new one."""
+    visibility: Literal["public", "private"]
+    """Of a new repository as asked for, of an old one as it is."""
+    revision: str
+    message: str
+    files: tuple[dict[str, Any], ...]
+    """name, size, sha256, and `new`, `changed` or `same`."""
+    stale: tuple[str, ...]
+    """Tensor files of the repository that a loader may take instead of ours."""
+    card: str
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document. Its shape is a promise: see the schema."""
+        return {"schema": "loraforge.push.v1", **asdict(self)}
+
+    def lines(self) -> list[str]:
+        """The report for a terminal: the files, then what became of the repository, in the last line."""
+        width = max(len(file["name"]) for file in self.files)
+        out = [
+            f"  {file['state']:<8} {file['name']:<{width}} {file['size']:>14,} bytes  sha256 {file['sha256'][:16]}"
+            for file in self.files
+        ]
+        if self.stale:
+            gone = hf("repos", "delete-files", self.repo, *self.stale, page=f"{self.repo}/tree/main")
+            out.append(f"  stale    {', '.join(self.stale)}: a loader may take it instead. To remove it: {gone}")
+        if self.state == "planned":
+            card = [f"  | {line}" for line in self.card.rstrip().splitlines()]
+            out += ["  README.md, as it would be:", *card, f"  commit   {self.message}"]
+        return [self.url, *out, self.outcome()]
+
+    def outcome(self) -> str:
+        """In which state the repository is."""
+        if self.state == "unchanged":
+            return f"nothing has changed: no commit; {self.repo} is as it was, at {(self.commit or '')[:8]}"
+        if self.state == "planned":
+            new = f"; {self.repo} would be a new {self.visibility} repository" if self.created else ""
+            return f"not sent (--dry-run){new}"
+        if self.pull_request:
+            return f"{self.repo} is as it was; the change waits in {self.pull_request}"
+        return f"{self.repo} is in its new state, at {(self.commit or '')[:8]} ({self.visibility})"
+
+
+def push(
+    source: str | Path,
+    repo: str,
+    *,
+    base_model: str | None = None,
+    license: str | None = None,  # noqa: A002 - the card's field
+    license_name: str | None = None,
+    license_link: str | None = None,
+    prompt: Sequence[str] = (),
+    sample: Sequence[str | Path] = (),
+    trigger: str | None = None,
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    alpha: float | None = None,
+    trained_scale: float | None = None,
+    trained_by: str | None = None,
+    training_config: str | Path | None = None,
+    as_in: str | None = None,
+    as_loaded: bool = False,
+    override_scale: bool = False,
+    architecture: str | None = None,
+    drop: Sequence[str] = (),
+    dry_run: bool = False,
+    wait: Callable[[str], None] = lambda _: None,
+) -> PushReport:
+    """Publish `source` in `repo`; the arguments are those of `loraforge push`. `wait` is told of pauses.
+
+    Raises a LoraforgeError, with the repository as it was, when the file by itself does not act as trained, when the
+    card would be a bad one, or when the Hub refuses. The message says in which state the repository is.
+    """
+    stated: dict[str, Any] = {
+        "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
+        "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
+        "architecture": architecture, "drop": drop,
+    }  # fmt: skip
+    from loraforge.adapter.fits import repository  # needs numpy, which --help must not wait for
+
+    to = destination(repo)
+    revision, repo = _branch(repo, to, revision, dry_run=dry_run), to.repo
+    shown = [of_sample(Path(path)) for path in sample]
+    _check(source, base_model, prompt, sample)
+    with workplace() as work:
+        there = remote(repo, revision, dry_run=dry_run, wait=wait)
+        _reachable(there, private=private)
+        old = fields(split(there.card)[0], f"https://huggingface.co/{repo}/blob/main/README.md")
+        chosen = repository(base_model) if base_model else _base_of(old)
+        what = published(Path(source), repo, chosen, stated, Path(work))
+        facts = replace(
+            what.facts,
+            repo=repo,
+            prompts=tuple(prompt),
+            samples=tuple(file.name for file in shown),
+            example=_example(prompt, old),
+            trigger=trigger or what.facts.trigger or _words(old.get("instance_prompt")),
+        )
+        given = {"license": license, "license_name": license_name, "license_link": license_link}
+        licence, doubts = _licence(given, old, facts.base_model)
+        card, said = _card(there, facts, licence, _stated(base_model, given, trigger))
+        files = [*what.files, *shown, outgoing("README.md", card.encode())]
+        message = commit_message or _message(there, what)
+        done = PushReport(
+            repo=repo,
+            url=there.url,
+            state="planned",
+            commit=there.commit,
+            pull_request=None,
+            created=there.commit is None and there.known,
+            visibility="private" if (private if there.commit is None else there.private) else "public",
+            revision=revision or "main",
+            message=message,
+            files=tuple(_described(file, there) for file in files),
+            stale=_stale(there, files) if facts.kind == "adapter" else (),
+            card=card,
+            notes=(*there.notes, *what.notes, *doubts, *said),
+        )
+        if all(file["state"] == "same" for file in done.files):
+            return replace(done, state="unchanged")
+        if dry_run:
+            return done
+        sent = [file for file, described in zip(files, done.files, strict=True) if described["state"] != "same"]
+        made = commit(there, sent, message, private=private, create_pr=create_pr, wait=wait)
+        return replace(done, state="committed", commit=made.commit, pull_request=made.pull_request)
+
+
+def destination(text: str) -> Address:
+    """The repository that a text names, `user/name`, `user/name@branch` or its address. Nobody is asked.
+
+    Raises HubError where a part of the text could not be obeyed.
+    """
+    repo = meant(text)[0]
+    instead = [Try(repo, "the repository", instead=text)] if repo else ["loraforge push --help"]
+    try:
+        where = parsed(text)
+    except HubError as error:
+        raise HubError(error.message, *instead) from error
+    if where is None:
+        what = "is no name of a repository: it is user/name, of letters, digits, dots and dashes."
+        raise HubError(f"{text} {what}", *instead)
+    if where.path and not where.loose:
+        raise _of_a_file(text, where)
+    return where
+
+
+def _of_a_file(text: str, where: Address) -> HubError:
+    top = where.at().removeprefix("hf://")
+    why = f"{text} is the address of a file or folder in a repository: what is pushed stands at the top of it."
+    return HubError(why, Try(top, "there", instead=text))
+
+
+def _branch(text: str, where: Address, given: str | None, *, dry_run: bool) -> str | None:
+    """The branch that the address and `--revision` name. Raises HubError where they are two."""
+    try:
+        where = settled(where)
+    except HubError:
+        if not dry_run:
+            raise
+    if where.path and not where.loose:
+        raise _of_a_file(text, where)
+    said = f"{where.revision}/{where.path}" if where.loose else where.revision
+    if said and given is not None and said != given:
+        ours = Try(f"--revision {command(said)}", "as the address says")
+        theirs = Try(where.repo, f"{given}, as --revision says", instead=text)
+        raise HubError(f"{text} names the revision {said}, and --revision {given}: which?", ours, theirs)
+    instead = Try(where.repo, "main", instead=text)
+    if (name := said if given is None else given) is not None and not is_branch(name):
+        raise HubError(
+            f"{name!r} is no name that a branch can have.", Try("--revision main") if given is not None else instead
+        )
+    return name
+
+
+def _reachable(there: Remote, *, private: bool) -> None:
+    """Raise HubError for what is wanted of the repository and cannot be had, before anything is made."""
+    if there.commit is None and there.known and there.revision not in (None, "main"):
+        raise HubError(
+            f"{there.repo} does not exist, and a new repository begins with main: leave out --revision the first time.",
+            hf("repos", "create", there.repo, page="new"),
+        )
+    if private and there.commit is not None and not there.private:
+        raise HubError(
+            f"{there.repo} exists and is public: --private is for a new one.",
+            hf("repos", "settings", there.repo, "--private", page=f"{there.repo}/settings"),
+        )
+
+
+def _example(prompts: Sequence[str], card: Mapping[str, Any]) -> str | None:
+    """The prompt of the snippet: stated now, else the first that the card shows."""
+    widget = card.get("widget")
+    shown = [entry.get("text") for entry in widget if isinstance(entry, dict)] if isinstance(widget, list) else []
+    return next((text for text in (*prompts, *shown) if isinstance(text, str) and text), None)
+
+
+def _words(said: Any) -> str | None:
+    return said if isinstance(said, str) and said.strip() else None
+
+
+def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], samples: Sequence[str | Path]) -> None:
+    where = address(source)
+    if where is not None and not where.bare:
+        raise HubError(
+            f"{source} is on the Hub: what is published comes from this machine.",
+            Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes"),
+        )
+    if not Path(source).exists() and group_of(Path(source)) is None:
+        raise HubError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
+    from loraforge.adapter.fits import no_repository, repository
+
+    if base_model is not None and repository(base_model) is None:
+        refused = no_repository(base_model)
+        raise HubError(f"{refused.message} The Hub refuses cards with paths.", *refused.remedies)
+    if len(samples) > len(prompts):
+        raise HubError("each --sample needs the --prompt it was made with.", Try('--prompt "what the video shows"'))
+
+
+def _base_of(card: Mapping[str, Any]) -> str | None:
+    """The base model that an existing card names, where it is one and a repository."""
+    said = card.get("base_model")
+    (one,) = said if isinstance(said, list) and len(said) == 1 else (said,)
+    return renamed(one) if isinstance(one, str) and is_repo(one) else None
+
+
+def _licence(
+    given: Mapping[str, str | None], old: Mapping[str, Any], base: str | None
+) -> tuple[dict[str, str], list[str]]:
+    """The licence: as stated, else as the card has it, else the base model's; never made up."""
+    stated = {key: value for key, value in given.items() if value}
+    if stated or old.get("license"):
+        return stated, []
+    found, why = licence_of(base) if base else ({}, "no base model is known.")
+    if found:
+        return found, [f"the licence is the base model's: {', '.join(found.values())}"]
+    return {}, [f"the card names no licence, as {why} --license NAME states one"]
+
+
+def _stated(base_model: str | None, licence: Mapping[str, str | None], trigger: str | None) -> frozenset[str]:
+    """The fields of the card that the user typed now, over what stands there."""
+    typed = {"base_model": base_model, **licence, "instance_prompt": trigger}
+    return frozenset(key for key, value in typed.items() if value)
+
+
+def _card(there: Remote, facts: Facts, licence: Mapping[str, str], stated: frozenset[str]) -> tuple[str, list[str]]:
+    """The card, checked. Raises HubError that lists what is wrong with it."""
+    card, notes = updated_card(there.card, facts, licence, stated) if there.card else (new_card(facts, licence), [])
+    where = f"https://huggingface.co/{facts.repo}/blob/main/README.md"
+    if wrong := list(problems(fields(split(card)[0], where))):
+        text = f"the card of {facts.repo} would not be a right one: {'; '.join(wrong)}. Nothing was sent."
+        raise HubError(
+            text,
+            *(
+                [Try(f"python -m webbrowser {where}", "edit it there")]
+                if there.card
+                else [Try("--license other --license-name NAME")]
+            ),
+        )
+    return card, notes
+
+
+def _described(file: Outgoing, there: Remote) -> dict[str, Any]:
+    known = there.hashes.get(file.name)
+    state = "new" if known is None else "same" if known in (file.sha256, file.git_hash) else "changed"
+    return {"name": file.name, "size": file.size, "sha256": file.sha256, "state": state}
+
+
+def _stale(there: Remote, files: Sequence[Outgoing]) -> tuple[str, ...]:
+    ours = {file.name for file in files}
+    suffixes = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+    return tuple(
+        sorted(name for name in there.hashes if name.endswith(suffixes) and "/" not in name and name not in ours)
+    )
+
+
+def _message(there: Remote, what: Published) -> str:
+    return f"{'Update' if there.commit and what.weights in there.hashes else 'Add'} {what.weights}"

@@ -1,0 +1,1 @@
+"""At what scale an adapter was trained: who records it, and what counts."""

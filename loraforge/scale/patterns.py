@@ -1,0 +1,82 @@
+"""Matches regular expressions that strangers wrote, by Python's own rules, without letting one run for ever.
+
+A pattern of a file can take longer than anybody lives. Names without a repetition, as nearly all are, cannot, and are
+matched here; the others go to a process of their own, which is stopped after a while.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+
+from loraforge.errors import LoraforgeError
+from loraforge.text import listed
+
+SECONDS = 3.0
+"""For all patterns of one configuration together."""
+
+MOST, LONGEST = 10_000, 1_000
+"""Patterns of one configuration, and letters of one."""
+
+_SIMPLE = re.compile(r"\^?(?:[\w.-]|\\\.)*", re.ASCII)
+
+PROGRAM = """
+import json, re, sys
+patterns, texts, tail = json.load(sys.stdin)
+found = []
+for pattern in patterns:
+    try:
+        re.compile(pattern)  # alone: inside the tail, half of one may look whole
+        match = re.compile(tail.replace("{}", pattern)).fullmatch
+    except (re.error, RecursionError, OverflowError) as error:
+        found.append(str(error) or type(error).__name__)
+        continue
+    found.append([n for n, text in enumerate(texts) if match(text)])
+print(json.dumps(found))
+"""
+
+
+class PatternError(LoraforgeError):
+    """A pattern that is none, or that takes too long."""
+
+
+def full_matches(patterns: Sequence[str], texts: Sequence[str], tail: str = "{}") -> list[set[str]]:
+    """For each pattern, the texts it matches as a whole. `tail` is what the pattern is put into first.
+
+    Raises PatternError for a pattern that is no regular expression, and when they take too long.
+    """
+    if len(patterns) > MOST or any(len(pattern) > LONGEST for pattern in patterns):
+        raise PatternError(f"patterns: more than {MOST:,}, or one of more than {LONGEST:,} letters")
+    hard = [pattern for pattern in patterns if not _SIMPLE.fullmatch(pattern)]
+    found = dict(zip(hard, _apart(hard, texts, tail), strict=True)) if hard else {}
+    for pattern in patterns:
+        if pattern not in found:
+            match = re.compile(tail.replace("{}", pattern)).fullmatch
+            found[pattern] = {text for text in texts if match(text)}
+    return [found[pattern] for pattern in patterns]
+
+
+def _apart(patterns: Sequence[str], texts: Sequence[str], tail: str) -> list[set[str]]:
+    import subprocess
+
+    try:
+        done = subprocess.run(  # noqa: S603, our own program; what the stranger wrote is its input
+            [sys.executable, "-I", "-S", "-c", PROGRAM],
+            input=json.dumps([patterns, texts, tail]),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=SECONDS,
+            check=True,
+        )
+        found = json.loads(done.stdout)
+    except subprocess.TimeoutExpired as error:
+        raise PatternError(f"the pattern {listed(list(patterns), 1):.80} takes too long to match") from error
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        raise PatternError(f"the pattern {listed(list(patterns), 1):.80} cannot be matched") from error
+    for pattern, places in zip(patterns, found, strict=True):
+        if isinstance(places, str):
+            raise PatternError(f"the pattern {pattern:.80} is no regular expression ({places:.80})")
+    return [{texts[n] for n in places} for places in found]

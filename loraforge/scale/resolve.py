@@ -1,0 +1,177 @@
+"""Decides what scaling an adapter was trained at, from what files record and the user states. Never from a guess."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from loraforge.errors import ScaleError, Try
+from loraforge.facts.trainers import trainers
+from loraforge.scale.rule import AS_LOADED, Rule, Scale, Statement
+from loraforge.text import listed
+
+
+def statement(
+    *,
+    alpha: float | None = None,
+    trained_scale: float | None = None,
+    trained_by: str | None = None,
+    as_in: str | None = None,
+    as_loaded: bool = False,
+    override_scale: bool = False,
+    **_: object,
+) -> Statement:
+    """The statement that the options of a command make. Raises ScaleError where they say two things."""
+    if as_loaded and as_in not in (None, AS_LOADED):
+        raise ScaleError(f"--as-loaded is --as-in {AS_LOADED}, and --as-in {as_in} is another: give one of them.")
+    said = Statement(alpha, trained_scale, trained_by, AS_LOADED if as_loaded else as_in, override_scale)
+    _given(said, {}, shallow=True)
+    return said
+
+
+STATES = ("--alpha", "--trained-", "--training-config", "--as-", "--override-scale")
+"""How the options begin that state a scale."""
+
+
+def resolve(
+    recorded: Sequence[Rule],
+    stated: Statement,
+    ranks: Mapping[str, int],
+    *,
+    default: Rule | None,
+    unknown: str,
+    bare: bool = False,
+) -> tuple[Rule, Scale]:
+    """The rule that holds, and its provenance.
+
+    `ranks`: module path -> rank. `default` is the only rule that can apply where nothing is recorded,
+    or None where known trainers write indistinguishable files: then the scale is ambiguous, read as
+    1.0; `unknown` says where it was looked for. `bare`: modules without a record act at 1.0, as in programs.
+
+    Raises ScaleError when two recorded values disagree, when the statement contradicts the record
+    (unless it overrides), when some modules alone have a record, or when a value is 0, negative or not a number and
+    the user did not say so.
+    """
+    given = _given(stated, ranks)
+    if given is not None and (stated.override or not recorded):
+        return given, Scale("given", given.said)
+    for rule in recorded:
+        _check(rule, ranks)
+    for rule in recorded[1:]:
+        _agree(recorded[0], rule, ranks)
+    if given is not None:
+        for rule in recorded:
+            _agree(rule, given, ranks, Try("--override-scale", f"use {given.said}"))
+    whole = [rule for rule in recorded if rule.covers is None or rule.covers >= ranks.keys()]
+    if whole:
+        return whole[0], Scale("recorded", whole[0].said, whole[0].file)
+    if given is not None:
+        return given, Scale("given", given.said)
+    if recorded and bare:
+        said = {path: recorded[0].of(path, rank) for path, rank in _both(ranks, recorded[0])}
+        return Rule(recorded[0].said, scaling=1.0, exceptions=said), Scale("recorded", recorded[0].said)
+    if recorded:
+        raise _in_part(recorded[0], ranks)
+    if default is not None:
+        return default, Scale("assumed", default.said, default.file)
+    return UNKNOWN, Scale("ambiguous", unknown)
+
+
+UNKNOWN = Rule("nothing is recorded", scaling=1.0)
+
+
+def _in_part(rule: Rule, ranks: Mapping[str, int]) -> ScaleError:
+    """The refusal of a scale that some modules alone record: what those say is offered before what loaders do."""
+    covers = rule.covers or frozenset()
+    bare = [path for path in ranks if path not in covers]
+    said = {float(f"{rule.of(path, ranks[path]):.12g}") for path in covers}
+    alphas = {float(f"{rule.of(path, ranks[path]) * ranks[path]:.12g}") for path in covers}
+    tries = []
+    if len(said) == 1:
+        (scale,) = said
+        tries.append(Try(f"--trained-scale {scale:.12g} --override-scale", f"as the others: scale {scale:g}"))
+    elif len(alphas) == 1:
+        (alpha,) = alphas
+        tries.append(Try(f"--alpha {alpha:.12g} --override-scale", f"as the others: alpha {alpha:g}, over each rank"))
+    if said != {1.0}:
+        tries.append(Try("--trained-scale 1 --override-scale", "if 1.0 is right for all: scale 1"))
+    return ScaleError(
+        f"{rule.said}: that is the scale of {len(covers)} modules, and {len(bare)} have none ({listed(bare, 3)}): "
+        "loaders apply 1.0 to those, and what training used is not known.",
+        *tries,
+    )
+
+
+def given(stated: Statement, ranks: Mapping[str, int]) -> Scale | None:
+    """The provenance of what the user states; None where nothing is stated, or only that nothing is known."""
+    rule = _given(stated, ranks)
+    return Scale("given", rule.said) if rule else None
+
+
+def _given(stated: Statement, ranks: Mapping[str, int], *, shallow: bool = False) -> Rule | None:
+    """The rule that is stated; `shallow`: only look whether the options go together."""
+    options = {
+        "--alpha": stated.alpha, "--trained-scale": stated.trained_scale,
+        "--trained-by": stated.trained_by, "--as-in": stated.as_in,
+    }  # fmt: skip
+    named = [option for option, value in options.items() if value is not None]
+    if len(named) > 1:
+        raise ScaleError(f"{' and '.join(named)} say the same thing in different ways: give one of them.")
+    if stated.override and not named:
+        raise ScaleError(
+            "--override-scale goes with the scale to believe: --alpha, --trained-scale or --trained-by.",
+            Try("--alpha 1 --override-scale", "if the run did not set lora_alpha"),
+        )
+    if shallow:
+        return None
+    for option, value in (("--alpha", stated.alpha), ("--trained-scale", stated.trained_scale)):
+        if value is not None and not math.isfinite(value):
+            raise ScaleError(f"{option} {value} is not a number an adapter can be trained at.", f"{option} 1")
+    if stated.alpha is not None:
+        return Rule(f"--alpha {stated.alpha:g}", alpha=stated.alpha)
+    if stated.trained_scale is not None:
+        return Rule(f"--trained-scale {stated.trained_scale:g}", scaling=stated.trained_scale)
+    if stated.trained_by is None:
+        return None
+    if stated.trained_by not in trainers():
+        raise ScaleError(f"there is no trainer {stated.trained_by!r}; there are {', '.join(trainers())}.")
+    trainer = trainers()[stated.trained_by]
+    odd = sorted({rank for rank in ranks.values() if rank not in trainer["ranks"]})
+    if odd:
+        usual = " or ".join(map(str, trainer["ranks"]))
+        raise ScaleError(
+            f"--trained-by {stated.trained_by} means rank {usual} and lora_alpha {trainer['alpha']}; this adapter has "
+            f"rank {', '.join(map(str, odd))}, so its run was configured differently. State the alpha it used.",
+            Try(f"--alpha {trainer['alpha']}", f"if only the rank was changed: scale {trainer['alpha'] / odd[0]:g}"),
+        )
+    return Rule(
+        f"--trained-by {stated.trained_by}: {trainer['title']}, lora_alpha {trainer['alpha']}", alpha=trainer["alpha"]
+    )
+
+
+def _check(rule: Rule, ranks: Mapping[str, int]) -> None:
+    for path, rank in _both(ranks, rule):
+        scaling = rule.of(path, rank)
+        if not math.isfinite(scaling) or scaling <= 0:
+            raise ScaleError(
+                f"{rule.said}: no training ends well at a scaling of {scaling:g}. State what it used.",
+                Try("--alpha 1 --override-scale", "SAT's default"),
+            )
+
+
+def _agree(one: Rule, other: Rule, ranks: Mapping[str, int], *remedies: Try) -> None:
+    for path, rank in _both(ranks, one, other):
+        a, b = one.of(path, rank), other.of(path, rank)
+        if not math.isclose(a, b, rel_tol=1e-9):
+            choices = [
+                Try(f"--trained-scale {value:.12g} --override-scale", f"use {said}")
+                for value, said in ((a, one.said), (b, other.said))
+            ]
+            raise ScaleError(
+                f"two scales for {path}: {a:g} ({one.said}), but {b:g} ({other.said}).", *(remedies or choices)
+            )
+
+
+def _both(ranks: Mapping[str, int], *rules: Rule) -> list[tuple[str, int]]:
+    """The modules that each of the rules speaks of, and their ranks."""
+    return [(p, rank) for p, rank in ranks.items() if all(rule.covers is None or p in rule.covers for rule in rules)]

@@ -1,0 +1,94 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Provenance = Literal["recorded", "given", "assumed", "ambiguous"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Where the scaling of the modules comes from. The numbers themselves are in the modules."""
+
+    provenance: Provenance
+    source: str
+    """One phrase: which file, key or flag said so, and what it said."""
+    file: str = ""
+    """The path in `source`, as the user knows it; empty where no file beside the adapter said so."""
+    program: str = ""
+    """The program whose behaviour is kept (`--as-in`); empty where the scale is that of training."""
+    trained: tuple[float, ...] = ()
+    """The scalings of training, where loraforge wrote the file and its own entry tells them."""
+
+    @property
+    def portable(self) -> str:
+        """`source` without folders: what a written file may say."""
+        return self.source.replace(self.file, re.split(r"[\\/]", self.file)[-1]) if self.file else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One statement of scale: `alpha` over the rank, or the scaling itself, for all modules."""
+
+    said: str
+    """Who said it, and what: `lora_alpha 4 in training_config.yaml`."""
+    alpha: float | None = None
+    scaling: float | None = None
+    exceptions: Mapping[str, float] = field(default_factory=dict)
+    """Module path -> scaling, where it differs."""
+    covers: frozenset[str] | None = None
+    """The modules it speaks of; None for all."""
+    file: str = ""
+    """The path in `said` of the file that says so, as the user knows it."""
+
+    def of(self, path: str, rank: int) -> float:
+        if path in self.exceptions:
+            return self.exceptions[path]
+        return self.scaling if self.scaling is not None else (self.alpha or 0.0) / rank
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What the user says training used. It states a fact; it never multiplies."""
+
+    alpha: float | None = None
+    trained_scale: float | None = None
+    trained_by: str | None = None
+    as_in: str | None = None
+    """Not what training used: the program whose behaviour is to be kept."""
+    override: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which of several checkpoints the user wants, and what they say of its scale."""
+
+    iteration: int | None = None
+    ema: bool = False
+    training_config: Path | None = None
+    stated: Statement = field(default_factory=Statement)
+    drop: tuple[str, ...] = ()
+    """Patterns of what may be left out."""
+    architecture: str | None = None
+    """What `--architecture` names."""
+    program: bool = False
+    """Read it as programs do: a module of which nothing is recorded acts at 1.0, and no neighbour is asked."""
+
+
+AS_LOADED = "diffusers"
+"""The program that `--as-loaded` means."""
+
+
+def number(value: object) -> float | None:
+    """A number of a configuration file as float; None for anything else, and for integers no float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None

@@ -1,0 +1,193 @@
+"""Finds the scale a run used in what its trainer, its trackers or the user's launch script wrote down.
+
+Sources: CogVideo sat/configs/*_lora.yaml and finetune/*.sh, cogvideox-factory, finetrainers and VideoX-Fun launch
+scripts, sd-scripts config files, accelerate tracking.py (`hparams.yml` in logs/<project>/<time>/), wandb config.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from loraforge.errors import ScaleError
+from loraforge.files.neighbours import BESIDE
+from loraforge.scale.entry import ALPHAS, BARE, NAMES, PATTERNS, RANKS, RSLORA, SAT_DEFAULT, _Entry, _wrong
+from loraforge.scale.launch_script import _script
+from loraforge.scale.rule import number
+from loraforge.text import command, plain, shown
+
+OUTPUTS = ("output_dir", "output_path")
+MOST_BYTES, MOST_MAPPINGS, DEEPEST = 1 << 20, 20_000, 64
+
+
+class _SilentError(ScaleError):
+    """The file states no scale, or cannot be read: another one may."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path} {what}.", command("ls", "-l", path))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingScale:
+    """What a configuration says training used; `said` is one phrase: `lora_alpha 64, rank 128`."""
+
+    alpha: float
+    rank: float | None
+    rslora: bool
+    said: str
+    output: str = ""
+    """Where it says that the run writes; empty where it does not say, or says several."""
+
+    def scaling(self, rank: int) -> float:
+        """Of a module of this rank."""
+        return self.alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def read_training_config(path: Path) -> TrainingScale:
+    """The one alpha that a YAML, JSON or TOML file or a launch script states, and the rank beside it.
+
+    Raises ScaleError when the file cannot be read, states none or two, or states what is no number.
+    """
+    return read_text(_text(path), path)
+
+
+def read_text(text: str, path: Path) -> TrainingScale:
+    """The same of a text; `path` says what it is by its suffix, and what to call it."""
+    read = _document if path.suffix.lower() in _PARSERS else _script
+    alphas, ranks, flags = list[_Entry](), list[_Entry](), list[_Entry]()
+    outputs = set[str]()
+    # Only these words state an alpha; a search among neighbours need not parse what lacks them.
+    for group in read(text, path) if re.search("alpha|lora_config", text) else []:
+        flags += _named(group, RSLORA)
+        outputs |= {entry.value for entry in _named(group, OUTPUTS) if isinstance(entry.value, str)}
+        alpha, rank = _named(group, ALPHAS), _named(group, RANKS)
+        if not alpha or (alpha[0].name == "alpha" and all(number(entry.value) is None for entry in rank)):
+            continue
+        if own := [entry.place for entry in _named(group, PATTERNS) if entry.value != {}]:
+            raise _wrong(path, f"{own[0]} gives modules scales of their own, so there is no one alpha.")
+        alphas += alpha
+        ranks += rank
+    if not alphas:
+        raise _SilentError(path, "states no lora_alpha, network_alpha, or alpha beside a rank")
+    a, r, flag = (_agreed(path, entries) for entries in (alphas, ranks, flags))
+    rslora = any(value for _, value in flag)
+    said = ", ".join([f"{entry.name} {value:g}" for entry, value in a + r] + ["rslora"] * rslora)
+    output = outputs.pop() if len(outputs) == 1 else ""
+    return TrainingScale(a[0][1], r[0][1] if r else None, rslora, said, output)
+
+
+def stated_in(folder: Path) -> dict[Path, TrainingScale | None]:
+    """The configurations in a folder that state a lora alpha; None for one that contradicts itself."""
+    found = dict[Path, TrainingScale | None]()
+    logged = [*folder.glob("logs/*/hparams.yml"), *folder.glob("logs/*/*/hparams.yml")]
+    for path in [folder / name for name in BESIDE] + logged * (len(logged) == 1):
+        try:
+            found[path] = read_training_config(path)
+        except _SilentError:
+            continue
+        except ScaleError:
+            found[path] = None
+    return found
+
+
+def _named(group: list[_Entry], names: Iterable[str]) -> list[_Entry]:
+    chosen = [entry for entry in group if entry.name in names]
+    return [entry for entry in chosen if entry.name not in BARE] or chosen
+
+
+def _agreed(path: Path, entries: list[_Entry]) -> list[tuple[_Entry, float]]:
+    """The first entry and its value, if there is any and all say the same."""
+    values = list[tuple[_Entry, float]]()
+    for entry in entries:
+        value = float(entry.value) if isinstance(entry.value, bool) and entry.name in RSLORA else number(entry.value)
+        if value is None or not math.isfinite(value):
+            raise _wrong(path, f"{entry.name} ({entry.place}) is {shown(entry.value)}: no value it can have.")
+        values.append((entry, value))
+        if value != values[0][1]:
+            one, other = (f"{e.name} {v:.12g} ({e.place})" for e, v in (values[0], values[-1]))
+            raise _wrong(path, f"two values are stated: {one}, but {other}.")
+    return values[:1]
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise FileNotFoundError(0, "it is no file")
+        with path.open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise _SilentError(path, f"cannot be read: {error.strerror}") from error
+    text = data.decode("utf-8-sig", "replace")  # a .bat may have comments in its system's encoding; options are ASCII
+    if len(data) > MOST_BYTES or re.search(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]", text):
+        raise _SilentError(path, "is no training configuration: it is not text, or has more than 1 MB")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _document(text: str, path: Path) -> Iterator[list[_Entry]]:
+    """The entries of each mapping of a document. Each is visited once, however many aliases name it."""
+    try:
+        root = _PARSERS[path.suffix.lower()](text)
+    except Exception as error:  # parsers raise what they like on odd text: PyYAML an IndexError for `!!int ""`
+        why = plain(str(error).partition("\n")[0], 200) or type(error).__name__
+        raise _SilentError(path, f"cannot be read as {path.suffix[1:].upper()}: {why}") from error
+    seen, queue = set[int](), list[tuple[tuple[str, ...], object]]([((), root)])
+    for keys, node in queue:
+        if not isinstance(node, dict | list) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if len(seen) > MOST_MAPPINGS or len(keys) > DEEPEST:
+            raise _SilentError(path, "holds too much to be a training configuration")
+        group = list[_Entry]()
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, dict) and "value" in value and value.keys() <= {"desc", "value"}:
+                value = value["value"]  # wandb wraps each value
+            at = (*keys, plain(key, 40) if isinstance(key, str) else shown(key))
+            if (key in NAMES or key in OUTPUTS) and value is not None:
+                group.append(_Entry(key, value, ".".join(at)))
+            if isinstance(value, dict | list):
+                queue.append((at, value))
+        if keys[-2:] == ("lora_config", "params") and isinstance(node, dict) and "lora_alpha" not in node:
+            group += [_Entry(SAT_DEFAULT, 1, ".".join(keys))] * ("r" in node)
+        yield group
+
+
+def _yaml(text: str) -> object:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Without merge keys, which can double a mapping at every level, and with objects as what they hold."""
+
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            _once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+
+        def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+            return super().construct_scalar(node)[:4096]  # a number of a million digits takes long to build
+
+        def held(self, _: str, node: yaml.Node) -> object:
+            return self.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else None
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", Loader.held)
+    return Loader(text).get_single_data()
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"one mapping states {shown(key)} twice")
+    return dict(pairs)
+
+
+_PARSERS: dict[str, Callable[[str], object]] = {
+    ".yaml": _yaml,
+    ".yml": _yaml,
+    ".json": lambda text: json.loads(text, object_pairs_hook=_once),
+    ".toml": tomli.loads,
+}

@@ -1,0 +1,99 @@
+"""Words users read: paths as they know them, commands they can type, lists and sizes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from functools import cache
+from pathlib import Path
+
+_STANDS_FOR: dict[str, tuple[str, str]] = {}
+"""Folder on this machine -> the address of the Hub whose files it holds, as it was typed and with its commit."""
+
+
+def stands_for(folder: Path, address: str, pinned: str) -> None:
+    """From now on users are told `address` where a message or a command would name `folder`."""
+    _STANDS_FOR[str(folder)] = address, pinned
+
+
+def told(text: str | Path) -> str:
+    """A path, or a text with paths in it, as the user knows it."""
+    text = str(text)
+    for folder, (address, _) in _STANDS_FOR.items():
+        text = text.replace(folder, address)
+    return text
+
+
+def recorded(path: Path) -> str:
+    """What a written file may say of a path: its name without folders, or where on the Hub it came from."""
+    for folder, (_, pinned) in _STANDS_FOR.items():
+        if path.is_relative_to(folder):
+            return "/".join([pinned, *path.relative_to(folder).parts])
+    return Path(os.path.abspath(path)).name  # noqa: PTH100 - it takes `.` and `..` away, and follows no links
+
+
+def plain(text: str, most: int = 4000) -> str:
+    """Text that came from a file, made fit for a terminal: one line, no control characters, an end."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def shown(value: object) -> str:
+    """A value of a file, for a message. Containers are named, not printed: a printed one may have no end."""
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return "a number of too many digits"
+    return f"{value!r:.40}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+
+
+def command(*words: str | Path) -> str:
+    """The words as one line for a shell, quoted where needed; a path is never mistaken for an option."""
+    if words[0] in ("ls", "file") and (repo := _on_the_hub(words[-1])):
+        return hf("models", "ls", repo, page=f"{repo}/tree/main")
+    texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else told(word) for word in words]
+    return shlex.join(texts)
+
+
+HUB = "https://huggingface.co"
+"""Where cards and pages lead, whichever mirror a user reads from."""
+
+
+def hf(*words: str, page: str) -> str:
+    """The line of the Hub's own client; where the one installed has no such command, the line that opens `page`."""
+    return command("hf", *words) if hub_client() >= (1, 32) else f"python -m webbrowser {HUB}/{page}"
+
+
+@cache
+def hub_client() -> tuple[int, ...]:
+    """The version of huggingface_hub that is installed."""
+    from importlib.metadata import version
+
+    return tuple(int(part) for part in version("huggingface_hub").split(".")[:2])
+
+
+def _on_the_hub(path: str | Path) -> str:
+    """The repository whose files a path on this machine stands for; empty where it is a path and no more."""
+    for folder, (address, _) in _STANDS_FOR.items():
+        if Path(path).is_relative_to(folder):
+            return address.removeprefix("hf://").partition("@")[0]
+    return ""
+
+
+def listed(items: list[str], most: int = 20) -> str:
+    """`a, b, c`, cut after `most` with the count of what is left."""
+    shown = ", ".join(items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+
+
+def fraction(value: float) -> str:
+    """`1/128 = 0.0078125`, or the plain number where it is no short fraction."""
+    inverse = 1 / value if value else 0.0
+    return (
+        f"1/{inverse:.0f} = {value:.6g}"
+        if 2 <= inverse <= 4096 and abs(inverse - round(inverse)) < 1e-9
+        else f"{value:.6g}"
+    )
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes, for a reader."""
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
