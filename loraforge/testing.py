@@ -26,6 +26,7 @@ import pytest
 import loraforge
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.proof import compare, pair_up
+from loraforge.algebra.dtypes import name_of
 from loraforge.algebra.lora import LoraWeight
 from loraforge.errors import ConversionError, LoraforgeError
 from loraforge.files.opening import open_tensors
@@ -34,7 +35,7 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.files.torch_write import write_torch
 from loraforge.format.locate import locate
 from loraforge.format.protocol import Format
-from loraforge.names.catalog import architecture
+from loraforge.names.catalog import architecture, architectures
 from loraforge.names.layout import Architecture, Template
 from loraforge.scale.rule import Choice, Scale
 
@@ -227,8 +228,6 @@ def _shape(arch: Architecture, stack: Sequence[str]) -> tuple[int, int]:
 
 def rewrite(file: TensorFile, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Write the file anew with these tensors, in its own container."""
-    from loraforge.algebra.dtypes import name_of
-
     header = {key: (name_of(tensor.dtype), tensor.shape) for key, tensor in tensors.items()}
     if file.kind == "safetensors":
         write_safetensors(file.path, header, tensors.items(), file.metadata)
@@ -243,6 +242,4 @@ def _paths(template: Template) -> Iterator[str]:
 
 
 def _architectures() -> Mapping[str, Any]:
-    from loraforge.names.catalog import architectures
-
     return architectures()

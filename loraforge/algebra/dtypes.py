@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
+import numpy as np
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -32,9 +35,6 @@ LARGEST = 3.4028234663852886e38
 
 def numpy_type(name: str) -> np.dtype[Any]:
     """The numpy type of a factor; bfloat16 comes from ml_dtypes."""
-    import ml_dtypes
-    import numpy as np
-
     types: dict[str, type] = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
     return np.dtype(types[name])
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from loraforge.base.job import Model, Shard
 from loraforge.base.model import INDEX, STEM
 from loraforge.files.tensorfile import KEY, TensorInfo
 
@@ -19,8 +20,6 @@ SHARD = 10_000_000_000
 
 def _diffusers_model(tensors: list[NewTensor], said: str, config: Mapping[str, Any]) -> Model:
     """The files save_pretrained would make."""
-    from loraforge.base.job import Model, Shard
-
     cut = list(_cut(sorted(tensors, key=lambda tensor: tensor.key)))
     names = [
         f"{STEM}.safetensors" if len(cut) == 1 else f"{STEM}-{n:05}-of-{len(cut):05}.safetensors"

@@ -6,7 +6,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from loraforge.base import positions
+from loraforge.base.job import Model, Shard
 from loraforge.base.model import BaseModel
+from loraforge.base.stream import NewTensor
 from loraforge.files.tensorfile import KEY
 from loraforge.format.sat_names import CHECKPOINT, ITERATION, SAT_PREFIX
 from loraforge.names.layout import Variant
@@ -23,11 +28,6 @@ def _rebuilt(
     base: BaseModel, config: Mapping[str, Any], variant: Variant, tensors: list[NewTensor]
 ) -> dict[str, tuple[NewTensor, str]]:
     """The keys SAT insists on and no other layout has. It refuses to run where one is missing."""
-    import numpy as np
-
-    from loraforge.base import positions
-    from loraforge.base.stream import NewTensor
-
     by_key = {tensor.key.removeprefix(SAT_PREFIX): tensor for tensor in tensors}
     patch = by_key["mixins.patch_embed.proj.weight"]
     width = patch.shape[0]
@@ -52,13 +52,9 @@ def _rebuilt(
 
 
 def _rotary(settings: Mapping[str, Any], head: int, which: int) -> Any:
-    from loraforge.base import positions
-
     return positions.rotary(settings, head)[which]
 
 
 def _sat_model(tensors: list[NewTensor], said: str) -> Model:
-    from loraforge.base.job import Model, Shard
-
     name = f"{ITERATION}/{CHECKPOINT}"
     return Model({name: Shard("torch", tuple(tensors), {KEY: said})}, {}, {"latest": ITERATION})

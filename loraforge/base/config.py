@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loraforge.base.model import COMPONENT, BaseModel
+from loraforge.base.positions import grid
 from loraforge.errors import ConversionError, Try
 from loraforge.files.texts import read_json, read_yaml
 from loraforge.format.sat_names import CONFIG
@@ -118,8 +119,6 @@ def _sample(text: str) -> dict[str, int]:
 
 
 def _patches(config: Mapping[str, Any]) -> int:
-    from loraforge.base.positions import grid  # loads numpy
-
     frames, rows, columns = grid(config)
     return frames * rows * columns
 

@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from loraforge.algebra.dtypes import CHOICES, FACTORS
 from loraforge.base.as_diffusers import _diffusers_model
 from loraforge.base.as_sat import _rebuilt, _sat_model
+from loraforge.base.config import diffusers_config, other_size, own_config, variant_of
+from loraforge.base.job import write_model
 from loraforge.base.model import COMPONENT, BaseModel
 from loraforge.base.opening import open_base
+from loraforge.base.origin import entry
+from loraforge.base.route import route
+from loraforge.base.stream import Engine, NewTensor, Part, measure
 from loraforge.errors import ConversionError, Try
 from loraforge.files.resume import check_place
 from loraforge.format.sat_names import SAT_PREFIX, components
+from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
 from loraforge.names.layout import Variant
 from loraforge.text import command, listed, recorded, told
@@ -83,13 +89,6 @@ def convert_base(
     Raises a LoraforgeError, with nothing left behind, when a key is not understood or a part is missing, when it
     cannot be told which model it is, or when a number does not fit into the type it is to be stored in.
     """
-    from loraforge.base.config import diffusers_config, other_size, own_config, variant_of
-    from loraforge.base.job import write_model
-    from loraforge.base.origin import entry
-    from loraforge.base.route import route
-    from loraforge.base.stream import Engine, measure
-    from loraforge.fusion.choose import choose
-
     base = open_base(base_folder(source, only=COMPONENT))
     if to not in base.architecture.layouts or base.layout == to:
         known = ", ".join(base.architecture.layouts)
@@ -153,8 +152,6 @@ def _gaps(base: BaseModel, variant: Variant) -> Iterator[str]:
 
 
 def _tensor(base: BaseModel, name: str, pieces: Any, dtype: str | None, to: str) -> NewTensor:
-    from loraforge.base.stream import NewTensor, Part
-
     names = base.parameters
     parts = tuple(Part(base.held[names[p.key]], names[p.key], p.start, p.stop) for p in pieces)
     infos = [part.file.tensors[part.key] for part in parts]

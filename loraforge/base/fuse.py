@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import without
 from loraforge.algebra.dtypes import CHOICES, FACTORS, LARGEST
+from loraforge.base.folder import beside, index_text, shards
+from loraforge.base.job import Model, Shard, write_model
 from loraforge.base.model import COMPONENT, BaseModel
 from loraforge.base.opening import missing_parts, open_base
+from loraforge.base.origin import entry, fused, refuse_twice
 from loraforge.base.retention import LOUD, WARN, Retention, lines, summary
+from loraforge.base.stream import Engine, NewTensor, Part, measure
+from loraforge.base.updates import updates
 from loraforge.conversion.read import read
 from loraforge.errors import ConversionError, LoraforgeError, Try, as_commands
 from loraforge.files.resume import check_place
 from loraforge.files.tensorfile import KEY, TensorFile
+from loraforge.fusion.backend import Sums
+from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
 from loraforge.scale.resolve import STATES
 from loraforge.text import command, fraction, recorded, told
@@ -102,13 +109,6 @@ def fuse(
     already or is another one than they were trained on, or when a number is none or does not fit into the type of
     the weights.
     """
-    from loraforge.base.job import write_model
-    from loraforge.base.origin import entry, fused, refuse_twice
-    from loraforge.base.stream import Engine, measure
-    from loraforge.base.updates import updates
-    from loraforge.fusion.backend import Sums
-    from loraforge.fusion.choose import choose
-
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
         "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
@@ -188,9 +188,6 @@ def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[floa
 
 def _model(base: BaseModel, runs: Mapping[str, Runs], out: Path, dtype: str | None, said: str, *, alone: bool) -> Model:
     """The files of the result: the base's own, but for the weights that change."""
-    from loraforge.base.folder import beside, index_text, shards
-    from loraforge.base.job import Model, Shard
-
     names = shards(base, out, alone=alone)
     written = {}
     for name, file in names.items():
@@ -205,8 +202,6 @@ def _model(base: BaseModel, runs: Mapping[str, Runs], out: Path, dtype: str | No
 
 def _tensors(base: BaseModel, file: TensorFile, runs: Mapping[str, Runs], dtype: str | None) -> Iterator[NewTensor]:
     """Every tensor of a shard; a LoRA that lies among base weights is left out, and its `.original.` with it."""
-    from loraforge.base.stream import NewTensor, Part
-
     for key, info in file.tensors.items():
         if key in base.lora:
             continue

@@ -13,6 +13,7 @@ from loraforge.algebra.dtypes import LARGEST
 from loraforge.base.config import sample_of
 from loraforge.base.model import BaseModel
 from loraforge.errors import ConversionError
+from loraforge.files.digest import scan, scan_modules
 from loraforge.scale.origin import digests as converted_from
 from loraforge.scale.origin import own_entry
 from loraforge.text import command, recorded
@@ -38,8 +39,6 @@ class Fused:
 
 def fused(adapter: Adapter, strength: float) -> Fused:
     """The entry of an adapter. Raises FormatError when it contains NaN or infinity."""
-    from loraforge.files.digest import scan, scan_modules  # needs numpy, which --help must not wait for
-
     source = adapter.source
     digest = scan(source.file, adapter.keys) if source else scan_modules(adapter.modules)
     return Fused(

@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from loraforge.algebra.dtypes import BYTES, FACTORS, numpy_type
 from loraforge.algebra.half import finite
 from loraforge.errors import ConversionError, VerificationError
@@ -176,8 +178,6 @@ def _copies(part: Part, start: int, stop: int, tensor: NewTensor) -> Iterator[Jo
 
 
 def _view(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
-    import numpy as np
-
     kind = part.file.tensors[part.key].dtype
     view = part.file.raw(part.key)[start * BYTES[kind] : stop * BYTES[kind]]
     # looking at every number also brings it into memory, so that the writer need not wait
@@ -187,8 +187,6 @@ def _view(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
 
 
 def _gather(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
-    import numpy as np
-
     kind = part.file.tensors[part.key].dtype
     content = b"".join(copy_chunks(part.file, part.key))[start * BYTES[kind] : stop * BYTES[kind]]
     if kind in FACTORS and not finite(np.frombuffer(content, numpy_type(kind))):
@@ -197,8 +195,6 @@ def _gather(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
 
 
 def _cast(part: Part, tensor: NewTensor, start: int, stop: int) -> tuple[Chunk, None]:
-    import numpy as np
-
     if part.file.tensors[part.key].dtype not in FACTORS:
         raise ConversionError(f"{part.key} is {part.file.tensors[part.key].dtype}, which is not cast.")
     source = np.ascontiguousarray(part.file[part.key]).reshape(-1)[start:stop]
@@ -209,16 +205,12 @@ def _cast(part: Part, tensor: NewTensor, start: int, stop: int) -> tuple[Chunk, 
 
 
 def _make(made: Callable[[], Array], dtype: str) -> tuple[Chunk, None]:
-    import numpy as np
-
     return np.ascontiguousarray(made().astype(numpy_type(dtype))).reshape(-1).view(np.uint8).data, None
 
 
 def _fuse(
     part: Part, start: int, stop: int, terms: tuple[Term, ...], tensor: NewTensor, engine: Engine
 ) -> tuple[Chunk, Sums]:
-    import numpy as np
-
     weight = part.file[part.key][start:stop].reshape(stop - start, -1)
     fused, sums = engine.backend.fuse(weight, terms, numpy_type(tensor.dtype), engine.device)
     if not math.isfinite(sums.applied + sums.ideal + sums.base):
@@ -236,8 +228,6 @@ def _not_a_number(part: Part) -> ConversionError:
 
 def _fits(new: Array, source: Array, part: Part, tensor: NewTensor) -> None:
     """Raises ConversionError where numbers are none any more, or were none in the base model."""
-    import numpy as np
-
     if not finite(np.ascontiguousarray(source)):
         raise _not_a_number(part)
     if not finite(new):

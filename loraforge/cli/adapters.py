@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,10 +10,12 @@ import loraforge
 from loraforge.cli.console import PATH, SOURCE, as_json, say
 from loraforge.cli.hub import publish
 from loraforge.cli.options import _format, _runtime, architecture, drop, element_type, fetch, stated_scale
-from loraforge.conversion.verify import Loader
+from loraforge.cli.process import settle_process
 from loraforge.errors import LoraforgeError
-from loraforge.publishing.push import destination
 from loraforge.text import plain
+
+if TYPE_CHECKING:
+    from loraforge.conversion.verify import Loader
 
 
 @click.command(short_help="Convert an adapter, and prove the result.")
@@ -91,12 +93,12 @@ def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: 
       loraforge convert pytorch_lora_weights.safetensors --to peft --trained-by cogvideo
       loraforge convert peft-folder --to sat --base CogVideoX-2b-sat/transformer
     """
-    from loraforge.threads import settle_process
-
     settle_process()
     if (options["to"] is None) == (for_ is None):
         raise click.UsageError("Give --to FORMAT or --for RUNTIME.")
     if repo:
+        from loraforge.publishing.push import destination
+
         destination(repo)  # before anything is converted
     if private and not repo:
         raise click.UsageError("--private goes with --push.")
@@ -191,8 +193,6 @@ def verify(
       loraforge verify runs/lora-disney-11-20-10-00 my-style.safetensors
       loraforge verify my-style.safetensors --in diffusers
     """
-    from loraforge.threads import settle_process
-
     settle_process()
     found = loraforge.verify(a, b, in_=in_, base=base, **options)
     for note in found.notes:

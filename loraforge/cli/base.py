@@ -13,6 +13,7 @@ import click
 import loraforge
 from loraforge.cli.console import PATH, SOURCE, as_json, say
 from loraforge.cli.options import architecture, drop, element_type, stated_scale
+from loraforge.cli.process import settle_process
 from loraforge.text import plain
 
 
@@ -77,8 +78,6 @@ def fuse(json_: bool, **options: Any) -> None:
       loraforge fuse CogVideoX-5b a.safetensors b.safetensors --strength 0.8 --strength 0.5 -o both
       loraforge fuse CogVideoX-2b-sat/transformer my-style.safetensors -o sat-my-style
     """
-    from loraforge.threads import settle_process
-
     settle_process()
     with _bar("fusing", options["out"]) as progress:
         report = loraforge.fuse(**options, progress=progress)
@@ -109,8 +108,6 @@ def convert_base(json_: bool, **options: Any) -> None:
       loraforge convert-base CogVideoX-2b-sat/transformer --to diffusers -o CogVideoX-2b-transformer
       loraforge convert-base CogVideoX-5b --to sat -o CogVideoX-5b-sat
     """
-    from loraforge.threads import settle_process
-
     settle_process()
     with _bar("converting", options["out"]) as progress:
         report = loraforge.convert_base(**options, progress=progress)

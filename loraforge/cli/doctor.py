@@ -10,6 +10,7 @@ import loraforge
 from loraforge.cli.console import SOURCE, as_json, say, table
 from loraforge.cli.explain import typed
 from loraforge.cli.options import architecture, drop, fetch, stated_scale
+from loraforge.cli.process import settle_process
 from loraforge.text import fraction, plain
 
 
@@ -49,8 +50,6 @@ def doctor(ctx: click.Context, /, source: str, json_: bool, **options: Any) -> N
       loraforge doctor pytorch_lora_weights.safetensors --trained-by cogvideo --runtime cli_demo-old
       loraforge doctor my-style.safetensors --base CogVideoX-5b/transformer
     """
-    from loraforge.threads import settle_process
-
     settle_process()
     if options["error"] is not None:
         options["error"] = typed(options["error"])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import loraforge
 from loraforge.cli.console import PATH, SOURCE, as_json, say
 from loraforge.cli.options import architecture, drop, stated_scale
-from loraforge.conversion.report import Report
 from loraforge.errors import LoraforgeError, as_commands
-from loraforge.publishing.push import PushReport
 from loraforge.text import plain
+
+if TYPE_CHECKING:
+    from loraforge.conversion.report import Report
+    from loraforge.publishing.push import PushReport
 
 
 @click.command(short_help="Publish an adapter on the Hugging Face Hub, with a card.")

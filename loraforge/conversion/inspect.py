@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter.drop import without
+from loraforge.adapter.fits import fits
 from loraforge.conversion.evidence import read_adapter
 from loraforge.conversion.report import base_text, unshown
 from loraforge.errors import LoraforgeError, as_commands
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
+from loraforge.names.catalog import architecture
 from loraforge.scale.origin import history
 from loraforge.scale.rule import Choice, Scale
 from loraforge.text import command, fraction, told
@@ -191,8 +193,6 @@ def _describe(
     file: TensorFile, form: Format | None, adapter: Adapter | None, notes: tuple[str, ...],
     error: LoraforgeError | None, drop: Sequence[str] = (),
 ) -> Inspection:  # fmt: skip
-    from loraforge.adapter.fits import fits
-    from loraforge.names.catalog import architecture
 
     modules = adapter.modules if adapter else {}
     places = (

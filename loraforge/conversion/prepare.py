@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.fits import no_repository, repository
 from loraforge.algebra.dtypes import CHOICES, name_of
 from loraforge.errors import ConversionError
 from loraforge.format.protocol import Format, Header, Wanted, Writer
@@ -30,7 +31,6 @@ def _check(scale_in: str, dtype: str, base_model: str | None) -> None:
     for option, value, known in (("scale_in", scale_in, ("tensors", "metadata")), ("dtype", dtype, ("keep", *CHOICES))):
         if value not in known:
             raise ConversionError(f"{option} is {value!r}; it can be {', '.join(known)}.")
-    from loraforge.adapter.fits import no_repository, repository
 
     if base_model is not None and repository(base_model) is None:
         raise no_repository(base_model)

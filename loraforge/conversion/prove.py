@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter, Step
+from loraforge.adapter.proof import compare, pair_up
 from loraforge.errors import LoraforgeError, VerificationError
+from loraforge.files.digest import changed
 from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.protocol import Format
@@ -32,9 +34,6 @@ def _prove(
     Returns what was found of each segment, and what was read; a segment that does not hold lost too much to rounding,
     and to nothing else. Raises VerificationError.
     """
-    from loraforge.adapter.proof import compare, pair_up
-    from loraforge.files.digest import changed
-
     try:
         back, _ = open_tensors(written)
     except LoraforgeError as error:

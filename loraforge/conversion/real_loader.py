@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
+
 from loraforge.adapter.adapter import Adapter
 from loraforge.algebra.lora import LoraWeight, rows
 from loraforge.errors import FormatError, LoraforgeError, Try
@@ -158,7 +160,6 @@ def _layers(model: Any) -> dict[str, Delta]:
 
 
 def _numpy(tensor: Any) -> Array:
-    import ml_dtypes
     import torch
 
     plain = tensor.detach().cpu().contiguous()

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from loraforge.adapter.drop import without
+from loraforge.adapter.fits import check_base, fits
 from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.read import ambiguous
 from loraforge.conversion.report import scale_text
 from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, as_commands
 from loraforge.files.destination import Destination, destination, replacing
+from loraforge.files.digest import changed, scan
 from loraforge.files.safetensors import read_safetensors, write_safetensors
 from loraforge.files.shards import Shards
 from loraforge.files.tensorfile import KEY
@@ -102,9 +104,6 @@ def stamp(
     LoraforgeError, with nothing written, when a scale is recorded already and differs (unless `override_scale`),
     when none is recorded and none is given, or when the file has no header.
     """
-    from loraforge.adapter.fits import check_base, fits
-    from loraforge.files.digest import changed, scan
-
     for option, value in (("--alpha", alpha), ("--trained-scale", trained_scale)):
         if value is not None and not (math.isfinite(value) and value > 0):
             what = "lora_alpha" if option == "--alpha" else "scale"

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import meets, without
+from loraforge.adapter.proof import compare, pair_up
 from loraforge.conversion.evidence import read_adapter
+from loraforge.conversion.real_loader import load_back
 from loraforge.conversion.report import scale_text
 from loraforge.errors import LoraforgeError, as_commands
+from loraforge.files.digest import scan
 from loraforge.files.shards import Shards
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
@@ -144,8 +147,6 @@ def verify(
         raise LoraforgeError("give two adapters, or one and the loader to try it in.", "--in diffusers")
     if base and not in_:
         raise LoraforgeError("--base goes with --in: it is the model the loader fills.", "--in diffusers")
-    from loraforge.adapter.proof import compare, pair_up
-    from loraforge.files.digest import scan
 
     said = statement(
         alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
@@ -163,8 +164,6 @@ def verify(
         other, more, other_file, other_name = _read(b, choice if b in unknown else plain, sides.get(b, ()))
         scan(other_file, other.keys)
     else:
-        from loraforge.conversion.real_loader import load_back
-
         if isinstance(file, Shards) or file.dropped:
             line = command("loraforge", "convert", a, "--to", str(in_), *[w for p in drop for w in ("--drop", p)])
             what = "some of it is to be left out" if file.dropped else "it lies in several files"

@@ -9,14 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from loraforge.adapter import fit, relayout
 from loraforge.adapter.adapter import Adapter, Step
 from loraforge.adapter.drop import without
+from loraforge.adapter.fits import check_base, fits, repository
 from loraforge.algebra.dtypes import CHOICES
+from loraforge.conversion.evidence import alike, stated_by
 from loraforge.conversion.prepare import _check, _header, _source, _writer
 from loraforge.conversion.prove import _prove, _prove_place
 from loraforge.conversion.report import Report
 from loraforge.errors import ConversionError, LoraforgeError, Try
 from loraforge.files.destination import destination, replacing
+from loraforge.files.digest import scan, scan_modules
 from loraforge.files.tensorfile import KEY, RELEASE_EVERY, TensorFile, TensorInfo
 from loraforge.format.protocol import Format, Header, Target, Wanted
 from loraforge.format.registry import named
@@ -27,6 +33,7 @@ from loraforge.programs.table import named as named_paths
 from loraforge.scale.origin import carried_over, entry, history
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed, recorded
+from loraforge.threads import in_order
 
 if TYPE_CHECKING:
     from loraforge.algebra.lora import Array
@@ -58,14 +65,6 @@ def write(
     LoraforgeError, with nothing written, when the adapter does not fit the target or the written file
     does not do what the adapter does.
     """
-    import numpy as np  # --help must not wait for it
-
-    from loraforge.adapter import fit, relayout
-    from loraforge.adapter.fits import check_base, fits, repository
-    from loraforge.conversion.evidence import alike, stated_by
-    from loraforge.files.digest import scan, scan_modules
-    from loraforge.threads import in_order
-
     file = adapter.source.file if adapter.source else None
     _check(scale_in, dtype, base_model)
     base_model = repository(base_model)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.fits import fits
 from loraforge.diagnosis.examine import diagnosed
 from loraforge.diagnosis.verdict import AS_TRAINED
 from loraforge.errors import LoraforgeError, Try
@@ -17,6 +18,7 @@ from loraforge.facts.symptoms import find, language
 from loraforge.facts.variants import settings as variant_settings
 from loraforge.files.shards import Shards, group_of
 from loraforge.hub.address import address
+from loraforge.names.catalog import architecture
 from loraforge.programs.table import runtime
 from loraforge.text import command
 
@@ -93,9 +95,6 @@ def _elsewhere_whole(found: Diagnosis, source: str | Path, where: str, why: str)
 
 def _variant(adapter: Adapter, stated: str | None) -> str:
     """The model whose settings count: stated, recorded, or the only one with these shapes."""
-    from loraforge.adapter.fits import fits
-    from loraforge.names.catalog import architecture
-
     if stated is not None:
         return stated
     known = [v for v in architecture(adapter.architecture).variants if v.repo == adapter.base_model] or fits(adapter)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter.adapter import Adapter, Source
 from loraforge.adapter.drop import without
+from loraforge.adapter.fits import fits, misnamed
 from loraforge.base.fuse import fuse
 from loraforge.base.retention import lines as retained
 from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.report import base_text, scale_text
+from loraforge.diagnosis.factors import numbers
 from loraforge.diagnosis.result import Diagnosis
 from loraforge.diagnosis.verdict import AS_TRAINED, judge, named, ranks, remedies, trained
 from loraforge.errors import (
@@ -33,10 +35,12 @@ from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import known_titles, not_an_adapter
 from loraforge.format.protocol import Format
 from loraforge.hub.address import address
+from loraforge.names.catalog import architecture
 from loraforge.programs.known_names import by_names
 from loraforge.programs.measured import does
 from loraforge.programs.outlook import Outlook, outlook, outlooks
 from loraforge.programs.table import runtime
+from loraforge.scale.origin import origin
 from loraforge.scale.recorded import around
 from loraforge.scale.resolve import statement
 from loraforge.scale.rule import Choice
@@ -126,9 +130,6 @@ def _judged(
     path: str | Path, form: Format, file: TensorFile, adapter: Adapter, notes: Sequence[str],
     base: str | Path | None, wanted: str | None, stated: Mapping[str, Any],
 ) -> Diagnosis:  # fmt: skip
-    from loraforge.adapter.fits import fits, misnamed
-    from loraforge.diagnosis.factors import numbers
-    from loraforge.names.catalog import architecture
 
     found = None if file.absent else numbers(adapter, file)
     seen = (outlook(runtime(wanted), form, file, adapter),) if wanted else outlooks(form, file, adapter)
@@ -198,8 +199,6 @@ def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
     No verdict: what lies beside a file, or above it, may be of another run. Nor where we wrote the file: its scale is
     another on purpose.
     """
-    from loraforge.scale.origin import origin
-
     scalings = {w.scaling for delta in adapter.modules.values() for w in delta}
     if adapter.scale.provenance != "recorded" or len(scalings) != 1 or origin(file.metadata).folded:
         return ()

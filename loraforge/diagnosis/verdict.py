@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.algebra.lora import CEILING
 from loraforge.format.registry import formats
 from loraforge.programs.measured import strength_of
 from loraforge.programs.outlook import Outlook
@@ -60,8 +61,6 @@ def judge(
     if found and found.dead:
         return "acts in part", f"A or B of {named(found.dead)} is zero"
     if found and found.coarse:
-        from loraforge.algebra.lora import CEILING  # numpy is at hand where tensors were looked at
-
         why = f"{named(found.coarse)}: numbers so small that float16 rounds off more than {CEILING:.0%} of the update"
         return COARSE, f"{why}, unless they were trained in it; convert the original to --dtype fp32 or bf16"
     if unshown:

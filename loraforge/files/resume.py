@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from loraforge.errors import LoraforgeError, OutputError, Try
 from loraforge.files.destination import sync_folder
 from loraforge.text import command
@@ -108,8 +110,6 @@ def resumable(
     have given it since that was checked. Raises OutputError when another process is at it, when the folder is not ours,
     when the disk is too small or cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     folder = _unfinished(out)
     try:
         made = [above for above in folder.parents if not above.exists()]

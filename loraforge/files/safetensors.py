@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
 from loraforge.algebra.dtypes import BYTES, name_of
 from loraforge.errors import FileError
 from loraforge.files.tensorfile import HEADER_LIMIT, TensorFile, TensorInfo
@@ -23,8 +26,6 @@ def read_safetensors(path: Path) -> TensorFile:
 
     Raises FileError when the header lies, overlaps, repeats a key or is not JSON.
     """
-    from safetensors import SafetensorError, safe_open
-
     remedy = command("loraforge", "inspect", path)
     try:
         with safe_open(path, framework="numpy"):
@@ -126,8 +127,6 @@ def file_order(header: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
 
 def chunks_of(key: str, entry: tuple[str, tuple[int, ...]], tensor: Array | Iterable[Chunk]) -> Iterator[Chunk]:
     """The bytes of a tensor in row-major order. Raises ValueError where it is not of the announced type and shape."""
-    import numpy as np
-
     if isinstance(tensor, np.ndarray):
         if (name_of(tensor.dtype), tensor.shape) != (entry[0], tuple(entry[1])):
             raise ValueError(f"{key} is {tensor.dtype} {tensor.shape}, not {entry[0]} {entry[1]}")

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from loraforge.algebra.dtypes import BYTES, FACTORS, numpy_type
 from loraforge.errors import FileError, Try
 from loraforge.text import megabytes
@@ -99,8 +101,6 @@ class TensorFile:
         return memoryview(self.mapped())[info.offset : info.offset + info.nbytes]
 
     def __getitem__(self, key: str) -> Array:
-        import numpy as np
-
         info = self.tensors[key]
         dtype = numpy_type(info.dtype)
         if self.absent:  # what has a shape and no numbers: whoever counts with them gets NaN, which every check refuses

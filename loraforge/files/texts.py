@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from loraforge.errors import FileError, ScaleError, Try
 from loraforge.text import command
 
@@ -22,8 +24,6 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    import yaml
-
     class Loader(yaml.SafeLoader):
         """Without merge keys (`<<`), which OmegaConf never writes and which can double a mapping at every level."""
 

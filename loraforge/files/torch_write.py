@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
+
 from loraforge.algebra.dtypes import BYTES
 from loraforge.errors import ConversionError
 from loraforge.files.safetensors import chunks_of
@@ -80,8 +82,6 @@ def copy_chunks(file: TensorFile, key: str, size: int = 1 << 24) -> Iterator[byt
 
 
 def _gathered(file: TensorFile, info: TensorInfo, strides: tuple[int, ...]) -> bytes:
-    import numpy as np
-
     width = BYTES[info.dtype]
     reach = 1 + sum((n - 1) * stride for n, stride in zip(info.shape, strides, strict=True))
     span = replace(file, tensors={"": TensorInfo("U8", (reach * width,), info.offset)}).raw("")

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+import ml_dtypes
+import numpy as np
+
 from loraforge.adapter.drop import patterns_for
 from loraforge.algebra.dtypes import FACTORS, numpy_type
+from loraforge.algebra.lora import LoraWeight
 from loraforge.errors import FormatError, NamesError
 from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.key_faults import _kernel_faults, _mixed, _pair_faults, _part_faults, _unknown
@@ -156,7 +160,6 @@ class KeyStyle:
         self, file: TensorFile, found: Mapping[str, list[Keys]], scaling: Callable[[str, int], float]
     ) -> dict[str, Delta]:
         """The updates behind the keys, as views of the file. `scaling` takes module path and rank."""
-        from loraforge.algebra.lora import LoraWeight  # numpy is loaded with the first tensor, not with --help
 
         def weight(path: str, keys: Keys) -> LoraWeight:
             A, B = file[keys.A], file[keys.B]
@@ -200,9 +203,6 @@ def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float
         if info.dtype in _INTEGERS:
             said[path] = int.from_bytes(raw, "little", signed=info.dtype.startswith("I"))
         else:
-            import ml_dtypes
-            import numpy as np
-
             small = _SMALL.get(info.dtype)
             said[path] = float(np.frombuffer(raw, getattr(ml_dtypes, small) if small else numpy_type(info.dtype))[0])
     return said
@@ -214,8 +214,6 @@ _SMALL = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 
 def _alpha(w: LoraWeight) -> Array:
     """lora_alpha as trainers store it: one number, in float32 unless that would round it."""
-    import numpy as np
-
     alpha = np.asarray(w.scaling * w.rank, np.float64)
     return alpha if alpha.astype(np.float32) != alpha else alpha.astype(np.float32)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import COMPONENTS
+from loraforge.algebra.lora import prune
 from loraforge.errors import FormatError
 from loraforge.files.safetensors import write_safetensors
 from loraforge.files.tensorfile import TensorInfo
@@ -63,8 +64,6 @@ def read_lora_file(
     known = origin(file.metadata)
 
     def live() -> dict[str, int]:
-        from loraforge.algebra.lora import prune
-
         whole = {} if file.absent else style.decode(file, found, lambda *_: 1.0)
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 

@@ -13,7 +13,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
+
 from loraforge.errors import ConversionError, FileError, Try, VerificationError
+from loraforge.files.digest import changed
 from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.files.torch_write import copy_chunks, write_torch
@@ -73,8 +76,6 @@ class SatWriter:
         return {}
 
     def beside(self, target: Target) -> dict[str, str]:
-        import yaml
-
         params: dict[str, Any] = {"r": self._rank(target), "lora_alpha": _tidy(self.alpha)}
         section: dict[str, Any] = {"target": "sat.model.finetune.lora2.LoraMixin", "params": params}
         for key in reversed(LORA_SECTION[:-1]):
@@ -94,7 +95,6 @@ class SatWriter:
         del metadata  # it stands in the YAML
         if self.base is None:
             return write_torch(path, header, tensors)
-        from loraforge.files.digest import changed
 
         base, names = self.base, _renamed(self.base, header)
         copied = ((new, copy_chunks(base, key)) for key, new in names.items())

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from loraforge.algebra.half import widen
 from loraforge.fusion.backend import Sums, Term
 
 if TYPE_CHECKING:
@@ -24,10 +27,6 @@ class NumpyBackend:
         return ("cpu",)
 
     def fuse(self, weight: Array, terms: Sequence[Term], dtype: Any, device: str) -> tuple[Array, Sums]:
-        import numpy as np
-
-        from loraforge.algebra.half import widen
-
         del device  # there is one
         wide: Any = np.float64 if weight.dtype == np.float64 else np.float32
         fused, total = np.empty(weight.shape, dtype), Sums()
@@ -56,8 +55,6 @@ class NumpyBackend:
 
 def _lengthened(W: Array, update: Array, magnitude: Array) -> Array:
     """What DoRA adds: the rows of W + update at their own length, less W."""
-    import numpy as np
-
     moved = W + update
     length = np.sqrt(np.einsum("ij,ij->i", moved, moved, dtype=np.float64))
     moved *= (magnitude / length).astype(W.dtype)[:, None]
@@ -67,6 +64,4 @@ def _lengthened(W: Array, update: Array, magnitude: Array) -> Array:
 
 def _product(x: Array, y: Array) -> float:
     """Summed row by row in the type of x, and from there on in float64."""
-    import numpy as np
-
     return float(np.einsum("ij,ij->i", x, y).astype(np.float64).sum())

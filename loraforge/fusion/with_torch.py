@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from loraforge.fusion.backend import Sums, Term
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ class TorchBackend:
         return ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
 
     def fuse(self, weight: Array, terms: Sequence[Term], dtype: Any, device: str) -> tuple[Array, Sums]:
-        import numpy as np
         import torch
 
         wide = torch.float64 if weight.dtype == np.float64 else torch.float32

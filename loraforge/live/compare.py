@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 from loraforge.live.effect import Effect, judged
 from loraforge.live.probe import relative
+from loraforge.media.metrics import flicker, psnr, ssim
+from loraforge.media.sheet import contact_sheet, side_by_side
+from loraforge.media.video import write_video
 
 if TYPE_CHECKING:
     from loraforge.live.runner import Clip
@@ -43,8 +46,6 @@ def strengths(wanted: Sequence[float]) -> list[float]:
 
 def compared(clips: Mapping[float, Clip]) -> tuple[Compared, ...]:
     """Every strength beside strength 0."""
-    from loraforge.media.metrics import flicker, psnr, ssim
-
     base = clips[0.0]
     return tuple(
         Compared(
@@ -68,9 +69,6 @@ def effect(found: Sequence[Compared], weights: float, dtype: str, steps: int, *,
 
 def pictures(clips: Mapping[float, Clip], found: Sequence[Compared], out: Path, fps: int) -> tuple[Path, ...]:
     """Write the clips side by side and a contact sheet, beside `out`; returns both paths."""
-    from loraforge.media.sheet import contact_sheet, side_by_side
-    from loraforge.media.video import write_video
-
     video, sheet = names(out)
     labels = [f"strength {strength:g}" if strength else "base model (strength 0)" for strength in clips]
     frames = [clip.frames for clip in clips.values()]

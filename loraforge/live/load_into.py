@@ -15,8 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from loraforge.adapter import relayout
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.adapter.drop import without
+from loraforge.adapter.fit import Policy, carry_out, plan, refusal, too_lossy
+from loraforge.adapter.fits import fits
+from loraforge.algebra.lora import rows
 from loraforge.conversion.read import read
 from loraforge.errors import ConversionError, LoraforgeError, Try
 from loraforge.format.diffusers import STYLE
@@ -271,9 +277,6 @@ def _activate(layer: Any, names: list[str]) -> None:
 
 def fitted(adapter: Adapter) -> list[Plan]:
     """One (A, B) for each module, under Diffusers' names. Raises ConversionError where it has none for a module."""
-    from loraforge.adapter import relayout  # numpy is loaded with the first adapter, not with --help
-    from loraforge.adapter.fit import Policy, plan
-
     arch = architecture(adapter.architecture)
     if "diffusers" not in arch.layouts:
         raise ConversionError(f"Diffusers has no names for {arch.title}.", command("loraforge", "layouts"))
@@ -286,17 +289,15 @@ def fitted(adapter: Adapter) -> list[Plan]:
 
 def misfits(transformer: Any, plans: list[Plan]) -> Iterator[str]:
     """Every module that the transformer has not got, or has in another shape. Works on the `meta` device too."""
-    from loraforge.algebra.lora import rows
-
     modules = dict(transformer.named_modules())
-    for plan in plans:
-        module = modules.get(plan.path)
+    for one in plans:
+        module = modules.get(one.path)
         module = getattr(module, "base_layer", module)  # of an adapter that is in it already
-        want = plan.delta[0].base_shape(rows(plan.delta))
+        want = one.delta[0].base_shape(rows(one.delta))
         if module is None or not hasattr(module, "weight"):
-            yield f"there is no {plan.path}"
+            yield f"there is no {one.path}"
         elif _shape(module) != want:
-            yield f"{plan.path} is {list(_shape(module))}, not {list(want)}"
+            yield f"{one.path} is {list(_shape(module))}, not {list(want)}"
 
 
 def _shape(module: Any) -> tuple[int, ...]:
@@ -309,18 +310,16 @@ def _shape(module: Any) -> tuple[int, ...]:
 def _updates(plans: list[Plan], state: Mapping[str, Any]) -> dict[str, Update]:
     """What each layer is to add, from the very tensors that Diffusers is given."""
     found = {}
-    for plan in plans:
-        start = f"{COMPONENT}.{plan.path}"
+    for one in plans:
+        start = f"{COMPONENT}.{one.path}"
         magnitude = state.get(f"{start}.lora_magnitude_vector")
         A, B = (state[f"{start}.lora_{factor}.weight"] for factor in "AB")
-        found[plan.path] = Update(A, B, plan.delta[0].scaling, magnitude)
+        found[one.path] = Update(A, B, one.delta[0].scaling, magnitude)
     return found
 
 
 def other_base(adapter: Adapter, problems: list[str]) -> str:
     """Why an adapter does not fit, and which base it is for."""
-    from loraforge.adapter.fits import fits
-
     right = adapter.base_model or " or ".join(variant.name for variant in fits(adapter))
     text = f"{_called(adapter)} is not for this base model: {listed(problems, 3)}. "
     return text + (f"It is for {right}." if right else "Use the base model of its training.")
@@ -353,8 +352,6 @@ def _free_name(transformer: Any, adapter: Adapter) -> str:
 
 def _as_diffusers(plans: list[Plan]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors under Diffusers' keys, as they are, and the LoraConfig that gives every module its scaling."""
-    from loraforge.adapter.fit import carry_out, refusal, too_lossy
-
     done = [carry_out(plan) for plan in plans]
     if lossy := too_lossy([step for _, step in done]):
         raise refusal(lossy, len(plans), "the types of their numbers")
@@ -370,7 +367,6 @@ def _as_diffusers(plans: list[Plan]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _tensor(array: Array) -> Any:
     """A tensor with memory of its own: the file's is read-only."""
-    import numpy as np
     import torch
 
     plain = np.ascontiguousarray(array)

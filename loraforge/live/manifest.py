@@ -12,6 +12,7 @@ from typing import Any
 from loraforge._version import __version__
 from loraforge.errors import FileError, LoraforgeError
 from loraforge.facts.given_settings import Settings, checked
+from loraforge.files.digest import scan
 from loraforge.live.plan import RunPlan
 from loraforge.live.runner import versions
 from loraforge.plugin.datafile import schemas
@@ -71,8 +72,6 @@ class Manifest:
 
     def check(self, plan: RunPlan) -> None:
         """Raise LoraforgeError where an adapter is not the one that was run."""
-        from loraforge.files.digest import scan
-
         for part, (adapter, _) in zip(self.adapters, plan.adapters, strict=True):
             if adapter.source and scan(adapter.source.file, adapter.keys) != part.digest:
                 raise LoraforgeError(
@@ -89,8 +88,6 @@ def manifest_of(plan: RunPlan, latents: str, folder: Path, *, factor: float, **h
 
     `how`: stated, anyway, device, offload, tiling, slicing.
     """
-    from loraforge.files.digest import scan
-
     parts = []
     for adapter, strength in plan.adapters:
         source = adapter.source

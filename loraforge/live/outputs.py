@@ -11,6 +11,7 @@ from loraforge.errors import OutputError, Try
 from loraforge.live.compare import Compared, names, pictures
 from loraforge.live.manifest import Manifest
 from loraforge.live.runner import Clip
+from loraforge.media.video import write_video
 from loraforge.text import command
 
 
@@ -47,8 +48,6 @@ def _write(
     place: Path, clip: Clip, made: Manifest, clips: Mapping[float, Clip], found: Sequence[Compared], fps: int
 ) -> tuple[Path, ...]:
     """The video and what lies beside it, the manifest last: where there is one, all of it is there."""
-    from loraforge.media.video import write_video
-
     _manifest_name(place).unlink(missing_ok=True)
     write_video(place, clip.frames, fps, force=True)
     others = pictures(clips, found, place, fps) if clips else ()

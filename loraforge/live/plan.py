@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.fits import fits
 from loraforge.base.config import PIXELS, own_config, variant_of
 from loraforge.base.model import COMPONENT, BaseModel
 from loraforge.base.opening import open_base
+from loraforge.base.updates import updates
 from loraforge.conversion.read import read
 from loraforge.errors import ConversionError, LoraforgeError, Try
 from loraforge.facts.given_settings import Settings, Value
@@ -20,6 +22,7 @@ from loraforge.facts.variants import preset, settings
 from loraforge.files.texts import read_json
 from loraforge.hub.address import address, is_repo
 from loraforge.hub.fetch_base import base_folder
+from loraforge.media.video import read_video
 from loraforge.names.catalog import architecture
 from loraforge.text import command, listed, told
 
@@ -80,8 +83,6 @@ def opened(
 
 def base_of(adapters: Sequence[tuple[Adapter, float]], stated: str | Path | None) -> str | Path:
     """The base model: stated, or the one the adapters name. Raises LoraforgeError with the lines that name one."""
-    from loraforge.adapter.fits import fits
-
     if stated is not None:
         return stated
     named = {adapter.base_model for adapter, _ in adapters if adapter.base_model}
@@ -182,8 +183,6 @@ def _pipeline_folder(base: str | Path) -> BaseModel:
 
 
 def _fitting(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> None:
-    from loraforge.base.updates import updates
-
     for adapter, _ in adapters:
         try:
             updates(base, [(adapter, 1.0)])
@@ -281,8 +280,6 @@ def _is_learned(config: Mapping[str, Any], key: str) -> bool:
 
 def _refuse_short(video: Path, variant: str, num_frames: int) -> None:
     """Raise LoraforgeError where the video has fewer frames than the run is to have."""
-    from loraforge.media.video import read_video
-
     there = len(read_video(video, num_frames)[0])
     if there < num_frames:
         fits = [count for count in settings(variant).counts if count <= there][-1:]

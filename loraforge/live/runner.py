@@ -14,11 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from loraforge.adapter.adapter import Adapter
 from loraforge.errors import LoraforgeError, Try
 from loraforge.live.load_into import EXTRA, load_into, set_strength
 from loraforge.live.plan import FROM_IMAGE, FROM_VIDEO, OFFLOADS, RunPlan, component_sizes
 from loraforge.live.state import layers
+from loraforge.media.video import read_image, read_video
 from loraforge.text import command, told
 
 if TYPE_CHECKING:
@@ -182,7 +185,6 @@ class Running:
 
     def clip(self, progress: Progress = lambda _done, _all: None) -> Clip:
         """One video, from the noise of the plan's seed."""
-        import numpy as np
         import torch
 
         held: dict[str, Any] = {}
@@ -206,8 +208,6 @@ class Running:
     def arguments(self) -> dict[str, Any]:
         """The call, with noise anew: a generator goes on from call to call."""
         import torch
-
-        from loraforge.media.video import read_image, read_video
 
         chosen, plan = self.plan.settings, self.plan
         names = ("guidance_scale", "use_dynamic_cfg", "num_inference_steps", "height", "width", "max_sequence_length")

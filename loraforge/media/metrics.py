@@ -10,6 +10,8 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from loraforge.errors import LoraforgeError, of_pipeline
 from loraforge.media.clips import alike
 
@@ -27,8 +29,6 @@ def psnr(a: Frames, b: Frames) -> tuple[float, ...]:
 
     Infinity where the frames are identical. Raises LoraforgeError where the clips differ in shape.
     """
-    import numpy as np
-
     alike((a, b))
     with of_pipeline("PSNR"):
         from skimage.metrics import peak_signal_noise_ratio
@@ -64,8 +64,6 @@ def flicker(frames: Frames) -> float:
 
     It does not tell motion from flicker: compare it only between clips of one prompt and one seed.
     """
-    import numpy as np
-
     count, height, width = alike((frames,))
     if count == 1:
         return 0.0

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from loraforge.errors import of_pipeline
 from loraforge.media.clips import alike
 from loraforge.text import plain
@@ -43,8 +45,6 @@ def side_by_side(clips: Sequence[Frames], labels: Sequence[str]) -> Frames:
     clips of 1360 make 5464 pixels, which some phones do not decode. Raises LoraforgeError where the clips
     differ in shape or have not got one label each.
     """
-    import numpy as np
-
     count, height, width = alike(clips, labels)
     rows = math.ceil(len(clips) / _IN_A_ROW)
     columns = math.ceil(len(clips) / rows)
@@ -115,8 +115,6 @@ def _fitted(width: int, height: int, columns: int) -> tuple[int, int]:
 
 def _strips(labels: Sequence[str], width: int) -> list[Frames]:
     """A white strip [height, width, 3] with each label; all of one height, for the label of most lines."""
-    import numpy as np
-
     with of_pipeline("a label"):
         from PIL import Image, ImageDraw
 

@@ -9,10 +9,14 @@ enlarges pictures to multiples of 16 unless told otherwise, and does not look at
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from loraforge.errors import FileError, LoraforgeError, OutputError, Try, of_pipeline
 from loraforge.files.destination import destination, replacing
@@ -77,8 +81,6 @@ def read_video(path: Path, most: int | None = None) -> tuple[Frames, float]:
     At most the `most` first ones. The frames are those stored, each once: where they are not evenly spaced, the
     rate is the nominal one. Raises FileError where there is no such file, it is no film, or it is damaged.
     """
-    import numpy as np
-
     # a listing whose head states size and time base as `#dimensions 0: 720x480` and `#tb 0: 1/8`
     listing = _decode(path, ["-frames:v", "1", "-f", "framecrc"]).decode("ascii", "replace")
     head = dict(line[1:].split(" 0: ", 1) for line in listing.splitlines() if line.startswith("#") and " 0: " in line)
@@ -117,7 +119,6 @@ def read_image(path: Path) -> Image:
 
 def _of_sixteen_bits(picture: Image) -> Image:
     """The grey picture with its upper eight bits: Pillow's versions differ in what `convert` makes of it."""
-    import numpy as np
     from PIL import Image
 
     grey = (np.clip(np.asarray(picture, np.int64), 0, 0xFFFF) >> 8).astype(np.uint8)
@@ -141,8 +142,6 @@ def _checked(frames: Iterable[Frames], path: Path) -> Iterator[Frames]:
 
 def _padded(first: Frames, others: Iterator[Frames]) -> Iterator[bytes]:
     """The bytes of the frames, a last column or row repeated where their number is odd."""
-    import numpy as np
-
     height, width = first.shape[:2]
     more = ((0, height % 2), (0, width % 2), (0, 0))
     yield np.pad(first, more, "edge").tobytes()
@@ -152,9 +151,6 @@ def _padded(first: Frames, others: Iterator[Frames]) -> Iterator[bytes]:
 
 def _encode(words: Sequence[str], frames: Iterator[bytes]) -> str | None:
     """Run ffmpeg over the frames. Returns how it failed, None where it did not; it never outlives this call."""
-    import subprocess
-    import tempfile
-
     with tempfile.TemporaryFile() as messages:  # not a pipe, which could fill up and stop it
         process = _started(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=messages)
         taken = True
@@ -178,8 +174,6 @@ def _encode(words: Sequence[str], frames: Iterator[bytes]) -> str | None:
 
 def _decode(path: Path, words: Sequence[str]) -> bytes:
     """What ffmpeg makes of the first film in the file, as raw RGB in the form that `words` say."""
-    import subprocess
-
     _there(path)
     reading = ["-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS, "-xerror", "-i", f"file:{path}"]
     form = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", f"scale={_EXACT}", "-c:v", "rawvideo"]
@@ -201,8 +195,6 @@ def _decode(path: Path, words: Sequence[str]) -> bytes:
 
 def _started(words: Sequence[str], **streams: Any) -> Any:
     """An ffmpeg at work, in a process group of its own: Ctrl-C reaches Python alone, which then ends it."""
-    import subprocess
-
     with of_pipeline("a film"):
         import imageio_ffmpeg
     own = Try("export IMAGEIO_FFMPEG_EXE=$(command -v ffmpeg)", "with an ffmpeg of your own installed")

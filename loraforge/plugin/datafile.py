@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli
+from platformdirs import user_cache_path
 
 from loraforge.errors import LoraforgeError
 from loraforge.plugin.host import DataFile
@@ -64,8 +65,6 @@ def read(file: DataFile) -> dict[str, Any]:
 
 def _mark(file: DataFile) -> Path | None:
     """The file that exists when this text was found sound by this schema; None where it cannot be read."""
-    from platformdirs import user_cache_path
-
     try:
         texts = [file.read_text("utf-8"), *((schemas() / name).read_text("utf-8") for name in SCHEMAS)]
     except (OSError, ValueError):

@@ -16,6 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import pluggy
+from platformdirs import user_config_path
+
 from loraforge.errors import LoraforgeError
 from loraforge.plugin import hooks
 from loraforge.text import command, plain
@@ -58,8 +61,6 @@ class Host:
     """Every plugin that was found, loaded as far as possible."""
 
     def __init__(self, files: tuple[Path, ...]) -> None:
-        import pluggy
-
         self.plugins = {BUILT_IN: Plugin(BUILT_IN, BUILT_IN, "")}
         self._returned: dict[str, list[tuple[str, Any]]] = {}
         self._manager = pluggy.PluginManager(GROUP)
@@ -212,8 +213,6 @@ def _of_package(point: EntryPoint) -> Plugin:
 
 
 def _user_files() -> list[Path]:
-    from platformdirs import user_config_path
-
     folder = user_config_path("loraforge") / "plugins"
     try:
         return sorted(folder.glob("*.toml"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.fits import check_base, fits
 from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.origin import held
@@ -131,8 +132,6 @@ def _not_as_trained(source: Path, found: Diagnosis, adapter: Adapter) -> HubErro
 
 def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str, list[str]]:
     """The base model as a Hub id. Raises HubError where it is not known: without it no one finds the adapter."""
-    from loraforge.adapter.fits import check_base, fits  # needs numpy, which --help must not wait for
-
     right = [variant.repo for variant in fits(adapter) if variant.repo]
     if base := stated or adapter.base_model:
         return base, list(check_base(adapter, base))
@@ -146,8 +145,6 @@ def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str
 
 def _bases(adapter: Adapter) -> list[Try]:
     """The released models that it fits: another that is stated would not show what it is."""
-    from loraforge.adapter.fits import fits
-
     return [Try(f"--base-model {variant.repo}") for variant in fits(adapter)]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from loraforge.errors import HubError, Try
 
 if TYPE_CHECKING:
@@ -36,8 +38,6 @@ def join(front: str, body: str) -> str:
 
 def fields(front: str, where: str) -> dict[str, Any]:
     """What the YAML says. Raises HubError where it is none, or no mapping."""
-    import yaml
-
     try:
         if _size(yaml.compose(front, Loader=yaml.SafeLoader), {}) > _MOST:
             raise HubError(f"the head of {where} is too large, or contains itself: mend it there first.", _edit(where))
@@ -72,8 +72,6 @@ def merged(front: str, new: Mapping[str, Any]) -> str:
     Where the YAML is of a kind that no line can be changed in (an anchor in a value of ours, braces around it all),
     every value stays, and the layout does not.
     """
-    import yaml
-
     old = yaml.safe_load(front) or {}
     changes = {key: value for key, value in new.items() if old.get(key) != value}
     if not changes:
@@ -94,8 +92,6 @@ def merged(front: str, new: Mapping[str, Any]) -> str:
 
 def _edited(front: str, old: Mapping[str, Any], changes: Mapping[str, Any], *, longer: bool) -> str:
     """The text with each value in its place, and new fields at the end. `longer`: lists get what they lack behind."""
-    import yaml
-
     tree = yaml.compose(front, Loader=yaml.SafeLoader)
     table = tree if isinstance(tree, yaml.MappingNode) else None
     pairs = {key.value: (key, value) for key, value in table.value} if table else {}
@@ -125,8 +121,6 @@ def _end(front: str, value: yaml.Node) -> int:
 
 def _appended(front: str, value: yaml.CollectionNode, more: list[Any]) -> str:
     """The text with more at the end of a list."""
-    import yaml
-
     if value.flow_style:
         inside = yaml.safe_dump(more, default_flow_style=True, allow_unicode=True, width=_LONG).strip()[1:-1]
         end = value.end_mark.index - 1
@@ -142,7 +136,6 @@ def _lines(values: Any, margin: str) -> str:
 
 def written(values: Mapping[str, Any] | list[Any]) -> str:
     """Fields as YAML, in their order, no line folded."""
-    import yaml
 
     class Dumper(yaml.SafeDumper):
         """Which escapes what PyYAML writes as it is and reads as a space or the end of a line."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from loraforge.adapter.fits import no_repository, repository
 from loraforge.errors import HubError, Try
 from loraforge.files.shards import group_of
 from loraforge.hub.address import Address, address, is_branch, is_repo, meant, parsed, renamed
@@ -113,7 +114,6 @@ def push(
         "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
         "architecture": architecture, "drop": drop,
     }  # fmt: skip
-    from loraforge.adapter.fits import repository  # needs numpy, which --help must not wait for
 
     to = destination(repo)
     revision, repo = _branch(repo, to, revision, dry_run=dry_run), to.repo
@@ -243,7 +243,6 @@ def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], s
         )
     if not Path(source).exists() and group_of(Path(source)) is None:
         raise HubError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
-    from loraforge.adapter.fits import no_repository, repository
 
     if base_model is not None and repository(base_model) is None:
         refused = no_repository(base_model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -59,8 +60,6 @@ def full_matches(patterns: Sequence[str], texts: Sequence[str], tail: str = "{}"
 
 
 def _apart(patterns: Sequence[str], texts: Sequence[str], tail: str) -> list[set[str]]:
-    import subprocess
-
     try:
         done = subprocess.run(  # noqa: S603, our own program; what the stranger wrote is its input
             [sys.executable, "-I", "-S", "-c", PROGRAM],

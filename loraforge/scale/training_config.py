@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli
+import yaml
 
 from loraforge.errors import ScaleError
 from loraforge.files.neighbours import BESIDE
@@ -160,8 +161,6 @@ def _document(text: str, path: Path) -> Iterator[list[_Entry]]:
 
 
 def _yaml(text: str) -> object:
-    import yaml
-
     class Loader(yaml.SafeLoader):
         """Without merge keys, which can double a mapping at every level, and with objects as what they hold."""
 

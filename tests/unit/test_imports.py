@@ -34,13 +34,12 @@ def run_cli(*words: object) -> str:
         ["convert", "--help"],
         ["fuse", "--help"],
         ["inspect", "--help"],
-        ["formats"],
         ["explain", "D7"],
         ["explain"],
         ["--version"],
     ],
 )
-def test_help_and_formats_do_not_load_numpy(command: list[str]) -> None:
+def test_help_does_not_load_numpy(command: list[str]) -> None:
     assert loaded_after(run_cli(*command), "numpy", "ml_dtypes", "yaml", "safetensors", *HEAVY) == set()
 
 
