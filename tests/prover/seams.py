@@ -71,7 +71,7 @@ class Faulty:
 @contextmanager
 def put_in(fault: Fault) -> Iterator[None]:
     """Conversions have the fault inside this block."""
-    module, carried, firsts = sys.modules["loraforge.write"], fit.carry_out, []
+    module, carried, firsts = sys.modules["loraforge.conversion.prepare"], fit.carry_out, []
 
     def carry_out(plan: fit.Plan) -> Any:
         delta, step = carried(plan)
