@@ -25,7 +25,7 @@ from loraforge.format.sat_names import SAT_PREFIX, components
 from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
 from loraforge.names.layout import Variant
-from loraforge.text import command, listed, recorded, told
+from loraforge.text import command, listed, options, recorded, told
 
 if TYPE_CHECKING:
     from loraforge.base.stream import NewTensor
@@ -111,7 +111,8 @@ def convert_base(
     rebuilt = _rebuilt(base, config, variant, tensors) if to == "sat" else {}
     every = [*tensors, *(tensor for tensor, _ in rebuilt.values())]
     place = Path(out)
-    said = entry(_typed(base, to, dtype), base, (), to)
+    typed = command("loraforge", "convert-base", recorded(base.path), *options({"to": to, "dtype": dtype}))
+    said = entry(typed, base, (), to)
     model = _sat_model(every, said) if to == "sat" else _diffusers_model(every, said, config)
     check_place(place, model.names, [base.path], force=force or dry_run)
     engine = Engine(*choose("numpy", "cpu"))
@@ -163,11 +164,6 @@ def _tensor(base: BaseModel, name: str, pieces: Any, dtype: str | None, to: str)
     rows = sum(part.stop - part.start for part in parts)
     prefix = SAT_PREFIX if to == "sat" else ""
     return NewTensor(f"{prefix}{name}", kind, (rows, *infos[0].shape[1:]), parts)
-
-
-def _typed(base: BaseModel, to: str, dtype: str) -> str:
-    words = ["loraforge", "convert-base", recorded(base.path), "--to", to]
-    return command(*words, *(["--dtype", dtype] if dtype != "keep" else []))
 
 
 def _advice(base: BaseModel) -> Iterator[str]:

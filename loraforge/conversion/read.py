@@ -5,32 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from loraforge.adapter.adapter import Adapter, Source
 from loraforge.conversion.evidence import read_adapter
 from loraforge.errors import ScaleError
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
-from loraforge.scale.resolve import statement
-from loraforge.scale.rule import Choice
+from loraforge.scale.stated import Stated, choice_of, takes_stated
 
 
+@takes_stated
 def read(
     source: str | Path,
     from_: str | None = None,
     *,
     iteration: int | None = None,
     ema: bool = False,
-    alpha: float | None = None,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    training_config: str | Path | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
-    architecture: str | None = None,
     drop: Sequence[str] = (),
     fetch: bool = True,
+    **stated: Unpack[Stated],
 ) -> Adapter:
     """The adapter in `source`, a path or an address on the Hub; the arguments are those of `loraforge convert`.
 
@@ -38,12 +32,7 @@ def read(
     on the Hub, shapes without numbers. Raises a
     LoraforgeError when there is no adapter, or when its scale is ambiguous or contradictory.
     """
-    config = Path(training_config) if training_config else None
-    stated = statement(
-        alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
-        as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
-    )  # fmt: skip
-    choice = Choice(iteration, ema, config, stated, tuple(drop), architecture)
+    choice = choice_of(stated, iteration=iteration, ema=ema, drop=drop)
     form, place, file = locate(source, from_, choice, fetch=fetch)
     if form is None:
         raise not_an_adapter(file)

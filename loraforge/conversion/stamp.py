@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import check_base, fits
@@ -29,10 +29,11 @@ from loraforge.programs.outlook import outlooks
 from loraforge.scale import peft_config
 from loraforge.scale.origin import entry, history, origin
 from loraforge.scale.recorded import COMPONENT
-from loraforge.scale.resolve import STATES, given, statement
+from loraforge.scale.resolve import STATES, given
 from loraforge.scale.rule import Choice, Scale
 from loraforge.scale.run_folders import states_scale
-from loraforge.text import command, fraction, recorded
+from loraforge.scale.stated import StatedBesideAlpha, choice_of, takes_stated
+from loraforge.text import command, fraction, options, recorded
 
 STAMPED = ("diffusers", "peft")
 """Formats whose readers look for a scale in the header."""
@@ -80,21 +81,16 @@ class Stamp(Document):
         ]
 
 
+@takes_stated
 def stamp(
     source: str | Path,
     alpha: float | None = None,
     *,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    training_config: str | Path | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
     out: str | Path | None = None,
     in_place: bool = False,
-    architecture: str | None = None,
     drop: Sequence[str] = (),
     force: bool = False,
+    **stated: Unpack[StatedBesideAlpha],
 ) -> Stamp:
     """Record at what scale the adapter in `source` was trained, in the header of a new file; stated as to `convert`.
 
@@ -103,16 +99,11 @@ def stamp(
     LoraforgeError, with nothing written, when a scale is recorded already and differs (unless `override_scale`),
     when none is recorded and none is given, or when the file has no header.
     """
-    for option, value in (("--alpha", alpha), ("--trained-scale", trained_scale)):
+    for option, value in (("--alpha", alpha), ("--trained-scale", stated["trained_scale"])):
         if value is not None and not (math.isfinite(value) and value > 0):
             what = "lora_alpha" if option == "--alpha" else "scale"
             raise ScaleError(f"{option} {value:g} is no {what} a training can have used.", f"{option} 1")
-    stated = statement(
-        alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
-        as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
-    )  # fmt: skip
-    config = Path(training_config) if training_config else None
-    choice = Choice(training_config=config, stated=stated, drop=tuple(drop), architecture=architecture)
+    choice = choice_of({"alpha": alpha, **stated}, drop=drop)
     typed = _typed(choice)
     form, _, file = locate(source, None, Choice(drop=tuple(drop)))
     if in_place and (drop or isinstance(file, Shards)):
@@ -149,7 +140,7 @@ def stamp(
     prefix = f"{COMPONENT}." if all(key.startswith(f"{COMPONENT}.") for key in adapter.keys) else ""
     least = {f"{prefix}{key}": value for key, value in peft_config.config(ranks, scalings, dora=dora).items()}
     replaced = tuple(sorted(key for key, text in file.metadata.items() if states_scale(key, text)))
-    scale = given(stated, ranks) or adapter.scale
+    scale = given(choice.stated, ranks) or adapter.scale
     told = tuple(sorted(set(scalings.values())))
     mine = None if typed else file.metadata[KEY] if origin(file.metadata).scale else None  # as true as before
     metadata = {key: text for key, text in file.metadata.items() if key not in replaced} | {
@@ -187,17 +178,15 @@ def stamp(
 def _typed(choice: Choice) -> list[str]:
     """The options that state the scale, without folders."""
     said = choice.stated
-    values: dict[str, Any] = {
-        "--alpha": said.alpha, "--trained-scale": said.trained_scale, "--trained-by": said.trained_by,
-        "--as-in": said.as_in, "--training-config": choice.training_config and choice.training_config.name,
-    }  # fmt: skip
-    words = [
-        word
-        for option, value in values.items()
-        if value is not None
-        for word in (option, f"{value:g}" if isinstance(value, float | int) else value)
-    ]
-    return [*words, *["--override-scale"] * said.override]
+    values = {
+        "alpha": said.alpha and float(said.alpha),
+        "trained_scale": said.trained_scale and float(said.trained_scale),
+        "trained_by": said.trained_by,
+        "as_in": said.as_in,
+        "training_config": choice.training_config,
+        "override_scale": said.override,
+    }
+    return options(values)
 
 
 def _destination(file: Path, typed: list[str], out: str | Path | None, *, in_place: bool, force: bool) -> Destination:

@@ -42,9 +42,9 @@ from loraforge.programs.outlook import Outlook, outlook, outlooks
 from loraforge.programs.table import runtime
 from loraforge.scale.origin import origin
 from loraforge.scale.recorded import around
-from loraforge.scale.resolve import statement
 from loraforge.scale.rule import Choice
 from loraforge.scale.run_folders import as_typed
+from loraforge.scale.stated import Stated, choice_of
 from loraforge.text import command, fraction, megabytes, told
 
 if TYPE_CHECKING:
@@ -52,15 +52,11 @@ if TYPE_CHECKING:
 
 
 def diagnosed(
-    path: str | Path, base: str | Path | None, wanted: str | None, stated: Mapping[str, Any],
+    path: str | Path, base: str | Path | None, wanted: str | None, stated: Stated,
     drop: Sequence[str] = (), *, fetch: bool, named: str | None = None,
 ) -> tuple[Diagnosis, Adapter | None]:  # fmt: skip
     """What is to be said of the file itself, and the adapter in it where there is one. `named`: the base it is for."""
-    config = stated["training_config"]
-    choice = Choice(
-        training_config=Path(config) if config else None, stated=statement(**stated), drop=tuple(drop),
-        architecture=stated.get("architecture"),
-    )  # fmt: skip
+    choice = choice_of(stated, drop=drop)
     try:
         form, place, file = locate(path, None, choice, fetch=fetch)
     except HubError:

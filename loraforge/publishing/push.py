@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from loraforge.adapter.fits import no_repository, repository
 from loraforge.document import Document
@@ -19,6 +19,7 @@ from loraforge.publishing.commit import Remote, commit, remote
 from loraforge.publishing.contents import Published, published
 from loraforge.publishing.front_matter import fields, split
 from loraforge.publishing.outgoing import Outgoing, of_sample, outgoing, workplace
+from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command, hf
 
 State = Literal["unchanged", "planned", "committed"]
@@ -76,6 +77,7 @@ class PushReport(Document):
         return f"{self.repo} is in its new state, at {(self.commit or '')[:8]} ({self.visibility})"
 
 
+@takes_stated
 def push(
     source: str | Path,
     repo: str,
@@ -91,29 +93,16 @@ def push(
     create_pr: bool = False,
     revision: str | None = None,
     commit_message: str | None = None,
-    alpha: float | None = None,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    training_config: str | Path | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
-    architecture: str | None = None,
     drop: Sequence[str] = (),
     dry_run: bool = False,
     wait: Callable[[str], None] = lambda _: None,
+    **stated: Unpack[Stated],
 ) -> PushReport:
     """Publish `source` in `repo`; the arguments are those of `loraforge push`. `wait` is told of pauses.
 
     Raises a LoraforgeError, with the repository as it was, when the file by itself does not act as trained, when the
     card would be a bad one, or when the Hub refuses. The message says in which state the repository is.
     """
-    stated: dict[str, Any] = {
-        "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
-        "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
-        "architecture": architecture, "drop": drop,
-    }  # fmt: skip
-
     to = destination(repo)
     revision, repo = _branch(repo, to, revision, dry_run=dry_run), to.repo
     shown = [of_sample(Path(path)) for path in sample]
@@ -123,7 +112,7 @@ def push(
         _reachable(there, private=private)
         old = fields(split(there.card)[0], f"https://huggingface.co/{repo}/blob/main/README.md")
         chosen = repository(base_model) if base_model else _base_of(old)
-        what = published(Path(source), repo, chosen, stated, Path(work))
+        what = published(Path(source), repo, chosen, stated, drop, Path(work))
         facts = replace(
             what.facts,
             repo=repo,
