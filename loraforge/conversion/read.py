@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Unpack
 
 from loraforge.adapter.adapter import Adapter, Source
+from loraforge.adapter.drop import without
 from loraforge.conversion.evidence import read_adapter
-from loraforge.errors import ScaleError
+from loraforge.errors import LoraforgeError, ScaleError, as_commands
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
+from loraforge.format.protocol import Format
+from loraforge.scale.resolve import STATES
+from loraforge.scale.rule import Choice
 from loraforge.scale.stated import Stated, choice_of, takes_stated
 
 
@@ -44,6 +49,16 @@ def read(
         source=Source(Path(source) if Path(source).exists() else file.path, file, form.name, place.run),
         notes=(*place.notes, *adapter.notes),
     )
+
+
+def read_file(form: Format, file: TensorFile, choice: Choice) -> Adapter:
+    """The adapter in a file, without what is dropped. A remedy of a refusal states a scale, or is a whole command."""
+    try:
+        return without(read_adapter(form, file, choice), choice.drop, file)[0]
+    except LoraforgeError as error:
+        if all(remedy.command.startswith(STATES) for remedy in error.remedies):
+            raise
+        raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
 
 
 def ambiguous(path: Path, adapter: Adapter) -> ScaleError:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.adapter.drop import meets, without
+from loraforge.adapter.drop import meets
 from loraforge.adapter.proof import compare, pair_up
-from loraforge.conversion.evidence import read_adapter
+from loraforge.conversion.read import read_file
 from loraforge.conversion.real_loader import load_back
 from loraforge.conversion.report import scale_text
 from loraforge.document import Document
-from loraforge.errors import LoraforgeError, as_commands
+from loraforge.errors import LoraforgeError
 from loraforge.files.digest import scan
 from loraforge.files.shards import Shards
 from loraforge.format.locate import locate
@@ -23,7 +23,6 @@ from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.hub.fetch_base import base_folder
 from loraforge.scale.origin import own_entry
 from loraforge.scale.recorded import COMPONENT
-from loraforge.scale.resolve import STATES
 from loraforge.scale.rule import Choice, Scale
 from loraforge.scale.stated import Stated, choice_of, takes_stated
 from loraforge.text import command, fraction, listed, told
@@ -197,12 +196,7 @@ def _read(source: str | Path, choice: Choice, drop: Sequence[str]) -> tuple[Adap
     form, place, file = locate(source, None, choice)
     if form is None:
         raise not_an_adapter(file)
-    try:
-        adapter, _ = without(read_adapter(form, file, choice), drop, file)
-    except LoraforgeError as error:
-        if all(remedy.command.startswith(STATES) for remedy in error.remedies):
-            raise
-        raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
+    adapter = read_file(form, file, choice)
     return adapter, (*place.notes, *adapter.notes), file, form.name
 
 

@@ -70,7 +70,9 @@ def takes_stated(verb: Callable[P, R]) -> Callable[P, R]:
         return verb(*args, **options)
 
     checked.__signature__ = whole  # type: ignore[attr-defined]  # where inspect looks for it
-    checked.__doc__ = f"{verb.__doc__}\n    The keywords that state facts of the training: help('{__name__}.Stated')\n    "
+    checked.__doc__ = (
+        f"{verb.__doc__}\n    The keywords that state facts of the training: help('{__name__}.Stated')\n    "
+    )
     return checked
 
 
