@@ -16,7 +16,7 @@ from loraforge.base.job import write_model
 from loraforge.base.model import COMPONENT, BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.origin import entry
-from loraforge.base.route import route
+from loraforge.base.route import Route, route
 from loraforge.base.stream import Engine, NewTensor, Part, measure
 from loraforge.document import Document, rows, title
 from loraforge.errors import ConversionError, Try
@@ -88,22 +88,9 @@ def convert_base(
     cannot be told which model it is, or when a number does not fit into the type it is to be stored in.
     """
     base = open_base(base_folder(source, only=COMPONENT))
-    if to not in base.architecture.layouts or base.layout == to:
-        known = ", ".join(base.architecture.layouts)
-        why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
-        other = [Try(f"--to {name}") for name in ("diffusers", "sat") if name != base.layout]
-        raise ConversionError(f"{base.path} {why}.", *other)
+    _check(base, to)
     variant = variant_of(base)
-    if gaps := list(_gaps(base, variant)):
-        raise ConversionError(
-            f"{base.path} is not whole: there is no {listed(gaps, 3)}.",
-            command("loraforge", "inspect", "--skeleton", base.files[0].path),
-        )
-    shapes = {name: base.held[key].tensors[key].shape for name, key in base.parameters.items()}
-    try:
-        plan = route(shapes, base.architecture, base.layout, to, [variant])
-    except ConversionError as error:
-        raise ConversionError(f"{base.path}: {error.message}.", *error.remedies) from error
+    plan = _routed(base, to, variant)
     tensors = [_tensor(base, key, parts, CHOICES.get(dtype), to) for key, parts in plan.pieces.items()]
     config, where = own_config(base), ""
     if to == "diffusers":
@@ -135,6 +122,28 @@ def convert_base(
         notes=(*base.notes, *_advice(base), *(other_size(base, config) if to == "diffusers" else ())),
         load=_load(place, to, variant),
     )
+
+
+def _check(base: BaseModel, to: str) -> None:
+    if to not in base.architecture.layouts or base.layout == to:
+        known = ", ".join(base.architecture.layouts)
+        why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
+        other = [Try(f"--to {name}") for name in ("diffusers", "sat") if name != base.layout]
+        raise ConversionError(f"{base.path} {why}.", *other)
+
+
+def _routed(base: BaseModel, to: str, variant: Variant) -> Route:
+    """From which rows each parameter of the result is made. Raises ConversionError if the base is not whole."""
+    if gaps := list(_gaps(base, variant)):
+        raise ConversionError(
+            f"{base.path} is not whole: there is no {listed(gaps, 3)}.",
+            command("loraforge", "inspect", "--skeleton", base.files[0].path),
+        )
+    shapes = {name: base.held[key].tensors[key].shape for name, key in base.parameters.items()}
+    try:
+        return route(shapes, base.architecture, base.layout, to, [variant])
+    except ConversionError as error:
+        raise ConversionError(f"{base.path}: {error.message}.", *error.remedies) from error
 
 
 def _gaps(base: BaseModel, variant: Variant) -> Iterator[str]:

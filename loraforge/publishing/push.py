@@ -113,41 +113,45 @@ def push(
         old = fields(split(there.card)[0], f"https://huggingface.co/{repo}/blob/main/README.md")
         chosen = repository(base_model) if base_model else _base_of(old)
         what = published(Path(source), repo, chosen, stated, drop, Path(work))
+        trigger_words = trigger or what.facts.trigger or _words(old.get("instance_prompt"))
+        samples, example = tuple(file.name for file in shown), _example(prompt, old)
         facts = replace(
-            what.facts,
-            repo=repo,
-            prompts=tuple(prompt),
-            samples=tuple(file.name for file in shown),
-            example=_example(prompt, old),
-            trigger=trigger or what.facts.trigger or _words(old.get("instance_prompt")),
+            what.facts, repo=repo, prompts=tuple(prompt), samples=samples, example=example, trigger=trigger_words
         )
         given = {"license": license, "license_name": license_name, "license_link": license_link}
         licence, doubts = _licence(given, old, facts.base_model)
         card, said = _card(there, facts, licence, _stated(base_model, given, trigger))
         files = [*what.files, *shown, outgoing("README.md", card.encode())]
         message = commit_message or _message(there, what)
-        done = PushReport(
-            repo=repo,
-            url=there.url,
-            state="planned",
-            commit=there.commit,
-            pull_request=None,
-            created=there.commit is None and there.known,
-            visibility="private" if (private if there.commit is None else there.private) else "public",
-            revision=revision or "main",
-            message=message,
-            files=tuple(_described(file, there) for file in files),
-            stale=_stale(there, files) if facts.kind == "adapter" else (),
-            card=card,
-            notes=(*there.notes, *what.notes, *doubts, *said),
-        )
-        if all(file["state"] == "same" for file in done.files):
-            return replace(done, state="unchanged")
-        if dry_run:
-            return done
+        notes = (*there.notes, *what.notes, *doubts, *said)
+        done = _planned(there, files, card, message, notes, private=private, of_model=facts.kind != "adapter")
         sent = [file for file, described in zip(files, done.files, strict=True) if described["state"] != "same"]
+        if dry_run or not sent:
+            return done if sent else replace(done, state="unchanged")
         made = commit(there, sent, message, private=private, create_pr=create_pr, wait=wait)
         return replace(done, state="committed", commit=made.commit, pull_request=made.pull_request)
+
+
+def _planned(
+    there: Remote, files: Sequence[Outgoing], card: str, message: str, notes: tuple[str, ...],
+    *, private: bool, of_model: bool,
+) -> PushReport:  # fmt: skip
+    """The report of a push that has sent nothing yet."""
+    return PushReport(
+        repo=there.repo,
+        url=there.url,
+        state="planned",
+        commit=there.commit,
+        pull_request=None,
+        created=there.commit is None and there.known,
+        visibility="private" if (private if there.commit is None else there.private) else "public",
+        revision=there.revision or "main",
+        message=message,
+        files=tuple(_described(file, there) for file in files),
+        stale=() if of_model else _stale(there, files),
+        card=card,
+        notes=notes,
+    )
 
 
 def destination(text: str) -> Address:
