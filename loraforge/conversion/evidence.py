@@ -24,7 +24,7 @@ from loraforge.adapter.fits import (
     variant_of_repo,
 )
 from loraforge.conversion.report import unshown
-from loraforge.errors import BaseError, FormatError, NamesError, Try
+from loraforge.errors import BaseError, FormatError, NamesError, Try, adding
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
 from loraforge.names.catalog import architecture, architectures, holding
@@ -102,7 +102,7 @@ def _leaving(adapter: Adapter, modules: Mapping[str, Delta]) -> list[Try]:
     words = [word for number in over for word in ("--drop", f"*.{number}.*")]
     named = {path for path in modules if any(f".{number}." in path for number in over)}
     few = bool(over) and len(over) <= _FEW and len(named) < len(modules)
-    return [Try(command(*words), f"leave out block{'s' * (len(over) > 1)} {listed([*map(str, over)])}")] if few else []
+    return [adding(*words, why=f"leave out block{'s' * (len(over) > 1)} {listed([*map(str, over)])}")] if few else []
 
 
 def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
@@ -216,4 +216,4 @@ def _title(adapter: Adapter) -> str:
 
 
 def _settling(names: list[str]) -> list[Try]:
-    return [Try(f"--architecture {name}", f"if it is {architectures()[name].title}") for name in names]
+    return [adding("--architecture", name, why=f"if it is {architectures()[name].title}") for name in names]

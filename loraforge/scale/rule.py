@@ -63,6 +63,15 @@ class Statement:
     """Not what training used: the program whose behaviour is to be kept."""
     override: bool = False
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options of the command line that make it."""
+        values = {"--alpha": self.alpha, "--trained-scale": self.trained_scale}
+        words = {option: f"{value:g}" for option, value in values.items() if value is not None}
+        names = {"--trained-by": self.trained_by, "--as-in": self.as_in}
+        words |= {option: name for option, name in names.items() if name is not None}
+        return *(word for pair in words.items() for word in pair), *["--override-scale"] * self.override
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
