@@ -137,9 +137,11 @@ def resumable(
                 if not worth_keeping:
                     _unmake(folder, made)
                 raise
+            if os.name == "nt":  # which renames no folder that holds an open file
+                lock.release()
+            _appear(folder, out, next(iter(nbytes)) if alone else None)
         finally:
             lock.release()
-        _appear(folder, out, next(iter(nbytes)) if alone else None)
     except OSError as error:
         raise OutputError(
             f"{out} cannot be written: {error.strerror or error}.", command("ls", "-l", out.parent)
@@ -187,7 +189,6 @@ def _resumed(folder: Path, plan: str) -> Partial:
 
 def _appear(folder: Path, out: Path, alone: str | None) -> None:
     """Give the result, which is the file `alone` or the folder, its name; in one step where nothing had it."""
-    (folder / _LOCK).unlink(missing_ok=True)
     old = None
     if out.exists():
         old = out.with_name(f".{out.name}.{os.urandom(4).hex()}.old")
@@ -196,8 +197,9 @@ def _appear(folder: Path, out: Path, alone: str | None) -> None:
         (folder / alone).replace(out)
         shutil.rmtree(folder)
     else:
-        folder.rename(out)
-        (out / PROGRESS).unlink(missing_ok=True)
+        folder.rename(out)  # with the lock in it: who comes between finds it held, or finds `out`
+        for name in (PROGRESS, _LOCK):
+            (out / name).unlink(missing_ok=True)
     sync_folder(out.parent)
     if old is not None and old.is_dir():
         shutil.rmtree(old)

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.errors import OutputError
-from loraforge.files.resume import PROGRESS
+from loraforge.files.resume import _LOCK, PROGRESS
 
 HIDDEN, BLOCKS = 256, 6
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9 is of POSIX systems")
@@ -82,7 +82,8 @@ def test_killed_thirty_times_at_any_moment(model: tuple[Path, Path], tmp_path: P
         process.wait()
         if out.exists():  # it was quicker than the kill: what has the name is whole
             got = content(out)
-            got.pop(PROGRESS, None)
+            for own in (PROGRESS, _LOCK):
+                got.pop(own, None)
             assert got == want
             shutil.rmtree(out)
             continue
@@ -217,3 +218,23 @@ def test_a_name_that_was_given_meanwhile_is_kept(tmp_path: Path) -> None:
         raise AssertionError("nothing is written")
     assert (tmp_path / "out" / "theirs").read_text() == "whole"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_last_moment_is_guarded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the last byte and the name, another process finds the lock held."""
+    from loraforge.files import resume
+
+    real = resume._appear
+
+    def with_another(*given):
+        with (
+            pytest.raises(OutputError, match="another loraforge is writing"),
+            resume.resumable(tmp_path / "out", "plan", {"a": 1}, new=True),
+        ):
+            pass
+        real(*given)
+
+    monkeypatch.setattr(resume, "_appear", with_another)
+    with resume.resumable(tmp_path / "out", "plan", {"a": 1}, new=True) as work:
+        (work.folder / "a").write_bytes(b"1")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
