@@ -75,6 +75,7 @@ def read_lora_file(
         layout=layout,
         modules=style.decode(file, found, rule.of),
         scale=known.settle(scale, rule, choice.stated, sizes, str(file.path)),
+        ranks_recorded=rule.has_rank,
         keys=tuple(sorted(tensors)),
         metadata=file.metadata,
         base_model=renamed(base) if (base := known.base_model or base_model) else None,

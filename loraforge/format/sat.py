@@ -110,6 +110,7 @@ class SatFormat:
             layout="sat",
             modules=STYLE.decode(file, pairs, rule.of),
             scale=known.settle(scale, rule, choice.stated, ranks, str(file.path)),
+            ranks_recorded=rule.has_rank,
             keys=tuple(sorted(lora)),
             evidence=_evidence(file, arch),
             others=components(key for key in file.tensors if key not in lora),
@@ -166,7 +167,7 @@ def _recorded(
     default = "lora_alpha" not in section
     said = f"r {r:g}, lora_alpha not set: SAT's default 1," if default else f"r {r:g}, lora_alpha {alpha:g}"
     where = told(path) if path == choice.training_config else as_typed(path, file)
-    rule = Rule(f"{said} in {where}", alpha=alpha, file=where)
+    rule = Rule(f"{said} in {where}", alpha=alpha, file=where, has_rank=True)
     if odd and not choice.stated.override:
         raise ScaleError(
             f"{path} says r {r:g}, but the tensors of {file} have rank {', '.join(map(str, odd))}: "

@@ -18,6 +18,7 @@ import numpy as np
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.errors import LoraforgeError, Try, adding
+from loraforge.live.acting import TypeTooNarrowError
 from loraforge.live.load_into import EXTRA, load_into, set_strength
 from loraforge.live.plan import FROM_IMAGE, FROM_VIDEO, OFFLOADS, RunPlan, component_sizes
 from loraforge.live.state import layers
@@ -117,9 +118,8 @@ class Adapted:
         for n, (adapter, strength) in enumerate(adapters, 1):
             try:
                 self.names.append((load_into(module, adapter, strength, name=f"adapter_{n}").name, strength))
-            except LoraforgeError as error:
-                if any(remedy.command.startswith("pipe.") for remedy in error.remedies):  # which is Python's way
-                    error.remedies = (adding("--settings", "torch_dtype=float32", why="a wider type"),)
+            except TypeTooNarrowError as error:
+                error.remedies = (adding("--settings", "torch_dtype=float32", why="a wider type"),)
                 raise
 
     def at(self, factor: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from loraforge.errors import FormatError, LayoutError, LoraforgeError
 from loraforge.names.bijection import parse
-from loraforge.names.catalog import architecture_tables, architectures, joined
+from loraforge.names.catalog import TakenError, architecture_tables, architectures, joined
 from loraforge.plugin.datafile import Problem, line_of, look
 from loraforge.text import command
 
@@ -34,8 +34,8 @@ def _layouts(data: dict[str, Any], text: str, name: str) -> list[Problem]:
     except LayoutError as error:
         return [_fault(problem, text, data) for problem in error.problems]
     except FormatError as error:
-        taken = next((name for name in data["layouts"] if f"layout {name} already" in error.message), None)
-        place = ["layouts", taken] if taken else ["architecture"]
+        taken = error.layouts[:1] if isinstance(error, TakenError) else ()
+        place = ["layouts", *taken] if taken else ["architecture"]
         return [Problem(line_of(text, place), f"{error.message}.", "")]
     return []
 

@@ -86,8 +86,9 @@ def rule(
     if odd := [path for path, rank in ranks.items() if declared[path] != rank]:
         raise _other_rank(odd, declared, ranks, live(), where, alphas, math.sqrt if rslora else float)
     exceptions = {path: alphas[path] / (math.sqrt(rank) if rslora else rank) for path, rank in ranks.items()}
-    said = f"r {r:g}, lora_alpha {alpha:g}{', rslora' if rslora else ''} in {where}"
-    return Rule(said, alpha=alpha, exceptions=exceptions, file=file)
+    values = f"r {r:g}, lora_alpha {alpha:g}{', rslora' if rslora else ''}"
+    said = f"{values} in {where}"
+    return Rule(said, alpha, exceptions=exceptions, file=file, values=values, has_rank=True)
 
 
 def _other_rank(

@@ -189,7 +189,7 @@ def _peft(record: Record) -> None:
             record.configs.update(trial.configs)
             record.notes.append(f"the scale is read from {where}: its rank and targets are those of every module")
         else:
-            record.offer(path.absolute(), scales[0], rule.said.removesuffix(f" in {where}"))
+            record.offer(path.absolute(), scales[0], rule.values)
 
 
 def _tensors(record: Record) -> None:
@@ -249,7 +249,7 @@ def _one(record: Record, component: str, word: str, alpha: float, stated: Mappin
         text = f"{record.file.path}: {said}, but its tensors have rank {have}."
         raise ScaleError(text, *tries)
     scalings = {path: alpha / math.sqrt(record.ranks[path]) for path in covers} if rslora else {}
-    record.rules.append(Rule(said, alpha=alpha, exceptions=scalings, covers=frozenset(covers)))
+    record.rules.append(Rule(said, alpha, exceptions=scalings, covers=frozenset(covers), has_rank=bool(stated)))
 
 
 def _documents(record: Record) -> None:
@@ -337,7 +337,8 @@ def _offered(said: TrainingScale, ranks: Mapping[str, int]) -> float | None:
 def _rule(said: TrainingScale, record: Record, path: Path) -> Rule:
     where = as_typed(path.absolute(), record.file.path) if path != record.choice.training_config else told(path)
     scalings = {name: said.scaling(rank) for name, rank in record.ranks.items()} if said.rslora else {}
-    return Rule(f"{said.said} in {where}", alpha=said.alpha, exceptions=scalings, file=where)
+    has_rank = said.rank is not None
+    return Rule(f"{said.said} in {where}", said.alpha, exceptions=scalings, file=where, has_rank=has_rank)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class Rule:
     """The modules it speaks of; None for all."""
     file: str = ""
     """The path in `said` of the file that says so, as the user knows it."""
+    values: str = ""
+    """`said` without where it stands, if a configuration says it."""
+    has_rank: bool = False
+    """Whether it records the rank too, which was compared with the tensors' before it was believed."""
 
     def of(self, path: str, rank: int) -> float:
         if path in self.exceptions:
