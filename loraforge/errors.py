@@ -92,12 +92,26 @@ def as_commands(error: LoraforgeError, *words: str | Path) -> LoraforgeError:
     return error
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault of an architecture or layout file."""
+
+    text: str
+    names: tuple[str, ...] = ()
+    """The modules and segments it is about, for the line they stand in."""
+    layout: str = ""
+    """The layout it is in; empty if it is about the whole file."""
+
+    def __str__(self) -> str:
+        return f"layout {self.layout}: {self.text}" if self.layout else self.text
+
+
 class LayoutError(LoraforgeError):
     """An architecture or layout file is not a one-to-one description; every problem is listed."""
 
-    def __init__(self, where: str, problems: Sequence[str]) -> None:
+    def __init__(self, where: str, problems: Sequence[Fault]) -> None:
         self.problems = tuple(problems)
-        super().__init__(f"{where}: {'; '.join(problems)}")
+        super().__init__(f"{where}: {'; '.join(map(str, problems))}")
 
 
 class FileError(LoraforgeError):
