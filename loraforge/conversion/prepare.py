@@ -16,7 +16,7 @@ from loraforge.adapter.drop import without
 from loraforge.adapter.fits import check_base, fits, no_repository, repository
 from loraforge.algebra.dtypes import CHOICES, name_of
 from loraforge.conversion.evidence import alike, stated_by
-from loraforge.errors import ConversionError, Try
+from loraforge.errors import ConversionError, adding
 from loraforge.files.destination import Destination, destination
 from loraforge.format.protocol import Format, Header, Target, Use, Wanted, Writer
 from loraforge.format.registry import formats, named
@@ -152,9 +152,9 @@ def refusal(prepared: Prepared, lossy: Mapping[str, float]) -> ConversionError:
     policy, plans = prepared.policy, prepared.plans
     pairs = [plan.types(w) for plan in plans if plan.path in lossy for w in plan.delta]
     kinds = sorted({np.dtype(kind).name for pair in pairs for kind in pair})
-    ways = [(Try(f"--dtype {name}", why), replace(policy, dtype=CHOICES[name])) for name, why in _WIDER.items()]
+    ways = [(adding("--dtype", name, why=why), replace(policy, dtype=CHOICES[name])) for name, why in _WIDER.items()]
     if "scale_in" in prepared.target.options and policy.scaling is not None:
-        ways.append((Try("--scale-in metadata", "no number is changed"), replace(policy, scaling=None)))
+        ways.append((adding("--scale-in", "metadata", why="no number is changed"), replace(policy, scaling=None)))
     tries = [way for way, changed in ways if changed != policy and holds(changed)]
     return fit.refusal(lossy, len(plans), " and ".join(kinds), *tries)
 
@@ -179,7 +179,7 @@ def _layout(adapter: Adapter, target: Format, arch: Architecture) -> str:
     unshown = adapter.source is not None and not adapter.shown
     if unshown and layout != adapter.layout and (others := alike(adapter, layout)):
         text = f"the modules are called as those of {listed([arch.title, *others])}: nothing shows which it is of."
-        raise ConversionError(text, Try(f"--architecture {arch.name}", f"if it is {arch.title}"))
+        raise ConversionError(text, adding("--architecture", arch.name, why=f"if it is {arch.title}"))
     return layout
 
 

@@ -56,14 +56,14 @@ def read_file(form: Format, file: TensorFile, choice: Choice) -> Adapter:
     try:
         return without(read_adapter(form, file, choice), choice.drop, file)[0]
     except LoraforgeError as error:
-        if all(remedy.command.startswith(STATES) for remedy in error.remedies):
+        if all(remedy.gives_only(STATES) for remedy in error.remedies):
             raise
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
 
 
 def ambiguous(path: Path, adapter: Adapter) -> ScaleError:
     """The refusal of an adapter whose scale nobody knows, with a line for each that it may have."""
-    kept = any(remedy.command.startswith("--as-in") for remedy in adapter.candidates)
+    kept = any("--as-in" in remedy.names for remedy in adapter.candidates)
     keep = " Or keep what a program does with the file today (--as-in), whatever training used: right if you like that."
     return ScaleError(
         f"{path} does not record the scale of its training: {adapter.scale.source}. "

@@ -15,7 +15,7 @@ from loraforge.conversion.evidence import doubt
 from loraforge.conversion.read import ambiguous, read_file
 from loraforge.conversion.report import scale_text
 from loraforge.document import Document
-from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, as_commands
+from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, adding, as_commands
 from loraforge.files.destination import Destination, destination, replacing
 from loraforge.files.digest import changed, scan
 from loraforge.files.safetensors import read_safetensors, write_safetensors
@@ -34,7 +34,7 @@ from loraforge.scale.resolve import given
 from loraforge.scale.rule import Choice, Scale
 from loraforge.scale.run_folders import states_scale
 from loraforge.scale.stated import StatedBesideAlpha, choice_of, takes_stated
-from loraforge.text import command, fraction, options, recorded
+from loraforge.text import command, fraction, recorded
 
 STAMPED = ("diffusers", "peft")
 """Formats whose readers look for a scale in the header."""
@@ -103,7 +103,7 @@ def stamp(
     for option, value in (("--alpha", alpha), ("--trained-scale", stated["trained_scale"])):
         if value is not None and not (math.isfinite(value) and value > 0):
             what = "lora_alpha" if option == "--alpha" else "scale"
-            raise ScaleError(f"{option} {value:g} is no {what} a training can have used.", f"{option} 1")
+            raise ScaleError(f"{option} {value:g} is no {what} a training can have used.", adding(option, "1"))
     choice = choice_of({"alpha": alpha, **stated}, drop=drop)
     form, file = _opened(source, choice, in_place=in_place)
     adapter = read_file(form, file, choice)
@@ -202,21 +202,13 @@ def _written(
 
 def _typed(choice: Choice) -> list[str]:
     """The options that state the scale, without folders."""
-    said = choice.stated
-    values = {
-        "alpha": said.alpha and float(said.alpha),
-        "trained_scale": said.trained_scale and float(said.trained_scale),
-        "trained_by": said.trained_by,
-        "as_in": said.as_in,
-        "training_config": choice.training_config,
-        "override_scale": said.override,
-    }
-    return options(values)
+    file = choice.training_config
+    return [*choice.stated.options, *(["--training-config", file.name] if file else [])]
 
 
 def _destination(file: Path, typed: list[str], out: str | Path | None, *, in_place: bool, force: bool) -> Destination:
     if in_place and out:
-        raise LoraforgeError("--in-place and -o exclude each other.", Try("--in-place", "write no second file"))
+        raise LoraforgeError("--in-place and -o exclude each other.", adding("--in-place", why="write no second file"))
     if in_place:
         whole = file.resolve()  # a link stays one
         return Destination(whole.parent, (whole.name,))

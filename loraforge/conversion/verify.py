@@ -15,7 +15,7 @@ from loraforge.conversion.read import read_file
 from loraforge.conversion.real_loader import load_back
 from loraforge.conversion.report import scale_text
 from loraforge.document import Document
-from loraforge.errors import LoraforgeError
+from loraforge.errors import LoraforgeError, adding
 from loraforge.files.digest import scan
 from loraforge.files.shards import Shards
 from loraforge.format.locate import locate
@@ -137,9 +137,9 @@ def verify(
     Raises a LoraforgeError when one of them cannot be read.
     """
     if (b is None) == (in_ is None):
-        raise LoraforgeError("give two adapters, or one and the loader to try it in.", "--in diffusers")
+        raise LoraforgeError("give two adapters, or one and the loader to try it in.", adding("--in", "diffusers"))
     if base and not in_:
-        raise LoraforgeError("--base goes with --in: it is the model the loader fills.", "--in diffusers")
+        raise LoraforgeError("--base goes with --in: it is the model the loader fills.", adding("--in", "diffusers"))
     choice, plain = choice_of(stated), Choice(architecture=stated["architecture"])
     asked = () if choice == plain or choice.stated.as_in else (a, b)
     unknown = [source for source in asked if source is not None and _unknown(source)]
