@@ -74,6 +74,17 @@ class Adapter:
     """The LoraConfigs that came with it, by where they stand."""
     shown: str = ""
     """What shows that it is of its architecture; empty where only the names fit, which other models share."""
+
+    @property
+    def scalings(self) -> tuple[float, ...]:
+        """The distinct scalings of its modules, sorted."""
+        return tuple(sorted({w.scaling for delta in self.modules.values() for w in delta}))
+
+    @property
+    def dora(self) -> bool:
+        """Whether it has magnitudes (DoRA)."""
+        return any(w.magnitude is not None for delta in self.modules.values() for w in delta)
+
     ranks_recorded: bool = False
     """Whether what records the scale recorded the rank too, which its reader has compared with the tensors'."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from loraforge.adapter import fit, relayout
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import without
-from loraforge.adapter.fits import check_base, fits, no_repository, repository
+from loraforge.adapter.fits import check_base, no_repository, repository
 from loraforge.algebra.dtypes import CHOICES, name_of
 from loraforge.conversion.evidence import alike, stated_by
 from loraforge.errors import ConversionError, adding
@@ -68,8 +68,6 @@ class Prepared:
     """Of the tensor file, without our own entry."""
     destination: Destination
     use: Use
-    fits: tuple[str, ...]
-    """Released models with these shapes."""
     dropped_modules: tuple[str, ...]
     dropped_metadata: tuple[str, ...]
     notes: tuple[str, ...]
@@ -88,11 +86,6 @@ class Prepared:
     def evidence(self) -> str | None:
         """What shows of which architecture it is; None if nothing does."""
         return self.adapter.shown or (None if self.file else "named in Python")
-
-    @property
-    def scalings(self) -> tuple[float, ...]:
-        """The distinct scalings of the source's modules, sorted."""
-        return tuple(sorted({w.scaling for delta in self.adapter.modules.values() for w in delta}))
 
     @property
     def header(self) -> Header:
@@ -135,7 +128,6 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
         metadata=kept | writer.header(result),
         destination=goes,
         use=writer.use(goes.file, result),
-        fits=tuple(variant.name for variant in fits(adapter)),
         dropped_modules=dropped,
         dropped_metadata=lost,
         notes=(*adapter.notes, *notes),

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
-from loraforge.adapter.adapter import Adapter
-from loraforge.adapter.fits import check_base, fits
+from loraforge.adapter.adapter import Adapter, Source
+from loraforge.adapter.fits import check_base
 from loraforge.conversion.evidence import doubt
 from loraforge.conversion.read import ambiguous, read_file
 from loraforge.conversion.report import scale_text
+from loraforge.conversion.store import entry_of
 from loraforge.document import Document
 from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, adding, as_commands
 from loraforge.files.destination import Destination, destination, replacing
@@ -28,7 +29,7 @@ from loraforge.format.protocol import Format
 from loraforge.programs.measured import acting
 from loraforge.programs.outlook import outlooks
 from loraforge.scale import peft_config
-from loraforge.scale.origin import entry, history, origin
+from loraforge.scale.origin import origin
 from loraforge.scale.recorded import COMPONENT
 from loraforge.scale.resolve import given
 from loraforge.scale.rule import Choice, Scale
@@ -113,16 +114,14 @@ def stamp(
     unshown = doubt(adapter)
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     scale = given(choice.stated, ranks) or adapter.scale
-    metadata, replaced = _metadata(adapter, form, file, scale, _typed(choice))
+    adapter = replace(adapter, scale=scale, source=Source(Path(source), file, form.name, ""))
+    metadata, replaced = _metadata(adapter, file, ranks, _typed(choice))
     goes = _destination(file.path, _typed(choice), out, in_place=in_place, force=force)
     with replacing(goes, file.size, force=force or in_place) as folder:
         back, again = _written(folder / goes.names[0], adapter, form, file, metadata)
         acts_in = acting(outlooks(form, back, again))
-    scalings = tuple(sorted({delta[0].scaling for delta in adapter.modules.values()}))
-    notes = (*adapter.notes, *notes, *([unshown] if unshown else []))
-    return Stamp(
-        str(source), str(goes.file), scale, scalings, replaced, bool(_prefix(adapter)), not unshown, acts_in, notes
-    )
+    notes, whole = (*adapter.notes, *notes, *([unshown] if unshown else [])), bool(_prefix(adapter))
+    return Stamp(str(source), str(goes.file), scale, adapter.scalings, replaced, whole, not unshown, acts_in, notes)
 
 
 def _opened(source: str | Path, choice: Choice, *, in_place: bool) -> tuple[Format, TensorFile]:
@@ -154,33 +153,18 @@ def _prefix(adapter: Adapter) -> str:
 
 
 def _metadata(
-    adapter: Adapter, form: Format, file: TensorFile, scale: Scale, typed: list[str]
+    adapter: Adapter, file: TensorFile, ranks: dict[str, int], typed: list[str]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The header's entries, with the scale, and the keys of those that said something else."""
-    digest = scan(file, adapter.keys)
-    ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
     scalings = {module: delta[0].scaling for module, delta in adapter.modules.items()}
-    dora = any(w.magnitude is not None for delta in adapter.modules.values() for w in delta)
-    least = peft_config.config(ranks, scalings, dora=dora)
+    least = peft_config.config(ranks, scalings, dora=adapter.dora)
     said = {f"{_prefix(adapter)}{key}": value for key, value in least.items()}
-    every = sorted(set(scalings.values()))
+    line, digest = command("loraforge", "stamp", recorded(file.path), *typed), scan(file, adapter.keys)
     ours = file.metadata[KEY] if origin(file.metadata).scale and not typed else None  # as true as before
     replaced = tuple(sorted(key for key, text in file.metadata.items() if states_scale(key, text)))
     return {key: text for key, text in file.metadata.items() if key not in replaced} | {
         "lora_adapter_metadata": json.dumps(said, indent=2, sort_keys=True),
-        KEY: ours
-        or entry(
-            command("loraforge", "stamp", recorded(file.path), *typed),
-            {"path": recorded(file.path), "format": form.name, "size": file.size, "digest": digest},
-            scale,
-            every,
-            every,
-            "metadata",
-            adapter.base_model,
-            [variant.name for variant in fits(adapter)],
-            history(adapter.metadata),
-            None if doubt(adapter) else adapter.architecture,
-        ),
+        KEY: ours or entry_of(adapter, digest, line, adapter.scalings, "metadata", adapter.base_model),
     }, replaced
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter import fit
 from loraforge.adapter.adapter import Adapter, Step
+from loraforge.adapter.fits import fits
 from loraforge.conversion.prepare import Prepared, refusal
 from loraforge.files.destination import replacing
 from loraforge.files.digest import scan, scan_modules
 from loraforge.files.tensorfile import KEY, RELEASE_EVERY
 from loraforge.scale.origin import entry, history
-from loraforge.text import command, recorded, told
+from loraforge.text import recorded, told
 from loraforge.threads import in_order
 
 if TYPE_CHECKING:
@@ -73,21 +74,22 @@ def _encoded(
 
 
 @contextmanager
-def store(prepared: Prepared, typed: str | None) -> Iterator[Written]:
+def store(prepared: Prepared, typed: str) -> Iterator[Written]:
     """The written files. They get their names if the block ends without an error, and vanish if not.
 
     `typed`: the command that the file records. Raises OutputError if the disk cannot be written.
     """
     with computed(prepared) as made:
-        said = _entry(prepared, made.digest, typed)
+        goes, result, writer = prepared.destination, prepared.result, prepared.writer
+        applied = result.scalings.values()
+        said = entry_of(prepared.adapter, made.digest, typed, applied, writer.stored, result.base_model)
         header, metadata = prepared.header, {**prepared.metadata, KEY: said}
-        goes = prepared.destination
-        with replacing(goes, prepared.writer.size(header), force=prepared.request.force) as folder:
+        with replacing(goes, writer.size(header), force=prepared.request.force) as folder:
             file = folder / goes.names[0]
             file.parent.mkdir(exist_ok=True)
-            sums = prepared.writer.write(file, header, made.tensors, metadata)
-            beside = replace(prepared.result, metadata={**prepared.result.metadata, KEY: said})
-            for name, text in prepared.writer.beside(beside).items():
+            sums = writer.write(file, header, made.tensors, metadata)
+            beside = replace(result, metadata={**result.metadata, KEY: said})
+            for name, text in writer.beside(beside).items():
                 (folder / name).write_text(text, "utf-8")
             yield Written(folder, file, sums, metadata, made.steps, made.digest)
 
@@ -101,19 +103,22 @@ def source(adapter: Adapter, digest: str | None) -> dict[str, Any]:
     return {"path": told(file.path), "format": adapter.source.format, "size": file.size, "digest": digest}
 
 
-def _entry(prepared: Prepared, digest: str | None, typed: str | None) -> str:
-    adapter, described = prepared.adapter, source(prepared.adapter, digest)
-    if prepared.file:
-        described["path"] = recorded(prepared.file.path)
+def entry_of(
+    adapter: Adapter, digest: str | None, typed: str, applied: Iterable[float], stored: str, base: str | None
+) -> str:
+    """Our entry in the header of a file that was made of `adapter`, by the command `typed`."""
+    described = source(adapter, digest)
+    if adapter.source:
+        described["path"] = recorded(adapter.source.file.path)
     return entry(
-        typed or command("loraforge", "convert", described["path"], "--to", prepared.target.name),
+        typed,
         described,
         adapter.scale,
-        prepared.scalings,
-        sorted(set(prepared.result.scalings.values())),
-        prepared.writer.stored,
-        prepared.result.base_model,
-        prepared.fits,
+        adapter.scalings,
+        sorted(set(applied)),
+        stored,
+        base,
+        [variant.name for variant in fits(adapter)],
         history(adapter.metadata),
-        adapter.architecture if prepared.evidence else None,
+        adapter.architecture if adapter.shown or not adapter.source else None,
     )

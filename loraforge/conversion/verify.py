@@ -201,8 +201,7 @@ def _read(source: str | Path, choice: Choice, drop: Sequence[str]) -> tuple[Adap
 
 
 def _side(file: TensorFile, name: str, adapter: Adapter) -> Side:
-    scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
-    return Side(told(file.path), name, adapter.scale, scalings)
+    return Side(told(file.path), name, adapter.scale, adapter.scalings)
 
 
 def _strength(found: Sequence[Comparison]) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.fits import fits
 from loraforge.conversion.prepare import ElementType, Prepared, WriteRequest, prepare
 from loraforge.conversion.prove import Outcome, prove
 from loraforge.conversion.report import Report
@@ -19,6 +20,7 @@ from loraforge.programs.measured import Program, mixed_ranks, programs
 from loraforge.programs.outlook import outlooks
 from loraforge.programs.table import named as named_paths
 from loraforge.scale.rule import Choice
+from loraforge.text import command, recorded
 
 
 def write(
@@ -46,10 +48,12 @@ def write(
     """
     wanted = Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only, pad_ranks)
     place = Path(out) if out else None
+    name = recorded(adapter.source.file.path) if adapter.source else "made-in-python"
+    typed = typed or command("loraforge", "convert", name, "--to", to)
     return written(adapter, WriteRequest(to, place, wanted, dtype, base_model, tuple(drop), dry_run, force), typed)
 
 
-def written(adapter: Adapter, request: WriteRequest, typed: str | None) -> Report:
+def written(adapter: Adapter, request: WriteRequest, typed: str) -> Report:
     """The same, of a request."""
     prepared = prepare(adapter, request)
     if request.dry_run:
@@ -90,12 +94,12 @@ def _report(prepared: Prepared, outcome: Outcome) -> Report:
         architecture=adapter.architecture,
         evidence=prepared.evidence,
         scale=adapter.scale,
-        scalings=prepared.scalings,
+        scalings=adapter.scalings,
         stored=prepared.writer.stored,
         steps=outcome.steps,
         unfetched=prepared.unfetched,
         worst_error=outcome.worst_error,
-        fits=prepared.fits,
+        fits=tuple(variant.name for variant in fits(adapter)),
         base_model=prepared.result.base_model,
         others=dict(adapter.others),
         dropped_modules=prepared.dropped_modules,
@@ -124,7 +128,7 @@ def _odd_ranks(to: str, ranks: Mapping[str, int]) -> Iterator[str]:
 
 def _advice(prepared: Prepared, outcome: Outcome) -> Iterator[str]:
     """What a user should know of scales that switch off, and how to avoid a rounding that can be avoided."""
-    least, dtype = min(prepared.scalings), prepared.request.dtype
+    least, dtype = min(prepared.adapter.scalings), prepared.request.dtype
     if least <= 0:
         yield f"a scale of {least:g}, as you stated it, switches the adapter off or inverts it"
     if not any(step.error for step in outcome.steps):

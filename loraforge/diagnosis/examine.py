@@ -210,11 +210,10 @@ def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
     No verdict: what lies beside a file, or above it, may be of another run. Nor where we wrote the file: its scale is
     another on purpose.
     """
-    scalings = {w.scaling for delta in adapter.modules.values() for w in delta}
-    if adapter.scale.provenance != "recorded" or len(scalings) != 1 or origin(file.metadata).folded:
+    if adapter.scale.provenance != "recorded" or len(adapter.scalings) != 1 or origin(file.metadata).folded:
         return ()
     whose, _ = around(file.path, {path: delta[0].rank for path, delta in adapter.modules.items()}, siblings=False)
-    (mine,) = scalings
+    (mine,) = adapter.scalings
     if whose is None or math.isclose(other := whose[1].scaling(int(whose[1].rank or 1)), mine):
         return ()
     where = as_typed(whose[0], file.path)
@@ -260,8 +259,7 @@ def _in_base(path: str | Path, base: str | Path, stated: Stated, drop: Sequence[
 def _scale(adapter: Adapter) -> str:
     if adapter.scale.provenance == "ambiguous":
         return f"unknown: {adapter.scale.source}"
-    scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
-    return f"{trained(adapter)} ({scale_text(adapter.scale, scalings)})"
+    return f"{trained(adapter)} ({scale_text(adapter.scale, adapter.scalings)})"
 
 
 def _size(found: Numbers) -> str:

@@ -130,8 +130,9 @@ def _load(
             raise LoraforgeError(text, "pip install --upgrade diffusers peft")
         _regroup(transformer)
     notes += _rounding(cast)
-    scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
-    return Loaded(name, len(plans), adapter.scale, scalings, strength, adapter.base_model, (*adapter.notes, *notes))
+    return Loaded(
+        name, len(plans), adapter.scale, adapter.scalings, strength, adapter.base_model, (*adapter.notes, *notes)
+    )
 
 
 def _inner(model: Any) -> Any:

@@ -45,22 +45,18 @@ class RunRequest:
         """The same run, with what it leaves open as in `again`. Raises LoraforgeError if it names adapters."""
         if self.adapters:
             raise LoraforgeError("the manifest names its adapters: give it alone.", "loraforge run --help")
+        words = ("base", "prompt", "negative_prompt", "image", "video", "offload", "anyway")
+        flags = ("tiling", "slicing")
+        same = {name: getattr(again, name) for name in words if not getattr(self, name)}
+        same |= {name: getattr(again, name) for name in flags if getattr(self, name) is None}
         return replace(
             self,
+            **same,
             adapters=tuple(part.path for part in again.adapters),
             strength=self.strength or tuple(part.strength for part in again.adapters),
             stated=self.stated if any(self.stated.values()) else again.stated,
-            base=self.base or again.base,
-            prompt=self.prompt or again.prompt,
-            negative_prompt=self.negative_prompt or again.negative_prompt,
-            image=self.image or again.image,
-            video=self.video or again.video,
             given=again.given(self.given),
-            anyway=again.anyway or self.anyway,
             device=again.device if self.device == "auto" else self.device,
-            offload=self.offload or again.offload,
-            tiling=again.tiling if self.tiling is None else self.tiling,
-            slicing=again.slicing if self.slicing is None else self.slicing,
             again=again,
         )
 
@@ -72,8 +68,5 @@ class RunRequest:
     @property
     def how(self) -> dict[str, Any]:
         """How it is computed."""
-        return {
-            "offload": self.offload or "none",
-            "tiling": self.tiling is not False,
-            "slicing": self.slicing is not False,
-        }
+        tiling, slicing = self.tiling is not False, self.slicing is not False
+        return {"offload": self.offload or "none", "tiling": tiling, "slicing": slicing}

@@ -150,6 +150,7 @@ def _filmed(read: Read, base: str | Path, request: RunRequest, progress: Progres
     made = manifest_of(plan, main.digest, place.parent, factor=shown, **how)
     found = compared(clips) if compare else ()
     others = _write(place, main, made, clips if compare else {}, found, int(str(plan.settings["fps"])))
+    linear = not any(adapter.dora for adapter, _ in read)
     dtype, count = str(plan.settings["torch_dtype"]), int(str(plan.settings["num_inference_steps"]))
     return RunReport(
         base=told(plan.base.path),
@@ -164,7 +165,7 @@ def _filmed(read: Read, base: str | Path, request: RunRequest, progress: Progres
         latents=main.digest,
         probe=None,
         compared=found,
-        effect=effect(found, weights, dtype, count, linear=not _dora(read)) if compare else None,
+        effect=effect(found, weights, dtype, count, linear=linear) if compare else None,
         notes=(*plan.notes, *_repeated(request.again, main)),
     )
 
@@ -188,7 +189,7 @@ def _checked(read: Read, base: str | Path, request: RunRequest, progress: Progre
     steps = iter(range(1, 4))
     transformer = transformer_of(plan, request.device)
     found = probe(
-        transformer.module, transformer.at, transformer.weights(), linear=not _dora(read),
+        transformer.module, transformer.at, transformer.weights(), linear=not any(adapter.dora for adapter, _ in read),
         progress=lambda: progress(next(steps), 3),
     )  # fmt: skip
     return RunReport(
@@ -218,16 +219,11 @@ def _plain(stated: Mapping[str, Any]) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in stated.items()}
 
 
-def _dora(read: Read) -> bool:
-    return any(w.magnitude is not None for adapter, _ in read for delta in adapter.modules.values() for w in delta)
-
-
 def _described(read: Read) -> tuple[dict[str, Any], ...]:
     found = []
     for adapter, strength in read:
-        scalings = sorted({w.scaling for delta in adapter.modules.values() for w in delta})
         at = "at scale" if adapter.scale.program else "trained at"
-        said = f"{at} {', '.join(map(fraction, scalings))}, {adapter.scale.provenance}: {adapter.scale.source}"
+        said = f"{at} {', '.join(map(fraction, adapter.scalings))}, {adapter.scale.provenance}: {adapter.scale.source}"
         path = told(adapter.source.path) if adapter.source else "made in Python"
         found.append({"path": path, "strength": strength, "scale": said})
     return tuple(found)

@@ -181,7 +181,7 @@ def _trained(adapter: Adapter) -> str:
     if steps:
         first = steps[-1]["scale"]
         return f"{', '.join(map(fraction, first['scalings']))} ({first['provenance']}: {first['source']})"
-    scalings = sorted({w.scaling for delta in adapter.modules.values() for w in delta})
+    scalings = adapter.scalings
     return f"{', '.join(map(fraction, scalings))} ({adapter.scale.provenance}: {adapter.scale.portable})"
 
 

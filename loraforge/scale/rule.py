@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from loraforge.text import options
+
 Provenance = Literal["recorded", "given", "assumed", "ambiguous"]
 
 
@@ -70,11 +72,9 @@ class Statement:
     @property
     def options(self) -> tuple[str, ...]:
         """The options of the command line that make it."""
-        values = {"--alpha": self.alpha, "--trained-scale": self.trained_scale}
-        words = {option: f"{value:g}" for option, value in values.items() if value is not None}
-        names = {"--trained-by": self.trained_by, "--as-in": self.as_in}
-        words |= {option: name for option, name in names.items() if name is not None}
-        return *(word for pair in words.items() for word in pair), *["--override-scale"] * self.override
+        numbers = {"alpha": self.alpha, "trained_scale": self.trained_scale}
+        names = {"trained_by": self.trained_by, "as_in": self.as_in, "override_scale": self.override}
+        return tuple(options({**numbers, **names}))
 
 
 @dataclass(frozen=True, slots=True)
