@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraforge.errors import FileError, Try
-from loraforge.files.safetensors import read_safetensors
+from loraforge.files.container import Container
+from loraforge.files.neighbours import TENSORS
+from loraforge.files.safetensors import Safetensors
 from loraforge.files.shards import alone, is_numbered
-from loraforge.files.tensorfile import HEADER_LIMIT, TensorFile
-from loraforge.files.torch_read import read_torch
+from loraforge.files.tensorfile import TensorFile
+from loraforge.files.torch_read import TorchZip
 from loraforge.text import command
 
 _BEGINNINGS = (
@@ -21,8 +23,8 @@ _BEGINNINGS = (
     (b"GGUF", "a GGUF model", None),
     (b"{", "a JSON text", None),
 )
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_SUFFIXES = {"safetensors": (".safetensors",), "torch": (".pt", ".pth", ".bin", ".ckpt")}
+CONTAINERS: tuple[Container, ...] = (TorchZip(), Safetensors())
+"""What is read; the first that recognises a file opens it."""
 
 
 def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
@@ -32,34 +34,31 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
     """
     look = command("ls", "-l", path)
     try:
-        if not path.is_file():
-            raise FileError(f"{path} is no file.", look)
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            head = stream.read(64)
+        head, is_file = b"", path.is_file()
+        if is_file:
+            with path.open("rb") as stream:
+                head = stream.read(64)
+        container = next((container for container in CONTAINERS if container.recognises(head, path)), None)
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.", look) from error
-    if not size:
-        raise FileError(f"{path} is empty (0 bytes): the save or the download failed.", look)
+    if container is None:
+        if not head:
+            what = "empty (0 bytes): the save or the download failed" if is_file else "no file"
+            raise FileError(f"{path} is {what}.", look)
+        raise FileError(*_other(path, head))
     try:
-        if head.startswith(b"PK\x03\x04"):
-            file = read_torch(path)
-        elif 0 < int.from_bytes(head[:8], "little") <= HEADER_LIMIT and head[8:9] in (b"{", b" "):
-            file = read_safetensors(path)
-        else:
-            raise FileError(*_other(path, head))
+        file = container.open(path)
     except FileError as error:
         error.remedies = error.remedies or (Try(look, "who wrote it, and when"),)
         raise
-    warnings = []
-    if path.suffix.lower() not in _SUFFIXES[file.kind]:
-        warnings.append(f"{path.name} is really a {file.kind} file; its suffix says otherwise.")
-    return file, warnings
+    if is_file and path.suffix.lower() not in container.suffixes:
+        return file, [f"{path.name} is really a {container.kind} file; its suffix says otherwise."]
+    return file, []
 
 
 def tensor_files(folder: Path) -> list[Path]:
     """What lies in a folder and is called as tensor files are, one path for each set of shards; safetensors first."""
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES or is_numbered(path)]
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TENSORS or is_numbered(path)]
     files = alone(path for path in files if path.is_file())
     return [path for path in files if ".safetensors" in path.name.lower()] or files
 

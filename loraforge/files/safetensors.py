@@ -1,4 +1,4 @@
-"""TODO."""
+"""The container of safetensors: read, and written in any order of tensors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,27 @@ from safetensors import SafetensorError, safe_open
 
 from loraforge.algebra.dtypes import BYTES, name_of
 from loraforge.errors import FileError
+from loraforge.files.neighbours import SAFETENSORS
 from loraforge.files.tensorfile import HEADER_LIMIT, TensorFile, TensorInfo
 from loraforge.text import command
 
 if TYPE_CHECKING:
     from loraforge.algebra.lora import Array
     from loraforge.files.tensorfile import Chunk
+
+
+class Safetensors:
+    """A length of 8 bytes, a JSON header of that length, and the tensors."""
+
+    kind = "safetensors"
+    suffixes = SAFETENSORS
+
+    def recognises(self, head: bytes, path: Path) -> bool:
+        del path
+        return 0 < int.from_bytes(head[:8], "little") <= HEADER_LIMIT and head[8:9] in (b"{", b" ")
+
+    def open(self, path: Path) -> TensorFile:
+        return read_safetensors(path)
 
 
 def read_safetensors(path: Path) -> TensorFile:

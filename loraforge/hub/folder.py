@@ -16,7 +16,7 @@ from loraforge.errors import FileError, HubError, Try
 from loraforge.files.neighbours import BESIDE
 from loraforge.files.opening import open_tensors
 from loraforge.files.shards import alone, is_index
-from loraforge.files.tensorfile import TensorFile
+from loraforge.files.tensorfile import FileMap, TensorFile
 from loraforge.hub.address import address
 from loraforge.hub.repo import Repo, open_repo
 from loraforge.text import hf, megabytes, stands_for
@@ -64,7 +64,7 @@ class Reached:
             stream.write(head)
         file, warnings = open_tensors(path)
         absent = sum(info.nbytes for info in file.tensors.values()) if len(head) < size else 0
-        return replace(file, absent=absent), warnings
+        return replace(file, maps=(FileMap(path, absent),)), warnings
 
     def whole(self, path: Path) -> tuple[TensorFile, list[str]]:
         """The tensor file that `path` stands for, from the cache of the Hub's client, fetched where it is not there."""
