@@ -16,9 +16,9 @@ from loraforge.errors import LoraforgeError
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/formats.schema.json).")
 def formats(json_: bool) -> None:
     """List the adapter formats: which are read and written, what each can hold, and which package adds it."""
-    from loraforge.format.registry import owners
-    from loraforge.plugin.host import host
+    from loraforge.format.registry import owners, plugins
 
+    packages = {name: plugin.package for name, plugin in plugins().items()}
     rows: list[dict[str, Any]] = [
         {
             "name": name,
@@ -26,7 +26,7 @@ def formats(json_: bool) -> None:
             "writes": form.writer is not None,
             "architectures": sorted(form.layouts),
             "holds": form.storage.text(),
-            "package": host().plugins[owners()[name]].package,
+            "package": packages[owners()[name]],
             "what": form.summary,
         }
         for name, form in loraforge.formats().items()
@@ -88,19 +88,13 @@ def plugins_list(json_: bool) -> None:
     """
     from dataclasses import asdict
 
-    from loraforge.format.registry import owners
-    from loraforge.fusion.choose import backends
-    from loraforge.plugin.host import host
+    from loraforge.format.registry import plugins
 
-    owners()  # asks them all
-    backends()
+    every = plugins().values()
     if json_:
-        click.echo(as_json([asdict(plugin) for plugin in host().plugins.values()]))
+        click.echo(as_json([asdict(plugin) for plugin in every]))
         return
-    rows = [
-        [p.name, p.package, ", ".join(p.adds) or "nothing", "broken" if p.errors else "fine"]
-        for p in host().plugins.values()
-    ]
+    rows = [[p.name, p.package, ", ".join(p.adds) or "nothing", "broken" if p.errors else "fine"] for p in every]
     table(["plugin", "package", "adds", "state"], rows)
     _tell_broken()
 
@@ -147,9 +141,9 @@ def plugins_check(file: Path) -> None:
 
 
 def _tell_broken() -> None:
-    from loraforge.plugin.host import host
+    from loraforge.format.registry import broken
 
-    for plugin in host().broken():
+    for plugin in broken():
         remedy = f"   # {plugin.remove}" if plugin.remove else ""
         say(
             "warning: ", f"plugin {plugin.name} ({plugin.package}): {'; '.join(plugin.errors)}{remedy}", colour="yellow"

@@ -119,7 +119,7 @@ def _diffsynth(file: TensorFile) -> bool:
 
 
 def _installed(form: str) -> bool:
-    return any(data.get("format", {}).get("name") == form for _, data, _ in data_files())
+    return any(file.tables.get("format", {}).get("name") == form for file in data_files())
 
 
 def _spelled(start: str, form: str) -> Callable[[TensorFile], bool]:
