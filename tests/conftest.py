@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from helpers.oracle import SAT_CASES, Case
 from hypothesis import settings
-from oracle import SAT_CASES, Case
 
 from loraforge.cli.app import main
-from loraforge.plugin import host
+from loraforge.plugin.registry import Registry, use
 
 # What is installed beside loraforge must not change its own tests; those of plugins ask for them.
 os.environ["LORAFORGE_PLUGINS"] = ""
@@ -39,7 +39,7 @@ def cli(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def hub():
     """A Hub on loopback, of this test only."""
-    from hub import Hub
+    from helpers.hub import Hub
 
     with Hub() as hub:
         yield hub
@@ -51,7 +51,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     made: dict[Any, Path] = {}
 
     def folder(kind: str, **options: Any) -> Path:
-        from pipelines import pipeline_folder  # needs torch, which most tests do without
+        from helpers.pipelines import pipeline_folder  # needs torch, which most tests do without
 
         key = (kind, *sorted(options.items()))
         if key not in made:
@@ -67,5 +67,4 @@ def no_plugins_of_this_machine(tmp_path_factory: pytest.TempPathFactory, monkeyp
     for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path_factory.getbasetemp() / name.lower()))
     yield
-    if host.forget_files():
-        host.forget()
+    use(Registry())

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import loraforge
-from loraforge.cli.console import PATH, as_json, say, table
+from loraforge.cli.console import PATH, as_json, say
 from loraforge.errors import LoraforgeError
 
 
@@ -16,9 +16,10 @@ from loraforge.errors import LoraforgeError
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/formats.schema.json).")
 def formats(json_: bool) -> None:
     """List the adapter formats: which are read and written, what each can hold, and which package adds it."""
-    from loraforge.format.registry import owners, plugins
+    from loraforge.cli.screen import table
+    from loraforge.format.registry import known_plugins, owners
 
-    packages = {name: plugin.package for name, plugin in plugins().items()}
+    packages = {name: plugin.package for name, plugin in known_plugins().items()}
     rows: list[dict[str, Any]] = [
         {
             "name": name,
@@ -51,6 +52,7 @@ def layouts(name: str | None, kind: str | None) -> None:
       loraforge layouts cogvideox
       loraforge layouts cogvideox --mermaid
     """
+    from loraforge.cli.screen import table
     from loraforge.names import picture
     from loraforge.names.catalog import architecture, architectures
 
@@ -88,9 +90,10 @@ def plugins_list(json_: bool) -> None:
     """
     from dataclasses import asdict
 
-    from loraforge.format.registry import plugins
+    from loraforge.cli.screen import table
+    from loraforge.format.registry import known_plugins
 
-    every = plugins().values()
+    every = known_plugins().values()
     if json_:
         click.echo(as_json([asdict(plugin) for plugin in every]))
         return

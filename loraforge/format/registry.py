@@ -60,7 +60,9 @@ def read_formats(registry: Registry) -> Reading[Formats]:
             continue
         form = DataFormat(file.tables["format"])
         layouts = form.layouts_in(known)
-        unknown = [f"{arch}/{used}" for arch, used in layouts.items() if arch in known and used not in known[arch].layouts]
+        unknown = [
+            f"{arch}/{used}" for arch, used in layouts.items() if arch in known and used not in known[arch].layouts
+        ]
         if not unknown and not layouts.keys() & known.keys():
             unknown = [f"{arch}/{used}" for arch, used in layouts.items()] or ["of the name it gives"]
         if unknown:
@@ -73,7 +75,7 @@ def read_formats(registry: Registry) -> Reading[Formats]:
 _READERS = (load, read_data_files, read_architectures, read_formats, read_backends)
 
 
-def plugins() -> dict[str, Plugin]:
+def known_plugins() -> dict[str, Plugin]:
     """Every plugin by name, with all that it adds and all that is wrong with it."""
     readings: list[Reading[Any]] = [current().read(reader) for reader in _READERS]
     return {
@@ -88,7 +90,7 @@ def plugins() -> dict[str, Plugin]:
 
 def broken() -> list[Plugin]:
     """The plugins with something wrong."""
-    return [plugin for plugin in plugins().values() if plugin.errors]
+    return [plugin for plugin in known_plugins().values() if plugin.errors]
 
 
 def formats() -> Mapping[str, Format]:
@@ -118,5 +120,3 @@ def named(name: str, flag: str = "--from") -> Format:
         text = f"there is no format {name!r}; there are {', '.join(formats())}."
         raise FormatError(text, *(faulty[:3] or [Try(command("loraforge", "formats"))]))
     return formats()[name]
-
-
