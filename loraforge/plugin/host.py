@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -103,10 +104,10 @@ def _wanted(files: tuple[Path, ...]) -> Iterator[tuple[Plugin, Callable[[], Any]
             yield plugin, point.load
     for path in _user_files():
         if only is None or path.stem in only:
-            yield Plugin(path.stem, str(path), command("rm", path)), lambda path=path: Toml(path)
+            yield Plugin(path.stem, str(path), command("rm", path)), partial(Toml, path)
     for path in files:
         plugin = Plugin(path.stem, str(path), f"leave out --plugin {command(path)}")
-        yield plugin, lambda path=path: _from_file(path)
+        yield plugin, partial(_from_file, path)
 
 
 class Toml:

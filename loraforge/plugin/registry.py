@@ -44,18 +44,17 @@ class Registry:
         return reading
 
 
-_current = Registry()
+_in_use = [Registry()]
 
 
 def current() -> Registry:
     """The registry of this process."""
-    return _current
+    return _in_use[0]
 
 
 def use(registry: Registry) -> None:
     """Make this the registry of the process."""
-    global _current
-    _current = registry
+    _in_use[0] = registry
 
 
 def use_plugin(path: str | Path) -> None:
