@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from loraforge.errors import FileError, HubError, Try
-from loraforge.files.neighbours import BESIDE
+from loraforge.files.neighbours import BESIDE, TENSORS
 from loraforge.files.opening import open_tensors
 from loraforge.files.shards import alone, is_index
 from loraforge.files.tensorfile import FileMap, TensorFile
@@ -28,7 +28,6 @@ _LONGEST = 1 << 24
 _CONFIGS = frozenset({*BESIDE, "adapter_config.json", "model_config.yaml"})
 _MOST = 1 << 20
 """Bytes of a configuration that is fetched."""
-TENSORS = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import tomli
 
 from loraforge.errors import FormatError, LoraforgeError
 from loraforge.names import bijection
@@ -16,6 +13,7 @@ from loraforge.names.layout import Architecture
 from loraforge.plugin.datafile import read
 from loraforge.plugin.host import load
 from loraforge.plugin.registry import Reading, Registry, current
+from loraforge.tables import package_table
 from loraforge.text import command
 
 BUILT_IN_FILES = ("cogvideox",)
@@ -60,16 +58,15 @@ def read_architectures(registry: Registry) -> Reading[Known]:
 
 def _assembled(files: Iterable[DataTables]) -> Reading[Known]:
     """The built-in architectures with the layouts of data files. One with a fault is noted and left out."""
-    folder = Path(__file__).parent / "architectures"
-    tables = {name: tomli.loads((folder / f"{name}.toml").read_text("utf-8")) for name in BUILT_IN_FILES}
+    tables = {name: package_table(f"names/architectures/{name}") for name in BUILT_IN_FILES}
     known = {name: bijection.parse(data, f"{name}.toml") for name, data in tables.items()}
     reading = Reading((known, tables))
     with_layouts = (file for file in files if "layouts" in file.tables)
     for file in sorted(with_layouts, key=lambda file: "segments" not in file.tables):  # whole architectures first
         try:
-            table = joined(file.tables, tables)
-            name = table["architecture"]
-            known[name], tables[name] = bijection.parse(table, file.name), table
+            whole = joined(file.tables, tables)
+            name = whole["architecture"]
+            known[name], tables[name] = bijection.parse(whole, file.name), whole
             reading.adds += [(file.owner, f"layout {name}/{new}") for new in file.tables["layouts"]]
         except LoraforgeError as error:
             reading.fault(file.owner, error.message)
