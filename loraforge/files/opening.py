@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from loraforge.errors import FileError, Try
-from loraforge.files.container import Container
-from loraforge.files.neighbours import TENSORS
-from loraforge.files.safetensors import Safetensors
+from loraforge.files.neighbours import SAFETENSORS, TENSORS, TORCH
+from loraforge.files.safetensors import begins_safetensors, read_safetensors
 from loraforge.files.shards import alone, is_numbered
 from loraforge.files.tensorfile import TensorFile
-from loraforge.files.torch_read import TorchZip
+from loraforge.files.torch_read import read_torch
 from loraforge.text import command
 
 _BEGINNINGS = (
@@ -23,8 +24,27 @@ _BEGINNINGS = (
     (b"GGUF", "a GGUF model", None),
     (b"{", "a JSON text", None),
 )
-CONTAINERS: tuple[Container, ...] = (TorchZip(), Safetensors())
-"""What is read; the first that recognises a file opens it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One way to store tensors, in a file or in a folder of files."""
+
+    kind: str
+    """What messages call it, and `TensorFile.kind`."""
+    suffixes: tuple[str, ...]
+    """A file of another suffix is read all the same, with a warning."""
+    recognises: Callable[[bytes, Path], bool]
+    """Whether a path is one, by its first 64 bytes (none for a folder) and its name."""
+    open: Callable[[Path], TensorFile]
+    """Reads names, shapes and metadata, and runs nothing of the file. Raises FileError where that is impossible."""
+
+
+CONTAINERS = (
+    Container("torch", TORCH, lambda head, _: head.startswith(b"PK\x03\x04"), read_torch),
+    Container("safetensors", SAFETENSORS, lambda head, _: begins_safetensors(head), read_safetensors),
+)
+"""All that are read; the first that recognises a path opens it. Another one is a line here and a file beside this."""
 
 
 def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 
 from loraforge.algebra.dtypes import BYTES, name_of
 from loraforge.errors import FileError
-from loraforge.files.neighbours import SAFETENSORS
 from loraforge.files.tensorfile import HEADER_LIMIT, TensorFile, TensorInfo
 from loraforge.text import command
 
@@ -22,18 +21,9 @@ if TYPE_CHECKING:
     from loraforge.files.tensorfile import Chunk
 
 
-class Safetensors:
-    """A length of 8 bytes, a JSON header of that length, and the tensors."""
-
-    kind = "safetensors"
-    suffixes = SAFETENSORS
-
-    def recognises(self, head: bytes, path: Path) -> bool:
-        del path
-        return 0 < int.from_bytes(head[:8], "little") <= HEADER_LIMIT and head[8:9] in (b"{", b" ")
-
-    def open(self, path: Path) -> TensorFile:
-        return read_safetensors(path)
+def begins_safetensors(head: bytes) -> bool:
+    """Whether a file begins with the length of a header, and the header as JSON."""
+    return 0 < int.from_bytes(head[:8], "little") <= HEADER_LIMIT and head[8:9] in (b"{", b" ")
 
 
 def read_safetensors(path: Path) -> TensorFile:

@@ -10,7 +10,6 @@ from typing import Any
 
 from loraforge.algebra.dtypes import BYTES
 from loraforge.errors import FileError
-from loraforge.files.neighbours import TORCH
 from loraforge.files.pickles import MOST_BYTES, Global, HostileError, Opaque, load
 from loraforge.files.tensorfile import KEY, TensorFile, TensorInfo
 from loraforge.text import command
@@ -36,20 +35,6 @@ class _Storage:
     dtype: str
     offset: int
     nbytes: int
-
-
-class TorchZip:
-    """What torch.save has written since 2020."""
-
-    kind = "torch"
-    suffixes = TORCH
-
-    def recognises(self, head: bytes, path: Path) -> bool:
-        del path
-        return head.startswith(b"PK\x03\x04")
-
-    def open(self, path: Path) -> TensorFile:
-        return read_torch(path)
 
 
 def read_torch(path: Path) -> TensorFile:

@@ -103,4 +103,4 @@ class DataFormat:
         return matching(hits, self.layouts, self.style.sep, wanted) if hits else None
 
     def _paths(self, file: TensorFile) -> list[str]:
-        return [hit.path for key in file.tensors if (hit := self.style.parse(key))]
+        return [hit.path for hit in self.style.hits(file.tensors)]

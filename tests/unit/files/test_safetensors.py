@@ -71,20 +71,15 @@ def test_of_a_header_alone_there_are_shapes_and_no_numbers(tmp_path: Path) -> No
         assert refused.value.remedies[0].command == "--fetch"
 
 
-class Folder:
+def open_folder(path: Path) -> TensorFile:
     """A container of several files: one for each tensor, after two bytes of something else."""
+    names = (path / "names").read_text().split()
+    maps = tuple(FileMap(path / name) for name in names)
+    tensors = {name: TensorInfo("F16", (len(name), 2), 2, map=n) for n, name in enumerate(names)}
+    return TensorFile(path, "folder", 0, tensors, maps=maps)
 
-    kind = "folder"
-    suffixes = ()
 
-    def recognises(self, head: bytes, path: Path) -> bool:
-        return not head and (path / "names").is_file()
-
-    def open(self, path: Path) -> TensorFile:
-        names = (path / "names").read_text().split()
-        maps = tuple(FileMap(path / name) for name in names)
-        tensors = {name: TensorInfo("F16", (len(name), 2), 2, map=n) for n, name in enumerate(names)}
-        return TensorFile(path, self.kind, 0, tensors, maps=maps)
+FOLDER = opening.Container("folder", (), lambda head, path: not head and (path / "names").is_file(), open_folder)
 
 
 def test_a_container_is_one_object_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +90,7 @@ def test_a_container_is_one_object_of_a_table(tmp_path: Path, monkeypatch: pytes
         (tmp_path / name).write_bytes(b"??" + numbers.tobytes())
     with pytest.raises(FileError, match="is no file"):
         opening.open_tensors(tmp_path)
-    monkeypatch.setattr(opening, "CONTAINERS", (*opening.CONTAINERS, Folder()))
+    monkeypatch.setattr(opening, "CONTAINERS", (*opening.CONTAINERS, FOLDER))
     file, warnings = opening.open_tensors(tmp_path)
     assert (file.kind, warnings, file.spread) == ("folder", [], True)
     file.scatter()

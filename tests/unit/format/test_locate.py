@@ -6,6 +6,7 @@ import hashlib
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.errors import FileError, LoraforgeError
+from loraforge.files import opening
 from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import TensorFile
-from loraforge.files.torch_read import TorchZip, read_torch
+from loraforge.files.torch_read import read_torch
 
 SILENT = DATA / "diffusers_save_lora_weights_nometa" / "pytorch_lora_weights.safetensors"
 PEFT = DATA / "peft_plain"
@@ -146,12 +148,12 @@ def test_a_renamed_part_says_so_itself(tmp_path: Path, cli, monkeypatch: pytest.
     shutil.copy(run(tmp_path) / CHECKPOINT, tmp_path / "style.pt")
     assert cli("inspect", tmp_path / "style.pt").exit_code == 0
 
-    def of_two(_: TorchZip, path: Path) -> TensorFile:
+    def of_two(path: Path) -> TensorFile:
         file = read_torch(path)
         file.counts = {"mp_world_size": 2}
         return file
 
-    monkeypatch.setattr(TorchZip, "open", of_two)
+    monkeypatch.setattr(opening, "CONTAINERS", (replace(opening.CONTAINERS[0], open=of_two),))
     refused(cli, tmp_path / "style.pt", tmp_path)
 
 
