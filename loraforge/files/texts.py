@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from loraforge.errors import FileError, ScaleError, Try
+from loraforge.errors import FileError, ScaleError, adding
 from loraforge.text import command, shown
 
 
@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> Any:
     except Exception as error:  # PyYAML raises what it likes on odd text, as an IndexError for `!!int ""`
         raise ScaleError(
             f"{path} cannot be read as YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
-            Try("--alpha 1 --override-scale", "if the run did not set lora_alpha"),
+            adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha"),
         ) from error
     if large:
         raise ScaleError(f"{path} has more than 256 kB: it is no training YAML.", command("ls", "-l", path))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loraforge.errors import FormatError, Try
+from loraforge.errors import FormatError, Try, adding
 from loraforge.format.builtin import FORMATS
 from loraforge.format.data import DataFormat
 from loraforge.format.protocol import Format
@@ -115,7 +115,7 @@ def named(name: str, flag: str = "--from") -> Format:
                 + "; ".join(f"{f.name}, {f.summary}" for f in family)
                 + ". Which?"
             )
-            raise FormatError(text, *(Try(f"{flag} {f.name}", f.summary) for f in family))
+            raise FormatError(text, *(adding(flag, f.name, why=f.summary) for f in family))
         faulty = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in broken()]
         text = f"there is no format {name!r}; there are {', '.join(formats())}."
         raise FormatError(text, *(faulty[:3] or [Try(command("loraforge", "formats"))]))

@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import LoraforgeError, adding
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import Template
 from loraforge.tables import package_table
@@ -152,7 +152,9 @@ def runtime(name: str) -> Runtime:
     """A program by name. Raises LoraforgeError with the names there are."""
     if name not in runtimes():
         text = f"there is no runtime {name!r}; there are {', '.join(runtimes())}."
-        raise LoraforgeError(text, *(Try(f"--runtime {known}", entry.title) for known, entry in runtimes().items()))
+        raise LoraforgeError(
+            text, *(adding("--runtime", known, why=entry.title) for known, entry in runtimes().items())
+        )
     return runtimes()[name]
 
 
