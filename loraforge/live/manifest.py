@@ -139,10 +139,9 @@ def read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
     except (ValueError, RecursionError) as error:
-        fault = str(error)
+        fault = str(error).partition("\n")[0][:200]
     if fault:
-        why = fault.partition("\n")[0][:200]
-        raise FileError(f"{path} is no manifest of `loraforge run`: {why}.", command("ls", "-l", path))
+        raise FileError(f"{path} is no manifest of `loraforge run`: {fault}.", command("ls", "-l", path))
     found = {key: value for key, value in said.items() if key != "schema"}
     for key in ("base", "image", "video"):
         found[key] = found[key] and _from(found[key], path.parent)

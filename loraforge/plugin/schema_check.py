@@ -141,9 +141,9 @@ def _problem(text: str, error: Any) -> Problem:
 
 
 def first_fault(document: object, name: str) -> str:
-    """What is wrong with a document by the schema of this name, and where; empty if nothing is."""
+    """What is wrong with a document by the schema of this name, and where, in one line; empty if nothing is."""
     error = best_match(Draft202012Validator(json.loads(schema(name))).iter_errors(document))
     if error is None:
         return ""
     where = "/".join(map(str, error.absolute_path))
-    return f"{where}: {error.message}" if where else error.message
+    return f"{where + ': ' if where else ''}{error.message}".partition("\n")[0][:200]

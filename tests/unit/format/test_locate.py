@@ -153,7 +153,7 @@ def test_a_renamed_part_says_so_itself(tmp_path: Path, cli, monkeypatch: pytest.
         file.counts = {"mp_world_size": 2}
         return file
 
-    monkeypatch.setattr(opening, "CONTAINERS", (replace(opening.CONTAINERS[0], open=of_two),))
+    monkeypatch.setattr(opening, "CONTAINERS", (replace(opening.CONTAINERS[0], open=of_two), opening.CONTAINERS[1]))
     refused(cli, tmp_path / "style.pt", tmp_path)
 
 
