@@ -52,7 +52,7 @@ def left_out(file: T, patterns: Sequence[str]) -> tuple[T, tuple[str, ...]]:
     others = Counter(kind for key in sorted(gone) if (kind := _kind(key)) and _module(key) not in whole)
     note = ", ".join(f"{count} {kind}" for kind, count in others.items())
     notes = (f"left out, as --drop says: {note}",) if note else ()
-    return file.hiding(tensors=kept, dropped=tuple(sorted(gone))), notes
+    return replace(file, tensors=kept, dropped=tuple(sorted(gone))), notes
 
 
 def without(
