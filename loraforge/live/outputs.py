@@ -1,4 +1,4 @@
-"""TODO."""
+"""The files that a run writes: where they go, and in which order they are written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _place(
     out: str | Path | None, read: Sequence[tuple[Adapter, float]], compare: Sequence[float],
     inputs: Sequence[str | Path], *, force: bool,
 ) -> Path:  # fmt: skip
-    """Where the video goes. Raises OutputError where something is there already, or the name is of another kind."""
+    """The path of the video. Raises OutputError if a file exists (unless `force`), or if the path cannot be written."""
     source = read[0][0].source
     default = f"{source.run if source else 'run'}.mp4"
     place = Path(out) if out else Path(default)
@@ -45,13 +45,16 @@ def _manifest_name(place: Path) -> Path:
 
 
 def _write(
-    place: Path, clip: Clip, made: Manifest, clips: Mapping[float, Clip], found: Sequence[Compared], fps: int
+    place: Path, clip: Clip, manifest: Manifest, clips: Mapping[float, Clip], results: Sequence[Compared], fps: int
 ) -> tuple[Path, ...]:
-    """The video and what lies beside it, the manifest last: where there is one, all of it is there."""
+    """Write the video and the files beside it, the manifest last: if it exists, the others are complete.
+
+    Returns the paths of the comparison pictures.
+    """
     _manifest_name(place).unlink(missing_ok=True)
     write_video(place, clip.frames, fps, force=True)
-    others = pictures(clips, found, place, fps) if clips else ()
+    others = pictures(clips, results, place, fps) if clips else ()
     temporary = place.with_name(f".{place.stem}.json.part")
-    temporary.write_text(made.text(), "utf-8")
+    temporary.write_text(manifest.text(), "utf-8")
     temporary.replace(_manifest_name(place))
     return others
