@@ -74,6 +74,8 @@ class Adapter:
     """Place -> a LoraConfig that was stored with the adapter there."""
     shown: str = ""
     """What proves its architecture; empty if only the module names fit, which other models have too."""
+    ranks_recorded: bool = False
+    """Whether the rank was recorded along with the scale, and agreed with the tensors when the adapter was read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from loraforge.conversion.evidence import read_adapter
 from loraforge.conversion.real_loader import load_back
 from loraforge.conversion.report import scale_text
 from loraforge.document import Document
-from loraforge.errors import LoraforgeError, as_commands
+from loraforge.errors import LoraforgeError, adding, as_commands
 from loraforge.files.digest import scan
 from loraforge.files.shards import Shards
 from loraforge.format.locate import locate
@@ -143,9 +143,9 @@ def verify(
     Raises a LoraforgeError when one of them cannot be read.
     """
     if (b is None) == (in_ is None):
-        raise LoraforgeError("give two adapters, or one and the loader to try it in.", "--in diffusers")
+        raise LoraforgeError("give two adapters, or one and the loader to try it in.", adding("--in", "diffusers"))
     if base and not in_:
-        raise LoraforgeError("--base goes with --in: it is the model the loader fills.", "--in diffusers")
+        raise LoraforgeError("--base goes with --in: it is the model the loader fills.", adding("--in", "diffusers"))
 
     said = statement(
         alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
@@ -211,7 +211,7 @@ def _read(source: str | Path, choice: Choice, drop: Sequence[str]) -> tuple[Adap
     try:
         adapter, _ = without(read_adapter(form, file, choice), drop, file)
     except LoraforgeError as error:
-        if all(remedy.command.startswith(STATES) for remedy in error.remedies):
+        if all(remedy.gives_only(STATES) for remedy in error.remedies):
             raise
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
     return adapter, (*place.notes, *adapter.notes), file, form.name

@@ -102,6 +102,10 @@ class Cast:
         return self.wanted.off(self.held.A, self.held.B)
 
 
+class TypeTooNarrowError(LoraforgeError):
+    """The type of the transformer cannot hold the adapter's numbers, or cannot be computed with."""
+
+
 def placed(transformer: Any, updates: Mapping[str, Update]) -> dict[str, Cast]:
     """Every update converted to the type of its layer, with its place.
 
@@ -116,7 +120,8 @@ def placed(transformer: Any, updates: Mapping[str, Update]) -> dict[str, Cast]:
         if why := next((why for why, hinders in _HINDERED.items() if hinders(cast)), None):
             problems.setdefault(why, []).append(path)
     for why, paths in problems.items():
-        raise LoraforgeError(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *_REMEDIES[why])
+        kind = TypeTooNarrowError if why in _OF_TYPE else LoraforgeError
+        raise kind(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *_REMEDIES[why])
     return casts
 
 
@@ -146,6 +151,8 @@ _HINDERED: Mapping[str, Callable[[Cast], bool]] = {
     _ROUNDED: lambda cast: cast.off > CEILING,
 }
 """Obstacle -> whether it applies. Checked in this order, before the transformer is changed."""
+_OF_TYPE = (_FLOAT8, _LARGE, _ROUNDED)
+"""The obstacles that a wider type of the transformer removes."""
 _WIDER = Try("pipe.transformer.to(torch.bfloat16)", "before load_into; or torch.float32")
 _REMEDIES: Mapping[str, tuple[Try, ...]] = {
     _META: (Try("pipe = DiffusionPipeline.from_pretrained(...)", "which fills the weights; then load_into"),),

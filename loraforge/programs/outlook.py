@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.errors import LoraforgeError
@@ -22,6 +22,8 @@ from loraforge.scale.rule import Choice
 if TYPE_CHECKING:
     from loraforge.files.tensorfile import TensorFile
     from loraforge.programs.table import Outcome, Run, Runtime
+
+_MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 
 Memo = dict[tuple[Any, ...], Adapter | None]
 """The visible keys and entries of a file -> the adapter read from them, or None."""
@@ -50,6 +52,14 @@ class Outlook:
     program: str = ""
     run: tuple[Run, ...] = ()
     """The versions that were run on adapters of this architecture; empty if only its source code was read."""
+    lacks: bool = False
+    """Whether it stops because a header entry lacks a field, so that a complete entry helps."""
+    bare: bool = False
+    """Whether it ignores the magnitudes of a DoRA."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row of the JSON document of `doctor`."""
+        return {key: value for key, value in asdict(self).items() if key not in ("lacks", "bare")}
 
     @property
     def mark(self) -> str:
@@ -67,7 +77,8 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
     program, title = program.of(file), program.title
     outcomes, kept = _outcomes(program, file, adapter)
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
-    raising = next(stops(program, file, outcomes, ranks), "")
+    stop = next(stops(program, file, outcomes, ranks), Stop(""))
+    raising = stop.at
     applied = _applied_scalings(program, form, file, kept, {} if memo is None else memo)
     if program.whole and len(applied) < len(adapter.modules):
         applied = {}
@@ -97,6 +108,8 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
         otherwise,
         program.program,
         program.run if adapter.architecture == program.architecture else (),
+        stop.lacks,
+        any(kind.startswith(_MAGNITUDES) for kind in lost),
     )
 
 
@@ -122,30 +135,37 @@ def outlooks(form: Format, file: TensorFile, adapter: Adapter) -> tuple[Outlook,
     return tuple(outlook(program, form, file, adapter, memo) for program in runtimes().values())
 
 
+class Stop(NamedTuple):
+    """One thing at which a program stops: a key, a header entry or a missing file, in `at`."""
+
+    at: str
+    lacks: bool = False
+    """Whether it is a header entry that lacks a field."""
+
+
 def stops(
     program: Runtime, file: TensorFile, outcomes: Mapping[str, Outcome], ranks: Mapping[str, int]
-) -> Iterator[str]:
+) -> Iterator[Stop]:
     """The things in this file at which the program stops with an error, the first one first."""
     if program.always:
-        yield program.always
-    yield from (key for key, outcome in outcomes.items() if outcome == "raises")
+        yield Stop(program.always)
+    yield from (Stop(key) for key, outcome in outcomes.items() if outcome == "raises")
     if program.every_key:
-        yield from (key for key in outcomes if program.every_key not in key and "dora_scale" not in key)
+        yield from (Stop(key) for key in outcomes if program.every_key not in key and "dora_scale" not in key)
     if any(key.startswith(program.prefixes) for key in outcomes):  # else Diffusers returns before it reads the header
-        yield from filter(None, [_stops_at_header(program, file)])
+        yield from _stops_at_header(program, file)
     if program.convolution == "raises":
         applied = (key for key, outcome in outcomes.items() if outcome == "applied")
-        yield from (f"{key}, a convolution" for key in applied if len(file.tensors[key].shape) > 2)
+        yield from (Stop(f"{key}, a convolution") for key in applied if len(file.tensors[key].shape) > 2)
     if program.rank:
-        yield from (
-            f"{path} of rank {rank}: it takes {program.rank}" for path, rank in ranks.items() if rank != program.rank
-        )
+        odd = ((path, rank) for path, rank in ranks.items() if rank != program.rank)
+        yield from (Stop(f"{path} of rank {rank}: it takes {program.rank}") for path, rank in odd)
     if program.needs and not (file.path.parent / program.needs).is_file():
-        yield program.needs
+        yield Stop(program.needs)
     elif program.config_fields or program.config_needs:
-        yield from _stops_at_config(program, file.path.parent / program.needs)
+        yield from map(Stop, _stops_at_config(program, file.path.parent / program.needs))
     if program.files and file.path.name not in program.files:
-        yield program.files[0]
+        yield Stop(program.files[0])
 
 
 def _stops_at_config(program: Runtime, config: Path) -> Iterator[str]:
@@ -159,23 +179,23 @@ def _stops_at_config(program: Runtime, config: Path) -> Iterator[str]:
         yield from (f"{config.name} without {name}" for name in program.config_needs if fields.get(name) is None)
 
 
-def _stops_at_header(program: Runtime, file: TensorFile) -> str:
-    """The field of a header entry that stops the program, or the entry if it cannot use it at all; else ""."""
+def _stops_at_header(program: Runtime, file: TensorFile) -> Iterator[Stop]:
+    """The fields of header entries that stop the program, or an entry that it cannot use at all."""
     for entry in program.sees & file.metadata.keys():
         try:
             fields = json.loads(file.metadata[entry])
         except (ValueError, RecursionError):
-            return entry
+            yield Stop(entry)
+            continue
         is_object, prefix = isinstance(fields, dict), program.header_prefix
         names = [name.removeprefix(prefix) for name in fields if name.startswith(prefix)] if is_object else []
         if program.header_fields and not names:
-            return entry
+            yield Stop(entry)
         for name in program.header_needs if is_object else ():
             if fields.get(f"{prefix}{name}") is None:
-                return f"KeyError {name!r} in {entry}"
-        if unknown := [name for name in names if program.header_fields and name not in program.header_fields]:
-            return f"{unknown[0]} in {entry}"
-    return ""
+                yield Stop(f"KeyError {name!r} in {entry}", lacks=True)
+        unknown = [name for name in names if program.header_fields and name not in program.header_fields]
+        yield from (Stop(f"{name} in {entry}") for name in unknown)
 
 
 def _applied_scalings(
@@ -237,4 +257,4 @@ def _otherwise(outcomes: Mapping[str, Outcome], adapter: Adapter, applied: Mappi
 
 
 def _is_magnitude(key: str) -> bool:
-    return "lora_magnitude_vector" in key or "dora_scale" in key
+    return any(word in key for word in _MAGNITUDES)
