@@ -61,7 +61,7 @@ def probe(
     if not all(map(math.isfinite, (*changes, weights))):
         kind = str(transformer.dtype).removeprefix("torch.")
         raise LoraforgeError(
-            f"the transformer's output is NaN or infinity in {kind} with the adapters on: no number can be said of it.",
+            f"the transformer's output is NaN or infinity in {kind} with the adapters on: no effect can be measured.",
             adding("--settings", "torch_dtype=float32", why="a wider type"),
             adding("--strength", "1", why="as trained"),
         )

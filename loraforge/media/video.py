@@ -56,11 +56,11 @@ def write_video(path: Path, frames: Iterable[Frames], fps: int, *, force: bool =
     no frames or their shapes differ, or if ffmpeg fails; LoraforgeError if there is no ffmpeg.
     """
     if path.suffix.lower() != ".mp4":
-        raise OutputError(f"{path}: what is written is an MP4 film.", adding("-o", path.with_suffix(".mp4")))
+        raise OutputError(f"{path}: the name of the video must end in .mp4.", adding("-o", path.with_suffix(".mp4")))
     if fps < 1:
         raise OutputError(f"{path}: a film of {fps} frames per second does not move.", adding("--fps", "8"))
-    place = destination(path.parent, "", (path.name,), (), force=force)
-    with replacing(place, 0, force=force) as folder:
+    target = destination(path.parent, "", (path.name,), (), force=force)
+    with replacing(target, 0, force=force) as folder:
         feed = _checked(frames, path)
         first = next(feed, None)
         if first is None:
@@ -68,10 +68,10 @@ def write_video(path: Path, frames: Iterable[Frames], fps: int, *, force: bool =
         height, width = first.shape[:2]
         size = f"{width + width % 2}x{height + height % 2}"
         words = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", size, "-framerate", str(fps), "-i", "pipe:0"]
-        told = _encode([*words, *_ENCODING, f"file:{folder / path.name}"], _padded(first, feed))
-        if told is not None:
+        failure = _encode([*words, *_ENCODING, f"file:{folder / path.name}"], _padded(first, feed))
+        if failure is not None:
             raise OutputError(
-                f"{path} cannot be written: ffmpeg {told}.", adding("-o", Path.home() / path.name, why="elsewhere")
+                f"{path} cannot be written: ffmpeg {failure}.", adding("-o", Path.home() / path.name, why="elsewhere")
             )
 
 
