@@ -94,13 +94,13 @@ def compare(
     def judge(item: tuple[str, Delta, Delta]) -> Comparison:
         path, one, other = item
         _comparable(path, one, other)
-        want, got = _applied(one), _applied(other)
-        if want.shape != got.shape:
-            raise VerificationError(f"{path}: {want.shape[0]} rows on one side, {got.shape[0]} on the other.")
-        error = np.sqrt(np.square(got - want).mean(axis=1))
+        expected, actual = _applied(one), _applied(other)
+        if expected.shape != actual.shape:
+            raise VerificationError(f"{path}: {expected.shape[0]} rows on one side, {actual.shape[0]} on the other.")
+        error = np.sqrt(np.square(actual - expected).mean(axis=1))
         lengths = _lengths(path, one, other)
         if not error.any() and lengths is None:  # so it is if only powers of two were moved
-            return Comparison(path, 0.0, len(error), 0, 1.0 if want.any() else np.nan, 0.0)
+            return Comparison(path, 0.0, len(error), 0, 1.0 if expected.any() else np.nan, 0.0)
         size = _size(one)
         share = EXACT
         if is_rounded(path):
@@ -112,15 +112,15 @@ def compare(
         worst = error / np.where(size > 0, size, 1.0)
         if lengths is not None:
             off, worst = off | ~(lengths <= share), np.maximum(worst, lengths)
-        rounding, wanted = not off.any(), np.sqrt(np.square(want).mean(axis=1))
-        apart, whole = float(np.linalg.norm(error)), float(np.linalg.norm(wanted))
-        if apart > max(CEILING * whole, _NOISE * float(np.linalg.norm(size))):
-            off |= error > CEILING * wanted
-        strength = float(np.vdot(want, got) / np.vdot(want, want)) if want.any() else np.nan
-        rest = np.sqrt(np.square(got - strength * want).mean(axis=1)) if want.any() else error
-        scaled = rest / np.where(size > 0, size * abs(strength), 1.0) if want.any() and strength else worst
+        rounding, norms = not off.any(), np.sqrt(np.square(expected).mean(axis=1))
+        difference, norm = float(np.linalg.norm(error)), float(np.linalg.norm(norms))
+        if difference > max(CEILING * norm, _NOISE * float(np.linalg.norm(size))):
+            off |= error > CEILING * norms
+        strength = float(np.vdot(expected, actual) / np.vdot(expected, expected)) if expected.any() else np.nan
+        rest = np.sqrt(np.square(actual - strength * expected).mean(axis=1)) if expected.any() else error
+        scaled = rest / np.where(size > 0, size * abs(strength), 1.0) if expected.any() and strength else worst
         scaled = scaled if lengths is None else np.maximum(scaled, lengths)
-        loss = apart / whole if whole else np.inf if apart else 0.0
+        loss = difference / norm if norm else np.inf if difference else 0.0
         return Comparison(
             path, float(worst.max()), len(off), int(off.sum()), strength, float(scaled.max()), share, loss, rounding
         )
