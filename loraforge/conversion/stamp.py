@@ -20,7 +20,6 @@ from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, Verif
 from loraforge.files.destination import Destination, destination, replacing
 from loraforge.files.digest import changed, scan
 from loraforge.files.safetensors import read_safetensors, write_safetensors
-from loraforge.files.shards import Shards
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
@@ -127,7 +126,7 @@ def stamp(
 def _opened(source: str | Path, choice: Choice, *, in_place: bool) -> tuple[Format, TensorFile]:
     """The file, and the format it is of. Raises LoraforgeError if no reader of it looks for a scale in its header."""
     form, _, file = locate(source, None, Choice(drop=choice.drop))
-    if in_place and (choice.drop or isinstance(file, Shards)):
+    if in_place and (choice.drop or file.spread):
         what = "takes nothing out of a file" if choice.drop else f"has no one file to replace: {source} lies in several"
         give = Try("--out=stamped.safetensors", instead="--in-place")
         raise LoraforgeError(f"--in-place {what}. Give a file to write.", give)

@@ -14,7 +14,7 @@ from loraforge.conversion.prove import Outcome, prove
 from loraforge.conversion.report import Report
 from loraforge.conversion.store import computed, source, store
 from loraforge.errors import LoraforgeError
-from loraforge.files.tensorfile import TensorFile, TensorInfo
+from loraforge.files.tensorfile import FileMap, TensorFile, TensorInfo
 from loraforge.format.protocol import Wanted
 from loraforge.programs.measured import Program, mixed_ranks, programs
 from loraforge.programs.outlook import outlooks
@@ -75,9 +75,16 @@ def _foreseen(prepared: Prepared) -> tuple[Program, ...]:
     """What programs would do with a file that is not written, as far as its header tells it."""
     if prepared.writer.stored == "config":
         return ()
-    target = prepared.target
+    target, path = prepared.target, prepared.destination.file
     infos = {key: TensorInfo(*entry, place) for place, (key, entry) in enumerate(prepared.header.items())}
-    file = TensorFile(prepared.destination.file, "safetensors", 0, infos, prepared.metadata, absent=1)
+    file = TensorFile(
+        prepared.destination.file,
+        "safetensors",
+        0,
+        infos,
+        prepared.metadata,
+        maps=(FileMap(prepared.destination.file, absent=1),),
+    )
     try:
         again = target.read(file, Choice(architecture=prepared.adapter.architecture))
         return programs(outlooks(target, file, again), target.name)
