@@ -77,14 +77,7 @@ def _foreseen(prepared: Prepared) -> tuple[Program, ...]:
         return ()
     target, path = prepared.target, prepared.destination.file
     infos = {key: TensorInfo(*entry, place) for place, (key, entry) in enumerate(prepared.header.items())}
-    file = TensorFile(
-        prepared.destination.file,
-        "safetensors",
-        0,
-        infos,
-        prepared.metadata,
-        maps=(FileMap(prepared.destination.file, absent=1),),
-    )
+    file = TensorFile(path, "safetensors", 0, infos, prepared.metadata, maps=(FileMap(path, absent=1),))
     try:
         again = target.read(file, Choice(architecture=prepared.adapter.architecture))
         return programs(outlooks(target, file, again), target.name)
