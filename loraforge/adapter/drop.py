@@ -52,7 +52,7 @@ def left_out(file: T, patterns: Sequence[str]) -> tuple[T, tuple[str, ...]]:
     kinds = Counter(_kind(key) for key in sorted(dropped) if _kind(key) and _module(key) not in modules)
     note = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     notes = (f"left out, as --drop says: {note}",) if note else ()
-    return file.hiding(tensors=kept, dropped=tuple(sorted(dropped))), notes
+    return replace(file, tensors=kept, dropped=tuple(sorted(dropped))), notes
 
 
 def without(

@@ -10,8 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import tomli
-
+from loraforge.tables import package_table
 from loraforge.text import command
 
 MOST = 4_000_000
@@ -85,15 +84,10 @@ class Place:
     literal: int
 
 
+@cache
 def symptoms() -> Mapping[str, Symptom]:
     """Every known failure, by its id."""
-    return _table()
-
-
-@cache
-def _table() -> dict[str, Symptom]:
-    data: dict[str, dict[str, Any]] = tomli.loads((Path(__file__).parent / "symptoms.toml").read_text("utf-8"))
-    return {name: _symptom(name, entry) for name, entry in data.items()}
+    return {name: _symptom(name, entry) for name, entry in package_table("facts/symptoms").items()}
 
 
 def _symptom(name: str, entry: Mapping[str, Any]) -> Symptom:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
-
-import tomli
 
 from loraforge.errors import LoraforgeError, Try, adding
 from loraforge.facts.given_settings import KEYS, Settings, Value
 from loraforge.facts.given_settings import parse as parse
+from loraforge.tables import package_table
 from loraforge.text import shown
 
 USUAL_RANK = 128
@@ -81,10 +78,9 @@ class VariantSettings:
         )
 
 
-@cache
 def table() -> dict[str, Any]:
     """variants.toml."""
-    return tomli.loads((Path(__file__).parent / "variants.toml").read_text("utf-8"))
+    return package_table("facts/variants")
 
 
 def settings(variant: str) -> VariantSettings:

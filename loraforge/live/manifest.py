@@ -15,7 +15,6 @@ from loraforge.facts.given_settings import Settings, checked
 from loraforge.files.digest import scan
 from loraforge.live.plan import RunPlan
 from loraforge.live.runner import versions
-from loraforge.plugin.datafile import schemas
 from loraforge.text import command, recorded, told
 
 SCHEMA = "loraforge.manifest.v1"
@@ -132,18 +131,17 @@ def _digest(path: Path | None) -> str:
 
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest; its relative paths are resolved against its own folder. Raises FileError if it is not one."""
-    import jsonschema
+    from loraforge.plugin.schema_check import first_fault
 
     try:
         document = json.loads(path.read_text("utf-8"))
-        schema = json.loads((schemas() / "manifest.schema.json").read_text("utf-8"))
-        jsonschema.validate(document, schema, jsonschema.Draft202012Validator)
+        fault = first_fault(document, "manifest")
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
-    except (ValueError, RecursionError, jsonschema.ValidationError) as error:
-        where = "/".join(map(str, getattr(error, "absolute_path", ())))
-        why = f"{where + ': ' if where else ''}{getattr(error, 'message', error)}".partition("\n")[0][:200]
-        raise FileError(f"{path} is no manifest of `loraforge run`: {why}.", command("ls", "-l", path)) from error
+    except (ValueError, RecursionError) as error:
+        fault = str(error).partition("\n")[0][:200]
+    if fault:
+        raise FileError(f"{path} is no manifest of `loraforge run`: {fault}.", command("ls", "-l", path))
     fields = {key: value for key, value in document.items() if key != "schema"}
     for key in ("base", "image", "video"):
         fields[key] = fields[key] and _resolved(fields[key], path.parent)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -209,7 +209,7 @@ def _applied_scalings(
     metadata = {key: text for key, text in file.metadata.items() if key in program.sees}
     beside = program.sees & {"adapter_config.json", "training_config.yaml"}
     path = file.path if beside else Path("elsewhere", file.path.name)
-    seen = file.hiding(tensors=kept, metadata=metadata, path=path)
+    seen = replace(file, tensors=kept, metadata=metadata, path=path)
     same = (tuple(kept), tuple(sorted(metadata)), bool(beside))
     if same not in memo:
         try:

@@ -8,11 +8,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tomli
-
 from loraforge.errors import LoraforgeError, adding
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import Template
+from loraforge.tables import package_table
 
 if TYPE_CHECKING:
     from loraforge.files.tensorfile import TensorFile
@@ -123,8 +122,8 @@ def _known(modules: tuple[str, ...], family: str, layout: str, path: str, sep: s
 @cache
 def runtimes() -> Mapping[str, Runtime]:
     """Name -> program."""
-    table: dict[str, dict[str, Any]] = tomli.loads((Path(__file__).parent / "programs.toml").read_text("utf-8"))
-    return {name: _made(name, _inherited(table, name)) for name in table}
+    programs = package_table("programs/programs")
+    return {name: _made(name, _inherited(programs, name)) for name in programs}
 
 
 def _inherited(table: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
