@@ -122,8 +122,8 @@ def _known(modules: tuple[str, ...], family: str, layout: str, path: str, sep: s
 @cache
 def runtimes() -> Mapping[str, Runtime]:
     """Name -> program."""
-    programs = package_table("programs/programs")
-    return {name: _made(name, _inherited(programs, name)) for name in programs}
+    table = package_table("programs/programs")
+    return {name: _made(name, _inherited(table, name)) for name in table}
 
 
 def _inherited(table: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
