@@ -35,7 +35,7 @@ def diagnosed(file: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> 
         real = loraforge.doctor
         patch.setattr(loraforge, "doctor", lambda *args, **given: found.append(real(*args, **given)) or found[-1])
         done = CliRunner().invoke(main, ["doctor", str(file), *words, "--architecture", "cogvideox"])
-    judged = [(one.judgement.kind, one.judgement.reason, one.judgement.numbers, added(one.remedies)) for one in found]
+    judged = [(one.judgement.kind, one.judgement.numbers, added(one.remedies)) for one in found]
     return done.exit_code, judged
 
 
@@ -50,8 +50,7 @@ def pushed(file: Path, work: Path, *, as_loaded: bool) -> tuple[Any, ...]:
 
 def reword(patch: pytest.MonkeyPatch) -> None:
     """Let every sentence be another one from now on."""
-    patch.setattr(verdict, "TEXTS", {key: f"words {n}" for n, key in enumerate(verdict.TEXTS)})
-    patch.setattr(verdict, "strength_text", lambda _: "in other words")
+    patch.setattr(verdict.Verdict, "text", property(lambda _: "in other words"))
     patch.setattr(errors, "told", lambda _: "a message")
     for kind, field in ((verdict.Verdict, "why"), (Try, "why"), (Scale, "source"), (Rule, "said")):
         patch.setattr(kind, "__init__", in_other_words(kind.__init__, field))
