@@ -64,7 +64,8 @@ class Verdict:
         if self.kind is Kind.OTHER_STRENGTH:
             return strength_text(self.numbers)
         choices = " or ".join(f"{scale:g}" for scale in self.numbers)
-        return self.kind.value.format(choices=choices, scales=listed_scales(self.numbers))
+        text: str = self.kind.value
+        return text.format(choices=choices, scales=listed_scales(self.numbers))
 
 
 def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: str, unshown: str = "") -> Verdict:
