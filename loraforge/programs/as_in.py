@@ -90,12 +90,6 @@ def _offered(form: Format, file: TensorFile, choice: Choice) -> list[Try]:
             continue
         (scale,) = values
         seen.add(scale)
-        tries.append(
-            adding(
-                "--as-in",
-                name,
-                why=f"if you like what {program.title} does with it today: scale {scale:g}",
-                scale=scale,
-            )
-        )
+        why = f"if you like what {program.title} does with it today: scale {scale:g}"
+        tries.append(adding("--as-in", name, why=why, scale=scale))
     return tries

@@ -17,7 +17,7 @@ from loraforge.conversion.evidence import doubt
 from loraforge.conversion.inspect import trigger_words
 from loraforge.diagnosis.examine import diagnosed
 from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Kind, Unknown
+from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Kind
 from loraforge.errors import HubError, LoraforgeError, Try, adding
 from loraforge.facts.variants import VariantSettings, settings, table
 from loraforge.names.catalog import architecture
@@ -87,11 +87,9 @@ def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping
     if unshown := doubt(adapter):
         arch_ = adding("--architecture", adapter.architecture, why="if it is one")
         raise HubError(f"{source} cannot be published: {unshown}.", arch_, *_bases(adapter))
-    if not (
-        found.judgement.kind is Kind.AS_TRAINED
-        or _unknown_program(found, adapter)
-        or (as_loaded and _only_unknown(found))
-    ):
+    known = adapter.scale.provenance in ("recorded", "given")  # then a program that reads the format is all that lacks
+    right = (Kind.AS_TRAINED, *[Kind.NO_PROGRAM] * known, *(SCALE_UNKNOWN if as_loaded else ()))
+    if found.judgement.kind not in right:
         raise _not_as_trained(source, found, adapter)
     arch = architecture(adapter.architecture)
     base, notes = _base(base_model, adapter, arch)
@@ -105,16 +103,6 @@ def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping
         trigger=next(iter(trigger_words(cleaned(file.metadata)[0]).values()), None),
     )  # fmt: skip
     return Published(facts, tuple(files), files[0].name, (*found.notes, *notes, *said))
-
-
-def _unknown_program(found: Diagnosis, adapter: Adapter) -> bool:
-    """Whether all that is lacking is a program that we know to read this format."""
-    return found.judgement.reason is Unknown.NO_PROGRAM and adapter.scale.provenance in ("recorded", "given")
-
-
-def _only_unknown(found: Diagnosis) -> bool:
-    """Whether nothing is wrong with the file but that nobody recorded its scale."""
-    return found.judgement.reason in SCALE_UNKNOWN
 
 
 def _not_as_trained(source: Path, found: Diagnosis, adapter: Adapter) -> HubError:

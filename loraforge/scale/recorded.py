@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding
 from loraforge.scale import peft_config
 from loraforge.scale.origin import Origin
-from loraforge.scale.rule import Rule
+from loraforge.scale.rule import Rule, overriding
 from loraforge.scale.run_folders import above, adapters, as_typed, beside, is_anothers, of_several_runs, own, places
 from loraforge.scale.training_config import TrainingScale, read_text, read_training_config, stated_in
 from loraforge.text import command, listed, shown, told
@@ -239,13 +239,11 @@ def _one(record: Record, component: str, word: str, alpha: float, stated: Mappin
         if record.complete:
             record.notes.append(f"{said}, and its tensors have rank {have}: not used")
             return
-        tries = [adding("--alpha", f"{alpha:g}", "--override-scale", why=f"if alpha {alpha:g} holds at rank {have}")]
+        tries = [overriding("--alpha", alpha, f"if alpha {alpha:g} holds at rank {have}")]
         rank = next(iter(stated.values()))
         if rank > 0 and len(set(stated.values())) == 1:
             scale = alpha / (math.sqrt(rank) if rslora else rank)
-            tries.append(
-                adding("--trained-scale", f"{scale:.12g}", "--override-scale", why=f"if its scale is right: {scale:g}")
-            )
+            tries.append(overriding("--trained-scale", scale, f"if its scale is right: {scale:g}"))
         text = f"{record.file.path}: {said}, but its tensors have rank {have}."
         raise ScaleError(text, *tries)
     scalings = {path: alpha / math.sqrt(record.ranks[path]) for path in covers} if rslora else {}

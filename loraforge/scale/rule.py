@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from loraforge.errors import Try, adding
+
 Provenance = Literal["recorded", "given", "assumed", "ambiguous"]
 
 
@@ -70,10 +72,10 @@ class Statement:
     @property
     def options(self) -> tuple[str, ...]:
         """The options of the command line that make it."""
-        values = {"--alpha": self.alpha, "--trained-scale": self.trained_scale}
-        words = {option: f"{value:g}" for option, value in values.items() if value is not None}
-        names = {"--trained-by": self.trained_by, "--as-in": self.as_in}
-        words |= {option: name for option, name in names.items() if name is not None}
+        numbers = {"--alpha": self.alpha, "--trained-scale": self.trained_scale}
+        words = {option: f"{value:.12g}" for option, value in numbers.items() if value is not None}
+        words |= {"--trained-by": self.trained_by} if self.trained_by else {}
+        words |= {"--as-in": self.as_in} if self.as_in else {}
         return *(word for pair in words.items() for word in pair), *["--override-scale"] * self.override
 
 
@@ -95,6 +97,11 @@ class Choice:
 
 AS_LOADED = "diffusers"
 """The program that `--as-loaded` means."""
+
+
+def overriding(option: str, value: float, why: str) -> Try:
+    """The remedy that states a scale, whatever files record."""
+    return adding(option, f"{value:.12g}", "--override-scale", why=why)
 
 
 def number(value: object) -> float | None:
