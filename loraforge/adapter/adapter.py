@@ -74,6 +74,8 @@ class Adapter:
     """The LoraConfigs that came with it, by where they stand."""
     shown: str = ""
     """What shows that it is of its architecture; empty where only the names fit, which other models share."""
+    ranks_recorded: bool = False
+    """Whether what records the scale recorded the rank too, which its reader has compared with the tensors'."""
 
 
 @dataclass(frozen=True, slots=True)

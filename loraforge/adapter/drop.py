@@ -11,7 +11,7 @@ from fnmatch import filter as matching
 from typing import TypeVar
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.errors import ConversionError, Try
+from loraforge.errors import ConversionError, Try, adding
 from loraforge.files.tensorfile import TensorFile
 from loraforge.text import command, listed
 
@@ -85,8 +85,7 @@ def patterns_for(keys: Iterable[str]) -> list[Try]:
     words = dict.fromkeys(_pattern(key) for key in keys)
     if None in words:
         return []
-    options = " ".join(command("--drop", word) for word in words if word)
-    return [Try(options, "convert the rest without them")]
+    return [adding(*(part for word in words if word for part in ("--drop", word)), why="convert the rest without them")]
 
 
 def _pattern(key: str) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.errors import ConversionError, Try
+from loraforge.errors import ConversionError, Try, adding
 from loraforge.hub.address import is_repo, renamed
 from loraforge.names.catalog import architecture, architectures
 from loraforge.names.dimensions import Sized, Solution, agree, solve
@@ -227,7 +227,7 @@ def no_repository(base: str) -> ConversionError:
     if repository(meant) is None:  # a folder here is called so
         meant = f"hf://{meant}" if repository(f"hf://{meant}") else "hf://zai-org/CogVideoX-5b"
     why = "a path: a folder here is called so" if Path(base).exists() and base.strip() else "a path"
-    right = Try(command("--base-model", meant), "" if known else "for example")
+    right = adding("--base-model", meant, why="" if known else "for example")
     return ConversionError(f"--base-model {base} is no Hub id (like zai-org/CogVideoX-5b), but {why}.", right)
 
 
@@ -261,10 +261,9 @@ def check_base(adapter: Adapter, base: str | None, *again: str | Path) -> tuple[
     """
     if base is None:
         return ()
-    start = f"{command(*again)} " if again else ""
     if wrong := misnamed(adapter, base):
         right = [v.repo for v in fits(adapter) if v.repo != base]
-        tries = [Try(f"{start}--base-model {repo}") for repo in right]
+        tries = [adding("--base-model", repo).added_to(*again) for repo in right]
         where = adapter.source.path if adapter.source else Path()
         raise ConversionError(f"{wrong}.", *(tries or [Try(command("loraforge", "inspect", where))]))
     if variant_of_repo(base) is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from loraforge.document import Document
 from loraforge.errors import LoraforgeError, Try
 from loraforge.text import command, plain
 
@@ -45,12 +46,11 @@ class Cli(click.Group):
 
     def line(self, remedy: Try, ctx: click.Context) -> str:
         """The remedy as a whole command: an addition takes the place of what it contradicts in what was typed."""
-        if remedy.instead or not remedy.command.startswith("-"):
-            return remedy.behind(["loraforge", *self.typed])
-        typed = _without(self.typed, remedy.command, self.get_command(ctx, ctx.invoked_subcommand or ""))
+        if remedy.of or not remedy.options:
+            return remedy.added_to("loraforge", *self.typed).command
+        typed = _without(self.typed, remedy.names, self.get_command(ctx, ctx.invoked_subcommand or ""))
         end = typed.index("--") if "--" in typed else len(typed)
-        rest = f" {command(*typed[end:])}" if typed[end:] else ""
-        return f"{command('loraforge', *typed[:end])} {remedy.command}{rest}"
+        return command("loraforge", *typed[:end], *remedy.options, *typed[end:])
 
 
 def _plugin_first(typed: Sequence[str]) -> list[str]:
@@ -75,10 +75,9 @@ _ONE_EACH = {"--strength", "--settings"}
 """Repeatable options of which an addition takes the place of all."""
 
 
-def _without(typed: Sequence[str], addition: str, verb: click.Command | None) -> list[str]:
-    """What was typed, less the options that `addition` gives again or excludes."""
-    new = {word for word in addition.split() if word.startswith("-")}
-    new |= _ONE_OF if new & _ONE_OF else set()
+def _without(typed: Sequence[str], new: frozenset[str], verb: click.Command | None) -> list[str]:
+    """What was typed, less the `new` options, which are given again, and those that they exclude."""
+    new |= _ONE_OF if new & _ONE_OF else frozenset()
     words = {  # option -> how many words follow it
         option: 0 if getattr(parameter, "is_flag", False) else 1
         for parameter in (verb.params if verb else ())
@@ -106,27 +105,13 @@ def say(label: str, *text: str, colour: str | None = None) -> None:
     click.echo("".join(plain(part) for part in text), err=True)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table to stdout with nothing cut off: where the terminal is too narrow for it, a block of lines per row."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    cells = [[plain(cell) for cell in row] for row in rows]
-    width = sum(max(len(row[n]) for row in [columns, *cells]) + 3 for n in range(len(columns)))
-    if sys.stdout.isatty() and width > Console().width:
-        for name, *others in cells:
-            click.secho(name, bold="NO_COLOR" not in os.environ)
-            for column, cell in zip(columns[1:], others, strict=True):
-                click.echo(f"  {column:<{max(map(len, columns[1:]))}}  {cell}")
-        return
-    grid = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in cells:
-        grid.add_row(*row)
-    console = Console(width=width)
-    with console.capture() as captured:
-        console.print(grid)
-    click.echo("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
+def show(report: Document, json_: bool, lines: Sequence[str] | None = None) -> None:
+    """A report: its notes to stderr; to stdout the JSON document, or lines for a terminal."""
+    for note in getattr(report, "notes", ()):
+        say("note: ", note)
+    click.echo(
+        as_json(report.to_dict()) if json_ else "\n".join(map(plain, report.lines() if lines is None else lines))
+    )
 
 
 def as_json(document: Any) -> str:

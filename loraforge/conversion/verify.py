@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import meets, without
@@ -14,7 +14,8 @@ from loraforge.adapter.proof import compare, pair_up
 from loraforge.conversion.evidence import read_adapter
 from loraforge.conversion.real_loader import load_back
 from loraforge.conversion.report import scale_text
-from loraforge.errors import LoraforgeError, as_commands
+from loraforge.document import Document
+from loraforge.errors import LoraforgeError, adding, as_commands
 from loraforge.files.digest import scan
 from loraforge.files.shards import Shards
 from loraforge.format.locate import locate
@@ -73,8 +74,10 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
+class Verification(Document):
     """What a comparison found. Its JSON follows schemas/verify.schema.json."""
+
+    schema = "verify"
 
     a: Side
     b: Side
@@ -85,10 +88,6 @@ class Verification:
     only_in_a: tuple[str, ...]
     only_in_b: tuple[str, ...]
     notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
-        return {"schema": "loraforge.verify.v1", **asdict(self)}
 
     def lines(self) -> list[str]:
         """The verdict for a terminal, and the worst modules where it is bad."""
@@ -144,9 +143,9 @@ def verify(
     Raises a LoraforgeError when one of them cannot be read.
     """
     if (b is None) == (in_ is None):
-        raise LoraforgeError("give two adapters, or one and the loader to try it in.", "--in diffusers")
+        raise LoraforgeError("give two adapters, or one and the loader to try it in.", adding("--in", "diffusers"))
     if base and not in_:
-        raise LoraforgeError("--base goes with --in: it is the model the loader fills.", "--in diffusers")
+        raise LoraforgeError("--base goes with --in: it is the model the loader fills.", adding("--in", "diffusers"))
 
     said = statement(
         alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
@@ -212,7 +211,7 @@ def _read(source: str | Path, choice: Choice, drop: Sequence[str]) -> tuple[Adap
     try:
         adapter, _ = without(read_adapter(form, file, choice), drop, file)
     except LoraforgeError as error:
-        if all(remedy.command.startswith(STATES) for remedy in error.remedies):
+        if all(remedy.gives_only(STATES) for remedy in error.remedies):
             raise
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
     return adapter, (*place.notes, *adapter.notes), file, form.name

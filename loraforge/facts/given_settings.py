@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from loraforge.errors import FileError, LoraforgeError
+from loraforge.errors import FileError, LoraforgeError, Try, adding
 from loraforge.text import shown
 
 Value: TypeAlias = bool | int | float | str | tuple[str, ...]
@@ -47,8 +47,8 @@ def checked(pairs: Iterable[tuple[str, Any]]) -> Settings:
     return found
 
 
-def _example(key: str) -> str:
-    return f"--settings {key}={EXAMPLES[KEYS[key]]}"
+def _example(key: str) -> Try:
+    return adding("--settings", f"{key}={EXAMPLES[KEYS[key]]}")
 
 
 def _file(path: Path) -> list[tuple[str, Any]]:
@@ -62,12 +62,12 @@ def _file(path: Path) -> list[tuple[str, Any]]:
     except OSError as error:
         raise FileError(
             f"{path} is neither KEY=VALUE nor a file that can be read: {error.strerror}.",
-            "--settings num_frames=49",
+            adding("--settings", "num_frames=49"),
         ) from None
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not JSON: {error}.", "--settings num_frames=49") from None
+        raise FileError(f"{path} is not JSON: {error}.", adding("--settings", "num_frames=49")) from None
     if not isinstance(pairs, tuple):
-        raise FileError(f"{path} holds no JSON object of settings.", "--settings num_frames=49")
+        raise FileError(f"{path} holds no JSON object of settings.", adding("--settings", "num_frames=49"))
     return list(pairs)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli
 
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import LoraforgeError, Try, adding
 from loraforge.facts.given_settings import KEYS, Settings, Value
 from loraforge.facts.given_settings import parse as parse
 from loraforge.text import shown
@@ -102,7 +102,7 @@ def preset(name: str, variant: str, *, rank: int | None = None) -> Settings:
     if variant not in runs:
         raise LoraforgeError(
             f"{entry['title']} does not run {variant}, only {', '.join(runs)}.",
-            Try("--like cli_demo", "CogVideo's script that runs every variant"),
+            adding("--like", "cli_demo", why="CogVideo's script that runs every variant"),
         )
     values: dict[str, Value] = {key: getattr(wants, key) for key in entry.get("as_variant", ())}
     for key, value in entry["values"].items():
@@ -113,7 +113,7 @@ def preset(name: str, variant: str, *, rank: int | None = None) -> Settings:
 
 
 def _preset(name: str) -> dict[str, Any]:
-    _known(name, table()["presets"], "preset", Try("--like cli_demo"))
+    _known(name, table()["presets"], "preset", adding("--like", "cli_demo"))
     return dict(table()["presets"][name])
 
 

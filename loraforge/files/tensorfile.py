@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from loraforge.algebra.dtypes import BYTES, FACTORS, numpy_type
-from loraforge.errors import FileError, Try
+from loraforge.errors import FileError, adding
 from loraforge.text import megabytes
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class TensorFile:
         """The whole file as memory. Raises FileError where only its header was fetched."""
         if self.absent:
             text = f"{self.path}: that stands in its tensors ({megabytes(self.absent)}); only its header was fetched."
-            raise FileError(text, Try("--fetch", "get them, into the cache of the Hub"))
+            raise FileError(text, adding("--fetch", why="get them, into the cache of the Hub"))
         if self._map is None:
             with self.path.open("rb") as stream:
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from loraforge.errors import FileError, ScaleError, Try
+from loraforge.errors import FileError, ScaleError, adding
 from loraforge.text import command
 
 
@@ -39,5 +39,5 @@ def read_yaml(path: Path) -> Any:
     except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise ScaleError(
             f"{path} cannot be read as YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
-            Try("--alpha 1 --override-scale", "if the run did not set lora_alpha"),
+            adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha"),
         ) from error

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 
-from loraforge.errors import FormatError, Try
+from loraforge.errors import FormatError, Try, adding
 from loraforge.format.builtin import FORMATS
 from loraforge.format.data import DataFormat
 from loraforge.format.protocol import Format
@@ -83,7 +83,7 @@ def named(name: str, flag: str = "--from") -> Format:
                 + "; ".join(f"{f.name}, {f.summary}" for f in family)
                 + ". Which?"
             )
-            raise FormatError(text, *(Try(f"{flag} {f.name}", f.summary) for f in family))
+            raise FormatError(text, *(adding(flag, f.name, why=f.summary) for f in family))
         broken = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in host().broken()]
         text = f"there is no format {name!r}; there are {', '.join(formats())}."
         raise FormatError(text, *(broken[:3] or [Try(command("loraforge", "formats"))]))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from loraforge.errors import ConversionError, FileError, Try, VerificationError
+from loraforge.errors import ConversionError, FileError, VerificationError, adding
 from loraforge.files.digest import changed
 from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import TensorFile, TensorInfo
@@ -42,14 +42,18 @@ class SatWriter:
             none = "--to sat needs the base model's SAT checkpoint: SAT loads a base and its LoRA from one file."
             raise ConversionError(
                 both if base else none,
-                Try(
-                    "--base CogVideoX-2b-sat/transformer", "the folder of the SAT weights it was, or will be, run with"
+                adding(
+                    "--base",
+                    "CogVideoX-2b-sat/transformer",
+                    why="the folder of the SAT weights it was, or will be, run with",
                 ),
-                Try("--lora-only", "only the LoRA tensors, which SAT cannot load alone"),
+                adding("--lora-only", why="only the LoRA tensors, which SAT cannot load alone"),
             )
         self.alpha = 1.0 if wanted.target_alpha is None else float(wanted.target_alpha)
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ConversionError(f"--target-alpha {self.alpha:g} is no lora_alpha SAT can use.", "--target-alpha 1")
+            raise ConversionError(
+                f"--target-alpha {self.alpha:g} is no lora_alpha SAT can use.", adding("--target-alpha", "1")
+            )
         self.base = _open_base(base) if base else None
 
     def scaling(self, rank: int) -> float | None:

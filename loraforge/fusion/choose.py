@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import LoraforgeError, adding
 from loraforge.fusion.backend import FusionBackend
 from loraforge.fusion.with_numpy import NumpyBackend
 from loraforge.fusion.with_torch import TorchBackend
@@ -43,7 +43,7 @@ def choose(name: str = "auto", device: str = "auto") -> tuple[FusionBackend, str
     known = backends()
     if name not in ("auto", *known):
         text = f"there is no fusion backend {name!r}; there are {', '.join(known)}."
-        raise LoraforgeError(text, Try("--backend auto"))
+        raise LoraforgeError(text, adding("--backend", "auto"))
     able = {key: known[key].devices() for key in known if name in ("auto", key)}
     able = {key: devices for key, devices in able.items() if devices}
     kind = device.partition(":")[0]
@@ -54,7 +54,9 @@ def choose(name: str = "auto", device: str = "auto") -> tuple[FusionBackend, str
         )
         what = f"no backend can use the device {device}" if able else f"the backend {name} cannot run here"
         raise LoraforgeError(
-            f"{what}. There are: {said}.", Try("--device auto --backend auto"), command("loraforge", "plugins", "list")
+            f"{what}. There are: {said}.",
+            adding("--device", "auto", "--backend", "auto"),
+            command("loraforge", "plugins", "list"),
         )
     with_gpu = (key for key, devices in fitting.items() if device == "auto" and devices[0] != "cpu")
     best = next(with_gpu, next(iter(fitting)))

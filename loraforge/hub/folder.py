@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from loraforge.errors import FileError, HubError, Try
+from loraforge.errors import FileError, HubError, adding
 from loraforge.files.neighbours import BESIDE
 from loraforge.files.opening import open_tensors
 from loraforge.files.shards import alone, is_index
@@ -56,7 +56,7 @@ class Reached:
         head = self.repo.piece(name, 0, min(size, _FIRST)) if size else b""
         if len(head) < size and head.startswith(b"PK\x03\x04"):
             text = f"{path} is a torch checkpoint: only the whole file ({megabytes(size)}) tells what is in it."
-            raise FileError(text, Try("--fetch", "get it, into the cache of the Hub"))
+            raise FileError(text, adding("--fetch", why="get it, into the cache of the Hub"))
         end = 8 + int.from_bytes(head[:8], "little")
         if len(head) < end <= min(size, _LONGEST):
             head += self.repo.piece(name, len(head), end)

@@ -99,6 +99,10 @@ class Cast:
         return self.wanted.off(self.held.A, self.held.B)
 
 
+class TypeTooNarrowError(LoraforgeError):
+    """The type of the transformer cannot hold the adapter's numbers, or nothing computes with it."""
+
+
 def placed(transformer: Any, updates: Mapping[str, Update]) -> dict[str, Cast]:
     """Every update in the type and place of its layer.
 
@@ -113,7 +117,8 @@ def placed(transformer: Any, updates: Mapping[str, Update]) -> dict[str, Cast]:
         if why := next((why for why, hinders in _HINDERED.items() if hinders(cast)), None):
             problems.setdefault(why, []).append(path)
     for why, paths in problems.items():
-        raise LoraforgeError(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *_REMEDIES[why])
+        kind = TypeTooNarrowError if why in _OF_TYPE else LoraforgeError
+        raise kind(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *_REMEDIES[why])
     return found
 
 
@@ -143,6 +148,8 @@ _HINDERED: Mapping[str, Callable[[Cast], bool]] = {
     _ROUNDED: lambda cast: cast.off > CEILING,
 }
 """What stands in the way -> whether it does. Asked in this order, before the transformer is touched."""
+_OF_TYPE = (_FLOAT8, _LARGE, _ROUNDED)
+"""Those that a wider type of the transformer mends."""
 _WIDER = Try("pipe.transformer.to(torch.bfloat16)", "before load_into; or torch.float32")
 _REMEDIES: Mapping[str, tuple[Try, ...]] = {
     _META: (Try("pipe = DiffusionPipeline.from_pretrained(...)", "which fills the weights; then load_into"),),

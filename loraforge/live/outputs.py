@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.errors import OutputError, Try
+from loraforge.errors import OutputError, adding
 from loraforge.live.compare import Compared, names, pictures
 from loraforge.live.manifest import Manifest
 from loraforge.live.runner import Clip
@@ -25,18 +25,18 @@ def _place(
     place = Path(out) if out else Path(default)
     place = place / default if place.is_dir() else place
     if place.suffix.lower() != ".mp4":
-        raise OutputError(f"{place}: what is written is an .mp4.", Try(command("-o", place.with_suffix(".mp4"))))
+        raise OutputError(f"{place}: what is written is an .mp4.", adding("-o", place.with_suffix(".mp4")))
     folder = place.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"there is no folder {place.parent}.", command("mkdir", "-p", place.parent))
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"{place.parent} cannot be written.", Try(command("-o", Path.home() / place.name)))
-    other = Try(command("-o", place.with_stem(f"{place.stem}-2")), "another name")
+        raise OutputError(f"{place.parent} cannot be written.", adding("-o", Path.home() / place.name))
+    other = adding("-o", place.with_stem(f"{place.stem}-2"), why="another name")
     for file in (place, _manifest_name(place), *(names(place) if compare else ())):
         if any(file.resolve() == Path(given).resolve() for given in inputs):
             raise OutputError(f"{file} is read by this run, and would be replaced by what it writes.", other)
         if file.exists() and not force:
-            raise OutputError(f"{file} exists.", Try("--force", "replace it"), other)
+            raise OutputError(f"{file} exists.", adding("--force", why="replace it"), other)
     return place
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import LoraforgeError, adding
 from loraforge.live.effect import Effect, judged
 
 FRAMES, HEIGHT, WIDTH = 2, 32, 48
@@ -61,8 +61,8 @@ def probe(
         kind = str(transformer.dtype).removeprefix("torch.")
         raise LoraforgeError(
             f"the transformer's output is NaN or infinity in {kind} with the adapters on: no number can be said of it.",
-            Try("--settings torch_dtype=float32", "a wider type"),
-            Try("--strength 1", "as trained"),
+            adding("--settings", "torch_dtype=float32", why="a wider type"),
+            adding("--strength", "1", why="as trained"),
         )
     kind = str(transformer.dtype).removeprefix("torch.")
     return Probe((0.5, 1.0), changes, weights, judged(*changes, weights, kind, linear=linear), kind)

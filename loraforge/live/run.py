@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.errors import LoraforgeError
+from loraforge.document import Document
+from loraforge.errors import LoraforgeError, adding
 from loraforge.facts.given_settings import Settings, checked, parse
 from loraforge.live.compare import Compared, compared, effect, strengths
 from loraforge.live.effect import Effect
@@ -22,8 +23,10 @@ from loraforge.text import fraction, told
 
 
 @dataclass(frozen=True, slots=True)
-class RunReport:
+class RunReport(Document):
     """What a run did. Its JSON follows schemas/run.schema.json."""
+
+    schema = "run"
 
     base: str
     variant: str
@@ -42,10 +45,6 @@ class RunReport:
     compared: tuple[Compared, ...]
     effect: Effect | None
     notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
-        return {"schema": "loraforge.run.v1", **asdict(self)}
 
     def lines(self) -> list[str]:
         """The report for a terminal: what was run with, what came out, and what the adapters did."""
@@ -137,11 +136,13 @@ def run(
     if check and compare:
         raise LoraforgeError("--check and --compare are two measurements: one at a time.", "loraforge run --help")
     if not any(number for _, number in read) and (check or compare):
-        raise LoraforgeError("every strength is 0: there is nothing to measure.", "--strength 1")
+        raise LoraforgeError("every strength is 0: there is nothing to measure.", adding("--strength", "1"))
     if check:
         return _checked(read, base, given, device, progress)
     if not prompt and again is None:
-        raise LoraforgeError("a run needs a prompt: what the video is to show.", '--prompt "a panda plays the guitar"')
+        raise LoraforgeError(
+            "a run needs a prompt: what the video is to show.", adding("--prompt", "a panda plays the guitar")
+        )
     check_offload(offload, device)
     plan = planned(
         read, base, prompt=prompt, negative_prompt=negative_prompt, image=image, video=video,

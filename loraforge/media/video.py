@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loraforge.errors import FileError, LoraforgeError, OutputError, Try, of_pipeline
+from loraforge.errors import FileError, LoraforgeError, OutputError, Try, adding, of_pipeline
 from loraforge.files.destination import destination, replacing
 from loraforge.text import command, plain
 
@@ -56,9 +56,9 @@ def write_video(path: Path, frames: Iterable[Frames], fps: int, *, force: bool =
     there are no frames or unequal ones, and where ffmpeg fails; LoraforgeError where there is no ffmpeg.
     """
     if path.suffix.lower() != ".mp4":
-        raise OutputError(f"{path}: what is written is an MP4 film.", Try(command("-o", path.with_suffix(".mp4"))))
+        raise OutputError(f"{path}: what is written is an MP4 film.", adding("-o", path.with_suffix(".mp4")))
     if fps < 1:
-        raise OutputError(f"{path}: a film of {fps} frames per second does not move.", Try("--fps 8"))
+        raise OutputError(f"{path}: a film of {fps} frames per second does not move.", adding("--fps", "8"))
     place = destination(path.parent, "", (path.name,), (), force=force)
     with replacing(place, 0, force=force) as folder:
         feed = _checked(frames, path)
@@ -71,7 +71,7 @@ def write_video(path: Path, frames: Iterable[Frames], fps: int, *, force: bool =
         told = _encode([*words, *_ENCODING, f"file:{folder / path.name}"], _padded(first, feed))
         if told is not None:
             raise OutputError(
-                f"{path} cannot be written: ffmpeg {told}.", Try(command("-o", Path.home() / path.name), "elsewhere")
+                f"{path} cannot be written: ffmpeg {told}.", adding("-o", Path.home() / path.name, why="elsewhere")
             )
 
 

@@ -62,6 +62,14 @@ def _known(without: str | None = None) -> tuple[dict[str, Architecture], dict[st
     return known, tables
 
 
+class TakenError(FormatError):
+    """A data file gives a name that an architecture or a layout has already."""
+
+    def __init__(self, message: str, layouts: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.layouts = layouts
+
+
 def joined(data: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The tables of an architecture with the layouts of a data file, or those of the file where it is a new one.
 
@@ -70,12 +78,12 @@ def joined(data: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> 
     name, own = data["architecture"], {key: value for key, value in data.items() if key != "format"}
     if "segments" in data:
         if name in tables:
-            raise FormatError(f"there is an architecture {name} already")
+            raise TakenError(f"there is an architecture {name} already")
         return own
     if name not in tables:
         raise FormatError(f"there is no architecture {name}; there are {', '.join(tables)}")
     if taken := sorted(data["layouts"].keys() & tables[name]["layouts"].keys()):
-        raise FormatError(f"{name} has a layout {', '.join(taken)} already")
+        raise TakenError(f"{name} has a layout {', '.join(taken)} already", tuple(taken))
     return {**tables[name], "layouts": tables[name]["layouts"] | data["layouts"]}
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.errors import LoraforgeError, ScaleError, Try
+from loraforge.errors import LoraforgeError, ScaleError, Try, adding
 from loraforge.format.protocol import Format
 from loraforge.programs.outlook import outlook, scales
 from loraforge.programs.table import Runtime, runtime, runtimes
@@ -17,7 +17,6 @@ from loraforge.text import listed
 if TYPE_CHECKING:
     from loraforge.files.tensorfile import TensorFile
 
-_MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 _PLAIN = Statement(trained_scale=1.0, override=True)
 """Reads the modules of a file whatever it records of their scale."""
 
@@ -61,7 +60,7 @@ def _applied(program: Runtime, form: Format, file: TensorFile, adapter: Adapter)
     lost = f", and passes over {listed(list(found.lost), 3)}" if found.lost else ""
     if found.applied < found.modules:
         return {}, f"applies {found.applied} of its {found.modules} modules{lost}"
-    if any(kind.startswith(_MAGNITUDES) for kind in found.lost):
+    if found.bare:
         return {}, f"applies its modules without the magnitudes of DoRA{lost}"
     applied = scales(program, form, file, adapter)
     otherwise = outlook(program, form, file, scaled(adapter, applied)).otherwise
@@ -91,5 +90,12 @@ def _offered(form: Format, file: TensorFile, choice: Choice) -> list[Try]:
             continue
         (scale,) = values
         seen.add(scale)
-        tries.append(Try(f"--as-in {name}", f"if you like what {program.title} does with it today: scale {scale:g}"))
+        tries.append(
+            adding(
+                "--as-in",
+                name,
+                why=f"if you like what {program.title} does with it today: scale {scale:g}",
+                scale=scale,
+            )
+        )
     return tries

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from loraforge.programs.outlook import Outlook, stops
+from loraforge.programs.outlook import Outlook, Stop, stops
 from loraforge.programs.table import Outcome, Runtime, is_factor, runtimes
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def by_names(file: TensorFile) -> tuple[Outlook, ...]:
         outcomes = {key: program.outcome(key) for key in file.tensors}
         pairs = Counter(program.module(key) for key, said in outcomes.items() if said == "applied" and is_factor(key))
         whole = sum(count == 2 for count in pairs.values())
-        raising = next(stops(program, file, outcomes, ranks), "")
+        raising = next(stops(program, file, outcomes, ranks), Stop("")).at
         if raising or _misshapen(program, file, outcomes) or (program.whole and whole < len(every)):
             whole = 0
         lost = Counter(key.split(".")[0] for key, said in outcomes.items() if said in ("ignored", "warned"))

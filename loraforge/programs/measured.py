@@ -36,11 +36,11 @@ def joined(found: Iterable[tuple[str, Sequence[str]]]) -> str:
     return "; ".join(f"{name} {', '.join(sorted(known, key=order))}" for name, known in versions.items())
 
 
-def strength_of(own: Outlook) -> str:
-    """`64x too weak`, where one factor says it; empty where it is 1."""
-    if own.ratios in ((), (1.0,)):
+def strength_text(ratios: Sequence[float]) -> str:
+    """`64x too weak`: sorted ratios of the scale applied to that of training, for a reader; empty if there is none."""
+    if tuple(ratios) in ((), (1.0,)):
         return ""
-    low, high = own.ratios[0], own.ratios[-1]
+    low, high = ratios[0], ratios[-1]
     if low < 0:
         return "cannot tell (the two scales differ in sign)"
     if high <= 1:
@@ -57,7 +57,7 @@ def does(own: Outlook) -> str:
     if not own.applied:
         return "does nothing"
     part = f"applies {own.applied} of {own.modules} modules" if own.applied < own.modules else ""
-    return part or own.otherwise or strength_of(own)
+    return part or own.otherwise or strength_text(own.ratios)
 
 
 def programs(outlooks: Sequence[Outlook], to: str) -> tuple[Program, ...]:

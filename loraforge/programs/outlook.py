@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.errors import LoraforgeError
@@ -22,6 +22,8 @@ from loraforge.scale.rule import Choice
 if TYPE_CHECKING:
     from loraforge.files.tensorfile import TensorFile
     from loraforge.programs.table import Outcome, Run, Runtime
+
+_MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 
 Memo = dict[tuple[Any, ...], Adapter | None]
 """What was read of a file: the keys and entries that were seen -> the adapter in them."""
@@ -49,6 +51,14 @@ class Outlook:
     program: str = ""
     run: tuple[Run, ...] = ()
     """Where it was really run, on adapters of this architecture; empty where its source was read."""
+    lacks: bool = False
+    """Whether it stops at a header entry for what that entry lacks, so that a whole entry mends it."""
+    bare: bool = False
+    """Whether it passes over the magnitudes of a DoRA."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row of the JSON document of `doctor`."""
+        return {key: value for key, value in asdict(self).items() if key not in ("lacks", "bare")}
 
     @property
     def mark(self) -> str:
@@ -66,7 +76,8 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
     program, title = program.of(file), program.title
     outcomes, kept = _outcomes(program, file, adapter)
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
-    raising = next(stops(program, file, outcomes, ranks), "")
+    stop = next(stops(program, file, outcomes, ranks), Stop(""))
+    raising = stop.at
     applied = _applied_scalings(program, form, file, kept, {} if memo is None else memo)
     if program.whole and len(applied) < len(adapter.modules):
         applied = {}
@@ -96,6 +107,8 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
         otherwise,
         program.program,
         program.run if adapter.architecture == program.architecture else (),
+        stop.lacks,
+        any(kind.startswith(_MAGNITUDES) for kind in lost),
     )
 
 
@@ -121,30 +134,37 @@ def outlooks(form: Format, file: TensorFile, adapter: Adapter) -> tuple[Outlook,
     return tuple(outlook(program, form, file, adapter, memo) for program in runtimes().values())
 
 
+class Stop(NamedTuple):
+    """The key, the entry or the missing file at which a program stops."""
+
+    at: str
+    lacks: bool = False
+    """Whether it is an entry of the header that lacks a name."""
+
+
 def stops(
     program: Runtime, file: TensorFile, outcomes: Mapping[str, Outcome], ranks: Mapping[str, int]
-) -> Iterator[str]:
+) -> Iterator[Stop]:
     """Where the program stops at this file; nothing where it goes on."""
     if program.always:
-        yield program.always
-    yield from (key for key, found in outcomes.items() if found == "raises")
+        yield Stop(program.always)
+    yield from (Stop(key) for key, found in outcomes.items() if found == "raises")
     if program.every_key:
-        yield from (key for key in outcomes if program.every_key not in key and "dora_scale" not in key)
+        yield from (Stop(key) for key in outcomes if program.every_key not in key and "dora_scale" not in key)
     if any(key.startswith(program.prefixes) for key in outcomes):  # without one, Diffusers returns before the header
-        yield from filter(None, [_stops_at_header(program, file)])
+        yield from _stops_at_header(program, file)
     if program.convolution == "raises":
         kernels = (key for key, found in outcomes.items() if found == "applied" and len(file.tensors[key].shape) > 2)
-        yield from (f"{key}, a convolution" for key in kernels)
+        yield from (Stop(f"{key}, a convolution") for key in kernels)
     if program.rank:
-        yield from (
-            f"{path} of rank {rank}: it takes {program.rank}" for path, rank in ranks.items() if rank != program.rank
-        )
+        odd = ((path, rank) for path, rank in ranks.items() if rank != program.rank)
+        yield from (Stop(f"{path} of rank {rank}: it takes {program.rank}") for path, rank in odd)
     if program.needs and not (file.path.parent / program.needs).is_file():
-        yield program.needs
+        yield Stop(program.needs)
     elif program.config_fields or program.config_needs:
-        yield from _stops_at_config(program, file.path.parent / program.needs)
+        yield from map(Stop, _stops_at_config(program, file.path.parent / program.needs))
     if program.files and file.path.name not in program.files:
-        yield program.files[0]
+        yield Stop(program.files[0])
 
 
 def _stops_at_config(program: Runtime, config: Path) -> Iterator[str]:
@@ -158,23 +178,23 @@ def _stops_at_config(program: Runtime, config: Path) -> Iterator[str]:
         yield from (f"{config.name} without {name}" for name in program.config_needs if said.get(name) is None)
 
 
-def _stops_at_header(program: Runtime, file: TensorFile) -> str:
+def _stops_at_header(program: Runtime, file: TensorFile) -> Iterator[Stop]:
     """The name in the header entry that the program cannot take, or the entry itself where nothing in it is for it."""
     for entry in program.sees & file.metadata.keys():
         try:
             said = json.loads(file.metadata[entry])
         except (ValueError, RecursionError):
-            return entry
+            yield Stop(entry)
+            continue
         prefix = program.header_prefix
         mine = [name.removeprefix(prefix) for name in said if name.startswith(prefix)] if isinstance(said, dict) else []
         if program.header_fields and not mine:
-            return entry
+            yield Stop(entry)
         for name in program.header_needs if isinstance(said, dict) else ():
             if said.get(f"{prefix}{name}") is None:
-                return f"KeyError {name!r} in {entry}"
-        if unknown := [name for name in mine if program.header_fields and name not in program.header_fields]:
-            return f"{unknown[0]} in {entry}"
-    return ""
+                yield Stop(f"KeyError {name!r} in {entry}", lacks=True)
+        unknown = [name for name in mine if program.header_fields and name not in program.header_fields]
+        yield from (Stop(f"{name} in {entry}") for name in unknown)
 
 
 def _applied_scalings(
@@ -236,4 +256,4 @@ def _otherwise(outcomes: Mapping[str, Outcome], adapter: Adapter, applied: Mappi
 
 
 def _is_magnitude(key: str) -> bool:
-    return "lora_magnitude_vector" in key or "dora_scale" in key
+    return any(word in key for word in _MAGNITUDES)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tomli
 
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import LoraforgeError, adding
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import Template
 
@@ -153,7 +153,9 @@ def runtime(name: str) -> Runtime:
     """A program by name. Raises LoraforgeError with the names there are."""
     if name not in runtimes():
         text = f"there is no runtime {name!r}; there are {', '.join(runtimes())}."
-        raise LoraforgeError(text, *(Try(f"--runtime {known}", entry.title) for known, entry in runtimes().items()))
+        raise LoraforgeError(
+            text, *(adding("--runtime", known, why=entry.title) for known, entry in runtimes().items())
+        )
     return runtimes()[name]
 
 

@@ -18,7 +18,7 @@ from loraforge.files.shards import Shards
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.files.texts import read_json
 from loraforge.format.peft import CONFIG
-from loraforge.publishing.private import cleaned, cleaned_json
+from loraforge.publishing.private import cleaned, cleaned_json, secrets_in
 from loraforge.text import command
 
 CANONICAL = {"diffusers": "pytorch_lora_weights.safetensors", "peft": "adapter_model.safetensors"}
@@ -132,8 +132,8 @@ def of_model(base: BaseModel) -> tuple[list[Outgoing], list[str]]:
             own = path.resolve() in shards
             if not own and (path.parent == base.folder or not _WEIGHTS.fullmatch(path.name)):
                 continue
-            if notes := cleaned(open_tensors(path)[0].metadata)[1]:
-                raise HubError(f"{path}: {notes[0].removeprefix('left out of ')}.", command("ls", "-l", path))
+            if secrets := secrets_in(open_tensors(path)[0].metadata):
+                raise HubError(f"{path}: the header: {secrets[0]}.", command("ls", "-l", path))
         if not _CONFIGURATIONS.fullmatch(name):
             files.append(outgoing(name, path.resolve()))
             continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from loraforge.adapter.fits import no_repository, repository
-from loraforge.errors import HubError, Try
+from loraforge.document import Document
+from loraforge.errors import HubError, Try, adding
 from loraforge.files.shards import group_of
 from loraforge.hub.address import Address, address, is_branch, is_repo, meant, parsed, renamed
 from loraforge.hub.repo import licence_of, settled
@@ -24,8 +25,10 @@ State = Literal["unchanged", "planned", "committed"]
 
 
 @dataclass(frozen=True, slots=True)
-class PushReport:
+class PushReport(Document):
     """What was published, or would be. Its JSON follows schemas/push.schema.json."""
+
+    schema = "push"
 
     repo: str
     url: str
@@ -45,10 +48,6 @@ class PushReport:
     """Tensor files of the repository that a loader may take instead of ours."""
     card: str
     notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
-        return {"schema": "loraforge.push.v1", **asdict(self)}
 
     def lines(self) -> list[str]:
         """The report for a terminal: the files, then what became of the repository, in the last line."""
@@ -198,13 +197,14 @@ def _branch(text: str, where: Address, given: str | None, *, dry_run: bool) -> s
         raise _of_a_file(text, where)
     said = f"{where.revision}/{where.path}" if where.loose else where.revision
     if said and given is not None and said != given:
-        ours = Try(f"--revision {command(said)}", "as the address says")
+        ours = adding("--revision", said, why="as the address says")
         theirs = Try(where.repo, f"{given}, as --revision says", instead=text)
         raise HubError(f"{text} names the revision {said}, and --revision {given}: which?", ours, theirs)
     instead = Try(where.repo, "main", instead=text)
     if (name := said if given is None else given) is not None and not is_branch(name):
         raise HubError(
-            f"{name!r} is no name that a branch can have.", Try("--revision main") if given is not None else instead
+            f"{name!r} is no name that a branch can have.",
+            adding("--revision", "main") if given is not None else instead,
         )
     return name
 
@@ -248,7 +248,7 @@ def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], s
         refused = no_repository(base_model)
         raise HubError(f"{refused.message} The Hub refuses cards with paths.", *refused.remedies)
     if len(samples) > len(prompts):
-        raise HubError("each --sample needs the --prompt it was made with.", Try('--prompt "what the video shows"'))
+        raise HubError("each --sample needs the --prompt it was made with.", adding("--prompt", "what the video shows"))
 
 
 def _base_of(card: Mapping[str, Any]) -> str | None:
@@ -288,7 +288,7 @@ def _card(there: Remote, facts: Facts, licence: Mapping[str, str], stated: froze
             *(
                 [Try(f"python -m webbrowser {where}", "edit it there")]
                 if there.card
-                else [Try("--license other --license-name NAME")]
+                else [adding("--license", "other", "--license-name", "NAME")]
             ),
         )
     return card, notes
