@@ -59,11 +59,11 @@ def run(hub: Hub, code: str, place: Path) -> None:
 pytestmark = pytest.mark.pipelines
 
 CASES = [
-    ("5b", "sat_5b_r8", "diffusers"),
     ("5b", "sat_5b_r8", "peft"),
-    ("2b", "sat_2b_r8_alpha4_layer1", "diffusers"),
-    ("5b_i2v", "sat_5b_i2v_r8", "diffusers"),
-    ("1.5_t2v", "sat_1.5_t2v_r4", "diffusers"),
+    pytest.param("5b", "sat_5b_r8", "diffusers", marks=pytest.mark.long),
+    pytest.param("2b", "sat_2b_r8_alpha4_layer1", "diffusers", marks=pytest.mark.long),
+    pytest.param("5b_i2v", "sat_5b_i2v_r8", "diffusers", marks=pytest.mark.long),
+    pytest.param("1.5_t2v", "sat_1.5_t2v_r4", "diffusers", marks=pytest.mark.long),
 ]
 
 
