@@ -7,6 +7,7 @@ what the client itself imports is shared.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -55,6 +56,7 @@ def _serve() -> None:
     from loraforge.cli import main
 
     _load()
+    gc.freeze()  # or every fork would look through all of it, and copy it thereby, when it ends
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     for line in iter(requests.readline, ""):
         words, environment, cwd, out, err = json.loads(line)
