@@ -28,7 +28,6 @@ COMPONENT = "transformer"
 """The folder of a pipeline that holds what LoRAs adapt."""
 
 _LORA = (".matrix_A.", ".matrix_B.", ".lora_A.", ".lora_B.")
-_TORCH = {"BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, Verif
 from loraforge.files.destination import Destination, destination, replacing
 from loraforge.files.digest import changed, scan
 from loraforge.files.safetensors import read_safetensors, write_safetensors
-from loraforge.files.shards import Shards
 from loraforge.files.tensorfile import KEY
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
@@ -114,7 +113,7 @@ def stamp(
     choice = Choice(training_config=config, stated=stated, drop=tuple(drop), architecture=architecture)
     typed = _typed(choice)
     form, _, file = locate(source, None, Choice(drop=tuple(drop)))
-    if in_place and (drop or isinstance(file, Shards)):
+    if in_place and (drop or file.spread):
         what = "takes nothing out of a file" if drop else f"has no one file to replace: {source} lies in several"
         give = Try("--out=stamped.safetensors", instead="--in-place")
         raise LoraforgeError(f"--in-place {what}. Give a file to write.", give)

@@ -17,7 +17,6 @@ from loraforge.conversion.report import scale_text
 from loraforge.document import Document
 from loraforge.errors import LoraforgeError, adding, as_commands
 from loraforge.files.digest import scan
-from loraforge.files.shards import Shards
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.hub.fetch_base import base_folder
@@ -163,7 +162,7 @@ def verify(
         other, more, other_file, other_name = _read(b, choice if b in unknown else plain, sides.get(b, ()))
         scan(other_file, other.keys)
     else:
-        if isinstance(file, Shards) or file.dropped:
+        if file.spread or file.dropped:
             line = command("loraforge", "convert", a, "--to", str(in_), *[w for p in drop for w in ("--drop", p)])
             what = "some of it is to be left out" if file.dropped else "it lies in several files"
             raise LoraforgeError(f"{in_} would read {a} as it is, and {what}: convert it first.", line)

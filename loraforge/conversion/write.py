@@ -23,7 +23,7 @@ from loraforge.conversion.report import Report
 from loraforge.errors import ConversionError, LoraforgeError, adding
 from loraforge.files.destination import destination, replacing
 from loraforge.files.digest import scan, scan_modules
-from loraforge.files.tensorfile import KEY, RELEASE_EVERY, TensorFile, TensorInfo
+from loraforge.files.tensorfile import KEY, RELEASE_EVERY, FileMap, TensorFile, TensorInfo
 from loraforge.format.protocol import Format, Header, Target, Wanted
 from loraforge.format.registry import named
 from loraforge.names.catalog import architecture
@@ -192,7 +192,7 @@ def _foreseen(
 ) -> tuple[Program, ...]:
     """What programs would do with a file that is not written, as far as its header tells it."""
     tensors = {key: TensorInfo(*entry, place) for place, (key, entry) in enumerate(header.items())}
-    file = TensorFile(path, "safetensors", 0, tensors, metadata, absent=1)
+    file = TensorFile(path, "safetensors", 0, tensors, metadata, maps=(FileMap(path, absent=1),))
     try:
         return programs(outlooks(target, file, target.read(file, Choice(architecture=architecture))), target.name)
     except LoraforgeError:

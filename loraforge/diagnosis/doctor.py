@@ -16,7 +16,7 @@ from loraforge.facts.given_settings import parse
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.symptoms import find, language
 from loraforge.facts.variants import settings as variant_settings
-from loraforge.files.shards import Shards, group_of
+from loraforge.files.shards import group_of
 from loraforge.hub.address import address
 from loraforge.names.catalog import architecture
 from loraforge.programs.table import runtime
@@ -65,8 +65,10 @@ def doctor(
     found, adapter = diagnosed(
         source, base, runtime(runtime_).name if runtime_ else None, stated, drop, fetch=fetch or base is not None
     )
-    if adapter and adapter.source and isinstance(shards := adapter.source.file, Shards):
-        found = _elsewhere_whole(found, source, Unknown.IN_PARTS, f"in {len(shards.files)} files, and loaders read one")
+    if adapter and adapter.source and adapter.source.file.spread:
+        found = _elsewhere_whole(
+            found, source, Unknown.IN_PARTS, f"in {len(adapter.source.file.maps)} files, and loaders read one"
+        )
     elif adapter and adapter.source and adapter.source.file.within:
         why = "among the weights of a whole model, and loaders read noise from that"
         found = _elsewhere_whole(found, source, Unknown.IN_MODEL, why)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraforge.errors import OutputError, Try, adding
+from loraforge.files.neighbours import TENSORS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def destination(
 
 def _named(place: Path, names: tuple[str, ...], to: str) -> Destination:
     """What a destination means: a file where its suffix says so and one is enough, else a folder."""
-    if place.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".ckpt") or place.is_dir():
+    if place.suffix not in TENSORS or place.is_dir():
         one = len(names) == 1 and place.suffix == ".safetensors"
         return Destination(place.parent, (place.name,)) if one else Destination(place, names)
     if len(names) > 1:

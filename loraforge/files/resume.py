@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 
 from loraforge.errors import LoraforgeError, OutputError, adding
 from loraforge.files.destination import sync_folder
+from loraforge.files.neighbours import TENSORS
 from loraforge.text import command
 
 PROGRESS = "loraforge-progress.json"
 """In the unfinished folder: the plan it follows, and what each finished file is known to be."""
-_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _LOCK = "loraforge.lock"
 
 
@@ -82,7 +82,7 @@ def _apart(out: Path, sources: Sequence[Path]) -> None:
 
 
 def _free(out: Path, names: Sequence[str], *, force: bool) -> None:
-    if out.suffix in _FILES and not is_file(out, names):
+    if out.suffix in TENSORS and not is_file(out, names):
         text = f"{out} is the name of a file, and the result is a folder of {names[0]} and more."
         raise OutputError(text, adding("-o", out.with_suffix("")))
     if not (out.exists() or out.is_symlink()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loraforge.errors import NoAdapterError
 from loraforge.files.tensorfile import TensorFile
@@ -110,7 +110,7 @@ def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
     if not mine or not any(".base_layer." in key for key in file.tensors) or "ds_version" in file.tops:
         return file, ()
     note = f"took the adapter out of a model that was saved with its LoRA layers in it: {len(mine)} tensors of"
-    return file.hiding(tensors=mine, within=len(file.tensors)), (f"{note} {len(file.tensors)}",)
+    return replace(file, tensors=mine, within=len(file.tensors)), (f"{note} {len(file.tensors)}",)
 
 
 def _diffsynth(file: TensorFile) -> bool:
@@ -119,7 +119,7 @@ def _diffsynth(file: TensorFile) -> bool:
 
 
 def _installed(form: str) -> bool:
-    return any(data.get("format", {}).get("name") == form for _, data, _ in data_files())
+    return any(file.tables.get("format", {}).get("name") == form for file in data_files())
 
 
 def _spelled(start: str, form: str) -> Callable[[TensorFile], bool]:

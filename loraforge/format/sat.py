@@ -18,7 +18,7 @@ from loraforge.files.texts import read_yaml
 from loraforge.format.keys import Keys
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import Found, Wanted, Writer
-from loraforge.format.sat_names import CHECKPOINT, CONFIG, LORA_SECTION, ORIGIN, SAT_PREFIX, STYLE, components
+from loraforge.format.sat_names import CHECKPOINT, CONFIG, LORA_SECTION, ORIGIN, SAT_PREFIX, STYLE, components, is_lora
 from loraforge.format.sat_run import _choose, _only_shard, _run_name, _shards, undivided
 from loraforge.format.sat_write import SatWriter
 from loraforge.names.catalog import architecture
@@ -92,7 +92,7 @@ class SatFormat:
             raise FormatError(
                 f"{file.path}: LoRA tensors are stored as objects this tool does not build: {listed(strange)}."
             )
-        if not any(_is_lora(key) for key in lora):
+        if not any(is_lora(key) for key in lora):
             raise not_an_adapter(file, "SAT LoRA")
         try:
             pairs = STYLE.find(lora, arch, "sat")
@@ -121,12 +121,8 @@ class SatFormat:
         )
 
 
-def _is_lora(key: str) -> bool:
-    return "matrix_A" in key or "matrix_B" in key
-
-
 def _looks_like_lora(key: str) -> bool:
-    return _is_lora(key) or "lora" in key.lower()
+    return is_lora(key) or "lora" in key.lower()
 
 
 def _one_rank(file: TensorFile, path: str, pairs: list[Keys]) -> int:

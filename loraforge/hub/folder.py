@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from loraforge.errors import FileError, HubError, adding
-from loraforge.files.neighbours import BESIDE
+from loraforge.files.neighbours import BESIDE, TENSORS
 from loraforge.files.opening import open_tensors
 from loraforge.files.shards import alone, is_index
-from loraforge.files.tensorfile import TensorFile
+from loraforge.files.tensorfile import FileMap, TensorFile
 from loraforge.hub.address import address
 from loraforge.hub.repo import Repo, open_repo
 from loraforge.text import hf, megabytes, stands_for
@@ -28,7 +28,6 @@ _LONGEST = 1 << 24
 _CONFIGS = frozenset({*BESIDE, "adapter_config.json", "model_config.yaml"})
 _MOST = 1 << 20
 """Bytes of a configuration that is fetched."""
-TENSORS = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Reached:
             stream.write(head)
         file, warnings = open_tensors(path)
         absent = sum(info.nbytes for info in file.tensors.values()) if len(head) < size else 0
-        return replace(file, absent=absent), warnings
+        return replace(file, maps=(FileMap(path, absent),)), warnings
 
     def whole(self, path: Path) -> tuple[TensorFile, list[str]]:
         """The tensor file that `path` stands for, from the cache of the Hub's client, fetched where it is not there."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraforge.errors import HubError, Try, adding
+from loraforge.files.neighbours import TENSORS
 from loraforge.hub.address import Address
 from loraforge.hub.client import asking, patiently, streamed
 from loraforge.text import HUB, command, hf, listed, plain
@@ -75,7 +76,7 @@ class Repo:
         inspect = [
             Try(command("loraforge", "inspect", self.address.at(path)), f"{size:,} bytes")
             for path, size in sorted(self.files.items())
-            if path.endswith((".safetensors", ".pt", ".bin", ".ckpt", ".pth"))
+            if path.endswith(TENSORS)
         ]
         there = listed([plain(path, 100) for path in sorted(self.files) if not path.startswith(".")], 10) or "nothing"
         return HubError(f"{self.address.at()} {what}. It holds: {there}.", *(inspect[:8] or [_page(self.address)]))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Builds an architecture from its tables, and refuses layouts that are no bijection with its segments."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from loraforge.names.layout import Architecture, Layout, Template, Variant, _is_
 
 
 def parse(data: Mapping[str, Any], where: str) -> Architecture:
-    """Build an architecture from its TOML, after checking that every layout is a bijection.
+    """Build an architecture from its TOML, which follows its schema, after checking that every layout is a bijection.
 
     Raises LayoutError that lists all problems of the file, not just the first.
     """
-    problems = [*map(Fault, _wrong_keys(data)), *_wrong_segments(data)]
+    problems = [*_wrong_segments(data)]
     ratios, kinds = data.get("rows", {}), data.get("unadapted", {})
     layouts = {
         name: Layout(
@@ -74,27 +74,6 @@ def _left_out(table: Mapping[str, Any], kinds: Mapping[str, Any]) -> frozenset[s
     placed = {segment for stack in table.get("modules", {}).values() for segment in stack}
     every = {segment for segments in kinds.values() for segment in segments} if table.get("lora_only") else set()
     return frozenset(every - placed)
-
-
-_KEYS = {
-    "": (
-        {"architecture", "title", "segments", "layouts"},
-        {"rows", "variants", "parameters", "unadapted", "told_by", "config", "dimensions"},
-    ),
-    "layouts": ({"modules"}, {"absent", "dropped", "lora_only", "unit_axes", "own"}),
-    "variants": ({"repo", "blocks"}, {"shapes", "absent", "config"}),
-}
-"""Table -> keys it must have, keys it may have."""
-
-
-def _wrong_keys(data: Mapping[str, Any]) -> Iterator[str]:
-    tables = [("", "", data)]
-    for kind in ("layouts", "variants"):
-        tables += [(kind, f"{kind}.{name}: ", entry) for name, entry in data.get(kind, {}).items()]
-    for kind, place, entry in tables:
-        needed, allowed = _KEYS[kind]
-        yield from (f"{place}unknown key {key!r}" for key in sorted(entry.keys() - needed - allowed))
-        yield from (f"{place}{key!r} is missing" for key in sorted(needed - entry.keys()))
 
 
 def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:

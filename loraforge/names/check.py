@@ -8,7 +8,7 @@ from typing import Any
 from loraforge.errors import Fault, FormatError, LayoutError, LoraforgeError
 from loraforge.names.bijection import parse
 from loraforge.names.catalog import TakenError, architecture_tables, architectures, joined
-from loraforge.plugin.datafile import Problem, line_of, look
+from loraforge.plugin.schema_check import Problem, line_of, look
 from loraforge.text import command
 
 

@@ -14,7 +14,6 @@ from loraforge.base.model import BaseModel
 from loraforge.errors import FileError, HubError, Try
 from loraforge.files.opening import open_tensors
 from loraforge.files.safetensors import write_safetensors
-from loraforge.files.shards import Shards
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.files.texts import read_json
 from loraforge.format.peft import CONFIG
@@ -80,7 +79,7 @@ def of_adapter(file: TensorFile, form: str, base_model: str | None, work: Path) 
     name = CANONICAL.get(form, file.path.name)
     metadata, notes = cleaned(file.metadata)
     content = file.path.resolve()
-    if notes or file.dropped or isinstance(file, Shards):
+    if notes or file.dropped or file.spread:
         if KEY in file.metadata and KEY not in metadata:
             raise HubError(
                 f"the history in the header of {file.path} has a path or a token in it, which would be published.",

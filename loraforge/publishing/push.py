@@ -10,6 +10,7 @@ from typing import Any, Literal
 from loraforge.adapter.fits import no_repository, repository
 from loraforge.document import Document
 from loraforge.errors import HubError, Try, adding
+from loraforge.files.neighbours import TENSORS
 from loraforge.files.shards import group_of
 from loraforge.hub.address import Address, address, is_branch, is_repo, meant, parsed, renamed
 from loraforge.hub.repo import licence_of, settled
@@ -302,9 +303,8 @@ def _described(file: Outgoing, there: Remote) -> dict[str, Any]:
 
 def _stale(there: Remote, files: Sequence[Outgoing]) -> tuple[str, ...]:
     ours = {file.name for file in files}
-    suffixes = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
     return tuple(
-        sorted(name for name in there.hashes if name.endswith(suffixes) and "/" not in name and name not in ours)
+        sorted(name for name in there.hashes if name.endswith(TENSORS) and "/" not in name and name not in ours)
     )
 
 

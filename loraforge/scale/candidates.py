@@ -1,18 +1,18 @@
-"""TODO."""
+"""Scales that an adapter without a record may have been trained at, for the refusal to offer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from loraforge.errors import Try, adding
-from loraforge.facts.trainers import trainers
+from loraforge.tables import package_table
 
 
 def candidates(ranks: Mapping[str, int], writes: str) -> list[Try]:
     """One addition to the command per scale a known trainer of this format could have used."""
     seen, tries = set[float](), []
     values = sorted(set(ranks.values()))
-    for name, trainer in trainers().items():
+    for name, trainer in package_table("facts/trainers").items():
         if writes not in trainer["writes"]:
             continue
         alpha, rank = trainer["alpha"], trainer["ranks"][0]

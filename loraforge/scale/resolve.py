@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from loraforge.errors import ScaleError, Try, adding
-from loraforge.facts.trainers import trainers
 from loraforge.scale.rule import AS_LOADED, Rule, Scale, Statement
+from loraforge.tables import package_table
 from loraforge.text import listed
 
 
@@ -141,9 +141,10 @@ def _given(stated: Statement, ranks: Mapping[str, int], *, shallow: bool = False
         return Rule(f"--trained-scale {stated.trained_scale:g}", scaling=stated.trained_scale)
     if stated.trained_by is None:
         return None
-    if stated.trained_by not in trainers():
-        raise ScaleError(f"there is no trainer {stated.trained_by!r}; there are {', '.join(trainers())}.")
-    trainer = trainers()[stated.trained_by]
+    trainers = package_table("facts/trainers")
+    if stated.trained_by not in trainers:
+        raise ScaleError(f"there is no trainer {stated.trained_by!r}; there are {', '.join(trainers)}.")
+    trainer = trainers[stated.trained_by]
     odd = sorted({rank for rank in ranks.values() if rank not in trainer["ranks"]})
     if odd:
         usual = " or ".join(map(str, trainer["ranks"]))

@@ -20,7 +20,7 @@ TAKES_APART = {
     "index", "count",
 }  # fmt: skip
 MATCHES = {"search", "match", "fullmatch", "findall", "finditer", "split"}
-ALLOWED = {"plugin/datafile.py: what.startswith('Expected')": "the words are those of tomli, and choose a hint"}
+ALLOWED = {"plugin/schema_check.py: what.startswith('Expected')": "the words are those of tomli, and choose a hint"}
 """`file: code` -> why it decides nothing by words of ours."""
 
 
@@ -65,7 +65,7 @@ def test_no_code_decides_by_a_sentence() -> None:
 
 
 def test_options_that_a_remedy_adds_are_words() -> None:
-    """`Try("--alpha 1")` would be a line that the console cannot take apart: `adding("--alpha", "1")` says what it is."""
+    """`Try("--alpha 1")` would be a line the console cannot take apart: `adding("--alpha", "1")` says what it is."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             match node:
