@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from loraforge.base.opening import open_base
 from loraforge.base.origin import entry
 from loraforge.base.route import route
 from loraforge.base.stream import Engine, NewTensor, Part, measure
+from loraforge.document import Document, rows, title
 from loraforge.errors import ConversionError, Try
 from loraforge.files.resume import check_place
 from loraforge.format.sat_names import SAT_PREFIX, components
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class BaseReport:
+class BaseReport(Document):
     """What became of a base model. Its JSON follows schemas/convert-base.schema.json."""
+
+    schema = "convert-base"
 
     source: dict[str, Any]
     """path, kind, layout."""
@@ -54,10 +57,6 @@ class BaseReport:
     notes: tuple[str, ...]
     load: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
-        return {"schema": "loraforge.convert-base.v1", **asdict(self)}
-
     def lines(self) -> list[str]:
         """The report for a terminal."""
         done = f"{self.tensors} tensors" + (
@@ -65,12 +64,11 @@ class BaseReport:
         )
         if self.left_out:
             done += "; left out: " + ", ".join(f"{count} tensors of {what}" for what, count in self.left_out.items())
-        title = f"{self.source['path']} -> {self.output['path']}{'' if self.output['written'] else ' (not written)'}"
         table = [*(("dropped", f"{key}: {why}") for key, why in self.dropped.items())]
         table += [*(("rebuilt", f"{key}: {why}") for key, why in self.rebuilt.items())]
         table += [("config", self.config)] if self.config else []
         table += [("base", self.variant), ("load", self.load)]
-        return [title, f"  {done}", *(f"  {label:<9} {text}" for label, text in table)]
+        return [title(self.source, self.output), f"  {done}", *rows(table)]
 
 
 def convert_base(
@@ -82,7 +80,7 @@ def convert_base(
     sample: str | None = None,
     dry_run: bool = False,
     force: bool = False,
-    progress: Callable[[int, int], None] = lambda _more, _all: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> BaseReport:
     """Write the base weights in `source` as `to` names and lays them out; the arguments are those of the command.
 

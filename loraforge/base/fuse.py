@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from loraforge.base.retention import LOUD, WARN, Retention, lines, summary
 from loraforge.base.stream import Engine, NewTensor, Part, measure
 from loraforge.base.updates import updates
 from loraforge.conversion.read import read
+from loraforge.document import Document, rows, title
 from loraforge.errors import ConversionError, LoraforgeError, Try, as_commands
 from loraforge.files.resume import check_place
 from loraforge.files.tensorfile import KEY, TensorFile
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class FuseReport:
+class FuseReport(Document):
     """What a fuse did. Its JSON follows schemas/fuse.schema.json."""
+
+    schema = "fuse"
 
     base: dict[str, Any]
     """path, kind, layout, variants."""
@@ -57,10 +60,6 @@ class FuseReport:
     notes: tuple[str, ...]
     load: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
-        return {"schema": "loraforge.fuse.v1", **asdict(self)}
-
     def lines(self) -> list[str]:
         """The report for a terminal."""
         done = f"{len(self.modules)} weights changed, {self.copied} tensors copied as they are"
@@ -69,8 +68,7 @@ class FuseReport:
         table = [("adapter", _said(adapter)) for adapter in self.adapters]
         table += [("dropped", module) for module in self.dropped_modules]
         table += [("rounding", lost), ("size", size), ("load", self.load)]
-        title = f"{self.base['path']} -> {self.output['path']}{'' if self.output['written'] else ' (not written)'}"
-        return [title, f"  {done} ({self.backend})", *(f"  {label:<9} {text}" for label, text in table)]
+        return [title(self.base, self.output), f"  {done} ({self.backend})", *rows(table)]
 
 
 def _said(adapter: Fused) -> str:
@@ -100,14 +98,14 @@ def fuse(
     drop: Sequence[str] = (),
     dry_run: bool = False,
     force: bool = False,
-    progress: Callable[[int, int], None] = lambda _more, _all: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> FuseReport:
     """Add `adapters` to the weights of `base` and write the model `out`; the arguments are those of `loraforge fuse`.
 
-    What states a scale is said of every adapter. `progress` is told how many bytes more are written, and of how
-    many. Raises a LoraforgeError, with nothing left behind, when the base is quantised, holds one of the adapters
-    already or is another one than they were trained on, or when a number is none or does not fit into the type of
-    the weights.
+    What states a scale is said of every adapter. `progress` is called with the bytes that are written, and how many
+    there will be in all. Raises a LoraforgeError, with nothing left behind, when the base is quantised, holds one of
+    the adapters already or is another one than they were trained on, or when a number is none or does not fit into
+    the type of the weights.
     """
     stated: dict[str, Any] = {
         "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,

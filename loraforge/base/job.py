@@ -19,7 +19,7 @@ from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.fusion.backend import Sums
 
 Progress = Callable[[int, int], None]
-"""Is told how many bytes more are written, and how many there will be in all."""
+"""Called with the bytes that are written, and how many there will be in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,13 @@ def write_model(out: Path, model: Model, engine: Engine, progress: Progress, *, 
     Raises VerificationError when a file does not come back as it was written, or a row is not what it should be.
     """
     sizes = {name: shard.nbytes for name, shard in model.shards.items()}
-    measured, total = dict[str, Sums](), sum(sizes.values())
+    measured, total, written = dict[str, Sums](), sum(sizes.values()), 0
+
+    def more(nbytes: int) -> None:
+        nonlocal written
+        written += nbytes
+        progress(written, total)
+
     with resumable(out, _plan(model, engine), sizes, alone=is_file(out, model.names), new=new) as work:
         for name, path in model.copied.items():
             put(path, work.folder / name)
@@ -67,9 +73,9 @@ def write_model(out: Path, model: Model, engine: Engine, progress: Progress, *, 
             (work.folder / name).write_text(text, "utf-8")
         for name, shard in model.shards.items():
             if name in work.done:
-                progress(sizes[name], total)
+                more(sizes[name])
             else:
-                found = _write(work.folder / name, shard, engine, lambda n: progress(n, total))
+                found = _write(work.folder / name, shard, engine, more)
                 work.finish(name, {"measured": {key: list(asdict(sums).values()) for key, sums in found.items()}})
             measured |= {key: Sums(*numbers) for key, numbers in work.done[name]["measured"].items()}
     return measured

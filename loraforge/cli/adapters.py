@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import loraforge
-from loraforge.cli.console import PATH, SOURCE, as_json, say
+from loraforge.cli.console import PATH, SOURCE, as_json, say, show
 from loraforge.cli.hub import publish
 from loraforge.cli.options import _format, _runtime, architecture, drop, element_type, fetch, stated_scale
 from loraforge.cli.process import settle_process
 from loraforge.errors import LoraforgeError
-from loraforge.text import plain
 
 if TYPE_CHECKING:
     from loraforge.conversion.verify import Loader
@@ -108,9 +107,9 @@ def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: 
         raise click.UsageError("--dry-run writes no file that --push could look at: convert, then push --dry-run.")
     options["to"] = options["to"] or for_.format
     report = loraforge.convert(**options)
-    for note in (*report.notes, *([f"{for_.title}: {for_.instead}"] if for_ and for_.instead else [])):
-        say("note: ", note)
-    click.echo(as_json(report.to_dict()) if json_ else "\n".join(map(plain, report.lines())))
+    if for_ and for_.instead:
+        say("note: ", f"{for_.title}: {for_.instead}")
+    show(report, json_)
     if repo:
         publish(report, repo, private=private)
 
@@ -151,10 +150,7 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
         click.echo(as_json(loraforge.skeleton(source, **options)))
         return
     found = loraforge.inspect(source, from_, **options)
-    for note in found.notes:
-        say("note: ", note)
-    told = found.history_lines() if history else found.lines()
-    click.echo(as_json(found.to_dict()) if json_ else "\n".join(map(plain, told)))
+    show(found, json_, found.history_lines() if history else None)
     if found.problem:
         raise LoraforgeError(found.problem, *found.remedies)
 
@@ -195,9 +191,7 @@ def verify(
     """
     settle_process()
     found = loraforge.verify(a, b, in_=in_, base=base, **options)
-    for note in found.notes:
-        say("note: ", note)
-    click.echo(as_json(found.to_dict()) if json_ else "\n".join(map(plain, found.lines())))
+    show(found, json_)
     if not found.same:
         ctx.exit(1)
 
@@ -222,7 +216,4 @@ def stamp(source: str, json_: bool, **options: Any) -> None:
       loraforge stamp pytorch_lora_weights.safetensors --alpha 64 -o my-style.safetensors
       loraforge stamp pytorch_lora_weights.safetensors --in-place
     """
-    done = loraforge.stamp(source, **options)
-    for note in done.notes:
-        say("note: ", note)
-    click.echo(as_json(done.to_dict()) if json_ else "\n".join(map(plain, done.lines())))
+    show(loraforge.stamp(source, **options), json_)

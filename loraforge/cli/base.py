@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 
 import loraforge
-from loraforge.cli.console import PATH, SOURCE, as_json, say
+from loraforge.cli.console import PATH, SOURCE, show
 from loraforge.cli.options import architecture, drop, element_type, stated_scale
 from loraforge.cli.process import settle_process
-from loraforge.text import plain
 
-
-@contextmanager
-def _bar(label: str, out: Path) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, from the first bytes on: what is refused before has none."""
-    with ExitStack() as shown:
-        bar: Any = None
-
-        def progress(more: int, of: int) -> None:
-            nonlocal bar
-            if bar is None:
-                hidden = not sys.stderr.isatty()
-                bar = shown.enter_context(click.progressbar(length=of, label=label, file=sys.stderr, hidden=hidden))
-            bar.update(more)
-
-        try:
-            yield progress
-        except KeyboardInterrupt:
-            click.echo(err=True)
-            say("note: ", f"interrupted. Type the same command again to go on; the work is in {out}.partial")
-            raise
-
-
-def _told(report: Any, json_: bool) -> None:
-    for note in report.notes:
-        say("note: ", note)
-    click.echo(as_json(report.to_dict()) if json_ else "\n".join(map(plain, report.lines())))
+_INTERRUPTED = "interrupted. Type the same command again to go on; the work is in {out}.partial"
 
 
 @click.command(short_help="Add adapters to base weights for good.")
@@ -79,9 +49,11 @@ def fuse(json_: bool, **options: Any) -> None:
       loraforge fuse CogVideoX-2b-sat/transformer my-style.safetensors -o sat-my-style
     """
     settle_process()
-    with _bar("fusing", options["out"]) as progress:
-        report = loraforge.fuse(**options, progress=progress)
-    _told(report, json_)
+    from loraforge.cli.screen import progress
+
+    with progress("fusing", _INTERRUPTED.format(**options)) as update:
+        report = loraforge.fuse(**options, progress=update)
+    show(report, json_)
 
 
 @click.command("convert-base", short_help="Move base weights between SAT and Diffusers.")
@@ -109,6 +81,8 @@ def convert_base(json_: bool, **options: Any) -> None:
       loraforge convert-base CogVideoX-5b --to sat -o CogVideoX-5b-sat
     """
     settle_process()
-    with _bar("converting", options["out"]) as progress:
-        report = loraforge.convert_base(**options, progress=progress)
-    _told(report, json_)
+    from loraforge.cli.screen import progress
+
+    with progress("converting", _INTERRUPTED.format(**options)) as update:
+        report = loraforge.convert_base(**options, progress=update)
+    show(report, json_)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from loraforge.document import Document
 from loraforge.errors import LoraforgeError, Try
 from loraforge.text import command, plain
 
@@ -106,27 +107,13 @@ def say(label: str, *text: str, colour: str | None = None) -> None:
     click.echo("".join(plain(part) for part in text), err=True)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table to stdout with nothing cut off: where the terminal is too narrow for it, a block of lines per row."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    cells = [[plain(cell) for cell in row] for row in rows]
-    width = sum(max(len(row[n]) for row in [columns, *cells]) + 3 for n in range(len(columns)))
-    if sys.stdout.isatty() and width > Console().width:
-        for name, *others in cells:
-            click.secho(name, bold="NO_COLOR" not in os.environ)
-            for column, cell in zip(columns[1:], others, strict=True):
-                click.echo(f"  {column:<{max(map(len, columns[1:]))}}  {cell}")
-        return
-    grid = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in cells:
-        grid.add_row(*row)
-    console = Console(width=width)
-    with console.capture() as captured:
-        console.print(grid)
-    click.echo("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
+def show(report: Document, json_: bool, lines: Sequence[str] | None = None) -> None:
+    """A report: its notes to stderr; to stdout the JSON document, or lines for a terminal."""
+    for note in getattr(report, "notes", ()):
+        say("note: ", note)
+    click.echo(
+        as_json(report.to_dict()) if json_ else "\n".join(map(plain, report.lines() if lines is None else lines))
+    )
 
 
 def as_json(document: Any) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 import loraforge
-from loraforge.cli.console import SOURCE, as_json, say, table
+from loraforge.cli.console import SOURCE, show
 from loraforge.cli.explain import typed
 from loraforge.cli.options import architecture, drop, fetch, stated_scale
 from loraforge.cli.process import settle_process
-from loraforge.text import fraction, plain
+from loraforge.text import fraction
 
 
 @click.command(short_help="Say why an adapter has no effect, is too weak or too strong.")
@@ -54,24 +54,21 @@ def doctor(ctx: click.Context, /, source: str, json_: bool, **options: Any) -> N
     if options["error"] is not None:
         options["error"] = typed(options["error"])
     found = loraforge.doctor(source, **options)
-    for note in found.notes:
-        say("note: ", note)
-    if json_:
-        click.echo(as_json(found.to_dict()))
-    else:
-        click.echo("\n".join(map(plain, found.lines())))
-        if found.outlooks:
-            rows = [
-                [
-                    o.runtime,
-                    "stops" if o.raises else f"{o.applied}/{o.modules}",
-                    ", ".join(fraction(scale).partition(" = ")[0] for scale in o.scalings),
-                    ", ".join(f"{ratio:.4g}" for ratio in o.ratios),
-                    o.raises or o.otherwise or ", ".join(o.lost),
-                    o.mark,
-                ]
-                for o in found.outlooks
+    show(found, json_)
+    if found.outlooks and not json_:
+        from loraforge.cli.screen import table
+
+        rows = [
+            [
+                o.runtime,
+                "stops" if o.raises else f"{o.applied}/{o.modules}",
+                ", ".join(fraction(scale).partition(" = ")[0] for scale in o.scalings),
+                ", ".join(f"{ratio:.4g}" for ratio in o.ratios),
+                o.raises or o.otherwise or ", ".join(o.lost),
+                o.mark,
             ]
-            table(["runtime", "modules", "scale", "x trained", "passes over, or stops at", "known by"], rows)
+            for o in found.outlooks
+        ]
+        table(["runtime", "modules", "scale", "x trained", "passes over, or stops at", "known by"], rows)
     if not found.healthy:
         ctx.exit(1)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import loraforge
-from loraforge.cli.console import PATH, SOURCE, as_json, say
+from loraforge.cli.console import PATH, SOURCE, say, show
 from loraforge.cli.options import architecture, drop, stated_scale
 from loraforge.errors import LoraforgeError, as_commands
-from loraforge.text import plain
 
 if TYPE_CHECKING:
     from loraforge.conversion.report import Report
@@ -58,7 +57,7 @@ def push(source: str, repo: str, json_: bool, **options: Any) -> None:
       loraforge push my-style.safetensors user/my-style --base-model zai-org/CogVideoX-5b --private
       loraforge push my-style.safetensors user/my-style --sample panda.mp4 --prompt "DISNEY a panda plays the guitar"
     """
-    _told(_pushed(source, repo, **options), json_=json_)
+    show(_pushed(source, repo, **options), json_)
 
 
 def _pushed(source: str | Path, repo: str, **options: Any) -> PushReport:
@@ -76,16 +75,10 @@ def publish(converted: Report, repo: str, *, private: bool) -> None:
     source = written.parent if converted.output["format"] == "peft" else written
     as_loaded = bool(converted.scale.program)
     try:
-        _told(_pushed(source, repo, private=private, as_loaded=as_loaded), json_=False)
+        show(_pushed(source, repo, private=private, as_loaded=as_loaded), json_=False)
     except LoraforgeError as error:
         words = ["--private"] if private else []
         more = as_commands(error, "loraforge", "push", source, repo, *words).remedies
         refused = LoraforgeError(f"the file is written, {written}, and not published: {error.message}", *more)
         refused.state = error.state
         raise refused from error
-
-
-def _told(report: PushReport, *, json_: bool) -> None:
-    for note in report.notes:
-        say("note: ", note)
-    click.echo(as_json(report.to_dict()) if json_ else "\n".join(map(plain, report.lines())))

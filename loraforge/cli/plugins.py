@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import loraforge
-from loraforge.cli.console import PATH, as_json, say, table
+from loraforge.cli.console import PATH, as_json, say
 from loraforge.errors import LoraforgeError
 
 
@@ -16,6 +16,7 @@ from loraforge.errors import LoraforgeError
 @click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/formats.schema.json).")
 def formats(json_: bool) -> None:
     """List the adapter formats: which are read and written, what each can hold, and which package adds it."""
+    from loraforge.cli.screen import table
     from loraforge.format.registry import owners
     from loraforge.plugin.host import host
 
@@ -51,6 +52,7 @@ def layouts(name: str | None, kind: str | None) -> None:
       loraforge layouts cogvideox
       loraforge layouts cogvideox --mermaid
     """
+    from loraforge.cli.screen import table
     from loraforge.names import picture
     from loraforge.names.catalog import architecture, architectures
 
@@ -88,6 +90,7 @@ def plugins_list(json_: bool) -> None:
     """
     from dataclasses import asdict
 
+    from loraforge.cli.screen import table
     from loraforge.format.registry import owners
     from loraforge.fusion.choose import backends
     from loraforge.plugin.host import host

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
 
 import loraforge
-from loraforge.cli.console import PATH, SOURCE, as_json, say
+from loraforge.cli.console import PATH, SOURCE, show
 from loraforge.cli.options import architecture, stated_scale
-from loraforge.text import plain
 
 
 def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...]:
@@ -85,31 +81,8 @@ def run(json_: bool, **options: Any) -> None:
       loraforge run user/my-style --prompt "a panda plays the guitar" --compare 0,0.5,1 --offload model
       loraforge run --manifest panda.json -o again.mp4
     """
-    with _bar() as progress:
-        report = loraforge.run(**options, progress=progress)
-    for note in report.notes:
-        say("note: ", note)
-    click.echo(as_json(report.to_dict()) if json_ else "\n".join(map(plain, report.lines())))
+    from loraforge.cli.screen import progress
 
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, from the first step on: what is refused before has none."""
-    with ExitStack() as shown:
-        bar: Any = None
-
-        def progress(done: int, steps: int) -> None:
-            nonlocal bar
-            if bar is None:
-                hidden = not sys.stderr.isatty()
-                bar = shown.enter_context(
-                    click.progressbar(length=steps, label="steps", file=sys.stderr, hidden=hidden)
-                )
-            bar.update(done - bar.pos)
-
-        try:
-            yield progress
-        except KeyboardInterrupt:
-            click.echo(err=True)
-            say("note: ", "interrupted; no file was written")
-            raise
+    with progress("steps", "interrupted; no file was written") as update:
+        report = loraforge.run(**options, progress=update)
+    show(report, json_)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from loraforge.adapter.drop import without
 from loraforge.adapter.fits import fits
 from loraforge.conversion.evidence import read_adapter
 from loraforge.conversion.report import base_text, unshown
+from loraforge.document import Document
 from loraforge.errors import LoraforgeError, as_commands
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
+class Inspection(Document):
     """What a header tells. Its JSON follows schemas/inspect.schema.json."""
+
+    schema = "inspect"
 
     path: str
     container: str
@@ -59,10 +62,6 @@ class Inspection:
     problem: str | None
     """Why the file is no adapter this version can convert; None when it is."""
     remedies: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
-        return {"schema": "loraforge.inspect.v1", **asdict(self)}
 
     def lines(self) -> list[str]:
         """The same for a terminal, one fact a line."""

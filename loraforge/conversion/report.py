@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter.adapter import Step
+from loraforge.document import Document, rows
 from loraforge.names.catalog import architecture
 from loraforge.programs.measured import joined
 from loraforge.scale.rule import Scale
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Report(Document):
     """Everything a user may ask about one conversion."""
+
+    schema = "convert"
 
     source: dict[str, Any]
     """path, format, size, digest of the adapter tensors (None where they were not fetched)."""
@@ -54,10 +57,6 @@ class Report:
     programs: tuple[Program, ...] = ()
     """Where a written file was seen to act so, and the other programs of its format."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
-        return {"schema": "loraforge.convert.v1", **asdict(self)}
-
     def lines(self) -> list[str]:
         """The report for a terminal: what was done, then the strength, how to load it, which base it fits."""
         kinds = Counter(step.kind for step in self.steps)
@@ -80,9 +79,9 @@ class Report:
         out += [f"  dropped {what}" for what in self.dropped_modules]
         if self.dropped_metadata:
             out.append(f"  not carried over, as they describe the old tensors: {', '.join(self.dropped_metadata)}")
-        rows = [] if self.evidence else [("model", unshown(self.architecture))]
-        rows += [("strength", self.strength()), *self.seen(), ("load", self.load), ("not with", self.not_with)]
-        return [*out, *(f"  {label:<9} {text}" for label, text in (*rows, ("base", self.base())))]
+        table = [] if self.evidence else [("model", unshown(self.architecture))]
+        table += [("strength", self.strength()), *self.seen(), ("load", self.load), ("not with", self.not_with)]
+        return [*out, *rows([*table, ("base", self.base())])]
 
     def seen(self) -> list[tuple[str, str]]:
         """The second claim: what programs do with such a file, of those that were run. Never a constant of a format."""

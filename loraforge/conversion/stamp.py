@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from loraforge.adapter.fits import check_base, fits
 from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.read import ambiguous
 from loraforge.conversion.report import scale_text
+from loraforge.document import Document
 from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, as_commands
 from loraforge.files.destination import Destination, destination, replacing
 from loraforge.files.digest import changed, scan
@@ -38,8 +39,10 @@ STAMPED = ("diffusers", "peft")
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(Document):
     """What was recorded, and where. Its JSON follows schemas/stamp.schema.json."""
+
+    schema = "stamp"
 
     source: str
     output: str
@@ -54,10 +57,6 @@ class Stamp:
     acts_in: str = ""
     """Programs, with the versions that were run, that apply the file at this scale."""
     notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
-        return {"schema": "loraforge.stamp.v1", **asdict(self)}
 
     def lines(self) -> list[str]:
         """The same for a terminal."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import meets, without
@@ -14,6 +14,7 @@ from loraforge.adapter.proof import compare, pair_up
 from loraforge.conversion.evidence import read_adapter
 from loraforge.conversion.real_loader import load_back
 from loraforge.conversion.report import scale_text
+from loraforge.document import Document
 from loraforge.errors import LoraforgeError, as_commands
 from loraforge.files.digest import scan
 from loraforge.files.shards import Shards
@@ -73,8 +74,10 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
+class Verification(Document):
     """What a comparison found. Its JSON follows schemas/verify.schema.json."""
+
+    schema = "verify"
 
     a: Side
     b: Side
@@ -85,10 +88,6 @@ class Verification:
     only_in_a: tuple[str, ...]
     only_in_b: tuple[str, ...]
     notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
-        return {"schema": "loraforge.verify.v1", **asdict(self)}
 
     def lines(self) -> list[str]:
         """The verdict for a terminal, and the worst modules where it is bad."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from loraforge.diagnosis.verdict import AS_TRAINED
+from loraforge.document import Document, rows
 from loraforge.facts.setting_rules import Finding
 from loraforge.programs.outlook import Outlook
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(Document):
     """What is wrong, or that nothing is. Its JSON follows schemas/doctor.schema.json."""
+
+    schema = "doctor"
 
     path: str
     verdict: str
@@ -37,19 +40,19 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document. Its shape is a promise: see the schema."""
-        return {"schema": "loraforge.doctor.v1", **asdict(self), "facts": dict(self.facts)}
+        return {**Document.to_dict(self), "facts": dict(self.facts)}
 
     def lines(self) -> list[str]:
         """The verdict first, for a terminal; the table of runtimes is printed by the command."""
-        rows = [*self.facts, *(("fix" if not n else "", line) for n, line in enumerate(self.fix))]
+        table = [*self.facts, *(("fix" if not n else "", line) for n, line in enumerate(self.fix))]
         for entry in self.errors:
-            rows += [(entry["id"], f"{entry['title']}: {entry['cause']}"), ("", entry["fix"])]
-            rows += [("", entry["fix_command"])] if entry["fix_command"] else []
-        rows += [(f.severity, _beside(f)) for f in self.settings if f.severity != "fine"]
+            table += [(entry["id"], f"{entry['title']}: {entry['cause']}"), ("", entry["fix"])]
+            table += [("", entry["fix_command"])] if entry["fix_command"] else []
+        table += [(f.severity, _beside(f)) for f in self.settings if f.severity != "fine"]
         fine = [f.key for f in self.settings if f.severity == "fine"]
-        rows += [("fine", ", ".join(fine))] if fine else []
+        table += [("fine", ", ".join(fine))] if fine else []
         but = ", but not with these settings" if self.verdict == AS_TRAINED and not self.healthy else ""
-        return [f"{self.verdict}{but}: {self.why}", *(f"  {label:<9} {text}" for label, text in rows)]
+        return [f"{self.verdict}{but}: {self.why}", *rows(table)]
 
 
 def _beside(finding: Finding) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.document import Document
 from loraforge.errors import LoraforgeError
 from loraforge.facts.given_settings import Settings, checked, parse
 from loraforge.live.compare import Compared, compared, effect, strengths
@@ -22,8 +23,10 @@ from loraforge.text import fraction, told
 
 
 @dataclass(frozen=True, slots=True)
-class RunReport:
+class RunReport(Document):
     """What a run did. Its JSON follows schemas/run.schema.json."""
+
+    schema = "run"
 
     base: str
     variant: str
@@ -42,10 +45,6 @@ class RunReport:
     compared: tuple[Compared, ...]
     effect: Effect | None
     notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
-        return {"schema": "loraforge.run.v1", **asdict(self)}
 
     def lines(self) -> list[str]:
         """The report for a terminal: what was run with, what came out, and what the adapters did."""

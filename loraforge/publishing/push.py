@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from loraforge.adapter.fits import no_repository, repository
+from loraforge.document import Document
 from loraforge.errors import HubError, Try
 from loraforge.files.shards import group_of
 from loraforge.hub.address import Address, address, is_branch, is_repo, meant, parsed, renamed
@@ -24,8 +25,10 @@ State = Literal["unchanged", "planned", "committed"]
 
 
 @dataclass(frozen=True, slots=True)
-class PushReport:
+class PushReport(Document):
     """What was published, or would be. Its JSON follows schemas/push.schema.json."""
+
+    schema = "push"
 
     repo: str
     url: str
@@ -45,10 +48,6 @@ class PushReport:
     """Tensor files of the repository that a loader may take instead of ours."""
     card: str
     notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
-        return {"schema": "loraforge.push.v1", **asdict(self)}
 
     def lines(self) -> list[str]:
         """The report for a terminal: the files, then what became of the repository, in the last line."""
