@@ -152,7 +152,7 @@ def _evidence(
     for where, config in adapter.configs.items():
         mapping = config.get("auto_mapping")
         name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-        if isinstance(name, str) and name == arch.config.get("_class_name", f"{arch.title}Transformer3DModel"):
+        if isinstance(name, str) and name == arch.transformer:
             yield f"{where} names {name}"
     for key in _WORDS:
         if _plain(arch.name) in (said := _plain(file.metadata.get(key, ""))) or (said and _plain(arch.title) in said):

@@ -19,8 +19,9 @@ from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import Found, Target, Use, Wanted, Writer
 from loraforge.names.catalog import architecture, having, matching, outdone
+from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
-from loraforge.scale.recorded import COMPONENT, header_configs
+from loraforge.scale.recorded import header_configs
 from loraforge.scale.rule import Choice
 
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import Found, Target, Use, Wanted, Writer
 from loraforge.hub.address import is_repo
 from loraforge.names.catalog import architecture, having, matching, outdone
+from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
-from loraforge.scale.recorded import COMPONENT, PEFT_CONFIG, PEFT_FILES, header_configs, read_config
+from loraforge.scale.recorded import PEFT_CONFIG, PEFT_FILES, header_configs, read_config
 from loraforge.scale.rule import Choice
 from loraforge.scale.run_folders import adapters
 from loraforge.text import command

@@ -11,7 +11,7 @@ from typing import Any
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
 from loraforge.base.config import PIXELS, own_config, variant_of
-from loraforge.base.model import COMPONENT, BaseModel
+from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.updates import updates
 from loraforge.conversion.read import read
@@ -24,6 +24,7 @@ from loraforge.hub.address import address, is_repo
 from loraforge.hub.fetch_base import base_folder
 from loraforge.media.video import read_video
 from loraforge.names.catalog import architecture
+from loraforge.names.layout import COMPONENT
 from loraforge.text import command, listed, told
 
 SHORT = {

@@ -17,8 +17,6 @@ from loraforge.plugin.datafile import read
 from loraforge.plugin.host import depends_on_plugins, host
 from loraforge.text import command
 
-BUILT_IN_FILES = ("cogvideox",)
-
 
 @depends_on_plugins
 @cache
@@ -45,8 +43,8 @@ def _known(without: str | None = None) -> tuple[dict[str, Architecture], dict[st
 
     `without`: the name of a data file whose layouts do not count.
     """
-    folder = Path(__file__).parent / "architectures"
-    tables = {name: tomli.loads((folder / f"{name}.toml").read_text("utf-8")) for name in BUILT_IN_FILES}
+    files = sorted((Path(__file__).parent / "architectures").glob("*.toml"))
+    tables = {file.stem: tomli.loads(file.read_text("utf-8")) for file in files}
     known = {name: bijection.parse(data, f"{name}.toml") for name, data in tables.items()}
     for owner, data, where in layout_files():
         if where == without:
