@@ -40,8 +40,6 @@ class VariantSettings:
     """What one variant calls for."""
 
     variant: str
-    pipeline: str
-    """Diffusers' class."""
     scheduler: str
     timestep_spacing: str
     use_dynamic_cfg: bool
@@ -93,6 +91,11 @@ def settings(variant: str) -> VariantSettings:
     facts = dict(table()["variants"][variant])
     sides = facts.pop("sides", None)
     return VariantSettings(variant=variant, sides=Sides(**sides) if sides else None, **facts)
+
+
+def known_settings(variant: str) -> VariantSettings | None:
+    """The same; None if the table has no such variant."""
+    return settings(variant) if variant in table()["variants"] else None
 
 
 def preset(name: str, variant: str, *, rank: int | None = None) -> Settings:

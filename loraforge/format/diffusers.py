@@ -18,7 +18,7 @@ from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle, Spelling
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import Found, Target, Use, Wanted, Writer
-from loraforge.names.catalog import architecture, having, matching, outdone
+from loraforge.names.catalog import best_known, having, matching, outdone
 from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
 from loraforge.scale.recorded import header_configs
@@ -90,5 +90,5 @@ class DiffusersFormat:
         hits = [hit.path for key in file.tensors if (hit := STYLE.parse(key))]
         if not hits:
             raise not_an_adapter(file, "Diffusers adapter")
-        arch = architecture(matching(hits, self.layouts, wanted=choice.architecture) or "cogvideox")
+        arch = best_known(hits, self.layouts, choice.architecture)
         return read_lora_file(file, choice, STYLE, arch, "diffusers", writes=self.name)

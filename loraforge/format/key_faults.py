@@ -19,7 +19,7 @@ _REFUSED = (
     (r"lora_B\.([^.]+\.)?bias", "a bias of the LoRA itself (lora_bias), which this version does not convert"),
     (r"hada_(w[12]_[ab]|t[12])", "LoHa"),
     (r"lokr_(w[12](_[ab])?|t2)", "LoKr"),
-    (r"lora_embedding_[AB]", "a LoRA of an embedding, of which CogVideoX has none"),
+    (r"lora_embedding_[AB]", "a LoRA of an embedding, of which {title} has none"),
     (
         r"(?<!lora_A\.)(?<!lora_B\.)(weight|bias)",
         "a whole weight saved beside the LoRA (modules_to_save)",
@@ -48,7 +48,7 @@ def _unknown(keys: list[str], arch: Architecture) -> Iterator[str]:
         what = next((what for ending, what in _REFUSED if re.search(rf"(?:^|[._])(?:{ending})$", key)), "")
         what = "a bundled embedding" if key.startswith("bundle_emb") else what
         known = what and any(arch.layouts[name].locate(stem) for name in arch.layouts for stem in _stems(key))
-        kinds[what if known or "whole" not in what else ""].append(key)
+        kinds[what.format(title=arch.title) if known or "whole" not in what else ""].append(key)
     for what, group in kinds.items():
         more = f" and {len(group) - 1} more" if len(group) > 1 else ""
         is_no = "is no LoRA key" if len(group) == 1 else "are no LoRA keys"

@@ -119,6 +119,12 @@ def matching(
     return best if best is not None and 2 * counts[best] >= len(paths) > 0 else None
 
 
+def best_known(paths: Collection[str], layouts: Mapping[str, str], wanted: str | None) -> Architecture:
+    """The architecture, of those a format has a layout for, that knows most of the paths; `wanted` if it is one."""
+    counts = _known_of(paths, layouts, ".")
+    return architecture(wanted if wanted in counts else max(counts, key=lambda name: counts[name]))
+
+
 def holding(paths: Collection[str], layouts: Mapping[str, str]) -> list[str]:
     """Every architecture, of those a format has a layout for, that has all of the modules."""
     return [name for name, count in _known_of(paths, layouts, ".").items() if count == len(paths)]
