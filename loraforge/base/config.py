@@ -50,8 +50,8 @@ def _speaks_against(base: BaseModel, variant: Variant) -> bool:
         return (_POSITIONS in base.parameters) != (learned or not rotary)
     own = own_config(base)
     stated = [item for other in base.architecture.variants for item in other.config.items()]
-    switches = {name for name, on in stated if isinstance(on, bool)}  # numbers differ in what is trained further too
-    return any(wants[name] not in (None, own[name]) for name in switches & own.keys())
+    switches = {name for name, on in stated if isinstance(on, bool | str)}  # numbers change where it is trained further
+    return any(own[name] != wants[name] for name in switches & own.keys() & wants.keys())
 
 
 def own_config(base: BaseModel) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from loraforge.format import checkpoints
 from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle, Spelling
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter
-from loraforge.format.protocol import Found, Target, Use, Wanted, Writer
+from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
 from loraforge.names.catalog import best_known, having, matching, outdone
 from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
@@ -57,7 +57,7 @@ class DiffusersWriter(LoraFileWriter):
         return Use(
             f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})"
             "   # strength 1.0, no other number",
-            "CogVideo's load_cogvideox_lora.py, which scales again, unless its --lora_alpha equals its --lora_r",
+            NOT_TWICE,
             ", where a loader reads the scale in the header (others apply 1.0)" if self.stored == "metadata" else "",
         )
 
