@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
-from oracle import DATA, Case, updates
+from helpers.oracle import DATA, Case, updates
+from helpers.tolerance import UPDATE, WEIGHT, share
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
-from tolerance import UPDATE, WEIGHT, share
 
 import loraforge
 from loraforge.adapter.adapter import Adapter

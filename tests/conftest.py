@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from helpers.oracle import SAT_CASES, Case
 from hypothesis import settings
-from oracle import SAT_CASES, Case
 
 from loraforge.cli.app import main
 from loraforge.plugin import host
@@ -39,7 +39,7 @@ def cli(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def hub():
     """A Hub on loopback, of this test only."""
-    from hub import Hub
+    from helpers.hub import Hub
 
     with Hub() as hub:
         yield hub
@@ -51,7 +51,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     made: dict[Any, Path] = {}
 
     def folder(kind: str, **options: Any) -> Path:
-        from pipelines import pipeline_folder  # needs torch, which most tests do without
+        from helpers.pipelines import pipeline_folder  # needs torch, which most tests do without
 
         key = (kind, *sorted(options.items()))
         if key not in made:

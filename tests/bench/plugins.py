@@ -16,7 +16,7 @@ from statistics import median
 from processes import LORAFORGE, measure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import plugin
+from helpers import plugin
 
 COUNT, BUDGET = 20, 0.050
 BODY = "from importlib.resources import files\n    return [files(__name__) / 'format.toml']"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from oracle import DATA, Case
+from helpers.oracle import DATA, Case
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from oracle import DATA
+from helpers.oracle import DATA
 
 import loraforge
 from hostile import doctor_corpus as make

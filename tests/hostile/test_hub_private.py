@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub import Hub
-from oracle import DATA, Case
+from helpers.hub import Hub
+from helpers.oracle import DATA, Case
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 

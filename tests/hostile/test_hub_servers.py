@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub import Hub
-from hub_api import Answer, Request, reply
-from oracle import DATA
+from helpers.hub import Hub
+from helpers.hub_api import Answer, Request, reply
+from helpers.oracle import DATA
 from safetensors.numpy import save_file
 
 META = DATA / "diffusers_save_lora_weights_meta" / "pytorch_lora_weights.safetensors"

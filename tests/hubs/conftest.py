@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hub import Hub
-from oracle import Case
-from pushed import BASE
+from helpers.hub import Hub
+from helpers.oracle import Case
+from helpers.pushed import BASE
 
 
 @pytest.fixture

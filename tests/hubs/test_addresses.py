@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hub import Hub
-from oracle import DATA
-from pushed import BASE, NAME
+from helpers.hub import Hub
+from helpers.oracle import DATA
+from helpers.pushed import BASE, NAME
 
 FILE = DATA / "diffusers_save_lora_weights_meta" / NAME
 

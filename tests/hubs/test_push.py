@@ -10,9 +10,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from hub import Hub
-from oracle import DATA
-from pushed import BASE, NAME, card, last, ours
+from helpers.hub import Hub
+from helpers.oracle import DATA
+from helpers.pushed import BASE, NAME, card, last, ours
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 

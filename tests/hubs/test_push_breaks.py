@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hub import Hub
-from oracle import Case
+from helpers.hub import Hub
+from helpers.oracle import Case
 
 NAME = "pytorch_lora_weights.safetensors"
 SOON = {"Retry-After": "0"}

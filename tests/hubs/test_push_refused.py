@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hub import Hub
-from oracle import DATA, Case
-from pushed import BASE, NAME, card, last, ours, refused
+from helpers.hub import Hub
+from helpers.oracle import DATA, Case
+from helpers.pushed import BASE, NAME, card, last, ours, refused
 from safetensors.numpy import save_file
 
 from loraforge.publishing.card_check import problems

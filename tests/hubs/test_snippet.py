@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub import Hub
-from oracle import Case
+from helpers.hub import Hub
+from helpers.oracle import Case
 
 REPOS = {
     "2b": "zai-org/CogVideoX-2b",

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from hub import Hub
-from oracle import DATA, FILE_CASES, Case
+from helpers.hub import Hub
+from helpers.oracle import DATA, FILE_CASES, Case
 from safetensors.numpy import load_file
 
 META = DATA / "diffusers_save_lora_weights_meta" / "pytorch_lora_weights.safetensors"

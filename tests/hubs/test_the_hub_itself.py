@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hub as hubs
 import pytest
-from hub import Hub
+from helpers import hub as hubs
+from helpers.hub import Hub
 
 Client = Callable[..., dict[str, Any]]
 HERE = [sys.executable] if importlib.util.find_spec("huggingface_hub") else []

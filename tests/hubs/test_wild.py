@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import tomli
-from hub import Hub
-from oracle import DATA
+from helpers.hub import Hub
+from helpers.oracle import DATA
 
 WILD = Path(__file__).parents[1] / "wild"
 NAME = "pytorch_lora_weights.safetensors"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from oracle import DATA, SAT_CASES, Case
+from helpers.oracle import DATA, SAT_CASES, Case
+from helpers.tolerance import TABLE, off_by
 from safetensors.torch import load_file, save_file
-from tolerance import TABLE, off_by
 
 import loraforge
 from loraforge.base import positions

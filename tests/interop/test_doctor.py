@@ -14,8 +14,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from helpers.oracle import DATA, Case
 from hostile.doctor_faults import FAULTS, HEALTHY
-from oracle import DATA, Case
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open

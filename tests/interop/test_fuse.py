@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
-from oracle import DATA, FILE_CASES, SAT_CASES, Case
+from helpers.oracle import DATA, FILE_CASES, SAT_CASES, Case
+from helpers.tolerance import FORWARD, WEIGHT, off_by
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tolerance import FORWARD, WEIGHT, off_by
 
 import loraforge
 from loraforge.files.torch_read import read_torch

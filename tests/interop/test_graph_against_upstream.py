@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle import Case
+from helpers.oracle import Case
 from safetensors.torch import load_file
 
 from loraforge.adapter.relayout import relayout

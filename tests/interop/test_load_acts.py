@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from livestates import PATHS, SCALE, STATES, D, R, adapter, forward, model, off, pipeline
+from helpers.livestates import PATHS, SCALE, STATES, D, R, adapter, forward, model, off, pipeline
 from peft import LoraConfig, PeftModel
 from safetensors.numpy import save_file
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracle import FILE_CASES, SAT_CASES, Case
-from pipelines import complaints, latents, load
+from helpers.oracle import FILE_CASES, SAT_CASES, Case
+from helpers.pipelines import complaints, latents, load
+from helpers.tolerance import FORWARD, UPDATE, off_by
 from safetensors.torch import load_file
-from tolerance import FORWARD, UPDATE, off_by
 
 import loraforge
 from loraforge.algebra.lora import LoraWeight

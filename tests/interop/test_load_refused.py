@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from livestates import PATHS, SCALE, STATES, adapter, forward, model, off, pipeline
+from helpers.livestates import PATHS, SCALE, STATES, adapter, forward, model, off, pipeline
 
 import loraforge
 from loraforge.errors import LoraforgeError

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from helpers.oracle import DATA, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import DATA, Case
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists

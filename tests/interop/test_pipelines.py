@@ -11,9 +11,9 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from oracle import FILE_CASES, SAT_CASES, Case
+from helpers.oracle import FILE_CASES, SAT_CASES, Case
+from helpers.pipelines import DATA, KINDS, TEXT_LENGTH, arguments, complaints, latents, load, pipeline_folder
 from peft import PeftModel
-from pipelines import DATA, KINDS, TEXT_LENGTH, arguments, complaints, latents, load, pipeline_folder
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel, T5Tokenizer
 

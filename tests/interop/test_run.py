@@ -12,10 +12,10 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from oracle import Case
-from pipelines import pictures
+from helpers.oracle import Case
+from helpers.pipelines import pictures
+from helpers.tolerance import FORWARD
 from safetensors.numpy import load_file, save_file
-from tolerance import FORWARD
 
 import loraforge
 from loraforge.errors import LoraforgeError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
-from oracle import Case, assert_acts_as_trained
+from helpers.oracle import Case, assert_acts_as_trained
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 

@@ -9,9 +9,9 @@ import diffusers
 import pytest
 import torch
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline, CogVideoXTransformer3DModel
-from oracle import DATA, Case
+from helpers.oracle import DATA, Case
+from helpers.tolerance import WEIGHT
 from safetensors.torch import load_file
-from tolerance import WEIGHT
 
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.variants import settings, table

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
-from oracle import DATA, FILE_CASES, SAT_CASES, Case
+from helpers.oracle import DATA, FILE_CASES, SAT_CASES, Case
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file

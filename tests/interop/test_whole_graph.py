@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tomli
 import torch
-from oracle import DATA, SAT_CASES, Case
+from helpers.oracle import DATA, SAT_CASES, Case
 from safetensors.torch import load_file
 
 from loraforge.base.route import carry

@@ -10,10 +10,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.tolerance import UPDATE, share
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from tolerance import UPDATE, share
 
 import loraforge
 from loraforge.format.locate import locate

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.oracle import FILE_CASES, SAT_CASES, Case
 from hostile.doctor_corpus import BASES
-from oracle import FILE_CASES, SAT_CASES, Case
 from safetensors.torch import save_file
 
 import loraforge

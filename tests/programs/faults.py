@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from helpers.oracle import Case
 from hostile import doctor_corpus as make
 from hostile.doctor_corpus import BASES, ENTRY, Tensors
-from oracle import Case
 from safetensors.torch import load_file
 
 import loraforge

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers.oracle import DATA, Case
 from hostile.doctor_corpus import Tensors, saved
-from oracle import DATA, Case
 from safetensors.torch import load_file
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from click.testing import CliRunner
-from oracle import DATA
+from helpers.oracle import DATA
 
 from loraforge.cli.app import main
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracle import Case
+from helpers.oracle import Case
 
 CASES = ("sat_2b_r4", "peft_patterns", "peft_dora", "diffusers_save_lora_weights_meta")
 

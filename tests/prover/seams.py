@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pytest
 
 from loraforge.adapter import fit
 from loraforge.algebra.lora import LoraWeight
+from loraforge.conversion import write
 
 Pairs = list[tuple[str, np.ndarray]]
 
@@ -71,7 +71,7 @@ class Faulty:
 @contextmanager
 def put_in(fault: Fault) -> Iterator[None]:
     """Conversions have the fault inside this block."""
-    module, carried, firsts = sys.modules["loraforge.write"], fit.carry_out, []
+    module, carried, firsts = write, fit.carry_out, []
 
     def carry_out(plan: fit.Plan) -> Any:
         delta, step = carried(plan)

@@ -14,14 +14,14 @@ from typing import Any
 
 import checker
 import numpy as np
-import plugin
 import pytest
 import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
-from oracle import DATA, Case
+from helpers import plugin
+from helpers.oracle import DATA, Case
+from helpers.tolerance import UPDATE, share
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from tolerance import UPDATE, share
 
 import loraforge
 from loraforge.errors import LoraforgeError, VerificationError

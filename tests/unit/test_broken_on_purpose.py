@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli
-from oracle import Case, assert_acts_as_trained
+from helpers.oracle import Case, assert_acts_as_trained
 
 import loraforge
 from loraforge.adapter import fit

@@ -11,7 +11,7 @@ from pathlib import Path
 import checker
 import numpy as np
 import pytest
-from oracle import FILE_CASES, SAT_CASES, Case
+from helpers.oracle import FILE_CASES, SAT_CASES, Case
 from safetensors.numpy import load_file, save_file
 
 import loraforge

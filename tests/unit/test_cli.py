@@ -16,9 +16,9 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from oracle import DATA, Case
+from helpers.oracle import DATA, Case
+from helpers.sat import lora_tensors, write_run
 from safetensors.numpy import save_file
-from sat import lora_tensors, write_run
 
 import loraforge
 from loraforge.files.opening import open_tensors

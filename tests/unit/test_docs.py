@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from oracle import DATA, Case
+from helpers.oracle import DATA, Case
 
 import loraforge
 import loraforge.facts.variants

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from oracle import Case
+from helpers.oracle import Case
 
 import loraforge
 

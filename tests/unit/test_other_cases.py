@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracle import DATA
+from helpers.oracle import DATA
+from helpers.scalefiles import PATHS, adapter
 from safetensors.numpy import load_file, save_file
-from scalefiles import PATHS, adapter
 
 import loraforge
 from loraforge.errors import HubError, LoraforgeError

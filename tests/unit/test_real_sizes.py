@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle import updates
+from helpers.oracle import updates
+from helpers.sat import PREFIX, lora_tensors, write_run
 from safetensors import safe_open
-from sat import PREFIX, lora_tensors, write_run
 
 import loraforge
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import tomli
-from oracle import DATA, Case
+from helpers.oracle import DATA, Case
 from safetensors import safe_open
 
 import loraforge

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle import DATA
+from helpers.oracle import DATA
 from safetensors.numpy import save_file
 
 import loraforge

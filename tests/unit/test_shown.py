@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from oracle import DATA, Case
-from sparse import BASE_5B, attention, sparse
+from helpers.oracle import DATA, Case
+from helpers.sparse import BASE_5B, attention, sparse
 
 import loraforge
 from loraforge.errors import FormatError

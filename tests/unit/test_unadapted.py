@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.sat import PREFIX, lora_tensors, write_run
 from safetensors.numpy import save_file
-from sat import PREFIX, lora_tensors, write_run
 
 import loraforge
 from loraforge.errors import FormatError

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.oracle import DATA, FILE_CASES, SAT_CASES, SILENT, Case
 from jsonschema import Draft202012Validator
-from oracle import DATA, FILE_CASES, SAT_CASES, SILENT, Case
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
