@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
-from hub import Hub
+from helpers.hub import Hub
+from helpers.tolerance import WEIGHT, off_by
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from tolerance import WEIGHT, off_by
 
 import loraforge
 from loraforge.errors import LoraforgeError
