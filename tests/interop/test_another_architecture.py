@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel, LTXPipeline, LTXVideoTransformer3DModel
 from helpers.hub import Hub
 from helpers.tolerance import WEIGHT, off_by
 from peft import LoraConfig
@@ -157,3 +157,74 @@ def test_push_names_its_own_pipeline(repo: str, pipeline: str, task: str, form: 
     assert f"from diffusers import {pipeline}\n" in code and f'{pipeline}.from_pretrained("{repo}"' in code
     assert ('load_image("first_frame.png")' in code) == (task == "image-to-video")
     assert "CogVideo" not in card and "CogVideo" not in made.stdout + made.stderr + done.stdout + done.stderr
+
+
+LTX = """
+architecture = "ltx"
+title = "LTX-Video"
+segments = ["q", "k", "v", "o", "q2", "k2", "v2", "o2", "ff_in", "ff_out", "patch", "out"]
+
+[pipelines]
+LTXPipeline = "text-to-video"
+
+[config]
+_class_name = "LTXVideoTransformer3DModel"
+attention_head_dim = 64
+num_attention_heads = "{d / attention_head_dim}"
+num_layers = "{blocks q}"
+in_channels = "{c}"
+out_channels = "{p}"
+cross_attention_dim = "{d}"
+
+[dimensions]
+q = ["d", "d"]
+k2 = ["d", "d"]
+patch = ["d", "c"]
+out = ["p", "d"]
+
+[layouts.diffusers]
+own = ["proj_in"]
+
+[layouts.diffusers.modules]
+"transformer_blocks.{i}.attn1.to_q" = ["q"]
+"transformer_blocks.{i}.attn1.to_k" = ["k"]
+"transformer_blocks.{i}.attn1.to_v" = ["v"]
+"transformer_blocks.{i}.attn1.to_out.0" = ["o"]
+"transformer_blocks.{i}.attn2.to_q" = ["q2"]
+"transformer_blocks.{i}.attn2.to_k" = ["k2"]
+"transformer_blocks.{i}.attn2.to_v" = ["v2"]
+"transformer_blocks.{i}.attn2.to_out.0" = ["o2"]
+"transformer_blocks.{i}.ff.net.0.proj" = ["ff_in"]
+"transformer_blocks.{i}.ff.net.2" = ["ff_out"]
+"proj_in" = ["patch"]
+"proj_out" = ["out"]
+"""
+
+
+def test_one_layout_and_heads_that_no_weight_tells(tmp_path: Path) -> None:
+    (tmp_path / "ltx.toml").write_text(LTX)
+    loraforge.use_plugin(tmp_path / "ltx.toml")
+    model = LTXVideoTransformer3DModel(
+        in_channels=6, out_channels=6, num_attention_heads=3, attention_head_dim=8, cross_attention_dim=24,
+        num_layers=2, caption_channels=12,
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_k", "proj_in", "ff.net.2"])
+    model.add_adapter(config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    state = get_peft_model_state_dict(model)
+    LTXPipeline.save_lora_weights(tmp_path, state, transformer_lora_adapter_metadata=config.to_dict())
+    adapter = tmp_path / "pytorch_lora_weights.safetensors"
+    report = loraforge.convert(adapter, to="peft", out=tmp_path / "peft")
+    assert report.to_dict()["architecture"] == "ltx"
+    assert loraforge.verify(adapter, in_="diffusers").same
+    assert loraforge.verify(tmp_path / "peft", in_="peft", base=tmp_path / "base").same
+    loraforge.fuse(tmp_path / "base", [adapter], tmp_path / "fused")
+    model.fuse_lora()
+    model.unload_lora()
+    got = load_file(tmp_path / "fused" / FILE)
+    assert all(off_by(got[key], tensor) <= WEIGHT for key, tensor in model.state_dict().items())
+    with pytest.raises(LoraforgeError, match="is a LTX-Video, of which no layout but diffusers is known"):
+        loraforge.convert_base(tmp_path / "base", "sat", tmp_path / "sat")
