@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from loraforge.live.run import RunReport as RunReport
     from loraforge.live.run import run as run
     from loraforge.plugin.hooks import hookimpl as hookimpl
-    from loraforge.plugin.host import use_plugin as use_plugin
+    from loraforge.plugin.registry import use_plugin as use_plugin
     from loraforge.publishing.push import PushReport as PushReport
     from loraforge.publishing.push import push as push
 
@@ -77,7 +77,7 @@ _HOMES = {
     "run": "live.run",
     "skeleton": "conversion.inspect",
     "stamp": "conversion.stamp",
-    "use_plugin": "plugin.host",
+    "use_plugin": "plugin.registry",
     "verify": "conversion.verify",
     "write": "conversion.write",
 }

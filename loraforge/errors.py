@@ -5,31 +5,64 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from loraforge.text import command, told
 
+Words = tuple[str | Path, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """A remedy: a command line that runs as it is, and what it would do.
+    """A remedy: a line to type, or options that are added to a command; and what that would do."""
 
-    A text that starts with `-` is an addition to the command that was refused;
-    the command line prints the two as one line.
-    """
-
-    command: str
+    line: str = ""
+    """A whole line. None of ours is read again: what code decides by is in the other fields."""
     why: str = ""
+    _: KW_ONLY
+    options: Words = ()
+    """What it adds to the command, as words."""
     instead: str = ""
-    """The typed word that `command` takes the place of, where it is no line of its own."""
+    """The typed word that `line` takes the place of, if it is not a line of its own."""
+    of: Words = ()
+    """The command that options are added to, or a word is replaced in, if it is not the one that was refused."""
+    scale: float | None = None
+    """The scale of training that the options state, or the one a program applies that they name."""
 
-    def behind(self, words: Sequence[str | Path]) -> str:
-        """The line that it makes of the command `words`."""
-        if self.instead:
-            return command(*(self.command if str(word).rstrip("/") == self.instead else word for word in words))
-        return f"{command(*words)} {self.command}" if self.command.startswith("-") else self.command
+    @property
+    def command(self) -> str:
+        """The text to type: the command with its options, or the options alone if they belong to what was typed."""
+        if self.instead and self.of:
+            return command(*(self.line if str(word).rstrip("/") == self.instead else word for word in self.of))
+        return command(*self.of, *self.options) if self.options else self.line
+
+    @property
+    def verb(self) -> str:
+        """The command of ours that its options are added to; empty if that is the one that was refused."""
+        return str(self.of[1]) if self.of else ""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The options that it gives, without their values."""
+        return frozenset(str(word) for word in self.options if str(word).startswith("-"))
+
+    def gives_only(self, names: frozenset[str]) -> bool:
+        """Whether it adds options, and all of them are among these."""
+        return bool(self.options) and self.names <= names
+
+    def added_to(self, *words: str | Path) -> Try:
+        """The same for the command `words`; itself if it is a whole line, or belongs to a command already."""
+        return replace(self, of=words) if (self.options or self.instead) and not self.of else self
+
+    def __str__(self) -> str:
+        return f"{self.command}   # {self.why}" if self.why else self.command
+
+
+def adding(*options: str | Path, why: str = "", scale: float | None = None) -> Try:
+    """A remedy that adds these options to the command that was refused."""
+    return Try(why=why, options=options, scale=scale)
 
 
 class LoraforgeError(Exception):
@@ -55,16 +88,30 @@ class LoraforgeError(Exception):
 
 def as_commands(error: LoraforgeError, *words: str | Path) -> LoraforgeError:
     """The same refusal, its additions put behind the command `words`: for a verb that has not got these options."""
-    error.remedies = tuple(Try(remedy.behind(words), remedy.why) for remedy in error.remedies)
+    error.remedies = tuple(remedy.added_to(*words) for remedy in error.remedies)
     return error
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault of an architecture or layout file."""
+
+    text: str
+    names: tuple[str, ...] = ()
+    """The modules and segments it is about, for the line they stand in."""
+    layout: str = ""
+    """The layout it is in; empty if it is about the whole file."""
+
+    def __str__(self) -> str:
+        return f"layout {self.layout}: {self.text}" if self.layout else self.text
 
 
 class LayoutError(LoraforgeError):
     """An architecture or layout file is not a one-to-one description; every problem is listed."""
 
-    def __init__(self, where: str, problems: Sequence[str]) -> None:
+    def __init__(self, where: str, problems: Sequence[Fault]) -> None:
         self.problems = tuple(problems)
-        super().__init__(f"{where}: {'; '.join(problems)}")
+        super().__init__(f"{where}: {'; '.join(map(str, problems))}")
 
 
 class FileError(LoraforgeError):
@@ -128,4 +175,4 @@ def leaving_out(paths: Iterable[str]) -> Try:
     patterns = sorted({re.sub(r"\d+", "*", path) for path in paths}, key=lambda pattern: (len(pattern), pattern))
     fewest = [p for n, p in enumerate(patterns) if not any(fnmatchcase(p, other) for other in patterns[:n])]
     words = (word for pattern in fewest for word in ("--drop", pattern))
-    return Try(command(*words), "convert the others without them")
+    return adding(*words, why="convert the others without them")

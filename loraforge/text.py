@@ -86,12 +86,15 @@ def listed(items: list[str], most: int = 20) -> str:
 
 def fraction(value: float) -> str:
     """`1/128 = 0.0078125`, or the plain number where it is no short fraction."""
+    number, short = f"{value:.6g}", short_fraction(value)
+    return number if short == number else f"{short} = {number}"
+
+
+def short_fraction(value: float) -> str:
+    """`1/128`, or the plain number where it is no short fraction."""
     inverse = 1 / value if value else 0.0
-    return (
-        f"1/{inverse:.0f} = {value:.6g}"
-        if 2 <= inverse <= 4096 and abs(inverse - round(inverse)) < 1e-9
-        else f"{value:.6g}"
-    )
+    is_short = 2 <= inverse <= 4096 and abs(inverse - round(inverse)) < 1e-9
+    return f"1/{inverse:.0f}" if is_short else f"{value:.6g}"
 
 
 def megabytes(count: int) -> str:

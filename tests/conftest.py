@@ -11,7 +11,7 @@ from helpers.oracle import SAT_CASES, Case
 from hypothesis import settings
 
 from loraforge.cli.app import main
-from loraforge.plugin import host
+from loraforge.plugin.registry import Registry, current, use
 
 # What is installed beside loraforge must not change its own tests; those of plugins ask for them.
 os.environ["LORAFORGE_PLUGINS"] = ""
@@ -67,5 +67,5 @@ def no_plugins_of_this_machine(tmp_path_factory: pytest.TempPathFactory, monkeyp
     for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path_factory.getbasetemp() / name.lower()))
     yield
-    if host.forget_files():
-        host.forget()
+    if current().files:
+        use(Registry())

@@ -1,4 +1,4 @@
-"""What travels between the stages: an adapter, where its scale comes from, and what was done to each module."""
+"""The data that the stages hand on: an adapter, where it was read, and what was done to each module."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Storage:
     """What a format can hold. The core makes an adapter fit before the format writes it."""
 
     parts: bool = False
-    """Several (A, B) per stacked module, as SAT keeps q, k and v."""
+    """Whether a stacked module can have several (A, B), as SAT stores q, k and v."""
     one_rank: bool = False
-    """All modules of a file have the same rank."""
+    """Whether all modules of a file must have the same rank."""
     magnitude: bool = True
-    """DoRA's row lengths."""
+    """Whether it can hold DoRA's row norms."""
     segments: frozenset[str] | None = None
-    """The only segments its LoRA adapts; None where any can be."""
+    """The only segments that its LoRA can adapt; None if it can adapt any."""
 
     def text(self) -> str:
-        """The same in a few words."""
+        """The same as one line of text."""
         ranks = "one rank" if self.one_rank else "any ranks"
         what = ", ".join(sorted(self.segments)) if self.segments else "any module"
         return f"{what}; {ranks}; {'DoRA' if self.magnitude else 'no DoRA'}"
@@ -42,47 +42,49 @@ class Source:
     """Where an adapter was read from."""
 
     path: Path
-    """What the user gave."""
+    """The path that the user gave."""
     file: TensorFile
     format: str
     run: str
-    """What to call a result by default: `lora-disney-1000`."""
+    """The default name of a result: `lora-disney-1000`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter as read: module path (in `layout`) -> update."""
+    """An adapter as it was read. `modules` has the update of each module path of `layout`."""
 
     architecture: str
     layout: str
     modules: Mapping[str, Delta]
     scale: Scale
     keys: tuple[str, ...] = ()
-    """The keys of the file's adapter tensors, sorted."""
+    """The keys of the adapter's tensors in the file, sorted."""
     evidence: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Segment -> shape of a base weight that lay in the same file."""
+    """Segment -> shape of a base weight in the same file."""
     others: Mapping[str, int] = field(default_factory=dict)
-    """Component -> tensors of the file that are not the adapter's (base transformer, T5, VAE)."""
+    """Component (base transformer, T5, VAE) -> number of its tensors in the same file."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     base_model: str | None = None
     notes: tuple[str, ...] = ()
     candidates: tuple[Try, ...] = ()
-    """One addition to the command for each scale it may have been trained at; empty where that is known."""
+    """One addition to the command for each scale it may have been trained at; empty if the scale is known."""
     source: Source | None = None
     """None for an adapter made in Python."""
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The LoraConfigs that came with it, by where they stand."""
+    """Place -> a LoraConfig that was stored with the adapter there."""
     shown: str = ""
-    """What shows that it is of its architecture; empty where only the names fit, which other models share."""
+    """What proves its architecture; empty if only the module names fit, which other models have too."""
+    ranks_recorded: bool = False
+    """Whether the rank was recorded along with the scale, and agreed with the tensors when the adapter was read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one target module went through."""
+    """How one target module was made, from which source modules."""
 
     module: str
     sources: tuple[str, ...]
     kind: Kind
     rank: tuple[int, int]
     error: float = 0.0
-    """Relative error of the update in the Frobenius norm; 0.0 unless rounded."""
+    """Relative error of the update in the Frobenius norm; 0.0 unless `kind` is "rounded"."""

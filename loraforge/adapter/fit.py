@@ -1,4 +1,4 @@
-"""Makes each module storable in a format, exactly, or says by how much it is not."""
+"""Makes each module storable in a format: exactly, or with a measured error."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Policy:
     """How the numbers are to be stored."""
 
     scaling: float | None
-    """What every reader of the target applies; the rest goes into A and B. None: each module keeps its own."""
+    """The scale that every reader of the target applies; the rest goes into A and B. None keeps each module's own."""
     dtype: str | None = None
-    """Element type of every factor; None keeps the source's."""
+    """Element type of every factor; None keeps those of the source."""
     rank: int | None = None
-    """The one rank of the file; None where each module has its own."""
+    """The rank of all modules; None if each keeps its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One target module before its numbers are computed: its blocks, and where they come from."""
+    """One target module before its numbers are computed: its row blocks, and the source modules they come from."""
 
     path: str
     delta: Delta
@@ -41,26 +41,26 @@ class Plan:
     """The largest rank among the source modules."""
     policy: Policy
     lost: float = 0.0
-    """Relative error of the update so far: pairs of several scalings had to be folded before they merged."""
+    """Relative error of the update so far: blocks of different scalings are folded before they are merged."""
 
     def types(self, w: LoraWeight) -> tuple[Any, Any]:
+        """The element types of the stored A and B."""
         if self.policy.dtype is None:
             return w.A.dtype.type, w.B.dtype.type
         return (numpy_type(self.policy.dtype).type,) * 2
 
     def outline(self) -> Delta:
-        """Weights of the final shape, type and scaling that hold no numbers: what a file header needs."""
-        scaling = self.policy.scaling
-        return tuple(
-            LoraWeight(
-                np.broadcast_to(np.zeros((), a_type), (self.policy.rank or w.rank, w.A.shape[1])),
-                np.broadcast_to(np.zeros((), b_type), (w.rows, self.policy.rank or w.rank)),
-                w.scaling if scaling is None else scaling,
-                None if w.magnitude is None else np.broadcast_to(np.zeros((), self.length(w)), (w.rows,)),
-                w.kernel,
-            )
-            for w in self.delta
-            for a_type, b_type in [self.types(w)]
+        """Weights of the final shapes, types and scalings, all zero and without memory: what a file header needs."""
+        return tuple(map(self._outline, self.delta))
+
+    def _outline(self, w: LoraWeight) -> LoraWeight:
+        (a_type, b_type), rank = self.types(w), self.policy.rank or w.rank
+        return LoraWeight(
+            np.broadcast_to(np.zeros((), a_type), (rank, w.A.shape[1])),
+            np.broadcast_to(np.zeros((), b_type), (w.rows, rank)),
+            w.scaling if self.policy.scaling is None else self.policy.scaling,
+            None if w.magnitude is None else np.broadcast_to(np.zeros((), self.length(w)), (w.rows,)),
+            w.kernel,
         )
 
     def length(self, w: LoraWeight) -> Any:
@@ -76,11 +76,11 @@ def plan(
     to: str,
     ranks: Mapping[str, int],
 ) -> list[Plan]:
-    """Give every module the number of (A, B) pairs the format stores. Touches numbers only where pairs must merge.
+    """Plan every module with the number of (A, B) pairs that the format stores. Computes only where pairs are merged.
 
-    `segments` names what a target module stacks; `to` is the format's name, `ranks` those of the
-    source modules, for the report.
-    Raises ConversionError that lists the modules which do not fit.
+    `segments` returns the segments of a target module; `to` is the name of the format; `ranks` are those of
+    the source modules, for the report.
+    Raises ConversionError that lists the modules that do not fit.
     """
     plans, problems = [], defaultdict[str, list[str]](list)
     for path, (delta, sources) in relaid.items():
@@ -99,7 +99,7 @@ def plan(
             try:
                 plan = replace(plan, delta=(collapse(plan.delta),))
             except ConversionError as error:
-                problems[f"one place per module ({error.message}), in"] += sources
+                problems[f"it stores one A and B per module ({error.message}), in"] += sources
         plans.append(plan)
     if problems:
         text = "; ".join(f"{what} {listed(paths)}" for what, paths in problems.items())
@@ -110,23 +110,23 @@ def plan(
 
 
 def _folded(w: LoraWeight, plan: Plan) -> tuple[LoraWeight, float]:
-    """The pair at the scaling and in the types it will be stored in, and the relative error of its update."""
+    """The pair with the scaling and the types of the stored one, and the relative error of its update."""
     keep = w.scaling if plan.policy.scaling is None else plan.policy.scaling
-    # one scaling over the other is one rounding: 1 where both are lora_alpha / rank of the same
+    # dividing the scalings rounds once, and gives exactly 1 if both are equal
     w, lost = fold(replace(w, scaling=w.scaling / keep if keep != w.scaling else 1.0), *plan.types(w))
     return replace(w, scaling=keep), lost
 
 
 def padded(plans: list[Plan]) -> list[Plan]:
-    """The same at the rank of the widest: zero components change no update."""
+    """The same plans at the largest rank of all: added components that are zero change no update."""
     rank = max(w.rank for plan in plans for w in plan.delta)
     return [replace(plan, policy=replace(plan.policy, rank=rank)) for plan in plans]
 
 
 def carry_out(plan: Plan) -> tuple[Delta, Step]:
-    """The numbers of one module as they will be stored, and what they went through.
+    """The numbers of one module as they are stored, and how they were made.
 
-    An error of more than CEILING, infinite where a number overflows, is for `too_lossy` to find.
+    Does not raise if the error exceeds CEILING or a number overflows: `too_lossy` lists such modules.
     """
     policy, fitted, error = plan.policy, [], plan.lost
     for w in plan.delta:
@@ -139,7 +139,7 @@ def carry_out(plan: Plan) -> tuple[Delta, Step]:
             error = max(error, loss)
         if w.magnitude is not None and (kind := plan.length(w)) is not w.magnitude.dtype.type:
             length = widen(w.magnitude)
-            with np.errstate(over="ignore"):  # what overflows comes out as an infinite error
+            with np.errstate(over="ignore"):  # an overflow gives an infinite error
                 stored = rounded(length, kind).astype(kind)
             lost = np.abs(widen(stored) - length)
             error = max(error, float(np.max(lost / np.where(length == 0, 1.0, np.abs(length)), initial=0.0)))
@@ -151,12 +151,12 @@ def carry_out(plan: Plan) -> tuple[Delta, Step]:
 
 
 def too_lossy(steps: Sequence[Step]) -> dict[str, float]:
-    """The modules of which rounding would take more than CEILING, and how much; infinite where numbers overflow."""
+    """The modules whose error exceeds CEILING, with that error; it is infinite if a number overflows."""
     return {step.module: step.error for step in steps if not step.error <= CEILING}
 
 
 def refusal(lossy: Mapping[str, float], modules: int, kinds: str, *remedies: Try) -> ConversionError:
-    """The error for `lossy` of a result of so many `modules`, to be stored as `kinds` of numbers."""
+    """The error about the `lossy` ones of so many `modules`, which were to be stored in the types `kinds`."""
     over = [path for path, lost in lossy.items() if not np.isfinite(lost)]
     lost = sorted((path for path in lossy if path not in over), key=lambda path: -lossy[path])
     parts = [f"the numbers of {listed(over, 5)} overflow"] if over else []

@@ -1,4 +1,4 @@
-"""Which released base models an adapter's shapes allow, and whether the one that is named is among them."""
+"""Which released base models fit the shapes of an adapter, and whether a named base model is one of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.errors import ConversionError, Try
+from loraforge.errors import ConversionError, Try, adding
 from loraforge.hub.address import is_repo, renamed
 from loraforge.names.catalog import architecture, architectures
 from loraforge.names.diffusers_config import Placed
@@ -32,16 +32,16 @@ FOLDERS = (
     "data",
     "cache",
 )
-"""What people call the folder that models lie in; no owner of CogVideoX or its kin on the Hub."""
+"""Usual names of a folder that models are stored in; none of them is the owner of a known model on the Hub."""
 SMALL = 4
-"""A model this many times narrower than the narrowest released one is a test's."""
+"""A model this many times narrower than the narrowest released one was made for a test."""
 
 
 _LAST: list[tuple[Mapping[str, Delta], tuple[Placed, ...], Solution]] = []
-"""What was found of the modules asked for last: one question is followed by others about the same."""
+"""The modules of the last call and what was computed from them: several questions about one adapter follow."""
 
 
-def _found(adapter: Adapter) -> tuple[tuple[Placed, ...], Solution]:
+def _solved(adapter: Adapter) -> tuple[tuple[Placed, ...], Solution]:
     if not _LAST or _LAST[0][0] is not adapter.modules:
         every = tuple(_placed(adapter))
         sized = [Sized(path, s, shape[0], shape[1]) for path, s, _, shape in every if len(shape) > 1]
@@ -50,13 +50,13 @@ def _found(adapter: Adapter) -> tuple[tuple[Placed, ...], Solution]:
 
 
 def placed(adapter: Adapter) -> tuple[Placed, ...]:
-    """Module, segment, block numbers and base weight's shape of everything the adapter updates, or has beside it."""
-    return _found(adapter)[0]
+    """Module, segment, block numbers and shape of each base weight that the adapter updates or has in its file."""
+    return _solved(adapter)[0]
 
 
 def solved(adapter: Adapter) -> Solution:
-    """The sizes of the model that the adapter is of, as far as its modules tell them."""
-    return _found(adapter)[1]
+    """The sizes of the adapter's base model, as far as the shapes of its modules determine them."""
+    return _solved(adapter)[1]
 
 
 def _placed(adapter: Adapter) -> Iterator[Placed]:
@@ -65,16 +65,17 @@ def _placed(adapter: Adapter) -> Iterator[Placed]:
     for segment, shape in adapter.evidence.items():
         yield f"the base's {segment}", segment, (), shape
     for path, delta in adapter.modules.items():
-        if place := layout.locate(path):
-            segments = layout.modules[place[0]]
+        if located := layout.locate(path):
+            template, index = located
+            segments = layout.modules[template]
             sizes = arch.sizes(segments, _rows(delta)) or []
             parts = delta if len(delta) == len(segments) else [delta[0]] * len(segments)
             for segment, size, part in zip(segments, sizes, parts, strict=False):
-                yield path, segment, place[1], part.base_shape(size)
+                yield path, segment, index, part.base_shape(size)
 
 
 def fits(adapter: Adapter) -> tuple[Variant, ...]:
-    """The variants that no shape of the adapter, nor of base weights found beside it, speaks against."""
+    """The variants that agree with all shapes of the adapter and of base weights in its file."""
     arch = architecture(adapter.architecture)
     shapes = {(segment, index, shape) for _, segment, index, shape in placed(adapter)}
     sizes = solved(adapter).values
@@ -86,14 +87,14 @@ def fits(adapter: Adapter) -> tuple[Variant, ...]:
 
 
 def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
-    """Why the modules of an adapter cannot be those of one model; empty where they can.
+    """Why the modules of an adapter cannot be those of one model; empty if they can.
 
-    `rank_known`: something beside the tensors says that they are of this rank, so that they are not transposed.
+    `rank_known`: the rank is also recorded outside of the tensors, so that they are known not to be transposed.
     """
     arch = architecture(adapter.architecture)
     layout = arch.layouts[adapter.layout]
     weights = [w for delta in adapter.modules.values() for w in delta]
-    if all(map(_turned, weights)) and not rank_known and not adapter.evidence:  # a base weight would tell the size
+    if all(map(_turned, weights)) and not rank_known and not adapter.evidence:  # base weights have the sizes
         w = weights[0]
         return (
             f"its rank ({w.rank}) is larger than the weight it is for ({w.rows} x {w.A.shape[1]}), in every module: "
@@ -105,26 +106,25 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
         if layout.stacked(path) and arch.sizes(layout.stacked(path), _rows(delta)) is None
     ]
     if uneven:
-        return f"the rows of {listed(uneven, 40)} cannot be shared by what is stacked there"
-    found = solved(adapter)
-    if not found.odd:
+        return f"the rows of {listed(uneven, 40)} cannot be divided among the weights that are stacked there"
+    solution = solved(adapter)
+    if not solution.odd:
         return ""
     groups: dict[str, dict[str, None]] = {}
-    for one in sorted(found.odd, key=lambda one: _in_order(one.module)):
+    for one in sorted(solution.odd, key=lambda one: _in_order(one.module)):
         groups.setdefault(f"[{one.rows} x {one.inputs}]", {})[one.module] = None
     odd = "; ".join(f"{listed([*modules], 40)} {shape}" for shape, modules in groups.items())
-    turned = any(_turned(w) for one in found.odd for w in adapter.modules.get(one.module, ()))
-    said = "; the factors of these look transposed" if turned else ""
-    if found.split:
-        return (
-            f"its modules are not of one {arch.title}, and neither side is in the majority (rows x inputs): {odd}{said}"
-        )
-    sizes = ", ".join(f"{symbol} {value}" for symbol, value in sorted(found.values.items()))
-    return f"its modules are not of one {arch.title}: the others have {sizes}, and not so (rows x inputs) {odd}{said}"
+    if any(_turned(w) for one in solution.odd for w in adapter.modules.get(one.module, ())):
+        odd += "; the factors of these look transposed"
+    why = f"its modules do not belong to one {arch.title}"
+    if solution.split:
+        return f"{why}, and neither group is in the majority (rows x inputs): {odd}"
+    sizes = ", ".join(f"{symbol} {value}" for symbol, value in sorted(solution.values.items()))
+    return f"{why}: most have {sizes}, but not these (rows x inputs): {odd}"
 
 
 def _in_order(path: str) -> list[tuple[int, str]]:
-    """A key that sorts the blocks by their numbers."""
+    """A sort key that puts block 2 before block 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
 
 
@@ -133,30 +133,30 @@ def _rows(delta: Delta) -> int:
 
 
 def _turned(w: LoraWeight) -> bool:
-    """Whether the rank is larger than both sides, as it is where A and B of a square weight are transposed."""
+    """Whether the rank is larger than both sides, as if A and B of a square weight were transposed."""
     return bool(w.rank > max(w.rows, w.A.shape[1]))
 
 
 def of_width(arch: Architecture, sizes: Mapping[str, int]) -> tuple[Variant, ...]:
-    """The released variants whose blocks have these sizes; empty where the sizes do not tell, or none has."""
+    """The released variants whose blocks have these sizes; empty if there is none or too little is known."""
     symbols = _of_blocks(arch) & sizes.keys()
     known = [(v, arch.solved(v).values) for v in arch.variants]
     return tuple(v for v, values in known if symbols & values.keys() and agree(sizes, values, symbols))
 
 
 def _of_blocks(arch: Architecture) -> set[str]:
-    """The symbols of segments that stand in numbered blocks."""
+    """The dimension symbols of the segments in numbered blocks."""
     inside = {s for layout in arch.layouts.values() for t, stack in layout.modules.items() if t.holes for s in stack}
     return {symbol for s in inside & arch.dimensions.keys() for _, symbol in arch.dimensions[s] if symbol}
 
 
 def highest(adapter: Adapter) -> int | None:
-    """The highest block number; None where no module stands in a block."""
+    """The highest block number; None if no module is in a numbered block."""
     return max((number for _, _, index, _ in placed(adapter) for _, number in index), default=None)
 
 
 def excess(adapter: Adapter) -> list[int]:
-    """The block numbers that no released model of its width has."""
+    """The block numbers of the adapter that no released model of its width has."""
     known = of_width(architecture(adapter.architecture), solved(adapter).values)
     most = max((v.blocks for v in known), default=None)
     numbers = {number for _, _, index, _ in placed(adapter) for _, number in index}
@@ -164,7 +164,7 @@ def excess(adapter: Adapter) -> list[int]:
 
 
 def beyond(adapter: Adapter) -> str:
-    """Why the released models of this width have not got all of its blocks; empty where one has, or there is none."""
+    """Why the released models of its width do not have all of its blocks; empty if one has, or if there is none."""
     if not (over := excess(adapter)):
         return ""
     known = of_width(architecture(adapter.architecture), solved(adapter).values)
@@ -173,7 +173,7 @@ def beyond(adapter: Adapter) -> str:
 
 
 def unchecked(adapter: Adapter) -> str:
-    """Why its shapes were not checked against each other; empty where they were."""
+    """Why its shapes were not checked against each other; empty if they were."""
     arch = architecture(adapter.architecture)
     if not arch.dimensions:
         return f"no sizes of {arch.title} are known: the shapes of its modules were not checked against each other"
@@ -181,11 +181,11 @@ def unchecked(adapter: Adapter) -> str:
 
 
 def _width(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{symbol} {value}" for symbol, value in sorted(sizes.items())) or "not told"
+    return ", ".join(f"{symbol} {value}" for symbol, value in sorted(sizes.items())) or "unknown size"
 
 
 def small(adapter: Adapter) -> bool:
-    """Whether it is of a model much narrower than every released one, as tests have them."""
+    """Whether its base model is much narrower than every released one, like the models that tests use."""
     arch, sizes = architecture(adapter.architecture), solved(adapter).values
     known = [arch.solved(v).values for v in arch.variants]
     pairs = [(sizes[s], min(values[s] for values in known if s in values)) for s in _of_blocks(arch) & sizes.keys()
@@ -193,24 +193,26 @@ def small(adapter: Adapter) -> bool:
     return bool(pairs) and all(SMALL * mine <= least for mine, least in pairs)
 
 
-def repository(said: object, near: Path | None = None) -> str | None:
-    """The repository that a recorded or typed base model names, under its owner's name of today; None for a folder."""
-    text = str(said).strip() if isinstance(said, str) else ""
-    whole = text
+def repository(name: object, near: Path | None = None) -> str | None:
+    """The Hub repository that a recorded or typed base model names, with its owner's present name.
+
+    None if `name` is not text, does not look like a repository, or is a folder here or in the folder `near`.
+    """
+    text = whole = str(name).strip() if isinstance(name, str) else ""
     for start in ("hf://", "https://huggingface.co/", "https://hf.co/", "huggingface.co/"):
         text = text.removeprefix(start)
-    certain = text != whole  # an address is no path
+    certain = text != whole  # an address cannot be a path
     text = text.rstrip("/").partition("/tree/")[0]
     if not is_repo(text) or text.partition("/")[0].lower() in FOLDERS:
         return None
-    if not certain and any((place / text).exists() for place in (Path(), *([near] if near else []))):
+    if not certain and any((folder / text).exists() for folder in (Path(), near or Path())):
         return None
-    right = renamed(text)
-    return next((v.repo for v in _variants() if v.repo.lower() == right.lower()), right)
+    present = renamed(text)
+    return next((v.repo for v in _variants() if v.repo.lower() == present.lower()), present)
 
 
 def variant_of_repo(repo: str) -> tuple[Architecture, Variant] | None:
-    """The released model in a repository, or of that name in a folder; None where it is none that is known."""
+    """The released model in a repository, or in a folder named after one; None if it is not a known one."""
     name = repo.rstrip("/").replace("\\", "/").rpartition("/")[2].lower()
     exact = "/" in repo and is_repo(repo) and repository(repo) is not None
     for arch in architectures().values():
@@ -221,13 +223,13 @@ def variant_of_repo(repo: str) -> tuple[Architecture, Variant] | None:
 
 
 def no_repository(base: str) -> ConversionError:
-    """The refusal of a typed base model that names no repository."""
+    """The error for a typed base model that is not a repository of the Hub."""
     known = variant_of_repo(base)
     meant = known[1].repo if known else base.strip().rstrip("/") if Path(base).is_dir() else "zai-org/CogVideoX-5b"
     if repository(meant) is None:  # a folder here is called so
         meant = f"hf://{meant}" if repository(f"hf://{meant}") else "hf://zai-org/CogVideoX-5b"
     why = "a path: a folder here is called so" if Path(base).exists() and base.strip() else "a path"
-    right = Try(command("--base-model", meant), "" if known else "for example")
+    right = adding("--base-model", meant, why="" if known else "for example")
     return ConversionError(f"--base-model {base} is no Hub id (like zai-org/CogVideoX-5b), but {why}.", right)
 
 
@@ -237,7 +239,7 @@ def _variants() -> Iterator[Variant]:
 
 
 def misnamed(adapter: Adapter, base: str) -> str:
-    """Why the adapter cannot be for the base model that is named; empty where nothing speaks against it."""
+    """Why the adapter cannot be for the named base model; empty if no reason is known."""
     arch = architecture(adapter.architecture)
     known = variant_of_repo(base)
     if known is None:
@@ -247,28 +249,28 @@ def misnamed(adapter: Adapter, base: str) -> str:
         )
     if known[0].name != arch.name:
         return f"the adapter is not for {base}, which is {known[0].title}: its modules are those of {arch.title}"
-    right = fits(adapter)
-    if known[1] in right or small(adapter):
+    fitting = fits(adapter)
+    if known[1] in fitting or small(adapter):
         return ""
-    those = " or ".join(v.repo for v in right) or f"no released {arch.title}"
-    return f"the adapter is not for {base}: its shapes are those of {those}"
+    others = " or ".join(v.repo for v in fitting) or f"no released {arch.title}"
+    return f"the adapter is not for {base}: its shapes are those of {others}"
 
 
 def check_base(adapter: Adapter, base: str | None, *again: str | Path) -> tuple[str, ...]:
-    """Notes on the base model that is named, of what could not be checked.
+    """Notes on what could not be checked about the named base model.
 
-    Raises ConversionError where the adapter speaks against it; `again` is the command to which --base-model is added.
+    Raises ConversionError if the adapter cannot be for it; the remedies are the command `again` with another one.
     """
     if base is None:
         return ()
-    start = f"{command(*again)} " if again else ""
     if wrong := misnamed(adapter, base):
         right = [v.repo for v in fits(adapter) if v.repo != base]
-        tries = [Try(f"{start}--base-model {repo}") for repo in right]
+        tries = [adding("--base-model", repo).added_to(*again) for repo in right]
         where = adapter.source.path if adapter.source else Path()
         raise ConversionError(f"{wrong}.", *(tries or [Try(command("loraforge", "inspect", where))]))
     if variant_of_repo(base) is None:
         return (f"whether it fits {base} is not checked: no sizes of that model are known",)
     if small(adapter) and not fits(adapter):
-        return (f"it is for a model of {_width(solved(adapter).values)}, as none is released: {base} is not checked",)
+        width = _width(solved(adapter).values)
+        return (f"whether it fits {base} is not checked: it is for a model of {width}, and no such model is released",)
     return ()

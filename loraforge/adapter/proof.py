@@ -1,4 +1,4 @@
-"""Proof: two adapters make the same update, tried on random vectors (Freivalds) and judged row by row."""
+"""Proof that two adapters make the same update: compared on random vectors (Freivalds), row by row."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from loraforge.names.catalog import architecture
 from loraforge.threads import in_order
 
 EXACT = 1e-6
-"""What a row may be off by where its module is stored exactly, as a share of the row's size."""
+"""The largest error of a row in a module that is stored exactly, as a share of the row's size."""
 
 ROUNDED = 4
-"""The same where it was rounded once, in units of the element type's eps."""
+"""The same for a module that was rounded once, in units of the element type's eps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +29,22 @@ class Comparison:
     """One segment of the base model, as both adapters update it."""
 
     module: str
-    """Its path in the second adapter."""
+    """Path of its module in the second adapter."""
     error: float
-    """Of the worst row, as a share of that row's size."""
+    """The error of the worst row, as a share of that row's size."""
     rows: int
     off: int
-    """Rows that are off by more than they may be."""
+    """Number of rows whose error is larger than allowed."""
     strength: float
-    """How much of the first update the second one is, by least squares; nan where the first is zero."""
+    """The factor between the first update and the second, by least squares; nan if the first is zero."""
     scaled: float
-    """The worst row's error once the first update is multiplied by `strength`."""
+    """The worst row's error after the first update is multiplied by `strength`."""
     allowed: float = EXACT
-    """The share of its size by which a row may be off, smallest subnormals apart."""
+    """The error that is allowed in a row, as a share of its size, without that of the smallest subnormals."""
     loss: float = 0.0
-    """How far apart the two updates are as a whole, as a share of the first; infinite where that is zero."""
+    """Norm of the difference of the two updates, as a share of the first; infinite if the first is zero."""
     rounding: bool = True
-    """Whether every row is off by no more than rounding explains. With rows `off`, rounding took more than CEILING."""
+    """Whether rounding explains the error of every row. If rows are `off` even so, rounding cost more than CEILING."""
 
     @property
     def holds(self) -> bool:
@@ -53,16 +53,16 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """Modules that one adapter changes and the other does not."""
+    """The modules that only the first, or only the second adapter changes."""
 
     first: tuple[str, ...]
     second: tuple[str, ...]
 
 
 def pair_up(source: Adapter, result: Adapter) -> tuple[list[tuple[str, Delta, Delta]], Alone]:
-    """The segments both adapters change, each with its path in the second; and what only one of them changes.
+    """The segments in both adapters, each with its path in the second, and the modules that only one of them changes.
 
-    A segment that one side has, with an update of exactly zero, changes nothing: it needs no partner.
+    A segment whose update is exactly zero changes nothing and needs no partner.
     """
     arch = architecture(source.architecture)
     mine, theirs = to_segments(source.modules, arch, source.layout), to_segments(result.modules, arch, result.layout)
@@ -79,28 +79,28 @@ def compare(
     is_rounded: Callable[[str], bool] = lambda _: False,
     release: Callable[[], None] = lambda: None,
 ) -> list[Comparison]:
-    """Compare updates segment by segment, wherever their rows sit in either layout.
+    """Compare updates segment by segment; the layouts may differ.
 
-    For x of independent standard normal entries, `s B (A x)` is computed in float64 on both sides. A
-    row's error is the root mean square of the difference over the probes; its size is
-    `|s| sqrt(sum_k B_ik^2 |A_k|^2)`, which does not shrink when components cancel. A row may be
-    off by EXACT of its size, in a module that `is_rounded` by ROUNDED eps of the coarser element type
-    and one smallest subnormal per entry. Whatever explains it, the whole may be off by CEILING of the update.
-    DoRA's magnitudes are compared as numbers, to the same measure.
+    For probes x of independent standard normal entries, `s B (A x)` is computed in float64 on both sides.
+    The error of a row is the root mean square of the difference over the probes. Its size is
+    `|s| sqrt(sum_k B_ik^2 |A_k|^2)`, which does not shrink if components cancel. A row may have an error
+    of EXACT of its size; in a module that `is_rounded`, of ROUNDED eps of the coarser element type plus one
+    smallest subnormal per entry. In any case the error of the whole segment is at most CEILING of its update.
+    DoRA's magnitudes are compared as numbers, with the same bounds. `release` is called now and then to free memory.
 
-    Raises VerificationError when the two have different numbers of rows, or DoRA on one side only.
+    Raises VerificationError if the numbers of rows differ, or if only one side has DoRA.
     """
 
     def judge(item: tuple[str, Delta, Delta]) -> Comparison:
         path, one, other = item
         _comparable(path, one, other)
-        want, got = _applied(one), _applied(other)
-        if want.shape != got.shape:
-            raise VerificationError(f"{path}: {want.shape[0]} rows on one side, {got.shape[0]} on the other.")
-        error = np.sqrt(np.square(got - want).mean(axis=1))
+        expected, actual = _applied(one), _applied(other)
+        if expected.shape != actual.shape:
+            raise VerificationError(f"{path}: {expected.shape[0]} rows on one side, {actual.shape[0]} on the other.")
+        error = np.sqrt(np.square(actual - expected).mean(axis=1))
         lengths = _lengths(path, one, other)
-        if not error.any() and lengths is None:  # as it is where only powers of two were moved
-            return Comparison(path, 0.0, len(error), 0, 1.0 if want.any() else np.nan, 0.0)
+        if not error.any() and lengths is None:  # so it is if only powers of two were moved
+            return Comparison(path, 0.0, len(error), 0, 1.0 if expected.any() else np.nan, 0.0)
         size = _size(one)
         share = EXACT
         if is_rounded(path):
@@ -108,19 +108,19 @@ def compare(
         allowed = share * size
         if share > EXACT and (error > allowed).any():
             allowed += np.maximum(_grain(one), _grain(other))
-        off = ~(error <= allowed)  # also where one of them is not a number
+        off = ~(error <= allowed)  # written so that NaN counts as off
         worst = error / np.where(size > 0, size, 1.0)
         if lengths is not None:
             off, worst = off | ~(lengths <= share), np.maximum(worst, lengths)
-        rounding, wanted = not off.any(), np.sqrt(np.square(want).mean(axis=1))
-        apart, whole = float(np.linalg.norm(error)), float(np.linalg.norm(wanted))
-        if apart > max(CEILING * whole, _NOISE * float(np.linalg.norm(size))):
-            off |= error > CEILING * wanted
-        strength = float(np.vdot(want, got) / np.vdot(want, want)) if want.any() else np.nan
-        rest = np.sqrt(np.square(got - strength * want).mean(axis=1)) if want.any() else error
-        scaled = rest / np.where(size > 0, size * abs(strength), 1.0) if want.any() and strength else worst
+        rounding, norms = not off.any(), np.sqrt(np.square(expected).mean(axis=1))
+        difference, norm = float(np.linalg.norm(error)), float(np.linalg.norm(norms))
+        if difference > max(CEILING * norm, _NOISE * float(np.linalg.norm(size))):
+            off |= error > CEILING * norms
+        strength = float(np.vdot(expected, actual) / np.vdot(expected, expected)) if expected.any() else np.nan
+        rest = np.sqrt(np.square(actual - strength * expected).mean(axis=1)) if expected.any() else error
+        scaled = rest / np.where(size > 0, size * abs(strength), 1.0) if expected.any() and strength else worst
         scaled = scaled if lengths is None else np.maximum(scaled, lengths)
-        loss = apart / whole if whole else np.inf if apart else 0.0
+        loss = difference / norm if norm else np.inf if difference else 0.0
         return Comparison(
             path, float(worst.max()), len(off), int(off.sum()), strength, float(scaled.max()), share, loss, rounding
         )
@@ -135,14 +135,14 @@ def compare(
 
 
 _NOISE = 1e-12
-"""What float64 itself may be off by, as a share of the size: an update whose components cancel may come out as this."""
+"""The rounding error of float64, as a share of the size: what may be left of an update whose components cancel."""
 
 _RANGE = 1e-100, 1e100
-"""Sizes of an update whose squares float64 still holds; only float64 factors and odd scalings can be outside."""
+"""Sizes of an update whose squares float64 can hold; only float64 factors and odd scalings can be outside."""
 
 
 def _comparable(path: str, one: Delta, other: Delta) -> None:
-    """Raises VerificationError where no comparison of the two would mean anything."""
+    """Raises VerificationError if the two have different inputs, or numbers too large or small to be squared."""
     (a, k), (b, m) = ((delta[0].A.shape[1], delta[0].kernel) for delta in (one, other))
     if (a, k) != (b, m):
         texts = [f"{n} inputs{f' in a kernel {list(kernel)}' if kernel else ''}" for n, kernel in ((a, k), (b, m))]
@@ -157,7 +157,7 @@ def _comparable(path: str, one: Delta, other: Delta) -> None:
 
 
 def _lengths(path: str, one: Delta, other: Delta) -> Array | None:
-    """Per row: how far DoRA's magnitudes are apart, as a share; None where there are none."""
+    """Per row: the relative difference of DoRA's magnitudes; None if neither side has any."""
     mine, theirs = ([w.magnitude for w in delta if w.magnitude is not None] for delta in (one, other))
     if not mine and not theirs:
         return None
@@ -179,7 +179,7 @@ def _size(delta: Delta) -> Array:
 
 
 def _grain(delta: Delta) -> Array:
-    """Per row: what one smallest subnormal per entry of A and B is worth."""
+    """Per row: the error that one smallest subnormal in every entry of A and B can make."""
 
     def of(w: LoraWeight) -> Array:
         from_a: Array = subnormal(w.A.dtype) * np.sqrt(w.A.shape[1] * _squares(w.B).sum(axis=1))

@@ -1,4 +1,4 @@
-"""Names and numbers together: an adapter moves between layouts through the segments."""
+"""Moves an adapter from one layout to another, by cutting its modules into segments and stacking these anew."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from loraforge.names.layout import Architecture, Index
 from loraforge.text import listed
 
 Place = tuple[str, Index]
-"""A segment and its block numbers: where in the base model a run of rows sits, whatever its name."""
+"""A segment and its block numbers: the position of some rows in the base model, in any layout."""
 
 
 def to_segments(modules: Mapping[str, Delta], arch: Architecture, layout: str) -> dict[Place, tuple[str, Delta]]:
-    """Cut every module into its segments; each comes with the module path it was in.
+    """Cut every module into its segments; returns each with the path of its module.
 
-    Raises ConversionError that lists every path the layout does not know and every module that does not divide.
+    Raises ConversionError that lists the paths the layout does not know and the modules that cannot be divided.
     """
     held: dict[Place, tuple[str, Delta]] = {}
     problems = []
     for path, delta in modules.items():
-        found = arch.layouts[layout].locate(path)
-        if found is None:
+        located = arch.layouts[layout].locate(path)
+        if located is None:
             problems.append(f"{path} is not a module of {arch.title} in layout {layout}")
             continue
-        template, index = found
+        template, index = located
         segments = arch.layouts[layout].modules[template]
         sizes = arch.sizes(segments, rows(delta))
         if sizes is None:
-            problems.append(f"{path}: {rows(delta)} rows cannot be shared by {', '.join(segments)}")
+            problems.append(f"{path}: {rows(delta)} rows cannot be divided among {', '.join(segments)}")
             continue
         for segment, part in zip(segments, split(delta, sizes), strict=True):
             held[segment, index] = path, _with_kernel(part, arch.layouts[layout].plain_kernel, path)
@@ -42,10 +42,10 @@ def to_segments(modules: Mapping[str, Delta], arch: Architecture, layout: str) -
 def relayout(
     modules: Mapping[str, Delta], arch: Architecture, source: str, target: str
 ) -> dict[str, tuple[Delta, tuple[str, ...]]]:
-    """Target module path -> its update, and the source modules it came from. Moves rows, changes no number.
+    """Target module path -> its update, and the paths of its source modules. Moves rows and changes no number.
 
-    Rows of a target module that the source does not adapt become a rank-0 block.
-    Raises ConversionError that names every segment the target layout has no module for.
+    Rows of a target module that the source does not adapt become a block of rank 0.
+    Raises ConversionError if modules come from different base models, or if the target layout has no module for some.
     """
     held = to_segments(modules, arch, source)
     indices: dict[str, list[Index]] = {}
@@ -74,15 +74,16 @@ def relayout(
 
 
 def _uneven(parts: Mapping[str, tuple[str, Delta]], unit: int, like: Delta, arch: Architecture) -> Iterator[str]:
-    """The parts of one module that cannot be stacked: another height, or other inputs, than the first."""
+    """One text per part that cannot be stacked, because its rows or inputs do not match those of the first part."""
     for segment, (path, delta) in parts.items():
-        shape, want = (rows(delta), delta[0].A.shape[1]), (unit * arch.segments[segment], like[0].A.shape[1])
-        if shape != want:
-            yield f"{path} is for a weight of {shape[0]} x {shape[1]}, where its neighbours need {want[0]} x {want[1]}"
+        shape, needed = (rows(delta), delta[0].A.shape[1]), (unit * arch.segments[segment], like[0].A.shape[1])
+        if shape != needed:
+            sizes = f"{shape[0]} x {shape[1]}, where its neighbours need {needed[0]} x {needed[1]}"
+            yield f"{path} is for a weight of {sizes}"
 
 
 def _with_kernel(delta: Delta, shape: Callable[[str, tuple[int, ...]], tuple[int, ...]], path: str) -> Delta:
-    """The same numbers, a convolution's kernel as a layout has it."""
+    """The same update; if it is a convolution's, with the kernel that `shape` gives for the layout."""
     if not any(w.kernel for w in delta):
         return delta
     return tuple(replace(w, kernel=shape(path, w.kernel)) for w in delta)

@@ -1,4 +1,4 @@
-"""The element types of tensor files, by the names safetensors gives them."""
+"""The element types of tensor files, under their names in safetensors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "C64": 8,
 }  # fmt: skip
-"""Bytes per element. Any type may stand in a file; only `FACTORS` may make up an adapter."""
+"""Bytes per element. A file may have tensors of any type; the A and B of an adapter have one of `FACTORS`."""
 
 FACTORS = ("F16", "BF16", "F32", "F64")
-"""Types in which an A or a B is read."""
+"""The types that an A or a B may have."""
 
 _NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "bool": "BOOL",
@@ -26,29 +26,28 @@ _NAMES = {
 }  # fmt: skip
 
 CHOICES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
-"""What `--dtype` takes, besides `keep`."""
-
+"""The values of `--dtype`, except `keep`."""
 
 LARGEST = 3.4028234663852886e38
-"""Of float32, in which updates are computed."""
+"""The largest float32: updates are computed in that type."""
 
 
 def numpy_type(name: str) -> np.dtype[Any]:
-    """The numpy type of a factor; bfloat16 comes from ml_dtypes."""
+    """The numpy type of one of `FACTORS`; bfloat16 comes from ml_dtypes."""
     types: dict[str, type] = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
     return np.dtype(types[name])
 
 
 def name_of(dtype: np.dtype[Any]) -> str:
-    """The inverse of `numpy_type`, for the other types numpy has too."""
+    """The inverse of `numpy_type`; also for numpy's types that no factor has."""
     return _NAMES[dtype.name]
 
 
 def eps(dtype: np.dtype[Any]) -> float:
-    """The gap between 1.0 and the next number."""
+    """The gap between 1.0 and the next number of a floating type."""
     return {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[dtype.name]
 
 
 def subnormal(dtype: np.dtype[Any]) -> float:
-    """The smallest positive number: what an entry can lose when it falls below the normal range."""
+    """The smallest positive number of a floating type: the most that an entry below the normal range can lose."""
     return {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}[dtype.name]

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Moves the scaling of an update into its A and B with the least rounding that the stored types allow."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
     """Move the scaling into A and B and store them as `a_type` and `b_type`.
 
-    Returns the weight, now of scaling 1.0, and the relative error of its update in the Frobenius
-    norm: 0.0 only where every entry is exact, or the update is zero before and after; infinite
-    where a number overflows.
+    Returns the weight with scaling 1.0, and the relative error of its update in the Frobenius norm.
+    The error is 0.0 only if every entry is exact, or if the update is zero before and after; it is
+    infinite if a number overflows.
 
-    The power of two in the scaling is shared between A and B, cut towards zero, so that folding by s
-    and then by 1/s gives the same bits; the rest (sign, odd factor) goes to B, one rounding. Where that
-    loses more than the type's own rounding, because numbers fall below the normal range of the type or
-    above it, every other power of two between the two is open, and the one that loses least is taken.
+    A and B each get half of the power of two in the scaling, truncated towards zero, so that folding by s
+    and then by 1/s gives the same bits. The rest (sign, odd factor) goes into B, which is rounded once. If
+    that costs more than one rounding in the type, because numbers leave its normal range, the other ways to
+    share the power of two are searched, and the one with the smallest error is taken.
     """
     mantissa, exponent = math.frexp(w.scaling)
     mantissa, exponent = mantissa * 2, exponent - 1 if mantissa else 0
@@ -37,7 +37,7 @@ def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
         A = None if B is None else shifted(w.A, share)
         if A is not None and B is not None:
             return replace(w, A=A, B=B, scaling=1.0), 0.0
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows comes out as an infinite error
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow gives an infinite error
         attempt = _Attempt(w, mantissa, exponent, a_type, b_type)
         halves = np.float16 in (a_type, b_type)
         unavoidable = 0.0 if same else max(eps(np.dtype(a_type)), eps(np.dtype(b_type))) / 2
@@ -47,7 +47,7 @@ def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
 
 
 class _Attempt:
-    """Stores one weight with a share of the power of two in A, and measures what that costs."""
+    """Stores one weight with a part of the power of two (`share`, an exponent) in A, and measures the error."""
 
     def __init__(self, w: LoraWeight, mantissa: float, exponent: int, a_type: Any, b_type: Any) -> None:
         self.w, self.mantissa, self.exponent, self.types = w, mantissa, exponent, (a_type, b_type)
@@ -66,7 +66,7 @@ class _Attempt:
         return math.ldexp(1.0, share), math.ldexp(self.mantissa, self.exponent - share)
 
     def weight(self, share: int) -> LoraWeight:
-        """A and B as they are stored."""
+        """The weight with A and B as they are stored."""
         A, B = (
             halves_times(times)[0].take(factor.view(np.uint16))
             if self._halves(factor, kind)
@@ -76,46 +76,46 @@ class _Attempt:
         return replace(self.w, A=A, B=B, scaling=1.0)
 
     def _rounding(self, factor: Array, kind: Any, times: float) -> Array:
-        """What storing a factor adds to it, in the wide type."""
+        """Stored factor minus exact factor, in the wide type."""
         if self._halves(factor, kind):
             return halves_times(times)[1].take(factor.view(np.uint16))
         product = widen(factor) * times
         return rounded(product, kind) - product
 
     def lost(self, share: int) -> tuple[Array, Array] | None:
-        """What rounding A and rounding B does to the probes; None where every entry is exact."""
+        """How rounding A and rounding B change the update's product with the probes; None if every entry is exact."""
         if share not in self.cached:
             down, up = self._times(share)
             lost_a = self._rounding(self.w.A, self.types[0], down)
             lost_b = self._rounding(self.w.B, self.types[1], up)
             exact = abs(self.mantissa) in (0.0, 1.0) and not (lost_a.any() or lost_b.any())
-            # each a product with a small factor, never the difference of two nearly equal products
+            # computed from the small rounding errors: a difference of two nearly equal products would lose digits
             lost = lost_a @ self.probes
             from_a, from_b = self.B @ lost, lost_b @ (self.applied * self.wide(down) + lost)
             self.cached[share] = None if exact else (from_a.astype(np.float64) * up, from_b.astype(np.float64))
         return self.cached[share]
 
     def error(self, share: int) -> float:
-        """Relative error of the update; never 0.0 where an entry that matters is not exact."""
+        """Relative error of the update; never 0.0 if an entry that changes the update is not exact."""
         if (lost := self.lost(share)) is None:
             return 0.0
         drift = _norm(lost[0] + lost[1])
-        if not self.size:  # no update, or one too small to be measured
+        if not self.size:  # the update is zero, or too small to be measured
             live = self.w.A.astype(bool).any(axis=1) & self.w.B.astype(bool).any(axis=0)
             return math.inf if drift or (self.w.scaling and live.any()) else 0.0
         return max(drift / self.size, math.ulp(0.0)) if math.isfinite(drift) else math.inf
 
     def best_share(self, usual: int) -> int:
-        """Of all shares with which nothing overflows the one that loses least; `usual` where there is none.
+        """The share with the smallest error among those with which nothing overflows; `usual` if there is none.
 
-        The more of the power of two A gets, the less A loses and the more B does: the two cross once. The search
-        begins where A and B come out equally large.
+        A larger share makes the error of A smaller and that of B larger, so the two curves cross once. The search
+        begins at the share that makes A and B equally large.
         """
         top_a, top_b = (math.frexp(peak(factor))[1] for factor in (self.w.A, self.w.B))
         most_a, most_b = (_TOP[np.dtype(kind).name] for kind in self.types)
         whole = abs(self.mantissa) == 1
         low, high = self.exponent + (not whole) + top_b - most_b, most_a - top_a
-        if whole and self.wide is np.float32:  # halves lose nothing by growing: no gain where both shrink, or both grow
+        if whole and self.wide is np.float32:  # float16 is exact when it grows: nothing to gain if both shrink or grow
             low, high = max(low, min(0, self.exponent)), min(high, max(0, self.exponent))
         sizes = _norm(self.A), _norm(self.B)
         if low > high or not 0 < self.size < math.inf or math.inf in sizes:
@@ -133,5 +133,5 @@ class _Attempt:
             low, high = (share + 1, high) if lean > 0 else (low, share - 1)
             turned = turned or lean == -last
             share, step, last = (low + high) // 2 if turned else share + lean * step, 2 * step, lean
-        # to two digits: what comes after them is the processor's
+        # compared to two digits: the digits after them differ between processors
         return min(self.cached, key=lambda tried: (float(f"{self.error(tried):.1e}"), abs(tried - usual)))

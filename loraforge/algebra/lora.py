@@ -1,4 +1,4 @@
-"""Numbers only: the row algebra of low-rank updates. Knows no names and no files."""
+"""The row algebra of low-rank updates: numbers only, no names and no files."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class LoraWeight:
-    """The update `scaling * B @ A` of a run of output rows."""
+    """The update `scaling * B @ A` of some consecutive output rows."""
 
     A: Array
     """[rank, in]"""
     B: Array
     """[rows, rank]"""
     scaling: float
-    """alpha / rank (rsLoRA: alpha / sqrt(rank)). Never alpha: that changes meaning with the rank."""
+    """alpha / rank (rsLoRA: alpha / sqrt(rank)). Never alpha itself, whose meaning depends on the rank."""
     magnitude: Array | None = None
-    """[rows]: DoRA's length of each row of base weight + update. None for plain LoRA."""
+    """[rows]: DoRA's norm of each row of base weight + update. None for plain LoRA."""
     kernel: tuple[int, ...] = ()
-    """A convolution's kernel, (height, width), after the frames in 3D. Its A is [rank, in * their product] here.
+    """The kernel of a convolution: (height, width), or (frames, height, width) in 3D; () for a linear module.
 
-    () for a linear module.
+    The A of a convolution is [rank, in * product of the kernel] here.
     """
 
     @property
@@ -44,7 +44,7 @@ class LoraWeight:
         return int(self.B.shape[1])
 
     def base_shape(self, rows: int) -> tuple[int, ...]:
-        """Shape of `rows` rows of the base weight that this updates."""
+        """Shape of `rows` rows of the base weight that is updated."""
         return rows, self.A.shape[1] // math.prod(self.kernel), *self.kernel
 
     def take(self, start: int, stop: int) -> LoraWeight:
@@ -53,9 +53,9 @@ class LoraWeight:
 
 
 CEILING = 0.01
-"""The share of a module's update that rounding may cost. More than that is another adapter, not a rounded one.
+"""The largest relative error of a module's update that counts as rounding; with more it is another adapter.
 
-bfloat16, the coarsest type there is, costs 0.2 to 0.4 %.
+bfloat16, the coarsest type, costs 0.2 to 0.4 %.
 """
 
 Delta = tuple[LoraWeight, ...]
@@ -67,17 +67,17 @@ def rows(delta: Delta) -> int:
 
 
 def zero(count: int, like: LoraWeight) -> Delta:
-    """No update of `count` rows: rank 0."""
+    """An update of `count` rows that changes nothing: rank 0."""
     return (LoraWeight(like.A[:0], np.zeros((count, 0), like.B.dtype), like.scaling, kernel=like.kernel),)
 
 
 def is_zero(delta: Delta) -> bool:
-    """Whether the update is zero because a factor is. DoRA is not: it also sets the length of the base rows."""
+    """Whether the update is zero because A, B or the scaling is. Never for DoRA, which also sets the rows' norms."""
     return all(w.magnitude is None and not (w.scaling and w.A.any() and w.B.any()) for w in delta)
 
 
 def pad(w: LoraWeight, rank: int) -> LoraWeight:
-    """The same update at a larger rank, by components that are zero. Exact."""
+    """The same update at a larger rank: the added components are zero. Exact."""
     more = rank - w.rank
     if not more:
         return w
@@ -86,14 +86,14 @@ def pad(w: LoraWeight, rank: int) -> LoraWeight:
 
 
 def fuse(deltas: Sequence[Delta]) -> Delta:
-    """Stack the rows of several modules. No arithmetic, no growth of the rank."""
+    """Stack the rows of several modules, without arithmetic and without a larger rank."""
     return tuple(w for delta in deltas for w in delta)
 
 
 def split(delta: Delta, sizes: Sequence[int]) -> list[Delta]:
-    """Cut the rows into runs of `sizes`. A block that is really cut loses the components it no longer uses.
+    """Cut the rows into parts of `sizes` rows. A block that is cut loses the components that its rows do not use.
 
-    Raises ConversionError when the sizes do not add up to the rows.
+    Raises ConversionError if the sizes do not add up to the number of rows.
     """
     if sum(sizes) != rows(delta):
         raise ConversionError(f"{rows(delta)} rows cannot be split as {list(sizes)}")
@@ -114,16 +114,16 @@ def split(delta: Delta, sizes: Sequence[int]) -> list[Delta]:
 
 
 def prune(w: LoraWeight) -> LoraWeight:
-    """Drop components that are exactly zero (undoes a block diagonal); keep at least one."""
+    """Drop components that are exactly zero (undoes a block diagonal); if all are, nothing is dropped."""
     keep = w.B.astype(bool).any(axis=0) & w.A.astype(bool).any(axis=1)
     return w if keep.all() or not keep.any() else replace(w, A=w.A[keep], B=w.B[:, keep])
 
 
 def collapse(delta: Delta) -> LoraWeight:
-    """One (A, B) for the whole module: rank r where every block shares A, else the sum of the ranks. Exact.
+    """One (A, B) for the whole module: of the same rank if all blocks share A, else of the sum of the ranks. Exact.
 
-    Raises ConversionError when the blocks have different scalings (fold them first), or when DoRA is on
-    some rows only: the magnitude of the others is the length of base rows, which are not at hand.
+    Raises ConversionError if the blocks have different scalings (fold them first), or if only some rows have
+    DoRA: the magnitudes of the others are the norms of base rows, which are not known here.
     """
     if len(delta) == 1:
         return delta[0]
@@ -150,13 +150,13 @@ def collapse(delta: Delta) -> LoraWeight:
 
 
 _LEAN = 2.2
-"""How many times as much as the other a factor must lose before another share is tried. A step of one halves what
-one loses to the smallest numbers and doubles the other's: it pays from a ratio of 2 on. A little more, so that for
-losses in the ratio of two powers of two it is not the last bit of a sum, which is the processor's, that decides."""
+"""The ratio of the errors of A and B above which another share is tried. A step of one halves one error and doubles
+the other, so it pays from a ratio of 2 on. It is a little more than 2 because ratios of exactly 2 occur, and there
+the last bit of a sum would decide, which differs between processors."""
 
 
 _TOP = {"float16": 15, "bfloat16": 127, "float32": 127, "float64": 1023}
-"""Every number below 2 to this is one of the type, whatever rounding does."""
+"""Type -> n: no number below 2**n overflows when it is rounded to the type."""
 
 
 def _norm(x: Array) -> float:
@@ -164,10 +164,10 @@ def _norm(x: Array) -> float:
 
 
 PROBES = 8
-"""Random vectors an update is tried on. A wrong update passes none of them by chance."""
+"""Number of random vectors on which two updates are compared. A wrong update does not pass by chance."""
 
 
 @cache
 def random_columns(width: int) -> Array:
-    """[width, PROBES] standard normal numbers, the same in every run."""
+    """Standard normal numbers [width, PROBES], the same in every run."""
     return np.random.default_rng(0x10BA).standard_normal((width, PROBES))

@@ -13,7 +13,7 @@ from typing import Any
 
 from loraforge.base.model import BaseModel
 from loraforge.base.positions import grid
-from loraforge.errors import ConversionError, Try
+from loraforge.errors import ConversionError, Try, adding
 from loraforge.files.texts import read_json, read_yaml
 from loraforge.format.sat_names import CONFIG
 from loraforge.names.diffusers_config import entries, filled, fixed, sizes
@@ -113,12 +113,12 @@ def sample_of(base: BaseModel) -> dict[str, int]:
 def _sample(text: str) -> dict[str, int]:
     sides = text.lower().split("x")
     if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
-        raise ConversionError(f"--sample {text!r:.40} is no FRAMESxHEIGHTxWIDTH.", "--sample 49x480x720")
+        raise ConversionError(f"--sample {text!r:.40} is no FRAMESxHEIGHTxWIDTH.", adding("--sample", "49x480x720"))
     frames, height, width = map(int, sides)
     if height % PIXELS or width % PIXELS:
         raise ConversionError(
             f"--sample {text}: height and width are multiples of {PIXELS} pixels.",
-            f"--sample {frames}x{-(-height // PIXELS) * PIXELS}x{-(-width // PIXELS) * PIXELS}",
+            adding("--sample", f"{frames}x{-(-height // PIXELS) * PIXELS}x{-(-width // PIXELS) * PIXELS}"),
         )
     return {"sample_frames": frames, "sample_height": height // PIXELS, "sample_width": width // PIXELS}
 
@@ -136,7 +136,10 @@ def _other_size(base: BaseModel, config: Mapping[str, Any], places: int, where: 
     aspect = config["sample_width"] / config["sample_height"]
     sides = [(h, area // h) for h in range(1, max(area, 0) + 1) if area % h == 0 and not rest]
     near = sorted((s for s in sides if 1 / 3 <= s[0] / s[1] <= 3), key=lambda s: abs(math.log(s[1] / s[0] / aspect)))
-    ways = [Try(f"--sample {config['sample_frames']}x{h * pixels}x{w * pixels}", "if so trained") for h, w in near[:4]]
+    ways = [
+        adding("--sample", f"{config['sample_frames']}x{h * pixels}x{w * pixels}", why="if so trained")
+        for h, w in near[:4]
+    ]
     size = f"{config['sample_frames']}x{config['sample_height'] * PIXELS}x{config['sample_width'] * PIXELS}"
     return ConversionError(
         f"{base.path} has {places} learned positions, and {where} ({size}) has {text + _patches(config)}: it was "

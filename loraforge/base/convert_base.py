@@ -19,7 +19,7 @@ from loraforge.base.origin import entry
 from loraforge.base.route import route
 from loraforge.base.stream import Engine, NewTensor, Part, measure
 from loraforge.document import Document, rows, title
-from loraforge.errors import ConversionError, Try
+from loraforge.errors import ConversionError, adding
 from loraforge.files.resume import check_place
 from loraforge.format.sat_names import SAT_PREFIX, components
 from loraforge.fusion.choose import choose
@@ -93,7 +93,7 @@ def convert_base(
         why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
         if len(base.architecture.layouts) == 1:
             why = f"is a {base.architecture.title}, of which no layout but {known} is known"
-        other = [Try(f"--to {name}") for name in base.architecture.layouts if name != base.layout]
+        other = [adding("--to", name) for name in base.architecture.layouts if name != base.layout]
         raise ConversionError(f"{base.path} {why}.", *other)
     variant = variant_of(base)
     if gaps := list(_gaps(base, variant)):
@@ -159,7 +159,7 @@ def _tensor(base: BaseModel, name: str, pieces: Any, dtype: str | None, to: str)
     if len(types) > 1 and dtype is None:
         raise ConversionError(
             f"{name} is made of {listed(sorted(names[p.key] for p in pieces))}, of types {listed(sorted(types))}.",
-            Try("--dtype bf16", "store all of it alike"),
+            adding("--dtype", "bf16", why="store all of it alike"),
         )
     kind = dtype if dtype and types <= set(FACTORS) else infos[0].dtype
     rows = sum(part.stop - part.start for part in parts)

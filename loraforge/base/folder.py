@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from loraforge.base.model import INDEX, NAME, STEM, BaseModel
+from loraforge.files.neighbours import TENSORS
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
 from loraforge.format.sat_names import CHECKPOINT, ITERATION
@@ -20,7 +21,7 @@ LINKED = 1 << 20
 """Bytes from which a file of another component is linked instead of copied. Smaller ones may be edited in place."""
 
 _INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")
-_OUR_KIND = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+_OUR_KIND = (*TENSORS, ".gguf")
 """Suffixes of weights. Beside the transformer's they would be other versions of it, without the adapter."""
 
 

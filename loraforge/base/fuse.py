@@ -20,12 +20,13 @@ from loraforge.base.stream import Engine, NewTensor, Part, measure
 from loraforge.base.updates import updates
 from loraforge.conversion.read import read
 from loraforge.document import Document, rows, title
-from loraforge.errors import ConversionError, LoraforgeError, Try, as_commands
+from loraforge.errors import ConversionError, LoraforgeError, adding, as_commands
 from loraforge.files.resume import check_place
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.fusion.backend import Sums
 from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
+from loraforge.names.catalog import architecture
 from loraforge.names.layout import COMPONENT
 from loraforge.scale.resolve import STATES
 from loraforge.text import command, fraction, recorded, told
@@ -152,8 +153,8 @@ def fuse(
     )
 
 
-_SAID = (*STATES, "--drop", "--architecture")
-"""How the remedies begin that are options of fuse too."""
+_OPTIONS = STATES | {"--drop", "--architecture"}
+"""The options that a remedy may add and that fuse has too."""
 
 
 def _read(paths: Sequence[str | Path], options: Mapping[str, Any]) -> tuple[list[Adapter], tuple[str, ...]]:
@@ -163,7 +164,7 @@ def _read(paths: Sequence[str | Path], options: Mapping[str, Any]) -> tuple[list
         try:
             adapter, gone = without(read(path, **options), options["drop"])
         except LoraforgeError as error:
-            if any(not remedy.command.startswith(_SAID) for remedy in error.remedies):
+            if not all(remedy.gives_only(_OPTIONS) for remedy in error.remedies):
                 raise as_commands(error, "loraforge", "inspect", path) from error
             raise
         opened.append(adapter)
@@ -174,12 +175,14 @@ def _read(paths: Sequence[str | Path], options: Mapping[str, Any]) -> tuple[list
 def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[float]:
     if not given:
         return [1.0] * len(adapters)
-    as_trained = Try(" ".join(["--strength 1"] * len(adapters)), "as trained, each")
+    as_trained = adding(*["--strength", "1"] * len(adapters), why="as trained, each")
     if len(given) != len(adapters):
         many = f"{len(adapters)} adapter{'s' * (len(adapters) > 1)}"
         text = f"{len(given)} strengths for {many}: give --strength once per adapter, in their order."
         numbers = [f"{number:g}" for number in (*given, *[1.0] * len(adapters))][: len(adapters)]
-        raise ConversionError(text, Try(" ".join(f"--strength {number}" for number in numbers)), as_trained)
+        raise ConversionError(
+            text, adding(*(word for number in numbers for word in ("--strength", number))), as_trained
+        )
     if strange := [number for number in given if not abs(number) <= LARGEST]:
         raise ConversionError(f"--strength {strange[0]:g} is no number to multiply an update with.", as_trained)
     return list(given)
@@ -224,10 +227,8 @@ def _advice(base: BaseModel, adapters: Sequence[Adapter], total: Retention, dtyp
             f"the LoRA that lies in {base.files[0].path.name} itself ({len(base.lora)} tensors) is left out: "
             "the result holds what you named, under the names of a base model"
         )
-    repos = [variant.repo for variant in base.variants]
-    for adapter in adapters:
-        if adapter.base_model and repos and adapter.base_model not in repos:
-            yield f"the adapter is for {adapter.base_model}, and the base has the shapes of {' or '.join(repos)}"
+    names = [variant.name for variant in base.variants]
+    yield from filter(None, (other_base(adapter, names) for adapter in adapters))
     if not total.relative_size:
         yield "nothing is added: every strength is 0, or the updates cancel"
     if total.relative_size > LOUD:
@@ -241,6 +242,14 @@ def _advice(base: BaseModel, adapters: Sequence[Adapter], total: Retention, dtyp
             f"rounding changed the update by {total.relative_error:.0%} of its size "
             f"({total.unchanged:.0%} of the entries did not move): {ways}"
         )
+
+
+def other_base(adapter: Adapter, variants: Sequence[str]) -> str:
+    """The note on an adapter that is recorded for another model than these released ones; empty if it is not."""
+    repos = [v.repo for v in architecture(adapter.architecture).variants if v.name in variants]
+    if not adapter.base_model or not repos or adapter.base_model in repos:
+        return ""
+    return f"the adapter is for {adapter.base_model}, and the base has the shapes of {' or '.join(repos)}"
 
 
 def _load(base: BaseModel, out: Path, *, alone: bool) -> str:

@@ -26,7 +26,6 @@ NAME = re.compile(
 )
 """Names of weights: of Diffusers, Transformers and DeepSpeed's zero_to_fp32, in parts or whole, of a variant or not."""
 _LORA = (".matrix_A.", ".matrix_B.", ".lora_A.", ".lora_B.")
-_TORCH = {"BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def _sat(source: Path) -> Found | None:
         return SatFormat().find(source, Choice()) or SatFormat().below(source)
     except FileError as error:  # the verbs that take a base model have no --iteration
         error.remedies = tuple(
-            Try(str(source / remedy.command.split()[-1]), instead=str(source))
-            if remedy.command.startswith("--iteration ")
+            Try(str(source / str(remedy.options[1])), instead=str(source))
+            if remedy.names == {"--iteration"}
             else remedy
             for remedy in error.remedies
         )

@@ -14,7 +14,7 @@ import numpy as np
 
 from loraforge.algebra.dtypes import BYTES, FACTORS, numpy_type
 from loraforge.algebra.half import finite
-from loraforge.errors import ConversionError, VerificationError
+from loraforge.errors import ConversionError, VerificationError, adding
 from loraforge.files.digest import changed
 from loraforge.files.direct_write import PIECE, DirectFile
 from loraforge.files.opening import open_tensors
@@ -233,4 +233,6 @@ def _fits(new: Array, source: Array, part: Part, tensor: NewTensor) -> None:
     if not finite(new):
         small = tensor.dtype in ("F16", "BF16")
         text = f"{tensor.key} comes out with NaN or infinity: its numbers are too large for {tensor.dtype}."
-        raise ConversionError(text if small else f"{text} Give a smaller --strength.", *["--dtype fp32"][: int(small)])
+        raise ConversionError(
+            text if small else f"{text} Give a smaller --strength.", *[adding("--dtype", "fp32")][: int(small)]
+        )

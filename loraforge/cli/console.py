@@ -46,12 +46,11 @@ class Cli(click.Group):
 
     def line(self, remedy: Try, ctx: click.Context) -> str:
         """The remedy as a whole command: an addition takes the place of what it contradicts in what was typed."""
-        if remedy.instead or not remedy.command.startswith("-"):
-            return remedy.behind(["loraforge", *self.typed])
-        typed = _without(self.typed, remedy.command, self.get_command(ctx, ctx.invoked_subcommand or ""))
+        if remedy.of or not remedy.options:
+            return remedy.added_to("loraforge", *self.typed).command
+        typed = _without(self.typed, remedy.names, self.get_command(ctx, ctx.invoked_subcommand or ""))
         end = typed.index("--") if "--" in typed else len(typed)
-        rest = f" {command(*typed[end:])}" if typed[end:] else ""
-        return f"{command('loraforge', *typed[:end])} {remedy.command}{rest}"
+        return command("loraforge", *typed[:end], *remedy.options, *typed[end:])
 
 
 def _plugin_first(typed: Sequence[str]) -> list[str]:
@@ -76,10 +75,9 @@ _ONE_EACH = {"--strength", "--settings"}
 """Repeatable options of which an addition takes the place of all."""
 
 
-def _without(typed: Sequence[str], addition: str, verb: click.Command | None) -> list[str]:
-    """What was typed, less the options that `addition` gives again or excludes."""
-    new = {word for word in addition.split() if word.startswith("-")}
-    new |= _ONE_OF if new & _ONE_OF else set()
+def _without(typed: Sequence[str], new: frozenset[str], verb: click.Command | None) -> list[str]:
+    """What was typed, less the `new` options, which are given again, and those that they exclude."""
+    new |= _ONE_OF if new & _ONE_OF else frozenset()
     words = {  # option -> how many words follow it
         option: 0 if getattr(parameter, "is_flag", False) else 1
         for parameter in (verb.params if verb else ())

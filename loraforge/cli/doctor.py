@@ -11,7 +11,7 @@ from loraforge.cli.console import SOURCE, show
 from loraforge.cli.explain import typed
 from loraforge.cli.options import architecture, drop, fetch, stated_scale
 from loraforge.cli.process import settle_process
-from loraforge.text import fraction
+from loraforge.text import short_fraction
 
 
 @click.command(short_help="Say why an adapter has no effect, is too weak or too strong.")
@@ -62,7 +62,7 @@ def doctor(ctx: click.Context, /, source: str, json_: bool, **options: Any) -> N
             [
                 o.runtime,
                 "stops" if o.raises else f"{o.applied}/{o.modules}",
-                ", ".join(fraction(scale).partition(" = ")[0] for scale in o.scalings),
+                ", ".join(short_fraction(scale) for scale in o.scalings),
                 ", ".join(f"{ratio:.4g}" for ratio in o.ratios),
                 o.raises or o.otherwise or ", ".join(o.lost),
                 o.mark,

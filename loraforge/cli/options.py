@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, reduce
-from pathlib import Path
+from functools import reduce
 from typing import Any
 
 import click
-import tomli
 
-import loraforge
 from loraforge.cli.console import PATH
+from loraforge.tables import package_table
 
 
 def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -39,9 +37,7 @@ def _runtime(ctx: click.Context, param: click.Parameter, value: str | None) -> A
 Decorator = Callable[[Any], Any]
 
 
-@cache
-def _trainers() -> list[str]:
-    return sorted(tomli.loads((Path(loraforge.__file__).parent / "facts" / "trainers.toml").read_text("utf-8")))
+_TRAINERS = sorted(package_table("facts/trainers"))
 
 
 _STATED: tuple[Decorator, ...] = (
@@ -56,9 +52,9 @@ _STATED: tuple[Decorator, ...] = (
     ),
     click.option(
         "--trained-by",
-        type=click.Choice(_trainers()),
+        type=click.Choice(_TRAINERS),
         metavar="NAME",
-        help=f"Trainer whose default scale was used: {', '.join(_trainers())}.",
+        help=f"Trainer whose default scale was used: {', '.join(_TRAINERS)}.",
     ),
     click.option(
         "--training-config",

@@ -17,9 +17,9 @@ from loraforge.errors import LoraforgeError
 def formats(json_: bool) -> None:
     """List the adapter formats: which are read and written, what each can hold, and which package adds it."""
     from loraforge.cli.screen import table
-    from loraforge.format.registry import owners
-    from loraforge.plugin.host import host
+    from loraforge.format.registry import known_plugins, owners
 
+    packages = {name: plugin.package for name, plugin in known_plugins().items()}
     rows: list[dict[str, Any]] = [
         {
             "name": name,
@@ -27,7 +27,7 @@ def formats(json_: bool) -> None:
             "writes": form.writer is not None,
             "architectures": sorted(form.layouts),
             "holds": form.storage.text(),
-            "package": host().plugins[owners()[name]].package,
+            "package": packages[owners()[name]],
             "what": form.summary,
         }
         for name, form in loraforge.formats().items()
@@ -91,19 +91,13 @@ def plugins_list(json_: bool) -> None:
     from dataclasses import asdict
 
     from loraforge.cli.screen import table
-    from loraforge.format.registry import owners
-    from loraforge.fusion.choose import backends
-    from loraforge.plugin.host import host
+    from loraforge.format.registry import known_plugins
 
-    owners()  # asks them all
-    backends()
+    every = known_plugins().values()
     if json_:
-        click.echo(as_json([asdict(plugin) for plugin in host().plugins.values()]))
+        click.echo(as_json([asdict(plugin) for plugin in every]))
         return
-    rows = [
-        [p.name, p.package, ", ".join(p.adds) or "nothing", "broken" if p.errors else "fine"]
-        for p in host().plugins.values()
-    ]
+    rows = [[p.name, p.package, ", ".join(p.adds) or "nothing", "broken" if p.errors else "fine"] for p in every]
     table(["plugin", "package", "adds", "state"], rows)
     _tell_broken()
 
@@ -150,9 +144,9 @@ def plugins_check(file: Path) -> None:
 
 
 def _tell_broken() -> None:
-    from loraforge.plugin.host import host
+    from loraforge.format.registry import broken
 
-    for plugin in host().broken():
+    for plugin in broken():
         remedy = f"   # {plugin.remove}" if plugin.remove else ""
         say(
             "warning: ", f"plugin {plugin.name} ({plugin.package}): {'; '.join(plugin.errors)}{remedy}", colour="yellow"

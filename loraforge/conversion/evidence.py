@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import (
@@ -24,7 +23,7 @@ from loraforge.adapter.fits import (
     variant_of_repo,
 )
 from loraforge.conversion.report import unshown
-from loraforge.errors import BaseError, FormatError, NamesError, Try
+from loraforge.errors import BaseError, FormatError, NamesError, Try, adding
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
 from loraforge.names.catalog import architecture, architectures, holding
@@ -33,7 +32,6 @@ from loraforge.names.lookalike import of_words, sharing
 from loraforge.programs.as_in import read_at
 from loraforge.scale.origin import own_entry
 from loraforge.scale.rule import Choice
-from loraforge.scale.run_folders import places
 from loraforge.text import command, listed
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
     from loraforge.files.tensorfile import TensorFile
 
 _WORDS = ("modelspec.architecture", "ss_base_model_version")
-_RANK = re.compile(rf"\b({'|'.join(places()['header']['rank'])}) [0-9]")
 _FEW = 3
 """Blocks that may be left out of an adapter; of more it is another model's."""
 _BASES = ("base_model", "base_model_name_or_path")
@@ -61,7 +58,8 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
         raise FormatError(text, *_settling([first.architecture]))
     rivals = [name for name in holding(first.modules, form.layouts) if name != first.architecture]
     tried = [first, *(_read(form, file, replace(choice, architecture=name)) for name in ([] if wanted else rivals))]
-    tried = [replace(one, shown=evidence(one, file, wanted, named)) for one in tried]
+    shown = {one.architecture: evidence(one, file, wanted, named) for one in tried}
+    tried = [replace(one, shown=shown[one.architecture].text) for one in tried]
     sure = choice.stated.trained_by is not None or _ranks_recorded(first)
     whole = {one.architecture: one.modules for one in tried}
     tried = [_kept(one, choice) for one in tried]
@@ -76,7 +74,7 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     look = command("loraforge", "inspect", "--skeleton", file.path)
     if fault := broken(checked, rank_known=sure):
         raise FormatError(f"{file.path}: {fault}.", look)
-    if (said := _contradicted(adapter, file)) and not wanted:
+    if not wanted and not shown[adapter.architecture].outweighs_header and (said := _contradicted(adapter, file)):
         text = f"{file.path}: {said}, and its modules are called as those of {_title(adapter)}. Which is it?"
         raise FormatError(text, *_settling([adapter.architecture]))
     if fault := beyond(checked):
@@ -102,7 +100,7 @@ def _leaving(adapter: Adapter, modules: Mapping[str, Delta]) -> list[Try]:
     words = [word for number in over for word in ("--drop", f"*.{number}.*")]
     named = {path for path in modules if any(f".{number}." in path for number in over)}
     few = bool(over) and len(over) <= _FEW and len(named) < len(modules)
-    return [Try(command(*words), f"leave out block{'s' * (len(over) > 1)} {listed([*map(str, over)])}")] if few else []
+    return [adding(*words, why=f"leave out block{'s' * (len(over) > 1)} {listed([*map(str, over)])}")] if few else []
 
 
 def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
@@ -125,22 +123,35 @@ def _ranks_recorded(adapter: Adapter) -> bool:
     """Whether what records the scale recorded the rank too, which readers have compared by now."""
     if adapter.scale.provenance != "recorded" or any(key.endswith(".alpha") for key in adapter.keys):
         return False
-    return isinstance(own_entry(adapter.metadata), dict) or _RANK.search(adapter.scale.source) is not None
+    return adapter.ranks_recorded or isinstance(own_entry(adapter.metadata), dict)
 
 
-def evidence(adapter: Adapter, file: TensorFile, wanted: str | None = None, named: str | None = None) -> str:
-    """What shows that an adapter is of its architecture; empty where nothing does."""
+class Evidence(NamedTuple):
+    """What shows that an adapter is of its architecture."""
+
+    text: str
+    """Empty where nothing does."""
+    outweighs_header: bool = False
+    """Whether it counts although the header calls the model otherwise."""
+
+
+def evidence(adapter: Adapter, file: TensorFile, wanted: str | None, named: str | None) -> Evidence:
+    """The first that shows it."""
     arch = architecture(adapter.architecture)
-    return next(_evidence(adapter, file, arch, wanted, named), "")
-
-
-def _evidence(
-    adapter: Adapter, file: TensorFile, arch: Architecture, wanted: str | None, named: str | None
-) -> Iterator[str]:
     if wanted == arch.name:
-        yield f"--architecture {arch.name}"
+        return Evidence(f"--architecture {arch.name}", outweighs_header=True)
     if named and (known := variant_of_repo(named)) and known[1] in fits(adapter):
-        yield f"--base-model {named}"
+        return Evidence(f"--base-model {named}", outweighs_header=True)
+    if text := next(_recorded(adapter, file, arch), ""):
+        return Evidence(text)
+    for key in _WORDS:
+        if _plain(arch.name) in (said := _plain(file.metadata.get(key, ""))) or (said and _plain(arch.title) in said):
+            return Evidence(f"the header's {key} says {file.metadata[key]:.60}", outweighs_header=True)
+    return Evidence(next(_measured(adapter, arch), ""))
+
+
+def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterator[str]:
+    """What our own entry, a base model or a configuration says."""
     own = own_entry(adapter.metadata)
     if isinstance(own, dict) and own.get("architecture") == arch.name:
         yield "recorded by loraforge"
@@ -154,9 +165,10 @@ def _evidence(
         name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
         if isinstance(name, str) and name == arch.transformer:
             yield f"{where} names {name}"
-    for key in _WORDS:
-        if _plain(arch.name) in (said := _plain(file.metadata.get(key, ""))) or (said and _plain(arch.title) in said):
-            yield f"the header's {key} says {file.metadata[key]:.60}"
+
+
+def _measured(adapter: Adapter, arch: Architecture) -> Iterator[str]:
+    """What names and shapes show that no other model has."""
     sizes = solved(adapter).values
     known_width = of_width(arch, sizes)
     layout = arch.layouts[adapter.layout]
@@ -191,11 +203,11 @@ def _bases(adapter: Adapter, file: TensorFile) -> list[str]:
 
 
 def _contradicted(adapter: Adapter, file: TensorFile) -> str:
-    """What of the header names another model; empty where nothing does, or something shows the one it is read as."""
+    """What of the header names another model; empty where nothing does."""
     words = [(key, file.metadata[key]) for key in _WORDS if file.metadata.get(key)]
     title = _title(adapter)
     named = [f"the header's {key} says {text:.60}" for key, text in words if (of_words(text) or title) != title]
-    return named[0] if named and not adapter.shown.startswith(("--", "the header")) else ""
+    return named[0] if named else ""
 
 
 def alike(adapter: Adapter, target: str = "") -> tuple[str, ...]:
@@ -216,4 +228,4 @@ def _title(adapter: Adapter) -> str:
 
 
 def _settling(names: list[str]) -> list[Try]:
-    return [Try(f"--architecture {name}", f"if it is {architectures()[name].title}") for name in names]
+    return [adding("--architecture", name, why=f"if it is {architectures()[name].title}") for name in names]

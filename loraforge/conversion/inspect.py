@@ -19,7 +19,7 @@ from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.names.catalog import architecture
 from loraforge.scale.origin import history
 from loraforge.scale.rule import Choice, Scale
-from loraforge.text import command, fraction, told
+from loraforge.text import fraction, told
 
 if TYPE_CHECKING:
     from loraforge.adapter.adapter import Adapter
@@ -202,8 +202,8 @@ def _describe(
     remedies = [remedy.command for remedy in error.remedies] if error else []
     if adapter and form and adapter.scale.provenance == "ambiguous":
         less = [word for pattern in drop for word in ("--drop", pattern)]
-        start = command("loraforge", "convert", file.path, "--to", "diffusers", *less)
-        remedies = [f"{start} {remedy.command}   # {remedy.why}" for remedy in adapter.candidates]
+        start: tuple[str | Path, ...] = ("loraforge", "convert", file.path, "--to", "diffusers", *less)
+        remedies = [str(remedy.added_to(*start)) for remedy in adapter.candidates]
     return Inspection(
         path=told(file.path),
         container=file.kind,

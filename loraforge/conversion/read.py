@@ -59,7 +59,7 @@ def read(
 
 def ambiguous(path: Path, adapter: Adapter) -> ScaleError:
     """The refusal of an adapter whose scale nobody knows, with a line for each that it may have."""
-    kept = any(remedy.command.startswith("--as-in") for remedy in adapter.candidates)
+    kept = any("--as-in" in remedy.names for remedy in adapter.candidates)
     keep = " Or keep what a program does with the file today (--as-in), whatever training used: right if you like that."
     return ScaleError(
         f"{path} does not record the scale of its training: {adapter.scale.source}. "

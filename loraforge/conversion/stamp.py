@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import check_base, fits
@@ -15,11 +14,10 @@ from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.read import ambiguous
 from loraforge.conversion.report import scale_text
 from loraforge.document import Document
-from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, as_commands
+from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, adding, as_commands
 from loraforge.files.destination import Destination, destination, replacing
 from loraforge.files.digest import changed, scan
 from loraforge.files.safetensors import read_safetensors, write_safetensors
-from loraforge.files.shards import Shards
 from loraforge.files.tensorfile import KEY
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
@@ -106,7 +104,7 @@ def stamp(
     for option, value in (("--alpha", alpha), ("--trained-scale", trained_scale)):
         if value is not None and not (math.isfinite(value) and value > 0):
             what = "lora_alpha" if option == "--alpha" else "scale"
-            raise ScaleError(f"{option} {value:g} is no {what} a training can have used.", f"{option} 1")
+            raise ScaleError(f"{option} {value:g} is no {what} a training can have used.", adding(option, "1"))
     stated = statement(
         alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
         as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
@@ -115,7 +113,7 @@ def stamp(
     choice = Choice(training_config=config, stated=stated, drop=tuple(drop), architecture=architecture)
     typed = _typed(choice)
     form, _, file = locate(source, None, Choice(drop=tuple(drop)))
-    if in_place and (drop or isinstance(file, Shards)):
+    if in_place and (drop or file.spread):
         what = "takes nothing out of a file" if drop else f"has no one file to replace: {source} lies in several"
         give = Try("--out=stamped.safetensors", instead="--in-place")
         raise LoraforgeError(f"--in-place {what}. Give a file to write.", give)
@@ -135,7 +133,7 @@ def stamp(
     try:
         adapter, _ = without(read_adapter(form, file, choice), drop, file)
     except LoraforgeError as error:
-        if error.remedies and all(remedy.command.startswith(STATES) for remedy in error.remedies):
+        if error.remedies and all(remedy.gives_only(STATES) for remedy in error.remedies):
             raise
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
     if adapter.scale.provenance == "ambiguous":
@@ -186,23 +184,13 @@ def stamp(
 
 def _typed(choice: Choice) -> list[str]:
     """The options that state the scale, without folders."""
-    said = choice.stated
-    values: dict[str, Any] = {
-        "--alpha": said.alpha, "--trained-scale": said.trained_scale, "--trained-by": said.trained_by,
-        "--as-in": said.as_in, "--training-config": choice.training_config and choice.training_config.name,
-    }  # fmt: skip
-    words = [
-        word
-        for option, value in values.items()
-        if value is not None
-        for word in (option, f"{value:g}" if isinstance(value, float | int) else value)
-    ]
-    return [*words, *["--override-scale"] * said.override]
+    file = choice.training_config
+    return [*choice.stated.options, *(["--training-config", file.name] if file else [])]
 
 
 def _destination(file: Path, typed: list[str], out: str | Path | None, *, in_place: bool, force: bool) -> Destination:
     if in_place and out:
-        raise LoraforgeError("--in-place and -o exclude each other.", Try("--in-place", "write no second file"))
+        raise LoraforgeError("--in-place and -o exclude each other.", adding("--in-place", why="write no second file"))
     if in_place:
         whole = file.resolve()  # a link stays one
         return Destination(whole.parent, (whole.name,))

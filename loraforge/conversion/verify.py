@@ -15,9 +15,8 @@ from loraforge.conversion.evidence import read_adapter
 from loraforge.conversion.real_loader import load_back
 from loraforge.conversion.report import scale_text
 from loraforge.document import Document
-from loraforge.errors import LoraforgeError, as_commands
+from loraforge.errors import LoraforgeError, adding, as_commands
 from loraforge.files.digest import scan
-from loraforge.files.shards import Shards
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.hub.fetch_base import base_folder
@@ -143,9 +142,9 @@ def verify(
     Raises a LoraforgeError when one of them cannot be read.
     """
     if (b is None) == (in_ is None):
-        raise LoraforgeError("give two adapters, or one and the loader to try it in.", "--in diffusers")
+        raise LoraforgeError("give two adapters, or one and the loader to try it in.", adding("--in", "diffusers"))
     if base and not in_:
-        raise LoraforgeError("--base goes with --in: it is the model the loader fills.", "--in diffusers")
+        raise LoraforgeError("--base goes with --in: it is the model the loader fills.", adding("--in", "diffusers"))
 
     said = statement(
         alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
@@ -163,7 +162,7 @@ def verify(
         other, more, other_file, other_name = _read(b, choice if b in unknown else plain, sides.get(b, ()))
         scan(other_file, other.keys)
     else:
-        if isinstance(file, Shards) or file.dropped:
+        if file.spread or file.dropped:
             line = command("loraforge", "convert", a, "--to", str(in_), *[w for p in drop for w in ("--drop", p)])
             what = "some of it is to be left out" if file.dropped else "it lies in several files"
             raise LoraforgeError(f"{in_} would read {a} as it is, and {what}: convert it first.", line)
@@ -211,7 +210,7 @@ def _read(source: str | Path, choice: Choice, drop: Sequence[str]) -> tuple[Adap
     try:
         adapter, _ = without(read_adapter(form, file, choice), drop, file)
     except LoraforgeError as error:
-        if all(remedy.command.startswith(STATES) for remedy in error.remedies):
+        if all(remedy.gives_only(STATES) for remedy in error.remedies):
             raise
         raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
     return adapter, (*place.notes, *adapter.notes), file, form.name

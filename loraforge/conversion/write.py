@@ -20,10 +20,10 @@ from loraforge.conversion.evidence import alike, stated_by
 from loraforge.conversion.prepare import _check, _header, _source, _writer
 from loraforge.conversion.prove import _prove, _prove_place
 from loraforge.conversion.report import Report
-from loraforge.errors import ConversionError, LoraforgeError, Try
+from loraforge.errors import ConversionError, LoraforgeError, adding
 from loraforge.files.destination import destination, replacing
 from loraforge.files.digest import scan, scan_modules
-from loraforge.files.tensorfile import KEY, RELEASE_EVERY, TensorFile, TensorInfo
+from loraforge.files.tensorfile import KEY, RELEASE_EVERY, FileMap, TensorFile, TensorInfo
 from loraforge.format.protocol import Format, Header, Target, Wanted
 from loraforge.format.registry import named
 from loraforge.names.catalog import architecture
@@ -78,7 +78,7 @@ def write(
     unshown = bool(file and not adapter.shown)
     if unshown and layout != adapter.layout and (others := alike(adapter, layout)):
         text = f"the modules are called as those of {listed([arch.title, *others])}: nothing shows which it is of."
-        raise ConversionError(text, Try(f"--architecture {arch.name}", f"if it is {arch.title}"))
+        raise ConversionError(text, adding("--architecture", arch.name, why=f"if it is {arch.title}"))
     base_notes = check_base(adapter, base_model or adapter.base_model)
     writer = _writer(target, Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only, pad_ranks))
     adapter, dropped = without(adapter, drop)
@@ -99,9 +99,11 @@ def write(
 
         there = [plan.types(w) for plan in plans if plan.path in lossy for w in plan.delta]
         kinds = sorted({np.dtype(kind).name for pair in there for kind in pair})
-        ways = [(Try(f"--dtype {name}", why), replace(policy, dtype=CHOICES[name])) for name, why in _WIDER.items()]
+        ways = [
+            (adding("--dtype", name, why=why), replace(policy, dtype=CHOICES[name])) for name, why in _WIDER.items()
+        ]
         if "scale_in" in target.options and policy.scaling is not None:
-            ways.append((Try("--scale-in metadata", "no number is changed"), replace(policy, scaling=None)))
+            ways.append((adding("--scale-in", "metadata", why="no number is changed"), replace(policy, scaling=None)))
         tries = [way for way, changed in ways if changed != policy and holds(changed)]
         return fit.refusal(lossy, len(plans), " and ".join(kinds), *tries)
 
@@ -191,7 +193,7 @@ def _foreseen(
 ) -> tuple[Program, ...]:
     """What programs would do with a file that is not written, as far as its header tells it."""
     tensors = {key: TensorInfo(*entry, place) for place, (key, entry) in enumerate(header.items())}
-    file = TensorFile(path, "safetensors", 0, tensors, metadata, absent=1)
+    file = TensorFile(path, "safetensors", 0, tensors, metadata, maps=(FileMap(path, absent=1),))
     try:
         return programs(outlooks(target, file, target.read(file, Choice(architecture=architecture))), target.name)
     except LoraforgeError:

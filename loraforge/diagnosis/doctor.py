@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
 from loraforge.diagnosis.examine import diagnosed
-from loraforge.diagnosis.verdict import AS_TRAINED
-from loraforge.errors import LoraforgeError, Try
+from loraforge.diagnosis.verdict import Kind, Unknown, unknown
+from loraforge.errors import LoraforgeError, adding
 from loraforge.facts.given_settings import parse
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.symptoms import find, language
 from loraforge.facts.variants import settings as variant_settings
-from loraforge.files.shards import Shards, group_of
+from loraforge.files.shards import group_of
 from loraforge.hub.address import address
 from loraforge.names.catalog import architecture
 from loraforge.programs.table import runtime
@@ -65,11 +65,13 @@ def doctor(
     found, adapter = diagnosed(
         source, base, runtime(runtime_).name if runtime_ else None, stated, drop, fetch=fetch or base is not None
     )
-    if adapter and adapter.source and isinstance(shards := adapter.source.file, Shards):
-        found = _elsewhere_whole(found, source, "in parts", f"in {len(shards.files)} files, and loaders read one")
+    if adapter and adapter.source and adapter.source.file.spread:
+        found = _elsewhere_whole(
+            found, source, Unknown.IN_PARTS, f"in {len(adapter.source.file.maps)} files, and loaders read one"
+        )
     elif adapter and adapter.source and adapter.source.file.within:
         why = "among the weights of a whole model, and loaders read noise from that"
-        found = _elsewhere_whole(found, source, "in a model", why)
+        found = _elsewhere_whole(found, source, Unknown.IN_MODEL, why)
     if error is not None:
         entries = tuple(entry.to_dict(language(), source) for entry in find(error))
         unknown = () if entries else ("no failure text that is known stands in what --error was given",)
@@ -84,13 +86,14 @@ def doctor(
     return found
 
 
-def _elsewhere_whole(found: Diagnosis, source: str | Path, where: str, why: str) -> Diagnosis:
+def _elsewhere_whole(found: Diagnosis, source: str | Path, reason: Unknown, why: str) -> Diagnosis:
     """The same of an adapter that is no file by itself, so that no row of the table is of it."""
-    if found.verdict not in (AS_TRAINED, "does nothing"):
+    kind = found.judgement.kind
+    if kind not in (Kind.AS_TRAINED, Kind.NOTHING):
         return replace(found, outlooks=())
-    whole = f"it lies {why}; as one file it would {'be as trained' if found.verdict == AS_TRAINED else 'act'}"
-    fix = (f"{command('loraforge', 'convert', source)} --to diffusers   # one file",)
-    return replace(found, verdict=f"cannot tell (it lies {where})", why=whole, outlooks=(), fix=fix)
+    whole = f"it lies {why}; as one file it would {'be as trained' if kind is Kind.AS_TRAINED else 'act'}"
+    mend = adding("--to", "diffusers", why="one file").added_to("loraforge", "convert", source)
+    return replace(found, judgement=unknown(reason, whole), outlooks=(), remedies=(mend,))
 
 
 def _variant(adapter: Adapter, stated: str | None) -> str:
@@ -103,5 +106,5 @@ def _variant(adapter: Adapter, stated: str | None) -> str:
     every = known or architecture(adapter.architecture).variants
     raise LoraforgeError(
         "which model it is for is neither recorded nor told by its shapes, and the right settings depend on it.",
-        *(Try(f"--variant {command(v.name)}") for v in every),
+        *(adding("--variant", v.name) for v in every),
     )

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from loraforge.adapter.adapter import Adapter, Source
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import fits, misnamed
-from loraforge.base.fuse import fuse
+from loraforge.base.fuse import fuse, other_base
 from loraforge.base.retention import lines as retained
 from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.report import base_text, scale_text
 from loraforge.diagnosis.factors import numbers
 from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import AS_TRAINED, judge, named, ranks, remedies, trained
+from loraforge.diagnosis.verdict import Kind, Unknown, Verdict, judge, named, ranks, remedies, trained, unknown
 from loraforge.errors import (
     BaseError,
     ConversionError,
@@ -27,7 +27,9 @@ from loraforge.errors import (
     NamesError,
     NoAdapterError,
     ScaleError,
+    Try,
     VariantError,
+    adding,
     as_commands,
 )
 from loraforge.files.tensorfile import TensorFile
@@ -66,7 +68,7 @@ def diagnosed(
     except HubError:
         raise
     except LoraforgeError as fault:
-        return _hopeless(path, "broken file", fault), None
+        return _hopeless(path, Verdict(Kind.BROKEN, fault.message), fault), None
     try:
         if form is None:
             raise not_an_adapter(file)
@@ -74,26 +76,19 @@ def diagnosed(
     except LoraforgeError as fault:
         if form and _reads(form, file):
             raise
-        if isinstance(fault, BaseError):
-            as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
-            return _hopeless(path, "wrong base", fault), None
-        verdict = "does nothing" if isinstance(fault, NoAdapterError) else "broken file"
-        verdict = "cannot tell (it is more than A and B)" if isinstance(fault, VariantError) else verdict
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
-        where = f"in {known_titles()}: " if isinstance(fault, NoAdapterError) else ""
         named_so = form is None or type(fault) in (FormatError, NamesError)
-        hopeless = _hopeless(path, verdict, fault, where)
+        hopeless = _hopeless(path, _unread(fault), fault)
         return _by_names(hopeless, form, file, wanted) if named_so else hopeless, None
     adapter = replace(adapter, source=Source(Path(path), file, form.name, place.run))
     found = _judged(path, form, file, adapter, place.notes, base, wanted, {**stated, "drop": drop} if drop else stated)
-    return replace(found, fix=tuple(_less(line, drop) for line in found.fix)), adapter
+    return replace(found, remedies=tuple(_less(remedy, drop) for remedy in found.remedies)), adapter
 
 
-def _less(line: str, drop: Sequence[str]) -> str:
-    """A line that converts, with the patterns of what is left out."""
-    typed, mark, why = line.partition("   # ")
-    more = "".join(f" {command('--drop', pattern)}" for pattern in drop)
-    return f"{typed}{more}{mark}{why}" if typed.startswith("loraforge convert ") else line
+def _less(remedy: Try, drop: Sequence[str]) -> Try:
+    """A conversion with the patterns of what is left out; any other remedy as it is."""
+    more = (word for pattern in drop for word in ("--drop", pattern))
+    return replace(remedy, options=(*remedy.options, *more)) if remedy.verb == "convert" else remedy
 
 
 def _reads(form: Format, file: TensorFile) -> bool:
@@ -105,9 +100,22 @@ def _reads(form: Format, file: TensorFile) -> bool:
     return True
 
 
-def _hopeless(path: str | Path, verdict: str, error: LoraforgeError, where: str = "") -> Diagnosis:
-    fix = (r.behind(["loraforge", "doctor", path]) if r.instead else r.command for r in error.remedies)
-    return Diagnosis(str(path), verdict, where + error.message, (), (), (), tuple(fix))
+def _unread(fault: LoraforgeError) -> Verdict:
+    """The verdict on a file that is not read as an adapter, by the kind of the refusal."""
+    match fault:
+        case BaseError():
+            return Verdict(Kind.WRONG_BASE, fault.message)
+        case NoAdapterError():
+            return Verdict(Kind.NOTHING, f"in {known_titles()}: {fault.message}")
+        case VariantError():
+            return unknown(Unknown.MORE_THAN_FACTORS, fault.message)
+    return Verdict(Kind.BROKEN, fault.message)
+
+
+def _hopeless(path: str | Path, verdict: Verdict, error: LoraforgeError) -> Diagnosis:
+    again = ("loraforge", "doctor", path)
+    mend = (replace(r.added_to(*again) if r.instead else r, why="") for r in error.remedies)
+    return Diagnosis(str(path), verdict, (), (), (), tuple(mend))
 
 
 def _by_names(found: Diagnosis, form: Format | None, file: TensorFile, wanted: str | None) -> Diagnosis:
@@ -121,9 +129,9 @@ def _by_names(found: Diagnosis, form: Format | None, file: TensorFile, wanted: s
     best = max(rows, key=lambda row: row.applied / row.modules)
     why = f"{best.title} knows {best.applied} of its {best.modules} modules by their names; {found.why}"
     if form is not None:
-        return replace(found, why=why)
+        return replace(found, judgement=replace(found.judgement, why=why))
     fact = ("file", f"{told(file.path)} (no format here reads it), {len(file.tensors)} tensors")
-    return replace(found, verdict="cannot tell (at what scale)", why=why, facts=(fact,), outlooks=rows)
+    return replace(found, judgement=unknown(Unknown.FOREIGN_FORMAT, why), facts=(fact,), outlooks=rows)
 
 
 def _judged(
@@ -140,10 +148,10 @@ def _judged(
         adapter = replace(adapter, shown=f"its modules are those of {told(Path(str(base)))}")
     unshown = doubt(adapter)
     misfit = there.misfit or (misnamed(adapter, adapter.base_model) if adapter.base_model else "")
-    verdict, why = judge(adapter, found, own, misfit, unshown)
-    unread = there.unread if verdict == AS_TRAINED else None
+    verdict = judge(adapter, found, own, misfit, unshown)
+    unread = there.unread if verdict.kind is Kind.AS_TRAINED else None
     if unread:
-        verdict, why = "cannot tell (whether it fits the base)", unread.message
+        verdict = unknown(Unknown.BASE_UNREAD, unread.message)
     kinds = sorted({w.A.dtype.name for delta in adapter.modules.values() for w in delta})
     of = f"{len(adapter.modules)} modules of rank {ranks(adapter)}, {', '.join(found.dtypes if found else kinds)}"
     facts = [
@@ -153,31 +161,38 @@ def _judged(
         ("size", _size(found) if found else f"needs the tensors ({megabytes(file.absent)}): --fetch gets them"),
         *there.facts,
         ("base", adapter.base_model or base_text([v.name for v in fits(adapter)], adapter.architecture)),
-        *_elsewhere(path, seen, own if verdict == AS_TRAINED else None),
+        *_elsewhere(path, seen, own if verdict.kind is Kind.AS_TRAINED else None),
     ]
     subnormal = found.subnormal if found else ()
     few = f"in {named(subnormal)} a tenth of the numbers or more lie below float16's normal range: fewer bits"
-    said = (*notes, *adapter.notes, *there.notes, *_contradicted(file, adapter), *((few,) if subnormal else ()))
+    other = other_base(adapter, there.variants)
+    said = (
+        *notes,
+        *adapter.notes,
+        *([other] if other else []),
+        *_contradicted(file, adapter),
+        *((few,) if subnormal else ()),
+    )
     loaded = own is None or own.applied == len(adapter.modules)
-    dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict == "acts in part" and loaded))
+    dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict.kind is Kind.IN_PART and loaded))
     mend = (
-        (r.behind(["loraforge", "doctor", path, "--base", base or ""]) for r in unread.remedies)
+        (replace(r.added_to("loraforge", "doctor", path, "--base", base or ""), why="") for r in unread.remedies)
         if unread
-        else remedies(path, adapter, verdict, own, dead=dead)
+        else remedies(path, adapter, verdict, own, statement(**stated), dead=dead)
     )
     stamp = _whole_entry(file, seen, verdict)
-    fix = stamp if stamp and own and own.raises.startswith("KeyError") else (*stamp, *mend)
+    fix = stamp if stamp and own and own.lacks else (*stamp, *mend)
     sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)} if found else {}
-    return Diagnosis(str(path), verdict, why, tuple(facts), seen, said, fix, sizes)
+    return Diagnosis(str(path), verdict, tuple(facts), seen, said, fix, sizes)
 
 
-def _whole_entry(file: TensorFile, seen: Sequence[Outlook], verdict: str) -> tuple[str, ...]:
+def _whole_entry(file: TensorFile, seen: Sequence[Outlook], verdict: Verdict) -> tuple[Try, ...]:
     """The command that completes a header entry at which some versions stop for what it lacks."""
-    titles = [o.title for o in seen if o.raises.startswith("KeyError")]
-    if not titles or file.absent or verdict in ("broken file", "wrong base"):
+    titles = [o.title for o in seen if o.lacks]
+    if not titles or file.absent or verdict.kind in (Kind.BROKEN, Kind.WRONG_BASE):
         return ()
-    line = command("loraforge", "stamp", file.path, "--in-place")
-    return (f"{line}   # completes the header entry, for {', '.join(titles)}",)
+    why = f"completes the header entry, for {', '.join(titles)}"
+    return (adding("--in-place", why=why).added_to("loraforge", "stamp", file.path),)
 
 
 def _elsewhere(path: str | Path, outlooks: Sequence[Outlook], own: Outlook | None) -> list[tuple[str, str]]:
@@ -217,7 +232,8 @@ class _InBase:
     misfit: str = ""
     """Why it does not fit."""
     facts: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    """The names of the released models that the base has the shapes of."""
     unread: LoraforgeError | None = None
     """Why the base cannot be read."""
     fits: bool = False
@@ -239,8 +255,7 @@ def _in_base(path: str | Path, base: str | Path, stated: Mapping[str, Any]) -> _
                 raise
             return _InBase(facts=(("fused", error.message),), unread=error)
         lost, size = retained(report.total, report.modules)
-        of_base = tuple(note for note in report.notes if "shapes of" in note)
-        return _InBase(facts=(("fused", lost), ("", size)), notes=of_base, fits=True)
+        return _InBase(facts=(("fused", lost), ("", size)), variants=tuple(report.base["variants"]), fits=True)
     return _InBase()
 
 

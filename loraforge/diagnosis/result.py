@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from loraforge.diagnosis.verdict import AS_TRAINED
+from loraforge.diagnosis.verdict import Kind, Verdict
 from loraforge.document import Document, rows
+from loraforge.errors import Try
 from loraforge.facts.setting_rules import Finding
 from loraforge.programs.outlook import Outlook
 
@@ -18,14 +19,13 @@ class Diagnosis(Document):
     schema = "doctor"
 
     path: str
-    verdict: str
-    why: str
+    judgement: Verdict
     facts: tuple[tuple[str, str], ...]
     """Label -> what was found."""
     outlooks: tuple[Outlook, ...]
     notes: tuple[str, ...]
-    fix: tuple[str, ...]
-    """Commands that mend it, the best first."""
+    remedies: tuple[Try, ...]
+    """What mends it, the best first."""
     sizes: dict[str, float] = field(default_factory=dict)
     """Module -> |D|, the Frobenius norm of its update at the scale it was read at."""
     errors: tuple[dict[str, Any], ...] = ()
@@ -34,13 +34,40 @@ class Diagnosis(Document):
     """What the user runs it with, beside what the model, or a known program, runs with."""
 
     @property
+    def verdict(self) -> str:
+        """What it does, in few words."""
+        return self.judgement.text
+
+    @property
+    def why(self) -> str:
+        """The sentence behind the verdict."""
+        return self.judgement.why
+
+    @property
+    def fix(self) -> tuple[str, ...]:
+        """Commands that mend it, the best first."""
+        return tuple(map(str, self.remedies))
+
+    @property
     def healthy(self) -> bool:
         """Whether the adapter acts as trained, and no setting is wrong."""
-        return self.verdict == AS_TRAINED and all(finding.severity != "wrong" for finding in self.settings)
+        return self.judgement.kind is Kind.AS_TRAINED and all(finding.severity != "wrong" for finding in self.settings)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document. Its shape is a promise: see the schema."""
-        return {**Document.to_dict(self), "facts": dict(self.facts)}
+        return {
+            "schema": f"loraforge.{self.schema}.v1",
+            "path": self.path,
+            "verdict": self.verdict,
+            "why": self.why,
+            "facts": dict(self.facts),
+            "outlooks": [outlook.to_dict() for outlook in self.outlooks],
+            "notes": self.notes,
+            "fix": self.fix,
+            "sizes": self.sizes,
+            "errors": self.errors,
+            "settings": [asdict(finding) for finding in self.settings],
+        }
 
     def lines(self) -> list[str]:
         """The verdict first, for a terminal; the table of runtimes is printed by the command."""
@@ -51,7 +78,7 @@ class Diagnosis(Document):
         table += [(f.severity, _beside(f)) for f in self.settings if f.severity != "fine"]
         fine = [f.key for f in self.settings if f.severity == "fine"]
         table += [("fine", ", ".join(fine))] if fine else []
-        but = ", but not with these settings" if self.verdict == AS_TRAINED and not self.healthy else ""
+        but = ", but not with these settings" if self.judgement.kind is Kind.AS_TRAINED and not self.healthy else ""
         return [f"{self.verdict}{but}: {self.why}", *rows(table)]
 
 

@@ -2,117 +2,199 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.algebra.lora import CEILING
+from loraforge.errors import Try, adding
 from loraforge.format.registry import formats
-from loraforge.programs.measured import strength_of
+from loraforge.programs.measured import strength_text
 from loraforge.programs.outlook import Outlook
 from loraforge.programs.table import runtime
+from loraforge.scale.rule import Statement
 from loraforge.text import command, fraction, listed
 
 if TYPE_CHECKING:
     from loraforge.diagnosis.factors import Numbers
 
-AS_TRAINED = "acts as trained"
+
+class Kind(Enum):
+    """What an adapter does, compared with what it did in training."""
+
+    AS_TRAINED = auto()
+    IN_PART = auto()
+    NOTHING = auto()
+    OTHER_STRENGTH = auto()
+    WRONG_BASE = auto()
+    BROKEN = auto()
+    UNKNOWN = auto()
 
 
-COARSE = "cannot tell (float16 is too coarse for it)"
-NEEDS_TENSORS = "cannot tell (without the tensors)"
-UNSHOWN = "cannot tell (which architecture)"
+class Unknown(Enum):
+    """Why nobody can tell what an adapter does."""
+
+    NO_PROGRAM = auto()
+    SCALE_AMBIGUOUS = auto()
+    SCALE_ASSUMED = auto()
+    SCALE_OF_PROGRAM = auto()
+    SIGNS = auto()
+    COARSE = auto()
+    NO_TENSORS = auto()
+    ARCHITECTURE = auto()
+    BASE_UNREAD = auto()
+    MORE_THAN_FACTORS = auto()
+    FOREIGN_FORMAT = auto()
+    IN_PARTS = auto()
+    IN_MODEL = auto()
 
 
-def judge(
-    adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: str, unshown: str = ""
-) -> tuple[str, str]:
-    """The verdict, and why. `found`: None where the header alone is known. `unshown`: why nobody knows what it is."""
+SCALE_UNKNOWN = (Unknown.SCALE_AMBIGUOUS, Unknown.SCALE_ASSUMED, Unknown.SCALE_OF_PROGRAM)
+"""Nothing is wrong with the file, but nobody recorded at what scale it was trained."""
+
+TEXTS: Mapping[Kind | Unknown, str] = {
+    Kind.AS_TRAINED: "acts as trained",
+    Kind.IN_PART: "acts in part",
+    Kind.NOTHING: "does nothing",
+    Kind.WRONG_BASE: "wrong base",
+    Kind.BROKEN: "broken file",
+    Unknown.NO_PROGRAM: "cannot tell",
+    Unknown.SCALE_AMBIGUOUS: "cannot tell ({scales})",
+    Unknown.SCALE_ASSUMED: "cannot tell ({scales})",
+    Unknown.SCALE_OF_PROGRAM: "cannot tell ({scales})",
+    Unknown.COARSE: "cannot tell (float16 is too coarse for it)",
+    Unknown.NO_TENSORS: "cannot tell (without the tensors)",
+    Unknown.ARCHITECTURE: "cannot tell (which architecture)",
+    Unknown.BASE_UNREAD: "cannot tell (whether it fits the base)",
+    Unknown.MORE_THAN_FACTORS: "cannot tell (it is more than A and B)",
+    Unknown.FOREIGN_FORMAT: "cannot tell (at what scale)",
+    Unknown.IN_PARTS: "cannot tell (it lies in parts)",
+    Unknown.IN_MODEL: "cannot tell (it lies in a model)",
+}
+"""What users and programs read; of another strength, `strength_text` says it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an adapter does, and why."""
+
+    kind: Kind
+    why: str
+    """One sentence for a reader; no code decides by it."""
+    reason: Unknown | None = None
+    """Why it is unknown; None if it is known."""
+    numbers: tuple[float, ...] = ()
+    """The scales it may have, or the ratios of the scale that is applied to that of training."""
+
+    @property
+    def text(self) -> str:
+        """The verdict in few words."""
+        if self.kind is Kind.OTHER_STRENGTH or self.reason is Unknown.SIGNS:
+            return strength_text(self.numbers)
+        ambiguous = self.reason is Unknown.SCALE_AMBIGUOUS
+        scales = " or ".join(f"{scale:g}" for scale in self.numbers) if ambiguous else listed_scales(self.numbers)
+        return TEXTS[self.reason or self.kind].format(scales=scales)
+
+
+def unknown(reason: Unknown, why: str, numbers: Sequence[float] = ()) -> Verdict:
+    """The verdict that nobody can tell, for this reason."""
+    return Verdict(Kind.UNKNOWN, why, reason, tuple(numbers))
+
+
+def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: str, unshown: str = "") -> Verdict:
+    """The verdict. `found`: None where the header alone is known. `unshown`: why nobody knows what it is."""
     total = len(adapter.modules)
     if found and found.broken:
         why = "the training diverged, or a conversion to float16 overflowed"
-        return "broken file", f"NaN or infinity in {named(found.broken)}: {why}"
+        return Verdict(Kind.BROKEN, f"NaN or infinity in {named(found.broken)}: {why}")
     if misfit:
-        return "wrong base", misfit
+        return Verdict(Kind.WRONG_BASE, misfit)
     if found and len(found.dead) == total:
-        return "does nothing", "A or B of every module is zero: it was never trained, or the wrong tensors were saved"
+        why = "A or B of every module is zero: it was never trained, or the wrong tensors were saved"
+        return Verdict(Kind.NOTHING, why)
     if own and own.raises:
-        return "does nothing", f"{own.title} stops at {own.raises}"
+        return Verdict(Kind.NOTHING, f"{own.title} stops at {own.raises}")
     if own and not own.applied:
         passed = f" ({listed(list(own.lost), 3)} are passed over)" if own.lost else ""
-        return "does nothing", f"{own.title} finds none of the {total} modules{passed}"
+        return Verdict(Kind.NOTHING, f"{own.title} finds none of the {total} modules{passed}")
     applies = f"; {own.title} applies {listed_scales(own.scalings)}" if own else ""
     if adapter.scale.provenance == "ambiguous":
-        known = [remedy for remedy in adapter.candidates if not remedy.command.startswith("--as-in")]
-        scales = dict.fromkeys(remedy.why.rpartition("scale ")[2] for remedy in known)
-        return f"cannot tell ({' or '.join(scales)})", f"{adapter.scale.source}{applies}"
+        scales = (r.scale for r in adapter.candidates if r.scale is not None and "--as-in" not in r.names)
+        different = {f"{scale:g}": scale for scale in scales}
+        return unknown(Unknown.SCALE_AMBIGUOUS, f"{adapter.scale.source}{applies}", [*different.values()])
     if adapter.scale.program:
         kept = f"its scale is not that of training: {adapter.scale.source}"
-        return f"cannot tell ({trained(adapter)})", f"{kept}{applies}"
+        return unknown(Unknown.SCALE_OF_PROGRAM, f"{kept}{applies}", scalings(adapter))
     if adapter.scale.provenance == "assumed":
-        return f"cannot tell ({trained(adapter)})", f"the scale is assumed: {adapter.scale.source}{applies}"
-    if own and (strength := strength_of(own)):
-        return strength, f"{own.title} applies {listed_scales(own.scalings)}, and training used {trained(adapter)}"
+        why = f"the scale is assumed: {adapter.scale.source}{applies}"
+        return unknown(Unknown.SCALE_ASSUMED, why, scalings(adapter))
+    if own and own.ratios not in ((), (1.0,)):
+        why = f"{own.title} applies {listed_scales(own.scalings)}, and training used {trained(adapter)}"
+        if own.ratios[0] < 0:
+            return unknown(Unknown.SIGNS, why, own.ratios)
+        return Verdict(Kind.OTHER_STRENGTH, why, numbers=own.ratios)
     if own and own.otherwise:
-        return "acts in part", f"{own.title} applies {own.otherwise}"
+        return Verdict(Kind.IN_PART, f"{own.title} applies {own.otherwise}")
     if own and own.applied < total:
-        return "acts in part", f"{own.title} applies {own.applied} of the {total} modules"
+        return Verdict(Kind.IN_PART, f"{own.title} applies {own.applied} of the {total} modules")
     if found and found.dead:
-        return "acts in part", f"A or B of {named(found.dead)} is zero"
+        return Verdict(Kind.IN_PART, f"A or B of {named(found.dead)} is zero")
     if found and found.coarse:
         why = f"{named(found.coarse)}: numbers so small that float16 rounds off more than {CEILING:.0%} of the update"
-        return COARSE, f"{why}, unless they were trained in it; convert the original to --dtype fp32 or bf16"
+        mend = "unless they were trained in it; convert the original to --dtype fp32 or bf16"
+        return unknown(Unknown.COARSE, f"{why}, {mend}")
     if unshown:
-        return UNSHOWN, unshown
+        return unknown(Unknown.ARCHITECTURE, unshown)
     if own is None:
-        return "cannot tell", "no program is known that loads this format as it is"
+        return unknown(Unknown.NO_PROGRAM, "no program is known that loads this format as it is")
     if found is None:
         why = f"by its header {own.title} applies all {total} modules at the scale of training"
-        return NEEDS_TENSORS, f"{why}; whether their numbers are whole needs the tensors"
-    return AS_TRAINED, f"{own.title} applies all {total} modules at the scale of training"
+        return unknown(Unknown.NO_TENSORS, f"{why}; whether their numbers are whole needs the tensors")
+    return Verdict(Kind.AS_TRAINED, f"{own.title} applies all {total} modules at the scale of training")
 
 
-def remedies(path: str | Path, adapter: Adapter, verdict: str, own: Outlook | None, *, dead: bool) -> Iterator[str]:
+def remedies(
+    path: str | Path, adapter: Adapter, verdict: Verdict, own: Outlook | None, stated: Statement, *, dead: bool
+) -> Iterator[Try]:
     """The command, and what to change in the program where no file can be right in it."""
-    if verdict == AS_TRAINED:
+    if verdict.kind is Kind.AS_TRAINED:
         return
-    if verdict == NEEDS_TENSORS:
-        yield f"{command('loraforge', 'doctor', path)} --fetch"
-        return
-    if verdict == UNSHOWN:
-        yield f"{command('loraforge', 'doctor', path)} --architecture {adapter.architecture}"
-        return
-    if verdict in ("broken file", "wrong base", COARSE) or dead:  # no conversion mends what was never trained
-        yield command("loraforge", "inspect", path)
-        return
-    if verdict.startswith("cannot tell") and adapter.scale.provenance == "ambiguous":
-        for remedy in adapter.candidates:
-            yield f"{command('loraforge', 'doctor', path)} {remedy.command}   # {remedy.why}"
-        return
-    if verdict.startswith("cannot tell") and adapter.scale.provenance == "assumed":
+    again = ("loraforge", "doctor", path)
+    if verdict.reason is Unknown.NO_TENSORS:
+        yield adding("--fetch").added_to(*again)
+    elif verdict.reason is Unknown.ARCHITECTURE:
+        yield adding("--architecture", adapter.architecture).added_to(*again)
+    elif verdict.kind in (Kind.BROKEN, Kind.WRONG_BASE) or verdict.reason is Unknown.COARSE or dead:
+        yield Try(command("loraforge", "inspect", path))  # no conversion mends what was never trained
+    elif verdict.reason is Unknown.SCALE_AMBIGUOUS:
+        yield from (remedy.added_to(*again) for remedy in adapter.candidates)
+    elif verdict.reason in SCALE_UNKNOWN and adapter.scale.provenance == "assumed":
         scaling = adapter.modules[next(iter(adapter.modules))][0].scaling
-        again = " --override-scale" if adapter.scale.source.startswith("--") else ""
-        yield f"{command('loraforge', 'doctor', path)} --trained-scale {scaling:.12g}{again}   # if training used that"
-        return
-    to, stated = runtime(own.runtime).format if own else "diffusers", _typed(adapter)
+        words = ["--trained-scale", f"{scaling:.12g}", *["--override-scale"] * bool(adapter.scale.program)]
+        yield adding(*words, why="if training used that").added_to(*again)
+    else:
+        yield from _conversion(path, adapter, own, stated)
+
+
+def _conversion(path: str | Path, adapter: Adapter, own: Outlook | None, stated: Statement) -> Iterator[Try]:
+    """The conversion that makes a file which is right in the program, and what to change there."""
+    to = runtime(own.runtime).format if own else "diffusers"
+    scale = stated.options if adapter.scale.provenance == "given" else ()
     known = formats().get(to)
     if known is None or known.writer is None:
-        yield f"# a package adds the format {to}: docs/plugins.md says which; then loraforge convert --to {to}"
+        yield Try(f"# a package adds the format {to}: docs/plugins.md says which; then loraforge convert --to {to}")
     elif to == "sat" and any(w.magnitude is not None for delta in adapter.modules.values() for w in delta):
-        yield f"# SAT has no DoRA: loraforge fuse SAT_BASE {command(path)} -o OUT puts it into the weights"
+        yield Try(f"# SAT has no DoRA: loraforge fuse SAT_BASE {command(path)} -o OUT puts it into the weights")
     elif to == "sat":
-        yield f"# loraforge convert {command(path)} --to sat --base SAT_BASE, the base's SAT checkpoint{stated}"
+        base = " ".join(["--base SAT_BASE, the base's SAT checkpoint", *([command(*scale)] if scale else [])])
+        yield Try(f"# loraforge convert {command(path)} --to sat {base}")
     else:
-        yield f"{command('loraforge', 'convert', path, '--to', to)}{stated}"
+        yield adding("--to", to, *scale).added_to("loraforge", "convert", path)
     if own and own.instead and (own.raises or own.ratios not in ((), (1.0,))):
-        yield f"# then: {own.instead}"
-
-
-def _typed(adapter: Adapter) -> str:
-    """What the user stated of the scale, to be said again."""
-    said = adapter.scale.source.partition(":")[0]
-    return f" {said}" if adapter.scale.provenance == "given" and said.startswith("--") else ""
+        yield Try(f"# then: {own.instead}")
 
 
 def ranks(adapter: Adapter) -> str:
@@ -120,9 +202,14 @@ def ranks(adapter: Adapter) -> str:
     return ", ".join(map(str, sorted({w.rank for delta in adapter.modules.values() for w in delta})))
 
 
+def scalings(adapter: Adapter) -> tuple[float, ...]:
+    """The distinct scales of training."""
+    return tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
+
+
 def trained(adapter: Adapter) -> str:
     """The distinct scales of training, for a reader."""
-    return listed_scales(tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})))
+    return listed_scales(scalings(adapter))
 
 
 def listed_scales(scalings: Sequence[float]) -> str:

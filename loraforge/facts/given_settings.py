@@ -1,4 +1,4 @@
-"""Settings as a user writes them: words KEY=VALUE, or a JSON file."""
+"""Settings as users give them: words KEY=VALUE, or a JSON file."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from loraforge.errors import FileError, LoraforgeError
+from loraforge.errors import FileError, LoraforgeError, Try, adding
 from loraforge.text import shown
 
 Value: TypeAlias = bool | int | float | str | tuple[str, ...]
 Settings: TypeAlias = Mapping[str, Value]
 
 MOST_BYTES = 1 << 20
+"""The largest JSON file that is read."""
 
 
 def parse(items: Sequence[str | Path] | Path) -> Settings:
-    """Settings from words KEY=VALUE, or from a path of a JSON file with one object of them."""
+    """Settings from words KEY=VALUE and paths of JSON files with one object each.
+
+    Raises FileError if a file cannot be read, LoraforgeError as `checked` does.
+    """
     pairs: list[tuple[str, Any]] = []
     for item in [items] if isinstance(items, str | Path) else items:
         if isinstance(item, Path) or "=" not in item:
@@ -32,27 +36,27 @@ def parse(items: Sequence[str | Path] | Path) -> Settings:
 
 
 def checked(pairs: Iterable[tuple[str, Any]]) -> Settings:
-    """The pairs as settings: known keys, each once, each of its type."""
-    found: dict[str, Value] = {}
+    """The pairs as settings. Raises LoraforgeError if a key is unknown or repeated, or a value is of a wrong type."""
+    settings: dict[str, Value] = {}
     for key, value in pairs:
         if key not in KEYS:
             near = (difflib.get_close_matches(key, KEYS, 1) or ["num_frames"])[0]
             raise LoraforgeError(f"there is no setting {shown(key)}; there are {', '.join(KEYS)}.", _example(near))
-        if key in found:
+        if key in settings:
             raise LoraforgeError(f"{key} is given twice.", _example(key))
         read = _READERS[KEYS[key]](value.strip() if isinstance(value, str) else value)
         if read is None:
             raise LoraforgeError(f"{key} is {KEYS[key]}, not {shown(value)}.", _example(key))
-        found[key] = read
-    return found
+        settings[key] = read
+    return settings
 
 
-def _example(key: str) -> str:
-    return f"--settings {key}={EXAMPLES[KEYS[key]]}"
+def _example(key: str) -> Try:
+    return adding("--settings", f"{key}={EXAMPLES[KEYS[key]]}")
 
 
 def _file(path: Path) -> list[tuple[str, Any]]:
-    """The pairs of a JSON object, repeated keys and all."""
+    """The pairs of a JSON object, with repeated keys. Raises FileError if there is none in the file."""
     try:
         with path.open("rb") as file:
             text = file.read(MOST_BYTES + 1)
@@ -62,21 +66,21 @@ def _file(path: Path) -> list[tuple[str, Any]]:
     except OSError as error:
         raise FileError(
             f"{path} is neither KEY=VALUE nor a file that can be read: {error.strerror}.",
-            "--settings num_frames=49",
+            adding("--settings", "num_frames=49"),
         ) from None
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not JSON: {error}.", "--settings num_frames=49") from None
+        raise FileError(f"{path} is not JSON: {error}.", adding("--settings", "num_frames=49")) from None
     if not isinstance(pairs, tuple):
-        raise FileError(f"{path} holds no JSON object of settings.", "--settings num_frames=49")
+        raise FileError(f"{path} holds no JSON object of settings.", adding("--settings", "num_frames=49"))
     return list(pairs)
 
 
 def _number(value: object) -> float | None:
-    """A finite number; of text also a fraction, 1/128."""
+    """The value as a finite number, or None. Text may also be a fraction: 1/128."""
     try:
         if isinstance(value, str):
-            whole, _, part = value.partition("/")
-            value = float(whole) / float(part or 1)
+            numerator, _, denominator = value.partition("/")
+            value = float(numerator) / float(denominator or 1)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         return float(value) if math.isfinite(value) else None
@@ -148,7 +152,7 @@ KEYS = {
     "lora_scale": "a number",
     "fuse_components": "names of components",
 }
-"""Every setting there is -> what it must be."""
+"""Every setting -> what its value must be, in words."""
 
 EXAMPLES = {
     "a positive whole number": "49",
@@ -164,7 +168,7 @@ EXAMPLES = {
 
 
 def words(value: Value | None) -> str:
-    """A value as a user would type it."""
+    """A value as users type it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Compares a user's settings with those a variant needs, and says how bad each difference is: one rule per setting."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 Severity: TypeAlias = Literal["wrong", "differs", "fine"]
 Judgement: TypeAlias = tuple[Value | None, Severity, str]
-"""What is wanted, how bad the difference is, and what comes of it."""
+"""The right value, how bad the difference is, and its consequence."""
 STRENGTHS = ("adapter_strength", "lora_scale")
-"""Of set_adapters and of fuse_lora: what is applied is their product."""
+"""The strengths of set_adapters and of fuse_lora; their product is applied."""
 TEMPORAL, SPATIAL = 4, 16
-"""Frames per latent frame, and pixels per patch: the VAE's 8 by the transformer's 2."""
+"""Frames per latent frame; pixels along a side of a patch (8 of the VAE times 2 of the transformer)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One setting, beside what it is compared with."""
+    """One setting and the value it is compared with."""
 
     key: str
     given: Value | None
@@ -36,24 +36,25 @@ class Finding:
 
 
 def compare(given: Settings, variant: str, *, like: str | None = None, rank: int | None = None) -> list[Finding]:
-    """Every given setting beside what the variant calls for, or, where `like` names a preset, what that one uses.
+    """Compare every given setting with the value that the variant needs, or that the preset `like` uses.
 
-    What is wrong for the variant is wrong beside a preset too. A setting that is not given is compared only with a
-    preset, as Diffusers' own default. `rank` is the adapter's: a strength of 1/rank is then known for what it is.
+    A setting that is wrong for the variant is reported as wrong with a preset too. With a preset, settings that are
+    not given are compared too, by Diffusers' default. `rank` is that of the adapter, to recognise a strength of 1/rank.
+    Raises LoraforgeError if a setting, the variant or the preset is unknown, or if the preset does not run the variant.
     """
     given, wants = checked(given.items()), settings(variant)
     wanted = _strength_where_given(preset(like, variant, rank=rank), given) if like else {}
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for key in KEYS:
-        own = Finding(key, given[key], *_judged(key, given, wants, rank), _source(key)) if key in given else None
+        finding = Finding(key, given[key], *_judged(key, given, wants, rank), _source(key)) if key in given else None
         entry = _preset(like) if like else {}
-        free = own is not None and (own.severity == "wrong" or key in entry.get("as_variant", ()))
-        if key in wanted and not free:
-            beside = _beside(key, given, wanted[key], entry)
-            own = None if own is None and beside.severity == "fine" else beside
-        if own is not None:
-            found.append(own)
-    return found
+        final = finding is not None and (finding.severity == "wrong" or key in entry.get("as_variant", ()))
+        if key in wanted and not final:
+            compared = _with_preset(key, given, wanted[key], entry)
+            finding = None if finding is None and compared.severity == "fine" else compared
+        if finding is not None:
+            findings.append(finding)
+    return findings
 
 
 def _source(key: str) -> str:
@@ -61,34 +62,35 @@ def _source(key: str) -> str:
 
 
 def _strength_where_given(values: Settings, given: Settings) -> Settings:
-    """The same, its strength under the name the user gave his: the product of the two counts."""
-    stated, mine = ([key for key in STRENGTHS if key in where] for where in (given, values))
-    if not stated or not mine:
+    """The values of a preset, with its strength under the key that the user gave: only the product counts."""
+    stated, in_preset = ([key for key in STRENGTHS if key in each] for each in (given, values))
+    if not stated or not in_preset:
         return values
-    carries = next((key for key in stated if given[key] != 1), stated[0])
-    return {**values, **dict.fromkeys(STRENGTHS, 1.0), carries: values[mine[0]]}
+    compared = next((key for key in stated if given[key] != 1), stated[0])
+    return {**values, **dict.fromkeys(STRENGTHS, 1.0), compared: values[in_preset[0]]}
 
 
-def _beside(key: str, given: Settings, wanted: Value, entry: Mapping[str, Any]) -> Finding:
+def _with_preset(key: str, given: Settings, wanted: Value, entry: Mapping[str, Any]) -> Finding:
+    """The given value, or else Diffusers' default, compared with that of a preset."""
     default = table()["defaults"].get(key)
-    now: Value | None = given.get(key, tuple(default) if isinstance(default, list) else default)
-    if key == "adapter_strength" and now is None:
-        now = 1.0
-    again = entry.get("still_differs", {}).get(key)
+    value: Value | None = given.get(key, tuple(default) if isinstance(default, list) else default)
+    if key == "adapter_strength" and value is None:
+        value = 1.0
+    still_differs = entry.get("still_differs", {}).get(key)
     judged: tuple[Severity, str] = ("fine", "")
-    if now is None:
+    if value is None:
         judged = "differs", f"not given; {entry['title']}: {words(wanted)}"
-    elif not _same(key, now, wanted):
+    elif not _same(key, value, wanted):
         why = _UNLIKE.get(key, "not the same video")
         judged = "differs", f"{'' if key in given else 'by default; '}{entry['title']}: {words(wanted)}; {why}"
-    elif again:
-        judged = "differs", again
-    return Finding(key, now, wanted, *judged, entry["source"])
+    elif still_differs:
+        judged = "differs", still_differs
+    return Finding(key, value, wanted, *judged, entry["source"])
 
 
 _UNLIKE = {
-    "seed": "another noise, so another video",
-    "generator_device": "one seed on a CPU and on a CUDA generator gives different noise",
+    "seed": "other noise, so another video",
+    "generator_device": "the same seed gives different noise on a CPU and on a CUDA generator",
     "fps": "the same frames, played at another speed",
     "lora_scale": "the adapter acts more or less strongly",
     "adapter_strength": "the adapter acts more or less strongly",
@@ -139,12 +141,10 @@ def _scheduler(given: Settings, wants: VariantSettings) -> Judgement:
     if name == wants.scheduler:
         return wants.scheduler, "fine", ""
     if name in table()["schedulers"]:
-        return wants.scheduler, "differs", "both run; the other one is what CogVideo recommends for this variant"
-    why = "not one of the two schedulers the pipeline is written for"
+        return wants.scheduler, "differs", "both work; CogVideo recommends the other one for this variant"
+    why = "not one of the two schedulers that the pipeline is written for"
     if wants.snr_shift_scale != 1:
-        why += (
-            f", and it knows no snr_shift_scale ({wants.snr_shift_scale:g} here): it removes noise by another schedule"
-        )
+        why += f", and it has no snr_shift_scale ({wants.snr_shift_scale:g} here), so its noise schedule is another one"
     return wants.scheduler, "wrong", why
 
 
@@ -153,8 +153,8 @@ def _spacing(given: Settings, wants: VariantSettings) -> Judgement:
     if spacing == wanted:
         return wanted, "fine", ""
     if spacing == "leading":
-        return wanted, "wrong", "it leaves out the last timestep, so it starts from pure noise and says there is less"
-    return wanted, "differs", "other timesteps than the model is sampled at"
+        return wanted, "wrong", "it skips the last timestep: the model gets pure noise and is told that there is less"
+    return wanted, "differs", "not the timesteps at which the model is usually sampled"
 
 
 def _dynamic(given: Settings, wants: VariantSettings) -> Judgement:
@@ -164,8 +164,8 @@ def _dynamic(given: Settings, wants: VariantSettings) -> Judgement:
     if given["use_dynamic_cfg"] == wanted:
         return wanted, "fine", ""
     if not wanted:
-        return wanted, "wrong", f"it goes with {listed(varying)} only, not with {scheduler}"
-    return wanted, "differs", "guidance of one strength in every step; the DPM scheduler is meant to vary it"
+        return wanted, "wrong", f"it works only with {listed(varying)}, not with {scheduler}"
+    return wanted, "differs", "the guidance is the same in every step; with the DPM scheduler it should vary"
 
 
 def _guidance(given: Settings, wants: VariantSettings) -> Judgement:
@@ -173,12 +173,8 @@ def _guidance(given: Settings, wants: VariantSettings) -> Judgement:
     if _same("guidance_scale", value, wants.guidance_scale):
         return wants.guidance_scale, "fine", ""
     if value <= 1:
-        return (
-            wants.guidance_scale,
-            "differs",
-            "no guidance at all: the prompt, and what an adapter does to it, is weak",
-        )
-    return wants.guidance_scale, "differs", "the prompt, and what an adapter does to it, weighs more or less"
+        return wants.guidance_scale, "differs", "no guidance: the prompt and the adapter's effect on it are weak"
+    return wants.guidance_scale, "differs", "the prompt and the adapter's effect on it are stronger or weaker"
 
 
 def _frames(given: Settings, wants: VariantSettings) -> Judgement:
@@ -189,11 +185,10 @@ def _frames(given: Settings, wants: VariantSettings) -> Judgement:
         made = (count - 1) // TEMPORAL * TEMPORAL + 1
         if (count - 1) % wants.frames_step == 0:
             return near, "differs", f"longer than the model was made for ({wants.frames_rule}): it repeats or dissolves"
-        some = f", and {made} frames come of it" if made != count else ""
-        return near, "wrong", f"not {wants.frames_rule}{some}"
+        result = f", so {made} frames are made" if made != count else ""
+        return near, "wrong", f"not {wants.frames_rule}{result}"
     if wants.positions == "learned" and count != wants.num_frames:
-        why = "Diffusers then leaves the learned positions out and computes others"
-        return wants.num_frames, "differs", why
+        return wants.num_frames, "differs", "Diffusers then computes positions instead of using the learned ones"
     return count, "fine", ""
 
 
@@ -214,7 +209,7 @@ def _size(key: str, given: Settings, wants: VariantSettings) -> Judgement:
 
 
 def height_by(wants: VariantSettings) -> str:
-    """Height and width in the order Diffusers takes them."""
+    """Height and width in the order of Diffusers' parameters."""
     return f"{wants.height}x{wants.width}"
 
 
@@ -248,11 +243,11 @@ def _strength(key: str, given: Settings, rank: int | None) -> Judgement:
     if value == 0:
         return 1.0, "wrong", "the adapter has no effect"
     if product != value:
-        why = f"what set_adapters sets and lora_scale are multiplied: {product:g} is applied; give one of them"
+        why = f"adapter_strength and lora_scale are multiplied, so {product:g} is applied; give only one of them"
         return 1.0, "wrong", why
     if math.isclose(value, 1 / (rank or USUAL_RANK), rel_tol=0.01):
-        why = f"1/{rank or USUAL_RANK}, as SAT's lora_alpha 1 and cli_demo before 2025-02-24 have it: right only for a "
-        return 1.0, "differs", f"{why}file that SAT trained and that holds no scale; others all but vanish"
+        why = f"1/{rank or USUAL_RANK}, as with SAT's lora_alpha 1 and in cli_demo before 2025-02-24: right only for a "
+        return 1.0, "differs", f"{why}file that SAT trained and that holds no scale; others have almost no effect"
     return 1.0, "differs", "1 acts as trained where the file holds or records its scale"
 
 

@@ -1,4 +1,4 @@
-"""Finds known failure texts in what a program printed. Plain substring search: a log is hostile, and may be long."""
+"""Finds known failure texts in the output of a program, by plain substring search: logs may be hostile and long."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import tomli
-
+from loraforge.tables import package_table
 from loraforge.text import command
 
 MOST = 4_000_000
-"""Characters of a text that are searched, counted from its end."""
+"""Number of characters that are searched, at the end of a log."""
 NEAR = 4_000
-"""How far from the failure text the words may stand without which it says nothing about an adapter."""
+"""Distance, in characters, within which the words of `near` and `unless` are looked for."""
 TRIES = 500
-"""How many places where only the end of a failure text stands are looked at, per text."""
+"""The most places per failure text that are tried because its last piece was found there."""
 GAPS = {"#": 12, "*": 300, "**": 60_000}
-"""How many characters each wildcard may stand for."""
+"""The most characters that each wildcard matches."""
 
 _WILD = re.compile(r"(\*\*|\*|#)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]")
@@ -29,13 +28,13 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]")
 
 @dataclass(frozen=True, slots=True)
 class Symptom:
-    """One failure: how it reads, why it happens, how to make sure, what to do. Its JSON follows the schema."""
+    """One failure: text, cause, check and fix. Its JSON follows schemas/symptoms.schema.json."""
 
     id: str
     title: str
     title_zh: str
     any: tuple[str, ...]
-    """Texts of which one must stand. `*` is any text, `**` a long one, `#` a number; upper case is lower case."""
+    """Texts of which one must occur. `*` is any text, `**` a long one, `#` a number; case does not matter."""
     cause: str
     cause_zh: str
     check: str
@@ -45,18 +44,18 @@ class Symptom:
     sources: tuple[str, ...]
     """Threads (`owner/repo#n`) and source files in which the text was seen."""
     near: tuple[str, ...] = ()
-    """Words of which one must stand near the text. Empty: the text says enough alone."""
+    """Words of which one must occur near the text, because it is not specific enough; empty if it is."""
     unless: tuple[str, ...] = ()
-    """Words that, near the text, mean that all is well."""
+    """Words that, near the text, mean that nothing is wrong."""
     over: tuple[str, ...] = ()
-    """Ids that say less about the same failure: not told where this one is."""
+    """Ids of less specific entries about the same failure, which are left out if this one is found."""
     exact: bool = True
-    """Whether the texts are the program's own words; else they only say what it says."""
+    """Whether the texts are the program's own words; false if they paraphrase them."""
     check_command: str | None = None
     fix_command: str | None = None
 
     def to_dict(self, lang: str = "en", file: str | Path = "ADAPTER") -> dict[str, Any]:
-        """The entry of the JSON document, in one language, its commands filled in."""
+        """The entry of the JSON document in one language; `file` is the adapter in its commands."""
         return {
             "id": self.id,
             "title": self.said("title", lang),
@@ -71,29 +70,24 @@ class Symptom:
         }
 
     def said(self, field: str, lang: str) -> str:
-        """`title`, `cause`, `check` or `fix` in a language: en or zh."""
+        """The field `title`, `cause`, `check` or `fix` in a language: en or zh."""
         text: str = getattr(self, f"{field}_zh" if lang == "zh" else field)
         return text
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a failure text stands in a log, and how much of it is literal."""
+    """The position of a failure text in a log, and how many of its characters are not wildcards."""
 
     start: int
     end: int
     literal: int
 
 
+@cache
 def symptoms() -> Mapping[str, Symptom]:
     """Every known failure, by its id."""
-    return _table()
-
-
-@cache
-def _table() -> dict[str, Symptom]:
-    data: dict[str, dict[str, Any]] = tomli.loads((Path(__file__).parent / "symptoms.toml").read_text("utf-8"))
-    return {name: _symptom(name, entry) for name, entry in data.items()}
+    return {name: _symptom(name, entry) for name, entry in package_table("facts/symptoms").items()}
 
 
 def _symptom(name: str, entry: Mapping[str, Any]) -> Symptom:
@@ -102,35 +96,35 @@ def _symptom(name: str, entry: Mapping[str, Any]) -> Symptom:
 
 
 def find(text: str) -> list[Symptom]:
-    """The failures whose text stands in a log: most literal text first, then the one that stands last."""
+    """The failures whose text occurs in a log: the longest literal text first, then the last in the log."""
     log = normal(text)
-    found = dict[str, Place]()
+    matches = dict[str, Place]()
     for symptom in symptoms().values():
         places = [place for fragment in symptom.any if (place := _place(log, fragment, symptom)) is not None]
         if places:
-            found[symptom.id] = max(places, key=_rank)
-    less = {name for known in found for name in symptoms()[known].over}
-    order = sorted(found.keys() - less, key=lambda name: _rank(found[name]), reverse=True)
+            matches[symptom.id] = max(places, key=_rank)
+    less_specific = {name for match in matches for name in symptoms()[match].over}
+    order = sorted(matches.keys() - less_specific, key=lambda name: _rank(matches[name]), reverse=True)
     return [symptoms()[name] for name in order]
 
 
 def normal(text: str) -> str:
-    """A text as it is searched: its end, without colours, in lower case, every run of blanks one space."""
+    """The end of a text as it is searched: without colour codes, in lower case, with single spaces."""
     plain = _COLOUR.sub("", text[-MOST:])
-    for escaped in "'", '"', "\\":  # as in a log of JSON lines
+    for escaped in "'", '"', "\\":  # logs of JSON lines escape these
         plain = plain.replace(f"\\{escaped}", escaped)
     return " ".join(plain.lower().split())
 
 
 def filled(template: str | None, file: str | Path) -> str | None:
-    """A command with the adapter's path in it, quoted for a shell."""
+    """A command with the adapter's path for `{file}`, quoted for a shell; None if there is no command."""
     if template is None:
         return None
     return command(*(Path(file) if word == "{file}" else word for word in template.split()))
 
 
 def language() -> str:
-    """The language of the terminal, as far as this table has it: zh or en."""
+    """The language of the terminal: zh, or en for all others."""
     for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
         if os.environ.get(name):
             return "zh" if os.environ[name].lower().startswith("zh") else "en"
@@ -143,13 +137,13 @@ def _rank(place: Place) -> tuple[int, int]:
 
 @cache
 def _pieces(fragment: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The literal pieces of a fragment, and how far apart neighbours may stand."""
+    """The literal pieces of a fragment, and the largest distance between each and the next."""
     parts = _WILD.split(" ".join(fragment.lower().split()))
     return tuple(parts[::2]), tuple(GAPS[wild] for wild in parts[1::2])
 
 
 def _place(log: str, fragment: str, symptom: Symptom) -> Place | None:
-    """The last place of a fragment among the words it needs, and without those that excuse it."""
+    """The last place of a fragment with a `near` word and no `unless` word around it, or None."""
     pieces, gaps = _pieces(fragment)
     limit = len(log)
     for _ in range(TRIES):
@@ -167,7 +161,7 @@ def _place(log: str, fragment: str, symptom: Symptom) -> Place | None:
 
 
 def _start(log: str, pieces: tuple[str, ...], gaps: tuple[int, ...], end: int) -> int | None:
-    """Where a fragment begins whose last piece stands at `end`; None where the others do not stand before it."""
+    """The start of a fragment whose last piece is at `end`; None if the other pieces are not before it."""
     for piece, gap in zip(reversed(pieces[:-1]), reversed(gaps), strict=True):
         end = log.rfind(piece, max(0, end - gap - len(piece)), end)
         if end < 0:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Reads the table of training programs (trainers.toml)."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ import tomli
 
 @cache
 def trainers() -> dict[str, dict[str, Any]]:
-    """The table of trainers, by the name `--trained-by` takes."""
+    """Name (a value of `--trained-by`) -> the entry of that trainer."""
     return tomli.loads((Path(__file__).parent / "trainers.toml").read_text("utf-8"))

@@ -1,27 +1,24 @@
-"""What each CogVideoX variant calls for at inference, and in what a user's settings differ from it."""
+"""The inference settings of each CogVideoX variant, and those that known programs use (variants.toml)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import tomli
-
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import LoraforgeError, Try, adding
 from loraforge.facts.given_settings import KEYS, Settings, Value
 from loraforge.facts.given_settings import parse as parse
+from loraforge.tables import package_table
 from loraforge.text import shown
 
 USUAL_RANK = 128
-"""The rank of CogVideo's trainers where the user says none."""
+"""The default rank of CogVideo's trainers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """A rule for the two sides of a frame."""
+    """A rule for the sides of a frame, in pixels."""
 
     shorter: int
     longer_most: int
@@ -37,7 +34,7 @@ class Sides:
 
 @dataclass(frozen=True, slots=True)
 class VariantSettings:
-    """What one variant calls for."""
+    """The settings that one variant needs."""
 
     variant: str
     scheduler: str
@@ -68,7 +65,7 @@ class VariantSettings:
         return f"{self.frames_step}N+1, N at most {(self.frames_most - 1) // self.frames_step}"
 
     def nearest(self, num_frames: int) -> list[int]:
-        """The valid counts next to this one, smaller first: itself where it is valid."""
+        """The valid counts below and above this one, in order; the count alone if it is valid."""
         below = [count for count in self.counts if count <= num_frames][-1:]
         above = [count for count in self.counts if count >= num_frames][:1]
         return sorted({*below, *above})
@@ -79,14 +76,13 @@ class VariantSettings:
         )
 
 
-@cache
 def table() -> dict[str, Any]:
     """variants.toml."""
-    return tomli.loads((Path(__file__).parent / "variants.toml").read_text("utf-8"))
+    return package_table("facts/variants")
 
 
 def settings(variant: str) -> VariantSettings:
-    """What this variant calls for."""
+    """The settings that a variant needs. Raises LoraforgeError if the variant is unknown."""
     _known(variant, table()["variants"], "variant of CogVideoX")
     facts = dict(table()["variants"][variant])
     sides = facts.pop("sides", None)
@@ -99,13 +95,16 @@ def known_settings(variant: str) -> VariantSettings | None:
 
 
 def preset(name: str, variant: str, *, rank: int | None = None) -> Settings:
-    """What a known program uses for this variant; `rank` is the adapter's, for the one that divides by it."""
+    """The settings that a known program uses for a variant; `rank` is the adapter's, if the program divides by it.
+
+    Raises LoraforgeError if the program or the variant is unknown, or if the program does not run the variant.
+    """
     entry, wants = _preset(name), settings(variant)
     runs = entry.get("variants", [variant])
     if variant not in runs:
         raise LoraforgeError(
             f"{entry['title']} does not run {variant}, only {', '.join(runs)}.",
-            Try("--like cli_demo", "CogVideo's script that runs every variant"),
+            adding("--like", "cli_demo", why="CogVideo's script that runs every variant"),
         )
     values: dict[str, Value] = {key: getattr(wants, key) for key in entry.get("as_variant", ())}
     for key, value in entry["values"].items():
@@ -116,7 +115,7 @@ def preset(name: str, variant: str, *, rank: int | None = None) -> Settings:
 
 
 def _preset(name: str) -> dict[str, Any]:
-    _known(name, table()["presets"], "preset", Try("--like cli_demo"))
+    _known(name, table()["presets"], "preset", adding("--like", "cli_demo"))
     return dict(table()["presets"][name])
 
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraforge.errors import OutputError, Try
-from loraforge.text import command
+from loraforge.errors import OutputError, Try, adding
+from loraforge.files.neighbours import TENSORS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +56,21 @@ def destination(
         raise OutputError(
             f"{found.folder} holds {others[0].relative_to(found.folder)}, for which {' and '.join(found.names[1:])} "
             "would speak too, with a scale that is not its own.",
-            Try(command("-o", _beside(found)), "a folder of its own"),
+            adding("-o", _beside(found), why="a folder of its own"),
         )
     return found
 
 
 def _named(place: Path, names: tuple[str, ...], to: str) -> Destination:
     """What a destination means: a file where its suffix says so and one is enough, else a folder."""
-    if place.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".ckpt") or place.is_dir():
+    if place.suffix not in TENSORS or place.is_dir():
         one = len(names) == 1 and place.suffix == ".safetensors"
         return Destination(place.parent, (place.name,)) if one else Destination(place, names)
     if len(names) > 1:
-        raise OutputError(
-            f"{place}: {to} is a folder of {', '.join(names)}.", Try(command("-o", place.with_suffix("")))
-        )
+        raise OutputError(f"{place}: {to} is a folder of {', '.join(names)}.", adding("-o", place.with_suffix("")))
     if place.suffix != ".safetensors":
         right = place.with_suffix(".safetensors")
-        raise OutputError(f"{place}: what is written is a safetensors file.", Try(command("-o", right)))
+        raise OutputError(f"{place}: what is written is a safetensors file.", adding("-o", right))
     return Destination(place.parent, (place.name,))
 
 
@@ -81,10 +79,10 @@ def _apart(file: Path, source: Path, default: str, found: Destination) -> None:
     if whole != origin and not (source.is_dir() and whole.is_relative_to(origin)):
         return
     beside = Path(os.path.relpath(origin.parent)) / default
-    elsewhere = _elsewhere(file.name) if len(found.names) == 1 else Try(command("-o", _beside(found)), "beside it")
+    elsewhere = _elsewhere(file.name) if len(found.names) == 1 else adding("-o", _beside(found), why="beside it")
     raise OutputError(
         f"{file} lies inside the source {source}, which is left as it is.",
-        Try(command("-o", beside), "beside it") if source.is_dir() else elsewhere,
+        adding("-o", beside, why="beside it") if source.is_dir() else elsewhere,
     )
 
 
@@ -93,7 +91,9 @@ def _free(file: Path, found: Destination, *, force: bool) -> None:
         raise OutputError(f"{file} is a folder, not a file.", _elsewhere(file.name))
     if file.exists() and not force:
         other = file.with_stem(f"{file.stem}-2") if len(found.names) == 1 else _beside(found)
-        raise OutputError(f"{file} exists.", Try("--force", "replace it"), Try(command("-o", other), "another name"))
+        raise OutputError(
+            f"{file} exists.", adding("--force", why="replace it"), adding("-o", other, why="another name")
+        )
 
 
 def _beside(found: Destination) -> Path:
@@ -146,7 +146,7 @@ def replacing(place: Destination, nbytes: int, *, force: bool = True) -> Iterato
 
 
 def _elsewhere(name: str) -> Try:
-    return Try(command("-o", Path.home() / Path(name).name[-100:]), "another place")
+    return adding("-o", Path.home() / Path(name).name[-100:], why="another place")
 
 
 def _reason(error: Exception) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from loraforge.errors import FileError, Try
-from loraforge.files.safetensors import read_safetensors
+from loraforge.files.neighbours import SAFETENSORS, TENSORS, TORCH
+from loraforge.files.safetensors import begins_safetensors, read_safetensors
 from loraforge.files.shards import alone, is_numbered
-from loraforge.files.tensorfile import HEADER_LIMIT, TensorFile
+from loraforge.files.tensorfile import TensorFile
 from loraforge.files.torch_read import read_torch
 from loraforge.text import command
 
@@ -21,8 +24,27 @@ _BEGINNINGS = (
     (b"GGUF", "a GGUF model", None),
     (b"{", "a JSON text", None),
 )
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_SUFFIXES = {"safetensors": (".safetensors",), "torch": (".pt", ".pth", ".bin", ".ckpt")}
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One way to store tensors, in a file or in a folder of files."""
+
+    kind: str
+    """What messages call it, and `TensorFile.kind`."""
+    suffixes: tuple[str, ...]
+    """A file of another suffix is read all the same, with a warning."""
+    recognises: Callable[[bytes, Path], bool]
+    """Whether a path is one, by its first 64 bytes (none for a folder) and its name."""
+    open: Callable[[Path], TensorFile]
+    """Reads names, shapes and metadata, and runs nothing of the file. Raises FileError where that is impossible."""
+
+
+CONTAINERS = (
+    Container("torch", TORCH, lambda head, _: head.startswith(b"PK\x03\x04"), read_torch),
+    Container("safetensors", SAFETENSORS, lambda head, _: begins_safetensors(head), read_safetensors),
+)
+"""All that are read; the first that recognises a path opens it. Another one is a line here and a file beside this."""
 
 
 def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
@@ -32,34 +54,31 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
     """
     look = command("ls", "-l", path)
     try:
-        if not path.is_file():
-            raise FileError(f"{path} is no file.", look)
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            head = stream.read(64)
+        head, is_file = b"", path.is_file()
+        if is_file:
+            with path.open("rb") as stream:
+                head = stream.read(64)
+        container = next((container for container in CONTAINERS if container.recognises(head, path)), None)
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.", look) from error
-    if not size:
-        raise FileError(f"{path} is empty (0 bytes): the save or the download failed.", look)
+    if container is None:
+        if not head:
+            what = "empty (0 bytes): the save or the download failed" if is_file else "no file"
+            raise FileError(f"{path} is {what}.", look)
+        raise FileError(*_other(path, head))
     try:
-        if head.startswith(b"PK\x03\x04"):
-            file = read_torch(path)
-        elif 0 < int.from_bytes(head[:8], "little") <= HEADER_LIMIT and head[8:9] in (b"{", b" "):
-            file = read_safetensors(path)
-        else:
-            raise FileError(*_other(path, head))
+        file = container.open(path)
     except FileError as error:
         error.remedies = error.remedies or (Try(look, "who wrote it, and when"),)
         raise
-    warnings = []
-    if path.suffix.lower() not in _SUFFIXES[file.kind]:
-        warnings.append(f"{path.name} is really a {file.kind} file; its suffix says otherwise.")
-    return file, warnings
+    if is_file and path.suffix.lower() not in container.suffixes:
+        return file, [f"{path.name} is really a {container.kind} file; its suffix says otherwise."]
+    return file, []
 
 
 def tensor_files(folder: Path) -> list[Path]:
     """What lies in a folder and is called as tensor files are, one path for each set of shards; safetensors first."""
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES or is_numbered(path)]
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TENSORS or is_numbered(path)]
     files = alone(path for path in files if path.is_file())
     return [path for path in files if ".safetensors" in path.name.lower()] or files
 

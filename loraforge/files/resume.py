@@ -13,13 +13,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from loraforge.errors import LoraforgeError, OutputError, Try
+from loraforge.errors import LoraforgeError, OutputError, adding
 from loraforge.files.destination import sync_folder
+from loraforge.files.neighbours import TENSORS
 from loraforge.text import command
 
 PROGRESS = "loraforge-progress.json"
 """In the unfinished folder: the plan it follows, and what each finished file is known to be."""
-_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _LOCK = "loraforge.lock"
 
 
@@ -57,7 +57,7 @@ def check_place(out: Path, names: Sequence[str], sources: Sequence[Path], *, for
         _apart(_unfinished(out), sources)
         _free(out, names, force=force)
     except (OSError, RuntimeError) as error:  # a name that is too long, or links in a circle
-        place = Try(command("-o", Path.home() / out.name[:100]), "another place")
+        place = adding("-o", Path.home() / out.name[:100], why="another place")
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{out!s:.1000} cannot be written: {reason}.", place) from error
 
@@ -78,16 +78,16 @@ def _apart(out: Path, sources: Sequence[Path]) -> None:
         if whole == origin or (source.is_dir() and whole.is_relative_to(origin)) or origin.is_relative_to(whole):
             beside = Path(os.path.relpath(origin.parent)) / f"{origin.stem}-fused{out.suffix}"
             text = f"{out} would replace or lie inside {source}, which is left as it is."
-            raise OutputError(text, Try(command("-o", beside), "beside it"))
+            raise OutputError(text, adding("-o", beside, why="beside it"))
 
 
 def _free(out: Path, names: Sequence[str], *, force: bool) -> None:
-    if out.suffix in _FILES and not is_file(out, names):
+    if out.suffix in TENSORS and not is_file(out, names):
         text = f"{out} is the name of a file, and the result is a folder of {names[0]} and more."
-        raise OutputError(text, Try(command("-o", out.with_suffix(""))))
+        raise OutputError(text, adding("-o", out.with_suffix("")))
     if not (out.exists() or out.is_symlink()):
         return
-    other = Try(command("-o", out.with_name(f"{out.stem}-2{out.suffix}")), "another name")
+    other = adding("-o", out.with_name(f"{out.stem}-2{out.suffix}"), why="another name")
     held = {str(p.relative_to(out)) for p in out.rglob("*") if not p.is_dir()} if out.is_dir() else set()
     strange = sorted(held - {str(Path(name)) for name in (*names, PROGRESS)})
     if strange or out.is_symlink():
@@ -95,7 +95,7 @@ def _free(out: Path, names: Sequence[str], *, force: bool) -> None:
     if out.is_file() and not is_file(out, names):
         raise OutputError(f"{out} exists and is a file: the result is a folder of {names[0]} and more.", other)
     if not force:
-        raise OutputError(f"{out} exists.", Try("--force", "replace it"), other)
+        raise OutputError(f"{out} exists.", adding("--force", why="replace it"), other)
 
 
 @contextmanager
@@ -124,7 +124,9 @@ def resumable(
         try:
             if new and out.exists():
                 _unmake(folder, made)
-                raise OutputError(f"{out} exists: another loraforge has just written it.", Try("--force", "replace it"))
+                raise OutputError(
+                    f"{out} exists: another loraforge has just written it.", adding("--force", why="replace it")
+                )
             under_way = _resumed(folder, plan)
             worth_keeping = bool(under_way.done)
             try:
@@ -149,7 +151,7 @@ def resumable(
 def _check_space(out: Path, folder: Path, nbytes: Mapping[str, int]) -> None:
     free, needed = shutil.disk_usage(folder).free, sum(nbytes.values())
     if free < needed:
-        place = Try(command("-o", Path.home() / out.name), "another disk")
+        place = adding("-o", Path.home() / out.name, why="another disk")
         raise OutputError(f"{out} needs {needed:,} bytes, and {free:,} are free on its disk.", place)
 
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The container of safetensors: read, and written in any order of tensors."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from loraforge.text import command
 if TYPE_CHECKING:
     from loraforge.algebra.lora import Array
     from loraforge.files.tensorfile import Chunk
+
+
+def begins_safetensors(head: bytes) -> bool:
+    """Whether a file begins with the length of a header, and the header as JSON."""
+    return 0 < int.from_bytes(head[:8], "little") <= HEADER_LIMIT and head[8:9] in (b"{", b" ")
 
 
 def read_safetensors(path: Path) -> TensorFile:

@@ -10,14 +10,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Self
 
 from loraforge.errors import FileError, Try
 from loraforge.files.tensorfile import TensorFile
 from loraforge.text import command, listed
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array
 
 Look = Callable[[Path], tuple[TensorFile, list[str]]]
 """Opens one file, and warns."""
@@ -27,36 +23,6 @@ _MOST = 1 << 26
 """Bytes of an index."""
 _MANY = 1000
 """Files that one adapter is read from at most."""
-
-
-@dataclass(slots=True)
-class Shards(TensorFile):
-    """Several files as one. `path` is what the whole would be called: what lies beside it counts for it."""
-
-    parts: Mapping[str, TensorFile] = field(default_factory=dict)
-    """Key -> the file that holds it."""
-
-    @property
-    def files(self) -> tuple[TensorFile, ...]:
-        """Each file once."""
-        return tuple({file.path: file for file in self.parts.values()}.values())
-
-    def raw(self, key: str) -> memoryview:
-        return self.parts[key].raw(key)
-
-    def __getitem__(self, key: str) -> Array:
-        return self.parts[key][key]
-
-    def scatter(self) -> None:
-        for file in self.files:
-            file.scatter()
-
-    def release(self, key: str | None = None) -> None:
-        for file in self.files if key is None else (self.parts[key],):
-            file.release(key)
-
-    def hiding(self, **changes: Any) -> Self:
-        return replace(self, **changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +147,13 @@ def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
         raise FileError(f"{what}, and {listed(missing, 5)} is not here. Copy or download it too.", ls)
     both = [look(folder / name) for name in group.names]
     files = [file for file, _ in both]
-    parts: dict[str, TensorFile] = {}
+    first: dict[str, TensorFile] = {}
     for file in files:
-        if twice := sorted(parts.keys() & file.tensors.keys()):
-            other = parts[twice[0]].path.name
+        if twice := sorted(first.keys() & file.tensors.keys()):
+            other = first[twice[0]].path.name
             text = f"{file.path} and {other} both hold {listed(twice, 3)}: they are not parts of one adapter."
             raise FileError(text, Try(ls, "give the one that is meant, in a folder of its own"))
-        parts |= dict.fromkeys(file.tensors, file)
+        first |= dict.fromkeys(file.tensors, file)
     real = {key: name for name, file in zip(group.names, files, strict=True) for key in file.tensors}
     wrong = sorted(key for key in real.keys() | group.places.keys() if real.get(key) != group.places.get(key))
     if group.index and wrong:
@@ -203,17 +169,16 @@ def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
         metadata |= file.metadata
     if len({file.kind for file in files}) > 1:
         raise FileError(f"{path} and the others of {group.whole.name} are files of different kinds.", ls)
-    whole = Shards(
+    whole = TensorFile(
         path=files[0].path.with_name(group.whole.name),
         kind=files[0].kind,
         size=sum(file.size for file in files),
-        tensors={key: info for file in files for key, info in file.tensors.items()},
+        tensors={key: replace(info, map=n) for n, file in enumerate(files) for key, info in file.tensors.items()},
         metadata=metadata,
         tops=files[0].tops,
         wrappers=files[0].wrappers,
         opaque={key: name for file in files for key, name in file.opaque.items()},
         globals=files[0].globals,
-        absent=sum(file.absent for file in files),
-        parts=parts,
+        maps=tuple(part for file in files for part in file.maps),
     )
     return whole, [*(text for _, said in both for text in said), f"read {listed(list(group.names), 3)} as one, {why}"]

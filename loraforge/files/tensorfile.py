@@ -1,18 +1,18 @@
-"""Tensor files: names and shapes first, tensors on demand as views of a memory map. Reads and writes safetensors."""
+"""Tensor files: names and shapes first, tensors on demand as views of memory maps."""
 
 from __future__ import annotations
 
 import math
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loraforge.algebra.dtypes import BYTES, FACTORS, numpy_type
-from loraforge.errors import FileError, Try
+from loraforge.errors import FileError, adding
 from loraforge.text import megabytes
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class TensorInfo:
     """Byte of the file at which element 0 lies."""
     strides: tuple[int, ...] | None = None
     """In elements; None where the tensor is contiguous."""
+    map: int = 0
+    """Which of the maps of its TensorFile it lies in."""
 
     @property
     def repeats(self) -> bool:
@@ -57,10 +59,41 @@ class TensorInfo:
 
 
 @dataclass(slots=True)
-class TensorFile:
-    """One open tensor file. Indexing gives a read-only view; nothing is read before that."""
+class FileMap:
+    """One file on the disk, as memory from the first time that is asked for."""
 
     path: Path
+    absent: int = 0
+    """Bytes of tensors that were not fetched from the Hub: only the header was."""
+    _map: mmap.mmap | None = None
+
+    def memory(self) -> mmap.mmap:
+        """The whole file. Raises FileError if only its header was fetched."""
+        if self.absent:
+            text = f"{self.path}: that stands in its tensors ({megabytes(self.absent)}); only its header was fetched."
+            raise FileError(text, adding("--fetch", why="get them, into the cache of the Hub"))
+        if self._map is None:
+            with self.path.open("rb") as stream:
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
+
+    def scatter(self) -> None:
+        """Tell the system that what is read lies far apart, so that it does not read on from there."""
+        if hasattr(self.memory(), "madvise"):
+            self.memory().madvise(mmap.MADV_RANDOM)
+
+    def release(self, *span: int) -> None:
+        """Give the pages read so far back to the system: all, or those of a span (first byte, length)."""
+        if self._map is not None and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED, *span)
+
+
+@dataclass(slots=True)
+class TensorFile:
+    """Named tensors in one file or in several. Indexing gives a read-only view; nothing is read before that."""
+
+    path: Path
+    """The file; of several files, what one with all of it would be called: what lies beside it counts for it."""
     kind: str
     """`safetensors` or `torch`."""
     size: int
@@ -81,63 +114,58 @@ class TensorFile:
     """Keys that are left out of `tensors`, as `--drop` says."""
     within: int = 0
     """How many tensors the model has that these were taken out of; 0 if they lie by themselves."""
-    absent: int = 0
-    """Bytes of tensors that were not fetched from the Hub: only the header was."""
-    _map: mmap.mmap | None = None
+    maps: tuple[FileMap, ...] = ()
+    """The files the tensors lie in; the one at `path` if none is given."""
 
-    def mapped(self) -> mmap.mmap:
-        """The whole file as memory. Raises FileError where only its header was fetched."""
-        if self.absent:
-            text = f"{self.path}: that stands in its tensors ({megabytes(self.absent)}); only its header was fetched."
-            raise FileError(text, Try("--fetch", "get them, into the cache of the Hub"))
-        if self._map is None:
-            with self.path.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._map
+    def __post_init__(self) -> None:
+        self.maps = self.maps or (FileMap(self.path),)
+
+    @property
+    def absent(self) -> int:
+        """Bytes of tensors that were not fetched from the Hub."""
+        return sum(part.absent for part in self.maps)
+
+    @property
+    def spread(self) -> bool:
+        """Whether `path` stands for other files."""
+        return [part.path.name for part in self.maps] != [self.path.name]
 
     def raw(self, key: str) -> memoryview:
-        """The bytes of a contiguous tensor."""
+        """The bytes of a contiguous tensor. Raises FileError if they were not fetched."""
         info = self.tensors[key]
-        return memoryview(self.mapped())[info.offset : info.offset + info.nbytes]
+        return memoryview(self.maps[info.map].memory())[info.offset : info.offset + info.nbytes]
 
     def __getitem__(self, key: str) -> Array:
         info = self.tensors[key]
-        dtype = numpy_type(info.dtype)
-        if self.absent:  # what has a shape and no numbers: whoever counts with them gets NaN, which every check refuses
+        part, dtype = self.maps[info.map], numpy_type(info.dtype)
+        if part.absent:  # what has a shape and no numbers: whoever counts with them gets NaN, which every check refuses
             return np.broadcast_to(np.asarray(math.nan if info.dtype in FACTORS else 0).astype(dtype), info.shape)
         if info.strides is None:
-            flat = np.frombuffer(self.mapped(), dtype, info.nbytes // dtype.itemsize, info.offset)
+            flat = np.frombuffer(part.memory(), dtype, info.nbytes // dtype.itemsize, info.offset)
             return flat.reshape(info.shape)
         reach = 1 + sum((n - 1) * stride for n, stride in zip(info.shape, info.strides, strict=True))
-        flat = np.frombuffer(self.mapped(), dtype, reach, info.offset)
+        flat = np.frombuffer(part.memory(), dtype, reach, info.offset)
         steps = [stride * dtype.itemsize for stride in info.strides]
         return np.lib.stride_tricks.as_strided(flat, info.shape, steps, writeable=False)
 
     def scatter(self) -> None:
         """Tell the system that what is read lies far apart, so that it does not read on from there."""
-        if hasattr(self.mapped(), "madvise"):
-            self.mapped().madvise(mmap.MADV_RANDOM)
-
-    def hiding(self, **changes: Any) -> Self:
-        """The same tensors, with other names, metadata or path to be seen."""
-        if not self.absent:
-            self.mapped()
-        return replace(self, **changes)
+        for part in self.maps:
+            part.scatter()
 
     def release(self, key: str | None = None) -> None:
         """Give the pages read so far, or those of one tensor, back to the system.
 
         Views stay valid; a later access reads again.
         """
-        if self._map is None or not hasattr(self._map, "madvise"):
-            return
         if key is None:
-            self._map.madvise(mmap.MADV_DONTNEED)
+            for part in self.maps:
+                part.release()
             return
         info = self.tensors[key]
         start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
         if info.strides is None and info.nbytes:
-            self._map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+            self.maps[info.map].release(start, info.offset + info.nbytes - start)
 
 
 RELEASE_EVERY = 16

@@ -1,15 +1,16 @@
-"""TODO."""
+"""Reads JSON and YAML that anybody may have written."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from loraforge.errors import FileError, ScaleError, Try
-from loraforge.text import command
+from loraforge.errors import FileError, ScaleError, adding
+from loraforge.text import command, shown
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -24,20 +25,48 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    class Loader(yaml.SafeLoader):
-        """Without merge keys (`<<`), which OmegaConf never writes and which can double a mapping at every level."""
-
-        def flatten_mapping(self, node: yaml.MappingNode) -> None:
-            """Leave the merge key in place, where nothing can construct it."""
-
+    """What a training YAML holds. Raises ScaleError when it is missing, too large or not such a text."""
     if not path.is_file():
         raise ScaleError(f"{path} does not exist.", command("ls", "-l", path.parent))
     try:
-        if path.stat().st_size > 1 << 18:
-            raise ScaleError(f"{path} has more than 256 kB: it is no training YAML.", command("ls", "-l", path))
-        return Loader(path.read_bytes()).get_single_data()
-    except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
+        large = path.stat().st_size > 1 << 18
+        document = None if large else parse_yaml(path.read_bytes())
+    except Exception as error:  # PyYAML raises what it likes on odd text, as an IndexError for `!!int ""`
         raise ScaleError(
             f"{path} cannot be read as YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
-            Try("--alpha 1 --override-scale", "if the run did not set lora_alpha"),
+            adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha"),
         ) from error
+    if large:
+        raise ScaleError(f"{path} has more than 256 kB: it is no training YAML.", command("ls", "-l", path))
+    return document
+
+
+def parse_yaml(text: str | bytes, *, objects: bool = False) -> Any:
+    """One YAML document as plain values. `objects`: those of Python count as the mapping they hold, else are refused.
+
+    Refuses keys that stand twice in a mapping, and merge keys (`<<`), which can double a mapping at every level.
+    Raises whatever PyYAML does.
+    """
+
+    class Loader(yaml.SafeLoader):
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            """Leave merge keys in place, where nothing can construct them."""
+            once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+
+        def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+            return super().construct_scalar(node)[:4096]  # a number of a million digits takes long to build
+
+        def held(self, _: str, node: yaml.Node) -> object:
+            return self.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else None
+
+    if objects:
+        Loader.add_multi_constructor("tag:yaml.org,2002:python/", Loader.held)
+    return Loader(text).get_single_data()
+
+
+def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """The mapping of these pairs. Raises ValueError when a key is in it twice."""
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"one mapping states {shown(key)} twice")
+    return dict(pairs)

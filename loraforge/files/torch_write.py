@@ -84,7 +84,7 @@ def copy_chunks(file: TensorFile, key: str, size: int = 1 << 24) -> Iterator[byt
 def _gathered(file: TensorFile, info: TensorInfo, strides: tuple[int, ...]) -> bytes:
     width = BYTES[info.dtype]
     reach = 1 + sum((n - 1) * stride for n, stride in zip(info.shape, strides, strict=True))
-    span = replace(file, tensors={"": TensorInfo("U8", (reach * width,), info.offset)}).raw("")
+    span = replace(file, tensors={"": replace(info, dtype="U8", shape=(reach * width,), strides=None)}).raw("")
     # elements as so many bytes without a meaning: numpy need not know their type
     return np.ndarray(info.shape, f"V{width}", span, 0, [stride * width for stride in strides]).tobytes()
 

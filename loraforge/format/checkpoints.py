@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraforge.errors import FileError, Try
+from loraforge.errors import FileError, Try, adding
 from loraforge.format.protocol import Found
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
@@ -42,7 +42,7 @@ def choose(folder: Path, names: Sequence[str], choice: Choice) -> Found | None:
         if final is not None and own and int(own[1]) == choice.iteration:
             return Found(final, run)
         if choice.iteration not in found:
-            newest = [Try(f"--iteration {n}") for n in sorted(found)[-3:]] or [Try(command("ls", "-l", folder))]
+            newest = [adding("--iteration", str(n)) for n in sorted(found)[-3:]] or [Try(command("ls", "-l", folder))]
             raise FileError(f"{folder} has no checkpoint {choice.iteration} (it has {everything}).", *newest)
         asked = f"took checkpoint {choice.iteration} of {run}, as asked; it has {everything}"
         return Found(_one(found[choice.iteration]), f"{run}-{choice.iteration}", (asked,))

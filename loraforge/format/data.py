@@ -12,11 +12,12 @@ from loraforge.format.keys import KeyStyle, Spelling
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
-from loraforge.names.catalog import architecture, having, matching, outdone
+from loraforge.names.catalog import architecture, architectures, having, matching, outdone
 from loraforge.scale.rule import Choice
 
 if TYPE_CHECKING:
     from loraforge.files.tensorfile import TensorFile
+    from loraforge.names.layout import Architecture
 
 
 class DataWriter(LoraFileWriter):
@@ -66,7 +67,11 @@ class DataFormat:
     @property
     def layouts(self) -> Mapping[str, str]:
         """Architecture -> layout; of those that are installed."""
-        return having(self._layouts) if isinstance(self._layouts, str) else self._layouts
+        return self.layouts_in(architectures())
+
+    def layouts_in(self, known: Mapping[str, Architecture]) -> Mapping[str, str]:
+        """The same, of these architectures."""
+        return having(self._layouts, known) if isinstance(self._layouts, str) else self._layouts
 
     def _writer(self, wanted: Wanted) -> Writer:
         return DataWriter(self, wanted)
@@ -98,4 +103,4 @@ class DataFormat:
         return matching(hits, self.layouts, self.style.sep, wanted) if hits else None
 
     def _paths(self, file: TensorFile) -> list[str]:
-        return [hit.path for key in file.tensors if (hit := self.style.parse(key))]
+        return [hit.path for hit in self.style.hits(file.tensors)]

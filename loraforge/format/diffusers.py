@@ -80,14 +80,14 @@ class DiffusersFormat:
         return checkpoints.choose(source, FILES, choice)
 
     def claims(self, file: TensorFile) -> bool:
-        hits = [hit for key in file.tensors if (hit := STYLE.parse(key))]
+        hits = STYLE.hits(file.tensors)
         paths = [hit.path for hit in hits]
         if matching(paths, self.layouts) is None:  # as Diffusers: no module of the model is called so
             return False
         return not outdone(paths, self.layouts) if any(hit.prefix for hit in hits) else bool(header_configs(file))
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
-        hits = [hit.path for key in file.tensors if (hit := STYLE.parse(key))]
+        hits = [hit.path for hit in STYLE.hits(file.tensors)]
         if not hits:
             raise not_an_adapter(file, "Diffusers adapter")
         arch = best_known(hits, self.layouts, choice.architecture)

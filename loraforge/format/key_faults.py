@@ -15,20 +15,20 @@ from loraforge.text import listed
 if TYPE_CHECKING:
     from loraforge.format.keys import KeyStyle
 
-_REFUSED = (
-    (r"lora_B\.([^.]+\.)?bias", "a bias of the LoRA itself (lora_bias), which this version does not convert"),
-    (r"hada_(w[12]_[ab]|t[12])", "LoHa"),
-    (r"lokr_(w[12](_[ab])?|t2)", "LoKr"),
-    (r"lora_embedding_[AB]", "a LoRA of an embedding, of which {title} has none"),
-    (
-        r"(?<!lora_A\.)(?<!lora_B\.)(weight|bias)",
-        "a whole weight saved beside the LoRA (modules_to_save)",
-    ),
-    (r"alpha", "an alpha tensor, which records a scale and which this format is not read with: keep it"),
-    (r"diff", "a weight difference (.diff), the whole change of a weight saved beside the LoRA"),
-    (r"diff_b", "a bias difference (.diff_b), the whole change of a bias saved beside the LoRA"),
-)
+_REFUSED = {
+    r"lora_B\.([^.]+\.)?bias": "a bias of the LoRA itself (lora_bias), which this version does not convert",
+    r"hada_(w[12]_[ab]|t[12])": "LoHa",
+    r"lokr_(w[12](_[ab])?|t2)": "LoKr",
+    r"lora_embedding_[AB]": "a LoRA of an embedding, of which {title} has none",
+    r"alpha": "an alpha tensor, which records a scale and which this format is not read with: keep it",
+}
 """What the end of a key means that no LoRA of this kind has."""
+_WHOLE = {
+    r"(?<!lora_A\.)(?<!lora_B\.)(weight|bias)": "a whole weight saved beside the LoRA (modules_to_save)",
+    r"diff": "a weight difference (.diff), the whole change of a weight saved beside the LoRA",
+    r"diff_b": "a bias difference (.diff_b), the whole change of a bias saved beside the LoRA",
+}
+"""The same of the key of a module that is known; of any other it means nothing."""
 
 
 def _mixed(spelled: Mapping[str, str], factors: Iterable[set[str]]) -> str:
@@ -45,14 +45,18 @@ def _unknown(keys: list[str], arch: Architecture) -> Iterator[str]:
     """One problem per kind of key that is not understood, with the first of its kind."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for key in keys:
-        what = next((what for ending, what in _REFUSED if re.search(rf"(?:^|[._])(?:{ending})$", key)), "")
-        what = "a bundled embedding" if key.startswith("bundle_emb") else what
-        known = what and any(arch.layouts[name].locate(stem) for name in arch.layouts for stem in _stems(key))
-        kinds[what.format(title=arch.title) if known or "whole" not in what else ""].append(key)
+        what, whole = _meaning(key, _REFUSED), _meaning(key, _WHOLE)
+        if whole and any(layout.locate(stem) for layout in arch.layouts.values() for stem in _stems(key)):
+            what = what or whole
+        kinds["a bundled embedding" if key.startswith("bundle_emb") else what.format(title=arch.title)].append(key)
     for what, group in kinds.items():
         more = f" and {len(group) - 1} more" if len(group) > 1 else ""
         is_no = "is no LoRA key" if len(group) == 1 else "are no LoRA keys"
         yield (f"{group[0]}{more}: {what}" if what else f"{group[0]}{more} {is_no} of {arch.title} in this format")
+
+
+def _meaning(key: str, endings: Mapping[str, str]) -> str:
+    return next((what for ending, what in endings.items() if re.search(rf"(?:^|[._])(?:{ending})$", key)), "")
 
 
 def _stems(key: str) -> Iterable[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -101,6 +101,10 @@ class KeyStyle:
                     name = match.groupdict().get("name", "")
                     return Hit(match["path"], factor, part, f"{prefix}...{spelling.A}".replace("{name}", name), prefix)
         return None
+
+    def hits(self, keys: Iterable[str]) -> list[Hit]:
+        """What the keys of this style say."""
+        return [hit for key in keys if (hit := self.parse(key))]
 
     def find(self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str) -> dict[str, list[Keys]]:
         """Module path -> the keys of its pairs in order, judged by names and shapes alone.

@@ -14,11 +14,14 @@ from loraforge.files.opening import open_tensors, snapshot, tensor_files
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.not_an_adapter import taken_out
 from loraforge.format.protocol import Format, Found
-from loraforge.format.registry import _MOST, formats, named
+from loraforge.format.registry import formats, named
 from loraforge.hub.address import perhaps
 from loraforge.hub.folder import reach
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
+
+_MOST = 50
+"""Files of a folder that are opened to see what they are."""
 
 
 def locate(

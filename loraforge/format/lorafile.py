@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import COMPONENTS
 from loraforge.algebra.lora import prune
-from loraforge.errors import FormatError
+from loraforge.errors import FormatError, adding
 from loraforge.files.safetensors import write_safetensors
 from loraforge.files.tensorfile import TensorInfo
 from loraforge.format.keys import KeyStyle, alphas, ranks
@@ -75,6 +75,7 @@ def read_lora_file(
         layout=layout,
         modules=style.decode(file, found, rule.of),
         scale=known.settle(scale, rule, choice.stated, sizes, str(file.path)),
+        ranks_recorded=rule.has_rank,
         keys=tuple(sorted(tensors)),
         metadata=file.metadata,
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
@@ -95,7 +96,7 @@ def _own(file: TensorFile, others: Mapping[str, str], title: str) -> None:
     raise FormatError(
         f"{file.path}: {len(foreign)} of its tensors adapt the {what} ({foreign[0]}, ...), which this format "
         f"can carry and {title} pipelines do not load. Say that they may be left out.",
-        " ".join(command("--drop", f"{start}*") for start in starts),
+        adding(*(word for start in starts for word in ("--drop", f"{start}*"))),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from loraforge.errors import NoAdapterError
 from loraforge.files.tensorfile import TensorFile
@@ -21,11 +22,11 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
     folder = file.path.absolute().parent
     if not of_training(file) and not _diffsynth(file) and (error := foreign(file)):
         return error
-    for what, instead, is_it in _KINDS:
-        if is_it(file):
-            remedy = _skeleton(file) if "adapter" in what else command("ls", "-l", folder)
-            what = what.replace("{base}", _base(file) or "")
-            return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {instead}".strip(), remedy)
+    for kind in _KINDS:
+        if kind.matches(file):
+            remedy = _skeleton(file) if kind.is_adapter else command("ls", "-l", folder)
+            what = kind.what.replace("{base}", _base(file) or "")
+            return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {kind.instead}", remedy)
     if not of_training(file) and (error := _misspelt(file)):
         return error
     names = f", with names like {listed(list(file.tensors), 3)}" if file.tensors else ""
@@ -109,7 +110,7 @@ def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
     if not mine or not any(".base_layer." in key for key in file.tensors) or "ds_version" in file.tops:
         return file, ()
     note = f"took the adapter out of a model that was saved with its LoRA layers in it: {len(mine)} tensors of"
-    return file.hiding(tensors=mine, within=len(file.tensors)), (f"{note} {len(file.tensors)}",)
+    return replace(file, tensors=mine, within=len(file.tensors)), (f"{note} {len(file.tensors)}",)
 
 
 def _diffsynth(file: TensorFile) -> bool:
@@ -118,7 +119,7 @@ def _diffsynth(file: TensorFile) -> bool:
 
 
 def _installed(form: str) -> bool:
-    return any(data.get("format", {}).get("name") == form for _, data, _ in data_files())
+    return any(file.tables.get("format", {}).get("name") == form for file in data_files())
 
 
 def _spelled(start: str, form: str) -> Callable[[TensorFile], bool]:
@@ -139,31 +140,34 @@ def of_training(file: TensorFile) -> bool:
     return "ds_version" in file.tops or any(".base_layer." in key for key in file.tensors)
 
 
-_KINDS: tuple[tuple[str, str, Callable[[TensorFile], bool]], ...] = (
-    ("an optimizer state", "Give the weights that were saved beside it.", _optimizer),
-    (
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of file that is no adapter of a format that is read."""
+
+    what: str
+    instead: str
+    """What to give instead, or what reads it."""
+    matches: Callable[[TensorFile], bool]
+    is_adapter: bool = False
+
+
+_KINDS = (
+    _Kind("an optimizer state", "Give the weights that were saved beside it.", _optimizer),
+    _Kind(
         "a checkpoint of a Diffusers or PEFT trainer",
         "Give the pytorch_lora_weights.safetensors that trainer saved.",
         lambda file: of_training(file) and _names(".lora_A.", ".base_layer.")(file),
     ),
-    ("an adapter in kohya's names (lora_unet_...)", _PLUGIN.format("kohya"), _spelled("lora_unet_", "kohya")),
-    (
-        "an adapter in VideoX-Fun's names (lora_unet__...)",
-        _PLUGIN.format("kohya"),
-        _spelled("lora_unet__", "cogvideox-fun"),
+    *(
+        _Kind(f"an adapter in {names}", _PLUGIN.format(plugin), matches, is_adapter=True)
+        for names, plugin, matches in (
+            ("kohya's names (lora_unet_...)", "kohya", _spelled("lora_unet_", "kohya")),
+            ("VideoX-Fun's names (lora_unet__...)", "kohya", _spelled("lora_unet__", "cogvideox-fun")),
+            ("ComfyUI's names", "comfyui", _spelled("diffusion_model.", "comfyui-native")),
+            ("DiffSynth's names", "diffsynth", lambda file: _diffsynth(file) and not _installed("diffsynth")),
+        )
     ),
-    (
-        "an adapter in ComfyUI's names",
-        _PLUGIN.format("comfyui"),
-        _spelled("diffusion_model.", "comfyui-native"),
-    ),
-    (
-        "an adapter in DiffSynth's names",
-        _PLUGIN.format("diffsynth"),
-        lambda file: _diffsynth(file) and not _installed("diffsynth"),
-    ),
-    ("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
-    ("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
-    ("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
+    _Kind("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
+    _Kind("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
+    _Kind("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
 )
-"""What it is, what to give instead, how it is told."""

@@ -95,7 +95,7 @@ class PeftFormat:
         return found
 
     def claims(self, file: TensorFile) -> bool:
-        hits = [hit for key in file.tensors if (hit := STYLE.parse(key))]
+        hits = STYLE.hits(file.tensors)
         if config_path(file):
             # diffusion-pipe's folder has a configuration too, and the original names behind the component's
             return not outdone([hit.path.removeprefix(f"{COMPONENT}.") for hit in hits], self.layouts)
@@ -110,7 +110,7 @@ class PeftFormat:
         config = read_config(path) if path else None
         if config and (odd := peft_config.unsupported(config)):
             raise VariantError(f"{file.path}: its {CONFIG} has {odd}.", command("loraforge", "inspect", file.path))
-        hits = [hit.path for key in file.tensors if (hit := STYLE.parse(key))]
+        hits = [hit.path for hit in STYLE.hits(file.tensors)]
         if not hits:
             raise not_an_adapter(file, "PEFT adapter")
         base = (config or {}).get("base_model_name_or_path")

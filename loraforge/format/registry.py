@@ -4,71 +4,103 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from dataclasses import dataclass, replace
+from typing import Any
 
-from loraforge.errors import FormatError, Try
+from loraforge.errors import FormatError, Try, adding
 from loraforge.format.builtin import FORMATS
 from loraforge.format.data import DataFormat
 from loraforge.format.protocol import Format
-from loraforge.names.catalog import architectures, data_files
-from loraforge.plugin.host import BUILT_IN, depends_on_plugins, host
+from loraforge.fusion.choose import read_backends
+from loraforge.names.catalog import read_architectures, read_data_files
+from loraforge.plugin.host import BUILT_IN, Plugin, load
+from loraforge.plugin.registry import Reading, Registry, current
 from loraforge.text import command
 
 _MEMBERS = ("name", "summary", "layouts", "options", "storage", "writer", "find", "claims", "read")
 """What a format must have; see `loraforge.formats.Format`."""
 
 
-@depends_on_plugins
-@cache
-def _registered() -> tuple[dict[str, Format], dict[str, str]]:
-    """Format by name, and the plugin of each. What is no format, or has a name already taken, is noted and left out."""
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """Every format by name, and the plugin each comes from."""
+
+    by_name: dict[str, Format]
+    owners: dict[str, str]
+
+
+def read_formats(registry: Registry) -> Reading[Formats]:
+    """Every format. What is none, or has a name already taken, is noted with its plugin and left out."""
     found, owners = dict[str, Format](), dict[str, str]()
+    reading = Reading(Formats(found, owners))
 
     def add(owner: str, form: Format) -> None:
         if form.name in owners:
             taken = f"format {form.name!r} is already added by {owners[form.name]}; this one is left out"
-            host().fault(owner, taken)
+            reading.fault(owner, taken)
             return
         found[form.name], owners[form.name] = form, owner
-        host().plugins[owner].adds.append(f"format {form.name}")
+        reading.adds.append((owner, f"format {form.name}"))
 
     for form in FORMATS:
         add(BUILT_IN, form)
-    for owner, item in host().results("loraforge_formats"):
+    for owner, item in registry.read(load).value.returned["loraforge_formats"]:
         if hasattr(item, "read_text"):
             continue
         lacking = [member for member in _MEMBERS if not hasattr(item, member)]
         name = getattr(item, "name", None)
         if lacking or not isinstance(name, str) or re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) is None:
             why = f"without {', '.join(lacking)}" if lacking else f"with the name {name!r:.60}"
-            host().fault(owner, f"loraforge_formats returned {type(item).__name__} {why}: that is no format")
+            reading.fault(owner, f"loraforge_formats returned {type(item).__name__} {why}: that is no format")
             continue
         add(owner, item)
-    known = architectures()
-    for owner, data, where in data_files():
-        if "format" not in data:
+    known = registry.read(read_architectures).value[0]
+    for file in registry.read(read_data_files).value:
+        if "format" not in file.tables:
             continue
-        form = DataFormat(data["format"])
+        form = DataFormat(file.tables["format"])
+        layouts = form.layouts_in(known)
         unknown = [
-            f"{arch}/{used}" for arch, used in form.layouts.items() if arch in known and used not in known[arch].layouts
+            f"{arch}/{used}" for arch, used in layouts.items() if arch in known and used not in known[arch].layouts
         ]
-        if not unknown and not form.layouts.keys() & known.keys():
-            unknown = [f"{arch}/{used}" for arch, used in form.layouts.items()] or ["of the name it gives"]
+        if not unknown and not layouts.keys() & known.keys():
+            unknown = [f"{arch}/{used}" for arch, used in layouts.items()] or ["of the name it gives"]
         if unknown:
-            host().fault(owner, f"{where}: there is no layout {', '.join(unknown)}")
+            reading.fault(file.owner, f"{file.name}: there is no layout {', '.join(unknown)}")
             continue
-        add(owner, form)
-    return found, owners
+        add(file.owner, form)
+    return reading
+
+
+_READERS = (load, read_data_files, read_architectures, read_formats, read_backends)
+
+
+def known_plugins() -> dict[str, Plugin]:
+    """Every plugin by name, with all that it adds and all that is wrong with it."""
+    readings: list[Reading[Any]] = [current().read(reader) for reader in _READERS]
+    return {
+        name: replace(
+            plugin,
+            adds=tuple(what for reading in readings for owner, what in reading.adds if owner == name),
+            errors=tuple(what for reading in readings for owner, what in reading.faults if owner == name),
+        )
+        for name, plugin in current().read(load).value.plugins.items()
+    }
+
+
+def broken() -> list[Plugin]:
+    """The plugins with something wrong."""
+    return [plugin for plugin in known_plugins().values() if plugin.errors]
 
 
 def formats() -> Mapping[str, Format]:
     """Every format by name."""
-    return _registered()[0]
+    return current().read(read_formats).value.by_name
 
 
 def owners() -> Mapping[str, str]:
     """The plugin each format comes from."""
-    return _registered()[1]
+    return current().read(read_formats).value.owners
 
 
 def named(name: str, flag: str = "--from") -> Format:
@@ -83,12 +115,8 @@ def named(name: str, flag: str = "--from") -> Format:
                 + "; ".join(f"{f.name}, {f.summary}" for f in family)
                 + ". Which?"
             )
-            raise FormatError(text, *(Try(f"{flag} {f.name}", f.summary) for f in family))
-        broken = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in host().broken()]
+            raise FormatError(text, *(adding(flag, f.name, why=f.summary) for f in family))
+        faulty = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in broken()]
         text = f"there is no format {name!r}; there are {', '.join(formats())}."
-        raise FormatError(text, *(broken[:3] or [Try(command("loraforge", "formats"))]))
+        raise FormatError(text, *(faulty[:3] or [Try(command("loraforge", "formats"))]))
     return formats()[name]
-
-
-_MOST = 50
-"""Files of a folder that are opened to see what they are."""

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter.adapter import Adapter, Storage
-from loraforge.errors import FileError, FormatError, ScaleError, Try
+from loraforge.errors import FileError, FormatError, ScaleError, Try, adding
 from loraforge.files.texts import read_yaml
 from loraforge.format.keys import Keys
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import Found, Wanted, Writer
-from loraforge.format.sat_names import CHECKPOINT, CONFIG, LORA_SECTION, ORIGIN, SAT_PREFIX, STYLE, components
+from loraforge.format.sat_names import CHECKPOINT, CONFIG, LORA_SECTION, ORIGIN, SAT_PREFIX, STYLE, components, is_lora
 from loraforge.format.sat_run import _choose, _only_shard, _run_name, _shards, undivided
 from loraforge.format.sat_write import SatWriter
 from loraforge.names.catalog import architecture
@@ -92,7 +92,7 @@ class SatFormat:
             raise FormatError(
                 f"{file.path}: LoRA tensors are stored as objects this tool does not build: {listed(strange)}."
             )
-        if not any(_is_lora(key) for key in lora):
+        if not any(is_lora(key) for key in lora):
             raise not_an_adapter(file, "SAT LoRA")
         try:
             pairs = STYLE.find(lora, arch, "sat")
@@ -110,6 +110,7 @@ class SatFormat:
             layout="sat",
             modules=STYLE.decode(file, pairs, rule.of),
             scale=known.settle(scale, rule, choice.stated, ranks, str(file.path)),
+            ranks_recorded=rule.has_rank,
             keys=tuple(sorted(lora)),
             evidence=_evidence(file, arch),
             others=components(key for key in file.tensors if key not in lora),
@@ -120,12 +121,8 @@ class SatFormat:
         )
 
 
-def _is_lora(key: str) -> bool:
-    return "matrix_A" in key or "matrix_B" in key
-
-
 def _looks_like_lora(key: str) -> bool:
-    return _is_lora(key) or "lora" in key.lower()
+    return is_lora(key) or "lora" in key.lower()
 
 
 def _one_rank(file: TensorFile, path: str, pairs: list[Keys]) -> int:
@@ -160,18 +157,18 @@ def _recorded(
     if r is None or alpha is None:
         raise ScaleError(
             f"{path}: r {shown(section.get('r'))}, lora_alpha {shown(section.get('lora_alpha'))} are no numbers.",
-            Try("--alpha 1 --override-scale", "if the run did not set lora_alpha"),
+            adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha"),
         )
     odd = sorted({rank for rank in ranks.values() if rank != r})
     default = "lora_alpha" not in section
     said = f"r {r:g}, lora_alpha not set: SAT's default 1," if default else f"r {r:g}, lora_alpha {alpha:g}"
     where = told(path) if path == choice.training_config else as_typed(path, file)
-    rule = Rule(f"{said} in {where}", alpha=alpha, file=where)
+    rule = Rule(f"{said} in {where}", alpha=alpha, file=where, has_rank=True)
     if odd and not choice.stated.override:
         raise ScaleError(
             f"{path} says r {r:g}, but the tensors of {file} have rank {', '.join(map(str, odd))}: "
             "it belongs to another run.",
-            Try("--alpha 1 --override-scale", "if training used SAT's default lora_alpha"),
+            adding("--alpha", "1", "--override-scale", why="if training used SAT's default lora_alpha"),
         )
     origins = document.get(ORIGIN) if isinstance(document, dict) else None
     texts = origins.items() if isinstance(origins, dict) else ()
@@ -195,9 +192,10 @@ def _near(file: TensorFile, ranks: Mapping[str, int]) -> list[Try]:
     for path, said in found[:3]:
         where, scale = as_typed(path, file.path), said.scaling(min(ranks.values()))
         sats = not where.startswith("hf://") and path.suffix == ".yaml" and isinstance(_section(read_yaml(path)), dict)
-        addition = command("--training-config", where) if sats else f"--trained-scale {scale:.12g}"
-        tries.append(Try(addition, f"if {where} is of its run ({said.said}): scale {scale:g}"))
-    return [*tries, Try("--alpha 1", f"if the run did not set lora_alpha: scale {1 / min(ranks.values()):g}")]
+        stated = ("--training-config", where) if sats else ("--trained-scale", f"{scale:.12g}")
+        tries.append(adding(*stated, why=f"if {where} is of its run ({said.said}): scale {scale:g}", scale=scale))
+    default = 1 / min(ranks.values())
+    return [*tries, adding("--alpha", "1", why=f"if the run did not set lora_alpha: scale {default:g}", scale=default)]
 
 
 def _evidence(file: TensorFile, arch: Architecture) -> dict[str, tuple[int, ...]]:

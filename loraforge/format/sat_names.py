@@ -1,4 +1,4 @@
-"""TODO."""
+"""Names of SAT's checkpoints: files, keys, and the section of the YAML that scales a LoRA."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def components(keys: Iterable[str]) -> dict[str, int]:
         next((name for start, name in _COMPONENTS.items() if key.startswith(start)), "other") for key in keys
     )
     return dict(sorted(count.items()))
+
+
+def is_lora(key: str) -> bool:
+    """Whether a key is of SAT's LoRA."""
+    return "matrix_A" in key or "matrix_B" in key
 
 
 CHECKPOINT = "mp_rank_00_model_states.pt"

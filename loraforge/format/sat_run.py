@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraforge.errors import FileError, Try
+from loraforge.errors import FileError, Try, adding
 from loraforge.format.sat_names import CHECKPOINT
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
@@ -116,7 +116,7 @@ def _latest(file: Path) -> str | None:
 
 
 def _iterations(run: Path, have: list[int]) -> list[Try]:
-    return [Try(f"--iteration {n}") for n in have[-3:]] or [Try(command("ls", "-l", run))]
+    return [adding("--iteration", str(n)) for n in have[-3:]] or [Try(command("ls", "-l", run))]
 
 
 def _run_name(file: Path) -> str:

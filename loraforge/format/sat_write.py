@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from loraforge.errors import ConversionError, FileError, Try, VerificationError
+from loraforge.errors import ConversionError, FileError, VerificationError, adding
 from loraforge.files.digest import changed
 from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.files.torch_write import copy_chunks, write_torch
 from loraforge.format.protocol import Header, Target, Use, Wanted
-from loraforge.format.sat_names import CHECKPOINT, CONFIG, ITERATION, LORA_SECTION, ORIGIN, SAT_PREFIX, STYLE
+from loraforge.format.sat_names import CHECKPOINT, CONFIG, ITERATION, LORA_SECTION, ORIGIN, SAT_PREFIX, STYLE, is_lora
 from loraforge.text import command, listed
 
 if TYPE_CHECKING:
@@ -42,14 +42,18 @@ class SatWriter:
             none = "--to sat needs the base model's SAT checkpoint: SAT loads a base and its LoRA from one file."
             raise ConversionError(
                 both if base else none,
-                Try(
-                    "--base CogVideoX-2b-sat/transformer", "the folder of the SAT weights it was, or will be, run with"
+                adding(
+                    "--base",
+                    "CogVideoX-2b-sat/transformer",
+                    why="the folder of the SAT weights it was, or will be, run with",
                 ),
-                Try("--lora-only", "only the LoRA tensors, which SAT cannot load alone"),
+                adding("--lora-only", why="only the LoRA tensors, which SAT cannot load alone"),
             )
         self.alpha = 1.0 if wanted.target_alpha is None else float(wanted.target_alpha)
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ConversionError(f"--target-alpha {self.alpha:g} is no lora_alpha SAT can use.", "--target-alpha 1")
+            raise ConversionError(
+                f"--target-alpha {self.alpha:g} is no lora_alpha SAT can use.", adding("--target-alpha", "1")
+            )
         self.base = _open_base(base) if base else None
 
     def scaling(self, rank: int) -> float | None:
@@ -111,7 +115,7 @@ class SatWriter:
             load = f"nothing loads it alone: SAT needs the base weights in the same file (--base), and {params}"
         else:
             load = f"in SAT's inference.yaml `load: {run}`, in its model YAML the lora_config of {run / CONFIG}"
-        others = sorted({_module(key) for key in self.base.tensors if _is_lora(key)} if self.base else ())
+        others = sorted({_module(key) for key in self.base.tensors if is_lora(key)} if self.base else ())
         note = (
             f"the LoRA that {self.base.path.name} held ({len(others)} modules) is replaced"
             if self.base and others
@@ -134,7 +138,7 @@ def _renamed(base: TensorFile, header: Header) -> dict[str, str]:
     names = {}
     for key in base.tensors:
         stem, _, last = key.rpartition(".")
-        if not _is_lora(key):
+        if not is_lora(key):
             names[key] = f"{stem}.original.{last}" if stem.removeprefix(SAT_PREFIX) in adapted else key
     return names
 
@@ -157,10 +161,6 @@ def _open_base(path: Path) -> TensorFile:
 
 def _weights(path: str) -> tuple[str, str]:
     return f"{SAT_PREFIX}{path}.weight", f"{SAT_PREFIX}{path}.original.weight"
-
-
-def _is_lora(key: str) -> bool:
-    return ".matrix_A." in key or ".matrix_B." in key
 
 
 def _module(key: str) -> str:

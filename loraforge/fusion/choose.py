@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import LoraforgeError, adding
 from loraforge.fusion.backend import FusionBackend
 from loraforge.fusion.with_numpy import NumpyBackend
 from loraforge.fusion.with_torch import TorchBackend
-from loraforge.plugin.host import BUILT_IN, depends_on_plugins, host
+from loraforge.plugin.host import BUILT_IN, load
+from loraforge.plugin.registry import Reading, Registry, current
 from loraforge.text import command
 
 _MEMBERS = ("name", "summary", "devices", "fuse")
 
 
-@depends_on_plugins
-@cache
-def backends() -> Mapping[str, FusionBackend]:
+def read_backends(registry: Registry) -> Reading[dict[str, FusionBackend]]:
     """Every backend by name. What is none, or has a name already taken, is noted with its plugin and left out."""
-    found = dict[str, FusionBackend]()
+    reading = Reading(dict[str, FusionBackend]())
     ours = [(BUILT_IN, backend) for backend in (NumpyBackend(), TorchBackend())]
-    for owner, item in [*ours, *host().results("loraforge_fusion_backends")]:
+    for owner, item in [*ours, *registry.read(load).value.returned["loraforge_fusion_backends"]]:
         lacking = [member for member in _MEMBERS if not hasattr(item, member)]
         if lacking:
             why = f"returned {type(item).__name__} without {', '.join(lacking)}: that is no backend"
-            host().fault(owner, f"loraforge_fusion_backends {why}")
-        elif item.name in found:
-            host().fault(owner, f"there is a fusion backend {item.name!r} already; this one is left out")
+            reading.fault(owner, f"loraforge_fusion_backends {why}")
+        elif item.name in reading.value:
+            reading.fault(owner, f"there is a fusion backend {item.name!r} already; this one is left out")
         else:
-            found[item.name] = item
-            host().plugins[owner].adds.append(f"fusion backend {item.name}")
-    return found
+            reading.value[item.name] = item
+            reading.adds.append((owner, f"fusion backend {item.name}"))
+    return reading
+
+
+def backends() -> Mapping[str, FusionBackend]:
+    """Every backend by name."""
+    return current().read(read_backends).value
 
 
 def choose(name: str = "auto", device: str = "auto") -> tuple[FusionBackend, str]:
@@ -43,7 +46,7 @@ def choose(name: str = "auto", device: str = "auto") -> tuple[FusionBackend, str
     known = backends()
     if name not in ("auto", *known):
         text = f"there is no fusion backend {name!r}; there are {', '.join(known)}."
-        raise LoraforgeError(text, Try("--backend auto"))
+        raise LoraforgeError(text, adding("--backend", "auto"))
     able = {key: known[key].devices() for key in known if name in ("auto", key)}
     able = {key: devices for key, devices in able.items() if devices}
     kind = device.partition(":")[0]
@@ -54,7 +57,9 @@ def choose(name: str = "auto", device: str = "auto") -> tuple[FusionBackend, str
         )
         what = f"no backend can use the device {device}" if able else f"the backend {name} cannot run here"
         raise LoraforgeError(
-            f"{what}. There are: {said}.", Try("--device auto --backend auto"), command("loraforge", "plugins", "list")
+            f"{what}. There are: {said}.",
+            adding("--device", "auto", "--backend", "auto"),
+            command("loraforge", "plugins", "list"),
         )
     with_gpu = (key for key, devices in fitting.items() if device == "auto" and devices[0] != "cpu")
     best = next(with_gpu, next(iter(fitting)))

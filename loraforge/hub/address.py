@@ -10,10 +10,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from loraforge.errors import HubError, Try
+from loraforge.files.neighbours import TENSORS
 from loraforge.text import command
 
 _BARE = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", re.ASCII)
-_TENSORS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".toml", ".yaml", ".json")
+_FILES = (*TENSORS, ".toml", ".yaml", ".json")
+"""Suffixes of what is a file beside us where it could be a repository too."""
 _SCHEMES = ("hf://", "https://", "http://", "huggingface.co/", "hf.co/")
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _ROUTES = ("tree", "blob", "resolve", "raw")
@@ -164,7 +166,7 @@ def _split(text: str) -> tuple[str, str, str, bool, str]:
 def _bare(text: str) -> bool:
     """Whether a text without a scheme can only be `user/repo` or `user/repo@revision`."""
     repo = text.partition("@")[0]
-    if _BARE.fullmatch(text) is None or repo.endswith(_TENSORS) or not is_repo(repo):
+    if _BARE.fullmatch(text) is None or repo.endswith(_FILES) or not is_repo(repo):
         return False
     return not Path(text).exists()
 

@@ -12,11 +12,11 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from loraforge.errors import FileError, HubError, Try
-from loraforge.files.neighbours import BESIDE
+from loraforge.errors import FileError, HubError, adding
+from loraforge.files.neighbours import BESIDE, TENSORS
 from loraforge.files.opening import open_tensors
 from loraforge.files.shards import alone, is_index
-from loraforge.files.tensorfile import TensorFile
+from loraforge.files.tensorfile import FileMap, TensorFile
 from loraforge.hub.address import address
 from loraforge.hub.repo import Repo, open_repo
 from loraforge.text import hf, megabytes, stands_for
@@ -28,7 +28,6 @@ _LONGEST = 1 << 24
 _CONFIGS = frozenset({*BESIDE, "adapter_config.json", "model_config.yaml"})
 _MOST = 1 << 20
 """Bytes of a configuration that is fetched."""
-TENSORS = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Reached:
         head = self.repo.piece(name, 0, min(size, _FIRST)) if size else b""
         if len(head) < size and head.startswith(b"PK\x03\x04"):
             text = f"{path} is a torch checkpoint: only the whole file ({megabytes(size)}) tells what is in it."
-            raise FileError(text, Try("--fetch", "get it, into the cache of the Hub"))
+            raise FileError(text, adding("--fetch", why="get it, into the cache of the Hub"))
         end = 8 + int.from_bytes(head[:8], "little")
         if len(head) < end <= min(size, _LONGEST):
             head += self.repo.piece(name, len(head), end)
@@ -64,7 +63,7 @@ class Reached:
             stream.write(head)
         file, warnings = open_tensors(path)
         absent = sum(info.nbytes for info in file.tensors.values()) if len(head) < size else 0
-        return replace(file, absent=absent), warnings
+        return replace(file, maps=(FileMap(path, absent),)), warnings
 
     def whole(self, path: Path) -> tuple[TensorFile, list[str]]:
         """The tensor file that `path` stands for, from the cache of the Hub's client, fetched where it is not there."""

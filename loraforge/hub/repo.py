@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loraforge.errors import HubError, Try
+from loraforge.errors import HubError, Try, adding
+from loraforge.files.neighbours import TENSORS
 from loraforge.hub.address import Address
 from loraforge.hub.client import asking, patiently, streamed
 from loraforge.text import HUB, command, hf, listed, plain
@@ -57,7 +58,7 @@ class Repo:
             if status != 206 and start:
                 raise HubError(
                     f"the Hub sends no pieces of {self.address.at(path)}, only the whole file.",
-                    Try("--fetch", "get it, into the cache of the Hub"),
+                    adding("--fetch", why="get it, into the cache of the Hub"),
                 )
             for block in blocks:
                 got += block
@@ -66,7 +67,7 @@ class Repo:
         if len(got) < end - start:
             raise HubError(
                 f"the Hub sent {len(got):,} of {end - start:,} bytes of {self.address.at(path)}.",
-                Try("--fetch", "get it, into the cache of the Hub"),
+                adding("--fetch", why="get it, into the cache of the Hub"),
             )
         return bytes(got[: end - start])
 
@@ -75,7 +76,7 @@ class Repo:
         inspect = [
             Try(command("loraforge", "inspect", self.address.at(path)), f"{size:,} bytes")
             for path, size in sorted(self.files.items())
-            if path.endswith((".safetensors", ".pt", ".bin", ".ckpt", ".pth"))
+            if path.endswith(TENSORS)
         ]
         there = listed([plain(path, 100) for path in sorted(self.files) if not path.startswith(".")], 10) or "nothing"
         return HubError(f"{self.address.at()} {what}. It holds: {there}.", *(inspect[:8] or [_page(self.address)]))

@@ -1,4 +1,4 @@
-"""Whether the LoRA layers of a live transformer do what their adapter does: each is asked, without a forward.
+"""Checks that the LoRA layers of a live transformer apply their adapter: each layer is inspected, without a forward.
 
 Sources: peft tuners/lora/layer.py (`LoraLayer.forward`); diffusers models/attention_processor.py
 (a fused processor reads `to_qkv`), hooks/layerwise_casting.py, hooks/group_offloading.py; accelerate hooks.py.
@@ -15,13 +15,13 @@ from loraforge.errors import LoraforgeError, Try
 from loraforge.text import listed
 
 CEILING = 0.01
-"""The part of a module's update that rounding may change. Beyond it a load is refused."""
+"""The largest relative error of a module's update from rounding; with more, loading is refused."""
 _PROJECTIONS = ("to_q", "to_k", "to_v")
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one layer is to add: `scaling` times B A."""
+    """The update that one layer is to add: `scaling` times B A."""
 
     A: Any
     B: Any
@@ -29,14 +29,14 @@ class Update:
     magnitude: Any = None
 
     def off(self, A: Any, B: Any) -> float:
-        """How far the update of other factors is from this one, as a part of its norm. The ranks may differ."""
+        """The relative difference, in Frobenius norms, between this update and that of other factors of any rank."""
         import torch
 
         own_A, own_B, A, B = (t.detach().cpu().double().flatten(1) for t in (self.A, self.B, A, B))
         if torch.equal(own_A, A) and torch.equal(own_B, B):
             return 0.0
         left, right = torch.cat([B, -own_B], 1), torch.cat([A, own_A], 0)
-        # |L R|^2 is the sum over (L'L) * (RR'): no product as large as the weight
+        # |L R|^2 is the sum over (L'L) * (RR'), which needs no matrix as large as the weight
         size = float(((own_B.T @ own_B) * (own_A @ own_A.T)).sum())
         change = float(((left.T @ left) * (right @ right.T)).sum())
         return math.sqrt(max(change, 0.0) / size) if size > 0 else math.inf if change else 0.0
@@ -44,17 +44,17 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the factors of one layer have to be, and in which type, to be computed with."""
+    """The device and type that the factors of one layer must have."""
 
     device: Any
     dtype: Any
-    """None if PEFT's choice holds, as beside weights that are packed integers."""
+    """None to keep PEFT's choice, as for base weights that are packed integers."""
     away: bool
-    """Whether the base weight is somewhere else until the forward of its own layer."""
+    """Whether the base weight is on another device until the forward of its layer."""
 
 
 def place_of(layer: Any, group: Any) -> Place:
-    """The place of a layer's factors; `group` is the configuration of the transformer's group offload, or None."""
+    """The place for a layer's factors; `group` is the configuration of the transformer's group offload, or None."""
     hook = getattr(layer, "_hf_hook", None)
     aligned = next((h for h in (hook, *getattr(hook, "hooks", ())) if getattr(h, "offload", False)), None)
     weight, casting = layer.weight, _hook(layer, "layerwise_casting")
@@ -65,7 +65,10 @@ def place_of(layer: Any, group: Any) -> Place:
 
         device, away = torch.device(aligned.execution_device), True
     elif group is not None and group.offload_to_disk_path:
-        device, away = group.onload_device, True  # a group is read back by number: what is new stays out of it
+        device, away = (
+            group.onload_device,
+            True,
+        )  # a group is read back by position, so that new tensors are not part of it
     return Place(device, dtype if dtype.is_floating_point else None, away)
 
 
@@ -82,7 +85,7 @@ def _hook(module: Any, name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """An update, and how its layer will have it."""
+    """An update, and the same converted to the type of its layer."""
 
     wanted: Update
     held: Update
@@ -90,31 +93,36 @@ class Cast:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether the layer has a type of one byte."""
+        """Whether the type of the layer has one byte."""
         return self.place.dtype is not None and self.place.dtype.itemsize < 2
 
     @property
     def off(self) -> float:
-        """What the layer's type costs, as a part of the update."""
+        """The relative error of the update from that conversion."""
         return self.wanted.off(self.held.A, self.held.B)
 
 
-def placed(transformer: Any, updates: Mapping[str, Update]) -> dict[str, Cast]:
-    """Every update in the type and place of its layer.
+class TypeTooNarrowError(LoraforgeError):
+    """The type of the transformer cannot hold the adapter's numbers, or cannot be computed with."""
 
-    Raises LoraforgeError, before anything is touched, where a layer could not compute with it.
+
+def placed(transformer: Any, updates: Mapping[str, Update]) -> dict[str, Cast]:
+    """Every update converted to the type of its layer, with its place.
+
+    Raises LoraforgeError, before anything is changed, if a layer could not compute with it.
     """
     modules, group = dict(transformer.named_modules()), group_offload(transformer)
-    found, problems = dict[str, Cast](), dict[str, list[str]]()
+    casts, problems = dict[str, Cast](), dict[str, list[str]]()
     for path, update in updates.items():
         layer = modules[path]
         place = place_of(getattr(layer, "base_layer", layer), group)
-        found[path] = cast = Cast(update, _cast(update, place), place)
+        casts[path] = cast = Cast(update, _cast(update, place), place)
         if why := next((why for why, hinders in _HINDERED.items() if hinders(cast)), None):
             problems.setdefault(why, []).append(path)
     for why, paths in problems.items():
-        raise LoraforgeError(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *_REMEDIES[why])
-    return found
+        kind = TypeTooNarrowError if why in _OF_TYPE else LoraforgeError
+        raise kind(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *_REMEDIES[why])
+    return casts
 
 
 def _cast(update: Update, place: Place) -> Update:
@@ -128,11 +136,11 @@ def _finite(update: Update) -> bool:
     return all(bool(t.isfinite().all()) for t in (update.A, update.B, update.magnitude) if t is not None)
 
 
-_META = "the base weights are on `meta`, and no offload brings them back layer by layer"
-_FLOAT8 = "the base weights are float8 without layerwise casting, and nothing computes with those as they are"
+_META = "the base weights are on `meta`, and no offload loads them layer by layer"
+_FLOAT8 = "the base weights are float8 without layerwise casting, and PyTorch cannot compute with them directly"
 _NAN = "the adapter contains NaN or infinity"
 _LARGE = "the adapter's numbers are too large for the type of the transformer, and become infinity"
-_DORA = "a DoRA reads the base weights, which are offloaded or in float8 then"
+_DORA = "a DoRA needs the base weights, which are offloaded or in float8"
 _ROUNDED = f"rounding to the type of the transformer changes the update by more than {CEILING:.0%} of its size"
 _HINDERED: Mapping[str, Callable[[Cast], bool]] = {
     _META: lambda cast: cast.place.device.type == "meta",
@@ -142,7 +150,9 @@ _HINDERED: Mapping[str, Callable[[Cast], bool]] = {
     _LARGE: lambda cast: not _finite(cast.held),
     _ROUNDED: lambda cast: cast.off > CEILING,
 }
-"""What stands in the way -> whether it does. Asked in this order, before the transformer is touched."""
+"""Obstacle -> whether it applies. Checked in this order, before the transformer is changed."""
+_OF_TYPE = (_FLOAT8, _LARGE, _ROUNDED)
+"""The obstacles that a wider type of the transformer removes."""
 _WIDER = Try("pipe.transformer.to(torch.bfloat16)", "before load_into; or torch.float32")
 _REMEDIES: Mapping[str, tuple[Try, ...]] = {
     _META: (Try("pipe = DiffusionPipeline.from_pretrained(...)", "which fills the weights; then load_into"),),
@@ -161,7 +171,7 @@ _REMEDIES: Mapping[str, tuple[Try, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A layer that has the adapter, and what it is to add."""
+    """A layer that should have the adapter, and what it should add."""
 
     layer: Any
     parent: Any
@@ -176,7 +186,7 @@ class Asked:
 
 
 def idle(transformer: Any, name: str, wanted: Mapping[str, Update], strength: float) -> Iterator[str]:
-    """`why: path` of every layer of the adapter `name` that does not add `strength` times its update."""
+    """`why: path` for every layer of the adapter `name` that does not add `strength` times its update."""
     modules = dict(transformer.named_modules())
     for path, update in wanted.items():
         asked = Asked(modules.get(path), modules.get(path.rpartition(".")[0]), path, name, update, strength)
@@ -185,7 +195,7 @@ def idle(transformer: Any, name: str, wanted: Mapping[str, Update], strength: fl
 
 
 def is_bypassed(parent: Any, path: str) -> bool:
-    """Whether q, k and v of an attention are computed by one fused layer, which no LoRA layer is part of."""
+    """Whether an attention computes q, k and v by one fused layer, which bypasses the LoRA layers."""
     fused = type(getattr(parent, "processor", None)).__name__.startswith("Fused")
     return fused and path.rpartition(".")[2] in _PROJECTIONS
 
@@ -194,12 +204,12 @@ _IDLE: Mapping[str, Callable[[Asked], bool]] = {
     "there is no layer of it": lambda asked: asked.name not in getattr(asked.layer, "lora_A", ()),
     "adapters are switched off there": lambda asked: asked.layer.disable_adapters,
     "it is not active there": lambda asked: (asked.name in asked.layer.active_adapters) != bool(asked.strength),
-    "a fused adapter alone acts there": lambda asked: asked.layer.merged,
+    "only a fused adapter acts there": lambda asked: asked.layer.merged,
     "a fused projection is used instead": lambda asked: is_bypassed(asked.parent, asked.path),
     "its numbers are on `meta`": lambda asked: any(t.device.type == "meta" for t in asked.factors),
-    "its scale is another": lambda asked: (
+    "its scale differs": lambda asked: (
         not math.isclose(float(asked.layer.scaling[asked.name]), asked.update.scaling * asked.strength, rel_tol=1e-6)
     ),
-    "its numbers are others": lambda asked: not asked.update.off(*asked.factors) < 1e-6,
+    "its numbers differ": lambda asked: not asked.update.off(*asked.factors) < 1e-6,
 }
-"""Why a layer does not act as it should -> whether that is so. Asked in this order."""
+"""Why a layer does not act as it should -> whether that is so. Checked in this order."""

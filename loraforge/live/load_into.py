@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,10 +155,9 @@ def _in_python(error: LoraforgeError, adapter: Any) -> LoraforgeError:
     shown_as = repr(str(adapter)) if isinstance(adapter, str | Path) else "adapter"
     remedies = []
     for remedy in error.remedies:
-        words = shlex.split(remedy.command)
-        if not words or not words[0].startswith("--"):
+        if not remedy.options:
             remedies.append(remedy)
-        elif arguments := _arguments(words):
+        elif arguments := _arguments([*map(str, remedy.options)]):
             remedies.append(Try(f"load_into(pipe, {shown_as}, {arguments})", remedy.why))
     error.remedies = tuple(remedies)
     return error

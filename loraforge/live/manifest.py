@@ -1,4 +1,4 @@
-"""The manifest of a run: everything it depended on, so that it can be repeated to the last bit of the latents."""
+"""The manifest of a run: everything the run depended on, so that it can be repeated with the same latents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from loraforge.facts.given_settings import Settings, checked
 from loraforge.files.digest import scan
 from loraforge.live.plan import RunPlan
 from loraforge.live.runner import versions
-from loraforge.plugin.datafile import schemas
 from loraforge.text import command, recorded, told
 
 SCHEMA = "loraforge.manifest.v1"
@@ -26,12 +25,12 @@ class Part:
     """An adapter of a run."""
 
     path: str
-    """As it was typed; of the Hub, with its commit."""
+    """As it was typed; for the Hub, with the commit."""
     digest: str
     strength: float
     scalings: tuple[float, ...]
     scale: str
-    """How well the scale of training is known, and who said it."""
+    """How well the scale of training is known, and from what source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +42,16 @@ class Manifest:
     pipeline: str
     adapters: tuple[Part, ...]
     stated: dict[str, Any]
-    """What the user stated of the scale of training: options of `run` and their values."""
+    """What the user stated about the scale of training: options of `run` and their values."""
     prompt: str
     negative_prompt: str
     image: str | None
     video: str | None
     inputs: dict[str, str]
-    """Image or video -> its sha256."""
+    """`image` or `video` -> the sha256 of that file."""
     settings: dict[str, Any]
     anyway: bool
-    """Whether settings that are wrong for the model were wanted."""
+    """Whether the user allowed settings that are wrong for the model."""
     device: str
     offload: str
     tiling: bool
@@ -63,30 +62,30 @@ class Manifest:
     tool: str = f"loraforge {__version__}"
 
     def text(self) -> str:
-        """The file."""
+        """The JSON text of the file."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
     def given(self, more: Settings) -> Settings:
-        """Its settings, and what is stated over them."""
+        """Its settings, overridden by `more`."""
         return {**checked(self.settings.items()), **more}
 
     def check(self, plan: RunPlan) -> None:
-        """Raise LoraforgeError where an adapter is not the one that was run."""
+        """Raise LoraforgeError if an adapter, the image or the video is not the one of this run."""
         for part, (adapter, _) in zip(self.adapters, plan.adapters, strict=True):
             if adapter.source and scan(adapter.source.file, adapter.keys) != part.digest:
                 raise LoraforgeError(
-                    f"{told(adapter.source.path)} has changed since the manifest was written: its tensors are others.",
+                    f"{told(adapter.source.path)} has changed since the manifest was written: its tensors differ.",
                     command("loraforge", "inspect", adapter.source.path),
                 )
         for name, path in (("image", plan.image), ("video", plan.video)):
             if name in self.inputs and str(path) == str(getattr(self, name)) and _digest(path) != self.inputs[name]:
-                raise LoraforgeError(f"{path} is another {name} than the manifest's.", command("ls", "-l", str(path)))
+                raise LoraforgeError(f"{path} is not the {name} of the manifest.", command("ls", "-l", str(path)))
 
 
 def manifest_of(plan: RunPlan, latents: str, folder: Path, *, factor: float, **how: Any) -> Manifest:
-    """The manifest, to lie in `folder`, of a run that gave these latents at `factor` times the plan's strengths.
+    """The manifest of a run that gave `latents` at `factor` times the plan's strengths; it is written to `folder`.
 
-    `how`: stated, anyway, device, offload, tiling, slicing.
+    `how` has the fields stated, anyway, device, offload, tiling and slicing.
     """
     parts = []
     for adapter, strength in plan.adapters:
@@ -118,7 +117,7 @@ def manifest_of(plan: RunPlan, latents: str, folder: Path, *, factor: float, **h
 
 
 def _path(path: Path, folder: Path) -> str:
-    """How it is found again: from the manifest's folder where it was given so; of the Hub, its address and commit."""
+    """The path as it is recorded: a Hub address with its commit, an absolute path, or one relative to `folder`."""
     pinned = recorded(path)
     if pinned.startswith("hf://") or path.is_absolute():
         return pinned if pinned.startswith("hf://") else str(path)
@@ -131,26 +130,25 @@ def _digest(path: Path | None) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """A manifest, its paths from where one is. Raises FileError where it is none."""
-    import jsonschema
+    """Read a manifest; its relative paths are resolved against its own folder. Raises FileError if it is not one."""
+    from loraforge.plugin.schema_check import first_fault
 
     try:
-        said = json.loads(path.read_text("utf-8"))
-        schema = json.loads((schemas() / "manifest.schema.json").read_text("utf-8"))
-        jsonschema.validate(said, schema, jsonschema.Draft202012Validator)
+        document = json.loads(path.read_text("utf-8"))
+        fault = first_fault(document, "manifest")
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
-    except (ValueError, RecursionError, jsonschema.ValidationError) as error:
-        where = "/".join(map(str, getattr(error, "absolute_path", ())))
-        why = f"{where + ': ' if where else ''}{getattr(error, 'message', error)}".partition("\n")[0][:200]
-        raise FileError(f"{path} is no manifest of `loraforge run`: {why}.", command("ls", "-l", path)) from error
-    found = {key: value for key, value in said.items() if key != "schema"}
+    except (ValueError, RecursionError) as error:
+        fault = str(error).partition("\n")[0][:200]
+    if fault:
+        raise FileError(f"{path} is no manifest of `loraforge run`: {fault}.", command("ls", "-l", path))
+    fields = {key: value for key, value in document.items() if key != "schema"}
     for key in ("base", "image", "video"):
-        found[key] = found[key] and _from(found[key], path.parent)
-    parts = ({**part, "path": _from(part["path"], path.parent)} for part in found["adapters"])
-    found["adapters"] = tuple(Part(**{**part, "scalings": tuple(part["scalings"])}) for part in parts)
-    return Manifest(**found)
+        fields[key] = fields[key] and _resolved(fields[key], path.parent)
+    parts = ({**part, "path": _resolved(part["path"], path.parent)} for part in fields["adapters"])
+    fields["adapters"] = tuple(Part(**{**part, "scalings": tuple(part["scalings"])}) for part in parts)
+    return Manifest(**fields)
 
 
-def _from(text: str, folder: Path) -> str:
+def _resolved(text: str, folder: Path) -> str:
     return text if text.startswith("hf://") or Path(text).is_absolute() else str(folder / text)

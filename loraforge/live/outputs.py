@@ -1,4 +1,4 @@
-"""TODO."""
+"""The files that a run writes: where they go, and in which order they are written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.errors import OutputError, Try
+from loraforge.errors import OutputError, adding
 from loraforge.live.compare import Compared, names, pictures
 from loraforge.live.manifest import Manifest
 from loraforge.live.runner import Clip
@@ -19,39 +19,42 @@ def _place(
     out: str | Path | None, read: Sequence[tuple[Adapter, float]], compare: Sequence[float],
     inputs: Sequence[str | Path], *, force: bool,
 ) -> Path:  # fmt: skip
-    """Where the video goes. Raises OutputError where something is there already, or the name is of another kind."""
+    """The path of the video. Raises OutputError if a file exists (unless `force`), or if the path cannot be written."""
     source = read[0][0].source
     default = f"{source.run if source else 'run'}.mp4"
-    place = Path(out) if out else Path(default)
-    place = place / default if place.is_dir() else place
-    if place.suffix.lower() != ".mp4":
-        raise OutputError(f"{place}: what is written is an .mp4.", Try(command("-o", place.with_suffix(".mp4"))))
-    folder = place.absolute().parent
+    video = Path(out) if out else Path(default)
+    video = video / default if video.is_dir() else video
+    if video.suffix.lower() != ".mp4":
+        raise OutputError(f"{video}: the name of the video must end in .mp4.", adding("-o", video.with_suffix(".mp4")))
+    folder = video.absolute().parent
     if not folder.is_dir():
-        raise OutputError(f"there is no folder {place.parent}.", command("mkdir", "-p", place.parent))
+        raise OutputError(f"there is no folder {video.parent}.", command("mkdir", "-p", video.parent))
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"{place.parent} cannot be written.", Try(command("-o", Path.home() / place.name)))
-    other = Try(command("-o", place.with_stem(f"{place.stem}-2")), "another name")
-    for file in (place, _manifest_name(place), *(names(place) if compare else ())):
+        raise OutputError(f"{video.parent} cannot be written.", adding("-o", Path.home() / video.name))
+    other = adding("-o", video.with_stem(f"{video.stem}-2"), why="another name")
+    for file in (video, _manifest_name(video), *(names(video) if compare else ())):
         if any(file.resolve() == Path(given).resolve() for given in inputs):
-            raise OutputError(f"{file} is read by this run, and would be replaced by what it writes.", other)
+            raise OutputError(f"{file} is read by this run, which would replace it.", other)
         if file.exists() and not force:
-            raise OutputError(f"{file} exists.", Try("--force", "replace it"), other)
-    return place
+            raise OutputError(f"{file} exists.", adding("--force", why="replace it"), other)
+    return video
 
 
-def _manifest_name(place: Path) -> Path:
-    return place.with_suffix(".json")
+def _manifest_name(video: Path) -> Path:
+    return video.with_suffix(".json")
 
 
 def _write(
-    place: Path, clip: Clip, made: Manifest, clips: Mapping[float, Clip], found: Sequence[Compared], fps: int
+    video: Path, clip: Clip, manifest: Manifest, clips: Mapping[float, Clip], results: Sequence[Compared], fps: int
 ) -> tuple[Path, ...]:
-    """The video and what lies beside it, the manifest last: where there is one, all of it is there."""
-    _manifest_name(place).unlink(missing_ok=True)
-    write_video(place, clip.frames, fps, force=True)
-    others = pictures(clips, found, place, fps) if clips else ()
-    temporary = place.with_name(f".{place.stem}.json.part")
-    temporary.write_text(made.text(), "utf-8")
-    temporary.replace(_manifest_name(place))
+    """Write the video and the files beside it, the manifest last: if it exists, the others are complete.
+
+    Returns the paths of the comparison pictures.
+    """
+    _manifest_name(video).unlink(missing_ok=True)
+    write_video(video, clip.frames, fps, force=True)
+    others = pictures(clips, results, video, fps) if clips else ()
+    temporary = video.with_name(f".{video.stem}.json.part")
+    temporary.write_text(manifest.text(), "utf-8")
+    temporary.replace(_manifest_name(video))
     return others

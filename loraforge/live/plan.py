@@ -15,7 +15,7 @@ from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.updates import updates
 from loraforge.conversion.read import read
-from loraforge.errors import ConversionError, LoraforgeError, Try
+from loraforge.errors import ConversionError, LoraforgeError, adding
 from loraforge.facts.given_settings import Settings, Value
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.variants import preset, settings
@@ -28,10 +28,10 @@ from loraforge.names.layout import COMPONENT
 from loraforge.text import command, listed, told
 
 SHORT = {
-    "num_inference_steps": "--steps ",
-    "guidance_scale": "--guidance ",
-    "num_frames": "--frames ",
-    "seed": "--seed ",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "num_frames": "--frames",
+    "seed": "--seed",
 }
 """Settings that are options too, which count before `--settings`."""
 OFFLOADS = ("none", "model", "sequential", "group")
@@ -76,9 +76,9 @@ def opened(
         text = (
             f"{len(numbers)} strengths for {len(adapters)} adapters: give --strength once per adapter, in their order."
         )
-        raise LoraforgeError(text, Try(" ".join(["--strength 1"] * len(adapters)), "as trained, each"))
+        raise LoraforgeError(text, adding(*["--strength", "1"] * len(adapters), why="as trained, each"))
     if odd := [number for number in numbers if not math.isfinite(number)]:
-        raise LoraforgeError(f"the strength {odd[0]} is no number.", "--strength 1")
+        raise LoraforgeError(f"the strength {odd[0]} is no number.", adding("--strength", "1"))
     return list(zip(adapters, numbers, strict=True))
 
 
@@ -92,7 +92,7 @@ def base_of(adapters: Sequence[tuple[Adapter, float]], stated: str | Path | None
     why = f"the adapters name several base models: {', '.join(sorted(named))}" if named else "no base model is recorded"
     known = [variant.repo for adapter, _ in adapters[:1] for variant in fits(adapter)]
     every = known or [variant.repo for variant in architecture("cogvideox").variants]
-    raise LoraforgeError(f"{why}: say which with --base.", *(Try(f"--base {repo}") for repo in every))
+    raise LoraforgeError(f"{why}: say which with --base.", *(adding("--base", repo) for repo in every))
 
 
 def planned(
@@ -170,15 +170,15 @@ def _pipeline_folder(base: str | Path) -> BaseModel:
         what = f"is a {found.kind} of {found.architecture.title}"
         raise LoraforgeError(
             f"{told(found.path)} {what}; a run needs a whole CogVideoX pipeline, with its text encoder and VAE.",
-            Try(f"--base {command('zai-org/CogVideoX-5b')}", "for example"),
+            adding("--base", "zai-org/CogVideoX-5b", why="for example"),
         )
     parts = [name for name, kind in read_json(found.path / "model_index.json").items() if isinstance(kind, list)]
     lacking = sorted(part for part in parts if not (found.path / part).is_dir())
     if lacking:
         raise LoraforgeError(
             f"{told(found.path)} has no {listed(lacking)}: a run needs the whole pipeline.",
-            Try("--check", "needs the transformer alone"),
-            *(Try(f"--base {variant.repo}", "the released one") for variant in found.variants[:1]),
+            adding("--check", why="needs the transformer alone"),
+            *(adding("--base", variant.repo, why="the released one") for variant in found.variants[:1]),
         )
     return found
 
@@ -206,12 +206,16 @@ def _pipeline(base: BaseModel, image: str | Path | None, video: str | Path | Non
         )
     if own == FROM_IMAGE:
         if image is None:
-            raise LoraforgeError(f"{name} makes a video of a first frame: give it.", Try("--image first_frame.png"))
+            raise LoraforgeError(
+                f"{name} makes a video of a first frame: give it.", adding("--image", "first_frame.png")
+            )
         return FROM_IMAGE
     if image is not None:
         raise LoraforgeError(
             f"{name} makes videos of text alone, and has no place for --image.",
-            Try("--base zai-org/CogVideoX-5b-I2V", "the model for a first frame; it needs an adapter of its own"),
+            adding(
+                "--base", "zai-org/CogVideoX-5b-I2V", why="the model for a first frame; it needs an adapter of its own"
+            ),
         )
     return FROM_VIDEO if video is not None else TO_VIDEO
 
@@ -250,10 +254,12 @@ def _refuse_wrong(given: Settings, variant: str, *, anyway: bool, own: frozenset
     if not wrong or anyway:
         return
     text = "; ".join(f"{f.key} {f.given} is wrong for {variant}: {f.consequence}" for f in wrong)
-    # of two that are right, as 9 or 17 frames, the first
-    first = {f.key: str(f.wanted).partition(" ")[0] for f in wrong if f.wanted is not None}
-    right = " ".join(f"{SHORT.get(key, f'--settings {key}=')}{value}" for key, value in first.items())
-    raise LoraforgeError(f"{text}.", *([Try(right)] if right else []), Try("--anyway", "run it all the same"))
+    right = {f.key: f.wanted for f in wrong if f.wanted is not None}
+    if "num_frames" in right:  # of two that are right, as 9 or 17, the first
+        right["num_frames"] = settings(variant).nearest(int(str(given["num_frames"])))[0]
+    words = [w for k, v in right.items() for w in ((SHORT[k], str(v)) if k in SHORT else ("--settings", f"{k}={v}"))]
+    ways = [adding(*words)] if words else []
+    raise LoraforgeError(f"{text}.", *ways, adding("--anyway", why="run it all the same"))
 
 
 def _refuse_size(values: Mapping[str, Value], base: BaseModel) -> None:
@@ -264,14 +270,14 @@ def _refuse_size(values: Mapping[str, Value], base: BaseModel) -> None:
         if size % step:
             near = max(step, round(size / step) * step)
             text = f"{key} {size} is no multiple of {step}, the pixels of a patch."
-            raise LoraforgeError(text, f"--settings {key}={near}")
+            raise LoraforgeError(text, adding("--settings", f"{key}={near}"))
     config = own_config(base)
     learned = {key: int(config[f"sample_{key}"]) * PIXELS for key in ("height", "width") if _is_learned(config, key)}
     if any(int(str(values[key])) != size for key, size in learned.items()):
         raise LoraforgeError(
             f"height {values['height']} and width {values['width']} are no size of {told(base.path)}: its positions "
             f"are learned for {learned['height']} x {learned['width']}, and Diffusers runs it at no other.",
-            " ".join(f"--settings {key}={size}" for key, size in learned.items()),
+            adding(*(word for key, size in learned.items() for word in ("--settings", f"{key}={size}"))),
         )
 
 

@@ -1,7 +1,7 @@
-"""Run the transformer alone on fixed random inputs, adapters on and off: the fastest proof that they do anything.
+"""Runs only the transformer, on fixed random inputs, with adapters on and off: the fastest proof of an effect.
 
-Needs neither text encoder nor VAE. Sources: diffusers CogVideoXTransformer3DModel.forward, and what its pipelines give
-it (rotary tables, `ofs` 2.0, image latents beside the noise).
+Needs neither text encoder nor VAE. Sources: diffusers CogVideoXTransformer3DModel.forward, and the inputs that its
+pipelines prepare (rotary tables, `ofs` 2.0, image latents concatenated to the noise).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import LoraforgeError, adding
 from loraforge.live.effect import Effect, judged
 
 FRAMES, HEIGHT, WIDTH = 2, 32, 48
-"""Latents: frames (doubled where two make one patch), and the most rows and columns where the model takes any."""
+"""Size of the latents: frames (twice as many if two make a patch); height and width if the model takes any size."""
 TIMESTEP = 500
 """The middle of the noise schedule."""
 SEED = 0
@@ -23,13 +23,13 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the transformer's output does at several strengths. Its JSON is part of schemas/run.schema.json."""
+    """How the transformer's output changes with the strength. Its JSON is part of schemas/run.schema.json."""
 
     strengths: tuple[float, ...]
     changes: tuple[float, ...]
-    """Of the output against strength 0: relative L2 norm of the difference, one per strength."""
+    """One per strength: the relative L2 norm of the output's difference from that at strength 0."""
     weights: float
-    """|D|/|W| over the adapted weights at strength 1: what the weights alone predict, in size."""
+    """|D|/|W| over the adapted weights at strength 1: the size of the change that the weights predict."""
     effect: Effect
     dtype: str
 
@@ -42,9 +42,10 @@ def probe(
     linear: bool = True,
     progress: Callable[[], None] = lambda: None,
 ) -> Probe:
-    """Measure the effect of what `set_strength` switches in `transformer`, at half and full strength and off.
+    """Measure the effect of adapters on the output of `transformer` at half and at full strength.
 
-    `weights` is |D|/|W| of it; not `linear`: there is DoRA in it. Leaves it at strength 1.
+    `set_strength` sets their strength and leaves them at 1; `weights` is their |D|/|W|; `linear` is false if one is
+    a DoRA; `progress` is called after each of the three forwards. Raises LoraforgeError if the output is not finite.
     """
     import torch
 
@@ -60,22 +61,22 @@ def probe(
     if not all(map(math.isfinite, (*changes, weights))):
         kind = str(transformer.dtype).removeprefix("torch.")
         raise LoraforgeError(
-            f"the transformer's output is NaN or infinity in {kind} with the adapters on: no number can be said of it.",
-            Try("--settings torch_dtype=float32", "a wider type"),
-            Try("--strength 1", "as trained"),
+            f"the transformer's output is NaN or infinity in {kind} with the adapters on: no effect can be measured.",
+            adding("--settings", "torch_dtype=float32", why="a wider type"),
+            adding("--strength", "1", why="as trained"),
         )
     kind = str(transformer.dtype).removeprefix("torch.")
     return Probe((0.5, 1.0), changes, weights, judged(*changes, weights, kind, linear=linear), kind)
 
 
 def relative(other: Any, base: Any) -> float:
-    """|other - base| / |base|, Frobenius norms; infinite where the base is zero and the other is not."""
+    """|other - base| / |base| in Frobenius norms; infinite if only the base is zero."""
     size, difference = float(base.norm()), float((other - base).norm())
     return difference / size if size else math.inf if difference else 0.0
 
 
 def inputs(transformer: Any, seed: int = SEED) -> dict[str, Any]:
-    """A call of the transformer: the same numbers on every machine, drawn on the CPU in float32."""
+    """Keyword arguments of a call of the transformer: the same on every machine, drawn on the CPU in float32."""
     import torch
 
     config = transformer.config
@@ -102,11 +103,11 @@ def inputs(transformer: Any, seed: int = SEED) -> dict[str, Any]:
 
 
 def _rotary(config: Any, frames: int, height: int, width: int, device: Any) -> Any:
-    """The tables the pipelines make for a video of this size."""
+    """The rotary tables that the pipelines make for latents of this size."""
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
     from diffusers.pipelines.cogvideo import pipeline_cogvideox
 
-    cut: Any = pipeline_cogvideox.get_resize_crop_region_for_grid  # it has no types
+    cut: Any = pipeline_cogvideox.get_resize_crop_region_for_grid  # untyped
 
     size, pair = config.patch_size, config.patch_size_t
     grid = (height // size, width // size)

@@ -10,7 +10,7 @@ from typing import Any
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.document import Document
-from loraforge.errors import LoraforgeError
+from loraforge.errors import LoraforgeError, adding
 from loraforge.facts.given_settings import Settings, checked, parse
 from loraforge.live.compare import Compared, compared, effect, strengths
 from loraforge.live.effect import Effect
@@ -136,11 +136,13 @@ def run(
     if check and compare:
         raise LoraforgeError("--check and --compare are two measurements: one at a time.", "loraforge run --help")
     if not any(number for _, number in read) and (check or compare):
-        raise LoraforgeError("every strength is 0: there is nothing to measure.", "--strength 1")
+        raise LoraforgeError("every strength is 0: there is nothing to measure.", adding("--strength", "1"))
     if check:
         return _checked(read, base, given, device, progress)
     if not prompt and again is None:
-        raise LoraforgeError("a run needs a prompt: what the video is to show.", '--prompt "a panda plays the guitar"')
+        raise LoraforgeError(
+            "a run needs a prompt: what the video is to show.", adding("--prompt", "a panda plays the guitar")
+        )
     check_offload(offload, device)
     plan = planned(
         read, base, prompt=prompt, negative_prompt=negative_prompt, image=image, video=video,

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import LoraforgeError, Try, adding
+from loraforge.live.acting import TypeTooNarrowError
 from loraforge.live.load_into import EXTRA, load_into, set_strength
 from loraforge.live.plan import FROM_IMAGE, FROM_VIDEO, OFFLOADS, RunPlan, component_sizes
 from loraforge.live.state import layers
@@ -61,7 +62,7 @@ def device_of(wanted: str) -> str:
         return next(name for name, found in there.items() if found)
     if not there.get(wanted.partition(":")[0], False):
         raise LoraforgeError(
-            f"there is no device {wanted} here.", *(Try(f"--device {n}") for n, f in there.items() if f)
+            f"there is no device {wanted} here.", *(adding("--device", n) for n, f in there.items() if f)
         )
     return wanted
 
@@ -69,11 +70,11 @@ def device_of(wanted: str) -> str:
 def check_offload(offload: str, device: str) -> None:
     """Raise LoraforgeError where there is nothing to offload from."""
     if offload not in OFFLOADS:
-        raise LoraforgeError(f"--offload {offload} is none of {', '.join(OFFLOADS)}.", "--offload model")
+        raise LoraforgeError(f"--offload {offload} is none of {', '.join(OFFLOADS)}.", adding("--offload", "model"))
     if offload in ("model", "sequential") and device == "cpu":
         raise LoraforgeError(
             f"--offload {offload} moves weights between a GPU and the machine's memory, and the run is on the CPU.",
-            "--offload none",
+            adding("--offload", "none"),
         )
 
 
@@ -88,7 +89,9 @@ def check_memory(plan: RunPlan, device: str, offload: str) -> None:
         return
     less = "model" if offload == "none" else "sequential"
     text = f"the weights need {needed / 1e9:.1f} GB of {where} in {dtype}, and {free / 1e9:.1f} GB are free."
-    raise LoraforgeError(text, Try(f"--offload {less}") if device != "cpu" else Try("--check", "the transformer alone"))
+    raise LoraforgeError(
+        text, adding("--offload", less) if device != "cpu" else adding("--check", why="the transformer alone")
+    )
 
 
 def _stored(plan: RunPlan) -> str:
@@ -115,9 +118,8 @@ class Adapted:
         for n, (adapter, strength) in enumerate(adapters, 1):
             try:
                 self.names.append((load_into(module, adapter, strength, name=f"adapter_{n}").name, strength))
-            except LoraforgeError as error:
-                if any(remedy.command.startswith("pipe.") for remedy in error.remedies):  # which is Python's way
-                    error.remedies = (Try("--settings torch_dtype=float32", "a wider type"),)
+            except TypeTooNarrowError as error:
+                error.remedies = (adding("--settings", "torch_dtype=float32", why="a wider type"),)
                 raise
 
     def at(self, factor: float) -> None:
@@ -200,8 +202,8 @@ class Running:
             dtype = self.plan.settings["torch_dtype"]
             raise LoraforgeError(
                 f"the run came out as NaN or infinity in {dtype}: the video would be black.",
-                *([] if dtype == "bfloat16" else [Try("--settings torch_dtype=bfloat16", "a wider range")]),
-                Try("--strength 1", "as trained"),
+                *([] if dtype == "bfloat16" else [adding("--settings", "torch_dtype=bfloat16", why="a wider range")]),
+                adding("--strength", "1", why="as trained"),
             )
         return Clip(held["latents"].float().cpu(), np.clip(np.rint(made * 255), 0, 255).astype(np.uint8))
 
@@ -283,7 +285,7 @@ def _diffusers(what: str) -> Iterator[None]:
     except Exception as error:  # a library raises what it likes
         name, version = type(error).__name__, versions()["diffusers"]
         text = next(iter(str(error).strip().splitlines()), "")[:300]
-        remedies = [Try("--offload sequential")] if name == "OutOfMemoryError" else [
+        remedies = [adding("--offload", "sequential")] if name == "OutOfMemoryError" else [
             Try(command("loraforge", "explain", f"{name}: {text}"), "what is known of it")
         ]  # fmt: skip
         raise LoraforgeError(f"diffusers {version} cannot {what} ({name}: {text}).", *remedies) from error

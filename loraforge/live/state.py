@@ -1,4 +1,4 @@
-"""A transformer as it was before an adapter went in: put back to the last bit when the load fails."""
+"""The state of a transformer before an adapter is loaded, restored to the last bit if loading fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NOTHING = object()
 
 
 def layers(transformer: Any, name: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Path and layer of every module that has the adapter `name` in it, or any."""
+    """Path and layer of every LoRA layer that has the adapter `name`; of every one if `name` is None."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for path, layer in transformer.named_modules():
@@ -25,17 +25,17 @@ def layers(transformer: Any, name: str | None = None) -> Iterator[tuple[str, Any
 
 @dataclass(frozen=True, slots=True)
 class LayerState:
-    """One LoRA layer that was there before."""
+    """The state of one LoRA layer."""
 
     active: tuple[str, ...]
     merged: tuple[str, ...]
     disabled: bool
     weight: Any
-    """A copy of the base weight if adapters are fused into it: taking them out again rounds."""
+    """A copy of the base weight if adapters are fused into it (unfusing rounds), else None."""
 
 
 class LiveState:
-    """What loading an adapter may change in a transformer."""
+    """Everything in a transformer that loading the adapter `name` may change."""
 
     def __init__(self, transformer: Any, name: str) -> None:
         self.transformer, self.name = transformer, name
@@ -45,12 +45,12 @@ class LiveState:
         self.processors = dict(getattr(transformer, "attn_processors", {}))
 
     def keep_gradients(self) -> None:
-        """What was trained goes on being trained; PEFT freezes all but the adapter it puts in."""
+        """Restore `requires_grad` of all parameters: PEFT freezes everything except the new adapter."""
         for parameter, needed in self.frozen:
             parameter.requires_grad_(needed)
 
     def undo(self) -> None:
-        """Put everything back. Hooks were never touched."""
+        """Restore everything. Hooks are never changed by loading."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted", UserWarning)
             self._undo()
@@ -87,13 +87,13 @@ def _state(layer: Any) -> LayerState:
 
 @contextmanager
 def guarded(transformer: Any, name: str) -> Iterator[LiveState]:
-    """Around calls into Diffusers and PEFT: whatever they raise becomes a LoraforgeError, the transformer as it was."""
+    """Wraps calls of Diffusers and PEFT: if they raise, the transformer is restored and a LoraforgeError raised."""
     import diffusers
     import peft
     from diffusers.utils import logging
 
     before, level = LiveState(transformer, name), logging.get_verbosity()
-    logging.set_verbosity(50)  # it complains of the other adapters; what matters is checked here
+    logging.set_verbosity(50)  # it warns about the other adapters; everything that matters is checked by us
     try:
         yield before
         before.keep_gradients()
@@ -101,11 +101,11 @@ def guarded(transformer: Any, name: str) -> Iterator[LiveState]:
         before.undo()
         if isinstance(error, LoraforgeError) or not isinstance(error, Exception):
             raise
-        told = next(iter(str(error).strip().splitlines()), "")[:300]
+        message = next(iter(str(error).strip().splitlines()), "")[:300]
         raise LoraforgeError(
-            f"diffusers {diffusers.__version__} with peft {peft.__version__} does not take the adapter "
-            f"({type(error).__name__}: {told}). The pipeline is as it was.",
-            Try("pip install --upgrade diffusers peft", "if they are older than each other"),
+            f"diffusers {diffusers.__version__} with peft {peft.__version__} cannot load the adapter "
+            f"({type(error).__name__}: {message}). The pipeline is as it was.",
+            Try("pip install --upgrade diffusers peft", "if one is much older than the other"),
         ) from error
     finally:
         with suppress(Exception):

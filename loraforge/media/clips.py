@@ -1,4 +1,4 @@
-"""Clips as arrays of frames, and what several must share to be compared or shown together."""
+"""Clips as arrays of frames, and the check that several of them can be compared or shown together."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def alike(clips: Sequence[Frames], *texts: Sequence[str]) -> tuple[int, int, int]:
-    """Frames, height and width, which all clips share. `texts` are lists of one text per clip.
+    """Number of frames, height and width, the same for all clips. `texts` are lists with one text per clip.
 
-    Raises LoraforgeError where there is no clip, one is no RGB film of bytes, two differ in shape, or a text
-    is missing or left over. It names no command: no command line lets clips of different runs meet.
+    Raises LoraforgeError if there is no clip, one is not RGB in bytes, two differ in shape, or the number of
+    texts is wrong. It names no command, because no command line compares clips of different runs.
     """
     if not clips:
         raise LoraforgeError("there is no clip to compare.")
@@ -27,7 +27,7 @@ def alike(clips: Sequence[Frames], *texts: Sequence[str]) -> tuple[int, int, int
         if clip.ndim != 4 or clip.shape[3] != 3 or clip.dtype.name != "uint8" or not clip.size:
             raise LoraforgeError(
                 f"clip {n + 1} is an array of {clip.dtype.name} {list(clip.shape)}, "
-                "where uint8 [frames, height, width, 3] is meant, with at least one frame."
+                "instead of uint8 [frames, height, width, 3] with at least one frame."
             )
         if clip.shape != clips[0].shape:
             raise LoraforgeError(
@@ -36,6 +36,6 @@ def alike(clips: Sequence[Frames], *texts: Sequence[str]) -> tuple[int, int, int
             )
     for text in texts:
         if len(text) != len(clips):
-            raise LoraforgeError(f"{len(clips)} clips have {len(text)} texts, where each has one.")
+            raise LoraforgeError(f"{len(clips)} clips have {len(text)} texts; each clip needs one.")
     count, height, width, _ = clips[0].shape
     return count, height, width

@@ -1,8 +1,8 @@
-"""Clips to look at together: side by side as a film, and as a labelled contact sheet.
+"""Several clips shown together: side by side in a film, and on a labelled contact sheet.
 
-The film shows pictures pixel by pixel as they are; the sheet fits them to a page. Every text stands on white
-beside a picture, never on one. Texts are in the font that comes with Pillow: no font of the machine changes
-what is drawn. It has Latin letters; what it has not got is drawn as a box.
+The film keeps every pixel as it is; the sheet scales the pictures to a page. Texts are on a white background
+beside the pictures, never on them. They use the font that comes with Pillow, so that the result does not depend
+on the fonts of the machine. It has Latin letters; a missing character is drawn as a box.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
     from loraforge.media.clips import Frames
 
 _IN_A_ROW = 4
-"""Clips beside each other in a film; more wrap, into rows as even as can be."""
+"""The most clips in a row of a film; more are put into rows of about equal length."""
 _NARROWEST = 128
-"""Pixels a label gets at least: `strength 0.5` in letters of 14 pixels, and some."""
+"""The least width of a label, in pixels: room for `strength 0.5` in letters of 14 pixels."""
 _WIDEST = 2400
-"""Pixels of a sheet: what a page and an image viewer show without effort."""
+"""The largest width of a sheet, in pixels, which image viewers and printed pages still show well."""
 _PICTURE = (160, 480)
-"""Pixels of a sheet's picture: the least along its width, and the most along its height."""
+"""The least width and the largest height of a picture on a sheet, in pixels."""
 _LONGEST = 200
-"""Characters of a text; no page has room for more."""
+"""The most characters of a text; no page has room for more."""
 _GAP = 8
 _WHITE, _BLACK, _GREY = 255, 0, 96
 
 
 def side_by_side(clips: Sequence[Frames], labels: Sequence[str]) -> Frames:
-    """One film [frames, height', width', 3] of clips of one shape, in their order, each under its label.
+    """One film [frames, height', width', 3] of clips of the same shape, in the given order, each below its label.
 
-    Up to four stand in a row; five make rows of three and two. Labels take two lines at most, then are cut.
-    Clips narrower than 128 pixels have white beside them, so that the label has a place. Nothing is scaled: four
-    clips of 1360 make 5464 pixels, which some phones do not decode. Raises LoraforgeError where the clips
-    differ in shape or have not got one label each.
+    A row has up to four clips; five make rows of three and two. Labels have at most two lines and are cut to fit.
+    Clips narrower than 128 pixels get a white margin, so that the label has room. Nothing is scaled: four
+    clips of 1360 make 5464 pixels, which some phones cannot decode. Raises LoraforgeError if the clips
+    differ in shape or do not have one label each.
     """
     count, height, width = alike(clips, labels)
     rows = math.ceil(len(clips) / _IN_A_ROW)
@@ -61,11 +61,11 @@ def side_by_side(clips: Sequence[Frames], labels: Sequence[str]) -> Frames:
 
 
 def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequence[str], frames: int = 6) -> Image:
-    """A page with a row per clip, in their order: label, note, and pictures evenly spread from first to last frame.
+    """A page with a row per clip: label, note, and `frames` evenly spaced pictures, including the first and last frame.
 
-    Each picture has its frame number below, from 0. A clip of fewer than `frames` shows all it has. Small
-    pictures are enlarged by whole factors, their pixels kept; large ones reduced until the page is no wider than
-    2400 pixels. Raises LoraforgeError where the clips differ in shape or have not got one label and note each.
+    The frame number, counted from 0, is below each picture. A clip of fewer frames shows all of them. Small
+    pictures are enlarged by a whole factor, without smoothing; large ones are reduced until the page is at most
+    2400 pixels wide. Raises LoraforgeError if the clips differ in shape or do not have one label and note each.
     """
     with of_pipeline("a contact sheet"):
         from PIL import Image, ImageDraw
@@ -89,8 +89,8 @@ def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequenc
         top += 2 * line
         for m, number in enumerate(shown):
             left = _GAP + m * (picture[0] + _GAP)
-            kept = Image.Resampling.NEAREST if picture[0] >= width else Image.Resampling.LANCZOS
-            page.paste(Image.fromarray(clip[number]).resize(picture, kept), (left, top))
+            method = Image.Resampling.NEAREST if picture[0] >= width else Image.Resampling.LANCZOS
+            page.paste(Image.fromarray(clip[number]).resize(picture, method), (left, top))
             _write(draw, (left, top + picture[1] + 2), f"frame {number}", small, _GREY)
         if n:
             draw.line((0, n * row, whole, n * row), (208,) * 3)
@@ -98,13 +98,13 @@ def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequenc
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers 0 to count - 1, evenly apart, the first and the last among them."""
+    """At most `most` of the numbers 0 to count - 1, evenly spaced, with the first and the last."""
     most = min(count, max(most, 1))
     return [round(n * (count - 1) / max(most - 1, 1)) for n in range(most)]
 
 
 def _fitted(width: int, height: int, columns: int) -> tuple[int, int]:
-    """Width and height of a sheet's picture: of the same proportions, within a page of `columns`."""
+    """Width and height of a picture on a sheet of so many `columns`, with the proportions of `width` and `height`."""
     least, tallest = _PICTURE
     widest = (_WIDEST - _GAP) // columns - _GAP
     factor = min(widest / width, tallest / height)
@@ -114,11 +114,11 @@ def _fitted(width: int, height: int, columns: int) -> tuple[int, int]:
 
 
 def _strips(labels: Sequence[str], width: int) -> list[Frames]:
-    """A white strip [height, width, 3] with each label; all of one height, for the label of most lines."""
+    """A white strip [height, width, 3] for each label; all are as high as the label with the most lines needs."""
     with of_pipeline("a label"):
         from PIL import Image, ImageDraw
 
-    size = max(14, width // 28)  # of a row of four, shown on a screen of 1920 pixels, about 14 again
+    size = max(14, width // 28)  # a row of four, scaled to a screen of 1920 pixels, has letters of about 14 pixels
     font = _font(size)
     margin, line = size // 4, size * 5 // 4
     texts = [_lines(label, font, width - 2 * margin) for label in labels]
@@ -126,7 +126,7 @@ def _strips(labels: Sequence[str], width: int) -> list[Frames]:
     strips = list[Any]()
     for text in texts:
         strip = Image.new("RGB", (width, height), (_WHITE,) * 3)
-        top = height - len(text) * line - margin  # next to its own picture, not to the one above
+        top = height - len(text) * line - margin  # near its own picture, away from the one above
         for n, words in enumerate(text):
             _write(ImageDraw.Draw(strip), (margin, top + n * line), words, font, _BLACK)
         strips.append(np.asarray(strip))
@@ -134,7 +134,7 @@ def _strips(labels: Sequence[str], width: int) -> list[Frames]:
 
 
 def _lines(text: str, font: FreeTypeFont, width: int) -> list[str]:
-    """The text in one line, or in two where it is too long, the last one cut."""
+    """The text in one line, or in two if it is too long; the last one is cut to fit."""
     first, rest = "", _plain(text).split()
     while rest and (not first or font.getlength(f"{first} {rest[0]}") <= width):
         first = f"{first} {rest.pop(0)}".strip()
@@ -153,8 +153,8 @@ def _cut(text: str, font: FreeTypeFont, width: int) -> str:
     return f"{text}..."
 
 
-def _write(draw: Any, place: tuple[int, int], text: str, font: FreeTypeFont, level: int) -> None:
-    draw.text(place, text, fill=(level,) * 3, font=font)
+def _write(draw: Any, corner: tuple[int, int], text: str, font: FreeTypeFont, level: int) -> None:
+    draw.text(corner, text, fill=(level,) * 3, font=font)
 
 
 def _font(size: int) -> Any:

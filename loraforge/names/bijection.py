@@ -1,24 +1,25 @@
-"""TODO."""
+"""Builds an architecture from its tables, and refuses layouts that are no bijection with its segments."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from loraforge.errors import LayoutError
+from loraforge.errors import Fault, LayoutError
 from loraforge.names.diffusers_config import faults
 from loraforge.names.dimensions import term
 from loraforge.names.layout import Architecture, Layout, Template, Variant, _is_hole
 
 
 def parse(data: Mapping[str, Any], where: str) -> Architecture:
-    """Build an architecture from its TOML, after checking that every layout is a bijection.
+    """Build an architecture from its TOML, which follows its schema, after checking that every layout is a bijection.
 
     Raises LayoutError that lists all problems of the file, not just the first.
     """
-    problems = [*_wrong_keys(data), *_wrong_segments(data)]
+    problems = [*_wrong_segments(data)]
     ratios, kinds = data.get("rows", {}), data.get("unadapted", {})
     layouts = {
         name: Layout(
@@ -65,7 +66,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
     holes: dict[str, tuple[str, frozenset[str]]] = {}
     for layout in layouts.values():
         faults = [*_misplaced(layout, arch, holes), *_misdropped(layout, arch)]
-        problems += [f"layout {layout.name}: {fault}" for fault in faults]
+        problems += [replace(fault, layout=layout.name) for fault in faults]
     if problems:
         raise LayoutError(where, problems)
     return arch
@@ -78,28 +79,7 @@ def _left_out(table: Mapping[str, Any], kinds: Mapping[str, Any]) -> frozenset[s
     return frozenset(every - placed)
 
 
-_KEYS = {
-    "": (
-        {"architecture", "title", "segments", "layouts"},
-        {"rows", "variants", "parameters", "unadapted", "told_by", "config", "dimensions", "pipelines"},
-    ),
-    "layouts": ({"modules"}, {"absent", "dropped", "lora_only", "unit_axes", "own"}),
-    "variants": ({"repo", "blocks"}, {"shapes", "absent", "config", "pipeline"}),
-}
-"""Table -> keys it must have, keys it may have."""
-
-
-def _wrong_keys(data: Mapping[str, Any]) -> Iterator[str]:
-    tables = [("", "", data)]
-    for kind in ("layouts", "variants"):
-        tables += [(kind, f"{kind}.{name}: ", entry) for name, entry in data.get(kind, {}).items()]
-    for kind, place, entry in tables:
-        needed, allowed = _KEYS[kind]
-        yield from (f"{place}unknown key {key!r}" for key in sorted(entry.keys() - needed - allowed))
-        yield from (f"{place}{key!r} is missing" for key in sorted(needed - entry.keys()))
-
-
-def _wrong_segments(data: Mapping[str, Any]) -> Iterator[str]:
+def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
     """Segments that are named outside the layouts and do not exist, and lists of them that contradict each other."""
     kinds, variants = data.get("unadapted", {}), data.get("variants", {})
     told_by = data.get("told_by")
@@ -113,25 +93,25 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[str]:
     }
     for place, segments in named.items():
         unknown = sorted(set(segments) - set(data.get("segments", ())))
-        yield from (f"{place}: unknown segment {segment!r}" for segment in unknown)
+        yield from (Fault(f"{place}: unknown segment {segment!r}", (segment,)) for segment in unknown)
     for segment, count in Counter(segment for segments in kinds.values() for segment in segments).items():
         if count > 1:
-            yield f"unadapted: segment {segment!r} is listed {count} times"
+            yield Fault(f"unadapted: segment {segment!r} is listed {count} times", (segment,))
     for segment, names in data.get("parameters", {}).items():
         if not names or any(not name or "." in name for name in names):
-            yield f"parameters: {list(names)} of segment {segment!r} are no names of parameters"
+            yield Fault(f"parameters: {list(names)} of segment {segment!r} are no names of parameters", (segment,))
     for name, variant in variants.items():
         both = variant.get("shapes", {}).keys() & set(variant.get("absent", ()))
-        yield from (f"variant {name}: segment {segment!r} is absent, and has a shape" for segment in sorted(both))
+        yield from (Fault(f"variant {name}: segment {s!r} is absent, and has a shape", (s,)) for s in sorted(both))
         if told_by is not None and told_by not in variant.get("shapes", {}):
-            yield f"variant {name}: no shape of {told_by!r}, by which variants are told"
+            yield Fault(f"variant {name}: no shape of {told_by!r}, by which variants are told")
 
 
-def _wrong_dimensions(data: Mapping[str, Any], arch: Architecture) -> Iterator[str]:
+def _wrong_dimensions(data: Mapping[str, Any], arch: Architecture) -> Iterator[Fault]:
     """Sizes that are none, that contradict the rows of a stack, or a released variant."""
     for segment, texts in data.get("dimensions", {}).items():
         if segment not in arch.dimensions:
-            yield f"dimensions: {list(texts)} of {segment!r} are not rows and inputs like '4 d', 'd' or '64'"
+            yield Fault(f"dimensions: {list(texts)} of {segment!r} are not rows and inputs like '4 d', 'd' or '64'")
     for layout in arch.layouts.values():
         for template, stack in layout.modules.items():
             sizes = [
@@ -139,22 +119,23 @@ def _wrong_dimensions(data: Mapping[str, Any], arch: Architecture) -> Iterator[s
             ]
             for (ratio, (times, symbol)), (other, (more, same)) in pairwise(sizes):
                 if symbol == same and ratio * more != other * times:
-                    yield f"layout {layout.name}: the rows of {template.text!r} are not as dimensions has them"
+                    text = f"the rows of {template.text!r} are not as dimensions has them"
+                    yield Fault(text, (template.text,), layout.name)
     for variant in arch.variants:
         if odd := arch.solved(variant).odd:
-            yield f"variant {variant.name}: dimensions do not allow {', '.join(one.said() for one in odd)}"
+            yield Fault(f"variant {variant.name}: dimensions do not allow {', '.join(one.said() for one in odd)}")
 
 
-def _wrong_classes(arch: Architecture) -> Iterator[str]:
+def _wrong_classes(arch: Architecture) -> Iterator[Fault]:
     """Pipelines that are not listed, and sizes of a configuration that nothing measures."""
     yield from faults("config", arch.config, arch)
     for variant in arch.variants:
         yield from faults(f"variant {variant.name}: config", variant.config, arch)
         if variant.pipeline and variant.pipeline not in arch.pipelines:
-            yield f"variant {variant.name}: {variant.pipeline} is none of pipelines"
+            yield Fault(f"variant {variant.name}: {variant.pipeline} is none of pipelines")
 
 
-def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, frozenset[str]]]) -> Iterator[str]:
+def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, frozenset[str]]]) -> Iterator[Fault]:
     """What keeps the modules from being a bijection with the segments. `holes`: those of the layouts seen so far."""
     owner: dict[str, Template] = {}
     templates = list(layout.modules)
@@ -162,52 +143,58 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
         stack = layout.modules[template]
         yield from _malformed(template)
         if not stack:
-            yield f"{template.text!r} stacks no segment"
+            yield Fault(f"{template.text!r} stacks no segment", (template.text,))
         for earlier in templates[:n]:
             if template.overlaps(earlier) or template.overlaps(earlier, "_"):
-                yield f"{earlier.text!r} and {template.text!r} can match the same module"
+                text = f"{earlier.text!r} and {template.text!r} can match the same module"
+                yield Fault(text, (earlier.text, template.text))
         for segment in stack:
             if segment not in arch.segments:
-                yield f"{template.text!r} uses unknown segment {segment!r}"
+                yield Fault(f"{template.text!r} uses unknown segment {segment!r}", (template.text, segment))
             elif segment in owner:
-                yield f"segment {segment!r} is in {owner[segment].text!r} and in {template.text!r}"
+                both = (owner[segment].text, template.text)
+                yield Fault(f"segment {segment!r} is in {both[0]!r} and in {both[1]!r}", (segment, *both))
             owner.setdefault(segment, template)
             other, indexed = holes.setdefault(segment, (layout.name, template.holes))
             if indexed != template.holes:
                 here, there = (", ".join(sorted(names)) or "no block number" for names in (template.holes, indexed))
-                yield f"segment {segment!r} is indexed differently in layout {other!r}: by {there}, here by {here}"
+                text = f"segment {segment!r} is indexed differently in layout {other!r}: by {there}, here by {here}"
+                yield Fault(text, (segment,))
         if len({(arch.named((segment,)), arch.unadapted.get(segment)) for segment in stack}) > 1:
-            yield f"{template.text!r} stacks segments whose parameters, or kinds, are not the same"
+            text = f"{template.text!r} stacks segments whose parameters, or kinds, are not the same"
+            yield Fault(text, (template.text,))
     for segment in arch.segments:
         if (segment in owner) == (segment in layout.absent):
             state = "both placed and" if segment in owner else "in no module: place it, or list it as"
-            yield f"segment {segment!r} is {state} absent"
+            yield Fault(f"segment {segment!r} is {state} absent", (segment,))
     strangers = sorted(template.text for template in layout.unit_axes.keys() - layout.modules.keys())
-    yield from (f"unit_axes: {text!r} is no module" for text in strangers)
-    yield from (f"own: {template.text!r} is no module" for template in layout.own if template not in layout.modules)
-    yield from (f"absent: unknown segment {segment!r}" for segment in sorted(layout.absent - arch.segments.keys()))
+    yield from (Fault(f"unit_axes: {text!r} is no module") for text in strangers)
+    yield from (Fault(f"own: {own.text!r} is no module") for own in layout.own if own not in layout.modules)
+    yield from (Fault(f"absent: unknown segment {s!r}") for s in sorted(layout.absent - arch.segments.keys()))
 
 
-def _misdropped(layout: Layout, arch: Architecture) -> Iterator[str]:
+def _misdropped(layout: Layout, arch: Architecture) -> Iterator[Fault]:
     """Dropped keys that are ambiguous, or that are carried in every variant."""
     templates = list(layout.dropped)
     for n, template in enumerate(templates):
         yield from _malformed(template)
         for earlier in templates[:n]:
             if template.overlaps(earlier):
-                yield f"dropped {earlier.text!r} and {template.text!r} can match the same key"
+                yield Fault(f"dropped {earlier.text!r} and {template.text!r} can match the same key")
         for module, stack in layout.modules.items():
             mine = any(template.overlaps(Template(f"{module.text}.{name}")) for name in arch.named(stack))
             if mine and not any(variant.absent.issuperset(stack) for variant in arch.variants):
-                yield f"dropped {template.text!r} is a parameter of {module.text!r}, which no variant lacks"
+                text = f"dropped {template.text!r} is a parameter of {module.text!r}, which no variant lacks"
+                yield Fault(text, (module.text,))
 
 
-def _malformed(template: Template) -> Iterator[str]:
+def _malformed(template: Template) -> Iterator[Fault]:
     tokens = template.tokens()
     holes = [token for token in tokens if _is_hole(token)]
     if len(holes) > len(template.holes):
-        yield f"{template.text!r} uses a block number twice"
+        yield Fault(f"{template.text!r} uses a block number twice", (template.text,))
     for token in tokens:
         inner = token[1:-1] if token in holes else token
         if not inner or "{" in inner or "}" in inner or (token in holes and not inner.isidentifier()):
-            yield f"{template.text!r}: {token!r} is neither a name nor one whole {{number}}"
+            text = f"{template.text!r}: {token!r} is neither a name nor one whole {{number}}"
+            yield Fault(text, (template.text,))

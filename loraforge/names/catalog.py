@@ -3,61 +3,79 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from functools import cache
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
-
-import tomli
 
 from loraforge.errors import FormatError, LoraforgeError
 from loraforge.names import bijection
 from loraforge.names.layout import Architecture
 from loraforge.plugin.datafile import read
-from loraforge.plugin.host import depends_on_plugins, host
+from loraforge.plugin.host import load
+from loraforge.plugin.registry import Reading, Registry, current
+from loraforge.tables import package_tables
 from loraforge.text import command
 
+Table = dict[str, Any]
+Known = tuple[dict[str, Architecture], dict[str, Table]]
+"""Architectures by name, and the tables each is made of."""
 
-@depends_on_plugins
-@cache
-def data_files() -> tuple[tuple[str, dict[str, Any], str], ...]:
-    """Every healthy data file: whose it is, its tables, and its name. Faults are noted with the plugin."""
-    found = []
+
+@dataclass(frozen=True, slots=True)
+class DataTables:
+    """A healthy data file."""
+
+    owner: str
+    """The plugin it comes from."""
+    tables: Table
+    name: str
+    """Of the file."""
+
+
+def read_data_files(registry: Registry) -> Reading[list[DataTables]]:
+    """The data files that plugins add. What is none, or has a fault, is noted and left out."""
+    reading = Reading(list[DataTables]())
+    returned = registry.read(load).value.returned
     for hook in ("loraforge_architectures", "loraforge_formats"):
-        for owner, item in host().results(hook):
-            if not hasattr(item, "read_text"):
-                if hook == "loraforge_architectures":
-                    host().fault(owner, f"{hook} returned {type(item).__name__}, which is no TOML file")
-                continue
-            try:
-                found.append((owner, read(item), item.name))
-            except LoraforgeError as error:
-                host().fault(owner, error.message)
-    return tuple(found)
+        for owner, item in returned[hook]:
+            if hasattr(item, "read_text"):
+                try:
+                    reading.value.append(DataTables(owner, read(item), item.name))
+                except LoraforgeError as error:
+                    reading.fault(owner, error.message)
+            elif hook == "loraforge_architectures":
+                reading.fault(owner, f"{hook} returned {type(item).__name__}, which is no TOML file")
+    return reading
 
 
-@depends_on_plugins
-@cache
-def _known(without: str | None = None) -> tuple[dict[str, Architecture], dict[str, dict[str, Any]]]:
-    """Every architecture by name, and the tables it is made of. A layout with a fault is left out and noted.
+def read_architectures(registry: Registry) -> Reading[Known]:
+    """The built-in architectures and what plugins add to them."""
+    return _assembled(registry.read(read_data_files).value)
 
-    `without`: the name of a data file whose layouts do not count.
-    """
-    files = sorted((Path(__file__).parent / "architectures").glob("*.toml"))
-    tables = {file.stem: tomli.loads(file.read_text("utf-8")) for file in files}
+
+def _assembled(files: Iterable[DataTables]) -> Reading[Known]:
+    """The built-in architectures with the layouts of data files. One with a fault is noted and left out."""
+    tables = package_tables("names/architectures")
     known = {name: bijection.parse(data, f"{name}.toml") for name, data in tables.items()}
-    for owner, data, where in layout_files():
-        if where == without:
-            continue
+    reading = Reading((known, tables))
+    with_layouts = (file for file in files if "layouts" in file.tables)
+    for file in sorted(with_layouts, key=lambda file: "segments" not in file.tables):  # whole architectures first
         try:
-            table = joined(data, tables)
-            known[table["architecture"]], tables[table["architecture"]] = bijection.parse(table, where), table
-            if without is None:
-                host().plugins[owner].adds += [f"layout {table['architecture']}/{new}" for new in data["layouts"]]
+            whole = joined(file.tables, tables)
+            name = whole["architecture"]
+            known[name], tables[name] = bijection.parse(whole, file.name), whole
+            reading.adds += [(file.owner, f"layout {name}/{new}") for new in file.tables["layouts"]]
         except LoraforgeError as error:
-            if without is None:
-                host().fault(owner, error.message)
-    return known, tables
+            reading.fault(file.owner, error.message)
+    return reading
+
+
+class TakenError(FormatError):
+    """A data file gives a name that an architecture or a layout has already."""
+
+    def __init__(self, message: str, layouts: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.layouts = layouts
 
 
 def joined(data: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -68,29 +86,28 @@ def joined(data: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> 
     name, own = data["architecture"], {key: value for key, value in data.items() if key != "format"}
     if "segments" in data:
         if name in tables:
-            raise FormatError(f"there is an architecture {name} already")
+            raise TakenError(f"there is an architecture {name} already")
         return own
     if name not in tables:
         raise FormatError(f"there is no architecture {name}; there are {', '.join(tables)}")
     if taken := sorted(data["layouts"].keys() & tables[name]["layouts"].keys()):
-        raise FormatError(f"{name} has a layout {', '.join(taken)} already")
+        raise TakenError(f"{name} has a layout {', '.join(taken)} already", tuple(taken))
     return {**tables[name], "layouts": tables[name]["layouts"] | data["layouts"]}
+
+
+def data_files() -> list[DataTables]:
+    """Every healthy data file."""
+    return current().read(read_data_files).value
 
 
 def architectures() -> Mapping[str, Architecture]:
     """Every architecture by name, with the layouts plugins add."""
-    return _known()[0]
+    return current().read(read_architectures).value[0]
 
 
 def architecture_tables(without: str) -> Mapping[str, Mapping[str, Any]]:
     """The tables each architecture is made of, less what the data file of this name adds."""
-    return _known(without)[1]
-
-
-def layout_files() -> list[tuple[str, dict[str, Any], str]]:
-    """The data files that add layouts: those of whole architectures first."""
-    files = [entry for entry in data_files() if "layouts" in entry[1]]
-    return sorted(files, key=lambda entry: "segments" not in entry[1])
+    return _assembled(file for file in data_files() if file.name != without).value[1]
 
 
 def architecture(name: str) -> Architecture:
@@ -101,9 +118,10 @@ def architecture(name: str) -> Architecture:
     return architectures()[name]
 
 
-def having(name: str) -> dict[str, str]:
-    """Every architecture that has a layout of this name -> that name, as a format's `layouts` has it."""
-    return {arch: name for arch, known in architectures().items() if name in known.layouts}
+def having(name: str, known: Mapping[str, Architecture] | None = None) -> dict[str, str]:
+    """Every architecture (of `known`) that has a layout of this name -> that name, as a format's `layouts` has it."""
+    known = architectures() if known is None else known
+    return {arch: name for arch, entry in known.items() if name in entry.layouts}
 
 
 def matching(

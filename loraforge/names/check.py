@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from loraforge.errors import FormatError, LayoutError, LoraforgeError
+from loraforge.errors import Fault, FormatError, LayoutError, LoraforgeError
 from loraforge.names.bijection import parse
-from loraforge.names.catalog import architecture_tables, architectures, joined
-from loraforge.plugin.datafile import Problem, line_of, look
+from loraforge.names.catalog import TakenError, architecture_tables, architectures, joined
+from loraforge.plugin.schema_check import Problem, line_of, look
 from loraforge.text import command
 
 
@@ -32,22 +32,21 @@ def _layouts(data: dict[str, Any], text: str, name: str) -> list[Problem]:
     try:
         parse(joined(data, architecture_tables(name)), str(data["architecture"]))
     except LayoutError as error:
-        return [_fault(problem, text, data) for problem in error.problems]
+        return [Problem(line_of(text, _where(fault, data)), f"{fault}.", "") for fault in error.problems]
     except FormatError as error:
-        taken = next((name for name in data["layouts"] if f"layout {name} already" in error.message), None)
-        place = ["layouts", taken] if taken else ["architecture"]
+        taken = error.layouts[:1] if isinstance(error, TakenError) else ()
+        place = ["layouts", *taken] if taken else ["architecture"]
         return [Problem(line_of(text, place), f"{error.message}.", "")]
     return []
 
 
-def _fault(problem: str, text: str, data: dict[str, Any]) -> Problem:
-    """A load-time problem with the line of the first module it names."""
+def _where(fault: Fault, data: dict[str, Any]) -> list[str]:
+    """The table of a fault that shows at load time, or the entry of the first module it names."""
     for layout, table in data["layouts"].items():
         for module, stack in table["modules"].items():
-            if repr(module) in problem or any(f"segment {s!r}" in problem and s in stack for s in stack):
-                return Problem(line_of(text, ["layouts", layout, "modules", module]), f"{problem}.", "")
-    named = next((name for name in data["layouts"] if problem.startswith(f"layout {name}:")), "")
-    return Problem(line_of(text, ["layouts", named]), f"{problem}.", "")
+            if {module, *stack} & set(fault.names):
+                return ["layouts", layout, "modules", module]
+    return ["layouts", fault.layout]
 
 
 def _format(data: dict[str, Any], text: str) -> list[Problem]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from loraforge.errors import Fault
 from loraforge.names.dimensions import Sized, solve
 from loraforge.names.layout import Architecture, Index, Variant
 
@@ -63,7 +64,7 @@ def filled(values: Mapping[str, Any], known: Mapping[str, int], *, any_share: bo
     return found
 
 
-def faults(where: str, config: Mapping[str, Any], arch: Architecture) -> Iterator[str]:
+def faults(where: str, config: Mapping[str, Any], arch: Architecture) -> Iterator[Fault]:
     """Sizes of a configuration that nothing measures."""
     symbols = {symbol for pair in arch.dimensions.values() for _, symbol in pair}
     for name, value in config.items():
@@ -72,9 +73,9 @@ def faults(where: str, config: Mapping[str, Any], arch: Architecture) -> Iterato
         match = _SIZE.fullmatch(value)
         known = symbols | {f"blocks {segment}" for segment in arch.segments}
         if match is None or match[1] not in known:
-            yield f"{where}: {name} is {value!r}, which is no symbol of dimensions and no number of blocks"
+            yield Fault(f"{where}: {name} is {value!r}, which is no symbol of dimensions and no number of blocks")
         elif (by := match[2]) and not by.isdecimal() and by not in symbols | arch.config.keys():
-            yield f"{where}: {name} is {value!r}, and {by} is no symbol of dimensions, no entry and no number"
+            yield Fault(f"{where}: {name} is {value!r}, and {by} is no symbol of dimensions, no entry and no number")
 
 
 def _is_size(value: Any) -> bool:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-import tomli
 
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import Architecture
+from loraforge.tables import package_table
 
 _FACTOR = re.compile(
     r"(?P<path>.+?)(?P<word>\.lora_[AaBb]|\.lora_(?:down|up)|[._]lora\.(?:down|up)|\.lora_magnitude_vector|\.(?:down|up)(?=\.weight)"
@@ -33,10 +31,9 @@ def lora_paths(keys: Iterable[str]) -> dict[str, str]:
     return {key: found["path"] for key in keys if (found := _FACTOR.fullmatch(key))}
 
 
-@cache
 def models() -> Mapping[str, Mapping[str, Any]]:
     """The table of other models, by title."""
-    return tomli.loads((Path(__file__).parent / "othermodels.toml").read_text("utf-8"))
+    return package_table("names/othermodels")
 
 
 @cache

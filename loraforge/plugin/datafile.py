@@ -1,61 +1,30 @@
-"""Reads a plugin's TOML file, and finds every fault of it at once, with the line it stands in."""
+"""Reads a plugin's TOML file that follows the schema."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import tomli
 from platformdirs import user_cache_path
 
-from loraforge.errors import LoraforgeError
 from loraforge.plugin.host import DataFile
-from loraforge.text import plain
-
-SCHEMAS = ("plugin.schema.json", "architecture.schema.json")
-"""The schema of data files, and the one it refers to."""
-
-MOST_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One fault of a data file."""
-
-    line: int | None
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{f'line {self.line}: ' if self.line else ''}{self.what} {self.remedy}".strip()
-
-
-class PluginDataError(LoraforgeError):
-    """A data file is not what the schema says; every problem is listed."""
-
-    def __init__(self, name: str, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
-        super().__init__(f"{name}: " + "; ".join(map(str, self.problems)))
+from loraforge.tables import SCHEMAS, schema
 
 
 def read(file: DataFile) -> dict[str, Any]:
     """The tables of a data file that follows the schema. Raises PluginDataError with every problem.
 
-    Loading the validator takes 100 ms: that a text is sound is remembered by its digest, in the user's cache.
+    That a text is sound is remembered by its digest, in the user's cache.
     """
     mark = _mark(file)
     if mark and mark.exists():
         return tomli.loads(file.read_text("utf-8"))
-    data, problems = look(file)
-    if problems:
-        raise PluginDataError(file.name, problems)
+    from loraforge.plugin.schema_check import checked  # with the validator, which takes 100 ms
+
+    data = checked(file)
     if mark:
         with suppress(OSError):
             mark.parent.mkdir(parents=True, exist_ok=True)
@@ -66,107 +35,7 @@ def read(file: DataFile) -> dict[str, Any]:
 def _mark(file: DataFile) -> Path | None:
     """The file that exists when this text was found sound by this schema; None where it cannot be read."""
     try:
-        texts = [file.read_text("utf-8"), *((schemas() / name).read_text("utf-8") for name in SCHEMAS)]
+        texts = [file.read_text("utf-8"), *map(schema, SCHEMAS)]
     except (OSError, ValueError):
         return None
     return user_cache_path("loraforge") / "sound" / hashlib.sha256("\0".join(texts).encode()).hexdigest()
-
-
-def look(file: DataFile) -> tuple[dict[str, Any], list[Problem]]:
-    """The tables of a data file, and what is wrong with it by the schema."""
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        return {}, [Problem(None, f"it cannot be read ({error}).", "")]
-    if len(text) > MOST_BYTES:
-        return {}, [Problem(None, "it has more than 1 MB.", "A plugin is a page of names.")]
-    try:
-        data = tomli.loads(text)
-    except (tomli.TOMLDecodeError, RecursionError) as error:
-        line = re.search(r"at line (\d+)", str(error))
-        what = re.sub(r" \(at line.*", "", str(error)) + "."
-        hint = "TOML quotes names that have dots or braces." if what.startswith("Expected") else ""
-        return {}, [Problem(int(line[1]) if line else None, what, hint)]
-    problems = list(dict.fromkeys(_problem(text, error) for error in _errors(data)))  # one error per missing entry
-    return data, problems or list(_alike(data, text))
-
-
-def _alike(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
-    """Suffixes of one spelling that a key could end in both."""
-    for spelling in data.get("format", {}).get("spellings", ()):
-        for one, other in permutations(spelling, 2):
-            if spelling[one].endswith(spelling[other]) and (one < other or spelling[one] != spelling[other]):
-                line = line_of(text, ["format", "spellings"])
-                ends = f"the suffix of {one}, {spelling[one]!r}, ends in that of {other}, {spelling[other]!r}."
-                yield Problem(line, ends, "A key could be either.")
-
-
-def line_of(text: str, path: Iterable[str | int]) -> int | None:
-    """The line of a TOML text where the deepest part of `path` that can be found stands."""
-    names = [part for part in path if isinstance(part, str)]
-    best, depth, table = None, 0, list[str]()
-    for number, line in enumerate(text.splitlines(), 1):
-        bare = line.strip()
-        if header := re.match(r"\[+([^\]]+)\]", bare):
-            table = _names(header[1])
-        elif assigned := re.match(r"""((?:[\w.-]|"[^"]*"|'[^']*')+)\s*=""", bare):
-            here = [*table, *_names(assigned[1])]
-            if names[: len(here)] == here and len(here) > depth:
-                best, depth = number, len(here)
-            continue
-        else:
-            continue
-        if names[: len(table)] == table and len(table) > depth:
-            best, depth = number, len(table)
-    return best
-
-
-def _names(key: str) -> list[str]:
-    return [quoted or single or bare for quoted, single, bare in re.findall(r'"([^"]*)"|\'([^\']*)\'|([\w-]+)', key)]
-
-
-def _errors(data: Mapping[str, Any]) -> list[Any]:
-    from jsonschema import Draft202012Validator
-    from referencing import Registry, Resource
-
-    folder = schemas()
-    documents = [json.loads((folder / name).read_text("utf-8")) for name in SCHEMAS]
-    registry: Any = Registry().with_resources((d["$id"], Resource.from_contents(d)) for d in documents)
-    validator = Draft202012Validator(documents[0], registry=registry)
-    return sorted(validator.iter_errors(data), key=lambda error: [str(part) for part in error.absolute_path])
-
-
-def _problem(text: str, error: Any) -> Problem:
-    path = list(error.absolute_path)
-    place = ".".join(map(str, path)) or "the file"
-    if error.validator == "additionalProperties":
-        unknown = sorted(set(error.instance) - set(error.schema.get("properties", ())))
-        known = ", ".join(sorted(error.schema.get("properties", ())))
-        return Problem(line_of(text, [*path, unknown[0]]), f"{place} has no {', '.join(unknown)}.", f"It has {known}.")
-    if error.validator == "dependentRequired":
-        missing = [
-            f"{key} (for {one})"
-            for one, keys in error.validator_value.items()
-            if one in error.instance
-            for key in keys
-            if key not in error.instance
-        ]
-        first = next(one for one in error.validator_value if one in error.instance)
-        return Problem(line_of(text, [first]), f"{place} lacks {', '.join(missing)}.", "It stands above every [table].")
-    if error.validator == "type":
-        value = plain(json.dumps(error.instance, default=str), 60)
-        hint = f"Write [{value}]." if error.validator_value == "array" else error.schema.get("description", "")
-        return Problem(line_of(text, path), f"{place} is {value}, and must be of type {error.validator_value}.", hint)
-    if error.validator == "required":
-        missing = sorted(set(error.validator_value) - set(error.instance))
-        return Problem(line_of(text, path), f"{place} lacks {', '.join(missing)}.", "")
-    allowed = error.schema.get("description", "")
-    value = plain(json.dumps(error.instance, default=str), 60)
-    what = f"{place} is {value}, which does not go with {error.validator} {plain(str(error.validator_value), 80)}."
-    return Problem(line_of(text, path), what, allowed)
-
-
-def schemas() -> Path:
-    """The folder of the JSON Schemas: in the package, or beside it in a clone."""
-    inside = Path(__file__).parents[1] / "schemas"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "schemas"

@@ -1,1 +1,1 @@
-"""What the programs that run adapters do with a file: programs.toml, and what follows from it."""
+"""What the programs that run adapters do with a file: the table programs.toml, and predictions from it."""

@@ -1,4 +1,4 @@
-"""Reads an adapter at the scale that is stated of it: that of training, or what a program applies today (`--as-in`)."""
+"""Reads an adapter at the scale the user states: that of training, or the one a program applies today (`--as-in`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.errors import LoraforgeError, ScaleError, Try
+from loraforge.errors import LoraforgeError, ScaleError, Try, adding
 from loraforge.format.protocol import Format
 from loraforge.programs.outlook import outlook, scales
 from loraforge.programs.table import Runtime, running, runtime, runtimes
@@ -17,15 +17,14 @@ from loraforge.text import listed
 if TYPE_CHECKING:
     from loraforge.files.tensorfile import TensorFile
 
-_MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 _PLAIN = Statement(trained_scale=1.0, override=True)
-"""Reads the modules of a file whatever it records of their scale."""
+"""Reads the modules of a file without the scale that it records."""
 
 
 def read_at(form: Format, file: TensorFile, choice: Choice) -> Adapter:
-    """The adapter in the file. Where its scale is not known, the programs that apply all of it are candidates too.
+    """The adapter in the file. If its scale is not known, its candidates include the programs that apply all of it.
 
-    Raises ScaleError where the program of `--as-in` applies nothing of it, or a part.
+    Raises ScaleError if the program of `--as-in` does not apply all of it.
     """
     if choice.stated.as_in is not None:
         return _kept(form, file, choice, choice.stated.as_in)
@@ -45,23 +44,23 @@ def _kept(form: Format, file: TensorFile, choice: Choice, name: str) -> Adapter:
     applied, why = _applied(program, form, file, adapter)
     if why:
         others = _offered(form, file, choice)
-        text = f"{file.path}: {program.title} {why}: there is nothing there to keep."
-        raise ScaleError(text if others else f"{text} No program that is known applies all of it.", *others)
+        text = f"{file.path}: {program.title} {why}, and --as-in needs a program that applies all of it."
+        raise ScaleError(text if others else f"{text} No known program applies all of it.", *others)
     source = f"--as-in {name}: what {program.title} applies to it"
     return replace(scaled(adapter, applied), scale=Scale("assumed", source, program=program.title))
 
 
 def _applied(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) -> tuple[Mapping[str, float], str]:
-    """Module -> the scale that the program applies; and why it is not all of the adapter."""
-    found = outlook(program, form, file, adapter)
-    if found.raises:
-        return {}, f"stops at {found.raises}"
-    if not found.applied:
+    """Module -> the scale that the program applies, and "". If it does not apply all of the adapter, {} and why."""
+    predicted = outlook(program, form, file, adapter)
+    if predicted.raises:
+        return {}, f"stops at {predicted.raises}"
+    if not predicted.applied:
         return {}, "applies none of its modules"
-    lost = f", and passes over {listed(list(found.lost), 3)}" if found.lost else ""
-    if found.applied < found.modules:
-        return {}, f"applies {found.applied} of its {found.modules} modules{lost}"
-    if any(kind.startswith(_MAGNITUDES) for kind in found.lost):
+    lost = f", and passes over {listed(list(predicted.lost), 3)}" if predicted.lost else ""
+    if predicted.applied < predicted.modules:
+        return {}, f"applies {predicted.applied} of its {predicted.modules} modules{lost}"
+    if predicted.bare:
         return {}, f"applies its modules without the magnitudes of DoRA{lost}"
     applied = scales(program, form, file, adapter)
     otherwise = outlook(program, form, file, scaled(adapter, applied)).otherwise
@@ -69,7 +68,7 @@ def _applied(program: Runtime, form: Format, file: TensorFile, adapter: Adapter)
 
 
 def scaled(adapter: Adapter, applied: Mapping[str, float]) -> Adapter:
-    """The same modules at other scales; at 0 those that have none."""
+    """The same modules at the scales in `applied`; modules that are not in it get 0."""
     modules = {
         path: tuple(replace(w, scaling=applied.get(path, 0.0)) for w in delta)
         for path, delta in adapter.modules.items()
@@ -78,7 +77,7 @@ def scaled(adapter: Adapter, applied: Mapping[str, float]) -> Adapter:
 
 
 def _offered(form: Format, file: TensorFile, choice: Choice) -> list[Try]:
-    """One line for each scale at which programs apply all of the file: the first program that does so."""
+    """For each scale at which a program applies all of the file, the option that names the first such program."""
     try:
         adapter = form.read(file, replace(choice, stated=_PLAIN, training_config=None))
     except LoraforgeError:
@@ -92,6 +91,11 @@ def _offered(form: Format, file: TensorFile, choice: Choice) -> list[Try]:
         (scale,) = values
         seen.add(scale)
         tries.append(
-            Try(f"--as-in {program.name}", f"if you like what {program.title} does with it today: scale {scale:g}")
+            adding(
+                "--as-in",
+                program.name,
+                why=f"if you like what {program.title} does with it today: scale {scale:g}",
+                scale=scale,
+            )
         )
     return tries

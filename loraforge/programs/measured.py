@@ -1,4 +1,4 @@
-"""What was measured: in which versions of which programs a file acts, and what it does in the others of its format."""
+"""In which measured versions of which programs a file acts as in training, and what it does in the other ones."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from loraforge.programs.table import runtimes
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What the written file does in one program, as the table of programs has it (programs.toml)."""
+    """What the written file does in one program, according to programs.toml."""
 
     runtime: str
     program: str
     title: str
     versions: tuple[str, ...]
-    """In which it was run on files of this kind; empty where its source was only read."""
+    """The versions in which files of this kind were run; empty if only its source code was read."""
     otherwise: str
-    """What it does other than the source did; empty where it does the same."""
+    """How the effect differs from that of training; empty if it does not."""
     instead: str
     """What to change in the program."""
 
 
-def joined(found: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """Programs and their versions, in order: `Diffusers 0.40.0, 0.42.1; PEFT 0.21.2`."""
+def joined(programs: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Programs with their versions in order, each once: `Diffusers 0.40.0, 0.42.1; PEFT 0.21.2`."""
     versions: dict[str, dict[str, None]] = {}
-    for name, known in found:
+    for name, known in programs:
         versions.setdefault(name, {}).update(dict.fromkeys(known))
 
     def order(version: str) -> tuple[int, ...]:
@@ -36,11 +36,11 @@ def joined(found: Iterable[tuple[str, Sequence[str]]]) -> str:
     return "; ".join(f"{name} {', '.join(sorted(known, key=order))}" for name, known in versions.items())
 
 
-def strength_of(own: Outlook) -> str:
-    """`64x too weak`, where one factor says it; empty where it is 1."""
-    if own.ratios in ((), (1.0,)):
+def strength_text(ratios: Sequence[float]) -> str:
+    """Sorted ratios of the applied scale to that of training as text: `64x too weak`; empty if all are 1, or none."""
+    if tuple(ratios) in ((), (1.0,)):
         return ""
-    low, high = own.ratios[0], own.ratios[-1]
+    low, high = ratios[0], ratios[-1]
     if low < 0:
         return "cannot tell (the two scales differ in sign)"
     if high <= 1:
@@ -51,29 +51,28 @@ def strength_of(own: Outlook) -> str:
 
 
 def does(own: Outlook) -> str:
-    """What else than in training a file does in a program; empty where it does the same."""
+    """How the effect of a file in a program differs from that of training; empty if it does not."""
     if own.raises:
         return f"stops at {own.raises}"
     if not own.applied:
         return "does nothing"
     part = f"applies {own.applied} of {own.modules} modules" if own.applied < own.modules else ""
-    return part or own.otherwise or strength_of(own)
+    return part or own.otherwise or strength_text(own.ratios)
 
 
 def programs(outlooks: Sequence[Outlook], to: str) -> tuple[Program, ...]:
-    """The programs that were run and apply a written file as its source, and the others of the format `to`."""
-    found = []
+    """The programs of the format `to`, and those of other formats that were run and apply the file as in training."""
+    result = []
     for own in outlooks:
-        what, mine = does(own), runtimes()[own.runtime].format == to
-        if mine or (own.run and not what):
-            found.append(
-                Program(own.runtime, own.program, own.title, tuple(run.version for run in own.run), what, own.instead)
-            )
-    return tuple(found)
+        otherwise, of_format = does(own), runtimes()[own.runtime].format == to
+        if of_format or (own.run and not otherwise):
+            versions = tuple(run.version for run in own.run)
+            result.append(Program(own.runtime, own.program, own.title, versions, otherwise, own.instead))
+    return tuple(result)
 
 
 def acting(outlooks: Sequence[Outlook]) -> str:
-    """`Diffusers 0.40.0, 0.42.1; PEFT 0.21.2`: where it was run and acts as in training; empty where nowhere."""
+    """The measured versions in which a file acts as in training: `Diffusers 0.40.0, 0.42.1; PEFT 0.21.2`, or ""."""
     return joined(
         (own.program, [run.version for run in own.run])
         for own in outlooks
@@ -82,7 +81,7 @@ def acting(outlooks: Sequence[Outlook]) -> str:
 
 
 def mixed_ranks(to: str, ranks: Mapping[str, int]) -> str:
-    """The programs of a format that take a file of these ranks for another scale, without a word; empty where none."""
+    """The programs of a format that silently apply a file of these ranks at a wrong scale, with commas between them."""
     return ", ".join(
         program.title
         for program in runtimes().values()

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Reads the table of programs that run adapters (programs.toml)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tomli
-
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import LoraforgeError, adding
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import Template
+from loraforge.tables import package_table
 
 if TYPE_CHECKING:
     from loraforge.files.tensorfile import TensorFile
@@ -22,20 +21,20 @@ Outcome = Literal["applied", "ignored", "warned", "raises"]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One version or commit in which files were really loaded."""
+    """One version or commit of a program that was run on adapter files."""
 
     version: str
     date: str
     files: int
     agreed: int
-    """How many of the files did what the table says."""
+    """Number of files that did what the table says."""
     beside: str = ""
-    """The libraries it ran on."""
+    """The libraries that it was run with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """One program, or some versions of it. What the fields mean stands in programs.toml."""
+    """One program, or some versions of it. The fields are explained in programs.toml."""
 
     name: str
     title: str
@@ -76,9 +75,9 @@ class Runtime:
     run: tuple[Run, ...] = ()
 
     def module(self, key: str, architecture: str = "") -> str:
-        """The module path in a key, as the key spells it; empty where it is none of the program's.
+        """The module path in a key, spelled as in the key; empty if the program has no such module.
 
-        Of an adapter of another architecture than the row speaks of, any path behind a prefix counts.
+        If the adapter is of another architecture than the row, any path after a prefix counts.
         """
         end = min((key.index(fragment) for fragment in self.keys if fragment in key), default=0)
         stem = key[:end].removesuffix(".")
@@ -90,20 +89,21 @@ class Runtime:
         return ""
 
     def outcome(self, key: str, architecture: str = "") -> Outcome:
-        """What becomes of a tensor of this name."""
+        """What the program does with a tensor of this name."""
         if not key.startswith(self.starts) or not key.startswith(self.prefixes):
             return self.others
-        found = next((found for fragment, found in self.keys.items() if fragment in key), self.rest or self.others)
-        return found if found != "applied" or self.module(key, architecture) else self.others
+        rest = self.rest or self.others
+        outcome = next((outcome for fragment, outcome in self.keys.items() if fragment in key), rest)
+        return outcome if outcome != "applied" or self.module(key, architecture) else self.others
 
     def factor(self, rank: int, path: Path) -> float:
-        """What it multiplies an update of this rank with, besides the scale it sees."""
+        """The factor on an update of this rank, besides the scale that the program sees in the file."""
         named = any(word in str(path).lower() for word in self.names)
         times = self.named_times if named else self.times
         return 1.0 / rank if times == "1/rank" else float(times)
 
     def of(self, file: TensorFile) -> Runtime:
-        """The same, as it treats this file: some programs have a second way for files that lack a word."""
+        """The same program as it treats this file: some have other rules for files without a certain key."""
         if self.alone and any(key.startswith(self.prefixes[0]) for key in file.tensors):
             return replace(self, prefixes=self.prefixes[:1], others="ignored", alone=False)
         if not self.without or any(self.without["key"] in key for key in file.tensors):
@@ -115,7 +115,7 @@ class Runtime:
 
 @lru_cache(8192)
 def _known(modules: tuple[str, ...], family: str, layout: str, path: str, sep: str) -> bool:
-    """Whether the model of a program has a module of that path: by its own list, else by a layout we know."""
+    """Whether the model of a program has a module of that path: by the program's own list, else by a layout of ours."""
     if modules:
         return any(Template(text).match(path, sep) is not None for text in modules)
     return not layout or architectures()[family].layouts[layout].locate(path, sep) is not None
@@ -123,18 +123,18 @@ def _known(modules: tuple[str, ...], family: str, layout: str, path: str, sep: s
 
 @cache
 def runtimes() -> Mapping[str, Runtime]:
-    """Every program by name."""
-    table: dict[str, dict[str, Any]] = tomli.loads((Path(__file__).parent / "programs.toml").read_text("utf-8"))
+    """Name -> program."""
+    table = package_table("programs/programs")
     return {name: _made(name, _inherited(table, name)) for name in table}
 
 
 def _inherited(table: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
-    """An entry with what the one it is `like` has and it has not. `run` is nobody's but its own."""
+    """An entry with the missing fields of the entry that it is `like`; `run` is not inherited."""
     entry = table[name]
     if "like" not in entry:
         return entry
-    older = {key: value for key, value in _inherited(table, entry["like"]).items() if key != "run"}
-    return {**older, **entry, "keys": {**older["keys"], **entry.get("keys", {})}}
+    parent = {key: value for key, value in _inherited(table, entry["like"]).items() if key != "run"}
+    return {**parent, **entry, "keys": {**parent["keys"], **entry.get("keys", {})}}
 
 
 def _made(name: str, entry: dict[str, Any]) -> Runtime:
@@ -142,7 +142,7 @@ def _made(name: str, entry: dict[str, Any]) -> Runtime:
 
 
 def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """TOML's lists and dates as a Runtime has them."""
+    """Values of TOML converted to the types of the fields of Runtime."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     if "run" in entry:
         values["run"] = tuple(Run(**run) for run in entry["run"])
@@ -152,10 +152,12 @@ def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def runtime(name: str) -> Runtime:
-    """A program by name. Raises LoraforgeError with the names there are."""
+    """A program by name. Raises LoraforgeError, which lists the known names, if it is unknown."""
     if name not in runtimes():
         text = f"there is no runtime {name!r}; there are {', '.join(runtimes())}."
-        raise LoraforgeError(text, *(Try(f"--runtime {known}", entry.title) for known, entry in runtimes().items()))
+        raise LoraforgeError(
+            text, *(adding("--runtime", known, why=entry.title) for known, entry in runtimes().items())
+        )
     return runtimes()[name]
 
 
@@ -170,10 +172,11 @@ def not_with(architecture: str, format: str) -> str:  # noqa: A002 - the field's
 
 
 def named(path: Path) -> tuple[str, ...]:
-    """What the words in a path make a program do to the file there, one sentence each."""
-    found = ((program, word) for program in runtimes().values() for word in program.names if word in str(path).lower())
-    return tuple(f"the path has {word!r} in it. {program.title}: {program.instead}" for program, word in found)
+    """One sentence for each program that treats a file differently because of a word in its path."""
+    pairs = ((program, word) for program in runtimes().values() for word in program.names if word in str(path).lower())
+    return tuple(f"the path has {word!r} in it. {program.title}: {program.instead}" for program, word in pairs)
 
 
 def is_factor(key: str) -> bool:
+    """Whether a key is named like an A or a B."""
     return any(word in key for word in (".lora_A", ".lora_B", ".lora_up", ".lora_down", ".lora.up", ".lora.down"))

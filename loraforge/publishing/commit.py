@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraforge.errors import HubError, Try
+from loraforge.errors import HubError, Try, adding
 from loraforge.hub.client import asking, patiently, unreached
 from loraforge.publishing.outgoing import Outgoing
 from loraforge.text import hf
@@ -168,5 +168,5 @@ def _state(there: Remote, parent: str, files: Sequence[Outgoing], error: HubErro
         moved = HubError(f"somebody has committed to {there.repo} meanwhile: nothing was sent. Type it again.")
         raise _left(moved, f"{there.repo} is as they left it, at {head}") from error
     status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
-    propose = [Try("--create-pr", "propose it to the owner instead")] if status == 403 else []
+    propose = [adding("--create-pr", why="propose it to the owner instead")] if status == 403 else []
     raise _left(error, f"{there.repo} is as it was, at {parent[:8]}{new}", *propose) from error

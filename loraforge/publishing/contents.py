@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from loraforge.conversion.evidence import doubt
 from loraforge.conversion.inspect import trigger_words
 from loraforge.diagnosis.examine import diagnosed
 from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import AS_TRAINED
-from loraforge.errors import HubError, LoraforgeError, Try
+from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Kind, Unknown
+from loraforge.errors import HubError, LoraforgeError, Try, adding
 from loraforge.names.catalog import architecture
 from loraforge.names.layout import Architecture
 from loraforge.programs.measured import acting
@@ -79,14 +79,18 @@ def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping
         found, adapter = diagnosed(source, None, None, scale, drop, fetch=True, named=base_model)
     again = Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes")
     if adapter is None or adapter.source is None:
-        raise HubError(f"{source} cannot be published: {found.why}", *found.fix)
+        raise HubError(f"{source} cannot be published: {found.why}", *found.remedies)
     file, form = adapter.source.file, adapter.source.format
     if file.kind != "safetensors":
         raise HubError(f"{file.path} is a torch checkpoint, a pickle: what is published is a safetensors file.", again)
     if unshown := doubt(adapter):
-        arch_ = Try(f"--architecture {adapter.architecture}", "if it is one")
+        arch_ = adding("--architecture", adapter.architecture, why="if it is one")
         raise HubError(f"{source} cannot be published: {unshown}.", arch_, *_bases(adapter))
-    if not (found.verdict == AS_TRAINED or _unknown_program(found, adapter) or (as_loaded and _only_unknown(found))):
+    if not (
+        found.judgement.kind is Kind.AS_TRAINED
+        or _unknown_program(found, adapter)
+        or (as_loaded and _only_unknown(found))
+    ):
         raise _not_as_trained(source, found, adapter)
     arch = architecture(adapter.architecture)
     base, notes = _base(base_model, adapter, arch)
@@ -104,29 +108,26 @@ def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping
 
 def _unknown_program(found: Diagnosis, adapter: Adapter) -> bool:
     """Whether all that is lacking is a program that we know to read this format."""
-    return found.verdict == "cannot tell" and adapter.scale.provenance in ("recorded", "given")
+    return found.judgement.reason is Unknown.NO_PROGRAM and adapter.scale.provenance in ("recorded", "given")
 
 
 def _only_unknown(found: Diagnosis) -> bool:
     """Whether nothing is wrong with the file but that nobody recorded its scale."""
-    return found.verdict.startswith("cannot tell (")
+    return found.judgement.reason in SCALE_UNKNOWN
 
 
 def _not_as_trained(source: Path, found: Diagnosis, adapter: Adapter) -> HubError:
     """The refusal, with lines that make a file which can be published; they publish nothing by themselves."""
-    start = command("loraforge", "convert", source, "--to", "diffusers")
-    remedies = []
-    for line in found.fix:
-        typed, _, why = line.partition("   # ")
-        if typed.startswith("loraforge doctor "):  # what it would state, said to convert
-            options = typed.removeprefix(command("loraforge", "doctor", source))
-            remedies.append(Try(f"{start}{options}", f"{why}; then push what it writes"))
-        elif typed.startswith("loraforge convert "):
-            remedies.append(Try(typed, "then push what it writes"))
+    start, remedies = ("loraforge", "convert", source, "--to", "diffusers"), []
+    for remedy in found.remedies:
+        if remedy.verb == "doctor":  # what it would state, said to convert
+            remedies.append(replace(remedy, of=start, why=f"{remedy.why}; then push what it writes"))
+        elif remedy.verb == "convert":
+            remedies.append(replace(remedy, why="then push what it writes"))
     if adapter.scale.provenance in ("ambiguous", "assumed"):
-        remedies.append(Try("--as-loaded", "publish what loaders make of it today"))
+        remedies.append(adding("--as-loaded", why="publish what loaders make of it today"))
     text = f"{source}, by itself, is not what was trained: {found.verdict}: {found.why}. Nothing was sent."
-    return HubError(text, *(remedies or found.fix))
+    return HubError(text, *(remedies or found.remedies))
 
 
 def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str, list[str]]:
@@ -138,13 +139,13 @@ def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str
         return right[0], [f"the base model is {right[0]}: told by the shapes; --base-model changes it"]
     raise HubError(
         "which base model the adapter is for is not recorded, and the card must say it.",
-        *(Try(f"--base-model {repo}") for repo in right or [variant.repo for variant in arch.variants]),
+        *(adding("--base-model", repo) for repo in right or [variant.repo for variant in arch.variants]),
     )
 
 
 def _bases(adapter: Adapter) -> list[Try]:
     """The released models that it fits: another that is stated would not show what it is."""
-    return [Try(f"--base-model {variant.repo}") for variant in fits(adapter)]
+    return [adding("--base-model", variant.repo) for variant in fits(adapter)]
 
 
 def _rows(adapter: Adapter, found: Diagnosis) -> tuple[tuple[str, str], ...]:
@@ -200,13 +201,13 @@ def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Publis
     if guessed and not as_loaded:
         raise HubError(
             f"{base.path} holds {guessed[0]} at a scale that was only assumed. Fuse it again with the scale stated.",
-            Try("--as-loaded", "publish it as it is"),
+            adding("--as-loaded", why="publish it as it is"),
         )
     repos = [variant.repo for variant in base.variants if variant.repo]
     if stated is None and len(repos) != 1:
         raise HubError(
             "which base model it was is not told by its shapes, and the card must say it.",
-            *(Try(f"--base-model {repo}") for repo in repos),
+            *(adding("--base-model", repo) for repo in repos),
         )
     repo = stated or repos[0]
     files, notes = of_model(base)

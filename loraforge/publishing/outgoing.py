@@ -14,11 +14,10 @@ from loraforge.base.model import BaseModel
 from loraforge.errors import FileError, HubError, Try
 from loraforge.files.opening import open_tensors
 from loraforge.files.safetensors import write_safetensors
-from loraforge.files.shards import Shards
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.files.texts import read_json
 from loraforge.format.peft import CONFIG
-from loraforge.publishing.private import cleaned, cleaned_json
+from loraforge.publishing.private import cleaned, cleaned_json, secrets_in
 from loraforge.text import command
 
 CANONICAL = {"diffusers": "pytorch_lora_weights.safetensors", "peft": "adapter_model.safetensors"}
@@ -80,7 +79,7 @@ def of_adapter(file: TensorFile, form: str, base_model: str | None, work: Path) 
     name = CANONICAL.get(form, file.path.name)
     metadata, notes = cleaned(file.metadata)
     content = file.path.resolve()
-    if notes or file.dropped or isinstance(file, Shards):
+    if notes or file.dropped or file.spread:
         if KEY in file.metadata and KEY not in metadata:
             raise HubError(
                 f"the history in the header of {file.path} has a path or a token in it, which would be published.",
@@ -132,8 +131,8 @@ def of_model(base: BaseModel) -> tuple[list[Outgoing], list[str]]:
             own = path.resolve() in shards
             if not own and (path.parent == base.folder or not _WEIGHTS.fullmatch(path.name)):
                 continue
-            if notes := cleaned(open_tensors(path)[0].metadata)[1]:
-                raise HubError(f"{path}: {notes[0].removeprefix('left out of ')}.", command("ls", "-l", path))
+            if secrets := secrets_in(open_tensors(path)[0].metadata):
+                raise HubError(f"{path}: the header: {secrets[0]}.", command("ls", "-l", path))
         if not _CONFIGURATIONS.fullmatch(name):
             files.append(outgoing(name, path.resolve()))
             continue

@@ -38,11 +38,14 @@ def private(text: str) -> str:
 
 def cleaned(metadata: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """A header's entries without those that hold something private, and a note for each of these."""
+    kept = {key: text for key, text in metadata.items() if not private(f"{key} {text}")}
+    return kept, tuple(f"left out of the header: {secret}" for secret in secrets_in(metadata))
+
+
+def secrets_in(metadata: Mapping[str, str]) -> list[str]:
+    """What is private in a header, one phrase for each entry: `training_args, in which there is a token`."""
     found = {key: what for key, text in metadata.items() if (what := private(f"{key} {text}"))}
-    kept = {key: text for key, text in metadata.items() if key not in found}
-    return kept, tuple(
-        f"left out of the header: {_named(key)}, in which there is {what}" for key, what in found.items()
-    )
+    return [f"{_named(key)}, in which there is {what}" for key, what in found.items()]
 
 
 def _named(key: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from loraforge.adapter.fits import no_repository, repository
 from loraforge.document import Document
-from loraforge.errors import HubError, Try
+from loraforge.errors import HubError, Try, adding
+from loraforge.files.neighbours import TENSORS
 from loraforge.files.shards import group_of
 from loraforge.hub.address import Address, address, is_branch, is_repo, meant, parsed, renamed
 from loraforge.hub.repo import licence_of, settled
@@ -197,13 +198,14 @@ def _branch(text: str, where: Address, given: str | None, *, dry_run: bool) -> s
         raise _of_a_file(text, where)
     said = f"{where.revision}/{where.path}" if where.loose else where.revision
     if said and given is not None and said != given:
-        ours = Try(f"--revision {command(said)}", "as the address says")
+        ours = adding("--revision", said, why="as the address says")
         theirs = Try(where.repo, f"{given}, as --revision says", instead=text)
         raise HubError(f"{text} names the revision {said}, and --revision {given}: which?", ours, theirs)
     instead = Try(where.repo, "main", instead=text)
     if (name := said if given is None else given) is not None and not is_branch(name):
         raise HubError(
-            f"{name!r} is no name that a branch can have.", Try("--revision main") if given is not None else instead
+            f"{name!r} is no name that a branch can have.",
+            adding("--revision", "main") if given is not None else instead,
         )
     return name
 
@@ -247,7 +249,7 @@ def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], s
         refused = no_repository(base_model)
         raise HubError(f"{refused.message} The Hub refuses cards with paths.", *refused.remedies)
     if len(samples) > len(prompts):
-        raise HubError("each --sample needs the --prompt it was made with.", Try('--prompt "what the video shows"'))
+        raise HubError("each --sample needs the --prompt it was made with.", adding("--prompt", "what the video shows"))
 
 
 def _base_of(card: Mapping[str, Any]) -> str | None:
@@ -287,7 +289,7 @@ def _card(there: Remote, facts: Facts, licence: Mapping[str, str], stated: froze
             *(
                 [Try(f"python -m webbrowser {where}", "edit it there")]
                 if there.card
-                else [Try("--license other --license-name NAME")]
+                else [adding("--license", "other", "--license-name", "NAME")]
             ),
         )
     return card, notes
@@ -301,9 +303,8 @@ def _described(file: Outgoing, there: Remote) -> dict[str, Any]:
 
 def _stale(there: Remote, files: Sequence[Outgoing]) -> tuple[str, ...]:
     ours = {file.name for file in files}
-    suffixes = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
     return tuple(
-        sorted(name for name in there.hashes if name.endswith(suffixes) and "/" not in name and name not in ours)
+        sorted(name for name in there.hashes if name.endswith(TENSORS) and "/" not in name and name not in ours)
     )
 
 

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraforge.errors import Try
-from loraforge.facts.trainers import trainers
+from loraforge.errors import Try, adding
+from loraforge.tables import package_table
 
 
 def candidates(ranks: Mapping[str, int], writes: str) -> list[Try]:
     """One addition to the command per scale a known trainer of this format could have used."""
     seen, tries = set[float](), []
     values = sorted(set(ranks.values()))
-    for name, trainer in trainers().items():
+    for name, trainer in package_table("facts/trainers").items():
         if writes not in trainer["writes"]:
             continue
         alpha, rank = trainer["alpha"], trainer["ranks"][0]
         kept, ratio = alpha / values[-1], alpha / rank
         if values == [rank for rank in trainer["ranks"] if rank in values]:
-            found = [(f"--trained-by {name}", kept, trainer["title"])]
+            found = [("--trained-by", name, kept, trainer["title"])]
         elif alpha == rank:
-            found = [("--trained-scale 1", 1.0, trainer["title"])]
+            found = [("--trained-scale", "1", 1.0, trainer["title"])]
         elif alpha == 1:  # SAT's, which no configuration sets
-            found = [("--alpha 1", kept, trainer["title"])]
+            found = [("--alpha", "1", kept, trainer["title"])]
         else:  # who changes the rank may have changed alpha with it
             found = [
-                (f"--alpha {alpha}", kept, f"{trainer['title']}, alpha left at {alpha}"),
-                (f"--trained-scale {ratio:g}", ratio, f"{trainer['title']}, alpha changed with the rank"),
+                ("--alpha", f"{alpha}", kept, f"{trainer['title']}, alpha left at {alpha}"),
+                ("--trained-scale", f"{ratio:g}", ratio, f"{trainer['title']}, alpha changed with the rank"),
             ]
-        for addition, scaling, why in found:
+        for option, value, scaling, why in found:
             if scaling not in seen:
                 seen.add(scaling)
-                tries.append(Try(addition, f"{why}: scale {scaling:g}"))
-    return tries or [Try("--trained-scale 1", "lora_alpha was equal to the rank: scale 1")]
+                tries.append(adding(option, value, why=f"{why}: scale {scaling:g}", scale=scaling))
+    return tries or [adding("--trained-scale", "1", why="lora_alpha was equal to the rank: scale 1", scale=1.0)]

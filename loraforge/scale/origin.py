@@ -11,7 +11,7 @@ from itertools import takewhile
 from typing import Any
 
 from loraforge._version import __version__
-from loraforge.errors import ScaleError, Try
+from loraforge.errors import ScaleError, adding
 from loraforge.files.tensorfile import KEY
 from loraforge.scale.resolve import given
 from loraforge.scale.rule import Rule, Scale, Statement, number
@@ -50,7 +50,7 @@ class Origin:
         then = ", ".join(f"{value:g}" for value in self.applied)
         here = ", ".join(f"{value:g}" for value in now)
         choices = [
-            Try(f"--trained-scale {values[0]:.12g} --override-scale", f"use {what}")
+            adding("--trained-scale", f"{values[0]:.12g}", "--override-scale", why=f"use {what}")
             for values, what in ((self.applied, "what was written"), (now, "what it says now"))
             if len(values) == 1
         ]

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from loraforge.errors import ScaleError, Try
+from loraforge.errors import ScaleError, adding
 from loraforge.scale.patterns import PatternError, full_matches
 from loraforge.scale.rule import Rule, number
 from loraforge.text import listed, shown
 
-_BELIEVE = (Try("--trained-scale 1 --override-scale", "if the strength was right as loaders apply it"),)
+_BELIEVE = (adding("--trained-scale", "1", "--override-scale", why="if the strength was right as loaders apply it"),)
 
 _HARMLESS_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 """Ways of filling A and B at the start that leave the base weights alone."""
@@ -86,8 +86,9 @@ def rule(
     if odd := [path for path, rank in ranks.items() if declared[path] != rank]:
         raise _other_rank(odd, declared, ranks, live(), where, alphas, math.sqrt if rslora else float)
     exceptions = {path: alphas[path] / (math.sqrt(rank) if rslora else rank) for path, rank in ranks.items()}
-    said = f"r {r:g}, lora_alpha {alpha:g}{', rslora' if rslora else ''} in {where}"
-    return Rule(said, alpha=alpha, exceptions=exceptions, file=file)
+    values = f"r {r:g}, lora_alpha {alpha:g}{', rslora' if rslora else ''}"
+    said = f"{values} in {where}"
+    return Rule(said, alpha, exceptions=exceptions, file=file, values=values, has_rank=True)
 
 
 def _other_rank(
@@ -99,7 +100,10 @@ def _other_rank(
     if not all(0 < live.get(path, ranks[path]) <= declared[path] < ranks[path] for path in odd):
         return ScaleError(f"{text}.", *_BELIEVE)
     scales = {float(f"{alphas[path] / divisor(declared[path]):.12g}") for path in ranks}
-    tries = [Try(f"--trained-scale {s:.12g} --override-scale", f"what it says of its r: scale {s:g}") for s in scales]
+    tries = [
+        adding("--trained-scale", f"{s:.12g}", "--override-scale", why=f"what it says of its r: scale {s:g}")
+        for s in scales
+    ]
     return ScaleError(
         f"{text}, of which {ranks[first] - live[first]} components are exactly zero: they were padded, as PEFT does to "
         f"swap adapters in a compiled model, and the scale is that of r {declared[first]:g}.",
@@ -205,13 +209,13 @@ def _given(
         values |= dict.fromkeys(matched[key], given or 0.0)
     idle = [key for key in patterns if not matched[key]]
     if idle:
-        word, meant = ("lora_alpha", "--alpha") if name == "alpha_pattern" else ("r", "")
-        remedies = (Try(f"{meant} {default:g} --override-scale", f"if {word} {default:g} holds for all"),) * bool(meant)
+        word = "lora_alpha" if name == "alpha_pattern" else "r"
+        meant = adding("--alpha", f"{default:g}", "--override-scale", why=f"if {word} {default:g} holds for all")
         raise ScaleError(
             f"{where}: {name} has {shown(idle[0])}: {shown(patterns[idle[0]])}, which matches none of the {len(ranks)} "
             f"modules (like {next(iter(ranks))}), where {word} {default:g} applies: which of the two training used is "
             "not known.",
-            *(remedies or _BELIEVE),
+            *((meant,) if name == "alpha_pattern" else _BELIEVE),
         )
     return values
 

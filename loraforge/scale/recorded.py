@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraforge.errors import FormatError, ScaleError, Try, VariantError
+from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding
 from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
 from loraforge.scale.origin import Origin
@@ -67,10 +67,10 @@ class Record:
         """Name a configuration that would be believed if the user names it."""
         where = as_typed(path, self.file.path)
         if where != told(where) or where.startswith("hf://"):  # a file on the Hub has no path that can be typed
-            self.near.append(Try(f"--trained-scale {scaling:.12g}", f"if {where} is of its run: scale {scaling:g}"))
+            stated, why = ("--trained-scale", f"{scaling:.12g}"), f"if {where} is of its run"
         else:
-            addition = command("--training-config", where)
-            self.near.append(Try(addition, f"if that is of its run ({said}): scale {scaling:g}"))
+            stated, why = ("--training-config", where), f"if that is of its run ({said})"
+        self.near.append(adding(*stated, why=f"{why}: scale {scaling:g}", scale=scaling))
 
 
 def search(record: Record) -> Record:
@@ -187,7 +187,7 @@ def _peft(record: Record) -> None:
             record.configs.update(trial.configs)
             record.notes.append(f"the scale is read from {where}: its rank and targets are those of every module")
         else:
-            record.offer(path.absolute(), scales[0], rule.said.removesuffix(f" in {where}"))
+            record.offer(path.absolute(), scales[0], rule.values)
 
 
 def _tensors(record: Record) -> None:
@@ -237,15 +237,17 @@ def _one(record: Record, component: str, word: str, alpha: float, stated: Mappin
         if record.complete:
             record.notes.append(f"{said}, and its tensors have rank {have}: not used")
             return
-        tries = [Try(f"--alpha {alpha:g} --override-scale", f"if alpha {alpha:g} holds at rank {have}")]
+        tries = [adding("--alpha", f"{alpha:g}", "--override-scale", why=f"if alpha {alpha:g} holds at rank {have}")]
         rank = next(iter(stated.values()))
         if rank > 0 and len(set(stated.values())) == 1:
             scale = alpha / (math.sqrt(rank) if rslora else rank)
-            tries.append(Try(f"--trained-scale {scale:.12g} --override-scale", f"if its scale is right: {scale:g}"))
+            tries.append(
+                adding("--trained-scale", f"{scale:.12g}", "--override-scale", why=f"if its scale is right: {scale:g}")
+            )
         text = f"{record.file.path}: {said}, but its tensors have rank {have}."
         raise ScaleError(text, *tries)
     scalings = {path: alpha / math.sqrt(record.ranks[path]) for path in covers} if rslora else {}
-    record.rules.append(Rule(said, alpha=alpha, exceptions=scalings, covers=frozenset(covers)))
+    record.rules.append(Rule(said, alpha, exceptions=scalings, covers=frozenset(covers), has_rank=bool(stated)))
 
 
 def _documents(record: Record) -> None:
@@ -333,7 +335,8 @@ def _offered(said: TrainingScale, ranks: Mapping[str, int]) -> float | None:
 def _rule(said: TrainingScale, record: Record, path: Path) -> Rule:
     where = as_typed(path.absolute(), record.file.path) if path != record.choice.training_config else told(path)
     scalings = {name: said.scaling(rank) for name, rank in record.ranks.items()} if said.rslora else {}
-    return Rule(f"{said.said} in {where}", alpha=said.alpha, exceptions=scalings, file=where)
+    has_rank = said.rank is not None
+    return Rule(f"{said.said} in {where}", said.alpha, exceptions=scalings, file=where, has_rank=has_rank)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from loraforge.errors import ScaleError, Try
-from loraforge.facts.trainers import trainers
+from loraforge.errors import ScaleError, Try, adding
 from loraforge.scale.rule import AS_LOADED, Rule, Scale, Statement
+from loraforge.tables import package_table
 from loraforge.text import listed
 
 
@@ -29,8 +29,10 @@ def statement(
     return said
 
 
-STATES = ("--alpha", "--trained-", "--training-config", "--as-", "--override-scale")
-"""How the options begin that state a scale."""
+STATES = frozenset(
+    ("--alpha", "--trained-scale", "--trained-by", "--training-config", "--as-in", "--as-loaded", "--override-scale")
+)
+"""The options that state a scale."""
 
 
 def resolve(
@@ -61,7 +63,7 @@ def resolve(
         _agree(recorded[0], rule, ranks)
     if given is not None:
         for rule in recorded:
-            _agree(rule, given, ranks, Try("--override-scale", f"use {given.said}"))
+            _agree(rule, given, ranks, adding("--override-scale", why=f"use {given.said}"))
     whole = [rule for rule in recorded if rule.covers is None or rule.covers >= ranks.keys()]
     if whole:
         return whole[0], Scale("recorded", whole[0].said, whole[0].file)
@@ -89,12 +91,18 @@ def _in_part(rule: Rule, ranks: Mapping[str, int]) -> ScaleError:
     tries = []
     if len(said) == 1:
         (scale,) = said
-        tries.append(Try(f"--trained-scale {scale:.12g} --override-scale", f"as the others: scale {scale:g}"))
+        tries.append(
+            adding("--trained-scale", f"{scale:.12g}", "--override-scale", why=f"as the others: scale {scale:g}")
+        )
     elif len(alphas) == 1:
         (alpha,) = alphas
-        tries.append(Try(f"--alpha {alpha:.12g} --override-scale", f"as the others: alpha {alpha:g}, over each rank"))
+        tries.append(
+            adding(
+                "--alpha", f"{alpha:.12g}", "--override-scale", why=f"as the others: alpha {alpha:g}, over each rank"
+            )
+        )
     if said != {1.0}:
-        tries.append(Try("--trained-scale 1 --override-scale", "if 1.0 is right for all: scale 1"))
+        tries.append(adding("--trained-scale", "1", "--override-scale", why="if 1.0 is right for all: scale 1"))
     return ScaleError(
         f"{rule.said}: that is the scale of {len(covers)} modules, and {len(bare)} have none ({listed(bare, 3)}): "
         "loaders apply 1.0 to those, and what training used is not known.",
@@ -120,29 +128,32 @@ def _given(stated: Statement, ranks: Mapping[str, int], *, shallow: bool = False
     if stated.override and not named:
         raise ScaleError(
             "--override-scale goes with the scale to believe: --alpha, --trained-scale or --trained-by.",
-            Try("--alpha 1 --override-scale", "if the run did not set lora_alpha"),
+            adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha"),
         )
     if shallow:
         return None
     for option, value in (("--alpha", stated.alpha), ("--trained-scale", stated.trained_scale)):
         if value is not None and not math.isfinite(value):
-            raise ScaleError(f"{option} {value} is not a number an adapter can be trained at.", f"{option} 1")
+            raise ScaleError(f"{option} {value} is not a number an adapter can be trained at.", adding(option, "1"))
     if stated.alpha is not None:
         return Rule(f"--alpha {stated.alpha:g}", alpha=stated.alpha)
     if stated.trained_scale is not None:
         return Rule(f"--trained-scale {stated.trained_scale:g}", scaling=stated.trained_scale)
     if stated.trained_by is None:
         return None
-    if stated.trained_by not in trainers():
-        raise ScaleError(f"there is no trainer {stated.trained_by!r}; there are {', '.join(trainers())}.")
-    trainer = trainers()[stated.trained_by]
+    trainers = package_table("facts/trainers")
+    if stated.trained_by not in trainers:
+        raise ScaleError(f"there is no trainer {stated.trained_by!r}; there are {', '.join(trainers)}.")
+    trainer = trainers[stated.trained_by]
     odd = sorted({rank for rank in ranks.values() if rank not in trainer["ranks"]})
     if odd:
         usual = " or ".join(map(str, trainer["ranks"]))
         raise ScaleError(
             f"--trained-by {stated.trained_by} means rank {usual} and lora_alpha {trainer['alpha']}; this adapter has "
             f"rank {', '.join(map(str, odd))}, so its run was configured differently. State the alpha it used.",
-            Try(f"--alpha {trainer['alpha']}", f"if only the rank was changed: scale {trainer['alpha'] / odd[0]:g}"),
+            adding(
+                "--alpha", trainer["alpha"], why=f"if only the rank was changed: scale {trainer['alpha'] / odd[0]:g}"
+            ),
         )
     return Rule(
         f"--trained-by {stated.trained_by}: {trainer['title']}, lora_alpha {trainer['alpha']}", alpha=trainer["alpha"]
@@ -155,7 +166,7 @@ def _check(rule: Rule, ranks: Mapping[str, int]) -> None:
         if not math.isfinite(scaling) or scaling <= 0:
             raise ScaleError(
                 f"{rule.said}: no training ends well at a scaling of {scaling:g}. State what it used.",
-                Try("--alpha 1 --override-scale", "SAT's default"),
+                adding("--alpha", "1", "--override-scale", why="SAT's default"),
             )
 
 
@@ -164,7 +175,7 @@ def _agree(one: Rule, other: Rule, ranks: Mapping[str, int], *remedies: Try) -> 
         a, b = one.of(path, rank), other.of(path, rank)
         if not math.isclose(a, b, rel_tol=1e-9):
             choices = [
-                Try(f"--trained-scale {value:.12g} --override-scale", f"use {said}")
+                adding("--trained-scale", f"{value:.12g}", "--override-scale", why=f"use {said}")
                 for value, said in ((a, one.said), (b, other.said))
             ]
             raise ScaleError(

@@ -45,6 +45,10 @@ class Rule:
     """The modules it speaks of; None for all."""
     file: str = ""
     """The path in `said` of the file that says so, as the user knows it."""
+    values: str = ""
+    """`said` without where it stands, if a configuration says it."""
+    has_rank: bool = False
+    """Whether it records the rank too, which was compared with the tensors' before it was believed."""
 
     def of(self, path: str, rank: int) -> float:
         if path in self.exceptions:
@@ -62,6 +66,15 @@ class Statement:
     as_in: str | None = None
     """Not what training used: the program whose behaviour is to be kept."""
     override: bool = False
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options of the command line that make it."""
+        values = {"--alpha": self.alpha, "--trained-scale": self.trained_scale}
+        words = {option: f"{value:g}" for option, value in values.items() if value is not None}
+        names = {"--trained-by": self.trained_by, "--as-in": self.as_in}
+        words |= {option: name for option, name in names.items() if name is not None}
+        return *(word for pair in words.items() for word in pair), *["--override-scale"] * self.override
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import tomli
-
+from loraforge.files.neighbours import TENSORS
+from loraforge.tables import package_table
 from loraforge.text import told
 
-TENSORS = (".safetensors", ".bin", ".pt", ".ckpt", ".pth")
 _STATE = re.compile(r"(optimizer|scheduler|scaler|sampler|random_states|rng_state|training_args).*")
 """What trainers save beside an adapter to resume from."""
 _FACTOR = re.compile(rb"lora[._]([AaBb]\b|up|down)|matrix_A|lokr_|hada_")
@@ -25,10 +23,9 @@ UP = 3
 """Folders above a file that are looked at, its own among them."""
 
 
-@cache
 def places() -> dict[str, Any]:
     """The table of places."""
-    return tomli.loads((Path(__file__).parent / "places.toml").read_text("utf-8"))
+    return package_table("scale/places")
 
 
 def states_scale(name: str, text: str = "alpha") -> bool:

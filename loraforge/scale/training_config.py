@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import tomli
-import yaml
 
 from loraforge.errors import ScaleError
 from loraforge.files.neighbours import BESIDE
+from loraforge.files.texts import once, parse_yaml
 from loraforge.scale.entry import ALPHAS, BARE, NAMES, PATTERNS, RANKS, RSLORA, SAT_DEFAULT, _Entry, _wrong
 from loraforge.scale.launch_script import _script
 from loraforge.scale.rule import number
@@ -160,33 +159,9 @@ def _document(text: str, path: Path) -> Iterator[list[_Entry]]:
         yield group
 
 
-def _yaml(text: str) -> object:
-    class Loader(yaml.SafeLoader):
-        """Without merge keys, which can double a mapping at every level, and with objects as what they hold."""
-
-        def flatten_mapping(self, node: yaml.MappingNode) -> None:
-            _once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
-
-        def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-            return super().construct_scalar(node)[:4096]  # a number of a million digits takes long to build
-
-        def held(self, _: str, node: yaml.Node) -> object:
-            return self.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else None
-
-    Loader.add_multi_constructor("tag:yaml.org,2002:python/", Loader.held)
-    return Loader(text).get_single_data()
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    for key, count in Counter(key for key, _ in pairs).items():
-        if count > 1:
-            raise ValueError(f"one mapping states {shown(key)} twice")
-    return dict(pairs)
-
-
 _PARSERS: dict[str, Callable[[str], object]] = {
-    ".yaml": _yaml,
-    ".yml": _yaml,
-    ".json": lambda text: json.loads(text, object_pairs_hook=_once),
+    ".yaml": partial(parse_yaml, objects=True),
+    ".yml": partial(parse_yaml, objects=True),
+    ".json": lambda text: json.loads(text, object_pairs_hook=once),
     ".toml": tomli.loads,
 }

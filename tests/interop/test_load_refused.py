@@ -180,13 +180,13 @@ def _each(change: Callable[[Any], object]) -> Callable[..., None]:
 
 
 WRONG: dict[str, tuple[Callable[..., None], str]] = {
-    "another scale": (_each(lambda layer: layer.scaling.update(a=1.0)), "its scale is another"),
+    "another scale": (_each(lambda layer: layer.scaling.update(a=1.0)), "its scale differs"),
     "not active": (_each(lambda layer: layer.set_adapter([])), "it is not active there"),
-    "other numbers": (_each(lambda layer: layer.lora_B["a"].weight.data.mul_(1.01)), "its numbers are others"),
+    "other numbers": (_each(lambda layer: layer.lora_B["a"].weight.data.mul_(1.01)), "its numbers differ"),
     "on meta": (_each(lambda layer: layer.lora_A.to("meta")), "are on `meta`"),
     "switched off": (_then(lambda module: module.disable_lora()), "switched off there"),
     "fused away": (_then(lambda module: module.fuse_qkv_projections()), "a fused projection is used instead"),
-    "merged": (_then(lambda module: module.fuse_lora()), "alone acts there"),
+    "merged": (_then(lambda module: module.fuse_lora()), "only a fused adapter acts there"),
     "taken out": (_then(lambda module: module.unload_lora()), "there is no layer of it"),
 }
 

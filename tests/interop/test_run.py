@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "other base": ("1.5_t2v", {}, "does not fit"),
     "no prompt": ("5b", {"prompt": ""}, "a run needs a prompt"),
     "no file": ("5b", {"out": "nowhere/x.mp4"}, "is no folder"),
-    "no mp4": ("5b", {"out": "x.gif"}, "what is written is an .mp4"),
+    "no mp4": ("5b", {"out": "x.gif"}, "the name of the video must end in .mp4"),
     "setting": ("5b", {"settings": ["lora_scale=2"]}, "is no setting of a run"),
     "strengths": ("5b", {"strength": [1.0, 2.0]}, "2 strengths for 1 adapters"),
     "manifest": ("5b", {"manifest": "first.png"}, "is no manifest"),

@@ -16,7 +16,8 @@ from hostile.doctor_corpus import BASES
 from safetensors.torch import save_file
 
 import loraforge
-from loraforge.plugin import host
+from loraforge.plugin.host import ENVIRONMENT
+from loraforge.plugin.registry import Registry, current, use
 from programs import faults, peft_faults
 
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -71,14 +72,14 @@ class Job:
 @contextmanager
 def packages(names: str) -> Iterator[None]:
     """Only these of the packages beside loraforge: doctor's answers must not depend on what is installed."""
-    before = os.environ.get(host.ENVIRONMENT, "")
-    os.environ[host.ENVIRONMENT] = names
-    host.forget()
+    before = os.environ.get(ENVIRONMENT, "")
+    os.environ[ENVIRONMENT] = names
+    use(Registry(current().files))
     try:
         yield
     finally:
-        os.environ[host.ENVIRONMENT] = before
-        host.forget()
+        os.environ[ENVIRONMENT] = before
+        use(Registry(current().files))
 
 
 def recorded(place: Path) -> list[Job]:

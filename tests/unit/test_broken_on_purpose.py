@@ -18,7 +18,7 @@ from loraforge.algebra import folding, lora
 from loraforge.errors import LoraforgeError, VerificationError
 from loraforge.format.diffusers import DiffusersWriter
 from loraforge.names import bijection
-from loraforge.plugin import host
+from loraforge.plugin.registry import Registry, use
 from loraforge.scale import resolve, rule
 
 
@@ -35,11 +35,11 @@ def changed_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, st
         assert old in text
         wrong = bijection.parse(tomli.loads(text.replace(old, new)), "cogvideox.toml")
         monkeypatch.setattr(bijection, "parse", lambda *_: wrong)
-        host.forget()
+        use(Registry())
 
     yield change
     monkeypatch.undo()
-    host.forget()
+    use(Registry())
 
 
 @pytest.mark.parametrize("order", ['["q", "v", "k"]', '["k", "q", "v"]', '["v", "k", "q"]'])

@@ -101,7 +101,7 @@ def test_the_frames_rule_by_brute_force(variant: str) -> None:
 
 
 def test_the_consequence_says_how_many_frames_come_out() -> None:
-    assert "49 frames come of it" in one("CogVideoX-5B", num_frames=50).consequence
+    assert "so 49 frames are made" in one("CogVideoX-5B", num_frames=50).consequence
     assert "come of it" not in one("CogVideoX-5B", num_frames=45).consequence  # 4N+1, which the VAE can do
     assert one("CogVideoX-5B", num_frames=45).wanted == "41 or 49"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loraforge.plugin import host
+from loraforge.plugin.registry import Registry, use
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,5 +19,4 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
     monkeypatch.setenv("LORAFORGE_PLUGINS", "")
     yield
-    host.forget_files()
-    host.forget()
+    use(Registry())

@@ -125,7 +125,8 @@ def test_a_broken_layout_is_caught(line: str, broken: str, tmp_path: Path) -> No
     assert "hunyuanvideo-original" in loraforge.formats()
     with pytest.raises((AssertionError, FormatError)) as caught:
         original_to_diffusers(tmp_path)
-    assert ("not of one HunyuanVideo" in str(caught.value)) == ("rows" in line)  # sizes tell a ratio, nothing else
+    # sizes tell a ratio, nothing else
+    assert ("not belong to one HunyuanVideo" in str(caught.value)) == ("rows" in line)
 
 
 def test_fused_split_and_fused_again(tmp_path: Path) -> None:

@@ -148,8 +148,8 @@ def test_a_pattern_that_means_nothing_is_refused_with_the_near_names(verb: str, 
     first = [Case("sat_2b_r4").run(tmp_path / "r")] if verb == "fuse" else [file]
     done = cli(verb, *first, *more, "--drop", "*to_qq*")
     assert done.exit_code == 1 and not (tmp_path / "o").exists()
-    assert "--drop *to_qq* matches no module and no tensor (they are called like " in done.output
-    assert "to_q" in done.output.split("called like")[1]
+    assert "--drop *to_qq* matches no module and no tensor (the nearest names: " in done.output
+    assert "to_q" in done.output.split("nearest names")[1]
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:

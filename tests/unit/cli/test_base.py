@@ -16,7 +16,7 @@ from loraforge.base.retention import lines, retention, summary
 from loraforge.files.torch_read import read_torch
 from loraforge.fusion.backend import Sums
 from loraforge.fusion.choose import backends
-from loraforge.plugin import host
+from loraforge.plugin.registry import Registry, use
 
 BASE, FILE = DATA / "bases" / "2b", "diffusion_pytorch_model.safetensors"
 BACKEND = """
@@ -43,8 +43,7 @@ def adapter(tmp_path: Path) -> Path:
 @pytest.fixture
 def forgotten():
     yield
-    host.forget_files()
-    host.forget()
+    use(Registry())
 
 
 def test_a_backend_of_a_plugin_is_used_and_its_faults_are_found(

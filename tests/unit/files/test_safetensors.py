@@ -13,8 +13,10 @@ from safetensors.numpy import load_file
 from loraforge.adapter.relayout import relayout
 from loraforge.algebra.lora import LoraWeight
 from loraforge.errors import ConversionError, FileError
+from loraforge.files import opening
 from loraforge.files.digest import scan
 from loraforge.files.safetensors import read_safetensors, write_safetensors
+from loraforge.files.tensorfile import FileMap, TensorFile, TensorInfo
 from loraforge.names.bijection import parse
 from loraforge.scale.peft_config import config, rule
 
@@ -61,9 +63,52 @@ def test_of_a_header_alone_there_are_shapes_and_no_numbers(tmp_path: Path) -> No
     path = tmp_path / "a.safetensors"
     header = {"a": ("F32", (2, 3)), "n": ("I64", (1,))}
     write_safetensors(path, header, [("a", np.ones((2, 3), np.float32)), ("n", np.ones(1, np.int64))], {})
-    file = replace(read_safetensors(path), absent=32)
+    file = replace(read_safetensors(path), maps=(FileMap(path, 32),))
     assert file["a"].shape == (2, 3) and np.isnan(file["a"]).all()
-    for look in (lambda: file.raw("n"), file.mapped):
+    for look in (lambda: file.raw("n"), file.maps[0].memory):
         with pytest.raises(FileError, match=r"stands in its tensors \(0 kB\)") as refused:
             look()
         assert refused.value.remedies[0].command == "--fetch"
+
+
+def open_folder(path: Path) -> TensorFile:
+    """A container of several files: one for each tensor, after two bytes of something else."""
+    names = (path / "names").read_text().split()
+    maps = tuple(FileMap(path / name) for name in names)
+    tensors = {name: TensorInfo("F16", (len(name), 2), 2, map=n) for n, name in enumerate(names)}
+    return TensorFile(path, "folder", 0, tensors, maps=maps)
+
+
+FOLDER = opening.Container("folder", (), lambda head, path: not head and (path / "names").is_file(), open_folder)
+
+
+def test_a_container_is_one_object_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder whose tensors lie in several files: recognised, opened, and read through a map of each."""
+    (tmp_path / "names").write_text("a bc")
+    content = {"a": np.array([[1, 2]], "<f2"), "bc": np.array([[3, 4], [5, 6]], "<f2")}
+    for name, numbers in content.items():
+        (tmp_path / name).write_bytes(b"??" + numbers.tobytes())
+    with pytest.raises(FileError, match="is no file"):
+        opening.open_tensors(tmp_path)
+    monkeypatch.setattr(opening, "CONTAINERS", (*opening.CONTAINERS, FOLDER))
+    file, warnings = opening.open_tensors(tmp_path)
+    assert (file.kind, warnings, file.spread) == ("folder", [], True)
+    file.scatter()
+    assert file["a"].tolist() == [[1, 2]] and file["bc"].tolist() == [[3, 4], [5, 6]]
+    assert bytes(file.raw("bc")) == content["bc"].tobytes()
+    file.release("bc")
+    file.release()
+    assert file["bc"].tolist() == [[3, 4], [5, 6]]
+    other = replace(file, path=tmp_path / "elsewhere", tensors={"bc": file.tensors["bc"]})
+    assert other["bc"].tolist() == [[3, 4], [5, 6]]
+
+
+def test_of_several_files_those_that_were_fetched_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12")
+    maps = (FileMap(tmp_path / "a"), FileMap(tmp_path / "b", absent=7))
+    tensors = {"a": TensorInfo("U8", (2,), 0), "b": TensorInfo("F32", (2,), 0, map=1)}
+    file = TensorFile(tmp_path / "whole", "safetensors", 9, tensors, maps=maps)
+    assert file.absent == 7
+    assert bytes(file.raw("a")) == b"12" and np.isnan(file["b"]).all()
+    with pytest.raises(FileError, match=r"/b: that stands in its tensors"):
+        file.raw("b")

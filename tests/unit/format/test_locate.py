@@ -6,6 +6,7 @@ import hashlib
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.errors import FileError, LoraforgeError
+from loraforge.files import opening
 from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.torch_read import read_torch
@@ -151,7 +153,7 @@ def test_a_renamed_part_says_so_itself(tmp_path: Path, cli, monkeypatch: pytest.
         file.counts = {"mp_world_size": 2}
         return file
 
-    monkeypatch.setattr("loraforge.files.opening.read_torch", of_two)
+    monkeypatch.setattr(opening, "CONTAINERS", (replace(opening.CONTAINERS[0], open=of_two), opening.CONTAINERS[1]))
     refused(cli, tmp_path / "style.pt", tmp_path)
 
 

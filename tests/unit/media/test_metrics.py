@@ -88,7 +88,7 @@ def test_clips_of_two_shapes_are_refused(measure) -> None:
     "wrong", [levels(1)[0], levels(1).astype(float), levels(1)[..., :1], levels(1)[:0]], ids=lambda array: array.shape
 )
 def test_what_is_no_clip_is_refused(wrong: np.ndarray) -> None:
-    with pytest.raises(LoraforgeError, match=r"uint8 \[frames, height, width, 3\] is meant"):
+    with pytest.raises(LoraforgeError, match=r"instead of uint8 \[frames, height, width, 3\]"):
         flicker(wrong)
 
 

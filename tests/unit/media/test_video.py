@@ -132,7 +132,7 @@ def test_names_that_mean_something_to_ffmpeg_or_a_shell(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("name", "frames", "fps", "told"),
     [
-        ("a.gif", clip(), 8, "MP4"),
+        ("a.gif", clip(), 8, "must end in .mp4"),
         ("a.mp4", clip(), 0, "0 frames per second"),
         ("a.mp4", clip()[:0], 8, "no frames"),
         ("a.mp4", clip().astype(float), 8, r"frame 0 is an array of float64 \[48, 64, 3\]"),

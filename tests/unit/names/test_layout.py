@@ -37,8 +37,6 @@ def changed(**layout) -> dict:
         ),
         (TABLE | {"rows": {"mlp": 4}}, "rows: unknown segment 'mlp'"),
         (TABLE | {"variants": {"X": {"repo": "a/b", "blocks": 1, "absent": ["qq"]}}}, "unknown segment 'qq'"),
-        (TABLE | {"colour": "red"}, "unknown key 'colour'"),
-        ({"architecture": "x"}, "'segments' is missing"),
     ],
 )
 def test_problems(data: dict, said: str) -> None:
@@ -47,35 +45,28 @@ def test_problems(data: dict, said: str) -> None:
 
 
 def test_all_problems_at_once() -> None:
-    data = changed(sat={"a.{i}": ["q"], "transformer.layers.{i}.attention.dense": [], "b": ["nonsense"]}) | {
-        "colour": "red"
-    }
+    data = changed(sat={"a.{i}": ["q"], "transformer.layers.{i}.attention.dense": [], "b": ["nonsense"]})
     with pytest.raises(LayoutError) as caught:
         parse(data, "cogvideox.toml")
-    for said in ("'q' is in", "'o' is in no module", "'nonsense'", "'colour'"):
+    for said in ("'q' is in", "'o' is in no module", "'nonsense'"):
         assert said in caught.value.message
 
 
 def test_everything_an_author_can_get_wrong_is_said_in_one_message() -> None:
-    data = copy.deepcopy(TABLE) | {"colour": "red", "told_by": "text2", "rows": {"mlp": 4}}
+    data = copy.deepcopy(TABLE) | {"told_by": "text2", "rows": {"mlp": 4}}
     data["parameters"] |= {"posn": ["x"], "out": ["a.b"]}
     data["unadapted"]["bias"] = ["norm_q", "nrm"]
     data["variants"]["CogVideoX-2B"] |= {"absent": ["qq", "q"]}
-    del data["variants"]["CogVideoX-5B"]["repo"]
     sat, diffusers = data["layouts"]["sat"], data["layouts"]["diffusers"]
     del sat["modules"]["transformer.layers.{i}.mlp.dense_h_to_4h"]  # forgotten
     sat["modules"]["a.{i}.b"] = ["q"]  # used twice
     sat["modules"]["transformer.layers.{n}.attention.dense"] = ["norm_q"]  # ambiguous, and of another index
     sat["modules"] |= {"twice.{i}.{i}": ["o"], "half{i}": ["text"], "mixed": ["patch", "norm_out"], "empty": []}
     sat["dropped"] |= {"time_embed.0.weight": "x", "mixins.pos_embed.{n}": "x", "mixins.pos_embed.3": "x"}
-    sat["drop"] = {}
     diffusers["absent"] = ["qqq"]
     with pytest.raises(LayoutError) as caught:
         parse(data, "cogvideox.toml")
     for said in (
-        "unknown key 'colour'",
-        "layouts.sat: unknown key 'drop'",
-        "variants.CogVideoX-5B: 'repo' is missing",
         "told_by: unknown segment 'text2'",
         "variant CogVideoX-2B: no shape of 'text2', by which variants are told",
         "rows: unknown segment 'mlp'",

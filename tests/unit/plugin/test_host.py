@@ -21,8 +21,9 @@ from safetensors.numpy import load_file, save_file
 import loraforge
 from loraforge.errors import LoraforgeError
 from loraforge.names.catalog import architecture
-from loraforge.plugin import datafile, host
-from loraforge.plugin.datafile import line_of
+from loraforge.plugin import schema_check
+from loraforge.plugin.registry import Registry, use
+from loraforge.plugin.schema_check import line_of
 from loraforge.testing import make_adapter
 
 SCHEMAS = Path(__file__).parents[3] / "schemas"
@@ -368,12 +369,11 @@ def test_a_sound_file_is_validated_once_and_a_changed_one_again(tmp_path: Path, 
     file = tmp_path / "x.toml"
     file.write_text(plugin.KOHYA)
     looked = []
-    right = datafile.look
-    monkeypatch.setattr(datafile, "look", lambda file: looked.append(1) or right(file))
+    right = schema_check.look
+    monkeypatch.setattr(schema_check, "look", lambda file: looked.append(1) or right(file))
     for _ in range(2):
         assert "toy-kohya" in cli("--plugin", file, "formats").stdout
-        host.forget_files()
-        host.forget()
+        use(Registry())
     assert looked == [1]
     file.write_text(plugin.KOHYA + "colour = 'red'\n")
     assert "format has no colour" in cli("--plugin", file, "formats").stderr
@@ -381,6 +381,5 @@ def test_a_sound_file_is_validated_once_and_a_changed_one_again(tmp_path: Path, 
     (tmp_path / "cache").rename(tmp_path / "gone")
     (tmp_path / "cache").write_text("no folder")  # a cache that cannot be written is done without
     file.write_text(plugin.KOHYA)
-    host.forget_files()
-    host.forget()
+    use(Registry())
     assert "toy-kohya" in cli("--plugin", file, "formats").stdout

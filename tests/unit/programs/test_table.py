@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.names.catalog import architecture
-from loraforge.plugin import host
+from loraforge.plugin.registry import Registry, use
 from loraforge.programs import table
 
 PLUGINS = Path(__file__).parents[3] / "plugins"
@@ -30,8 +30,7 @@ def formats() -> Iterator[None]:
                  "comfyui/loraforge_comfyui/wrapper", "diffsynth/loraforge_diffsynth/diffsynth"):  # fmt: skip
         loraforge.use_plugin(PLUGINS / f"loraforge-{name}.toml")
     yield
-    host.forget_files()
-    host.forget()
+    use(Registry())
 
 
 # --- what programs apply, as they were seen to

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.errors import ScaleError
-from loraforge.facts.trainers import trainers
+from loraforge.tables import package_table
 
 UNSCALED = DATA / "sat_2b_r4" / "hf_export_unscaled" / "pytorch_lora_weights.safetensors"
 
@@ -60,9 +60,9 @@ def test_nothing_recorded_and_trainers_differ_is_refused_with_a_runnable_line_ea
     assert scales == {0.25, 16.0, 0.5, 1.0, 1 / 128}
 
 
-@pytest.mark.parametrize("name", trainers())
+@pytest.mark.parametrize("name", package_table("facts/trainers"))
 def test_trained_by_takes_the_trainers_default(name: str, tmp_path: Path) -> None:
-    trainer = trainers()[name]
+    trainer = package_table("facts/trainers")[name]
     for rank in trainer["ranks"]:
         report = convert(diffusers_file(tmp_path, rank), tmp_path, trained_by=name)
         assert report.scalings == (trainer["alpha"] / rank,)

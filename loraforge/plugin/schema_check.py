@@ -1,0 +1,149 @@
+"""Finds every fault of a document by its schema, at once. A file by itself, because the validator loads slowly."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import tomli
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+from referencing import Registry, Resource
+
+from loraforge.errors import LoraforgeError
+from loraforge.plugin.host import DataFile
+from loraforge.tables import SCHEMAS, schema
+from loraforge.text import plain
+
+MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault of a data file."""
+
+    line: int | None
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{f'line {self.line}: ' if self.line else ''}{self.what} {self.remedy}".strip()
+
+
+class PluginDataError(LoraforgeError):
+    """A data file is not what the schema says; every problem is listed."""
+
+    def __init__(self, name: str, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{name}: " + "; ".join(map(str, self.problems)))
+
+
+def checked(file: DataFile) -> dict[str, Any]:
+    """The tables of a data file. Raises PluginDataError with every problem."""
+    data, problems = look(file)
+    if problems:
+        raise PluginDataError(file.name, problems)
+    return data
+
+
+def look(file: DataFile) -> tuple[dict[str, Any], list[Problem]]:
+    """The tables of a data file, and what is wrong with it by the schema."""
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        return {}, [Problem(None, f"it cannot be read ({error}).", "")]
+    if len(text) > MOST_BYTES:
+        return {}, [Problem(None, "it has more than 1 MB.", "A plugin is a page of names.")]
+    try:
+        data = tomli.loads(text)
+    except (tomli.TOMLDecodeError, RecursionError) as error:
+        line = re.search(r"at line (\d+)", str(error))
+        what = re.sub(r" \(at line.*", "", str(error)) + "."
+        hint = "TOML quotes names that have dots or braces." if what.startswith("Expected") else ""
+        return {}, [Problem(int(line[1]) if line else None, what, hint)]
+    problems = list(dict.fromkeys(_problem(text, error) for error in _errors(data)))  # one error per missing entry
+    return data, problems or list(_alike(data, text))
+
+
+def _alike(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
+    """Suffixes of one spelling that a key could end in both."""
+    for spelling in data.get("format", {}).get("spellings", ()):
+        for one, other in permutations(spelling, 2):
+            if spelling[one].endswith(spelling[other]) and (one < other or spelling[one] != spelling[other]):
+                line = line_of(text, ["format", "spellings"])
+                ends = f"the suffix of {one}, {spelling[one]!r}, ends in that of {other}, {spelling[other]!r}."
+                yield Problem(line, ends, "A key could be either.")
+
+
+def line_of(text: str, path: Iterable[str | int]) -> int | None:
+    """The line of a TOML text where the deepest part of `path` that can be found stands."""
+    names = [part for part in path if isinstance(part, str)]
+    best, depth, table = None, 0, list[str]()
+    for number, line in enumerate(text.splitlines(), 1):
+        bare = line.strip()
+        if header := re.match(r"\[+([^\]]+)\]", bare):
+            table = _names(header[1])
+        elif assigned := re.match(r"""((?:[\w.-]|"[^"]*"|'[^']*')+)\s*=""", bare):
+            here = [*table, *_names(assigned[1])]
+            if names[: len(here)] == here and len(here) > depth:
+                best, depth = number, len(here)
+            continue
+        else:
+            continue
+        if names[: len(table)] == table and len(table) > depth:
+            best, depth = number, len(table)
+    return best
+
+
+def _names(key: str) -> list[str]:
+    return [quoted or single or bare for quoted, single, bare in re.findall(r'"([^"]*)"|\'([^\']*)\'|([\w-]+)', key)]
+
+
+def _errors(data: Mapping[str, Any]) -> list[Any]:
+    documents = [json.loads(schema(name)) for name in SCHEMAS]
+    registry: Any = Registry().with_resources((d["$id"], Resource.from_contents(d)) for d in documents)
+    validator = Draft202012Validator(documents[0], registry=registry)
+    return sorted(validator.iter_errors(data), key=lambda error: [str(part) for part in error.absolute_path])
+
+
+def _problem(text: str, error: Any) -> Problem:
+    path = list(error.absolute_path)
+    place = ".".join(map(str, path)) or "the file"
+    if error.validator == "additionalProperties":
+        unknown = sorted(set(error.instance) - set(error.schema.get("properties", ())))
+        known = ", ".join(sorted(error.schema.get("properties", ())))
+        return Problem(line_of(text, [*path, unknown[0]]), f"{place} has no {', '.join(unknown)}.", f"It has {known}.")
+    if error.validator == "dependentRequired":
+        missing = [
+            f"{key} (for {one})"
+            for one, keys in error.validator_value.items()
+            if one in error.instance
+            for key in keys
+            if key not in error.instance
+        ]
+        first = next(one for one in error.validator_value if one in error.instance)
+        return Problem(line_of(text, [first]), f"{place} lacks {', '.join(missing)}.", "It stands above every [table].")
+    if error.validator == "type":
+        value = plain(json.dumps(error.instance, default=str), 60)
+        hint = f"Write [{value}]." if error.validator_value == "array" else error.schema.get("description", "")
+        return Problem(line_of(text, path), f"{place} is {value}, and must be of type {error.validator_value}.", hint)
+    if error.validator == "required":
+        missing = sorted(set(error.validator_value) - set(error.instance))
+        return Problem(line_of(text, path), f"{place} lacks {', '.join(missing)}.", "")
+    allowed = error.schema.get("description", "")
+    value = plain(json.dumps(error.instance, default=str), 60)
+    what = f"{place} is {value}, which does not go with {error.validator} {plain(str(error.validator_value), 80)}."
+    return Problem(line_of(text, path), what, allowed)
+
+
+def first_fault(document: object, name: str) -> str:
+    """What is wrong with a document by the schema of this name, and where, in one line; empty if nothing is."""
+    error = best_match(Draft202012Validator(json.loads(schema(name))).iter_errors(document))
+    if error is None:
+        return ""
+    where = "/".join(map(str, error.absolute_path))
+    return f"{where + ': ' if where else ''}{error.message}".partition("\n")[0][:200]
