@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 from loraforge.names.dimensions import Sized, Sizes, Solution, solve
@@ -32,7 +33,7 @@ class Template:
     @property
     def container(self) -> str:
         """What stands before the first block number; the whole path if there is none."""
-        return self.text.partition("{")[0]
+        return ".".join(takewhile(lambda token: not _is_hole(token), self.tokens()))
 
     def match(self, path: str, sep: str = ".") -> Index | None:
         """The block numbers that make this template `path`, or None. Token by token, no regex."""

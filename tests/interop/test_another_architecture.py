@@ -136,6 +136,11 @@ def test_what_convert_base_cannot_do_is_one_message_of_its_own(base: Path, tmp_p
         loraforge.convert_base(tmp_path / "torn", "original", tmp_path / "z")
 
 
+def test_a_run_is_of_another_model(adapter: Path, base: Path) -> None:
+    with pytest.raises(LoraforgeError, match="an adapter is one of HunyuanVideo, and what is run is CogVideoX"):
+        loraforge.run([adapter], base=base, prompt="x")
+
+
 @pytest.mark.parametrize(("repo", "pipeline", "task", "form"), [
     (TEXT, "HunyuanVideoPipeline", "text-to-video", "diffusers"),
     (IMAGE, "HunyuanVideoImageToVideoPipeline", "image-to-video", "peft"),
