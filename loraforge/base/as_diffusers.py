@@ -1,4 +1,4 @@
-"""TODO."""
+"""A base model as Diffusers stores it: shards and their index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A base model as SAT stores it, with the tables that SAT insists on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Opening a base model: which files hold it, in which layout, and what refuses it."""
 
 from __future__ import annotations
 

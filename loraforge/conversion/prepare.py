@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a conversion decides before a tensor is computed: the writer, the header, the source's record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The proof of a written file: it is read back, and its update compared with the source's, row by row."""
 
 from __future__ import annotations
 

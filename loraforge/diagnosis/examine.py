@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a file is examined for, in order; the first fault that is found is the verdict."""
 
 from __future__ import annotations
 

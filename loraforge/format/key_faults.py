@@ -1,4 +1,4 @@
-"""TODO."""
+"""What is wrong with keys that are not understood, one problem for each kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The scale of an adapter, per module, and what the user states about it."""
 
 from __future__ import annotations
 
