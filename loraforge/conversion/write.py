@@ -30,6 +30,7 @@ from loraforge.names.catalog import architecture
 from loraforge.programs.measured import Program, mixed_ranks, programs
 from loraforge.programs.outlook import outlooks
 from loraforge.programs.table import named as named_paths
+from loraforge.programs.table import not_with
 from loraforge.scale.origin import carried_over, entry, history
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed, recorded
@@ -138,7 +139,7 @@ def write(
             dropped_metadata=lost,
             notes=(*adapter.notes, *base_notes, *use.notes, *named_paths(goes.file), *_odd_ranks(to, fitting.ranks)),
             load=use.load,
-            not_with=use.not_with,
+            not_with=not_with(arch.name, to) or use.not_with,
             provided=use.provided,
         )
         steps: list[Step] = []

@@ -19,9 +19,8 @@ from loraforge.diagnosis.examine import diagnosed
 from loraforge.diagnosis.result import Diagnosis
 from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Kind
 from loraforge.errors import HubError, LoraforgeError, Try, adding
-from loraforge.facts.variants import VariantSettings, settings, table
 from loraforge.names.catalog import architecture
-from loraforge.names.layout import Architecture, Variant
+from loraforge.names.layout import Architecture
 from loraforge.programs.measured import acting
 from loraforge.publishing.card import Facts, rows
 from loraforge.publishing.outgoing import Outgoing, of_adapter, of_model
@@ -97,8 +96,8 @@ def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping
     variant = next((v for v in arch.variants if v.repo == base), None)
     facts = Facts(
         repo=repo, kind="adapter", as_trained=not as_loaded, format=form,
-        title=arch.title, architecture=arch.name, base_model=base,
-        settings=_settings(variant), weights=files[0].name, rows=_rows(adapter, found), commands=_commands(adapter),
+        architecture=arch, base_model=base, variant=variant, weights=files[0].name,
+        rows=_rows(adapter, found), commands=_commands(adapter),
         prompts=(), samples=(), example=None,
         trigger=next(iter(trigger_words(cleaned(file.metadata)[0]).values()), None),
     )  # fmt: skip
@@ -135,10 +134,6 @@ def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str
 def _bases(adapter: Adapter) -> list[Try]:
     """The released models that it fits: another that is stated would not show what it is."""
     return [adding("--base-model", variant.repo) for variant in fits(adapter)]
-
-
-def _settings(variant: Variant | None) -> VariantSettings | None:
-    return settings(variant.name) if variant and variant.name in table()["variants"] else None
 
 
 def _rows(adapter: Adapter, found: Diagnosis) -> tuple[tuple[str, str], ...]:
@@ -207,8 +202,7 @@ def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Publis
     variant = next((v for v in base.architecture.variants if v.repo == repo), None)
     facts = Facts(
         repo="", kind="merge", as_trained=not guessed, format=base.kind,
-        title=base.architecture.title, architecture=base.architecture.name,
-        base_model=repo, settings=_settings(variant), weights=base.files[0].path.name,
+        architecture=base.architecture, base_model=repo, variant=variant, weights=base.files[0].path.name,
         rows=rows([(f"adapter {n}", _held(entry)) for n, entry in enumerate(adapters, 1)]),
         commands=(str(said.get("command", "")),), prompts=(), samples=(), example=None, trigger=None,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding
+from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
 from loraforge.scale.origin import Origin
 from loraforge.scale.rule import Rule, overriding
@@ -21,9 +22,6 @@ from loraforge.text import command, listed, shown, told
 if TYPE_CHECKING:
     from loraforge.files.tensorfile import TensorFile
     from loraforge.scale.rule import Choice
-
-COMPONENT = "transformer"
-"""What Diffusers calls the part of a pipeline that CogVideoX LoRAs adapt; it stands before names and entries."""
 
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_CONFIG = "adapter_config.json"
