@@ -138,9 +138,9 @@ def matching(
 
 
 def best_known(paths: Collection[str], layouts: Mapping[str, str], wanted: str | None) -> Architecture:
-    """The architecture, of those a format has a layout for, that knows most of the paths; `wanted` if it is one."""
+    """The architecture, of those a format has a layout for, that knows most of the paths; `wanted` if it knows any."""
     counts = _known_of(paths, layouts, ".")
-    return architecture(wanted if wanted in counts else max(counts, key=lambda name: counts[name]))
+    return architecture(wanted if wanted and counts.get(wanted) else max(counts, key=lambda name: counts[name]))
 
 
 def holding(paths: Collection[str], layouts: Mapping[str, str]) -> list[str]:
