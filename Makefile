@@ -8,17 +8,21 @@ PIP := -m pip --disable-pip-version-check install --quiet
 # each worker of pytest has a core: torch's threads in all of them would stand in each other's way (4 times slower)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test hub-oldest oldest check wild programs format clean
+.PHONY: demo test test-all hub-oldest oldest check wild programs format clean
 
 demo: .venv-light/ready  ## convert a real SAT run with the light core (no torch), and look at the result
 	$(LIGHT)/python docs/demo.py
 
-test: .venv/ready  ## every test, in the full environment
+test: .venv/ready  ## every kind of test, in the full environment: a few minutes
+	$(FULL)/python -m pytest -n auto -m "not long"
+	$(FULL)/python -m pytest -q -n auto plugins
+
+test-all: .venv/ready  ## all tests, those marked `long` too
 	$(FULL)/python -m pytest -n auto
 	$(FULL)/python -m pytest -q -n auto plugins
 
 hub-oldest: .venv-hub/ready  ## the tests of the Hub with the oldest client that is supported
-	.venv-hub/$(BIN)/python -m pytest -q -n auto -m "not pipelines" tests/hubs
+	.venv-hub/$(BIN)/python -m pytest -q -n auto -m "not pipelines and not long" tests/hubs
 
 oldest: .venv-oldest/ready  ## loraforge beside transformers 4 and Diffusers 0.35: the Hub, and adapters in pipelines
 	.venv-oldest/$(BIN)/python -m pytest -q -n auto -m "not pipelines" tests/hubs
@@ -32,11 +36,10 @@ programs: .venv/ready  ## what versions of Diffusers and PEFT do with files: tes
 wild: .venv/ready  ## public adapters of the Hub: inspect, doctor, convert, verify (needs a network)
 	$(FULL)/python tests/wild/wild.py
 
-check: .venv/ready  ## format, lint, types, schemas, and the wheel in a clean environment
+check: .venv/ready  ## format, lint, types, and the wheel in a clean environment
 	$(FULL)/ruff format --check .
 	$(FULL)/ruff check .
 	$(FULL)/mypy
-	$(FULL)/python -m pytest -q tests/unit/test_schemas.py
 	rm -rf dist .venv-wheel
 	$(FULL)/python -m hatchling build -t wheel
 	$(PYTHON) -m venv .venv-wheel

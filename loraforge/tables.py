@@ -19,6 +19,12 @@ def package_table(name: str) -> dict[str, Any]:
     return tomli.loads((_PACKAGE / f"{name}.toml").read_text("utf-8"))
 
 
+def package_tables(folder: str) -> dict[str, dict[str, Any]]:
+    """Every TOML file of a folder of the package, by its name without the ending."""
+    names = sorted(file.stem for file in (_PACKAGE / folder).glob("*.toml"))
+    return {name: package_table(f"{folder}/{name}") for name in names}
+
+
 def schema(name: str) -> str:
     """The text of a JSON Schema, as `plugin`: of the package, or of the clone it lies in."""
     inside = _PACKAGE / "schemas"

@@ -91,7 +91,7 @@ def options(values: Mapping[str, object]) -> list[str]:
             if isinstance(one, Path):
                 words.append(one.name)
             elif one is not True:
-                words.append(f"{one:g}" if isinstance(one, float) else str(one))
+                words.append(f"{one:.12g}" if isinstance(one, float) else str(one))
     return words
 
 

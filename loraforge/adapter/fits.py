@@ -10,8 +10,9 @@ from loraforge.adapter.adapter import Adapter
 from loraforge.errors import ConversionError, Try, adding
 from loraforge.hub.address import is_repo, renamed
 from loraforge.names.catalog import architecture, architectures
+from loraforge.names.diffusers_config import Placed
 from loraforge.names.dimensions import Sized, Solution, agree, solve
-from loraforge.names.layout import Architecture, Index, Variant
+from loraforge.names.layout import Architecture, Variant
 from loraforge.names.lookalike import of_repo
 from loraforge.text import command, listed
 
@@ -36,7 +37,6 @@ SMALL = 4
 """A model this many times narrower than the narrowest released one was made for a test."""
 
 
-Placed = tuple[str, str, Index, tuple[int, ...]]
 _LAST: list[tuple[Mapping[str, Delta], tuple[Placed, ...], Solution]] = []
 """The modules of the last call and what was computed from them: several questions about one adapter follow."""
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A base model as Diffusers stores it: shards and their index."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ if TYPE_CHECKING:
     from loraforge.base.job import Model
     from loraforge.base.stream import NewTensor
 
+FILE = f"{STEM}.safetensors"
 SHARD = 10_000_000_000
 """Bytes of weights in one file, as save_pretrained cuts them."""
 
 
-def _diffusers_model(tensors: list[NewTensor], said: str, config: Mapping[str, Any]) -> Model:
-    """The files save_pretrained would make."""
+def _safetensors_model(tensors: list[NewTensor], said: str, beside: Mapping[str, Any]) -> Model:
+    """The files save_pretrained would make. `beside`: JSON documents by name."""
     cut = list(_cut(sorted(tensors, key=lambda tensor: tensor.key)))
-    names = [
-        f"{STEM}.safetensors" if len(cut) == 1 else f"{STEM}-{n:05}-of-{len(cut):05}.safetensors"
-        for n in range(1, len(cut) + 1)
-    ]
+    names = [FILE if len(cut) == 1 else f"{STEM}-{n:05}-of-{len(cut):05}.safetensors" for n in range(1, len(cut) + 1)]
     shards = {
         name: Shard("safetensors", tuple(part), {"format": "pt", KEY: said})
         for name, part in zip(names, cut, strict=True)
     }
-    texts = {"config.json": json.dumps(config, indent=2) + "\n"}
+    texts = {name: json.dumps(document, indent=2) + "\n" for name, document in beside.items()}
     if len(cut) > 1:
         where = {tensor.key: name for name, shard in shards.items() for tensor in shard.tensors}
         total = sum(shard.nbytes for shard in shards.values())

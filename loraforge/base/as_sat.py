@@ -1,4 +1,4 @@
-"""TODO."""
+"""A base model as SAT stores it, with the tables that SAT insists on."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from loraforge.base.model import BaseModel
 from loraforge.base.stream import NewTensor
 from loraforge.files.tensorfile import KEY
 from loraforge.format.sat_names import CHECKPOINT, ITERATION, SAT_PREFIX
+from loraforge.names.diffusers_config import fixed
 from loraforge.names.layout import Variant
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ def _rebuilt(
     by_key = {tensor.key.removeprefix(SAT_PREFIX): tensor for tensor in tensors}
     patch = by_key["mixins.patch_embed.proj.weight"]
     width = patch.shape[0]
-    settings = {**base.architecture.config, **variant.config, **config}
-    settings |= {"patch_size": settings.get("patch_size", 2)}
+    settings = {**fixed(base.architecture, variant), **config}
     made: dict[str, tuple[tuple[int, ...], Callable[[], Any], str]] = {}
     if not settings["use_rotary_positional_embeddings"]:
         shape: tuple[int, ...] = (1, settings["max_text_seq_length"] + int(np.prod(positions.grid(settings))), width)

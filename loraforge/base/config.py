@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from loraforge.base.model import COMPONENT, BaseModel
+from loraforge.base.model import BaseModel
 from loraforge.base.positions import grid
 from loraforge.errors import ConversionError, Try, adding
 from loraforge.files.texts import read_json, read_yaml
 from loraforge.format.sat_names import CONFIG
-from loraforge.names.layout import Variant
+from loraforge.names.diffusers_config import entries, filled, fixed, sizes
+from loraforge.names.layout import COMPONENT, Variant
 from loraforge.scale.origin import own_entry
-from loraforge.text import command
+from loraforge.text import command, listed
 
 PIXELS = 8
 """Of the VAE, per latent row and column."""
@@ -29,7 +30,7 @@ _POSITIONS = "mixins.pos_embed.pos_embedding"
 def variant_of(base: BaseModel) -> Variant:
     """The one released model it is like. Raises ConversionError where that cannot be told."""
     able = [variant for variant in base.variants if not _speaks_against(base, variant)]
-    kinds = {tuple(sorted(_fixed(base, variant).items(), key=str)): variant for variant in reversed(able)}
+    kinds = {str(entries(base.architecture, variant)): variant for variant in reversed(able)}
     if len(kinds) == 1:
         return next(iter(kinds.values()))
     names = " or ".join(variant.name for variant in able)
@@ -43,17 +44,14 @@ def variant_of(base: BaseModel) -> Variant:
 
 def _speaks_against(base: BaseModel, variant: Variant) -> bool:
     """Whether its tables of positions, or its own config.json, are another's: what no shape of a weight tells."""
-    fixed = _fixed(base, variant)
-    rotary, learned = fixed["use_rotary_positional_embeddings"], fixed["use_learned_positional_embeddings"]
+    wants = fixed(base.architecture, variant)
     if base.layout == "sat":
+        learned, rotary = (wants[f"use_{kind}_positional_embeddings"] for kind in ("learned", "rotary"))
         return (_POSITIONS in base.parameters) != (learned or not rotary)
-    said = own_config(base)
-    flags = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings")
-    return any(name in said and said[name] != fixed[name] for name in flags)
-
-
-def _fixed(base: BaseModel, variant: Variant) -> dict[str, Any]:
-    return {**base.architecture.config, **variant.config}
+    own = own_config(base)
+    stated = [item for other in base.architecture.variants for item in other.config.items()]
+    switches = {name for name, on in stated if isinstance(on, bool | str)}  # numbers change where it is trained further
+    return any(own[name] != wants[name] for name in switches & own.keys() & wants.keys())
 
 
 def own_config(base: BaseModel) -> dict[str, Any]:
@@ -73,11 +71,18 @@ def diffusers_config(base: BaseModel, variant: Variant, sample: str | None = Non
             f"the configuration of {base.architecture.title} in Diffusers is not known: its data has no [config].",
             Try(command("loraforge", "layouts", base.architecture.name)),
         )
-    told = dict(_told_by_shapes(base))
+    wants = entries(base.architecture, variant)
+    if sample is not None and not wants.keys() >= _sample(sample).keys():
+        raise ConversionError(f"--sample is for positions that are learned, which {base.architecture.title} has not.")
     said, where = _configured(base)
     if sample is not None:
         said, where = said | _sample(sample), "--sample"
-    config = {**_fixed(base, variant), **told, **said}
+    config = filled(wants, sizes(base.architecture, base.placed)) | said
+    if lacking := sorted(wants.keys() - config.keys()):
+        raise ConversionError(
+            f"{base.path} is not a whole {base.architecture.title}: no weight tells {listed(lacking, 3)}.",
+            command("ls", "-l", base.folder),
+        )
     where = where or f"{variant.name} as released"
     if shape := base.shape(_POSITIONS):
         places = shape[-2]
@@ -142,37 +147,6 @@ def _other_size(base: BaseModel, config: Mapping[str, Any], places: int, where: 
         "beside it.",
         *(ways or [Try(command("loraforge", "convert-base", "--help"))]),
     )
-
-
-def _told_by_shapes(base: BaseModel) -> Iterator[tuple[str, Any]]:
-    def shape(segment: str, parameter: str = "weight") -> tuple[int, ...] | None:
-        layout = base.architecture.layouts[base.layout]
-        template = next(t for t, stack in layout.modules.items() if stack == (segment,))
-        return base.shape(f"{template.fill(tuple((hole[1:-1], 0) for hole in sorted(template.holes)))}.{parameter}")
-
-    patch, text, time, out, head = (shape(s) for s in ("patch", "text", "time1", "out", "norm_q"))
-    if not (patch and text and time and out and head):
-        raise ConversionError(
-            f"{base.path} is not a whole {base.architecture.title}.", command("ls", "-l", base.folder)
-        )
-    layout = base.architecture.layouts[base.layout]
-    blocks = {place[1] for name in base.parameters if (place := layout.locate(name.rpartition(".")[0])) and place[1]}
-    side = patch[2] if len(patch) == 4 else 2
-    volume = side * side * (1 if len(patch) == 4 else 2)
-    ofs = shape("ofs1")
-    yield from {
-        "attention_head_dim": head[0],
-        "in_channels": patch[1] if len(patch) == 4 else patch[1] // volume,
-        "num_attention_heads": patch[0] // head[0],
-        "num_layers": len(blocks),
-        "ofs_embed_dim": ofs[0] if ofs else None,
-        "out_channels": out[0] // volume,
-        "patch_bias": len(patch) == 4,
-        "patch_size": side,
-        "patch_size_t": None if len(patch) == 4 else 2,
-        "text_embed_dim": text[1],
-        "time_embed_dim": time[0],
-    }.items()
 
 
 def _configured(base: BaseModel) -> tuple[dict[str, Any], str]:

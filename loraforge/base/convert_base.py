@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraforge.algebra.dtypes import CHOICES, FACTORS
-from loraforge.base.as_diffusers import _diffusers_model
+from loraforge.base.as_diffusers import FILE, _safetensors_model
 from loraforge.base.as_sat import _rebuilt, _sat_model
 from loraforge.base.config import diffusers_config, other_size, own_config, variant_of
 from loraforge.base.job import write_model
-from loraforge.base.model import COMPONENT, BaseModel
+from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.origin import entry
 from loraforge.base.route import Route, route
@@ -24,7 +24,7 @@ from loraforge.files.resume import check_place
 from loraforge.format.sat_names import SAT_PREFIX, components
 from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
-from loraforge.names.layout import Variant
+from loraforge.names.layout import COMPONENT, Index, Variant
 from loraforge.text import command, listed, options, recorded, told
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class BaseReport(Document):
 
 def convert_base(
     source: str | Path,
-    to: Literal["diffusers", "sat"],
+    to: str,
     out: str | Path,
     *,
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
@@ -92,15 +92,14 @@ def convert_base(
     variant = variant_of(base)
     plan = _routed(base, to, variant)
     tensors = [_tensor(base, key, parts, CHOICES.get(dtype), to) for key, parts in plan.pieces.items()]
-    config, where = own_config(base), ""
-    if to == "diffusers":
-        config, where = diffusers_config(base, variant, sample)
+    config, where = diffusers_config(base, variant, sample) if to == "diffusers" else (own_config(base), "")
     rebuilt = _rebuilt(base, config, variant, tensors) if to == "sat" else {}
     every = [*tensors, *(tensor for tensor, _ in rebuilt.values())]
     place = Path(out)
     typed = command("loraforge", "convert-base", recorded(base.path), *options({"to": to, "dtype": dtype}))
     said = entry(typed, base, (), to)
-    model = _sat_model(every, said) if to == "sat" else _diffusers_model(every, said, config)
+    texts = {"config.json": config} if to == "diffusers" else {}
+    model = _sat_model(every, said) if to == "sat" else _safetensors_model(every, said, texts)
     check_place(place, model.names, [base.path], force=force or dry_run)
     engine = Engine(*choose("numpy", "cpu"))
     if dry_run:
@@ -120,7 +119,7 @@ def convert_base(
         left_out=others,
         config=where,
         notes=(*base.notes, *_advice(base), *(other_size(base, config) if to == "diffusers" else ())),
-        load=_load(place, to, variant),
+        load=_load(base, place, to, variant),
     )
 
 
@@ -128,7 +127,9 @@ def _check(base: BaseModel, to: str) -> None:
     if to not in base.architecture.layouts or base.layout == to:
         known = ", ".join(base.architecture.layouts)
         why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
-        other = [adding("--to", name) for name in ("diffusers", "sat") if name != base.layout]
+        if len(base.architecture.layouts) == 1:
+            why = f"is a {base.architecture.title}, of which no layout but {known} is known"
+        other = [adding("--to", name) for name in base.architecture.layouts if name != base.layout]
         raise ConversionError(f"{base.path} {why}.", *other)
 
 
@@ -148,14 +149,15 @@ def _routed(base: BaseModel, to: str, variant: Variant) -> Route:
 
 def _gaps(base: BaseModel, variant: Variant) -> Iterator[str]:
     """The parameters this variant has, in every block there is, and the base has not."""
-    layout = base.architecture.layouts[base.layout]
-    places = [place for name in base.parameters if (place := layout.locate(name.rpartition(".")[0]))]
-    blocks = sorted({index for _, index in places if index})
+    arch, layout = base.architecture, base.architecture.layouts[base.layout]
+    kinds, blocks = arch.block_kinds(), defaultdict[str, set[Index]](set)
+    for _, segment, index, _ in base.placed:
+        blocks[kinds.get(segment, "")].add(index)
     for template, segments in layout.modules.items():
         if variant.absent.issuperset(segments):
             continue
-        for index in blocks if template.holes else [()]:
-            names = (f"{template.fill(index)}.{parameter}" for parameter in base.architecture.named(segments))
+        for index in sorted(blocks[kinds.get(segments[0], "")]) if template.holes else [()]:
+            names = (f"{template.fill(index)}.{parameter}" for parameter in arch.named(segments))
             yield from (name for name in names if name not in base.parameters)
 
 
@@ -184,8 +186,10 @@ def _advice(base: BaseModel) -> Iterator[str]:
         )
 
 
-def _load(out: Path, to: str, variant: Variant) -> str:
+def _load(base: BaseModel, out: Path, to: str, variant: Variant) -> str:
     if to == "sat":
         return f"in SAT's inference.yaml `load: {out}`"
+    if to != "diffusers":
+        return f"load_file({str(out / FILE)!r})  # where the model in the names of {to} was loaded"
     whole = f"as transformer= of the pipeline of {variant.repo}"
-    return f"CogVideoXTransformer3DModel.from_pretrained({str(out)!r})  # {whole}"
+    return f"{base.architecture.transformer}.from_pretrained({str(out)!r})  # {whole}"

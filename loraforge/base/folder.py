@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from loraforge.base.model import COMPONENT, INDEX, NAME, STEM, BaseModel
+from loraforge.base.model import INDEX, NAME, STEM, BaseModel
 from loraforge.files.neighbours import TENSORS
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
 from loraforge.format.sat_names import CHECKPOINT, ITERATION
+from loraforge.names.layout import COMPONENT
 
 LINKED = 1 << 20
 """Bytes from which a file of another component is linked instead of copied. Smaller ones may be edited in place."""

@@ -12,7 +12,7 @@ from loraforge.adapter.drop import without
 from loraforge.algebra.dtypes import CHOICES, FACTORS, LARGEST
 from loraforge.base.folder import beside, index_text, shards
 from loraforge.base.job import Model, Shard, write_model
-from loraforge.base.model import COMPONENT, BaseModel
+from loraforge.base.model import BaseModel
 from loraforge.base.opening import missing_parts, open_base
 from loraforge.base.origin import entry, fused, refuse_twice
 from loraforge.base.retention import LOUD, WARN, Retention, lines, summary
@@ -27,6 +27,7 @@ from loraforge.fusion.backend import Sums
 from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
 from loraforge.names.catalog import architecture
+from loraforge.names.layout import COMPONENT
 from loraforge.scale.resolve import STATES
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command, fraction, options, recorded, told
@@ -253,4 +254,4 @@ def _load(base: BaseModel, out: Path, *, alone: bool) -> str:
         given = "".join(f", {part}=None" for part in missing_parts(base))
         more = ", with what the base lacks as it is loaded today" if given else ""
         return f"DiffusionPipeline.from_pretrained({place}{given})  # {without}{more}"
-    return f"{base.architecture.title}Transformer3DModel.from_pretrained({place})  # {without}"
+    return f"{base.architecture.transformer or 'AutoModel'}.from_pretrained({place})  # {without}"

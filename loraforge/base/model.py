@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from loraforge.files.tensorfile import TensorFile
+from loraforge.names.diffusers_config import Placed
 from loraforge.names.layout import Architecture, Variant
 
 Kind = Literal["pipeline", "transformer", "file", "sat"]
@@ -24,9 +25,6 @@ NAME = re.compile(
     r"(?:\.(?!safetensors|bin)[\w-]+?)?\.(?P<suffix>safetensors|bin)(?P<index>\.index(?:\.[\w-]+)?\.json)?"
 )
 """Names of weights: of Diffusers, Transformers and DeepSpeed's zero_to_fp32, in parts or whole, of a variant or not."""
-COMPONENT = "transformer"
-"""The folder of a pipeline that holds what LoRAs adapt."""
-
 _LORA = (".matrix_A.", ".matrix_B.", ".lora_A.", ".lora_B.")
 
 
@@ -77,20 +75,26 @@ class BaseModel:
         return None if key is None else self.held[key].tensors[key].shape
 
     @cached_property
-    def variants(self) -> tuple[Variant, ...]:
-        """The released models it may be: those that no shape speaks against; of another width, those like it."""
-        layout, shapes = self.architecture.layouts[self.layout], []
+    def placed(self) -> tuple[Placed, ...]:
+        """Every weight that the layout knows, by the segments in it."""
+        layout, every = self.architecture.layouts[self.layout], list[Placed]()
         for name in self.parameters:
             path, _, parameter = name.rpartition(".")
-            place = layout.locate(path) if parameter == "weight" else None
-            if place and len(segments := layout.modules[place[0]]) == 1:
-                shapes.append((segments[0], place[1], self.shape(name) or ()))
-        there = {segment for segment, _, _ in shapes}
+            place, shape = layout.locate(path) if parameter == "weight" else None, self.shape(name)
+            if place and shape:
+                segments = layout.modules[place[0]]
+                heights = self.architecture.sizes(segments, shape[0]) or ()
+                parts = zip(segments, heights, strict=False)
+                every += [(path, segment, place[1], (rows, *shape[1:])) for segment, rows in parts]
+        return tuple(every)
+
+    @cached_property
+    def variants(self) -> tuple[Variant, ...]:
+        """The released models it may be: those that no shape speaks against; of another width, those like it."""
+        shapes = [(segment, index, shape) for _, segment, index, shape in self.placed]
+        present = {segment for segment, _, _ in shapes}
         fitting = [v for v in self.architecture.variants if not any(v.objection(*entry) for entry in shapes)]
-        lacking = {v.name: v.shapes.keys() & _single(layout.modules.values()) - there for v in fitting}
+        stacks = self.architecture.layouts[self.layout].modules.values()
+        lacking = {v.name: v.shapes.keys() & {s for stack in stacks for s in stack} - present for v in fitting}
         told = next((shape for segment, _, shape in shapes if segment == self.architecture.told_by), None)
         return tuple(v for v in fitting if not lacking[v.name]) or (self.architecture.like(told) if told else ())
-
-
-def _single(stacks: Any) -> set[str]:
-    return {stack[0] for stack in stacks if len(stack) == 1}

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Opening a base model: which files hold it, in which layout, and what refuses it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.algebra.dtypes import FACTORS
-from loraforge.base.model import _LORA, COMPONENT, INDEX, NAME, STEM, BaseModel
+from loraforge.base.model import _LORA, INDEX, NAME, STEM, BaseModel
 from loraforge.errors import FileError, FormatError, Try
 from loraforge.files.opening import open_tensors, snapshot
 from loraforge.files.tensorfile import TensorFile
@@ -18,7 +18,7 @@ from loraforge.format.sat import SatFormat
 from loraforge.format.sat_names import SAT_PREFIX
 from loraforge.format.sat_run import undivided
 from loraforge.names.catalog import architectures
-from loraforge.names.layout import Architecture
+from loraforge.names.layout import COMPONENT, Architecture
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 

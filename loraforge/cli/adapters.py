@@ -1,4 +1,4 @@
-"""TODO."""
+"""The commands on one adapter: convert, inspect, verify, stamp."""
 
 from __future__ import annotations
 

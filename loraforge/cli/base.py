@@ -58,7 +58,7 @@ def fuse(json_: bool, **options: Any) -> None:
 
 @click.command("convert-base", short_help="Move base weights between SAT and Diffusers.")
 @click.argument("source", type=SOURCE)
-@click.option("--to", type=click.Choice(["diffusers", "sat"]), required=True, help="Layout to write.")
+@click.option("--to", metavar="LAYOUT", required=True, help="Layout to write: diffusers, sat, or another of the model.")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder to write.")
 @element_type("Element type of the weights.")
 @click.option(

@@ -7,16 +7,19 @@ Needs `loraforge[pipeline]`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.algebra.lora import LoraWeight, rows
+from loraforge.adapter.fits import placed
+from loraforge.algebra.lora import LoraWeight
 from loraforge.errors import FormatError, LoraforgeError, Try
 from loraforge.names.catalog import architecture
+from loraforge.names.diffusers_config import Placed, entries, filled, sizes
+from loraforge.names.layout import Architecture, Variant
 from loraforge.scale.rule import Scale
 from loraforge.text import command
 
@@ -32,9 +35,13 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
     """
     if loader not in LOADERS:
         raise LoraforgeError(f"there is no loader {loader!r}; there are {', '.join(LOADERS)}.")
-    if adapter.architecture != "cogvideox":
-        title = architecture(adapter.architecture).title
-        raise LoraforgeError(f"--in {loader} builds a CogVideoX transformer, and this adapter is one of {title}.")
+    arch = architecture(adapter.architecture)
+    if not arch.transformer or not arch.pipelines:
+        raise LoraforgeError(
+            f"--in {loader} fills a model of Diffusers, and the data of {arch.title} names no class of one: "
+            "config._class_name and pipelines.",
+            command("loraforge", "layouts", arch.name),
+        )
     try:
         import diffusers
         import peft
@@ -45,7 +52,7 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
         ) from error
     try:
         shell = _shell(adapter, base)
-        LOADERS[loader](file, shell)
+        LOADERS[loader](file, shell, next(iter(arch.pipelines)))
     except LoraforgeError:
         raise
     except Exception as error:  # a loader raises what it likes
@@ -60,30 +67,38 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
     )
 
 
-def _diffusers(file: Path, shell: Any) -> None:
-    from diffusers import CogVideoXPipeline
-
-    state, metadata = CogVideoXPipeline.lora_state_dict(
-        str(file.parent), weight_name=file.name, return_lora_metadata=True
-    )
-    CogVideoXPipeline.load_lora_into_transformer(state, shell, metadata=metadata)
+def _diffusers(file: Path, shell: Any, pipeline: str) -> None:
+    kind = _class(pipeline)
+    state, metadata = kind.lora_state_dict(str(file.parent), weight_name=file.name, return_lora_metadata=True)
+    kind.load_lora_into_transformer(state, transformer=shell, metadata=metadata)
 
 
-def _peft(file: Path, shell: Any) -> None:
+def _peft(file: Path, shell: Any, _: str) -> None:
     from peft import PeftModel
 
     PeftModel.from_pretrained(shell, str(file.parent))
 
 
-LOADERS: Mapping[str, Callable[[Path, Any], None]] = {"diffusers": _diffusers, "peft": _peft}
+LOADERS: Mapping[str, Callable[[Path, Any, str], None]] = {"diffusers": _diffusers, "peft": _peft}
+_SAMPLE = 9
+"""Frames, rows and columns of the sample that a shell is configured for."""
+
+
+def _class(name: str) -> Any:
+    """A class of Diffusers. Raises LoraforgeError if the installed version has none of this name."""
+    import diffusers
+
+    if not hasattr(diffusers, name):
+        text = f"diffusers {diffusers.__version__}, which is installed here, has no {name}."
+        raise LoraforgeError(text, Try("pip install --upgrade diffusers"))
+    return getattr(diffusers, name)
 
 
 def _shell(adapter: Adapter, base: Path | None) -> Any:
     """The transformer, every tensor of it a view of a single zero."""
     import torch
-    from diffusers import CogVideoXTransformer3DModel
 
-    kind: Any = CogVideoXTransformer3DModel  # its class methods have no types
+    kind = _class(architecture(adapter.architecture).transformer)
     config = _config(adapter) if base is None else _read(base)
     with torch.device("meta"):
         model = kind.from_config(config)
@@ -108,36 +123,22 @@ def _read(base: Path) -> dict[str, Any]:
 
 def _config(adapter: Adapter) -> dict[str, Any]:
     """A transformer configuration in which every module of the adapter has the shape its LoRA was made for."""
-    arch = architecture(adapter.architecture)
-    layout = arch.layouts[adapter.layout]
-    shapes: dict[str, tuple[int, ...]] = {}
-    blocks = 1
-    for path, delta in adapter.modules.items():
-        template, index = layout.locate(path) or (None, ())
-        blocks = max([blocks, *(number + 1 for _, number in index)])
-        segments = layout.modules[template] if template else ()
-        for segment, size in zip(segments, arch.sizes(segments, rows(delta)) or (), strict=False):
-            shapes[segment] = delta[0].base_shape(size)
-    hidden = next((shapes[s][0] for s in ("q", "k", "v", "o", "ff_out", "patch", "text") if s in shapes), 0)
-    hidden = hidden or next((shapes[s][1] for s in ("ff_in", "out", "q") if s in shapes), 1920)
-    head = 64 if hidden % 64 == 0 else hidden
-    patch = shapes.get("patch", (hidden, 16, 2, 2))
-    linear = len(patch) == 2  # 1.5 puts two frames of 2 x 2 pixels into a linear layer
-    out = shapes.get("out", (64, hidden))[0]
-    config = {
-        "num_attention_heads": hidden // head,
-        "attention_head_dim": head,
-        "num_layers": blocks,
-        "in_channels": patch[1] // 8 if linear else patch[1],
-        "out_channels": out // 8 if linear else out // 4,
-        "text_embed_dim": shapes.get("text", (hidden, 4096))[1],
-        "time_embed_dim": next((shapes[s][1] for s in ("mod1_video", "mod2_video", "out_mod") if s in shapes), 512),
-        "ofs_embed_dim": shapes["ofs1"][0] if "ofs1" in shapes else None,
-        "sample_width": 8,
-        "sample_height": 8,
-        "sample_frames": 9,
-    }
-    return config | ({"patch_size_t": 2, "patch_bias": False} if linear else {})
+    arch, every = architecture(adapter.architecture), placed(adapter)
+    config = filled(entries(arch, _variant(arch, every)), sizes(arch, every), any_share=True)
+    # tables of positions are computed for the sample, and no LoRA is made for them
+    return {name: min(value, _SAMPLE) if name.startswith("sample_") else value for name, value in config.items()}
+
+
+def _variant(arch: Architecture, every: Sequence[Placed]) -> Variant | None:
+    """One that has all that is adapted, told by a weight of as many dimensions; None if none is known."""
+    present = {segment: shape for _, segment, _, shape in every}
+    told = present.get(arch.told_by)
+    able = (
+        variant
+        for variant in arch.variants
+        if not variant.absent & present.keys() and (not told or len(told) == len(variant.shapes[arch.told_by]))
+    )
+    return next(able, next(iter(arch.variants), None))
 
 
 def _layers(model: Any) -> dict[str, Delta]:

@@ -25,11 +25,11 @@ from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.peft import config_path
 from loraforge.format.protocol import Format
+from loraforge.names.layout import COMPONENT
 from loraforge.programs.measured import acting
 from loraforge.programs.outlook import outlooks
 from loraforge.scale import peft_config
 from loraforge.scale.origin import origin
-from loraforge.scale.recorded import COMPONENT
 from loraforge.scale.resolve import given
 from loraforge.scale.rule import Choice, Scale
 from loraforge.scale.run_folders import states_scale

@@ -20,8 +20,8 @@ from loraforge.files.digest import scan
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.hub.fetch_base import base_folder
+from loraforge.names.layout import COMPONENT
 from loraforge.scale.origin import own_entry
-from loraforge.scale.recorded import COMPONENT
 from loraforge.scale.rule import Choice, Scale
 from loraforge.scale.stated import Stated, choice_of, takes_stated
 from loraforge.text import command, fraction, listed, told

@@ -19,6 +19,7 @@ from loraforge.format.protocol import Wanted
 from loraforge.programs.measured import Program, mixed_ranks, programs
 from loraforge.programs.outlook import outlooks
 from loraforge.programs.table import named as named_paths
+from loraforge.programs.table import not_with
 from loraforge.scale.rule import Choice
 from loraforge.text import command, recorded
 
@@ -113,7 +114,7 @@ def _report(prepared: Prepared, outcome: Outcome) -> Report:
             *([] if prepared.unfetched else _advice(prepared, outcome)),
         ),
         load=use.load,
-        not_with=use.not_with,
+        not_with=not_with(adapter.architecture, target) or use.not_with,
         provided=use.provided,
         programs=outcome.programs,
     )

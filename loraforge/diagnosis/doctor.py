@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
 from loraforge.diagnosis.examine import diagnosed
-from loraforge.diagnosis.verdict import Kind, Unknown, unknown
+from loraforge.diagnosis.verdict import Kind, Verdict
 from loraforge.errors import LoraforgeError, adding
 from loraforge.facts.given_settings import parse
 from loraforge.facts.setting_rules import compare
@@ -56,12 +56,11 @@ def doctor(
         source, base, runtime(runtime_).name if runtime_ else None, stated, drop, fetch=fetch or base is not None
     )
     if adapter and adapter.source and adapter.source.file.spread:
-        found = _elsewhere_whole(
-            found, source, Unknown.IN_PARTS, f"in {len(adapter.source.file.maps)} files, and loaders read one"
-        )
+        why = f"in {len(adapter.source.file.maps)} files, and loaders read one"
+        found = _elsewhere_whole(found, source, Kind.IN_PARTS, why)
     elif adapter and adapter.source and adapter.source.file.within:
         why = "among the weights of a whole model, and loaders read noise from that"
-        found = _elsewhere_whole(found, source, Unknown.IN_MODEL, why)
+        found = _elsewhere_whole(found, source, Kind.IN_MODEL, why)
     if error is not None:
         entries = tuple(entry.to_dict(language(), source) for entry in find(error))
         unknown = () if entries else ("no failure text that is known stands in what --error was given",)
@@ -76,14 +75,14 @@ def doctor(
     return found
 
 
-def _elsewhere_whole(found: Diagnosis, source: str | Path, reason: Unknown, why: str) -> Diagnosis:
+def _elsewhere_whole(found: Diagnosis, source: str | Path, kind: Kind, why: str) -> Diagnosis:
     """The same of an adapter that is no file by itself, so that no row of the table is of it."""
-    kind = found.judgement.kind
-    if kind not in (Kind.AS_TRAINED, Kind.NOTHING):
+    if found.judgement.kind not in (Kind.AS_TRAINED, Kind.NOTHING):
         return replace(found, outlooks=())
-    whole = f"it lies {why}; as one file it would {'be as trained' if kind is Kind.AS_TRAINED else 'act'}"
+    does = "be as trained" if found.judgement.kind is Kind.AS_TRAINED else "act"
+    whole = f"it lies {why}; as one file it would {does}"
     mend = adding("--to", "diffusers", why="one file").added_to("loraforge", "convert", source)
-    return replace(found, judgement=unknown(reason, whole), outlooks=(), remedies=(mend,))
+    return replace(found, judgement=Verdict(kind, whole), outlooks=(), remedies=(mend,))
 
 
 def _variant(adapter: Adapter, stated: str | None) -> str:

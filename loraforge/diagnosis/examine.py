@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a file is examined for, in order; the first fault that is found is the verdict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.report import base_text, scale_text
 from loraforge.diagnosis.factors import numbers
 from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import Kind, Unknown, Verdict, judge, named, ranks, remedies, trained, unknown
+from loraforge.diagnosis.verdict import Kind, Verdict, judge, named, ranks, remedies, trained
 from loraforge.errors import (
     BaseError,
     ConversionError,
@@ -104,7 +104,7 @@ def _unread(fault: LoraforgeError) -> Verdict:
         case NoAdapterError():
             return Verdict(Kind.NOTHING, f"in {known_titles()}: {fault.message}")
         case VariantError():
-            return unknown(Unknown.MORE_THAN_FACTORS, fault.message)
+            return Verdict(Kind.MORE_THAN_FACTORS, fault.message)
     return Verdict(Kind.BROKEN, fault.message)
 
 
@@ -127,7 +127,7 @@ def _by_names(found: Diagnosis, form: Format | None, file: TensorFile, wanted: s
     if form is not None:
         return replace(found, judgement=replace(found.judgement, why=why))
     fact = ("file", f"{told(file.path)} (no format here reads it), {len(file.tensors)} tensors")
-    return replace(found, judgement=unknown(Unknown.FOREIGN_FORMAT, why), facts=(fact,), outlooks=rows)
+    return replace(found, judgement=Verdict(Kind.FOREIGN_FORMAT, why), facts=(fact,), outlooks=rows)
 
 
 def _judged(
@@ -147,7 +147,7 @@ def _judged(
     verdict = judge(adapter, found, own, misfit, unshown)
     unread = there.unread if verdict.kind is Kind.AS_TRAINED else None
     if unread:
-        verdict = unknown(Unknown.BASE_UNREAD, unread.message)
+        verdict = Verdict(Kind.BASE_UNREAD, unread.message)
     kinds = sorted({w.A.dtype.name for delta in adapter.modules.values() for w in delta})
     of = f"{len(adapter.modules)} modules of rank {ranks(adapter)}, {', '.join(found.dtypes if found else kinds)}"
     facts = [

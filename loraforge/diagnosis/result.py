@@ -1,4 +1,4 @@
-"""TODO."""
+"""What doctor reports."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,58 +23,29 @@ if TYPE_CHECKING:
 
 
 class Kind(Enum):
-    """What an adapter does, compared with what it did in training."""
+    """What an adapter does, compared with training, or why nobody can tell; the values are for readers."""
 
-    AS_TRAINED = auto()
-    IN_PART = auto()
-    NOTHING = auto()
-    OTHER_STRENGTH = auto()
-    WRONG_BASE = auto()
-    BROKEN = auto()
-    UNKNOWN = auto()
-
-
-class Unknown(Enum):
-    """Why nobody can tell what an adapter does."""
-
-    NO_PROGRAM = auto()
-    SCALE_AMBIGUOUS = auto()
-    SCALE_ASSUMED = auto()
-    SCALE_OF_PROGRAM = auto()
-    SIGNS = auto()
-    COARSE = auto()
-    NO_TENSORS = auto()
-    ARCHITECTURE = auto()
-    BASE_UNREAD = auto()
-    MORE_THAN_FACTORS = auto()
-    FOREIGN_FORMAT = auto()
-    IN_PARTS = auto()
-    IN_MODEL = auto()
+    AS_TRAINED = "acts as trained"
+    IN_PART = "acts in part"
+    NOTHING = "does nothing"
+    OTHER_STRENGTH = "another strength"
+    WRONG_BASE = "wrong base"
+    BROKEN = "broken file"
+    NO_PROGRAM = "cannot tell"
+    SCALE_AMBIGUOUS = "cannot tell ({choices})"
+    SCALE_ASSUMED = "cannot tell ({scales})"
+    COARSE = "cannot tell (float16 is too coarse for it)"
+    NO_TENSORS = "cannot tell (without the tensors)"
+    NO_ARCHITECTURE = "cannot tell (which architecture)"
+    BASE_UNREAD = "cannot tell (whether it fits the base)"
+    MORE_THAN_FACTORS = "cannot tell (it is more than A and B)"
+    FOREIGN_FORMAT = "cannot tell (at what scale)"
+    IN_PARTS = "cannot tell (it lies in parts)"
+    IN_MODEL = "cannot tell (it lies in a model)"
 
 
-SCALE_UNKNOWN = (Unknown.SCALE_AMBIGUOUS, Unknown.SCALE_ASSUMED, Unknown.SCALE_OF_PROGRAM)
+SCALE_UNKNOWN = (Kind.SCALE_AMBIGUOUS, Kind.SCALE_ASSUMED)
 """Nothing is wrong with the file, but nobody recorded at what scale it was trained."""
-
-TEXTS: Mapping[Kind | Unknown, str] = {
-    Kind.AS_TRAINED: "acts as trained",
-    Kind.IN_PART: "acts in part",
-    Kind.NOTHING: "does nothing",
-    Kind.WRONG_BASE: "wrong base",
-    Kind.BROKEN: "broken file",
-    Unknown.NO_PROGRAM: "cannot tell",
-    Unknown.SCALE_AMBIGUOUS: "cannot tell ({scales})",
-    Unknown.SCALE_ASSUMED: "cannot tell ({scales})",
-    Unknown.SCALE_OF_PROGRAM: "cannot tell ({scales})",
-    Unknown.COARSE: "cannot tell (float16 is too coarse for it)",
-    Unknown.NO_TENSORS: "cannot tell (without the tensors)",
-    Unknown.ARCHITECTURE: "cannot tell (which architecture)",
-    Unknown.BASE_UNREAD: "cannot tell (whether it fits the base)",
-    Unknown.MORE_THAN_FACTORS: "cannot tell (it is more than A and B)",
-    Unknown.FOREIGN_FORMAT: "cannot tell (at what scale)",
-    Unknown.IN_PARTS: "cannot tell (it lies in parts)",
-    Unknown.IN_MODEL: "cannot tell (it lies in a model)",
-}
-"""What users and programs read; of another strength, `strength_text` says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +55,17 @@ class Verdict:
     kind: Kind
     why: str
     """One sentence for a reader; no code decides by it."""
-    reason: Unknown | None = None
-    """Why it is unknown; None if it is known."""
     numbers: tuple[float, ...] = ()
-    """The scales it may have, or the ratios of the scale that is applied to that of training."""
+    """The scales it may have been trained at, or the ratios of the scale that is applied to that of training."""
 
     @property
     def text(self) -> str:
         """The verdict in few words."""
-        if self.kind is Kind.OTHER_STRENGTH or self.reason is Unknown.SIGNS:
+        if self.kind is Kind.OTHER_STRENGTH:
             return strength_text(self.numbers)
-        ambiguous = self.reason is Unknown.SCALE_AMBIGUOUS
-        scales = " or ".join(f"{scale:g}" for scale in self.numbers) if ambiguous else listed_scales(self.numbers)
-        return TEXTS[self.reason or self.kind].format(scales=scales)
-
-
-def unknown(reason: Unknown, why: str, numbers: Sequence[float] = ()) -> Verdict:
-    """The verdict that nobody can tell, for this reason."""
-    return Verdict(Kind.UNKNOWN, why, reason, tuple(numbers))
+        choices = " or ".join(f"{scale:g}" for scale in self.numbers)
+        text: str = self.kind.value
+        return text.format(choices=choices, scales=listed_scales(self.numbers))
 
 
 def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: str, unshown: str = "") -> Verdict:
@@ -124,18 +88,13 @@ def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: 
     if adapter.scale.provenance == "ambiguous":
         scales = (r.scale for r in adapter.candidates if r.scale is not None and "--as-in" not in r.names)
         different = {f"{scale:g}": scale for scale in scales}
-        return unknown(Unknown.SCALE_AMBIGUOUS, f"{adapter.scale.source}{applies}", [*different.values()])
-    if adapter.scale.program:
-        kept = f"its scale is not that of training: {adapter.scale.source}"
-        return unknown(Unknown.SCALE_OF_PROGRAM, f"{kept}{applies}", scalings(adapter))
-    if adapter.scale.provenance == "assumed":
-        why = f"the scale is assumed: {adapter.scale.source}{applies}"
-        return unknown(Unknown.SCALE_ASSUMED, why, scalings(adapter))
+        return Verdict(Kind.SCALE_AMBIGUOUS, f"{adapter.scale.source}{applies}", tuple(different.values()))
+    if adapter.scale.program or adapter.scale.provenance == "assumed":
+        what = "its scale is not that of training" if adapter.scale.program else "the scale is assumed"
+        return Verdict(Kind.SCALE_ASSUMED, f"{what}: {adapter.scale.source}{applies}", scalings(adapter))
     if own and own.ratios not in ((), (1.0,)):
         why = f"{own.title} applies {listed_scales(own.scalings)}, and training used {trained(adapter)}"
-        if own.ratios[0] < 0:
-            return unknown(Unknown.SIGNS, why, own.ratios)
-        return Verdict(Kind.OTHER_STRENGTH, why, numbers=own.ratios)
+        return Verdict(Kind.OTHER_STRENGTH, why, own.ratios)
     if own and own.otherwise:
         return Verdict(Kind.IN_PART, f"{own.title} applies {own.otherwise}")
     if own and own.applied < total:
@@ -145,14 +104,14 @@ def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: 
     if found and found.coarse:
         why = f"{named(found.coarse)}: numbers so small that float16 rounds off more than {CEILING:.0%} of the update"
         mend = "unless they were trained in it; convert the original to --dtype fp32 or bf16"
-        return unknown(Unknown.COARSE, f"{why}, {mend}")
+        return Verdict(Kind.COARSE, f"{why}, {mend}")
     if unshown:
-        return unknown(Unknown.ARCHITECTURE, unshown)
+        return Verdict(Kind.NO_ARCHITECTURE, unshown)
     if own is None:
-        return unknown(Unknown.NO_PROGRAM, "no program is known that loads this format as it is")
+        return Verdict(Kind.NO_PROGRAM, "no program is known that loads this format as it is")
     if found is None:
         why = f"by its header {own.title} applies all {total} modules at the scale of training"
-        return unknown(Unknown.NO_TENSORS, f"{why}; whether their numbers are whole needs the tensors")
+        return Verdict(Kind.NO_TENSORS, f"{why}; whether their numbers are whole needs the tensors")
     return Verdict(Kind.AS_TRAINED, f"{own.title} applies all {total} modules at the scale of training")
 
 
@@ -163,15 +122,15 @@ def remedies(
     if verdict.kind is Kind.AS_TRAINED:
         return
     again = ("loraforge", "doctor", path)
-    if verdict.reason is Unknown.NO_TENSORS:
+    if verdict.kind is Kind.NO_TENSORS:
         yield adding("--fetch").added_to(*again)
-    elif verdict.reason is Unknown.ARCHITECTURE:
+    elif verdict.kind is Kind.NO_ARCHITECTURE:
         yield adding("--architecture", adapter.architecture).added_to(*again)
-    elif verdict.kind in (Kind.BROKEN, Kind.WRONG_BASE) or verdict.reason is Unknown.COARSE or dead:
+    elif verdict.kind in (Kind.BROKEN, Kind.WRONG_BASE, Kind.COARSE) or dead:
         yield Try(command("loraforge", "inspect", path))  # no conversion mends what was never trained
-    elif verdict.reason is Unknown.SCALE_AMBIGUOUS:
+    elif verdict.kind is Kind.SCALE_AMBIGUOUS:
         yield from (remedy.added_to(*again) for remedy in adapter.candidates)
-    elif verdict.reason in SCALE_UNKNOWN and adapter.scale.provenance == "assumed":
+    elif verdict.kind is Kind.SCALE_ASSUMED and adapter.scale.provenance == "assumed":
         scaling = adapter.modules[next(iter(adapter.modules))][0].scaling
         words = ["--trained-scale", f"{scaling:.12g}", *["--override-scale"] * bool(adapter.scale.program)]
         yield adding(*words, why="if training used that").added_to(*again)

@@ -140,7 +140,7 @@ def _scheduler(given: Settings, wants: VariantSettings) -> Judgement:
     name = given["scheduler"]
     if name == wants.scheduler:
         return wants.scheduler, "fine", ""
-    if str(name).startswith("CogVideoX"):
+    if name in table()["schedulers"]:
         return wants.scheduler, "differs", "both work; CogVideo recommends the other one for this variant"
     why = "not one of the two schedulers that the pipeline is written for"
     if wants.snr_shift_scale != 1:
@@ -159,11 +159,12 @@ def _spacing(given: Settings, wants: VariantSettings) -> Judgement:
 
 def _dynamic(given: Settings, wants: VariantSettings) -> Judgement:
     scheduler = given.get("scheduler", wants.scheduler)
-    wanted = scheduler == "CogVideoXDPMScheduler"
+    varying = [name for name, entry in table()["schedulers"].items() if entry["use_dynamic_cfg"]]
+    wanted = scheduler in varying
     if given["use_dynamic_cfg"] == wanted:
         return wanted, "fine", ""
     if not wanted:
-        return wanted, "wrong", f"it works only with CogVideoXDPMScheduler, not with {scheduler}"
+        return wanted, "wrong", f"it works only with {listed(varying)}, not with {scheduler}"
     return wanted, "differs", "the guidance is the same in every step; with the DPM scheduler it should vary"
 
 

@@ -100,7 +100,7 @@ def find(text: str) -> list[Symptom]:
     log = normal(text)
     matches = dict[str, Place]()
     for symptom in symptoms().values():
-        places = [place for fragment in symptom.any if (place := _place(log, fragment, symptom)) is not None]
+        places = list(filter(None, (_place(log, fragment, symptom) for fragment in symptom.any)))
         if places:
             matches[symptom.id] = max(places, key=_rank)
     less_specific = {name for match in matches for name in symptoms()[match].over}

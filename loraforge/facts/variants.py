@@ -37,8 +37,6 @@ class VariantSettings:
     """The settings that one variant needs."""
 
     variant: str
-    pipeline: str
-    """The pipeline class of Diffusers."""
     scheduler: str
     timestep_spacing: str
     use_dynamic_cfg: bool
@@ -89,6 +87,11 @@ def settings(variant: str) -> VariantSettings:
     facts = dict(table()["variants"][variant])
     sides = facts.pop("sides", None)
     return VariantSettings(variant=variant, sides=Sides(**sides) if sides else None, **facts)
+
+
+def known_settings(variant: str) -> VariantSettings | None:
+    """The same; None if the table has no such variant."""
+    return settings(variant) if variant in table()["variants"] else None
 
 
 def preset(name: str, variant: str, *, rank: int | None = None) -> Settings:

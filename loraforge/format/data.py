@@ -11,7 +11,7 @@ from loraforge.format import checkpoints
 from loraforge.format.keys import KeyStyle, Spelling
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter, of_training
-from loraforge.format.protocol import Found, Target, Use, Wanted, Writer
+from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
 from loraforge.names.catalog import architecture, architectures, having, matching, outdone
 from loraforge.scale.rule import Choice
 
@@ -61,7 +61,7 @@ class DataFormat:
         self.storage = Storage(magnitude=bool(self.style.spellings[0].magnitude))
         self.file: str = table.get("file", f"{self.name}.safetensors")
         self.load: str = table.get("load", "{path}")
-        self.not_with: str = table.get("not_with", "a second scale: the file is right at strength 1.0")
+        self.not_with: str = table.get("not_with", NOT_TWICE)
         self.writer: Callable[[Wanted], Writer] | None = self._writer if table.get("writes", True) else None
 
     @property

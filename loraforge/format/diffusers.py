@@ -17,10 +17,11 @@ from loraforge.format import checkpoints
 from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle, Spelling
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter
-from loraforge.format.protocol import Found, Target, Use, Wanted, Writer
-from loraforge.names.catalog import architecture, having, matching, outdone
+from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
+from loraforge.names.catalog import best_known, having, matching, outdone
+from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
-from loraforge.scale.recorded import COMPONENT, header_configs
+from loraforge.scale.recorded import header_configs
 from loraforge.scale.rule import Choice
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class DiffusersWriter(LoraFileWriter):
         return Use(
             f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})"
             "   # strength 1.0, no other number",
-            "CogVideo's load_cogvideox_lora.py, which scales again, unless its --lora_alpha equals its --lora_r",
+            NOT_TWICE,
             ", where a loader reads the scale in the header (others apply 1.0)" if self.stored == "metadata" else "",
         )
 
@@ -89,5 +90,5 @@ class DiffusersFormat:
         hits = [hit.path for hit in STYLE.hits(file.tensors)]
         if not hits:
             raise not_an_adapter(file, "Diffusers adapter")
-        arch = architecture(matching(hits, self.layouts, wanted=choice.architecture) or "cogvideox")
+        arch = best_known(hits, self.layouts, choice.architecture)
         return read_lora_file(file, choice, STYLE, arch, "diffusers", writes=self.name)

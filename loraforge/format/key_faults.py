@@ -1,4 +1,4 @@
-"""TODO."""
+"""What is wrong with keys that are not understood, one problem for each kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REFUSED = {
     r"lora_B\.([^.]+\.)?bias": "a bias of the LoRA itself (lora_bias), which this version does not convert",
     r"hada_(w[12]_[ab]|t[12])": "LoHa",
     r"lokr_(w[12](_[ab])?|t2)": "LoKr",
-    r"lora_embedding_[AB]": "a LoRA of an embedding, of which CogVideoX has none",
+    r"lora_embedding_[AB]": "a LoRA of an embedding, of which {title} has none",
     r"alpha": "an alpha tensor, which records a scale and which this format is not read with: keep it",
 }
 """What the end of a key means that no LoRA of this kind has."""
@@ -48,7 +48,7 @@ def _unknown(keys: list[str], arch: Architecture) -> Iterator[str]:
         what, whole = _meaning(key, _REFUSED), _meaning(key, _WHOLE)
         if whole and any(layout.locate(stem) for layout in arch.layouts.values() for stem in _stems(key)):
             what = what or whole
-        kinds["a bundled embedding" if key.startswith("bundle_emb") else what].append(key)
+        kinds["a bundled embedding" if key.startswith("bundle_emb") else what.format(title=arch.title)].append(key)
     for what, group in kinds.items():
         more = f" and {len(group) - 1} more" if len(group) > 1 else ""
         is_no = "is no LoRA key" if len(group) == 1 else "are no LoRA keys"

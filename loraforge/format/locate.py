@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which file of a source to read, and by which format."""
 
 from __future__ import annotations
 

@@ -8,81 +8,8 @@ from string import Template
 
 from loraforge.errors import LoraforgeError, OutputError, Try
 from loraforge.format.registry import formats
+from loraforge.tables import package_table
 from loraforge.text import command
-
-_FILES = {
-    "pyproject.toml": """\
-[build-system]
-requires = ["hatchling>=1.27"]
-build-backend = "hatchling.build"
-
-[project]
-name = "loraforge-$name"
-version = "0.1.0"
-description = "The LoRA format $name for loraforge"
-requires-python = ">=3.11"
-dependencies = ["loraforge"]
-
-[project.optional-dependencies]
-test = ["pytest"]
-
-[project.entry-points.loraforge]
-$name = "$module"
-
-[tool.hatch.build.targets.wheel]
-packages = ["$module"]
-""",
-    "README.md": """\
-# loraforge-$name
-
-The LoRA format `$name` for loraforge.
-
-```
-pip install .
-loraforge formats
-loraforge convert ADAPTER --to $name
-```
-
-The names stand in `$module/$name.toml`. After a change:
-
-```
-loraforge plugins check $module/$name.toml
-pip install '.[test]' && pytest
-```
-""",
-    "$module/__init__.py": '''\
-"""The LoRA format $name for loraforge."""
-
-from importlib.resources import files
-
-from loraforge import hookimpl
-
-
-@hookimpl
-def loraforge_formats():
-    """The data file beside this one."""
-    return [files(__name__) / "$name.toml"]
-''',
-    "$module/$name.toml": """\
-# How $name spells the tensors of a module. What each entry means: docs/add-a-format.md of loraforge.
-[format]
-name = "$name"
-summary = "what $name writes"
-layouts = { cogvideox = "diffusers" } # whose module names: see `loraforge layouts`
-prefixes = ["$name."]                 # what stands before a module's path; the first is written
-spellings = [{ A = ".lora_down.weight", B = ".lora_up.weight", alpha = ".alpha" }]
-load = "{path}, with strength 1.0"
-""",
-    "tests/test_$test.py": '''\
-"""The format does what every format must."""
-
-from loraforge.testing import FormatConformance
-
-
-class TestFormat(FormatConformance):
-    format = "$name"
-''',
-}
 
 
 def new_plugin(name: str, out: str | Path | None = None) -> Path:
@@ -105,7 +32,7 @@ def new_plugin(name: str, out: str | Path | None = None) -> Path:
     module = f"loraforge_{name.replace('-', '_')}"
     words = {"name": name, "module": module, "test": name.replace("-", "_")}
     try:
-        for place, text in _FILES.items():
+        for place, text in package_table("format/new_plugin").items():
             file = folder / Template(place).substitute(words)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(Template(text).substitute(words), "utf-8")

@@ -23,9 +23,10 @@ from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import Found, Target, Use, Wanted, Writer
 from loraforge.hub.address import is_repo
-from loraforge.names.catalog import architecture, having, matching, outdone
+from loraforge.names.catalog import best_known, having, matching, outdone
+from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
-from loraforge.scale.recorded import COMPONENT, PEFT_CONFIG, PEFT_FILES, header_configs, read_config
+from loraforge.scale.recorded import PEFT_CONFIG, PEFT_FILES, header_configs, read_config
 from loraforge.scale.rule import Choice
 from loraforge.scale.run_folders import adapters
 from loraforge.text import command
@@ -117,7 +118,7 @@ class PeftFormat:
             file,
             choice,
             STYLE,
-            architecture(matching(hits, self.layouts, wanted=choice.architecture) or "cogvideox"),
+            best_known(hits, self.layouts, choice.architecture),
             "diffusers",
             writes=self.name,
             base_model=base if is_repo(base) else None,

@@ -60,6 +60,9 @@ class Target:
         return any(w.magnitude is not None for delta in self.outlines.values() for w in delta)
 
 
+NOT_TWICE = "a second scale: the file is right at strength 1.0"
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
     """What the report says of a written file."""

@@ -42,9 +42,8 @@ def read_formats(registry: Registry) -> Reading[Formats]:
         found[form.name], owners[form.name] = form, owner
         reading.adds.append((owner, f"format {form.name}"))
 
-    for form in FORMATS:
-        add(BUILT_IN, form)
-    for owner, item in registry.read(load).value.returned["loraforge_formats"]:
+    ours = [(BUILT_IN, form) for form in FORMATS]
+    for owner, item in [*ours, *registry.read(load).value.returned["loraforge_formats"]]:
         if hasattr(item, "read_text"):
             continue
         lacking = [member for member in _MEMBERS if not hasattr(item, member)]

@@ -26,7 +26,7 @@ from loraforge.names.layout import Architecture
 from loraforge.scale.origin import origin
 from loraforge.scale.recorded import around
 from loraforge.scale.resolve import resolve
-from loraforge.scale.rule import Choice, Rule, number
+from loraforge.scale.rule import Choice, Rule, number, overriding
 from loraforge.scale.run_folders import as_typed, of_several_runs, own
 from loraforge.text import command, listed, shown, told
 
@@ -157,7 +157,7 @@ def _recorded(
     if r is None or alpha is None:
         raise ScaleError(
             f"{path}: r {shown(section.get('r'))}, lora_alpha {shown(section.get('lora_alpha'))} are no numbers.",
-            adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha"),
+            overriding("--alpha", 1, "if the run did not set lora_alpha"),
         )
     odd = sorted({rank for rank in ranks.values() if rank != r})
     default = "lora_alpha" not in section
@@ -168,7 +168,7 @@ def _recorded(
         raise ScaleError(
             f"{path} says r {r:g}, but the tensors of {file} have rank {', '.join(map(str, odd))}: "
             "it belongs to another run.",
-            adding("--alpha", "1", "--override-scale", why="if training used SAT's default lora_alpha"),
+            overriding("--alpha", 1, "if training used SAT's default lora_alpha"),
         )
     origins = document.get(ORIGIN) if isinstance(document, dict) else None
     texts = origins.items() if isinstance(origins, dict) else ()

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Run folders of SAT: checkpoints by iteration, the parts of a run, the name of a result."""
 
 from __future__ import annotations
 

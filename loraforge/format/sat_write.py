@@ -40,13 +40,10 @@ class SatWriter:
         if (base is None) != wanted.lora_only:
             both = "--base and --lora-only exclude each other."
             none = "--to sat needs the base model's SAT checkpoint: SAT loads a base and its LoRA from one file."
+            why = "the folder of the SAT weights it was, or will be, run with"
             raise ConversionError(
                 both if base else none,
-                adding(
-                    "--base",
-                    "CogVideoX-2b-sat/transformer",
-                    why="the folder of the SAT weights it was, or will be, run with",
-                ),
+                adding("--base", "CogVideoX-2b-sat/transformer", why=why),
                 adding("--lora-only", why="only the LoRA tensors, which SAT cannot load alone"),
             )
         self.alpha = 1.0 if wanted.target_alpha is None else float(wanted.target_alpha)

@@ -28,8 +28,8 @@ from loraforge.format.diffusers import STYLE
 from loraforge.live.acting import Cast, Update, group_offload, idle, is_bypassed, placed
 from loraforge.live.state import LiveState, guarded, layers
 from loraforge.names.catalog import architecture
+from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
-from loraforge.scale.recorded import COMPONENT
 from loraforge.scale.rule import Scale
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command, listed, shown, told

@@ -11,7 +11,7 @@ from typing import Any
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
 from loraforge.base.config import PIXELS, own_config, variant_of
-from loraforge.base.model import COMPONENT, BaseModel
+from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.updates import updates
 from loraforge.conversion.read import read
@@ -24,6 +24,7 @@ from loraforge.hub.address import address, is_repo
 from loraforge.hub.fetch_base import base_folder
 from loraforge.media.video import read_video
 from loraforge.names.catalog import architecture
+from loraforge.names.layout import COMPONENT
 from loraforge.text import command, listed, told
 
 SHORT = {
@@ -41,6 +42,8 @@ KEYS = (
 """The settings of variants.toml that a call of a pipeline has; the others are of fusing and of strengths."""
 ALWAYS: Settings = {"generator_device": "cpu", "seed": 42}
 """What nothing about a model decides: noise from the CPU is the same on every machine."""
+FAMILY = "cogvideox"
+"""The architecture whose pipelines are run."""
 TO_VIDEO, FROM_IMAGE, FROM_VIDEO = (
     "CogVideoXPipeline",
     "CogVideoXImageToVideoPipeline",
@@ -70,6 +73,9 @@ def opened(
 ) -> list[tuple[Adapter, float]]:
     """The adapters at their strengths; 1 each where none is given."""
     adapters = [read(source, **stated) for source in sources]
+    if other := next((adapter.architecture for adapter in adapters if adapter.architecture != FAMILY), None):
+        ours, its = (architecture(name).title for name in (FAMILY, other))
+        raise LoraforgeError(f"an adapter is one of {its}, and what is run is {ours}.", "loraforge run --help")
     numbers = list(strengths) or [1.0] * len(adapters)
     if len(numbers) != len(adapters):
         text = (
@@ -90,7 +96,7 @@ def base_of(adapters: Sequence[tuple[Adapter, float]], stated: str | Path | None
         return f"hf://{named.pop()}"
     why = f"the adapters name several base models: {', '.join(sorted(named))}" if named else "no base model is recorded"
     known = [variant.repo for adapter, _ in adapters[:1] for variant in fits(adapter)]
-    every = known or [variant.repo for variant in architecture("cogvideox").variants]
+    every = known or [variant.repo for variant in architecture(FAMILY).variants]
     raise LoraforgeError(f"{why}: say which with --base.", *(adding("--base", repo) for repo in every))
 
 
@@ -160,12 +166,12 @@ def _variant_by_name(base: str | Path) -> str | None:
     where = address(base)
     if where is None or not is_repo(where.repo):
         return None
-    return next((v.name for v in architecture("cogvideox").variants if v.repo == where.repo), None)
+    return next((v.name for v in architecture(FAMILY).variants if v.repo == where.repo), None)
 
 
 def _pipeline_folder(base: str | Path) -> BaseModel:
     found = open_base(base_folder(base))
-    if found.kind != "pipeline" or found.architecture.name != "cogvideox":
+    if found.kind != "pipeline" or found.architecture.name != FAMILY:
         what = f"is a {found.kind} of {found.architecture.title}"
         raise LoraforgeError(
             f"{told(found.path)} {what}; a run needs a whole CogVideoX pipeline, with its text encoder and VAE.",

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from loraforge.errors import Fault, LayoutError
+from loraforge.names.diffusers_config import faults
 from loraforge.names.dimensions import term
 from loraforge.names.layout import Architecture, Layout, Template, Variant, _is_hole
 
@@ -39,6 +40,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
             {s: tuple(shape) for s, shape in v.get("shapes", {}).items()},
             frozenset(v.get("absent", ())),
             v.get("config", {}),
+            v.get("pipeline", ""),
         )
         for name, v in data.get("variants", {}).items()
     )
@@ -58,8 +60,9 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
             for one, two in [map(term, texts)]
             if one and two
         },
+        data.get("pipelines", {}),
     )
-    problems += _wrong_dimensions(data, arch)
+    problems += [*_wrong_dimensions(data, arch), *_wrong_classes(arch)]
     holes: dict[str, tuple[str, frozenset[str]]] = {}
     for layout in layouts.values():
         faults = [*_misplaced(layout, arch, holes), *_misdropped(layout, arch)]
@@ -121,6 +124,15 @@ def _wrong_dimensions(data: Mapping[str, Any], arch: Architecture) -> Iterator[F
     for variant in arch.variants:
         if odd := arch.solved(variant).odd:
             yield Fault(f"variant {variant.name}: dimensions do not allow {', '.join(one.said() for one in odd)}")
+
+
+def _wrong_classes(arch: Architecture) -> Iterator[Fault]:
+    """Pipelines that are not listed, and sizes of a configuration that nothing measures."""
+    yield from faults("config", arch.config, arch)
+    for variant in arch.variants:
+        yield from faults(f"variant {variant.name}: config", variant.config, arch)
+        if variant.pipeline and variant.pipeline not in arch.pipelines:
+            yield Fault(f"variant {variant.name}: {variant.pipeline} is none of pipelines")
 
 
 def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, frozenset[str]]]) -> Iterator[Fault]:

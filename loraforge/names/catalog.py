@@ -13,11 +13,8 @@ from loraforge.names.layout import Architecture
 from loraforge.plugin.datafile import read
 from loraforge.plugin.host import load
 from loraforge.plugin.registry import Reading, Registry, current
-from loraforge.tables import package_table
+from loraforge.tables import package_tables
 from loraforge.text import command
-
-BUILT_IN_FILES = ("cogvideox",)
-
 
 Table = dict[str, Any]
 Known = tuple[dict[str, Architecture], dict[str, Table]]
@@ -58,7 +55,7 @@ def read_architectures(registry: Registry) -> Reading[Known]:
 
 def _assembled(files: Iterable[DataTables]) -> Reading[Known]:
     """The built-in architectures with the layouts of data files. One with a fault is noted and left out."""
-    tables = {name: package_table(f"names/architectures/{name}") for name in BUILT_IN_FILES}
+    tables = package_tables("names/architectures")
     known = {name: bijection.parse(data, f"{name}.toml") for name, data in tables.items()}
     reading = Reading((known, tables))
     with_layouts = (file for file in files if "layouts" in file.tables)
@@ -138,6 +135,12 @@ def matching(
     counts = _known_of(paths, layouts, sep)
     best = wanted if wanted in counts else max(counts, key=lambda name: counts[name], default=None)
     return best if best is not None and 2 * counts[best] >= len(paths) > 0 else None
+
+
+def best_known(paths: Collection[str], layouts: Mapping[str, str], wanted: str | None) -> Architecture:
+    """The architecture, of those a format has a layout for, that knows most of the paths; `wanted` if it knows any."""
+    counts = _known_of(paths, layouts, ".")
+    return architecture(wanted if wanted and counts.get(wanted) else max(counts, key=lambda name: counts[name]))
 
 
 def holding(paths: Collection[str], layouts: Mapping[str, str]) -> list[str]:

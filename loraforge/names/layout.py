@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 from loraforge.names.dimensions import Sized, Sizes, Solution, solve
+
+COMPONENT = "transformer"
+"""What Diffusers calls the part of a pipeline that LoRAs adapt: a folder, and the first word of names and entries."""
 
 Index = tuple[tuple[str, int], ...]
 """Block numbers by hole name, sorted: `(("i", 3),)`."""
@@ -25,6 +29,11 @@ class Template:
     @property
     def holes(self) -> frozenset[str]:
         return frozenset(token for token in self.tokens() if _is_hole(token))
+
+    @property
+    def container(self) -> str:
+        """What stands before the first block number; the whole path if there is none."""
+        return ".".join(takewhile(lambda token: not _is_hole(token), self.tokens()))
 
     def match(self, path: str, sep: str = ".") -> Index | None:
         """The block numbers that make this template `path`, or None. Token by token, no regex."""
@@ -128,6 +137,8 @@ class Variant:
     """Segments this variant has not got."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Its entries of Diffusers' config.json where they are not the architecture's."""
+    pipeline: str = ""
+    """Diffusers' class that runs it; empty if not known."""
 
     def objection(self, segment: str, index: Index, shape: tuple[int, ...]) -> str | None:
         """Why a weight of this shape at this place cannot belong to the variant, or None."""
@@ -154,11 +165,26 @@ class Architecture:
     unadapted: Mapping[str, str] = field(default_factory=dict)
     """Segment -> what it is, for those that no LoRA adapts."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Entries of Diffusers' config.json that no shape tells."""
+    """Entries of Diffusers' config.json, sizes in braces: see names/diffusers_config.py."""
     told_by: str = ""
     """The segment whose shape past dim 0 tells the variants apart, whatever the width of the model."""
     dimensions: Mapping[str, Sizes] = field(default_factory=dict)
     """Segment -> rows and inputs of its weight in symbols; empty where nothing states them."""
+    pipelines: Mapping[str, str] = field(default_factory=dict)
+    """Diffusers' classes that run it -> the Hub's word for what they do: `text-to-video`."""
+
+    @property
+    def transformer(self) -> str:
+        """Diffusers' class of the model; empty if not known."""
+        return str(self.config.get("_class_name", ""))
+
+    def block_kinds(self) -> dict[str, str]:
+        """Segment -> the kind of numbered blocks it stands in, by the layout that places most in the fewest kinds."""
+        kinds = [
+            {s: template.container for template, stack in layout.modules.items() if template.holes for s in stack}
+            for layout in self.layouts.values()
+        ]
+        return min(kinds, key=lambda table: (-len(table), len(set(table.values()))), default={})
 
     def solved(self, variant: Variant) -> Solution:
         """The sizes of a released variant."""

@@ -10,7 +10,7 @@ from loraforge.adapter.adapter import Adapter
 from loraforge.errors import LoraforgeError, ScaleError, Try, adding
 from loraforge.format.protocol import Format
 from loraforge.programs.outlook import outlook, scales
-from loraforge.programs.table import Runtime, runtime, runtimes
+from loraforge.programs.table import Runtime, running, runtime, runtimes
 from loraforge.scale.rule import Choice, Scale, Statement
 from loraforge.text import listed
 
@@ -83,19 +83,13 @@ def _offered(form: Format, file: TensorFile, choice: Choice) -> list[Try]:
     except LoraforgeError:
         return []
     seen, tries = set[float](), []
-    for name, program in runtimes().items():
+    for program in running(adapter.architecture):
         applied, why = _applied(program, form, file, adapter)
         values = set(applied.values())
         if why or len(values) != 1 or values <= seen:
             continue
         (scale,) = values
         seen.add(scale)
-        tries.append(
-            adding(
-                "--as-in",
-                name,
-                why=f"if you like what {program.title} does with it today: scale {scale:g}",
-                scale=scale,
-            )
-        )
+        why = f"if you like what {program.title} does with it today: scale {scale:g}"
+        tries.append(adding("--as-in", program.name, why=why, scale=scale))
     return tries

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from loraforge.adapter.adapter import Adapter
 from loraforge.errors import LoraforgeError
 from loraforge.format.protocol import Format
-from loraforge.programs.table import is_factor, runtimes
+from loraforge.programs.table import is_factor, running
 from loraforge.scale.rule import Choice
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _outcomes(program: Runtime, file: TensorFile, adapter: Adapter) -> tuple[dic
 def outlooks(form: Format, file: TensorFile, adapter: Adapter) -> tuple[Outlook, ...]:
     """What each program would do with the file."""
     memo: Memo = {}
-    return tuple(outlook(program, form, file, adapter, memo) for program in runtimes().values())
+    return tuple(outlook(program, form, file, adapter, memo) for program in running(adapter.architecture))
 
 
 class Stop(NamedTuple):

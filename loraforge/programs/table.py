@@ -58,6 +58,8 @@ class Runtime:
     modules: tuple[str, ...] = ()
     starts: str = ""
     alone: bool = False
+    only: bool = False
+    not_with: str = ""
     every_key: str = ""
     nothing: str = ""
     always: str = ""
@@ -157,6 +159,16 @@ def runtime(name: str) -> Runtime:
             text, *(adding("--runtime", known, why=entry.title) for known, entry in runtimes().items())
         )
     return runtimes()[name]
+
+
+def running(architecture: str) -> list[Runtime]:
+    """The programs that run models of an architecture, as far as is known."""
+    return [program for program in runtimes().values() if not program.only or program.architecture == architecture]
+
+
+def not_with(architecture: str, format: str) -> str:  # noqa: A002 - the field's name
+    """What is known to scale a file of this format once more; empty if nothing is."""
+    return next((p.not_with for p in running(architecture) if p.not_with and p.format == format), "")
 
 
 def named(path: Path) -> tuple[str, ...]:

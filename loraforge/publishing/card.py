@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from loraforge.facts.variants import VariantSettings
 from loraforge.hub.address import is_repo, renamed
+from loraforge.names.layout import Architecture, Variant
 from loraforge.publishing.front_matter import fields, join, merged, split, written
 from loraforge.publishing.private import private
 from loraforge.publishing.snippet import EXAMPLE, Snippet, snippet
@@ -19,7 +19,6 @@ from loraforge.text import plain
 
 BEGIN, END = "<!-- loraforge: from here -->", "<!-- loraforge: to here; write outside of these two lines -->"
 _MARK = "<!-- loraforge:"
-TASKS = {"CogVideoXPipeline": "text-to-video", "CogVideoXImageToVideoPipeline": "image-to-video"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +32,10 @@ class Facts:
     """Whether the scale of training is recorded or given, and the file acts at it."""
     format: str
     """Of an adapter; of base weights, `pipeline`, `transformer` or `file`."""
-    title: str
-    """Of the family of base models: `CogVideoX`."""
-    architecture: str
+    architecture: Architecture
     base_model: str | None
-    settings: VariantSettings | None
-    """What the base model calls for, as far as it is known."""
+    variant: Variant | None
+    """The released model that `base_model` is; None if it is not known."""
     weights: str
     """Name of the tensor file."""
     rows: tuple[tuple[str, str], ...]
@@ -57,9 +54,11 @@ def card_fields(facts: Facts, licence: Mapping[str, str]) -> dict[str, Any]:
     """The front matter, in the order the Hub's own documentation has."""
     library = {"diffusers": "diffusers", "peft": "peft", "pipeline": "diffusers", "transformer": "diffusers"}
     tags = ["lora"] if facts.kind == "adapter" else ["merge"]
-    task = TASKS.get(facts.settings.pipeline) if facts.settings else None
+    task = facts.architecture.pipelines.get(facts.variant.pipeline) if facts.variant else None
     name = library.get(facts.format)
-    tags += [word for word in (name, task, facts.architecture, "template:sd-lora" if facts.samples else "") if word]
+    tags += [
+        word for word in (name, task, facts.architecture.name, "template:sd-lora" if facts.samples else "") if word
+    ]
     made: dict[str, Any] = {
         **licence,
         "base_model": facts.base_model,
@@ -147,7 +146,8 @@ def section(facts: Facts) -> str:
 
 
 def _section(facts: Facts) -> Iterator[str]:
-    made = snippet(facts.repo, facts.base_model, facts.format, facts.weights, facts.settings, _prompt(facts))
+    model = facts.architecture, facts.variant
+    made = snippet(facts.repo, facts.base_model, facts.format, facts.weights, *model, _prompt(facts))
     yield from _what(facts)
     if facts.trigger:
         words = plain(facts.trigger, 200).replace("`", "'")
@@ -170,7 +170,11 @@ _UNKNOWN = "as loaders read it. No file records the scale of its training, so th
 
 
 def _what(facts: Facts) -> Iterator[str]:
-    base = f"[{facts.base_model}](https://huggingface.co/{facts.base_model})" if facts.base_model else facts.title
+    base = (
+        f"[{facts.base_model}](https://huggingface.co/{facts.base_model})"
+        if facts.base_model
+        else facts.architecture.title
+    )
     if facts.kind == "adapter":
         how = "that is the scale of its training." if facts.as_trained else _UNKNOWN
         yield f"A LoRA for {base}, to be run at strength 1.0: {how}"

@@ -17,11 +17,10 @@ from loraforge.conversion.evidence import doubt
 from loraforge.conversion.inspect import trigger_words
 from loraforge.diagnosis.examine import diagnosed
 from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Kind, Unknown
+from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Kind
 from loraforge.errors import HubError, LoraforgeError, Try, adding
-from loraforge.facts.variants import VariantSettings, settings, table
 from loraforge.names.catalog import architecture
-from loraforge.names.layout import Architecture, Variant
+from loraforge.names.layout import Architecture
 from loraforge.programs.measured import acting
 from loraforge.publishing.card import Facts, rows
 from loraforge.publishing.outgoing import Outgoing, of_adapter, of_model
@@ -90,11 +89,9 @@ def _of_adapter(
     if unshown := doubt(adapter):
         arch_ = adding("--architecture", adapter.architecture, why="if it is one")
         raise HubError(f"{source} cannot be published: {unshown}.", arch_, *_bases(adapter))
-    if not (
-        found.judgement.kind is Kind.AS_TRAINED
-        or _unknown_program(found, adapter)
-        or (as_loaded and _only_unknown(found))
-    ):
+    known = adapter.scale.provenance in ("recorded", "given")  # then a program that reads the format is all that lacks
+    right = (Kind.AS_TRAINED, *[Kind.NO_PROGRAM] * known, *(SCALE_UNKNOWN if as_loaded else ()))
+    if found.judgement.kind not in right:
         raise _not_as_trained(source, found, adapter)
     arch = architecture(adapter.architecture)
     base, notes = _base(base_model, adapter, arch)
@@ -102,22 +99,12 @@ def _of_adapter(
     variant = next((v for v in arch.variants if v.repo == base), None)
     facts = Facts(
         repo=repo, kind="adapter", as_trained=not as_loaded, format=form,
-        title=arch.title, architecture=arch.name, base_model=base,
-        settings=_settings(variant), weights=files[0].name, rows=_rows(adapter, found), commands=_commands(adapter),
+        architecture=arch, base_model=base, variant=variant, weights=files[0].name,
+        rows=_rows(adapter, found), commands=_commands(adapter),
         prompts=(), samples=(), example=None,
         trigger=next(iter(trigger_words(cleaned(file.metadata)[0]).values()), None),
     )  # fmt: skip
     return Published(facts, tuple(files), files[0].name, (*found.notes, *notes, *said))
-
-
-def _unknown_program(found: Diagnosis, adapter: Adapter) -> bool:
-    """Whether all that is lacking is a program that we know to read this format."""
-    return found.judgement.reason is Unknown.NO_PROGRAM and adapter.scale.provenance in ("recorded", "given")
-
-
-def _only_unknown(found: Diagnosis) -> bool:
-    """Whether nothing is wrong with the file but that nobody recorded its scale."""
-    return found.judgement.reason in SCALE_UNKNOWN
 
 
 def _not_as_trained(source: Path, found: Diagnosis, adapter: Adapter) -> HubError:
@@ -150,10 +137,6 @@ def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str
 def _bases(adapter: Adapter) -> list[Try]:
     """The released models that it fits: another that is stated would not show what it is."""
     return [adding("--base-model", variant.repo) for variant in fits(adapter)]
-
-
-def _settings(variant: Variant | None) -> VariantSettings | None:
-    return settings(variant.name) if variant and variant.name in table()["variants"] else None
 
 
 def _rows(adapter: Adapter, found: Diagnosis) -> tuple[tuple[str, str], ...]:
@@ -222,8 +205,7 @@ def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Publis
     variant = next((v for v in base.architecture.variants if v.repo == repo), None)
     facts = Facts(
         repo="", kind="merge", as_trained=not guessed, format=base.kind,
-        title=base.architecture.title, architecture=base.architecture.name,
-        base_model=repo, settings=_settings(variant), weights=base.files[0].path.name,
+        architecture=base.architecture, base_model=repo, variant=variant, weights=base.files[0].path.name,
         rows=rows([(f"adapter {n}", _held(entry)) for n, entry in enumerate(adapters, 1)]),
         commands=(str(said.get("command", "")),), prompts=(), samples=(), example=None, trigger=None,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """The lines of Python in a model card: complete, at strength 1.0, with what the base model calls for.
 
-Sources: variants.toml; diffusers CogVideoXPipeline and CogVideoXImageToVideoPipeline, their `__call__`; PEFT's
-`PeftModel.from_pretrained`, which puts the adapter into the transformer it is given.
+The classes are those of the architecture's TOML, the settings those of variants.toml; a model without settings there
+is called with Diffusers' own. Source: PEFT's `PeftModel.from_pretrained`, which puts the adapter into the transformer
+it is given.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from loraforge.facts.variants import VariantSettings, table
+from loraforge.facts.variants import VariantSettings, known_settings, table
+from loraforge.names.layout import Architecture, Variant
 
 EXAMPLE = "A panda plays the guitar by a stream in a bamboo forest, soft light, calm water"
 _DEFAULT_SIZE = (480, 720)
@@ -26,44 +28,76 @@ class Snippet:
 
 
 def snippet(
-    repo: str, base: str | None, form: str, weights: str, wants: VariantSettings | None, prompt: str
+    repo: str, base: str | None, form: str, weights: str, arch: Architecture, variant: Variant | None, prompt: str
 ) -> Snippet | None:
     """The lines that run what is in `repo`; None where nothing known in Python runs it as it is."""
-    if wants is None or form not in ("diffusers", "peft", "pipeline", "transformer"):
+    if variant is None or not variant.pipeline or form not in ("diffusers", "peft", "pipeline", "transformer"):
         return None
     if base is None and form != "pipeline":
         return None
+    wants = known_settings(variant.name)
+    model = _Model(variant.pipeline, arch.transformer, arch.pipelines[variant.pipeline], wants)
     packages = "diffusers transformers accelerate sentencepiece imageio imageio-ffmpeg"
     packages += " peft" if form in ("diffusers", "peft") else ""
-    lines = [*_imports(form, wants), "", *_model(repo, str(base), form, weights, wants), "", *_run(wants, prompt)]
-    remarks = (
-        f"{wants.variant} makes {wants.frames_rule.replace(', ', ' frames, ')}, shown at {wants.fps} a second.",
+    lines = [*_imports(form, model), "", *_model(repo, str(base), form, weights, model), "", *_run(model, prompt)]
+    remarks = [f"{variant.name} makes {wants.frames_rule.replace(', ', ' frames, ')}, shown at {wants.fps} a second."
+               ] if wants else []  # fmt: skip
+    remarks.append(
         "Where the GPU is too small, put `pipe.enable_model_cpu_offload()` in the place of `pipe.to(device)`, "
-        "and `pipe.vae.enable_tiling()` after it.",
+        "and `pipe.vae.enable_tiling()` after it."
     )
-    return Snippet(f"pip install torch {packages}", "\n".join(lines), remarks)
+    return Snippet(f"pip install torch {packages}", "\n".join(lines), tuple(remarks))
 
 
-def _imports(form: str, wants: VariantSettings) -> Iterator[str]:
-    names = [wants.pipeline, wants.scheduler, *(["CogVideoXTransformer3DModel"] if form == "transformer" else [])]
-    image = wants.pipeline == "CogVideoXImageToVideoPipeline"
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What is known of the base model."""
+
+    pipeline: str
+    transformer: str
+    task: str
+    wants: VariantSettings | None
+
+    @property
+    def given(self) -> tuple[str, str] | None:
+        """Function that loads what the pipeline is given beside a prompt, and the argument; None for text alone."""
+        return _GIVEN.get(self.task.partition("-")[0])
+
+    @property
+    def dtype(self) -> str:
+        return f"torch_dtype=torch.{self.wants.torch_dtype if self.wants else 'bfloat16'}"
+
+
+_GIVEN = {
+    "image": ("load_image", 'image=load_image("first_frame.png")'),
+    "video": ("load_video", 'video=load_video("input.mp4")'),
+}
+"""First word of a task -> how what it is given is loaded."""
+
+
+def _imports(form: str, model: _Model) -> Iterator[str]:
+    names = [model.pipeline, *([model.wants.scheduler] if model.wants else [])]
+    names += [model.transformer] if form == "transformer" else []
+    helpers = ["export_to_video"] if model.task.endswith("video") else []
+    helpers += [model.given[0]] if model.given else []
     yield "import torch"
     yield f"from diffusers import {', '.join(sorted(names))}"
-    yield f"from diffusers.utils import export_to_video{', load_image' if image else ''}"
+    if helpers:
+        yield f"from diffusers.utils import {', '.join(helpers)}"
     if form == "peft":
         yield "from peft import PeftModel"
 
 
-def _model(repo: str, base: str, form: str, weights: str, wants: VariantSettings) -> Iterator[str]:
-    dtype = f"torch_dtype=torch.{wants.torch_dtype}"
+def _model(repo: str, base: str, form: str, weights: str, model: _Model) -> Iterator[str]:
     yield 'device = "cuda" if torch.cuda.is_available() else "cpu"'
     if form == "transformer":
-        yield f'transformer = CogVideoXTransformer3DModel.from_pretrained("{repo}", {dtype})'
-        yield f'pipe = {wants.pipeline}.from_pretrained("{base}", transformer=transformer, {dtype})'
+        yield f'transformer = {model.transformer}.from_pretrained("{repo}", {model.dtype})'
+        yield f'pipe = {model.pipeline}.from_pretrained("{base}", transformer=transformer, {model.dtype})'
     else:
-        yield f'pipe = {wants.pipeline}.from_pretrained("{repo if form == "pipeline" else base}", {dtype})'
-    spacing = f'timestep_spacing="{wants.timestep_spacing}"'
-    yield f"pipe.scheduler = {wants.scheduler}.from_config(pipe.scheduler.config, {spacing})"
+        yield f'pipe = {model.pipeline}.from_pretrained("{repo if form == "pipeline" else base}", {model.dtype})'
+    if wants := model.wants:
+        spacing = f'timestep_spacing="{wants.timestep_spacing}"'
+        yield f"pipe.scheduler = {wants.scheduler}.from_config(pipe.scheduler.config, {spacing})"
     if form == "diffusers":
         yield f'pipe.load_lora_weights("{repo}", weight_name="{weights}")'
     elif form == "peft":
@@ -71,11 +105,24 @@ def _model(repo: str, base: str, form: str, weights: str, wants: VariantSettings
     yield "pipe.to(device)"
 
 
-def _run(wants: VariantSettings, prompt: str) -> Iterator[str]:
-    yield "video = pipe("
-    if wants.pipeline == "CogVideoXImageToVideoPipeline":
-        yield '    image=load_image("first_frame.png"),'
+def _run(model: _Model, prompt: str) -> Iterator[str]:
+    video = model.task.endswith("video")
+    yield f"{'video' if video else 'image'} = pipe("
+    if model.given:
+        yield f"    {model.given[1]},"
     yield f"    prompt={_literal(prompt)},"
+    if model.wants:
+        yield from _settings(model.wants)
+    yield "    generator=torch.Generator().manual_seed(42),"
+    if video:
+        yield ").frames[0]"
+        yield f'export_to_video(video, "video.mp4"{f", fps={model.wants.fps}" if model.wants else ""})'
+    else:
+        yield ").images[0]"
+        yield 'image.save("image.png")'
+
+
+def _settings(wants: VariantSettings) -> Iterator[str]:
     if (wants.height, wants.width) != _DEFAULT_SIZE:
         yield f"    height={wants.height},\n    width={wants.width},"
     yield f"    num_frames={wants.num_frames},"
@@ -84,9 +131,6 @@ def _run(wants: VariantSettings, prompt: str) -> Iterator[str]:
     yield f"    num_inference_steps={wants.num_inference_steps},"
     yield f"    guidance_scale={wants.guidance_scale},"
     yield f"    use_dynamic_cfg={wants.use_dynamic_cfg},"
-    yield "    generator=torch.Generator().manual_seed(42),"
-    yield ").frames[0]"
-    yield f'export_to_video(video, "video.mp4", fps={wants.fps})'
 
 
 def _literal(text: str) -> str:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Scales that an adapter without a record may have been trained at, for the refusal to offer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""One place that records a scale: the words it uses, and what it says of alpha, rank and patterns."""
 
 from __future__ import annotations
 

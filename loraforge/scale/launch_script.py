@@ -1,4 +1,4 @@
-"""TODO."""
+"""lora_alpha and rank in the launch scripts of trainers: shell, PowerShell, batch."""
 
 from __future__ import annotations
 

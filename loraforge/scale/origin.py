@@ -11,10 +11,10 @@ from itertools import takewhile
 from typing import Any
 
 from loraforge._version import __version__
-from loraforge.errors import ScaleError, adding
+from loraforge.errors import ScaleError
 from loraforge.files.tensorfile import KEY
 from loraforge.scale.resolve import given
-from loraforge.scale.rule import Rule, Scale, Statement, number
+from loraforge.scale.rule import Rule, Scale, Statement, number, overriding
 from loraforge.scale.run_folders import states_scale
 
 _HASHES = re.compile(r"sshs_.*|modelspec\.hash_sha256")
@@ -50,7 +50,7 @@ class Origin:
         then = ", ".join(f"{value:g}" for value in self.applied)
         here = ", ".join(f"{value:g}" for value in now)
         choices = [
-            adding("--trained-scale", f"{values[0]:.12g}", "--override-scale", why=f"use {what}")
+            overriding("--trained-scale", values[0], f"use {what}")
             for values, what in ((self.applied, "what was written"), (now, "what it says now"))
             if len(values) == 1
         ]

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from loraforge.errors import ScaleError, adding
+from loraforge.errors import ScaleError
 from loraforge.scale.patterns import PatternError, full_matches
-from loraforge.scale.rule import Rule, number
+from loraforge.scale.rule import Rule, number, overriding
 from loraforge.text import listed, shown
 
-_BELIEVE = (adding("--trained-scale", "1", "--override-scale", why="if the strength was right as loaders apply it"),)
+_BELIEVE = (overriding("--trained-scale", 1, "if the strength was right as loaders apply it"),)
 
 _HARMLESS_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 """Ways of filling A and B at the start that leave the base weights alone."""
@@ -100,10 +100,7 @@ def _other_rank(
     if not all(0 < live.get(path, ranks[path]) <= declared[path] < ranks[path] for path in odd):
         return ScaleError(f"{text}.", *_BELIEVE)
     scales = {float(f"{alphas[path] / divisor(declared[path]):.12g}") for path in ranks}
-    tries = [
-        adding("--trained-scale", f"{s:.12g}", "--override-scale", why=f"what it says of its r: scale {s:g}")
-        for s in scales
-    ]
+    tries = [overriding("--trained-scale", s, f"what it says of its r: scale {s:g}") for s in scales]
     return ScaleError(
         f"{text}, of which {ranks[first] - live[first]} components are exactly zero: they were padded, as PEFT does to "
         f"swap adapters in a compiled model, and the scale is that of r {declared[first]:g}.",
@@ -210,7 +207,7 @@ def _given(
     idle = [key for key in patterns if not matched[key]]
     if idle:
         word = "lora_alpha" if name == "alpha_pattern" else "r"
-        meant = adding("--alpha", f"{default:g}", "--override-scale", why=f"if {word} {default:g} holds for all")
+        meant = overriding("--alpha", default, f"if {word} {default:g} holds for all")
         raise ScaleError(
             f"{where}: {name} has {shown(idle[0])}: {shown(patterns[idle[0]])}, which matches none of the {len(ranks)} "
             f"modules (like {next(iter(ranks))}), where {word} {default:g} applies: which of the two training used is "

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding
+from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
 from loraforge.scale.origin import Origin
-from loraforge.scale.rule import Rule
+from loraforge.scale.rule import Rule, overriding
 from loraforge.scale.run_folders import above, adapters, as_typed, beside, is_anothers, of_several_runs, own, places
 from loraforge.scale.training_config import TrainingScale, read_text, read_training_config, stated_in
 from loraforge.text import command, listed, shown, told
@@ -21,9 +22,6 @@ from loraforge.text import command, listed, shown, told
 if TYPE_CHECKING:
     from loraforge.files.tensorfile import TensorFile
     from loraforge.scale.rule import Choice
-
-COMPONENT = "transformer"
-"""What Diffusers calls the part of a pipeline that CogVideoX LoRAs adapt; it stands before names and entries."""
 
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_CONFIG = "adapter_config.json"
@@ -239,13 +237,11 @@ def _one(record: Record, component: str, word: str, alpha: float, stated: Mappin
         if record.complete:
             record.notes.append(f"{said}, and its tensors have rank {have}: not used")
             return
-        tries = [adding("--alpha", f"{alpha:g}", "--override-scale", why=f"if alpha {alpha:g} holds at rank {have}")]
+        tries = [overriding("--alpha", alpha, f"if alpha {alpha:g} holds at rank {have}")]
         rank = next(iter(stated.values()))
         if rank > 0 and len(set(stated.values())) == 1:
             scale = alpha / (math.sqrt(rank) if rslora else rank)
-            tries.append(
-                adding("--trained-scale", f"{scale:.12g}", "--override-scale", why=f"if its scale is right: {scale:g}")
-            )
+            tries.append(overriding("--trained-scale", scale, f"if its scale is right: {scale:g}"))
         text = f"{record.file.path}: {said}, but its tensors have rank {have}."
         raise ScaleError(text, *tries)
     scalings = {path: alpha / math.sqrt(record.ranks[path]) for path in covers} if rslora else {}

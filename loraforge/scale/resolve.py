@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from loraforge.errors import ScaleError, Try, adding
-from loraforge.scale.rule import Rule, Scale, Statement
+from loraforge.scale.rule import Rule, Scale, Statement, overriding
 from loraforge.tables import package_table
 from loraforge.text import listed
 
@@ -72,18 +72,12 @@ def _in_part(rule: Rule, ranks: Mapping[str, int]) -> ScaleError:
     tries = []
     if len(said) == 1:
         (scale,) = said
-        tries.append(
-            adding("--trained-scale", f"{scale:.12g}", "--override-scale", why=f"as the others: scale {scale:g}")
-        )
+        tries.append(overriding("--trained-scale", scale, f"as the others: scale {scale:g}"))
     elif len(alphas) == 1:
         (alpha,) = alphas
-        tries.append(
-            adding(
-                "--alpha", f"{alpha:.12g}", "--override-scale", why=f"as the others: alpha {alpha:g}, over each rank"
-            )
-        )
+        tries.append(overriding("--alpha", alpha, f"as the others: alpha {alpha:g}, over each rank"))
     if said != {1.0}:
-        tries.append(adding("--trained-scale", "1", "--override-scale", why="if 1.0 is right for all: scale 1"))
+        tries.append(overriding("--trained-scale", 1, "if 1.0 is right for all: scale 1"))
     return ScaleError(
         f"{rule.said}: that is the scale of {len(covers)} modules, and {len(bare)} have none ({listed(bare, 3)}): "
         "loaders apply 1.0 to those, and what training used is not known.",
@@ -115,12 +109,11 @@ def _given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
     odd = sorted({rank for rank in ranks.values() if rank not in trainer["ranks"]})
     if odd:
         usual = " or ".join(map(str, trainer["ranks"]))
+        kept = f"if only the rank was changed: scale {trainer['alpha'] / odd[0]:g}"
         raise ScaleError(
             f"--trained-by {stated.trained_by} means rank {usual} and lora_alpha {trainer['alpha']}; this adapter has "
             f"rank {', '.join(map(str, odd))}, so its run was configured differently. State the alpha it used.",
-            adding(
-                "--alpha", trainer["alpha"], why=f"if only the rank was changed: scale {trainer['alpha'] / odd[0]:g}"
-            ),
+            adding("--alpha", f"{trainer['alpha']}", why=kept),
         )
     return Rule(
         f"--trained-by {stated.trained_by}: {trainer['title']}, lora_alpha {trainer['alpha']}", alpha=trainer["alpha"]
@@ -133,7 +126,7 @@ def _check(rule: Rule, ranks: Mapping[str, int]) -> None:
         if not math.isfinite(scaling) or scaling <= 0:
             raise ScaleError(
                 f"{rule.said}: no training ends well at a scaling of {scaling:g}. State what it used.",
-                adding("--alpha", "1", "--override-scale", why="SAT's default"),
+                overriding("--alpha", 1, "SAT's default"),
             )
 
 
@@ -142,8 +135,7 @@ def _agree(one: Rule, other: Rule, ranks: Mapping[str, int], *remedies: Try) -> 
         a, b = one.of(path, rank), other.of(path, rank)
         if not math.isclose(a, b, rel_tol=1e-9):
             choices = [
-                adding("--trained-scale", f"{value:.12g}", "--override-scale", why=f"use {said}")
-                for value, said in ((a, one.said), (b, other.said))
+                overriding("--trained-scale", value, f"use {said}") for value, said in ((a, one.said), (b, other.said))
             ]
             raise ScaleError(
                 f"two scales for {path}: {a:g} ({one.said}), but {b:g} ({other.said}).", *(remedies or choices)

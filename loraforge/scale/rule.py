@@ -1,4 +1,4 @@
-"""TODO."""
+"""The scale of an adapter, per module, and what the user states about it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from loraforge.errors import Try, adding
 from loraforge.text import options
 
 Provenance = Literal["recorded", "given", "assumed", "ambiguous"]
@@ -95,6 +96,11 @@ class Choice:
 
 AS_LOADED = "diffusers"
 """The program that `--as-loaded` means."""
+
+
+def overriding(option: str, value: float, why: str) -> Try:
+    """The remedy that states a scale, whatever files record."""
+    return adding(option, f"{value:.12g}", "--override-scale", why=why)
 
 
 def number(value: object) -> float | None:

@@ -8,8 +8,8 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypedDict, TypeVar, get_type_hints
 
-from loraforge.errors import ScaleError, adding
-from loraforge.scale.rule import AS_LOADED, Choice, Statement
+from loraforge.errors import ScaleError
+from loraforge.scale.rule import AS_LOADED, Choice, Statement, overriding
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,6 +105,6 @@ def _statement(stated: Stated) -> Statement:
     if made.override and not given:
         raise ScaleError(
             "--override-scale goes with the scale to believe: --alpha, --trained-scale or --trained-by.",
-            adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha"),
+            overriding("--alpha", 1, "if the run did not set lora_alpha"),
         )
     return made

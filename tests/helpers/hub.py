@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Self
 
+from helpers import forks
 from helpers.hub_api import Answer, Refused, Request, answer
 from helpers.hub_repos import PIECE, Commit, File, Repo, pieces
 
@@ -162,11 +163,18 @@ class Hub:
         }
 
     def run(
-        self, *words: object, token: str | None = TOKEN, cwd: Path | None = None, offline: bool = False
+        self,
+        *words: object,
+        token: str | None = TOKEN,
+        cwd: Path | None = None,
+        offline: bool = False,
+        forked: bool = forks.POSSIBLE,
     ) -> subprocess.CompletedProcess[str]:
         """Run loraforge against this Hub. Its Hub cache is this Hub's own and stays from run to run."""
-        command = [sys.executable, "-c", "from loraforge.cli import main; main()", *map(str, words)]
         environment = self.environment(self.home, token, offline=offline)
+        if forked:
+            return forks.loraforge([str(word) for word in words], environment, cwd)
+        command = [sys.executable, "-c", "from loraforge.cli import main; main()", *map(str, words)]
         return run(command, environment, cwd)
 
     def take_fault(self, method: str, path: str) -> tuple[Fault, int] | None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraforge.errors import HubError
-from loraforge.facts.variants import settings
+from loraforge.names.catalog import architecture
 from loraforge.publishing.card import BEGIN, END, Facts, new_card, section, updated_card
 from loraforge.publishing.front_matter import fields, merged, split
 
@@ -117,8 +117,10 @@ def test_a_yaml_that_is_made_to_blow_up_is_refused() -> None:
 
 
 FACTS = Facts(
-    repo="me/style", kind="adapter", as_trained=True, format="diffusers", title="CogVideoX", architecture="cogvideox",
-    base_model="zai-org/CogVideoX-5b", settings=settings("CogVideoX-5B"), weights="pytorch_lora_weights.safetensors",
+    repo="me/style", kind="adapter", as_trained=True, format="diffusers",
+    architecture=architecture("cogvideox"), base_model="zai-org/CogVideoX-5b",
+    variant=next(v for v in architecture("cogvideox").variants if v.name == "CogVideoX-5B"),
+    weights="pytorch_lora_weights.safetensors",
     rows=(("rank", "8"),), commands=("loraforge convert a.pt --to diffusers",), prompts=(), samples=(),
     example=None, trigger=None,
 )  # fmt: skip

@@ -74,7 +74,7 @@ def test_a_storm_that_stays(hub: Hub, style: Path, step: str) -> None:
         assert state(hub, style) == "old"
 
 
-@pytest.mark.parametrize("times", [1, 40])
+@pytest.mark.parametrize("times", [1, pytest.param(40, marks=pytest.mark.long)])
 def test_a_connection_cut_during_the_upload(hub: Hub, style: Path, times: int) -> None:
     hub.cut("PUT", "_lfs", after=10_000, times=times)
     began = time.monotonic()

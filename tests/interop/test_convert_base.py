@@ -18,6 +18,7 @@ import loraforge
 from loraforge.base import positions
 from loraforge.files.torch_read import read_torch
 from loraforge.names.catalog import architecture
+from loraforge.names.diffusers_config import fixed
 
 PREFIX = "model.diffusion_model."
 FILE = "diffusion_pytorch_model.safetensors"
@@ -97,13 +98,12 @@ def released(variant: str) -> tuple[dict[str, torch.Tensor], CogVideoXTransforme
     """The parameters of a released model's shapes in SAT's names, without numbers; and its class in Diffusers."""
     arch = architecture("cogvideox")
     found = next(v for v in arch.variants if v.name == variant)
-    config = {key: value for key, value in {**arch.config, **found.config}.items() if not key.startswith("_")}
-    patch, heads = found.shapes["patch"], found.shapes["q"][0] // 64
+    config = {key: value for key, value in fixed(arch, found).items() if not key.startswith("_")}
+    heads = found.shapes["q"][0] // 64
     channels = {"in_channels": 32 if "I2V" in variant else 16, "num_layers": found.blocks, "num_attention_heads": heads}
-    later = {"patch_size_t": 2, "patch_bias": False} if len(patch) == 2 else {}
-    ofs = {"ofs_embed_dim": 512} if "ofs1" not in found.absent else {}
+    ofs = {"ofs_embed_dim": 512 if "ofs1" not in found.absent else None}
     with torch.device("meta"):
-        model = CogVideoXTransformer3DModel(**config, **channels, **later, **ofs)
+        model = CogVideoXTransformer3DModel(**{**config, **channels, **ofs})
     return model.state_dict(), model
 
 

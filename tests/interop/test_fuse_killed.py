@@ -68,14 +68,15 @@ def content(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_killed_thirty_times_at_any_moment(model: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [6, pytest.param(30, marks=pytest.mark.long)])
+def test_killed_many_times_at_any_moment(model: tuple[Path, Path], tmp_path: Path, times: int) -> None:
     start = time.monotonic()
     subprocess.run(command(model, tmp_path / "whole"), check=True, capture_output=True)
     took, want = time.monotonic() - start, content(tmp_path / "whole")
     rng, unfinished, resumed = random.Random(0), 0, 0
     out = tmp_path / "out"
     assert len(want) == BLOCKS + 2
-    for _ in range(30):
+    for _ in range(times):
         process = subprocess.Popen(command(model, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(0.1, 1.1) * took)
         process.send_signal(signal.SIGKILL)
@@ -93,8 +94,8 @@ def test_killed_thirty_times_at_any_moment(model: tuple[Path, Path], tmp_path: P
     subprocess.run(command(model, out), check=True, capture_output=True)
     assert content(out) == want
     assert not (tmp_path / "out.partial").exists()
-    assert unfinished >= 5
-    assert resumed >= 1
+    assert unfinished >= times / 6
+    assert resumed >= 1 or times < 30
 
 
 class Stop(BaseException):

@@ -122,13 +122,16 @@ PARTS = [
 PATHS = [f"transformer_blocks.{i}.attn1.{name}" for i in (0, 1, 11) for name in ("to_q", "to_k", "to_out.0")]
 
 
-@settings(max_examples=300)
-@given(
-    st.dictionaries(
-        st.lists(st.sampled_from(PARTS), min_size=1, max_size=4).map("".join), st.integers(1, 9), max_size=4
-    )
-)
-def test_patterns_match_as_in_peft(pattern: dict[str, int]) -> None:
+PATTERNS = st.lists(st.sampled_from(PARTS), min_size=1, max_size=4).map("".join)
+
+
+@pytest.mark.parametrize("examples", [60, pytest.param(300, marks=pytest.mark.long)])
+def test_patterns_match_as_in_peft(examples: int) -> None:
+    every = given(st.dictionaries(PATTERNS, st.integers(1, 9), max_size=4))
+    settings(max_examples=examples)(every(match_as_in_peft))()
+
+
+def match_as_in_peft(pattern: dict[str, int]) -> None:
     config = {"r": 4, "lora_alpha": 4, "alpha_pattern": pattern}
     try:
         said = {path: peft_config.rule(config, dict.fromkeys(PATHS, 4), "x").of(path, 4) * 4 for path in PATHS}

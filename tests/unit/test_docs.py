@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomli
 from helpers.oracle import DATA, Case
 
 import loraforge
@@ -93,7 +94,7 @@ def test_the_package_says_its_version() -> None:
 
 def test_the_formats_of_the_howto_are_sound(tmp_path: Path, cli) -> None:
     text = (ROOT / "docs" / "add-a-format.md").read_text("utf-8")
-    form, layout = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    form, layout, _ = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "my-format.toml").write_text(form)
     assert cli("plugins", "check", tmp_path / "my-format.toml").stdout.endswith("is sound: format my-format\n")
     line = re.search(r"loraforge (--plugin .*)", text)
@@ -109,6 +110,19 @@ def test_the_formats_of_the_howto_are_sound(tmp_path: Path, cli) -> None:
     assert "segment 'ff_in' is in no module" in problems
     assert "segment 'q'" not in problems
     assert "segment 'o'" not in problems
+
+
+def test_the_architecture_of_the_howto_is_the_one_in_the_plugin() -> None:
+    text = (ROOT / "docs" / "add-a-format.md").read_text("utf-8")
+    *_, shown = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    folder = ROOT / "plugins" / "loraforge-hunyuanvideo" / "loraforge_hunyuanvideo"
+
+    def among(part: object, whole: object) -> bool:
+        if isinstance(part, dict):
+            return isinstance(whole, dict) and all(among(value, whole.get(key)) for key, value in part.items())
+        return part == whole or (isinstance(whole, list) and part == whole[: len(part)])
+
+    assert among(tomli.loads(shown), tomli.loads((folder / "hunyuanvideo.toml").read_text("utf-8")))
 
 
 def test_the_python_page_names_what_there_is(tmp_path: Path, monkeypatch) -> None:

@@ -65,7 +65,7 @@ def test_no_code_decides_by_a_sentence() -> None:
 
 
 def test_options_that_a_remedy_adds_are_words() -> None:
-    """`Try("--alpha 1")` would be a line the console cannot take apart: `adding("--alpha", "1")` says what it is."""
+    """`Try("--alpha 1")` would be a line that nobody can take apart; `adding("--alpha", "1")` says what it is."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             match node:

@@ -47,6 +47,12 @@ def test_the_variants_are_those_of_the_architecture() -> None:
             assert config["max_text_seq_length"] == wants.max_sequence_length
 
 
+def test_every_scheduler_is_in_the_table() -> None:
+    named = [*(facts["scheduler"] for facts in table()["variants"].values())]
+    named += [entry["values"]["scheduler"] for entry in table()["presets"].values()]
+    assert set(named) <= table()["schedulers"].keys()
+
+
 def test_every_setting_has_a_source_and_every_preset_names_settings() -> None:
     assert KEYS.keys() <= table()["sources"].keys()
     assert {key for facts in table()["variants"].values() for key in facts} - table()["sources"].keys() == {

@@ -1,0 +1,82 @@
+"""Diffusers' config.json as the data of an architecture has it: numbers, and sizes that the weights tell.
+
+A size is a text in braces: `{x}` is a symbol of the dimensions, `{d / 64}` a share of one, and `{blocks q}` how many
+numbered blocks there are where the segment q stands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from loraforge.errors import Fault
+from loraforge.names.dimensions import Sized, solve
+from loraforge.names.layout import Architecture, Index, Variant
+
+Placed = tuple[str, str, Index, tuple[int, ...]]
+"""Module, segment, block numbers, and the shape of the segment's base weight."""
+
+_SIZE = re.compile(r"\{((?:blocks )?\w+)(?: / (\w+))?\}")
+
+
+def entries(arch: Architecture, variant: Variant | None) -> dict[str, Any]:
+    """The entries of a variant as its data has them; None for one that only other variants have."""
+    others = {name: None for other in arch.variants for name in other.config}
+    return {**others, **arch.config, **(variant.config if variant else {})}
+
+
+def fixed(arch: Architecture, variant: Variant) -> dict[str, Any]:
+    """The entries that no weight tells."""
+    return {name: value for name, value in entries(arch, variant).items() if not _is_size(value)}
+
+
+def sizes(arch: Architecture, placed: Iterable[Placed]) -> dict[str, int]:
+    """What the weights tell: symbol -> its value, `blocks SEGMENT` -> the number of blocks."""
+    every = list(placed)
+    sized = [Sized(path, s, shape[0], shape[1] if len(shape) > 1 else 1) for path, s, _, shape in every if shape]
+    kinds, counts = arch.block_kinds(), dict[str, int]()
+    for _, segment, index, _ in every:
+        if index and segment in kinds:
+            counts[kinds[segment]] = max(counts.get(kinds[segment], 0), index[0][1] + 1)
+    blocks = {f"blocks {segment}": counts[kind] for segment, kind in kinds.items() if kind in counts}
+    return {**solve(sized, arch.dimensions).values, **blocks}
+
+
+def filled(values: Mapping[str, Any], known: Mapping[str, int], *, any_share: bool = False) -> dict[str, Any]:
+    """The entries with their sizes as numbers; those of which the size is not known are left out.
+
+    `any_share`: a width that cannot be shared as the entry says, or of which the shares are not known, is one share:
+    for a model whose shapes alone matter.
+    """
+    found, known = {name: value for name, value in values.items() if not _is_size(value)}, dict(known)
+    texts = {name: match for name, value in values.items() if _is_size(value) and (match := _SIZE.fullmatch(value))}
+    for name, match in sorted(texts.items(), key=lambda item: item[1][2] is None):  # shares first: they may settle one
+        whole, by = known.get(match[1]), match[2]
+        if whole is None:
+            continue
+        share = 1 if by is None else int(by) if by.isdecimal() else known.get(by, found.get(by))
+        if share and whole % share == 0:
+            found[name] = whole // share
+        elif any_share:
+            found[name] = 1
+            (found if by in values else known)[by] = whole
+    return found
+
+
+def faults(where: str, config: Mapping[str, Any], arch: Architecture) -> Iterator[Fault]:
+    """Sizes of a configuration that nothing measures."""
+    symbols = {symbol for pair in arch.dimensions.values() for _, symbol in pair}
+    for name, value in config.items():
+        if not _is_size(value):
+            continue
+        match = _SIZE.fullmatch(value)
+        known = symbols | {f"blocks {segment}" for segment in arch.segments}
+        if match is None or match[1] not in known:
+            yield Fault(f"{where}: {name} is {value!r}, which is no symbol of dimensions and no number of blocks")
+        elif (by := match[2]) and not by.isdecimal() and by not in symbols | arch.config.keys():
+            yield Fault(f"{where}: {name} is {value!r}, and {by} is no symbol of dimensions, no entry and no number")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("{")
