@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -76,6 +77,22 @@ def _on_the_hub(path: str | Path) -> str:
         if Path(path).is_relative_to(folder):
             return address.removeprefix("hf://").partition("@")[0]
     return ""
+
+
+def options(values: Mapping[str, object]) -> list[str]:
+    """What was given, as options of a command line that a file records: no defaults, and paths without folders."""
+    words = list[str]()
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one is None or one is False or one in ("tensors", "keep"):  # by identity: a stated scale of 0 is one
+                continue
+            words.append(flag)
+            if isinstance(one, Path):
+                words.append(one.name)
+            elif one is not True:
+                words.append(f"{one:.12g}" if isinstance(one, float) else str(one))
+    return words
 
 
 def listed(items: list[str], most: int = 20) -> str:

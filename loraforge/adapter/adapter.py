@@ -77,6 +77,16 @@ class Adapter:
     ranks_recorded: bool = False
     """Whether the rank was recorded along with the scale, and agreed with the tensors when the adapter was read."""
 
+    @property
+    def scalings(self) -> tuple[float, ...]:
+        """The distinct scalings of its modules, sorted."""
+        return tuple(sorted({w.scaling for delta in self.modules.values() for w in delta}))
+
+    @property
+    def dora(self) -> bool:
+        """Whether it has magnitudes (DoRA)."""
+        return any(w.magnitude is not None for delta in self.modules.values() for w in delta)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -16,7 +16,7 @@ from loraforge.base.job import write_model
 from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.origin import entry
-from loraforge.base.route import route
+from loraforge.base.route import Route, route
 from loraforge.base.stream import Engine, NewTensor, Part, measure
 from loraforge.document import Document, rows, title
 from loraforge.errors import ConversionError, adding
@@ -25,7 +25,7 @@ from loraforge.format.sat_names import SAT_PREFIX, components
 from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
 from loraforge.names.layout import COMPONENT, Index, Variant
-from loraforge.text import command, listed, recorded, told
+from loraforge.text import command, listed, options, recorded, told
 
 if TYPE_CHECKING:
     from loraforge.base.stream import NewTensor
@@ -88,30 +88,16 @@ def convert_base(
     cannot be told which model it is, or when a number does not fit into the type it is to be stored in.
     """
     base = open_base(base_folder(source, only=COMPONENT))
-    if to not in base.architecture.layouts or base.layout == to:
-        known = ", ".join(base.architecture.layouts)
-        why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
-        if len(base.architecture.layouts) == 1:
-            why = f"is a {base.architecture.title}, of which no layout but {known} is known"
-        other = [adding("--to", name) for name in base.architecture.layouts if name != base.layout]
-        raise ConversionError(f"{base.path} {why}.", *other)
+    _check(base, to)
     variant = variant_of(base)
-    if gaps := list(_gaps(base, variant)):
-        raise ConversionError(
-            f"{base.path} is not whole: there is no {listed(gaps, 3)}.",
-            command("loraforge", "inspect", "--skeleton", base.files[0].path),
-        )
-    shapes = {name: base.held[key].tensors[key].shape for name, key in base.parameters.items()}
-    try:
-        plan = route(shapes, base.architecture, base.layout, to, [variant])
-    except ConversionError as error:
-        raise ConversionError(f"{base.path}: {error.message}.", *error.remedies) from error
+    plan = _routed(base, to, variant)
     tensors = [_tensor(base, key, parts, CHOICES.get(dtype), to) for key, parts in plan.pieces.items()]
     config, where = diffusers_config(base, variant, sample) if to == "diffusers" else (own_config(base), "")
     rebuilt = _rebuilt(base, config, variant, tensors) if to == "sat" else {}
     every = [*tensors, *(tensor for tensor, _ in rebuilt.values())]
     place = Path(out)
-    said = entry(_typed(base, to, dtype), base, (), to)
+    typed = command("loraforge", "convert-base", recorded(base.path), *options({"to": to, "dtype": dtype}))
+    said = entry(typed, base, (), to)
     texts = {"config.json": config} if to == "diffusers" else {}
     model = _sat_model(every, said) if to == "sat" else _safetensors_model(every, said, texts)
     check_place(place, model.names, [base.path], force=force or dry_run)
@@ -135,6 +121,30 @@ def convert_base(
         notes=(*base.notes, *_advice(base), *(other_size(base, config) if to == "diffusers" else ())),
         load=_load(base, place, to, variant),
     )
+
+
+def _check(base: BaseModel, to: str) -> None:
+    if to not in base.architecture.layouts or base.layout == to:
+        known = ", ".join(base.architecture.layouts)
+        why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
+        if len(base.architecture.layouts) == 1:
+            why = f"is a {base.architecture.title}, of which no layout but {known} is known"
+        other = [adding("--to", name) for name in base.architecture.layouts if name != base.layout]
+        raise ConversionError(f"{base.path} {why}.", *other)
+
+
+def _routed(base: BaseModel, to: str, variant: Variant) -> Route:
+    """From which rows each parameter of the result is made. Raises ConversionError if the base is not whole."""
+    if gaps := list(_gaps(base, variant)):
+        raise ConversionError(
+            f"{base.path} is not whole: there is no {listed(gaps, 3)}.",
+            command("loraforge", "inspect", "--skeleton", base.files[0].path),
+        )
+    shapes = {name: base.held[key].tensors[key].shape for name, key in base.parameters.items()}
+    try:
+        return route(shapes, base.architecture, base.layout, to, [variant])
+    except ConversionError as error:
+        raise ConversionError(f"{base.path}: {error.message}.", *error.remedies) from error
 
 
 def _gaps(base: BaseModel, variant: Variant) -> Iterator[str]:
@@ -165,11 +175,6 @@ def _tensor(base: BaseModel, name: str, pieces: Any, dtype: str | None, to: str)
     rows = sum(part.stop - part.start for part in parts)
     prefix = SAT_PREFIX if to == "sat" else ""
     return NewTensor(f"{prefix}{name}", kind, (rows, *infos[0].shape[1:]), parts)
-
-
-def _typed(base: BaseModel, to: str, dtype: str) -> str:
-    words = ["loraforge", "convert-base", recorded(base.path), "--to", to]
-    return command(*words, *(["--dtype", dtype] if dtype != "keep" else []))
 
 
 def _advice(base: BaseModel) -> Iterator[str]:

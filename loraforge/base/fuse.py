@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import without
@@ -29,7 +29,8 @@ from loraforge.hub.fetch_base import base_folder
 from loraforge.names.catalog import architecture
 from loraforge.names.layout import COMPONENT
 from loraforge.scale.resolve import STATES
-from loraforge.text import command, fraction, recorded, told
+from loraforge.scale.stated import Stated, takes_stated
+from loraforge.text import command, fraction, options, recorded, told
 
 if TYPE_CHECKING:
     from loraforge.base.job import Model
@@ -79,6 +80,7 @@ def _said(adapter: Fused) -> str:
     return f"{adapter.path} at strength {adapter.strength:g}, {at} {scale} ({adapter.provenance}: {adapter.said})"
 
 
+@takes_stated
 def fuse(
     base: str | Path,
     adapters: Sequence[str | Path],
@@ -89,18 +91,11 @@ def fuse(
     transformer_only: bool = False,
     backend: str = "auto",
     device: str = "auto",
-    alpha: float | None = None,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    training_config: str | Path | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
-    architecture: str | None = None,
     drop: Sequence[str] = (),
     dry_run: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    **stated: Unpack[Stated],
 ) -> FuseReport:
     """Add `adapters` to the weights of `base` and write the model `out`; the arguments are those of `loraforge fuse`.
 
@@ -109,11 +104,6 @@ def fuse(
     the adapters already or is another one than they were trained on, or when a number is none or does not fit into
     the type of the weights.
     """
-    stated: dict[str, Any] = {
-        "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
-        "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
-        "architecture": architecture,
-    }  # fmt: skip
     engine = Engine(*choose(backend, device))
     found = open_base(base_folder(base, only=COMPONENT if transformer_only else ""))
     opened, dropped = _read(adapters, {**stated, "drop": drop})
@@ -215,9 +205,9 @@ def _tensors(base: BaseModel, file: TensorFile, runs: Mapping[str, Runs], dtype:
 
 def _typed(base: BaseModel, adapters: Sequence[Fused], dtype: str) -> str:
     """The command as the result records it: no folders, and only what can change the result."""
-    words = ["loraforge", "fuse", recorded(base.path), *(adapter.path for adapter in adapters)]
-    words += [word for adapter in adapters for word in ("--strength", f"{adapter.strength:g}")]
-    return command(*words, *(["--dtype", dtype] if dtype != "keep" else []))
+    numbers = [float(adapter.strength) for adapter in adapters]
+    words = options({"strength": numbers, "dtype": dtype})
+    return command("loraforge", "fuse", recorded(base.path), *(adapter.path for adapter in adapters), *words)
 
 
 def _advice(base: BaseModel, adapters: Sequence[Adapter], total: Retention, dtype: str) -> Iterator[str]:

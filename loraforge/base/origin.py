@@ -46,7 +46,7 @@ def fused(adapter: Adapter, strength: float) -> Fused:
         source.format if source else "python",
         (digest, *converted_from(adapter.metadata)),
         strength,
-        tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
+        adapter.scalings,
         adapter.scale.provenance,
         adapter.scale.portable,
     )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
+from loraforge.conversion.prepare import ElementType, WriteRequest
 from loraforge.conversion.read import read
 from loraforge.conversion.report import Report
-from loraforge.conversion.write import write
-from loraforge.text import command, recorded
+from loraforge.conversion.write import written
+from loraforge.format.protocol import Wanted
+from loraforge.scale.stated import Stated, takes_stated
+from loraforge.text import command, options, recorded
 
 
+@takes_stated
 def convert(
     source: str | Path,
     to: str,
@@ -20,25 +25,18 @@ def convert(
     *,
     iteration: int | None = None,
     ema: bool = False,
-    alpha: float | None = None,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    training_config: str | Path | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
-    architecture: str | None = None,
     scale_in: Literal["tensors", "metadata"] = "tensors",
     target_alpha: float | None = None,
     base: str | Path | None = None,
     lora_only: bool = False,
     pad_ranks: bool = False,
-    dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
+    dtype: ElementType = "keep",
     base_model: str | None = None,
     drop: Sequence[str] = (),
     dry_run: bool = False,
     fetch: bool = False,
     force: bool = False,
+    **stated: Unpack[Stated],
 ) -> Report:
     """Convert the adapter in `source` to the format `to`; the arguments are those of `loraforge convert`.
 
@@ -46,55 +44,12 @@ def convert(
     Raises a LoraforgeError, with nothing written, when the source is not what it should be, its scale is ambiguous
     or contradictory, it does not fit the target, or the written file does not do what the source does.
     """
-    options = dict(locals())
-    adapter = read(
-        source,
-        from_,
-        iteration=iteration,
-        ema=ema,
-        alpha=alpha,
-        trained_scale=trained_scale,
-        trained_by=trained_by,
-        training_config=training_config,
-        as_in=as_in,
-        as_loaded=as_loaded,
-        override_scale=override_scale,
-        architecture=architecture,
-        drop=drop,
-        fetch=fetch or not dry_run,
-    )
+    adapter = read(source, from_, iteration=iteration, ema=ema, drop=drop, fetch=fetch or not dry_run, **stated)
     name = recorded(adapter.source.file.path) if adapter.source else ""
-    return write(
-        adapter,
-        to,
-        out,
-        scale_in=scale_in,
-        target_alpha=target_alpha,
-        base=base,
-        lora_only=lora_only,
-        pad_ranks=pad_ranks,
-        dtype=dtype,
-        base_model=base_model,
-        drop=drop,
-        dry_run=dry_run,
-        force=force,
-        typed=_typed(options, name),
-    )
-
-
-def _typed(options: Mapping[str, object], name: str) -> str:
-    """The command as the result records it: no folders, and only what can change the result."""
-    words = ["loraforge", "convert", name]
-    for option, value in options.items():
-        flag = "--" + option.rstrip("_").replace("_", "-")
-        if option in ("source", "out", "force", "dry_run", "fetch") or value is None or value is False:
-            continue  # by identity: a stated scale of 0 equals False
-        if value in ("tensors", "keep"):
-            continue
-        if isinstance(value, list | tuple):
-            words += [word for item in value for word in (flag, item)]
-        elif option in ("training_config", "base"):
-            words += [flag, Path(str(value)).name]
-        else:
-            words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
-    return command(*words)
+    wanted = Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only, pad_ranks)
+    place, config = Path(out) if out else None, stated["training_config"]
+    request = WriteRequest(to, place, wanted, dtype, base_model, tuple(drop), dry_run, force)
+    reading = {"to": to, "from": from_, "iteration": iteration, "ema": ema, **stated}
+    reading["training_config"] = Path(config) if config else None
+    writing = {**asdict(wanted), "dtype": dtype, "base_model": base_model, "drop": drop}
+    return written(adapter, request, command("loraforge", "convert", name, *options({**reading, **writing})))

@@ -1,39 +1,178 @@
-"""What a conversion decides before a tensor is computed: the writer, the header, the source's record."""
+"""Decides how an adapter will be stored in a format: names, shapes, header and destination. Computes no number."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
+from loraforge.adapter import fit, relayout
 from loraforge.adapter.adapter import Adapter
-from loraforge.adapter.fits import no_repository, repository
+from loraforge.adapter.drop import without
+from loraforge.adapter.fits import check_base, no_repository, repository
 from loraforge.algebra.dtypes import CHOICES, name_of
-from loraforge.errors import ConversionError
-from loraforge.format.protocol import Format, Header, Wanted, Writer
-from loraforge.format.registry import formats
-from loraforge.text import command, told
+from loraforge.conversion.evidence import alike, stated_by
+from loraforge.errors import ConversionError, adding
+from loraforge.files.destination import Destination, destination
+from loraforge.format.protocol import Format, Header, Target, Use, Wanted, Writer
+from loraforge.format.registry import formats, named
+from loraforge.names.catalog import architecture
+from loraforge.scale.origin import carried_over
+from loraforge.text import command, listed
 
 if TYPE_CHECKING:
-    from loraforge.algebra.lora import Delta
+    from loraforge.files.tensorfile import TensorFile
+    from loraforge.names.layout import Architecture
+
+ElementType = Literal["keep", "fp32", "bf16", "fp16"]
+
+_WIDER = {"fp32": "", "bf16": "as small as fp16, with a wider range and fewer digits"}
+"""What --dtype can be where fp16 is too narrow, in the order in which it is proposed."""
 
 
-def _source(adapter: Adapter, digest: str | None) -> dict[str, Any]:
-    """What the report and the provenance say of where the adapter came from."""
-    if adapter.source is None:
-        size = sum(f.nbytes for delta in adapter.modules.values() for w in delta for f in (w.A, w.B))
-        return {"path": "made-in-python", "format": "python", "size": size, "digest": digest}
-    file = adapter.source.file
-    return {"path": told(file.path), "format": adapter.source.format, "size": file.size, "digest": digest}
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """What the user wants written, and where."""
+
+    to: str
+    out: Path | None = None
+    """A folder or a file; None names it after the run, in the current folder."""
+    wanted: Wanted = field(default_factory=Wanted)
+    dtype: ElementType = "keep"
+    base_model: str | None = None
+    drop: tuple[str, ...] = ()
+    dry_run: bool = False
+    force: bool = False
 
 
-def _check(scale_in: str, dtype: str, base_model: str | None) -> None:
-    for option, value, known in (("scale_in", scale_in, ("tensors", "metadata")), ("dtype", dtype, ("keep", *CHOICES))):
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything about the written file but its numbers."""
+
+    request: WriteRequest
+    adapter: Adapter
+    """Without the modules that are dropped."""
+    target: Format
+    writer: Writer
+    plan: Callable[..., list[fit.Plan]]
+    """Called with `policy`: the plans of its modules under that one."""
+    policy: fit.Policy
+    plans: list[fit.Plan]
+    result: Target
+    """Its modules' final shapes, types and scalings."""
+    metadata: Mapping[str, str]
+    """Of the tensor file, without our own entry."""
+    destination: Destination
+    use: Use
+    dropped_modules: tuple[str, ...]
+    dropped_metadata: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def file(self) -> TensorFile | None:
+        """The source; None for an adapter made in Python."""
+        return self.adapter.source.file if self.adapter.source else None
+
+    @property
+    def unfetched(self) -> int:
+        """Bytes of the source's tensors that still lie on the Hub."""
+        return self.file.absent if self.file else 0
+
+    @property
+    def evidence(self) -> str | None:
+        """What shows of which architecture it is; None if nothing does."""
+        return self.adapter.shown or (None if self.file else "named in Python")
+
+    @property
+    def header(self) -> Header:
+        """Key -> element type and shape of every tensor that will be written."""
+        encoded = (pair for path, delta in self.result.outlines.items() for pair in self.writer.encode(path, delta))
+        return {key: (name_of(tensor.dtype), tensor.shape) for key, tensor in encoded}
+
+
+def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
+    """Make the adapter fit the format. Raises a LoraforgeError if it cannot, or if the destination is taken."""
+    _check(request)
+    base_model = repository(request.base_model)
+    adapter = stated_by(adapter, base_model)
+    target = named(request.to, "--to")
+    arch = architecture(adapter.architecture)
+    layout = _layout(adapter, target, arch)
+    base_model = base_model or adapter.base_model
+    notes = check_base(adapter, base_model)
+    writer = _writer(target, request.wanted)
+    adapter, dropped = without(adapter, request.drop)
+    relaid = relayout.relayout(adapter.modules, arch, adapter.layout, layout)
+    ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
+    rank = max(w.rank for delta, _ in relaid.values() for w in delta) if target.storage.one_rank else None
+    policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(request.dtype), rank)
+    stacked = arch.layouts[layout].stacked
+    plan = partial(fit.plan, relaid, target.storage, segments=stacked, to=request.to, ranks=ranks)
+    plans = fit.padded(plan(policy=policy)) if request.wanted.pad_ranks else plan(policy=policy)
+    goes = _destination(adapter, request, writer)
+    kept, lost = carried_over(adapter.metadata)
+    result = Target({one.path: one.outline() for one in plans}, kept, base_model)
+    return Prepared(
+        request=request,
+        adapter=adapter,
+        target=target,
+        writer=writer,
+        plan=plan,
+        policy=policy,
+        plans=plans,
+        result=result,
+        metadata=kept | writer.header(result),
+        destination=goes,
+        use=writer.use(goes.file, result),
+        dropped_modules=dropped,
+        dropped_metadata=lost,
+        notes=(*adapter.notes, *notes),
+    )
+
+
+def refusal(prepared: Prepared, lossy: Mapping[str, float]) -> ConversionError:
+    """The refusal of modules that lose too much to rounding, with each way to store them that was tried and holds."""
+
+    def holds(changed: fit.Policy) -> bool:
+        again = prepared.plan(policy=changed)
+        return not fit.too_lossy([fit.carry_out(plan)[1] for plan in again if plan.path in lossy])
+
+    policy, plans = prepared.policy, prepared.plans
+    pairs = [plan.types(w) for plan in plans if plan.path in lossy for w in plan.delta]
+    kinds = sorted({np.dtype(kind).name for pair in pairs for kind in pair})
+    ways = [(adding("--dtype", name, why=why), replace(policy, dtype=CHOICES[name])) for name, why in _WIDER.items()]
+    if "scale_in" in prepared.target.options and policy.scaling is not None:
+        ways.append((adding("--scale-in", "metadata", why="no number is changed"), replace(policy, scaling=None)))
+    tries = [way for way, changed in ways if changed != policy and holds(changed)]
+    return fit.refusal(lossy, len(plans), " and ".join(kinds), *tries)
+
+
+def _check(request: WriteRequest) -> None:
+    choices = (
+        ("scale_in", request.wanted.scale_in, ("tensors", "metadata")),
+        ("dtype", request.dtype, ("keep", *CHOICES)),
+    )
+    for option, value, known in choices:
         if value not in known:
             raise ConversionError(f"{option} is {value!r}; it can be {', '.join(known)}.")
+    if request.base_model is not None and repository(request.base_model) is None:
+        raise no_repository(request.base_model)
 
-    if base_model is not None and repository(base_model) is None:
-        raise no_repository(base_model)
+
+def _layout(adapter: Adapter, target: Format, arch: Architecture) -> str:
+    """The layout that the format has for this architecture. Raises ConversionError if it has none."""
+    layout = target.layouts.get(arch.name)
+    if layout is None:
+        raise ConversionError(f"{target.name} has no names for {arch.title}.", command("loraforge", "formats"))
+    unshown = adapter.source is not None and not adapter.shown
+    if unshown and layout != adapter.layout and (others := alike(adapter, layout)):
+        text = f"the modules are called as those of {listed([arch.title, *others])}: nothing shows which it is of."
+        raise ConversionError(text, adding("--architecture", arch.name, why=f"if it is {arch.title}"))
+    return layout
 
 
 def _writer(target: Format, wanted: Wanted) -> Writer:
@@ -48,7 +187,14 @@ def _writer(target: Format, wanted: Wanted) -> Writer:
     return target.writer(wanted)
 
 
-def _header(writer: Writer, outlines: Mapping[str, Delta]) -> Header:
-    """Key -> element type and shape of every tensor that will be written."""
-    encoded = (pair for module, delta in outlines.items() for pair in writer.encode(module, delta))
-    return {key: (name_of(tensor.dtype), tensor.shape) for key, tensor in encoded}
+def _destination(adapter: Adapter, request: WriteRequest, writer: Writer) -> Destination:
+    source, base = adapter.source, request.wanted.base
+    return destination(
+        request.out,
+        f"{source.run if source else adapter.architecture}-{request.to}",
+        writer.files,
+        [path for path in (source.path if source else None, base) if path],
+        force=request.force or request.dry_run,
+        to=request.to,
+        governs=() if request.dry_run else writer.governs,
+    )

@@ -5,32 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from loraforge.adapter.adapter import Adapter, Source
+from loraforge.adapter.drop import without
 from loraforge.conversion.evidence import read_adapter
-from loraforge.errors import ScaleError
+from loraforge.errors import LoraforgeError, ScaleError, as_commands
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
-from loraforge.scale.resolve import statement
+from loraforge.format.protocol import Format
+from loraforge.scale.resolve import STATES
 from loraforge.scale.rule import Choice
+from loraforge.scale.stated import Stated, choice_of, takes_stated
 
 
+@takes_stated
 def read(
     source: str | Path,
     from_: str | None = None,
     *,
     iteration: int | None = None,
     ema: bool = False,
-    alpha: float | None = None,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    training_config: str | Path | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
-    architecture: str | None = None,
     drop: Sequence[str] = (),
     fetch: bool = True,
+    **stated: Unpack[Stated],
 ) -> Adapter:
     """The adapter in `source`, a path or an address on the Hub; the arguments are those of `loraforge convert`.
 
@@ -38,12 +37,7 @@ def read(
     on the Hub, shapes without numbers. Raises a
     LoraforgeError when there is no adapter, or when its scale is ambiguous or contradictory.
     """
-    config = Path(training_config) if training_config else None
-    stated = statement(
-        alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
-        as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
-    )  # fmt: skip
-    choice = Choice(iteration, ema, config, stated, tuple(drop), architecture)
+    choice = choice_of(stated, iteration=iteration, ema=ema, drop=drop)
     form, place, file = locate(source, from_, choice, fetch=fetch)
     if form is None:
         raise not_an_adapter(file)
@@ -55,6 +49,16 @@ def read(
         source=Source(Path(source) if Path(source).exists() else file.path, file, form.name, place.run),
         notes=(*place.notes, *adapter.notes),
     )
+
+
+def read_file(form: Format, file: TensorFile, choice: Choice) -> Adapter:
+    """The adapter in a file, without what is dropped. A remedy of a refusal states a scale, or is a whole command."""
+    try:
+        return without(read_adapter(form, file, choice), choice.drop, file)[0]
+    except LoraforgeError as error:
+        if all(remedy.gives_only(STATES) for remedy in error.remedies):
+            raise
+        raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
 
 
 def ambiguous(path: Path, adapter: Adapter) -> ScaleError:

@@ -5,31 +5,35 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
-from loraforge.adapter.drop import without
-from loraforge.adapter.fits import check_base, fits
-from loraforge.conversion.evidence import doubt, read_adapter
-from loraforge.conversion.read import ambiguous
+from loraforge.adapter.adapter import Adapter, Source
+from loraforge.adapter.fits import check_base
+from loraforge.conversion.evidence import doubt
+from loraforge.conversion.read import ambiguous, read_file
 from loraforge.conversion.report import scale_text
+from loraforge.conversion.store import entry_of
 from loraforge.document import Document
 from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, adding, as_commands
 from loraforge.files.destination import Destination, destination, replacing
 from loraforge.files.digest import changed, scan
 from loraforge.files.safetensors import read_safetensors, write_safetensors
-from loraforge.files.tensorfile import KEY
+from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.peft import config_path
+from loraforge.format.protocol import Format
 from loraforge.names.layout import COMPONENT
 from loraforge.programs.measured import acting
 from loraforge.programs.outlook import outlooks
 from loraforge.scale import peft_config
-from loraforge.scale.origin import entry, history, origin
-from loraforge.scale.resolve import STATES, given, statement
+from loraforge.scale.origin import origin
+from loraforge.scale.resolve import given
 from loraforge.scale.rule import Choice, Scale
 from loraforge.scale.run_folders import states_scale
+from loraforge.scale.stated import StatedBesideAlpha, choice_of, takes_stated
 from loraforge.text import command, fraction, recorded
 
 STAMPED = ("diffusers", "peft")
@@ -78,21 +82,16 @@ class Stamp(Document):
         ]
 
 
+@takes_stated
 def stamp(
     source: str | Path,
     alpha: float | None = None,
     *,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    training_config: str | Path | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
     out: str | Path | None = None,
     in_place: bool = False,
-    architecture: str | None = None,
     drop: Sequence[str] = (),
     force: bool = False,
+    **stated: Unpack[StatedBesideAlpha],
 ) -> Stamp:
     """Record at what scale the adapter in `source` was trained, in the header of a new file; stated as to `convert`.
 
@@ -101,20 +100,34 @@ def stamp(
     LoraforgeError, with nothing written, when a scale is recorded already and differs (unless `override_scale`),
     when none is recorded and none is given, or when the file has no header.
     """
-    for option, value in (("--alpha", alpha), ("--trained-scale", trained_scale)):
+    for option, value in (("--alpha", alpha), ("--trained-scale", stated["trained_scale"])):
         if value is not None and not (math.isfinite(value) and value > 0):
             what = "lora_alpha" if option == "--alpha" else "scale"
             raise ScaleError(f"{option} {value:g} is no {what} a training can have used.", adding(option, "1"))
-    stated = statement(
-        alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
-        as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
-    )  # fmt: skip
-    config = Path(training_config) if training_config else None
-    choice = Choice(training_config=config, stated=stated, drop=tuple(drop), architecture=architecture)
-    typed = _typed(choice)
-    form, _, file = locate(source, None, Choice(drop=tuple(drop)))
-    if in_place and (drop or file.spread):
-        what = "takes nothing out of a file" if drop else f"has no one file to replace: {source} lies in several"
+    choice = choice_of({"alpha": alpha, **stated}, drop=drop)
+    form, file = _opened(source, choice, in_place=in_place)
+    adapter = read_file(form, file, choice)
+    if adapter.scale.provenance == "ambiguous":
+        raise as_commands(ambiguous(file.path, adapter), "loraforge", "stamp", source)
+    notes = check_base(adapter, adapter.base_model, "loraforge", "convert", file.path, "--to", "diffusers")
+    unshown = doubt(adapter)
+    ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
+    scale = given(choice.stated, ranks) or adapter.scale
+    adapter = replace(adapter, scale=scale, source=Source(Path(source), file, form.name, ""))
+    metadata, replaced = _metadata(adapter, file, ranks, _typed(choice))
+    goes = _destination(file.path, _typed(choice), out, in_place=in_place, force=force)
+    with replacing(goes, file.size, force=force or in_place) as folder:
+        back, again = _written(folder / goes.names[0], adapter, form, file, metadata)
+        acts_in = acting(outlooks(form, back, again))
+    notes, whole = (*adapter.notes, *notes, *([unshown] if unshown else [])), bool(_prefix(adapter))
+    return Stamp(str(source), str(goes.file), scale, adapter.scalings, replaced, whole, not unshown, acts_in, notes)
+
+
+def _opened(source: str | Path, choice: Choice, *, in_place: bool) -> tuple[Format, TensorFile]:
+    """The file, and the format it is of. Raises LoraforgeError if no reader of it looks for a scale in its header."""
+    form, _, file = locate(source, None, Choice(drop=choice.drop))
+    if in_place and (choice.drop or file.spread):
+        what = "takes nothing out of a file" if choice.drop else f"has no one file to replace: {source} lies in several"
         give = Try("--out=stamped.safetensors", instead="--in-place")
         raise LoraforgeError(f"--in-place {what}. Give a file to write.", give)
     if form is None:
@@ -123,63 +136,51 @@ def stamp(
         what = "is a torch file, which has no header" if file.kind != "safetensors" else f"is read as {form.name}"
         raise FormatError(
             f"{file.path} {what}: no loader looks for a scale there. Convert it, stating the alpha.",
-            command("loraforge", "convert", file.path, "--to", "diffusers", *typed),
+            command("loraforge", "convert", file.path, "--to", "diffusers", *_typed(choice)),
         )
     if form.name == "peft" and (config := config_path(file)):
         raise FormatError(
             f"{file.path} has its scale in the {config.name} beside it, where PEFT looks for it.",
             command("loraforge", "inspect", source),
         )
-    try:
-        adapter, _ = without(read_adapter(form, file, choice), drop, file)
-    except LoraforgeError as error:
-        if error.remedies and all(remedy.gives_only(STATES) for remedy in error.remedies):
-            raise
-        raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
-    if adapter.scale.provenance == "ambiguous":
-        raise as_commands(ambiguous(file.path, adapter), "loraforge", "stamp", source)
-    notes = check_base(adapter, adapter.base_model, "loraforge", "convert", file.path, "--to", "diffusers")
-    unshown = doubt(adapter)
-    digest = scan(file, adapter.keys)
-    ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
+    return form, file
+
+
+def _prefix(adapter: Adapter) -> str:
+    """How the keys of the file begin; empty in a bare state dict."""
+    return f"{COMPONENT}." if all(key.startswith(f"{COMPONENT}.") for key in adapter.keys) else ""
+
+
+def _metadata(
+    adapter: Adapter, file: TensorFile, ranks: dict[str, int], typed: list[str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The header's entries, with the scale, and the keys of those that said something else."""
     scalings = {module: delta[0].scaling for module, delta in adapter.modules.items()}
-    dora = any(w.magnitude is not None for delta in adapter.modules.values() for w in delta)
-    prefix = f"{COMPONENT}." if all(key.startswith(f"{COMPONENT}.") for key in adapter.keys) else ""
-    least = {f"{prefix}{key}": value for key, value in peft_config.config(ranks, scalings, dora=dora).items()}
+    least = peft_config.config(ranks, scalings, dora=adapter.dora)
+    said = {f"{_prefix(adapter)}{key}": value for key, value in least.items()}
+    line, digest = command("loraforge", "stamp", recorded(file.path), *typed), scan(file, adapter.keys)
+    ours = file.metadata[KEY] if origin(file.metadata).scale and not typed else None  # as true as before
     replaced = tuple(sorted(key for key, text in file.metadata.items() if states_scale(key, text)))
-    scale = given(stated, ranks) or adapter.scale
-    told = tuple(sorted(set(scalings.values())))
-    mine = None if typed else file.metadata[KEY] if origin(file.metadata).scale else None  # as true as before
-    metadata = {key: text for key, text in file.metadata.items() if key not in replaced} | {
-        "lora_adapter_metadata": json.dumps(least, indent=2, sort_keys=True),
-        KEY: mine
-        or entry(
-            command("loraforge", "stamp", recorded(file.path), *typed),
-            {"path": recorded(file.path), "format": form.name, "size": file.size, "digest": digest},
-            scale,
-            told,
-            told,
-            "metadata",
-            adapter.base_model,
-            [variant.name for variant in fits(adapter)],
-            history(adapter.metadata),
-            None if unshown else adapter.architecture,
-        ),
-    }
-    goes = _destination(file.path, typed, out, in_place=in_place, force=force)
-    with replacing(goes, file.size, force=force or in_place) as folder:
-        written = folder / goes.names[0]
-        header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
-        sums = write_safetensors(written, header, ((key, file[key]) for key in file.tensors), metadata)
-        back = read_safetensors(written)
-        if changed(back, sums) or changed(file, sums):
-            raise VerificationError("the disk gave back other bytes than were written. Nothing was kept.")
-        again = form.read(back, Choice(architecture=adapter.architecture))
-        if {module: delta[0].scaling for module, delta in again.modules.items()} != scalings:
-            raise VerificationError("the written header does not give the scale back. Nothing was kept.")
-        acts_in = acting(outlooks(form, back, again))
-    notes = (*adapter.notes, *notes, *([unshown] if unshown else []))
-    return Stamp(str(source), str(goes.file), scale, told, replaced, bool(prefix), not unshown, acts_in, notes)
+    return {key: text for key, text in file.metadata.items() if key not in replaced} | {
+        "lora_adapter_metadata": json.dumps(said, indent=2, sort_keys=True),
+        KEY: ours or entry_of(adapter, digest, line, adapter.scalings, "metadata", adapter.base_model),
+    }, replaced
+
+
+def _written(
+    place: Path, adapter: Adapter, form: Format, file: TensorFile, metadata: dict[str, str]
+) -> tuple[TensorFile, Adapter]:
+    """The new file, read back. Raises VerificationError if bytes or scalings are others than they should be."""
+    header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
+    sums = write_safetensors(place, header, ((key, file[key]) for key in file.tensors), metadata)
+    back = read_safetensors(place)
+    if changed(back, sums) or changed(file, sums):
+        raise VerificationError("the disk gave back other bytes than were written. Nothing was kept.")
+    again = form.read(back, Choice(architecture=adapter.architecture))
+    before, after = ({module: delta[0].scaling for module, delta in one.modules.items()} for one in (adapter, again))
+    if before != after:
+        raise VerificationError("the written header does not give the scale back. Nothing was kept.")
+    return back, again
 
 
 def _typed(choice: Choice) -> list[str]:

@@ -6,24 +6,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.adapter.drop import meets, without
+from loraforge.adapter.drop import meets
 from loraforge.adapter.proof import compare, pair_up
-from loraforge.conversion.evidence import read_adapter
+from loraforge.conversion.read import read_file
 from loraforge.conversion.real_loader import load_back
 from loraforge.conversion.report import scale_text
 from loraforge.document import Document
-from loraforge.errors import LoraforgeError, adding, as_commands
+from loraforge.errors import LoraforgeError, adding
 from loraforge.files.digest import scan
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.hub.fetch_base import base_folder
 from loraforge.names.layout import COMPONENT
 from loraforge.scale.origin import own_entry
-from loraforge.scale.resolve import STATES, statement
 from loraforge.scale.rule import Choice, Scale
+from loraforge.scale.stated import Stated, choice_of, takes_stated
 from loraforge.text import command, fraction, listed, told
 
 if TYPE_CHECKING:
@@ -116,21 +116,15 @@ class Verification(Document):
         return [*out, f"  and {len(off) - SHOWN} more (--json has all)"] if len(off) > SHOWN else out
 
 
+@takes_stated
 def verify(
     a: str | Path,
     b: str | Path | None = None,
     *,
     in_: Loader | None = None,
     base: str | Path | None = None,
-    alpha: float | None = None,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    training_config: str | Path | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
-    architecture: str | None = None,
     drop: Sequence[str] = (),
+    **stated: Unpack[Stated],
 ) -> Verification:
     """Compare the updates of two adapters of any formats and layouts, row by row, in float64.
 
@@ -145,14 +139,8 @@ def verify(
         raise LoraforgeError("give two adapters, or one and the loader to try it in.", adding("--in", "diffusers"))
     if base and not in_:
         raise LoraforgeError("--base goes with --in: it is the model the loader fills.", adding("--in", "diffusers"))
-
-    said = statement(
-        alpha=alpha, trained_scale=trained_scale, trained_by=trained_by,
-        as_in=as_in, as_loaded=as_loaded, override_scale=override_scale,
-    )  # fmt: skip
-    plain = Choice(architecture=architecture)
-    choice = replace(plain, training_config=Path(training_config) if training_config else None, stated=said)
-    asked = () if choice == plain or said.as_in else (a, b)
+    choice, plain = choice_of(stated), Choice(architecture=stated["architecture"])
+    asked = () if choice == plain or choice.stated.as_in else (a, b)
     unknown = [source for source in asked if source is not None and _unknown(source)]
     sides = {side: [p for p in drop if meets(locate(side, None, Choice())[2], p)] for side in (a, b) if side and drop}
     if lost := [pattern for pattern in drop if not any(pattern in found for found in sides.values())]:
@@ -207,18 +195,12 @@ def _read(source: str | Path, choice: Choice, drop: Sequence[str]) -> tuple[Adap
     form, place, file = locate(source, None, choice)
     if form is None:
         raise not_an_adapter(file)
-    try:
-        adapter, _ = without(read_adapter(form, file, choice), drop, file)
-    except LoraforgeError as error:
-        if all(remedy.gives_only(STATES) for remedy in error.remedies):
-            raise
-        raise as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers") from None
+    adapter = read_file(form, file, choice)
     return adapter, (*place.notes, *adapter.notes), file, form.name
 
 
 def _side(file: TensorFile, name: str, adapter: Adapter) -> Side:
-    scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
-    return Side(told(file.path), name, adapter.scale, scalings)
+    return Side(told(file.path), name, adapter.scale, adapter.scalings)
 
 
 def _strength(found: Sequence[Comparison]) -> float | None:

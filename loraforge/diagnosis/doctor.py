@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
@@ -20,31 +20,26 @@ from loraforge.files.shards import group_of
 from loraforge.hub.address import address
 from loraforge.names.catalog import architecture
 from loraforge.programs.table import runtime
+from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command
 
 if TYPE_CHECKING:
     from loraforge.diagnosis.result import Diagnosis
 
 
+@takes_stated
 def doctor(
     source: str | Path,
     *,
     base: str | Path | None = None,
     runtime_: str | None = None,
-    alpha: float | None = None,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    training_config: str | Path | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
-    architecture: str | None = None,
     error: str | None = None,
     settings: Sequence[str | Path] = (),
     like: str | None = None,
     variant: str | None = None,
     drop: Sequence[str] = (),
     fetch: bool = False,
+    **stated: Unpack[Stated],
 ) -> Diagnosis:
     """Diagnose the adapter in `source`, a path or an address on the Hub; the arguments are those of `loraforge doctor`.
 
@@ -55,11 +50,6 @@ def doctor(
     given = parse(settings)
     if variant is not None:
         variant_settings(variant)
-    stated: dict[str, Any] = {
-        "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
-        "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
-        "architecture": architecture,
-    }  # fmt: skip
     if address(source) is None and not Path(source).exists() and group_of(Path(source)) is None:
         raise LoraforgeError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
     found, adapter = diagnosed(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter, Source
 from loraforge.adapter.drop import without
@@ -44,9 +44,9 @@ from loraforge.programs.outlook import Outlook, outlook, outlooks
 from loraforge.programs.table import runtime
 from loraforge.scale.origin import origin
 from loraforge.scale.recorded import around
-from loraforge.scale.resolve import statement
 from loraforge.scale.rule import Choice
 from loraforge.scale.run_folders import as_typed
+from loraforge.scale.stated import Stated, choice_of
 from loraforge.text import command, fraction, megabytes, told
 
 if TYPE_CHECKING:
@@ -54,15 +54,11 @@ if TYPE_CHECKING:
 
 
 def diagnosed(
-    path: str | Path, base: str | Path | None, wanted: str | None, stated: Mapping[str, Any],
+    path: str | Path, base: str | Path | None, wanted: str | None, stated: Stated,
     drop: Sequence[str] = (), *, fetch: bool, named: str | None = None,
 ) -> tuple[Diagnosis, Adapter | None]:  # fmt: skip
     """What is to be said of the file itself, and the adapter in it where there is one. `named`: the base it is for."""
-    config = stated["training_config"]
-    choice = Choice(
-        training_config=Path(config) if config else None, stated=statement(**stated), drop=tuple(drop),
-        architecture=stated.get("architecture"),
-    )  # fmt: skip
+    choice = choice_of(stated, drop=drop)
     try:
         form, place, file = locate(path, None, choice, fetch=fetch)
     except HubError:
@@ -81,7 +77,7 @@ def diagnosed(
         hopeless = _hopeless(path, _unread(fault), fault)
         return _by_names(hopeless, form, file, wanted) if named_so else hopeless, None
     adapter = replace(adapter, source=Source(Path(path), file, form.name, place.run))
-    found = _judged(path, form, file, adapter, place.notes, base, wanted, {**stated, "drop": drop} if drop else stated)
+    found = _judged(path, form, file, adapter, place.notes, base, wanted, stated, drop)
     return replace(found, remedies=tuple(_less(remedy, drop) for remedy in found.remedies)), adapter
 
 
@@ -136,14 +132,14 @@ def _by_names(found: Diagnosis, form: Format | None, file: TensorFile, wanted: s
 
 def _judged(
     path: str | Path, form: Format, file: TensorFile, adapter: Adapter, notes: Sequence[str],
-    base: str | Path | None, wanted: str | None, stated: Mapping[str, Any],
+    base: str | Path | None, wanted: str | None, stated: Stated, drop: Sequence[str],
 ) -> Diagnosis:  # fmt: skip
 
     found = None if file.absent else numbers(adapter, file)
     seen = (outlook(runtime(wanted), form, file, adapter),) if wanted else outlooks(form, file, adapter)
     own = next((o for o in seen if wanted or runtime(o.runtime).format == form.name), None)
     own = own or next((o for o in seen if o.applied), None)
-    there = _InBase() if base is None else _in_base(path, base, stated)
+    there = _InBase() if base is None else _in_base(path, base, stated, drop)
     if there.fits and not adapter.shown:
         adapter = replace(adapter, shown=f"its modules are those of {told(Path(str(base)))}")
     unshown = doubt(adapter)
@@ -178,7 +174,7 @@ def _judged(
     mend = (
         (replace(r.added_to("loraforge", "doctor", path, "--base", base or ""), why="") for r in unread.remedies)
         if unread
-        else remedies(path, adapter, verdict, own, statement(**stated), dead=dead)
+        else remedies(path, adapter, verdict, own, choice_of(stated).stated, dead=dead)
     )
     stamp = _whole_entry(file, seen, verdict)
     fix = stamp if stamp and own and own.lacks else (*stamp, *mend)
@@ -214,11 +210,10 @@ def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
     No verdict: what lies beside a file, or above it, may be of another run. Nor where we wrote the file: its scale is
     another on purpose.
     """
-    scalings = {w.scaling for delta in adapter.modules.values() for w in delta}
-    if adapter.scale.provenance != "recorded" or len(scalings) != 1 or origin(file.metadata).folded:
+    if adapter.scale.provenance != "recorded" or len(adapter.scalings) != 1 or origin(file.metadata).folded:
         return ()
     whose, _ = around(file.path, {path: delta[0].rank for path, delta in adapter.modules.items()}, siblings=False)
-    (mine,) = scalings
+    (mine,) = adapter.scalings
     if whose is None or math.isclose(other := whose[1].scaling(int(whose[1].rank or 1)), mine):
         return ()
     where = as_typed(whose[0], file.path)
@@ -240,12 +235,14 @@ class _InBase:
     """Whether every module has its weight there, of its shape."""
 
 
-def _in_base(path: str | Path, base: str | Path, stated: Mapping[str, Any]) -> _InBase:
+def _in_base(path: str | Path, base: str | Path, stated: Stated, drop: Sequence[str]) -> _InBase:
     """What of it would survive being fused there. Raises LoraforgeError where there is no base of that name."""
-    unknown = not any(value for key, value in stated.items() if key not in ("drop", "architecture"))
-    for options in (stated, {**stated, "trained_scale": 1.0}) if unknown else (stated,):
+    tries: list[Stated] = [stated]
+    if not any(value for key, value in stated.items() if key != "architecture"):
+        tries.append({**stated, "trained_scale": 1.0})
+    for options in tries:
         try:
-            report = fuse(base, [path], "unused", dry_run=True, **options)
+            report = fuse(base, [path], "unused", dry_run=True, drop=drop, **options)
         except ScaleError:
             continue
         except ConversionError as error:
@@ -262,8 +259,7 @@ def _in_base(path: str | Path, base: str | Path, stated: Mapping[str, Any]) -> _
 def _scale(adapter: Adapter) -> str:
     if adapter.scale.provenance == "ambiguous":
         return f"unknown: {adapter.scale.source}"
-    scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
-    return f"{trained(adapter)} ({scale_text(adapter.scale, scalings)})"
+    return f"{trained(adapter)} ({scale_text(adapter.scale, adapter.scalings)})"
 
 
 def _size(found: Numbers) -> str:

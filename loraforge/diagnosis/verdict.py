@@ -145,7 +145,7 @@ def _conversion(path: str | Path, adapter: Adapter, own: Outlook | None, stated:
     known = formats().get(to)
     if known is None or known.writer is None:
         yield Try(f"# a package adds the format {to}: docs/plugins.md says which; then loraforge convert --to {to}")
-    elif to == "sat" and any(w.magnitude is not None for delta in adapter.modules.values() for w in delta):
+    elif to == "sat" and adapter.dora:
         yield Try(f"# SAT has no DoRA: loraforge fuse SAT_BASE {command(path)} -o OUT puts it into the weights")
     elif to == "sat":
         base = " ".join(["--base SAT_BASE, the base's SAT checkpoint", *([command(*scale)] if scale else [])])

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from loraforge.names.catalog import architecture
 from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
 from loraforge.scale.rule import Scale
+from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command, listed, shown, told
 
 if TYPE_CHECKING:
@@ -55,21 +56,15 @@ class Loaded:
     notes: tuple[str, ...]
 
 
+@takes_stated
 def load_into(
     pipe: Any,
     adapter: str | Path | Adapter,
     strength: float = 1.0,
     *,
     name: str | None = None,
-    alpha: float | None = None,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    training_config: str | Path | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
-    architecture: str | None = None,
     drop: Sequence[str] = (),
+    **stated: Unpack[Stated],
 ) -> Loaded:
     """Load `adapter` into `pipe`, a Diffusers pipeline or its transformer, beside the adapters that are in it.
 
@@ -97,20 +92,21 @@ def load_into(
     if name is not None and name in getattr(transformer, "peft_config", {}):
         raise LoraforgeError(f"there is an adapter {name} in it already.", f"pipe.delete_adapters({name!r})")
     try:
-        return _load(transformer, adapter, strength, name, {
-            "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
-            "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded,
-            "override_scale": override_scale, "architecture": architecture, "drop": tuple(drop),
-        })  # fmt: skip
+        return _load(transformer, adapter, strength, name, stated, drop)
     except LoraforgeError as error:
         raise _in_python(error, adapter) from error
 
 
 def _load(
-    transformer: Any, source: str | Path | Adapter, strength: float, name: str | None, stated: dict[str, Any]
+    transformer: Any,
+    source: str | Path | Adapter,
+    strength: float,
+    name: str | None,
+    stated: Stated,
+    drop: Sequence[str],
 ) -> Loaded:
-    adapter = source if isinstance(source, Adapter) else read(source, **stated)
-    adapter, _ = without(adapter, stated["drop"])
+    adapter = source if isinstance(source, Adapter) else read(source, drop=drop, **stated)
+    adapter, _ = without(adapter, drop)
     plans = fitted(adapter)
     if problems := list(misfits(transformer, plans)):
         raise ConversionError(other_base(adapter, problems), _look(adapter))
@@ -134,8 +130,9 @@ def _load(
             raise LoraforgeError(text, "pip install --upgrade diffusers peft")
         _regroup(transformer)
     notes += _rounding(cast)
-    scalings = tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
-    return Loaded(name, len(plans), adapter.scale, scalings, strength, adapter.base_model, (*adapter.notes, *notes))
+    return Loaded(
+        name, len(plans), adapter.scale, adapter.scalings, strength, adapter.base_model, (*adapter.notes, *notes)
+    )
 
 
 def _inner(model: Any) -> Any:

@@ -95,7 +95,7 @@ def manifest_of(plan: RunPlan, latents: str, folder: Path, *, factor: float, **h
                 _path(source.path, folder) if source else "made-in-python",
                 scan(source.file, adapter.keys) if source else "",
                 factor * strength,
-                tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta})),
+                adapter.scalings,
                 f"{adapter.scale.provenance}: {adapter.scale.portable}",
             )
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.document import Document
@@ -16,9 +16,11 @@ from loraforge.live.compare import Compared, compared, effect, strengths
 from loraforge.live.effect import Effect
 from loraforge.live.manifest import Manifest, manifest_of, read_manifest
 from loraforge.live.outputs import _manifest_name, _place, _write
-from loraforge.live.plan import base_of, checkable, opened, planned
+from loraforge.live.plan import RunPlan, base_of, checkable, opened, planned
 from loraforge.live.probe import Probe, probe
+from loraforge.live.request import RunRequest
 from loraforge.live.runner import Clip, Running, check_memory, check_offload, device_of, transformer_of, versions
+from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import fraction, told
 
 
@@ -67,6 +69,7 @@ class RunReport(Document):
         return [*out, *(f"  {'' if n else 'beside it':<9} {path}" for n, path in enumerate(self.others))]
 
 
+@takes_stated
 def run(
     adapters: Sequence[str | Path],
     *,
@@ -90,86 +93,65 @@ def run(
     check: bool = False,
     compare: Sequence[float] = (),
     manifest: str | Path | None = None,
-    alpha: float | None = None,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    training_config: str | Path | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
-    architecture: str | None = None,
     anyway: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
+    **stated: Unpack[Stated],
 ) -> RunReport:
     """Run `adapters` in the pipeline of `base`; the arguments are those of `loraforge run`.
 
     `progress` is told how many steps are done, and of how many. Raises a LoraforgeError, before weights are loaded
     where that can be told by then, and with no file written.
     """
-    stated: dict[str, Any] = {
-        "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
-        "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
-        "architecture": architecture,
-    }  # fmt: skip
     again = read_manifest(Path(manifest)) if manifest else None
     short = {"num_inference_steps": steps, "guidance_scale": guidance, "num_frames": frames, "seed": seed}
     given: Settings = {**parse(settings), **checked((key, value) for key, value in short.items() if value is not None)}
-    if again and adapters:
-        raise LoraforgeError("the manifest names its adapters: give it alone.", "loraforge run --help")
-    if again:  # what is typed now counts
-        adapters, strength = [part.path for part in again.adapters], list(strength) or _strengths(again)
-        stated = stated if any(stated.values()) else again.stated
-        base, prompt = base or again.base, prompt or again.prompt
-        negative_prompt = negative_prompt or again.negative_prompt
-        image, video = image or again.image, video or again.video
-        given, anyway = again.given(given), again.anyway or anyway
-        device = again.device if device == "auto" else device
-        offload = offload or again.offload
-        tiling = again.tiling if tiling is None else tiling
-        slicing = again.slicing if slicing is None else slicing
-    offload, tiling, slicing = offload or "none", tiling is not False, slicing is not False
-    if not adapters:
+    request = RunRequest(
+        adapters=tuple(adapters), strength=tuple(strength), stated=stated, base=base, prompt=prompt,
+        negative_prompt=negative_prompt, image=image, video=video, given=given, like=like, anyway=anyway,
+        device=device, offload=offload, tiling=tiling, slicing=slicing, check=check, compare=tuple(compare), out=out,
+        force=force, files=(*([manifest] if manifest else []), *settings),
+    )  # fmt: skip
+    request = request.over(again) if again else request
+    if not request.adapters:
         raise LoraforgeError("there is no adapter to run.", "loraforge run --help")
-    read = opened(adapters, strength, stated)
-    base, device = base_of(read, base), device_of(device)
+    read = opened(request.adapters, request.strength, request.stated)
+    settled, request = base_of(read, request.base), replace(request, device=device_of(request.device))
     if check and compare:
         raise LoraforgeError("--check and --compare are two measurements: one at a time.", "loraforge run --help")
     if not any(number for _, number in read) and (check or compare):
         raise LoraforgeError("every strength is 0: there is nothing to measure.", adding("--strength", "1"))
-    if check:
-        return _checked(read, base, given, device, progress)
-    if not prompt and again is None:
+    return (_checked if check else _filmed)(read, settled, request, progress)
+
+
+Read = Sequence[tuple[Adapter, float]]
+"""The adapters, and their strengths."""
+Progress = Callable[[int, int], None]
+
+
+def _filmed(read: Read, base: str | Path, request: RunRequest, progress: Progress) -> RunReport:
+    """The video, its manifest, and what a comparison shows."""
+    if not request.prompt and request.again is None:
         raise LoraforgeError(
             "a run needs a prompt: what the video is to show.", adding("--prompt", "a panda plays the guitar")
         )
-    check_offload(offload, device)
+    check_offload(request.how["offload"], request.device)
     plan = planned(
-        read, base, prompt=prompt, negative_prompt=negative_prompt, image=image, video=video,
-        given=given, like=like, anyway=anyway,
+        read, base, prompt=request.prompt, negative_prompt=request.negative_prompt,
+        image=request.image, video=request.video, given=request.given, like=request.like, anyway=request.anyway,
     )  # fmt: skip
-    kept = [source for source in (image, video, manifest, *settings) if source and "=" not in str(source)]
-    place = _place(out, read, compare, kept, force=force)
-    if again:
-        again.check(plan)
-    check_memory(plan, device, offload)
-    running = Running(plan, tiling=tiling, slicing=slicing)
-    weights = running.adapted.weights() if compare else 0.0
-    running.place(device, offload)
-    at, clips = strengths(compare), dict[float, Clip]()
-    for n, factor in enumerate(at):
-        running.adapted.at(factor)
-        clips[factor] = running.clip(partial(_overall, progress, n, len(at)))
-    shown = 1.0 if 1.0 in clips else max(at, key=abs)
-    main = clips[shown]
-    how = {"device": device, "offload": offload, "tiling": tiling, "slicing": slicing}
-    made = manifest_of(plan, main.digest, place.parent, factor=shown, stated=_plain(stated), anyway=anyway, **how)
+    place = _place(request.out, read, request.compare, request.inputs, force=request.force)
+    if request.again:
+        request.again.check(plan)
+    clips, weights = _clips(plan, request, progress)
+    shown = 1.0 if 1.0 in clips else max(clips, key=abs)
+    main, compare = clips[shown], bool(request.compare)
+    how = {"stated": _plain(request.stated), "anyway": request.anyway, "device": request.device, **request.how}
+    made = manifest_of(plan, main.digest, place.parent, factor=shown, **how)
     found = compared(clips) if compare else ()
     others = _write(place, main, made, clips if compare else {}, found, int(str(plan.settings["fps"])))
-    verdict = None
-    if compare:
-        dtype, count = str(plan.settings["torch_dtype"]), int(str(plan.settings["num_inference_steps"]))
-        verdict = effect(found, weights, dtype, count, linear=not _dora(read))
+    linear = not any(adapter.dora for adapter, _ in read)
+    dtype, count = str(plan.settings["torch_dtype"]), int(str(plan.settings["num_inference_steps"]))
     return RunReport(
         base=told(plan.base.path),
         variant=plan.variant,
@@ -183,21 +165,31 @@ def run(
         latents=main.digest,
         probe=None,
         compared=found,
-        effect=verdict,
-        notes=(*plan.notes, *_repeated(again, main)),
+        effect=effect(found, weights, dtype, count, linear=linear) if compare else None,
+        notes=(*plan.notes, *_repeated(request.again, main)),
     )
 
 
-def _checked(
-    read: Sequence[tuple[Adapter, float]], base: str | Path, given: Settings, device: str,
-    progress: Callable[[int, int], None],
-) -> RunReport:  # fmt: skip
+def _clips(plan: RunPlan, request: RunRequest, progress: Progress) -> tuple[dict[float, Clip], float]:
+    """Factor of the strengths -> clip, and of a comparison the size of the updates as a share of their weights."""
+    check_memory(plan, request.device, request.how["offload"])
+    running = Running(plan, tiling=request.how["tiling"], slicing=request.how["slicing"])
+    weights = running.adapted.weights() if request.compare else 0.0
+    running.place(request.device, request.how["offload"])
+    at, clips = strengths(request.compare), dict[float, Clip]()
+    for n, factor in enumerate(at):
+        running.adapted.at(factor)
+        clips[factor] = running.clip(partial(_overall, progress, n, len(at)))
+    return clips, weights
+
+
+def _checked(read: Read, base: str | Path, request: RunRequest, progress: Progress) -> RunReport:
     """The transformer alone, on and off."""
-    plan = checkable(read, base, given)
+    plan = checkable(read, base, request.given)
     steps = iter(range(1, 4))
-    transformer = transformer_of(plan, device)
+    transformer = transformer_of(plan, request.device)
     found = probe(
-        transformer.module, transformer.at, transformer.weights(), linear=not _dora(read),
+        transformer.module, transformer.at, transformer.weights(), linear=not any(adapter.dora for adapter, _ in read),
         progress=lambda: progress(next(steps), 3),
     )  # fmt: skip
     return RunReport(
@@ -218,29 +210,20 @@ def _checked(
     )
 
 
-def _overall(progress: Callable[[int, int], None], before: int, runs: int, done: int, steps: int) -> None:
+def _overall(progress: Progress, before: int, runs: int, done: int, steps: int) -> None:
     """The steps of one of several runs, told as steps of all."""
     progress(before * steps + done, runs * steps)
-
-
-def _strengths(again: Manifest) -> list[float]:
-    return [part.strength for part in again.adapters]
 
 
 def _plain(stated: Mapping[str, Any]) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in stated.items()}
 
 
-def _dora(read: Sequence[tuple[Adapter, float]]) -> bool:
-    return any(w.magnitude is not None for adapter, _ in read for delta in adapter.modules.values() for w in delta)
-
-
-def _described(read: Sequence[tuple[Adapter, float]]) -> tuple[dict[str, Any], ...]:
+def _described(read: Read) -> tuple[dict[str, Any], ...]:
     found = []
     for adapter, strength in read:
-        scalings = sorted({w.scaling for delta in adapter.modules.values() for w in delta})
         at = "at scale" if adapter.scale.program else "trained at"
-        said = f"{at} {', '.join(map(fraction, scalings))}, {adapter.scale.provenance}: {adapter.scale.source}"
+        said = f"{at} {', '.join(map(fraction, adapter.scalings))}, {adapter.scale.provenance}: {adapter.scale.source}"
         path = told(adapter.source.path) if adapter.source else "made in Python"
         found.append({"path": path, "strength": strength, "scale": said})
     return tuple(found)

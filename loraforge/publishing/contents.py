@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from loraforge.publishing.card import Facts, rows
 from loraforge.publishing.outgoing import Outgoing, of_adapter, of_model
 from loraforge.publishing.private import cleaned
 from loraforge.scale.origin import history, own_entry
+from loraforge.scale.stated import Stated
 from loraforge.text import command, fraction
 
 
@@ -40,17 +41,19 @@ class Published:
     notes: tuple[str, ...]
 
 
-def published(source: Path, repo: str, base_model: str | None, stated: Mapping[str, Any], work: Path) -> Published:
+def published(
+    source: Path, repo: str, base_model: str | None, stated: Stated, drop: Sequence[str], work: Path
+) -> Published:
     """What `source` is. `base_model` was stated, or stands in the repository's card.
 
     Raises HubError where the file by itself would not act as trained, or its base model is not known.
     """
     if base := _model(source):
-        if stated["drop"]:
+        if drop:
             text = f"{source} is a model with adapters in it: --drop takes nothing out of it."
             raise HubError(text, command("loraforge", "fuse", "--help"))
         return _of_model(base, base_model, as_loaded=stated["as_loaded"])
-    return _of_adapter(source, repo, base_model, stated, work)
+    return _of_adapter(source, repo, base_model, stated, drop, work)
 
 
 def _model(source: Path) -> BaseModel | None:
@@ -67,16 +70,16 @@ def _model(source: Path) -> BaseModel | None:
     return None if base.kind == "sat" else base
 
 
-def _of_adapter(source: Path, repo: str, base_model: str | None, stated: Mapping[str, Any], work: Path) -> Published:
+def _of_adapter(
+    source: Path, repo: str, base_model: str | None, stated: Stated, drop: Sequence[str], work: Path
+) -> Published:
     # what is stated is compared with the file; --as-in only lets it pass where no scale is known
-    drop = stated["drop"]
-    scale = {key: value for key, value in stated.items() if key != "drop"}
-    keep = scale["as_loaded"] or scale.get("as_in")
-    plain = {**scale, "as_loaded": False, "as_in": None}
+    keep = stated["as_loaded"] or stated["as_in"]
+    plain: Stated = {**stated, "as_loaded": False, "as_in": None}
     found, adapter = diagnosed(source, None, None, plain, drop, fetch=True, named=base_model)
     as_loaded = bool(keep) and adapter is not None and adapter.scale.provenance in ("assumed", "ambiguous")
     if as_loaded and adapter and adapter.scale.provenance == "ambiguous":
-        found, adapter = diagnosed(source, None, None, scale, drop, fetch=True, named=base_model)
+        found, adapter = diagnosed(source, None, None, stated, drop, fetch=True, named=base_model)
     again = Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes")
     if adapter is None or adapter.source is None:
         raise HubError(f"{source} cannot be published: {found.why}", *found.remedies)
@@ -161,7 +164,7 @@ def _trained(adapter: Adapter) -> str:
     if steps:
         first = steps[-1]["scale"]
         return f"{', '.join(map(fraction, first['scalings']))} ({first['provenance']}: {first['source']})"
-    scalings = sorted({w.scaling for delta in adapter.modules.values() for w in delta})
+    scalings = adapter.scalings
     return f"{', '.join(map(fraction, scalings))} ({adapter.scale.provenance}: {adapter.scale.portable})"
 
 

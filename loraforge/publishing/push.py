@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from loraforge.adapter.fits import no_repository, repository
 from loraforge.document import Document
@@ -20,6 +20,7 @@ from loraforge.publishing.commit import Remote, commit, remote
 from loraforge.publishing.contents import Published, published
 from loraforge.publishing.front_matter import fields, split
 from loraforge.publishing.outgoing import Outgoing, of_sample, outgoing, workplace
+from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command, hf
 
 State = Literal["unchanged", "planned", "committed"]
@@ -77,6 +78,7 @@ class PushReport(Document):
         return f"{self.repo} is in its new state, at {(self.commit or '')[:8]} ({self.visibility})"
 
 
+@takes_stated
 def push(
     source: str | Path,
     repo: str,
@@ -92,29 +94,16 @@ def push(
     create_pr: bool = False,
     revision: str | None = None,
     commit_message: str | None = None,
-    alpha: float | None = None,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    training_config: str | Path | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
-    architecture: str | None = None,
     drop: Sequence[str] = (),
     dry_run: bool = False,
     wait: Callable[[str], None] = lambda _: None,
+    **stated: Unpack[Stated],
 ) -> PushReport:
     """Publish `source` in `repo`; the arguments are those of `loraforge push`. `wait` is told of pauses.
 
     Raises a LoraforgeError, with the repository as it was, when the file by itself does not act as trained, when the
     card would be a bad one, or when the Hub refuses. The message says in which state the repository is.
     """
-    stated: dict[str, Any] = {
-        "alpha": alpha, "trained_scale": trained_scale, "trained_by": trained_by,
-        "training_config": training_config, "as_in": as_in, "as_loaded": as_loaded, "override_scale": override_scale,
-        "architecture": architecture, "drop": drop,
-    }  # fmt: skip
-
     to = destination(repo)
     revision, repo = _branch(repo, to, revision, dry_run=dry_run), to.repo
     shown = [of_sample(Path(path)) for path in sample]
@@ -124,42 +113,46 @@ def push(
         _reachable(there, private=private)
         old = fields(split(there.card)[0], f"https://huggingface.co/{repo}/blob/main/README.md")
         chosen = repository(base_model) if base_model else _base_of(old)
-        what = published(Path(source), repo, chosen, stated, Path(work))
+        what = published(Path(source), repo, chosen, stated, drop, Path(work))
+        trigger_words = trigger or what.facts.trigger or _words(old.get("instance_prompt"))
+        samples, example = tuple(file.name for file in shown), _example(prompt, old)
         facts = replace(
-            what.facts,
-            repo=repo,
-            prompts=tuple(prompt),
-            samples=tuple(file.name for file in shown),
-            example=_example(prompt, old),
-            trigger=trigger or what.facts.trigger or _words(old.get("instance_prompt")),
+            what.facts, repo=repo, prompts=tuple(prompt), samples=samples, example=example, trigger=trigger_words
         )
         given = {"license": license, "license_name": license_name, "license_link": license_link}
         licence, doubts = _licence(given, old, facts.base_model)
         card, said = _card(there, facts, licence, _stated(base_model, given, trigger))
         files = [*what.files, *shown, outgoing("README.md", card.encode())]
         message = commit_message or _message(there, what)
-        done = PushReport(
-            repo=repo,
-            url=there.url,
-            state="planned",
-            commit=there.commit,
-            pull_request=None,
-            created=there.commit is None and there.known,
-            visibility="private" if (private if there.commit is None else there.private) else "public",
-            revision=revision or "main",
-            message=message,
-            files=tuple(_described(file, there) for file in files),
-            stale=_stale(there, files) if facts.kind == "adapter" else (),
-            card=card,
-            notes=(*there.notes, *what.notes, *doubts, *said),
-        )
-        if all(file["state"] == "same" for file in done.files):
-            return replace(done, state="unchanged")
-        if dry_run:
-            return done
+        notes = (*there.notes, *what.notes, *doubts, *said)
+        done = _planned(there, files, card, message, notes, private=private, of_model=facts.kind != "adapter")
         sent = [file for file, described in zip(files, done.files, strict=True) if described["state"] != "same"]
+        if dry_run or not sent:
+            return done if sent else replace(done, state="unchanged")
         made = commit(there, sent, message, private=private, create_pr=create_pr, wait=wait)
         return replace(done, state="committed", commit=made.commit, pull_request=made.pull_request)
+
+
+def _planned(
+    there: Remote, files: Sequence[Outgoing], card: str, message: str, notes: tuple[str, ...],
+    *, private: bool, of_model: bool,
+) -> PushReport:  # fmt: skip
+    """The report of a push that has sent nothing yet."""
+    return PushReport(
+        repo=there.repo,
+        url=there.url,
+        state="planned",
+        commit=there.commit,
+        pull_request=None,
+        created=there.commit is None and there.known,
+        visibility="private" if (private if there.commit is None else there.private) else "public",
+        revision=there.revision or "main",
+        message=message,
+        files=tuple(_described(file, there) for file in files),
+        stale=() if of_model else _stale(there, files),
+        card=card,
+        notes=notes,
+    )
 
 
 def destination(text: str) -> Address:

@@ -6,28 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from loraforge.errors import ScaleError, Try, adding
-from loraforge.scale.rule import AS_LOADED, Rule, Scale, Statement, overriding
+from loraforge.scale.rule import Rule, Scale, Statement, overriding
 from loraforge.tables import package_table
 from loraforge.text import listed
-
-
-def statement(
-    *,
-    alpha: float | None = None,
-    trained_scale: float | None = None,
-    trained_by: str | None = None,
-    as_in: str | None = None,
-    as_loaded: bool = False,
-    override_scale: bool = False,
-    **_: object,
-) -> Statement:
-    """The statement that the options of a command make. Raises ScaleError where they say two things."""
-    if as_loaded and as_in not in (None, AS_LOADED):
-        raise ScaleError(f"--as-loaded is --as-in {AS_LOADED}, and --as-in {as_in} is another: give one of them.")
-    said = Statement(alpha, trained_scale, trained_by, AS_LOADED if as_loaded else as_in, override_scale)
-    _given(said, {}, shallow=True)
-    return said
-
 
 STATES = frozenset(
     ("--alpha", "--trained-scale", "--trained-by", "--training-config", "--as-in", "--as-loaded", "--override-scale")
@@ -110,22 +91,8 @@ def given(stated: Statement, ranks: Mapping[str, int]) -> Scale | None:
     return Scale("given", rule.said) if rule else None
 
 
-def _given(stated: Statement, ranks: Mapping[str, int], *, shallow: bool = False) -> Rule | None:
-    """The rule that is stated; `shallow`: only look whether the options go together."""
-    options = {
-        "--alpha": stated.alpha, "--trained-scale": stated.trained_scale,
-        "--trained-by": stated.trained_by, "--as-in": stated.as_in,
-    }  # fmt: skip
-    named = [option for option, value in options.items() if value is not None]
-    if len(named) > 1:
-        raise ScaleError(f"{' and '.join(named)} say the same thing in different ways: give one of them.")
-    if stated.override and not named:
-        raise ScaleError(
-            "--override-scale goes with the scale to believe: --alpha, --trained-scale or --trained-by.",
-            overriding("--alpha", 1, "if the run did not set lora_alpha"),
-        )
-    if shallow:
-        return None
+def _given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
+    """The rule that is stated."""
     for option, value in (("--alpha", stated.alpha), ("--trained-scale", stated.trained_scale)):
         if value is not None and not math.isfinite(value):
             raise ScaleError(f"{option} {value} is not a number an adapter can be trained at.", adding(option, "1"))

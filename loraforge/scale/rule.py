@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraforge.errors import Try, adding
+from loraforge.text import options
 
 Provenance = Literal["recorded", "given", "assumed", "ambiguous"]
 
@@ -72,11 +73,9 @@ class Statement:
     @property
     def options(self) -> tuple[str, ...]:
         """The options of the command line that make it."""
-        numbers = {"--alpha": self.alpha, "--trained-scale": self.trained_scale}
-        words = {option: f"{value:.12g}" for option, value in numbers.items() if value is not None}
-        words |= {"--trained-by": self.trained_by} if self.trained_by else {}
-        words |= {"--as-in": self.as_in} if self.as_in else {}
-        return *(word for pair in words.items() for word in pair), *["--override-scale"] * self.override
+        numbers = {"alpha": self.alpha, "trained_scale": self.trained_scale}
+        names = {"trained_by": self.trained_by, "as_in": self.as_in, "override_scale": self.override}
+        return tuple(options({**numbers, **names}))
 
 
 @dataclass(frozen=True, slots=True)

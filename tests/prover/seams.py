@@ -13,7 +13,7 @@ import pytest
 
 from loraforge.adapter import fit
 from loraforge.algebra.lora import LoraWeight
-from loraforge.conversion import write
+from loraforge.conversion import prepare
 
 Pairs = list[tuple[str, np.ndarray]]
 
@@ -71,7 +71,7 @@ class Faulty:
 @contextmanager
 def put_in(fault: Fault) -> Iterator[None]:
     """Conversions have the fault inside this block."""
-    module, carried, firsts = write, fit.carry_out, []
+    carried, firsts = fit.carry_out, []
 
     def carry_out(plan: fit.Plan) -> Any:
         delta, step = carried(plan)
@@ -86,7 +86,7 @@ def put_in(fault: Fault) -> Iterator[None]:
 
     from loraforge.format import sat_write
 
-    right_plan, right_writer, right_copy = fit.plan, module._writer, sat_write.copy_chunks
+    right_plan, right_writer, right_copy = fit.plan, prepare._writer, sat_write.copy_chunks
 
     def copied(file: Any, key: str) -> Iterator[Any]:
         if fault.base is None:
@@ -98,5 +98,5 @@ def put_in(fault: Fault) -> Iterator[None]:
         patch.setattr(fit, "carry_out", carry_out)
         patch.setattr(fit, "plan", planned)
         patch.setattr(sat_write, "copy_chunks", copied)
-        patch.setattr(module, "_writer", lambda *args: Faulty(right_writer(*args), fault))
+        patch.setattr(prepare, "_writer", lambda *args: Faulty(right_writer(*args), fault))
         yield

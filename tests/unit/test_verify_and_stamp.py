@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +193,8 @@ def test_a_stamp_whose_tensors_came_back_otherwise_is_not_kept(in_place: bool, t
     file = tmp_path / "x.safetensors"
     file.write_bytes((UNSCALED / "pytorch_lora_weights.safetensors").read_bytes())
     before = file.read_bytes()
-    right = loraforge.stamp.__globals__["write_safetensors"]
+    home = sys.modules[loraforge.stamp.__module__]
+    right = home.write_safetensors
 
     def damaged(path: Path, *rest) -> dict[str, int]:
         sums = right(path, *rest)
@@ -201,7 +203,7 @@ def test_a_stamp_whose_tensors_came_back_otherwise_is_not_kept(in_place: bool, t
         path.write_bytes(content)
         return sums
 
-    monkeypatch.setitem(loraforge.stamp.__globals__, "write_safetensors", damaged)
+    monkeypatch.setattr(home, "write_safetensors", damaged)
     with pytest.raises(VerificationError, match="gave back other bytes"):
         loraforge.stamp(file, 1, in_place=in_place, out=None if in_place else tmp_path / "y.safetensors")
     assert file.read_bytes() == before

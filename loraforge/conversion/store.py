@@ -1,0 +1,124 @@
+"""Writes what was prepared, while its numbers are computed on threads; a dry run computes them and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraforge.adapter import fit
+from loraforge.adapter.adapter import Adapter, Step
+from loraforge.adapter.fits import fits
+from loraforge.conversion.prepare import Prepared, refusal
+from loraforge.files.destination import replacing
+from loraforge.files.digest import scan, scan_modules
+from loraforge.files.tensorfile import KEY, RELEASE_EVERY
+from loraforge.scale.origin import entry, history
+from loraforge.text import recorded, told
+from loraforge.threads import in_order
+
+if TYPE_CHECKING:
+    from loraforge.algebra.lora import Array, Delta
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Files in a temporary folder."""
+
+    folder: Path
+    file: Path
+    """The tensor file."""
+    sums: Mapping[str, int]
+    """Key -> CRC-32 of its bytes."""
+    metadata: Mapping[str, str]
+    steps: list[Step]
+    digest: str | None
+    """Of the source's tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """The numbers of the result, one module after the other."""
+
+    digest: str | None
+    """Of the source's tensors; None if they were not fetched."""
+    steps: list[Step]
+    """Of the modules whose tensors were taken."""
+    tensors: Iterator[tuple[str, Array]]
+    """Raises ConversionError at its end if a module lost too much to rounding."""
+
+
+@contextmanager
+def computed(prepared: Prepared) -> Iterator[Computed]:
+    """The numbers, on which threads work while those of the source are scanned. Raises FormatError for NaN there."""
+    file, steps = prepared.file, list[Step]()
+    with in_order(fit.carry_out, [] if prepared.unfetched else prepared.plans) as fitted:
+        digest = None
+        if not prepared.unfetched:
+            digest = scan(file, prepared.adapter.keys) if file else scan_modules(prepared.adapter.modules)
+        yield Computed(digest, steps, _encoded(prepared, fitted, steps))
+
+
+def _encoded(
+    prepared: Prepared, fitted: Iterator[tuple[Delta, Step]], steps: list[Step]
+) -> Iterator[tuple[str, Array]]:
+    for delta, step in fitted:
+        steps.append(step)
+        yield from prepared.writer.encode(step.module, delta)
+        if prepared.file and len(steps) % RELEASE_EVERY == 0:
+            prepared.file.release()
+    if lossy := fit.too_lossy(steps):
+        raise refusal(prepared, lossy)
+
+
+@contextmanager
+def store(prepared: Prepared, typed: str) -> Iterator[Written]:
+    """The written files. They get their names if the block ends without an error, and vanish if not.
+
+    `typed`: the command that the file records. Raises OutputError if the disk cannot be written.
+    """
+    with computed(prepared) as made:
+        goes, result, writer = prepared.destination, prepared.result, prepared.writer
+        applied = result.scalings.values()
+        said = entry_of(prepared.adapter, made.digest, typed, applied, writer.stored, result.base_model)
+        header, metadata = prepared.header, {**prepared.metadata, KEY: said}
+        with replacing(goes, writer.size(header), force=prepared.request.force) as folder:
+            file = folder / goes.names[0]
+            file.parent.mkdir(exist_ok=True)
+            sums = writer.write(file, header, made.tensors, metadata)
+            beside = replace(result, metadata={**result.metadata, KEY: said})
+            for name, text in writer.beside(beside).items():
+                (folder / name).write_text(text, "utf-8")
+            yield Written(folder, file, sums, metadata, made.steps, made.digest)
+
+
+def source(adapter: Adapter, digest: str | None) -> dict[str, Any]:
+    """Where the adapter came from, for the report and for the entry in the written file."""
+    if adapter.source is None:
+        size = sum(f.nbytes for delta in adapter.modules.values() for w in delta for f in (w.A, w.B))
+        return {"path": "made-in-python", "format": "python", "size": size, "digest": digest}
+    file = adapter.source.file
+    return {"path": told(file.path), "format": adapter.source.format, "size": file.size, "digest": digest}
+
+
+def entry_of(
+    adapter: Adapter, digest: str | None, typed: str, applied: Iterable[float], stored: str, base: str | None
+) -> str:
+    """Our entry in the header of a file that was made of `adapter`, by the command `typed`."""
+    described = source(adapter, digest)
+    if adapter.source:
+        described["path"] = recorded(adapter.source.file.path)
+    return entry(
+        typed,
+        described,
+        adapter.scale,
+        adapter.scalings,
+        sorted(set(applied)),
+        stored,
+        base,
+        [variant.name for variant in fits(adapter)],
+        history(adapter.metadata),
+        adapter.architecture if adapter.shown or not adapter.source else None,
+    )
