@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,9 +35,8 @@ def choose(folder: Path, names: Sequence[str], choice: Choice) -> Found | None:
     if final is None and not found:
         return None
     if choice.ema:
-        raise FileError(
-            f"{folder} has no averaged weights (-ema): only SAT's trainer writes them.", command("ls", "-l", folder)
-        )
+        text = f"{folder} has no averaged weights (-ema): only SAT's trainer writes them."
+        raise FileError(text, command("ls", "-l", folder))
     everything = listed([str(n) for n in sorted(found)]) or "no numbered ones"
     if choice.iteration is not None:
         if final is not None and own and int(own[1]) == choice.iteration:
@@ -58,25 +58,22 @@ def choose(folder: Path, names: Sequence[str], choice: Choice) -> Found | None:
 
 def _one(paths: list[Path]) -> Path:
     if len(paths) > 1:
-        raise FileError(
-            f"{paths[0]} and {paths[1]} have the same number: give the one you mean.",
-            *(command("loraforge", "inspect", path) for path in paths[:3]),
-        )
+        text = f"{paths[0]} and {paths[1]} have the same number: give the one you mean."
+        raise FileError(text, *(command("loraforge", "inspect", path) for path in paths[:3]))
     return paths[0]
 
 
 def _checkpoints(folder: Path, names: Sequence[str]) -> tuple[dict[int, list[Path]], dict[int, Path]]:
     """Number -> the tensor files with it; and number -> what is called like a checkpoint and holds none."""
-    places = [folder, *(child for child in [folder / "lora_weights"] if child.is_dir())]
-    found: dict[int, list[Path]] = {}
-    empty: dict[int, Path] = {}
+    found, empty = defaultdict[int, list[Path]](list), dict[int, Path]()
+    places = [place for place in (folder, folder / "lora_weights") if place.is_dir()]
     for child in sorted(child for place in places for child in place.iterdir()):
         if match := _FILE.fullmatch(child.name) if child.is_file() else None:
-            found.setdefault(int(match[1]), []).append(child)
+            found[int(match[1])].append(child)
         elif match := _NUMBERED.fullmatch(child.name):
             file = next((child / name for name in names if (child / name).is_file()), None)
             if file is not None:
-                found.setdefault(int(match[1]), []).append(file)
+                found[int(match[1])].append(file)
             elif child.name != match[1]:  # a bare number may be anything
                 empty[int(match[1])] = child
     return found, empty

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from loraforge.adapter.adapter import Adapter, Storage
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
 from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle, Spelling
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
@@ -23,9 +24,6 @@ from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
 from loraforge.scale.recorded import header_configs
 from loraforge.scale.rule import Choice
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
 
 STYLE = KeyStyle(
     spellings=(*PEFT_SPELLINGS, Spelling(".lora.down.weight", ".lora.up.weight")),
@@ -54,12 +52,9 @@ class DiffusersWriter(LoraFileWriter):
 
     def use(self, path: Path, _: Target) -> Use:
         # always with its name: Diffusers looks for none where HF_HUB_OFFLINE is set
-        return Use(
-            f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})"
-            "   # strength 1.0, no other number",
-            NOT_TWICE,
-            ", where a loader reads the scale in the header (others apply 1.0)" if self.stored == "metadata" else "",
-        )
+        load = f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})"
+        reads = ", where a loader reads the scale in the header (others apply 1.0)"
+        return Use(f"{load}   # strength 1.0, no other number", NOT_TWICE, reads if self.stored == "metadata" else "")
 
 
 class DiffusersFormat:

@@ -33,11 +33,10 @@ _WHOLE = {
 
 def _mixed(spelled: Mapping[str, str], factors: Iterable[set[str]]) -> str:
     """Why keys of several spellings are refused: one adapter spelled in a mixture, or several adapters."""
-    keys = listed(sorted(spelled.values()), 4)
-    if sum(map(len, factors := list(factors))) == len(set().union(*factors)):
-        return (
-            f"it is one adapter in a mixture of several spellings, which is not read: {keys}. All of them belong to it."
-        )
+    keys, groups = listed(sorted(spelled.values()), 4), list(factors)
+    if sum(map(len, groups)) == len(set().union(*groups)):  # no factor is spelled twice
+        what = "it is one adapter in a mixture of several spellings, which is not read"
+        return f"{what}: {keys}. All of them belong to it."
     return f"it holds several adapters, or one in several spellings: {keys}. Which of them is meant is not known"
 
 
@@ -46,7 +45,9 @@ def _unknown(keys: list[str], arch: Architecture) -> Iterator[str]:
     kinds: dict[str, list[str]] = defaultdict(list)
     for key in keys:
         what, whole = _meaning(key, _REFUSED), _meaning(key, _WHOLE)
-        if whole and any(layout.locate(stem) for layout in arch.layouts.values() for stem in _stems(key)):
+        words = key.split(".")[:-1]
+        tails = [".".join(words[start:]) for start in range(min(len(words), 4))]  # whatever prefix the module has
+        if whole and any(layout.locate(tail) for layout in arch.layouts.values() for tail in tails):
             what = what or whole
         kinds["a bundled embedding" if key.startswith("bundle_emb") else what.format(title=arch.title)].append(key)
     for what, group in kinds.items():
@@ -59,12 +60,6 @@ def _meaning(key: str, endings: Mapping[str, str]) -> str:
     return next((what for ending, what in endings.items() if re.search(rf"(?:^|[._])(?:{ending})$", key)), "")
 
 
-def _stems(key: str) -> Iterable[str]:
-    """The tails of a key without its last word: one of them is the module, whatever prefix it has."""
-    words = key.split(".")[:-1]
-    return (".".join(words[start:]) for start in range(min(len(words), 4)))
-
-
 def _pair_faults(
     path: str, keys: Mapping[str, str], tensors: Mapping[str, TensorInfo], style: KeyStyle
 ) -> Iterator[str]:
@@ -73,13 +68,13 @@ def _pair_faults(
         if factor not in keys:
             yield f"{path} has no {factor}"
             continue
-        info = tensors[keys[factor]]
+        key, info = keys[factor], tensors[keys[factor]]
         if info.dtype not in FACTORS:
-            yield f"{keys[factor]} is {info.dtype}, not a floating type of 16 bits or more"
+            yield f"{key} is {info.dtype}, not a floating type of 16 bits or more"
         if info.repeats:
-            yield f"{keys[factor]} repeats its numbers (strides {list(info.strides or ())})"
+            yield f"{key} repeats its numbers (strides {list(info.strides or ())})"
         if len(info.shape) not in dimensions or 0 in info.shape:
-            yield f"{keys[factor]} has shape {list(info.shape)}, not two dimensions with a rank of 1 or more"
+            yield f"{key} has shape {list(info.shape)}, not two dimensions with a rank of 1 or more"
     if not {"A", "B"} <= keys.keys():
         return
     a, b = tensors[keys["A"]].shape, tensors[keys["B"]].shape

@@ -8,22 +8,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
 
 from loraforge.adapter.drop import patterns_for
 from loraforge.algebra.dtypes import FACTORS, numpy_type
-from loraforge.algebra.lora import LoraWeight
+from loraforge.algebra.lora import Array, Delta, LoraWeight
 from loraforge.errors import FormatError, NamesError
 from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.key_faults import _kernel_faults, _mixed, _pair_faults, _part_faults, _unknown
 from loraforge.names.layout import Architecture
 from loraforge.text import listed
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array, Delta, LoraWeight
 
 FACTOR_NAMES = ("A", "B", "magnitude", "alpha")
 
@@ -103,7 +99,6 @@ class KeyStyle:
         return None
 
     def hits(self, keys: Iterable[str]) -> list[Hit]:
-        """What the keys of this style say."""
         return [hit for key in keys if (hit := self.parse(key))]
 
     def find(self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str) -> dict[str, list[Keys]]:
@@ -114,8 +109,7 @@ class KeyStyle:
         """
         found: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
         spelled, factors = dict[str, str](), defaultdict[str, set[str]](set)
-        problems, unknown, spare = list[str](), list[str](), list[str]()
-        stacks = {}
+        unknown, spare, stacks = list[str](), list[str](), {}
         for key in tensors:
             hit = self.parse(key)
             place = arch.layouts[layout].locate(hit.path, self.sep) if hit else None
@@ -128,8 +122,8 @@ class KeyStyle:
             factors[hit.spelled].add(hit.factor)
             found[path][hit.part].setdefault(hit.factor, key)
             stacks[path] = arch.layouts[layout].modules[template]
-        if unknown:
-            problems += _unknown(unknown, arch)
+        strange = list(_unknown(unknown, arch))
+        problems = list(strange)
         if len(spelled) > 1:
             raise FormatError(_mixed(spelled, factors.values()))
         modules = {}
@@ -155,7 +149,7 @@ class KeyStyle:
             if not faults:
                 modules[path] = [Keys(**blocks[n]) for n in range(want)]
         if problems:
-            only_those = len(problems) == len(spare) + bool(unknown) * len(list(_unknown(unknown, arch)))
+            only_those = len(problems) == len(strange) + len(spare)
             kind = NamesError if unknown else FormatError
             raise kind(listed(problems), *(patterns_for([*unknown, *spare]) if only_those else ()))
         return modules
@@ -167,7 +161,7 @@ class KeyStyle:
 
         def weight(path: str, keys: Keys) -> LoraWeight:
             A, B = file[keys.A], file[keys.B]
-            magnitude = None if keys.magnitude is None else file[keys.magnitude].reshape(-1)
+            magnitude = file[keys.magnitude].reshape(-1) if keys.magnitude else None
             rank, kernel = A.shape[0], A.shape[2:]
             return LoraWeight(A.reshape(rank, -1), B.reshape(-1, rank), scaling(path, rank), magnitude, kernel)
 
@@ -201,19 +195,21 @@ def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float
         if (key := pairs[0].alpha) is None:
             continue
         info = file.tensors[key]
-        if math.prod(info.shape) != 1 or info.dtype not in (*FACTORS, *_SMALL, *_INTEGERS):
+        if math.prod(info.shape) != 1 or info.dtype not in (*FACTORS, *_ALPHA_TYPES):
             raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
-        raw = bytes(file.raw(key))  # not the tensor: of one that was not fetched, no number may be made
-        if info.dtype in _INTEGERS:
-            said[path] = int.from_bytes(raw, "little", signed=info.dtype.startswith("I"))
-        else:
-            small = _SMALL.get(info.dtype)
-            said[path] = float(np.frombuffer(raw, getattr(ml_dtypes, small) if small else numpy_type(info.dtype))[0])
+        kind = _ALPHA_TYPES.get(info.dtype) or numpy_type(info.dtype)
+        # not the tensor: of one that was not fetched, no number may be made
+        said[path] = np.frombuffer(file.raw(key), kind)[0].item()
     return said
 
 
-_INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
-_SMALL = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+_ALPHA_TYPES = {
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+"""Types of an alpha that no factor has."""
 
 
 def _alpha(w: LoraWeight) -> Array:

@@ -44,8 +44,7 @@ def locate(
     look = open_tensors if hub is None else hub.whole if fetch else hub.header
     if not found:
         only, note = hub.only() if hub else _only(wanted, source, look, bool(name))
-        if only and (choice.iteration is not None or choice.ema):
-            flag = "--ema" if choice.ema else "--iteration"
+        if only and (flag := _choosing(choice)):
             what = f"{flag} chooses among the checkpoints of a run, and {source} has none"
             raise FileError(f"{what}: it holds {only.name}.", command("loraforge", "inspect", only))
         placed = _search(wanted, only, choice)[0] if only else []
@@ -53,7 +52,7 @@ def locate(
     if not found:
         what = f"no {name} checkpoint" if name else "nothing that any format reads"
         folders = (child for child in sorted(source.iterdir()) if child.is_dir())
-        below = (child for child in folders if tensor_files(child) or any(_finds(f, child) for f in wanted))
+        below = (child for child in folders if tensor_files(child) or any(_search(wanted, child, Choice())))
         remedies = [command("loraforge", "inspect", child) for child in islice(below, 3)]
         remote = perhaps(str(given)) if hub is None else None
         other = [command("ls", "-l", source), *([remote] if remote else [])]
@@ -129,34 +128,28 @@ def _check(source: Path, choice: Choice) -> None:
     try:
         source.lstat()
     except (OSError, ValueError) as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be looked at ({error})"
         lines: list[Try | str] = [command("ls", "-l", source.parent)]
-        if isinstance(error, FileNotFoundError):
-            hub = perhaps(str(source))
-            lines = [*([hub] if hub else []), *(lines if source.parent.exists() else [])]
-        raise FileError(f"{source} {reason}.", *(lines or ["ls -l"])) from error
+        if not isinstance(error, FileNotFoundError):
+            raise FileError(f"{source} cannot be looked at ({error}).", *lines) from error
+        hub = perhaps(str(source))
+        lines = [*([hub] if hub else []), *(lines if source.parent.exists() else [])]
+        raise FileError(f"{source} does not exist.", *(lines or ["ls -l"])) from error
     if not (source.is_file() or source.is_dir()):
         raise FileError(f"{source} is neither a file nor a folder.", command("ls", "-l", source))
-    if source.is_file() and (choice.iteration is not None or choice.ema):
-        flag = "--ema" if choice.ema else "--iteration"
-        raise FileError(
-            f"{flag} chooses among the checkpoints of a folder, and {source} is one file.",
-            command("ls", "-l", source.absolute().parent),
-        )
+    if source.is_file() and (flag := _choosing(choice)):
+        text = f"{flag} chooses among the checkpoints of a folder, and {source} is one file."
+        raise FileError(text, command("ls", "-l", source.absolute().parent))
+
+
+def _choosing(choice: Choice) -> str:
+    """The option that chooses a checkpoint; empty if none was given."""
+    return "--ema" if choice.ema else "" if choice.iteration is None else "--iteration"
 
 
 def _several(source: Path, claiming: list[tuple[Format, Found]]) -> LoraforgeError:
     each = [command("loraforge", "inspect", "--from", entry.name, place.path) for entry, place in claiming]
     if len({place.path for _, place in claiming}) == 1:
-        kinds = " and ".join(entry.name for entry, _ in claiming)
-        path = claiming[0][1].path
+        kinds, path = " and ".join(entry.name for entry, _ in claiming), claiming[0][1].path
         return FormatError(f"{path} holds names of several formats, {kinds}: say which with --from.", *each)
     names = " and ".join(f"{place.path.name} ({entry.name})" for entry, place in claiming)
     return FormatError(f"{source} holds {names}: give the file, and its format with --from.", *each)
-
-
-def _finds(entry: Format, folder: Path) -> bool:
-    try:
-        return entry.find(folder, Choice()) is not None
-    except FileError:
-        return True  # a folder of that kind, with a fault of its own to tell

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import COMPONENTS
-from loraforge.algebra.lora import prune
+from loraforge.algebra.lora import Array, Delta, prune
 from loraforge.errors import FormatError, adding
 from loraforge.files.safetensors import write_safetensors
-from loraforge.files.tensorfile import TensorInfo
+from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.keys import KeyStyle, alphas, ranks
 from loraforge.format.protocol import Header, Target
 from loraforge.hub.address import renamed
@@ -23,10 +22,6 @@ from loraforge.scale.recorded import Record, looked, search
 from loraforge.scale.resolve import resolve
 from loraforge.scale.rule import Choice
 from loraforge.text import command
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array, Delta
-    from loraforge.files.tensorfile import TensorFile
 
 
 def read_lora_file(
@@ -45,7 +40,7 @@ def read_lora_file(
     `writes` is the format's name in trainers.toml, `others` what begins the keys of adapters of other components.
     Raises FormatError and ScaleError.
     """
-    tensors, notes = file.tensors, tuple[str, ...]()
+    tensors = file.tensors
     _own(file, others, arch.title)
     look = command("loraforge", "inspect", file.path)
     strange = [f"{key} ({name})" for key, name in file.opaque.items()]
@@ -53,13 +48,10 @@ def read_lora_file(
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
     try:
         found = style.find(tensors, arch, layout)
-    except FormatError as error:
-        raise type(error)(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
-    sizes = ranks(found, file.tensors)
-    try:
         said = alphas(found, file)
     except FormatError as error:
-        raise FormatError(f"{file.path}: {error.message}", look) from error
+        raise type(error)(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
+    sizes = ranks(found, tensors)
     dora = any(keys.magnitude for pairs in found.values() for keys in pairs)
     known = origin(file.metadata)
 
@@ -79,7 +71,7 @@ def read_lora_file(
         keys=tuple(sorted(tensors)),
         metadata=file.metadata,
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
-        notes=(*notes, *record.notes),
+        notes=tuple(record.notes),
         candidates=(*record.near, *candidates(sizes, writes)) if scale.provenance == "ambiguous" else (),
         configs=record.configs,
     )
@@ -88,16 +80,14 @@ def read_lora_file(
 def _own(file: TensorFile, others: Mapping[str, str], title: str) -> None:
     """Raises FormatError for tensors of other components: nothing of an adapter is left out unasked."""
     known = {**COMPONENTS, **others}
-    foreign = [key for key in sorted(file.tensors) if key.startswith(tuple(known))]
-    if not foreign:
-        return
-    starts = sorted({next(start for start in known if key.startswith(start)) for key in foreign})
-    what = next(known[start] for start in starts if foreign[0].startswith(start))
-    raise FormatError(
-        f"{file.path}: {len(foreign)} of its tensors adapt the {what} ({foreign[0]}, ...), which this format "
-        f"can carry and {title} pipelines do not load. Say that they may be left out.",
-        adding(*(word for start in starts for word in ("--drop", f"{start}*"))),
-    )
+    foreign = {key: start for key in sorted(file.tensors) if (start := next(filter(key.startswith, known), ""))}
+    if foreign:
+        first, start = next(iter(foreign.items()))
+        raise FormatError(
+            f"{file.path}: {len(foreign)} of its tensors adapt the {known[start]} ({first}, ...), which this format "
+            f"can carry and {title} pipelines do not load. Say that they may be left out.",
+            adding(*(word for start in sorted({*foreign.values()}) for word in ("--drop", f"{start}*"))),
+        )
 
 
 class LoraFileWriter:
@@ -117,7 +107,9 @@ class LoraFileWriter:
     ) -> dict[str, int]:
         return write_safetensors(path, header, tensors, metadata)
 
-    def beside(self, target: Target) -> dict[str, str]:
+    def header(self, _: Target) -> dict[str, str]:
+        return {"format": "pt"}
+
+    def beside(self, _: Target) -> dict[str, str]:
         """No other files."""
-        del target
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from loraforge.text import command, listed
 
 _SAT_RUN = "Give the mp_rank_00_model_states.pt that the LoRA run wrote."
 _PLUGIN = "The plugin loraforge-{}, which is not installed, reads it if it knows its modules: see docs/plugins.md."
+_DIFFUSERS_FILE = "Give the pytorch_lora_weights.safetensors that trainer saved."
 _LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
 
 
@@ -30,20 +32,15 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
     if not of_training(file) and (error := _misspelt(file)):
         return error
     names = f", with names like {listed(list(file.tensors), 3)}" if file.tensors else ""
-    return NoAdapterError(
-        f"{file.path} holds no {wanted}. It has {len(file.tensors)} tensors{names}.",
-        command("loraforge", "inspect", "--skeleton", file.path),
-    )
+    text = f"{file.path} holds no {wanted}. It has {len(file.tensors)} tensors{names}."
+    return NoAdapterError(text, _skeleton(file))
 
 
 def foreign(file: TensorFile) -> NoAdapterError | None:
     """The refusal of another model's adapter; None where the names are not told to be one's."""
     paths = lora_paths(file.tensors)
     other = other_model(paths.values())
-    if other is None:
-        return None
-    what = f"an adapter whose modules are not named as those of {known_titles()}: it looks like one of {other}"
-    return NoAdapterError(f"{file.path} is {what}. Its names are like {_three(list(paths))}.", _skeleton(file))
+    return _of_names(file, f"{_not_named()}: it looks like one of {other}") if other else None
 
 
 def _misspelt(file: TensorFile) -> NoAdapterError | None:
@@ -52,12 +49,21 @@ def _misspelt(file: TensorFile) -> NoAdapterError | None:
     if not paths:
         return None
     if (odd := odd_words(file.tensors)) is None:
-        what = f"an adapter whose modules are not named as those of {known_titles()}"
-        return NoAdapterError(f"{file.path} is {what}. Its names are like {_three(list(paths))}.", _skeleton(file))
+        return _of_names(file, _not_named())
     arch, words = odd
     others = f" (which {other} has too)" if (other := other_model(paths.values(), tied=True)) else ""
-    text = f"{file.path} is an adapter of {arch.title}'s modules{others}, in a spelling that is not read: {words}."
-    return NoAdapterError(f"{text} Its names are like {_three(list(paths))}.", _skeleton(file))
+    return _of_names(file, f"an adapter of {arch.title}'s modules{others}, in a spelling that is not read: {words}")
+
+
+def _of_names(file: TensorFile, what: str) -> NoAdapterError:
+    """The refusal of an adapter for its names, with three of them, of different modules if there are."""
+    keys = list(lora_paths(file.tensors))
+    names = listed(keys[:: max(1, len(keys) // 3)][:3])
+    return NoAdapterError(f"{file.path} is {what}. Its names are like {names}.", _skeleton(file))
+
+
+def _not_named() -> str:
+    return f"an adapter whose modules are not named as those of {known_titles()}"
 
 
 def _skeleton(file: TensorFile) -> str:
@@ -69,27 +75,17 @@ def known_titles() -> str:
     return " or ".join(arch.title for arch in architectures().values())
 
 
-def _three(keys: list[str]) -> str:
-    """Three of the keys, of different modules where there are."""
-    return listed(keys[:: max(1, len(keys) // 3)][:3])
-
-
 def _base(file: TensorFile) -> str | None:
     """The architecture of which weights of the most kinds of module are there, and at least three, in any layout."""
-    stems = [_stem(key) for key in file.tensors if key.endswith(".weight")]
-    counts = {
-        arch.title: max(
-            (len({p[0] for stem in stems if (p := layout.locate(stem))}) for layout in arch.layouts.values()), default=0
-        )
+    weights = [key.removeprefix(SAT_PREFIX) for key in file.tensors if key.endswith(".weight")]
+    paths = [re.sub(r"(\.original)?(\.base_layer)?\.weight$", "", key) for key in weights]
+    counts = [
+        (len({located[0] for path in paths if (located := layout.locate(path))}), arch.title)
         for arch in architectures().values()
-    }
-    best = max(counts, key=lambda title: counts[title])
-    return best if counts[best] >= 3 else None
-
-
-def _stem(key: str) -> str:
-    """The module path of a base weight, as its trainers save it."""
-    return key.removeprefix(SAT_PREFIX).removesuffix(".weight").removesuffix(".base_layer").removesuffix(".original")
+        for layout in arch.layouts.values()
+    ]
+    most, title = max(counts, key=lambda count: count[0])
+    return title if most >= 3 else None
 
 
 def _any(*starts: str) -> Callable[[TensorFile], bool]:
@@ -100,8 +96,8 @@ def _optimizer(file: TensorFile) -> bool:
     return "optimizer_state_dict" in file.tops or {"state", "param_groups"} <= set(file.tops)
 
 
-def _names(*parts: str) -> Callable[[TensorFile], bool]:
-    return lambda file: any(part in key for key in file.tensors for part in parts)
+def _trainers(file: TensorFile) -> bool:
+    return of_training(file) and any(".lora_A." in key or ".base_layer." in key for key in file.tensors)
 
 
 def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
@@ -153,11 +149,7 @@ class _Kind:
 
 _KINDS = (
     _Kind("an optimizer state", "Give the weights that were saved beside it.", _optimizer),
-    _Kind(
-        "a checkpoint of a Diffusers or PEFT trainer",
-        "Give the pytorch_lora_weights.safetensors that trainer saved.",
-        lambda file: of_training(file) and _names(".lora_A.", ".base_layer.")(file),
-    ),
+    _Kind("a checkpoint of a Diffusers or PEFT trainer", _DIFFUSERS_FILE, _trainers),
     *(
         _Kind(f"an adapter in {names}", _PLUGIN.format(plugin), matches, is_adapter=True)
         for names, plugin, matches in (

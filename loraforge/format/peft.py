@@ -13,10 +13,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.errors import FileError, VariantError
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
 from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
@@ -30,9 +31,6 @@ from loraforge.scale.recorded import PEFT_CONFIG, PEFT_FILES, header_configs, re
 from loraforge.scale.rule import Choice
 from loraforge.scale.run_folders import adapters
 from loraforge.text import command
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
 
 STYLE = KeyStyle(PEFT_SPELLINGS, prefixes=("base_model.model.", ""))
 FILES = PEFT_FILES
@@ -53,20 +51,15 @@ class PeftWriter(LoraFileWriter):
     def scaling(self, _: int) -> float | None:
         return None
 
-    def header(self, _: Target) -> dict[str, str]:
-        return {"format": "pt"}
-
     def beside(self, target: Target) -> dict[str, str]:
         least = peft_config.config(target.ranks, target.scalings, dora=target.dora, older=True)
         entries = {"peft_type": "LORA", "base_model_name_or_path": target.base_model, "inference_mode": True} | least
         return {CONFIG: json.dumps(entries, indent=2, sort_keys=True) + "\n"}
 
     def use(self, path: Path, _: Target) -> Use:
-        return Use(
-            f"PeftModel.from_pretrained(pipe.transformer, {str(path.parent)!r})   # strength 1.0, no other number",
-            "pipe.load_lora_weights, which knows none of PEFT's names: it warns and loads nothing",
-            f", with the {CONFIG} beside it",
-        )
+        load = f"PeftModel.from_pretrained(pipe.transformer, {str(path.parent)!r})   # strength 1.0, no other number"
+        not_with = "pipe.load_lora_weights, which knows none of PEFT's names: it warns and loads nothing"
+        return Use(load, not_with, f", with the {CONFIG} beside it")
 
 
 class PeftFormat:
@@ -85,8 +78,8 @@ class PeftFormat:
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         found = checkpoints.choose(source, FILES, choice)
-        others = sorted(path.parent.name for path in source.glob(f"*/{CONFIG}"))
-        others = [name for name in others if not name.startswith("checkpoint-")]
+        names = sorted(path.parent.name for path in source.glob(f"*/{CONFIG}"))
+        others = [name for name in names if not name.startswith("checkpoint-")]
         if found and others and found.path.parent == source:
             note = f"{source.name} holds other adapters too, in folders of their own: {', '.join(others[:5])}"
             return replace(found, notes=(*found.notes, note))
@@ -99,9 +92,7 @@ class PeftFormat:
         if config_path(file):
             # diffusion-pipe's folder has a configuration too, and the original names behind the component's
             return not outdone([hit.path.removeprefix(f"{COMPONENT}.") for hit in hits], self.layouts)
-        if of_training(file):
-            return False
-        if matching([hit.path for hit in hits], self.layouts) is None:
+        if of_training(file) or matching([hit.path for hit in hits], self.layouts) is None:
             return False
         return any(hit.prefix for hit in hits) or not header_configs(file)
 
@@ -113,16 +104,10 @@ class PeftFormat:
         hits = [hit.path for hit in STYLE.hits(file.tensors)]
         if not hits:
             raise not_an_adapter(file, "PEFT adapter")
+        arch = best_known(hits, self.layouts, choice.architecture)
         base = (config or {}).get("base_model_name_or_path")
-        return read_lora_file(
-            file,
-            choice,
-            STYLE,
-            best_known(hits, self.layouts, choice.architecture),
-            "diffusers",
-            writes=self.name,
-            base_model=base if is_repo(base) else None,
-        )
+        base_model = base if is_repo(base) else None
+        return read_lora_file(file, choice, STYLE, arch, "diffusers", writes=self.name, base_model=base_model)
 
 
 def config_path(file: TensorFile) -> Path | None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from loraforge.adapter.adapter import Adapter, Storage
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array, Delta
-    from loraforge.files.tensorfile import TensorFile
-    from loraforge.scale.rule import Choice
+from loraforge.algebra.lora import Array, Delta
+from loraforge.files.tensorfile import TensorFile
+from loraforge.scale.rule import Choice
 
 
 @dataclass(frozen=True, slots=True)

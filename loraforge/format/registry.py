@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from loraforge.errors import FormatError, Try, adding
@@ -19,28 +19,21 @@ from loraforge.text import command
 
 _MEMBERS = ("name", "summary", "layouts", "options", "storage", "writer", "find", "claims", "read")
 """What a format must have; see `loraforge.formats.Format`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Formats:
-    """Every format by name, and the plugin each comes from."""
-
-    by_name: dict[str, Format]
-    owners: dict[str, str]
+Formats = tuple[dict[str, Format], dict[str, str]]
+"""Every format by name, and the plugin each comes from."""
 
 
 def read_formats(registry: Registry) -> Reading[Formats]:
     """Every format. What is none, or has a name already taken, is noted with its plugin and left out."""
     found, owners = dict[str, Format](), dict[str, str]()
-    reading = Reading(Formats(found, owners))
+    reading = Reading((found, owners))
 
     def add(owner: str, form: Format) -> None:
         if form.name in owners:
-            taken = f"format {form.name!r} is already added by {owners[form.name]}; this one is left out"
-            reading.fault(owner, taken)
-            return
-        found[form.name], owners[form.name] = form, owner
-        reading.adds.append((owner, f"format {form.name}"))
+            reading.fault(owner, f"format {form.name!r} is already added by {owners[form.name]}; this one is left out")
+        else:
+            found[form.name], owners[form.name] = form, owner
+            reading.adds.append((owner, f"format {form.name}"))
 
     ours = [(BUILT_IN, form) for form in FORMATS]
     for owner, item in [*ours, *registry.read(load).value.returned["loraforge_formats"]]:
@@ -51,23 +44,21 @@ def read_formats(registry: Registry) -> Reading[Formats]:
         if lacking or not isinstance(name, str) or re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) is None:
             why = f"without {', '.join(lacking)}" if lacking else f"with the name {name!r:.60}"
             reading.fault(owner, f"loraforge_formats returned {type(item).__name__} {why}: that is no format")
-            continue
-        add(owner, item)
+        else:
+            add(owner, item)
     known = registry.read(read_architectures).value[0]
     for file in registry.read(read_data_files).value:
         if "format" not in file.tables:
             continue
         form = DataFormat(file.tables["format"])
         layouts = form.layouts_in(known)
-        unknown = [
-            f"{arch}/{used}" for arch, used in layouts.items() if arch in known and used not in known[arch].layouts
-        ]
-        if not unknown and not layouts.keys() & known.keys():
-            unknown = [f"{arch}/{used}" for arch, used in layouts.items()] or ["of the name it gives"]
+        unknown = [f"{arch}/{n}" for arch, n in layouts.items() if arch in known and n not in known[arch].layouts]
+        if not layouts.keys() & known.keys():
+            unknown = [f"{arch}/{n}" for arch, n in layouts.items()] or ["of the name it gives"]
         if unknown:
             reading.fault(file.owner, f"{file.name}: there is no layout {', '.join(unknown)}")
-            continue
-        add(file.owner, form)
+        else:
+            add(file.owner, form)
     return reading
 
 
@@ -94,12 +85,12 @@ def broken() -> list[Plugin]:
 
 def formats() -> Mapping[str, Format]:
     """Every format by name."""
-    return current().read(read_formats).value.by_name
+    return current().read(read_formats).value[0]
 
 
 def owners() -> Mapping[str, str]:
     """The plugin each format comes from."""
-    return current().read(read_formats).value.owners
+    return current().read(read_formats).value[1]
 
 
 def named(name: str, flag: str = "--from") -> Format:
@@ -109,11 +100,8 @@ def named(name: str, flag: str = "--from") -> Format:
     """
     if name not in formats():
         if family := [form for form in formats().values() if getattr(form, "family", None) == name]:
-            text = (
-                f"{name!r} is {len(family)} formats: "
-                + "; ".join(f"{f.name}, {f.summary}" for f in family)
-                + ". Which?"
-            )
+            each = "; ".join(f"{f.name}, {f.summary}" for f in family)
+            text = f"{name!r} is {len(family)} formats: {each}. Which?"
             raise FormatError(text, *(adding(flag, f.name, why=f.summary) for f in family))
         faulty = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in broken()]
         text = f"there is no format {name!r}; there are {', '.join(formats())}."

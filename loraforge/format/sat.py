@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.errors import FileError, FormatError, ScaleError, Try, adding
+from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_yaml
 from loraforge.format.keys import Keys
 from loraforge.format.not_an_adapter import not_an_adapter
@@ -30,9 +31,6 @@ from loraforge.scale.rule import Choice, Rule, number, overriding
 from loraforge.scale.run_folders import as_typed, of_several_runs, own
 from loraforge.text import command, listed, shown, told
 
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
-
 
 class SatFormat:
     """Reads SAT run folders, iteration folders and checkpoint files, and writes run folders."""
@@ -45,13 +43,13 @@ class SatFormat:
 
     def writer(self, wanted: Wanted) -> Writer:
         """A writer over the base the user named."""
-        found = wanted.base
-        if found and found.is_dir():
-            place = self.find(found, Choice()) or self.below(found)
-            if place is None:
-                raise FileError(f"--base {found} has no SAT checkpoint in it.", command("ls", "-l", found))
-            found = place.path
-        return SatWriter(wanted, found)
+        base = wanted.base
+        if base and base.is_dir():
+            checkpoint = self.find(base, Choice()) or self.below(base)
+            if checkpoint is None:
+                raise FileError(f"--base {base} has no SAT checkpoint in it.", command("ls", "-l", base))
+            base = checkpoint.path
+        return SatWriter(wanted, base)
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         if source.is_file():
@@ -79,9 +77,8 @@ class SatFormat:
         return place and Found(place.path, place.run, (f"took {holding[0].name} of {folder.name}", *place.notes))
 
     def claims(self, file: TensorFile) -> bool:
-        return any(".matrix_A." in key or ".matrix_B." in key for key in file.tensors) or any(
-            key.startswith((SAT_PREFIX, "mixins.", "transformer.layers.")) for key in file.tensors
-        )
+        starts, factors = (SAT_PREFIX, "mixins.", "transformer.layers."), (".matrix_A.", ".matrix_B.")
+        return any(key.startswith(starts) or any(factor in key for factor in factors) for key in file.tensors)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         undivided(file)
@@ -89,9 +86,8 @@ class SatFormat:
         lora = {key: info for key, info in file.tensors.items() if _looks_like_lora(key)}
         strange = [f"{key} ({name})" for key, name in file.opaque.items() if _looks_like_lora(key)]
         if strange:
-            raise FormatError(
-                f"{file.path}: LoRA tensors are stored as objects this tool does not build: {listed(strange)}."
-            )
+            text = f"LoRA tensors are stored as objects this tool does not build: {listed(strange)}."
+            raise FormatError(f"{file.path}: {text}")
         if not any(is_lora(key) for key in lora):
             raise not_an_adapter(file, "SAT LoRA")
         try:
@@ -132,9 +128,11 @@ def _one_rank(file: TensorFile, path: str, pairs: list[Keys]) -> int:
     return ranks.pop()
 
 
-def _recorded(
-    file: Path, choice: Choice, ranks: Mapping[str, int]
-) -> tuple[list[Rule], dict[str, str], tuple[str, ...]]:
+_Recorded = tuple[list[Rule], dict[str, str], tuple[str, ...]]
+"""Rules, the metadata of the file it came from, notes."""
+
+
+def _recorded(file: Path, choice: Choice, ranks: Mapping[str, int]) -> _Recorded:
     """The scale that the run's YAML records, and what loraforge wrote there of its origin.
 
     The YAML is the one named by the user, else that in the folder of its run.
@@ -148,32 +146,25 @@ def _recorded(
     section = _section(document)
     if not isinstance(section, dict):
         if choice.training_config:
-            raise ScaleError(
-                f"{path} has no {'.'.join(LORA_SECTION)}: it does not configure SAT's LoRA.",
-                command("grep", "-n", "lora", path),
-            )
+            text = f"{path} has no {'.'.join(LORA_SECTION)}: it does not configure SAT's LoRA."
+            raise ScaleError(text, command("grep", "-n", "lora", path))
         return [], {}, (f"{path.name} has no lora_config section, so it records no scale",)
     r, alpha = number(section.get("r")), number(section.get("lora_alpha", 1))
     if r is None or alpha is None:
-        raise ScaleError(
-            f"{path}: r {shown(section.get('r'))}, lora_alpha {shown(section.get('lora_alpha'))} are no numbers.",
-            overriding("--alpha", 1, "if the run did not set lora_alpha"),
-        )
-    odd = sorted({rank for rank in ranks.values() if rank != r})
+        text = f"{path}: r {shown(section.get('r'))}, lora_alpha {shown(section.get('lora_alpha'))} are no numbers."
+        raise ScaleError(text, overriding("--alpha", 1, "if the run did not set lora_alpha"))
+    if odd := sorted({rank for rank in ranks.values() if rank != r}):
+        have = ", ".join(map(str, odd))
+        text = f"{path} says r {r:g}, but the tensors of {file} have rank {have}: it belongs to another run."
+        raise ScaleError(text, overriding("--alpha", 1, "if training used SAT's default lora_alpha"))
     default = "lora_alpha" not in section
     said = f"r {r:g}, lora_alpha not set: SAT's default 1," if default else f"r {r:g}, lora_alpha {alpha:g}"
     where = told(path) if path == choice.training_config else as_typed(path, file)
     rule = Rule(f"{said} in {where}", alpha=alpha, file=where, has_rank=True)
-    if odd and not choice.stated.override:
-        raise ScaleError(
-            f"{path} says r {r:g}, but the tensors of {file} have rank {', '.join(map(str, odd))}: "
-            "it belongs to another run.",
-            overriding("--alpha", 1, "if training used SAT's default lora_alpha"),
-        )
     origins = document.get(ORIGIN) if isinstance(document, dict) else None
     texts = origins.items() if isinstance(origins, dict) else ()
     metadata = {key: text for key, text in texts if isinstance(key, str) and isinstance(text, str)}
-    return [] if odd else [rule], metadata, ()
+    return [rule], metadata, ()
 
 
 def _section(document: Any) -> Any:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraforge.errors import FileError, Try, adding
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format.sat_names import CHECKPOINT
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
 
 
 def _shards(folder: Path) -> list[str]:
@@ -47,9 +44,8 @@ def undivided(file: TensorFile) -> None:
         why = f"its mp_world_size is {parts}"
     elif match := _PART.fullmatch(file.path.name):
         others = [p.name for p in sorted(folder.glob("mp_rank_*_model_states.pt")) if p.name != file.path.name]
-        why = (
-            f"beside it lies {listed(others, 3)}" if others else "" if match[1] == "00" else "it is not the first part"
-        )
+        first = match[1] == "00"
+        why = f"beside it lies {listed(others, 3)}" if others else "" if first else "it is not the first part"
     if why:
         raise _divided(file.path, why)
 
@@ -75,23 +71,17 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
     if choice.ema and not averaged:
         raise FileError(f"{run} has no averaged weights (-ema); it has {everything}.", command("ls", "-l", run))
     if choice.iteration is not None:
+        chosen = f"{choice.iteration}{ending}"
         if choice.iteration not in have:
-            raise FileError(
-                f"{run} has no checkpoint {choice.iteration}{ending} (it has {everything}).", *_iterations(run, have)
-            )
-        return (
-            f"{choice.iteration}{ending}",
-            f"took iteration {choice.iteration}{ending} of {name}, as asked{others}",
-        )
+            raise FileError(f"{run} has no checkpoint {chosen} (it has {everything}).", *_iterations(run, have))
+        return chosen, f"took iteration {chosen} of {name}, as asked{others}"
     if latest is not None:
         chosen = f"{latest.removesuffix('-ema')}{ending}" if choice.ema else latest
         if chosen not in checkpoints:
             said = f"{run / 'latest'} names {chosen!r}, but there is no such checkpoint (found: {everything})."
             raise FileError(said, *_iterations(run, have))
-        return (
-            chosen,
-            f"took iteration {chosen} of {name}, which `latest` names{others if len(checkpoints) > 1 else ''}",
-        )
+        others = others if len(checkpoints) > 1 else ""
+        return chosen, f"took iteration {chosen} of {name}, which `latest` names{others}"
     if not have and len(checkpoints) == 1 and not choice.ema:
         (only,) = checkpoints
         return only, f"took {only} of {name}, the only one; there is no `latest`"
@@ -99,10 +89,8 @@ def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]
         lines = [command("loraforge", "inspect", run / name) for name in sorted(checkpoints)[:5]]
         said = f"{run} has no numbered checkpoint (it has {listed(sorted(checkpoints)) or 'none'})."
         raise FileError(said, *(lines or [command("ls", "-l", run)]))
-    return (
-        f"{have[-1]}{ending}",
-        f"took iteration {have[-1]}{ending} of {name}, the newest; there is no `latest`{others}",
-    )
+    newest = f"{have[-1]}{ending}"
+    return newest, f"took iteration {newest} of {name}, the newest; there is no `latest`{others}"
 
 
 def _latest(file: Path) -> str | None:
