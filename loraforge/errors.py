@@ -76,9 +76,8 @@ class LoraforgeError(Exception):
         self.remedies = tuple(r if isinstance(r, Try) else Try(r) for r in remedies)
 
     def __str__(self) -> str:
-        return "\n".join(
-            [super().__str__(), *(f"try: {r.command}{f'  # {r.why}' if r.why else ''}" for r in self.remedies)]
-        )
+        tries = [f"try: {r.command}{f'  # {r.why}' if r.why else ''}" for r in self.remedies]
+        return "\n".join([super().__str__(), *tries])
 
     @property
     def message(self) -> str:
@@ -164,10 +163,8 @@ def of_pipeline(what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise LoraforgeError(
-            f"{what} needs {error.name or error}, which is not installed here.",
-            Try("pip install 'loraforge[pipeline]'", "it comes with this"),
-        ) from error
+        text = f"{what} needs {error.name or error}, which is not installed here."
+        raise LoraforgeError(text, Try("pip install 'loraforge[pipeline]'", "it comes with this")) from error
 
 
 def leaving_out(paths: Iterable[str]) -> Try:

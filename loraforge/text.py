@@ -48,7 +48,8 @@ def shown(value: object) -> str:
 
 def command(*words: str | Path) -> str:
     """The words as one line for a shell, quoted where needed; a path is never mistaken for an option."""
-    if words[0] in ("ls", "file") and (repo := _on_the_hub(words[-1])):
+    if words[0] in ("ls", "file") and (address := _address(Path(words[-1]))):
+        repo = address.removeprefix("hf://").partition("@")[0]
         return hf("models", "ls", repo, page=f"{repo}/tree/main")
     texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else told(word) for word in words]
     return shlex.join(texts)
@@ -71,12 +72,9 @@ def hub_client() -> tuple[int, ...]:
     return tuple(int(part) for part in version("huggingface_hub").split(".")[:2])
 
 
-def _on_the_hub(path: str | Path) -> str:
-    """The repository whose files a path on this machine stands for; empty where it is a path and no more."""
-    for folder, (address, _) in _STANDS_FOR.items():
-        if Path(path).is_relative_to(folder):
-            return address.removeprefix("hf://").partition("@")[0]
-    return ""
+def _address(path: Path) -> str:
+    """The address of the Hub whose files a path on this machine stands for; empty if it is a path and no more."""
+    return next((address for folder, (address, _) in _STANDS_FOR.items() if path.is_relative_to(folder)), "")
 
 
 def options(values: Mapping[str, object]) -> list[str]:

@@ -44,6 +44,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
         )
         for name, v in data.get("variants", {}).items()
     )
+    sizes = {segment: (term(rows), term(inputs)) for segment, (rows, inputs) in data.get("dimensions", {}).items()}
     arch = Architecture(
         data.get("architecture", ""),
         data.get("title", ""),
@@ -54,12 +55,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
         {segment: what for what, segments in kinds.items() for segment in segments},
         data.get("config", {}),
         data.get("told_by", ""),
-        {
-            s: (one, two)
-            for s, texts in data.get("dimensions", {}).items()
-            for one, two in [map(term, texts)]
-            if one and two
-        },
+        {segment: (rows, inputs) for segment, (rows, inputs) in sizes.items() if rows and inputs},
         data.get("pipelines", {}),
     )
     problems += [*_wrong_dimensions(data, arch), *_wrong_classes(arch)]
@@ -81,8 +77,7 @@ def _left_out(table: Mapping[str, Any], kinds: Mapping[str, Any]) -> frozenset[s
 
 def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
     """Segments that are named outside the layouts and do not exist, and lists of them that contradict each other."""
-    kinds, variants = data.get("unadapted", {}), data.get("variants", {})
-    told_by = data.get("told_by")
+    kinds, variants, told_by = data.get("unadapted", {}), data.get("variants", {}), data.get("told_by")
     named = {
         "rows": list(data.get("rows", {})),
         "parameters": list(data.get("parameters", {})),
@@ -114,9 +109,8 @@ def _wrong_dimensions(data: Mapping[str, Any], arch: Architecture) -> Iterator[F
             yield Fault(f"dimensions: {list(texts)} of {segment!r} are not rows and inputs like '4 d', 'd' or '64'")
     for layout in arch.layouts.values():
         for template, stack in layout.modules.items():
-            sizes = [
-                (arch.segments[s], arch.dimensions[s][0]) for s in stack if s in arch.segments.keys() & arch.dimensions
-            ]
+            known = [s for s in stack if s in arch.segments.keys() & arch.dimensions]
+            sizes = [(arch.segments[s], arch.dimensions[s][0]) for s in known]
             for (ratio, (times, symbol)), (other, (more, same)) in pairwise(sizes):
                 if symbol == same and ratio * more != other * times:
                     text = f"the rows of {template.text!r} are not as dimensions has them"

@@ -92,19 +92,17 @@ class Layout:
 
     def kernel(self, path: str, kernel: tuple[int, ...]) -> tuple[int, ...]:
         """A convolution's kernel as this layout has it, from how the others have it."""
-        axis = self._unit_axis(path)
-        return kernel if axis is None or not kernel else (*kernel[: axis - 2], 1, *kernel[axis - 2 :])
+        axis = self._unit_axis(path) if kernel else None
+        return kernel if axis is None else (*kernel[: axis - 2], 1, *kernel[axis - 2 :])
 
     def plain_kernel(self, path: str, kernel: tuple[int, ...]) -> tuple[int, ...]:
         """The inverse of `kernel`."""
-        axis = self._unit_axis(path)
-        return kernel if axis is None or not kernel else (*kernel[: axis - 2], *kernel[axis - 1 :])
+        axis = self._unit_axis(path) if kernel else None
+        return kernel if axis is None else (*kernel[: axis - 2], *kernel[axis - 1 :])
 
     def _unit_axis(self, path: str) -> int | None:
-        if not self.unit_axes:
-            return None
-        place = self.locate(path)
-        return self.unit_axes.get(place[0]) if place else None
+        located = self.locate(path)
+        return self.unit_axes.get(located[0]) if located else None
 
     def stacked(self, path: str) -> tuple[str, ...]:
         """The segments a module of this layout stacks."""
@@ -114,8 +112,7 @@ class Layout:
     def locate(self, path: str, sep: str = ".") -> tuple[Template, Index] | None:
         """The template and block numbers of a module path, or None where the layout has no such module."""
         for template in self.modules:
-            index = template.match(path, sep)
-            if index is not None:
+            if (index := template.match(path, sep)) is not None:
                 return template, index
         return None
 

@@ -80,9 +80,8 @@ def _ours() -> set[str]:
 
 def of_repo(repo: str) -> str | None:
     """The other model that a repository holds, as far as its name is known."""
-    return next(
-        (t for t, m in models().items() if repo.lower().startswith(tuple(map(str.lower, m.get("repos", ()))))), None
-    )
+    starts = {start.lower(): title for title, model in models().items() for start in model.get("repos", ())}
+    return next((title for start, title in starts.items() if repo.lower().startswith(start)), None)
 
 
 def of_words(text: str) -> str | None:
@@ -94,19 +93,13 @@ def of_words(text: str) -> str | None:
 
 def odd_words(keys: Iterable[str]) -> tuple[Architecture, str] | None:
     """The architecture whose modules the keys name, and what stands there besides; None unless that is most of them."""
-    found = [(key, hit) for key, path in lora_paths(keys).items() if (hit := _located(path))]
-    total = len(lora_paths(keys))
-    if not found or 2 * len(found) < total:
+    matches = [match for key in keys if (match := _FACTOR.fullmatch(key))]
+    found = [(match["word"], hit) for match in matches if (hit := _located(match["path"]))]
+    if not found or 2 * len(found) < len(matches):
         return None
-    every = dict.fromkeys(word for key, (_, words) in found for word in (*words, *_endings(key)))
+    every = dict.fromkeys(word for factor, (_, words) in found for word in (*words, factor))
     odd = [word for word in every if word not in _READ]
     return found[0][1][0], ", ".join(f"`{word}`" for word in odd or [*every])
-
-
-def _endings(key: str) -> list[str]:
-    """How a key names its factor, without what every format reads."""
-    match = _FACTOR.fullmatch(key)
-    return [match["word"]] if match else []
 
 
 def _located(path: str) -> tuple[Architecture, tuple[str, ...]] | None:

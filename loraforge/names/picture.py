@@ -15,16 +15,13 @@ def table(arch: Architecture) -> list[list[str]]:
     """
     layouts = list(arch.layouts.values())
     rows = [["segment", *(layout.name for layout in layouts), "variants"]]
-    rows += [[s, *(_module(layout, s) for layout in layouts), _owners(arch, s) or "all"] for s in arch.segments]
-    return rows
+    return rows + [[s, *(_module(layout, s) for layout in layouts), _owners(arch, s) or "all"] for s in arch.segments]
 
 
 def dropped(arch: Architecture) -> list[list[str]]:
     """A header, then a row per key that only one layout has: the layout, the key, why nothing is lost with it."""
-    rows = [
-        [layout.name, key.text, reason] for layout in arch.layouts.values() for key, reason in layout.dropped.items()
-    ]
-    return [["layout", "key", "dropped because"], *rows]
+    rows = [["layout", "key", "dropped because"]]
+    return rows + [[used.name, key.text, why] for used in arch.layouts.values() for key, why in used.dropped.items()]
 
 
 def mermaid(arch: Architecture) -> str:
@@ -47,9 +44,7 @@ def dot(arch: Architecture) -> str:
         lines += [f"  subgraph cluster_{group.id} {{", f"    label={_quoted(group.title, _DOT)};"]
         lines += [f"    {node} [label={_quoted(label, _DOT)}];" for node, label in group.nodes]
         lines.append("  }")
-    lines += [
-        f'  {start} -> {end} [label="{place}"];' if place else f"  {start} -> {end};" for start, end, place in edges
-    ]
+    lines += [f"  {start} -> {end}" + (f' [label="{place}"];' if place else ";") for start, end, place in edges]
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -74,9 +69,7 @@ def _graph(arch: Architecture) -> tuple[list[_Group], list[_Edge]]:
     named = {segment: f"segment_{segment}" for segment in arch.segments}
     for n, layout in enumerate(arch.layouts.values()):
         nodes = {template: f"module_{n}_{m}" for m, template in enumerate(layout.modules)}
-        for repeated, where in ((True, "every block"), (False, "once")):
-            inside = [(node, template.text) for template, node in nodes.items() if bool(template.holes) == repeated]
-            groups += [_Group(f"layout_{n}_{where[:1]}", f"{layout.name}, {where}", inside)] if inside else []
+        groups += _boxes(f"layout_{n}", layout.name, [(bool(t.holes), node, t.text) for t, node in nodes.items()])
         lost = [(f"dropped_{n}_{m}", f"{key.text}: {why}") for m, (key, why) in enumerate(layout.dropped.items())]
         groups += [_Group(f"dropped_{n}", f"only in {layout.name}, dropped", lost)] if lost else []
         for template, stack in layout.modules.items():
@@ -85,19 +78,16 @@ def _graph(arch: Architecture) -> tuple[list[_Group], list[_Edge]]:
                 start, end = pair if n == 0 else reversed(pair)
                 edges.append((start, end, _place(stack, segment)))
         if n == 0:
-            groups += _segments(arch, named, blocked)
+            labels = {s: f"{s} (only {owners})" if (owners := _owners(arch, s)) else s for s in arch.segments}
+            groups += _boxes("segments", "segments", [(s in blocked, named[s], labels[s]) for s in arch.segments])
     return groups, edges
 
 
-def _segments(arch: Architecture, named: dict[str, str], blocked: set[str]) -> Iterator[_Group]:
+def _boxes(prefix: str, title: str, nodes: Sequence[tuple[bool, str, str]]) -> Iterator[_Group]:
+    """A box of the nodes that are in every block, and one of the others. A node: whether it is, identifier, label."""
     for repeated, where in ((True, "every block"), (False, "once")):
-        inside = []
-        for segment in arch.segments:
-            if (segment in blocked) == repeated:
-                owners = _owners(arch, segment)
-                inside.append((named[segment], f"{segment} (only {owners})" if owners else segment))
-        if inside:
-            yield _Group(f"segments_{where[:1]}", f"segments, {where}", inside)
+        if inside := [(node, label) for in_block, node, label in nodes if in_block == repeated]:
+            yield _Group(f"{prefix}_{where[:1]}", f"{title}, {where}", inside)
 
 
 def _place(stack: Sequence[str], segment: str) -> str:

@@ -22,9 +22,11 @@ def read(file: DataFile) -> dict[str, Any]:
     mark = _mark(file)
     if mark and mark.exists():
         return tomli.loads(file.read_text("utf-8"))
-    from loraforge.plugin.schema_check import checked  # with the validator, which takes 100 ms
+    from loraforge.plugin.schema_check import PluginDataError, look  # with the validator, which takes 100 ms
 
-    data = checked(file)
+    data, problems = look(file)
+    if problems:
+        raise PluginDataError(file.name, problems)
     if mark:
         with suppress(OSError):
             mark.parent.mkdir(parents=True, exist_ok=True)
