@@ -48,13 +48,10 @@ class DataFormat:
         self._layouts: Mapping[str, str] | str = table["layouts"]
         self.family: str | None = table.get("family")
         self.others: Mapping[str, str] = table.get("others", {})
-        self.style = KeyStyle(
-            tuple(Spelling(**entry) for entry in table["spellings"]),
-            tuple(table.get("prefixes", [""])),
-            sep=table.get("separator", "."),
-            column=table.get("magnitude", "vector") == "column",
-        )
-        self.storage = Storage(magnitude=bool(self.style.spellings[0].magnitude))
+        spellings = tuple(Spelling(**entry) for entry in table["spellings"])
+        prefixes, column = tuple(table.get("prefixes", [""])), table.get("magnitude") == "column"
+        self.style = KeyStyle(spellings, prefixes, sep=table.get("separator", "."), column=column)
+        self.storage = Storage(magnitude=bool(spellings[0].magnitude))
         self.file: str = table.get("file", f"{self.name}.safetensors")
         self.load: str = table.get("load", "{path}")
         self.not_with: str = table.get("not_with", NOT_TWICE)

@@ -25,10 +25,7 @@ from loraforge.scale import peft_config
 from loraforge.scale.recorded import header_configs
 from loraforge.scale.rule import Choice
 
-STYLE = KeyStyle(
-    spellings=(*PEFT_SPELLINGS, Spelling(".lora.down.weight", ".lora.up.weight")),
-    prefixes=(f"{COMPONENT}.", ""),
-)
+STYLE = KeyStyle((*PEFT_SPELLINGS, Spelling(".lora.down.weight", ".lora.up.weight")), (f"{COMPONENT}.", ""))
 FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
 

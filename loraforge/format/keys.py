@@ -17,7 +17,7 @@ from loraforge.algebra.dtypes import FACTORS, numpy_type
 from loraforge.algebra.lora import Array, Delta, LoraWeight
 from loraforge.errors import FormatError, NamesError
 from loraforge.files.tensorfile import TensorFile, TensorInfo
-from loraforge.format.key_faults import _kernel_faults, _mixed, _pair_faults, _part_faults, _unknown
+from loraforge.format.key_faults import mixed, module_faults, unknown
 from loraforge.names.layout import Architecture
 from loraforge.text import listed
 
@@ -87,7 +87,7 @@ class KeyStyle:
             if not (number.isascii() and number.isdecimal() and str(int(number[:6])) == number):
                 return None
             part = int(number)
-        prefix = next((prefix for prefix in self.prefixes if stem.startswith(prefix)), None)
+        prefix = next(filter(stem.startswith, self.prefixes), None)
         if prefix is None:
             return None
         for spelling in self.spellings:
@@ -109,49 +109,40 @@ class KeyStyle:
         """
         found: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
         spelled, factors = dict[str, str](), defaultdict[str, set[str]](set)
-        unknown, spare, stacks = list[str](), list[str](), {}
+        strange, orphans, own = list[str](), list[str](), arch.layouts[layout]
         for key in tensors:
             hit = self.parse(key)
-            place = arch.layouts[layout].locate(hit.path, self.sep) if hit else None
-            if hit is None or place is None:
-                unknown.append(key)
+            located = own.locate(hit.path, self.sep) if hit else None
+            if hit is None or located is None:
+                strange.append(key)
                 continue
-            template, index = place
-            path = template.fill(index)
+            template, index = located
             spelled.setdefault(hit.spelled, key)
             factors[hit.spelled].add(hit.factor)
-            found[path][hit.part].setdefault(hit.factor, key)
-            stacks[path] = arch.layouts[layout].modules[template]
-        strange = list(_unknown(unknown, arch))
-        problems = list(strange)
+            found[template.fill(index)][hit.part].setdefault(hit.factor, key)
         if len(spelled) > 1:
-            raise FormatError(_mixed(spelled, factors.values()))
-        modules = {}
-        for path, blocks in sorted(found.items()):
-            if all(keys.keys() == {"alpha"} for keys in blocks.values()):
-                orphans = [keys["alpha"] for keys in blocks.values()]
-                spare += orphans
-                problems.append(f"{orphans[0]} is an alpha of {path}, which has no A and no B in the file")
-                continue
-            if what := arch.unadapted.get(stacks[path][0]):
+            raise FormatError(mixed(spelled, factors.values()))
+        names = list(unknown(strange, arch))
+        problems, modules = list(names), {}
+        for path, parts in sorted(found.items()):
+            stack = own.stacked(path)
+            want = len(stack) if self.parts else 1
+            pairs = [keys for _, keys in sorted(parts.items())]
+            if all(keys.keys() == {"alpha"} for keys in pairs):
+                orphans += [keys["alpha"] for keys in pairs]
+                problems.append(f"{pairs[0]['alpha']} is an alpha of {path}, which has no A and no B in the file")
+            elif what := arch.unadapted.get(stack[0]):
                 problems.append(f"{path} is a {what}, which no LoRA adapts")
-                continue
-            want = len(stacks[path]) if self.parts else 1
-            if sorted(blocks) != list(range(want)):
-                problems.append(f"{path} has parts {sorted(blocks)}, not the {want} of {', '.join(stacks[path])}")
-                continue
-            faults = [fault for _, keys in sorted(blocks.items()) for fault in _pair_faults(path, keys, tensors, self)]
-            if not faults and len(shape := tensors[blocks[0]["A"]].shape) > 2:
-                faults = _kernel_faults(path, shape, arch.layouts[layout], arch.kernels(stacks[path]))
-            if not faults and self.parts:
-                faults = _part_faults(path, [blocks[n] for n in range(want)], tensors, arch, stacks[path])
-            problems += faults
-            if not faults:
-                modules[path] = [Keys(**blocks[n]) for n in range(want)]
+            elif sorted(parts) != list(range(want)):
+                problems.append(f"{path} has parts {sorted(parts)}, not the {want} of {', '.join(stack)}")
+            elif faults := list(module_faults(path, pairs, tensors, arch, own, self)):
+                problems += faults
+            else:
+                modules[path] = [Keys(**keys) for keys in pairs]
         if problems:
-            only_those = len(problems) == len(strange) + len(spare)
-            kind = NamesError if unknown else FormatError
-            raise kind(listed(problems), *(patterns_for([*unknown, *spare]) if only_those else ()))
+            only_those = len(problems) == len(names) + len(orphans)
+            kind = NamesError if strange else FormatError
+            raise kind(listed(problems), *(patterns_for([*strange, *orphans]) if only_those else ()))
         return modules
 
     def decode(

@@ -14,7 +14,6 @@ from loraforge.names.lookalike import lora_paths, odd_words, other_model
 from loraforge.text import command, listed
 
 _SAT_RUN = "Give the mp_rank_00_model_states.pt that the LoRA run wrote."
-_PLUGIN = "The plugin loraforge-{}, which is not installed, reads it if it knows its modules: see docs/plugins.md."
 _DIFFUSERS_FILE = "Give the pytorch_lora_weights.safetensors that trainer saved."
 _LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
 
@@ -147,18 +146,18 @@ class _Kind:
     is_adapter: bool = False
 
 
+def _named(names: str, plugin: str, matches: Callable[[TensorFile], bool]) -> _Kind:
+    reads = f"The plugin loraforge-{plugin}, which is not installed, reads it if it knows its modules"
+    return _Kind(f"an adapter in {names}", f"{reads}: see docs/plugins.md.", matches, is_adapter=True)
+
+
 _KINDS = (
     _Kind("an optimizer state", "Give the weights that were saved beside it.", _optimizer),
     _Kind("a checkpoint of a Diffusers or PEFT trainer", _DIFFUSERS_FILE, _trainers),
-    *(
-        _Kind(f"an adapter in {names}", _PLUGIN.format(plugin), matches, is_adapter=True)
-        for names, plugin, matches in (
-            ("kohya's names (lora_unet_...)", "kohya", _spelled("lora_unet_", "kohya")),
-            ("VideoX-Fun's names (lora_unet__...)", "kohya", _spelled("lora_unet__", "cogvideox-fun")),
-            ("ComfyUI's names", "comfyui", _spelled("diffusion_model.", "comfyui-native")),
-            ("DiffSynth's names", "diffsynth", lambda file: _diffsynth(file) and not _installed("diffsynth")),
-        )
-    ),
+    _named("kohya's names (lora_unet_...)", "kohya", _spelled("lora_unet_", "kohya")),
+    _named("VideoX-Fun's names (lora_unet__...)", "kohya", _spelled("lora_unet__", "cogvideox-fun")),
+    _named("ComfyUI's names", "comfyui", _spelled("diffusion_model.", "comfyui-native")),
+    _named("DiffSynth's names", "diffsynth", lambda file: _diffsynth(file) and not _installed("diffsynth")),
     _Kind("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
     _Kind("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
     _Kind("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),

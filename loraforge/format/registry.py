@@ -8,15 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 from loraforge.errors import FormatError, Try, adding
-from loraforge.format.builtin import FORMATS
 from loraforge.format.data import DataFormat
+from loraforge.format.diffusers import DiffusersFormat
+from loraforge.format.peft import PeftFormat
 from loraforge.format.protocol import Format
+from loraforge.format.sat import SatFormat
 from loraforge.fusion.choose import read_backends
 from loraforge.names.catalog import read_architectures, read_data_files
 from loraforge.plugin.host import BUILT_IN, Plugin, load
 from loraforge.plugin.registry import Reading, Registry, current
 from loraforge.text import command
 
+FORMATS: tuple[Format, ...] = (SatFormat(), DiffusersFormat(), PeftFormat())
+"""The formats that are built in."""
 _MEMBERS = ("name", "summary", "layouts", "options", "storage", "writer", "find", "claims", "read")
 """What a format must have; see `loraforge.formats.Format`."""
 Formats = tuple[dict[str, Format], dict[str, str]]

@@ -21,29 +21,8 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
     """
     problems = [*_wrong_segments(data)]
     ratios, kinds = data.get("rows", {}), data.get("unadapted", {})
-    layouts = {
-        name: Layout(
-            name,
-            {Template(path): tuple(stack) for path, stack in table.get("modules", {}).items()},
-            frozenset(table.get("absent", ())) | _left_out(table, kinds),
-            {Template(key): reason for key, reason in table.get("dropped", {}).items()},
-            {Template(path): axis for path, axis in table.get("unit_axes", {}).items()},
-            tuple(map(Template, table.get("own", ()))),
-        )
-        for name, table in data.get("layouts", {}).items()
-    }
-    variants = tuple(
-        Variant(
-            name,
-            v.get("repo", ""),
-            v.get("blocks", 0),
-            {s: tuple(shape) for s, shape in v.get("shapes", {}).items()},
-            frozenset(v.get("absent", ())),
-            v.get("config", {}),
-            v.get("pipeline", ""),
-        )
-        for name, v in data.get("variants", {}).items()
-    )
+    layouts = {name: _layout(name, table, kinds) for name, table in data.get("layouts", {}).items()}
+    variants = tuple(_variant(name, table) for name, table in data.get("variants", {}).items())
     sizes = {segment: (term(rows), term(inputs)) for segment, (rows, inputs) in data.get("dimensions", {}).items()}
     arch = Architecture(
         data.get("architecture", ""),
@@ -68,11 +47,20 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
     return arch
 
 
-def _left_out(table: Mapping[str, Any], kinds: Mapping[str, Any]) -> frozenset[str]:
-    """The segments no LoRA adapts, where a layout is for LoRA alone and does not place them."""
-    placed = {segment for stack in table.get("modules", {}).values() for segment in stack}
-    every = {segment for segments in kinds.values() for segment in segments} if table.get("lora_only") else set()
-    return frozenset(every - placed)
+def _layout(name: str, table: Mapping[str, Any], kinds: Mapping[str, Any]) -> Layout:
+    """A layout of its table. One for LoRA alone need not place the segments that no LoRA adapts."""
+    modules = {Template(path): tuple(stack) for path, stack in table.get("modules", {}).items()}
+    unadapted = {segment for segments in kinds.values() for segment in segments} if table.get("lora_only") else set()
+    absent = unadapted.difference(*modules.values()).union(table.get("absent", ()))
+    dropped = {Template(key): reason for key, reason in table.get("dropped", {}).items()}
+    axes = {Template(path): axis for path, axis in table.get("unit_axes", {}).items()}
+    return Layout(name, modules, frozenset(absent), dropped, axes, tuple(map(Template, table.get("own", ()))))
+
+
+def _variant(name: str, table: Mapping[str, Any]) -> Variant:
+    shapes = {segment: tuple(shape) for segment, shape in table.get("shapes", {}).items()}
+    repo, blocks, absent = table.get("repo", ""), table.get("blocks", 0), frozenset(table.get("absent", ()))
+    return Variant(name, repo, blocks, shapes, absent, table.get("config", {}), table.get("pipeline", ""))
 
 
 def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
