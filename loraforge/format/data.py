@@ -1,4 +1,4 @@
-"""A format that is only data: how it spells names, which layouts it follows, where its scale stands."""
+"""A format that is only data: how it spells names, which layouts it follows, where it stores its scale."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loraforge.scale.rule import Choice
 
 
 class DataWriter(LoraFileWriter):
-    """Writes one file: the scale in alpha tensors where the format has them, else folded into A and B."""
+    """Writes one file: the scale in alpha tensors if the format has them, otherwise folded into A and B."""
 
     def __init__(self, form: DataFormat, _: Wanted) -> None:
         self.form, self.style = form, form.style
@@ -60,11 +60,11 @@ class DataFormat:
 
     @property
     def layouts(self) -> Mapping[str, str]:
-        """Architecture -> layout; of those that are installed."""
+        """Architecture -> layout, for the installed architectures."""
         return self.layouts_in(architectures())
 
     def layouts_in(self, known: Mapping[str, Architecture]) -> Mapping[str, str]:
-        """The same, of these architectures."""
+        """The same, for these architectures."""
         return having(self._layouts, known) if isinstance(self._layouts, str) else self._layouts
 
     def find(self, source: Path, choice: Choice) -> Found | None:

@@ -1,4 +1,4 @@
-"""What is wrong with keys that are not understood, one problem for each kind."""
+"""What is wrong with the keys and shapes of an adapter, one problem for each kind."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _REFUSED = {
     r"lora_embedding_[AB]": "a LoRA of an embedding, of which {title} has none",
     r"alpha": "an alpha tensor, which records a scale and which this format is not read with: keep it",
 }
-"""What the end of a key means that no LoRA of this kind has."""
+"""The end of a key that no LoRA of this kind has -> what it means."""
 _WHOLE = {
     r"(?<!lora_A\.)(?<!lora_B\.)(weight|bias)": "a whole weight saved beside the LoRA (modules_to_save)",
     r"diff": "a weight difference (.diff), the whole change of a weight saved beside the LoRA",
     r"diff_b": "a bias difference (.diff_b), the whole change of a bias saved beside the LoRA",
 }
-"""The same of the key of a module that is known; of any other it means nothing."""
+"""The same, for the keys of known modules only."""
 
 
 def mixed(spelled: Mapping[str, str], factors: Iterable[set[str]]) -> str:
-    """Why keys of several spellings are refused: one adapter spelled in a mixture, or several adapters."""
+    """Why keys of several spellings are refused: one adapter in mixed spellings, or several adapters."""
     keys, groups = listed(sorted(spelled.values()), 4), list(factors)
     if sum(map(len, groups)) == len(set().union(*groups)):  # no factor is spelled twice
         what = "it is one adapter in a mixture of several spellings, which is not read"

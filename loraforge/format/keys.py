@@ -26,33 +26,33 @@ FACTOR_NAMES = ("A", "B", "magnitude", "alpha")
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """The suffixes that follow a module path. `{name}` stands for the name of one adapter."""
+    """The suffixes that follow a module path. `{name}` is the name of an adapter."""
 
     A: str
     B: str
     magnitude: str = ""
-    """DoRA's; empty where the format has none."""
+    """DoRA's; empty if the format has none."""
     alpha: str = ""
-    """Of a tensor that holds lora_alpha; empty where the format has none."""
+    """The suffix of a tensor that holds lora_alpha; empty if the format has none."""
 
 
 PEFT_SPELLINGS = (
     Spelling(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
     Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".lora_magnitude_vector.{name}.weight"),
 )
-"""As saved, and as it stands in a model that was saved whole."""
+"""As PEFT saves an adapter, and as the keys are in a model that was saved whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """What one key says."""
+    """A key, taken apart."""
 
     path: str
     factor: str
     """A, B, magnitude or alpha."""
     part: int
     spelled: str
-    """How, without the module: all keys of one file are spelled alike."""
+    """The spelling without the module path: it is the same for all keys of a file."""
     prefix: str
 
 
@@ -68,19 +68,19 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class KeyStyle:
-    """The spellings a format reads; the first, behind the first prefix, is the one it writes."""
+    """The spellings that a format reads. It writes the first one, behind the first prefix."""
 
     spellings: tuple[Spelling, ...]
     prefixes: tuple[str, ...] = ("",)
     parts: bool = False
     """`.0`, `.1`, ... after the suffix: one pair per stacked segment."""
     sep: str = "."
-    """What stands for the dots of a module path: kohya's names have `_`."""
+    """What replaces the dots of a module path: `_` in kohya's names."""
     column: bool = False
-    """Magnitudes are stored as [rows, 1], as LyCORIS has them, not as [rows]."""
+    """Magnitudes are stored as [rows, 1], as LyCORIS does, not as [rows]."""
 
     def parse(self, key: str) -> Hit | None:
-        """What a key says; None where it is not of this style."""
+        """A key, taken apart; None if it is not of this style."""
         stem, part = key, 0
         if self.parts:
             stem, _, number = key.rpartition(".")
@@ -104,8 +104,8 @@ class KeyStyle:
     def find(self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str) -> dict[str, list[Keys]]:
         """Module path -> the keys of its pairs in order, judged by names and shapes alone.
 
-        Raises FormatError that lists every fault: keys outside the layout, modules no LoRA adapts, a lone A or B,
-        two spellings, ranks that disagree, empty shapes, element types no factor has, parts missing.
+        Raises FormatError that lists every fault: keys outside the layout, modules that no LoRA adapts, A without B,
+        two spellings, ranks that disagree, empty shapes, wrong element types, missing parts.
         """
         found: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
         spelled, factors = dict[str, str](), defaultdict[str, set[str]](set)
@@ -148,7 +148,7 @@ class KeyStyle:
     def decode(
         self, file: TensorFile, found: Mapping[str, list[Keys]], scaling: Callable[[str, int], float]
     ) -> dict[str, Delta]:
-        """The updates behind the keys, as views of the file. `scaling` takes module path and rank."""
+        """The updates of the keys, as views of the file. `scaling` is called with module path and rank."""
 
         def weight(path: str, keys: Keys) -> LoraWeight:
             A, B = file[keys.A], file[keys.B]
@@ -169,19 +169,21 @@ class KeyStyle:
             yield f"{stem}{spelling.B}{end}", w.B.reshape(w.rows, w.rank, *ones) if ones else w.B
             if w.magnitude is not None:
                 yield f"{stem}{spelling.magnitude}{end}", w.magnitude.reshape(self.length_shape(w.rows, len(ones)))
-            if spelling.alpha:
-                yield f"{stem}{spelling.alpha}{end}", _alpha(w)
+            if spelling.alpha:  # one number, in float32 unless that would round it
+                alpha = np.asarray(w.scaling * w.rank, np.float64)
+                short = alpha.astype(np.float32)
+                yield f"{stem}{spelling.alpha}{end}", short if short == alpha else alpha
 
     def length_shape(self, rows: int, kernel: int) -> tuple[int, ...]:
-        """Shape of a stored magnitude, of a module with a kernel of so many dimensions."""
+        """The shape of a stored magnitude; `kernel`: the number of dimensions of the module's kernel."""
         if self.column:
             return (rows, 1, *(1,) * kernel)
         return (1, rows, *(1,) * kernel) if kernel else (rows,)
 
 
 def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float]:
-    """Module path -> what its alpha tensor says, for the modules that have one. Raises FormatError for a wrong one."""
-    said: dict[str, float] = {}
+    """Module path -> the value of its alpha tensor, if it has one. Raises FormatError if it is not one number."""
+    values: dict[str, float] = {}
     for path, pairs in found.items():
         if (key := pairs[0].alpha) is None:
             continue
@@ -189,9 +191,9 @@ def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float
         if math.prod(info.shape) != 1 or info.dtype not in (*FACTORS, *_ALPHA_TYPES):
             raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
         kind = _ALPHA_TYPES.get(info.dtype) or numpy_type(info.dtype)
-        # not the tensor: of one that was not fetched, no number may be made
-        said[path] = np.frombuffer(file.raw(key), kind)[0].item()
-    return said
+        # `raw` refuses a tensor that was not fetched; file[key] would give numbers for it
+        values[path] = np.frombuffer(file.raw(key), kind)[0].item()
+    return values
 
 
 _ALPHA_TYPES = {
@@ -200,13 +202,7 @@ _ALPHA_TYPES = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
-"""Types of an alpha that no factor has."""
-
-
-def _alpha(w: LoraWeight) -> Array:
-    """lora_alpha as trainers store it: one number, in float32 unless that would round it."""
-    alpha = np.asarray(w.scaling * w.rank, np.float64)
-    return alpha if alpha.astype(np.float32) != alpha else alpha.astype(np.float32)
+"""The types that an alpha may have and a factor may not."""
 
 
 def ranks(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What the formats of one safetensors file share: reading its keys and its scale, and writing it."""
+"""What formats with one safetensors file share: reading its keys and its scale, and writing it."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def read_lora_file(
     base_model: str | None = None,
     others: Mapping[str, str] = MappingProxyType({}),
 ) -> Adapter:
-    """The adapter in a file of (A, B) keys, at the scale that is recorded in any of the places that can.
+    """The adapter in a file of (A, B) keys, at the scale that the file or its neighbours record.
 
-    `writes` is the format's name in trainers.toml, `others` what begins the keys of adapters of other components.
-    Raises FormatError and ScaleError.
+    `writes`: the name of the format in trainers.toml. `others`: prefix of the keys of another component -> its name.
+    Raises FormatError if the keys are wrong, ScaleError if the scale is unknown or contradictory.
     """
     tensors = file.tensors
     _own(file, others, arch.title)
@@ -47,25 +47,25 @@ def read_lora_file(
     if strange:
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
     try:
-        found = style.find(tensors, arch, layout)
-        said = alphas(found, file)
+        pairs = style.find(tensors, arch, layout)
+        stored = alphas(pairs, file)
     except FormatError as error:
         raise type(error)(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
-    sizes = ranks(found, tensors)
-    dora = any(keys.magnitude for pairs in found.values() for keys in pairs)
+    sizes = ranks(pairs, tensors)
+    dora = any(keys.magnitude for each in pairs.values() for keys in each)
     known = origin(file.metadata)
 
     def live() -> dict[str, int]:
-        whole = {} if file.absent else style.decode(file, found, lambda *_: 1.0)
+        whole = {} if file.absent else style.decode(file, pairs, lambda *_: 1.0)
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 
-    record = search(Record(file, choice, sizes, said, dora, known, peft=writes == "peft", live=live))
+    record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live))
     unknown = looked(file, writes, record.notes)
     rule, scale = resolve(record.rules, choice.stated, sizes, default=None, unknown=unknown, bare=choice.program)
     return Adapter(
         architecture=arch.name,
         layout=layout,
-        modules=style.decode(file, found, rule.of),
+        modules=style.decode(file, pairs, rule.of),
         scale=known.settle(scale, rule, choice.stated, sizes, str(file.path)),
         ranks_recorded=rule.has_rank,
         keys=tuple(sorted(tensors)),
@@ -78,7 +78,7 @@ def read_lora_file(
 
 
 def _own(file: TensorFile, others: Mapping[str, str], title: str) -> None:
-    """Raises FormatError for tensors of other components: nothing of an adapter is left out unasked."""
+    """Raises FormatError for tensors of other components: they are left out only if the user says so."""
     known = {**COMPONENTS, **others}
     foreign = {key: start for key in sorted(file.tensors) if (start := next(filter(key.startswith, known), ""))}
     if foreign:
@@ -91,7 +91,7 @@ def _own(file: TensorFile, others: Mapping[str, str], title: str) -> None:
 
 
 class LoraFileWriter:
-    """The parts of a Writer that follow from its key style."""
+    """The parts of a Writer that follow from its key style, for a safetensors file without other files."""
 
     style: KeyStyle
     governs: tuple[str, ...] = ()
@@ -111,5 +111,4 @@ class LoraFileWriter:
         return {"format": "pt"}
 
     def beside(self, _: Target) -> dict[str, str]:
-        """No other files."""
         return {}

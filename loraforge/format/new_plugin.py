@@ -15,7 +15,7 @@ from loraforge.text import command
 def new_plugin(name: str, out: str | Path | None = None) -> Path:
     """Write the package of a format called `name` and return its folder.
 
-    Raises LoraforgeError when the name is no format's name or taken, and OutputError when the folder exists.
+    Raises LoraforgeError if the name is malformed or taken, OutputError if the folder exists or cannot be written.
     """
     if re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) is None:
         other = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "my-format"
@@ -31,8 +31,8 @@ def new_plugin(name: str, out: str | Path | None = None) -> Path:
     module = f"loraforge_{name.replace('-', '_')}"
     words = {"name": name, "module": module, "test": name.replace("-", "_")}
     try:
-        for place, text in package_table("format/new_plugin").items():
-            file = folder / Template(place).substitute(words)
+        for path, text in package_table("format/new_plugin").items():
+            file = folder / Template(path).substitute(words)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(Template(text).substitute(words), "utf-8")
     except OSError as error:

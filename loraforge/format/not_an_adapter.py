@@ -1,4 +1,4 @@
-"""Says what a tensor file is when it is no adapter, from its names alone, and what to give instead."""
+"""Says what a tensor file is if it is no adapter, from its names alone, and what to give instead."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
 
 
 def foreign(file: TensorFile) -> NoAdapterError | None:
-    """The refusal of another model's adapter; None where the names are not told to be one's."""
+    """The refusal of another model's adapter; None if the names are of no model that is known."""
     paths = lora_paths(file.tensors)
     other = other_model(paths.values())
     return _of_names(file, f"{_not_named()}: it looks like one of {other}") if other else None
 
 
 def _misspelt(file: TensorFile) -> NoAdapterError | None:
-    """The refusal of an adapter whose modules are known, and are spelled as no format here has them."""
+    """The refusal of an adapter with known modules in a spelling that no format has; None if there are no LoRA keys."""
     paths = lora_paths(file.tensors)
     if not paths:
         return None
@@ -55,7 +55,7 @@ def _misspelt(file: TensorFile) -> NoAdapterError | None:
 
 
 def _of_names(file: TensorFile, what: str) -> NoAdapterError:
-    """The refusal of an adapter for its names, with three of them, of different modules if there are."""
+    """The refusal of an adapter for its names, with three of them, from different modules if possible."""
     keys = list(lora_paths(file.tensors))
     names = listed(keys[:: max(1, len(keys) // 3)][:3])
     return NoAdapterError(f"{file.path} is {what}. Its names are like {names}.", _skeleton(file))
@@ -75,7 +75,7 @@ def known_titles() -> str:
 
 
 def _base(file: TensorFile) -> str | None:
-    """The architecture of which weights of the most kinds of module are there, and at least three, in any layout."""
+    """The title of the architecture whose layouts recognise the most module kinds (at least three), or None."""
     weights = [key.removeprefix(SAT_PREFIX) for key in file.tensors if key.endswith(".weight")]
     paths = [re.sub(r"(\.original)?(\.base_layer)?\.weight$", "", key) for key in weights]
     counts = [
@@ -100,7 +100,7 @@ def _trainers(file: TensorFile) -> bool:
 
 
 def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
-    """The adapter alone, where a model was saved with its LoRA layers in it, and a note; any other file as it is."""
+    """Only the adapter, and a note, if the file is a model with LoRA layers in it; otherwise the file as it is."""
     mine = {key: info for key, info in file.tensors.items() if ".lora_" in key or "modules_to_save" in key}
     if not mine or not any(".base_layer." in key for key in file.tensors) or "ds_version" in file.tops:
         return file, ()
@@ -109,7 +109,7 @@ def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
 
 
 def _diffsynth(file: TensorFile) -> bool:
-    """Wan's blocks are called so too in Diffusers, and have an attn2."""
+    """Whether the names are DiffSynth's. Wan's in Diffusers begin the same way, but have an attn2."""
     return bool(file.tensors) and all(key.startswith("blocks.") and ".attn1.to_" in key for key in file.tensors)
 
 
@@ -118,7 +118,7 @@ def _installed(form: str) -> bool:
 
 
 def _spelled(start: str, form: str) -> Callable[[TensorFile], bool]:
-    """Whether it is in the names of a format that a plugin would add: all keys begin so, and the words end them."""
+    """Whether a file has the names of a format that a plugin would add: every key begins with `start`."""
 
     def is_it(file: TensorFile) -> bool:
         paths = lora_paths(file.tensors)
@@ -131,17 +131,17 @@ def _spelled(start: str, form: str) -> Callable[[TensorFile], bool]:
 
 
 def of_training(file: TensorFile) -> bool:
-    """Whether it is a trainer's own state: DeepSpeed's, or a whole model with PEFT's layers still in it."""
+    """Whether it is a trainer's own state: DeepSpeed's, or a whole model that still has PEFT's layers."""
     return "ds_version" in file.tops or any(".base_layer." in key for key in file.tensors)
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of file that is no adapter of a format that is read."""
+    """A kind of file that no format reads."""
 
     what: str
     instead: str
-    """What to give instead, or what reads it."""
+    """A sentence: what to give instead, or what reads it."""
     matches: Callable[[TensorFile], bool]
     is_adapter: bool = False
 

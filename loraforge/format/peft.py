@@ -1,8 +1,8 @@
 """PEFT: a folder of `adapter_model.safetensors` and `adapter_config.json`, which records its scale.
 
-Also the bare state dicts that CogKit and VideoX-Fun (`--use_peft_lora`) write: the same names, and no configuration.
+Also the bare state dicts that CogKit and VideoX-Fun (`--use_peft_lora`) write: the same names without configuration.
 
-Sources: peft utils/save_and_load.py (keys), utils/constants.py (file names), config.py (what may be left out),
+Sources: peft utils/save_and_load.py (keys), utils/constants.py (file names), config.py (optional entries),
 CogKit utils/lora.py, VideoX-Fun utils/lora_utils.py.
 """
 
@@ -38,7 +38,7 @@ CONFIG = PEFT_CONFIG
 
 
 class PeftWriter(LoraFileWriter):
-    """Writes a folder `PeftModel.from_pretrained` loads: the tensors as they were, the scale in the configuration."""
+    """Writes a folder for `PeftModel.from_pretrained`: unchanged tensors, the scale in the configuration."""
 
     style = STYLE
     files: tuple[str, ...] = (FILES[0], CONFIG)
@@ -46,7 +46,7 @@ class PeftWriter(LoraFileWriter):
     stored: Literal["tensors", "metadata", "config"] = "config"
 
     def __init__(self, _: Wanted) -> None:
-        """There is nothing to choose."""
+        """No option applies."""
 
     def scaling(self, _: int) -> float | None:
         return None
@@ -73,7 +73,7 @@ class PeftFormat:
 
     @property
     def layouts(self) -> Mapping[str, str]:
-        """Every architecture of which Diffusers' names are known: PEFT uses the model's own."""
+        """Every architecture with a layout of Diffusers' names: PEFT uses the names of the model."""
         return having("diffusers")
 
     def find(self, source: Path, choice: Choice) -> Found | None:
@@ -90,7 +90,7 @@ class PeftFormat:
     def claims(self, file: TensorFile) -> bool:
         hits = STYLE.hits(file.tensors)
         if config_path(file):
-            # diffusion-pipe's folder has a configuration too, and the original names behind the component's
+            # diffusion-pipe's folder has a configuration too, but the original names behind the component
             return not outdone([hit.path.removeprefix(f"{COMPONENT}.") for hit in hits], self.layouts)
         if of_training(file) or matching([hit.path for hit in hits], self.layouts) is None:
             return False
@@ -111,6 +111,6 @@ class PeftFormat:
 
 
 def config_path(file: TensorFile) -> Path | None:
-    """The configuration that speaks for a tensor file; None where it is not called as PEFT calls it, or has none."""
+    """The configuration of a tensor file; None if it has none, or does not have one of PEFT's names."""
     path = file.path.with_name(CONFIG)
     return path if file.path.name in FILES and os.path.lexists(path) else None

@@ -1,4 +1,4 @@
-"""Which formats there are, and how the one for a source is found."""
+"""The formats that are installed, and the plugins they come from."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ FORMATS: tuple[Format, ...] = (SatFormat(), DiffusersFormat(), PeftFormat())
 _MEMBERS = ("name", "summary", "layouts", "options", "storage", "writer", "find", "claims", "read")
 """What a format must have; see `loraforge.formats.Format`."""
 Formats = tuple[dict[str, Format], dict[str, str]]
-"""Every format by name, and the plugin each comes from."""
+"""Every format by name, and the plugin that each comes from."""
 
 
 def read_formats(registry: Registry) -> Reading[Formats]:
-    """Every format. What is none, or has a name already taken, is noted with its plugin and left out."""
-    found, owners = dict[str, Format](), dict[str, str]()
-    reading = Reading((found, owners))
+    """Every format. An object that is no format, or has a name already taken, is left out and noted as a fault."""
+    by_name, owners = dict[str, Format](), dict[str, str]()
+    reading = Reading((by_name, owners))
 
     def add(owner: str, form: Format) -> None:
         if form.name in owners:
             reading.fault(owner, f"format {form.name!r} is already added by {owners[form.name]}; this one is left out")
         else:
-            found[form.name], owners[form.name] = form, owner
+            by_name[form.name], owners[form.name] = form, owner
             reading.adds.append((owner, f"format {form.name}"))
 
     ours = [(BUILT_IN, form) for form in FORMATS]
@@ -70,7 +70,7 @@ _READERS = (load, read_data_files, read_architectures, read_formats, read_backen
 
 
 def known_plugins() -> dict[str, Plugin]:
-    """Every plugin by name, with all that it adds and all that is wrong with it."""
+    """Every plugin by name, with everything it adds and all its faults."""
     readings: list[Reading[Any]] = [current().read(reader) for reader in _READERS]
     return {
         name: replace(
@@ -83,7 +83,7 @@ def known_plugins() -> dict[str, Plugin]:
 
 
 def broken() -> list[Plugin]:
-    """The plugins with something wrong."""
+    """The plugins that have faults."""
     return [plugin for plugin in known_plugins().values() if plugin.errors]
 
 
@@ -93,14 +93,14 @@ def formats() -> Mapping[str, Format]:
 
 
 def owners() -> Mapping[str, str]:
-    """The plugin each format comes from."""
+    """The plugin that each format comes from."""
     return current().read(read_formats).value[1]
 
 
 def named(name: str, flag: str = "--from") -> Format:
-    """The format of that name. Raises FormatError with the names there are, and the plugins that failed.
+    """The format of that name. Raises FormatError with the known names and the plugins that failed.
 
-    `flag` is the option it was given by, for the remedies.
+    `flag`: the option that gave the name, for the remedies.
     """
     if name not in formats():
         if family := [form for form in formats().values() if getattr(form, "family", None) == name]:

@@ -1,8 +1,8 @@
-"""Writes SAT run folders: the base checkpoint streamed through with the LoRA beside it, and the YAML that scales it.
+"""Writes SAT run folders: the base checkpoint with the LoRA beside it, streamed, and the YAML with the scale.
 
 Sources: SwissArmyTransformer sat/training/model_io.py (`latest`, iteration folders, `{"module": ...}`),
-sat/model/finetune/lora2.py (`.original.`, one rank, scaling = lora_alpha / r; what it adapts), which loads one
-checkpoint and leaves at random whatever that does not hold.
+sat/model/finetune/lora2.py (`.original.`, one rank, scaling = lora_alpha / r; what it adapts). SAT loads one
+checkpoint, and leaves at random what is not in it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SatWriter(LoraFileWriter):
     stored: Literal["tensors", "metadata", "config"] = "config"
 
     def __init__(self, wanted: Wanted, base: Path | None) -> None:
-        """`base`: the checkpoint file that `wanted.base` stands for."""
+        """`base`: the checkpoint file of `wanted.base`. Raises ConversionError if the options contradict each other."""
         if (base is None) != wanted.lora_only:
             both = "--base and --lora-only exclude each other."
             none = "--to sat needs the base model's SAT checkpoint: SAT loads a base and its LoRA from one file."
@@ -56,7 +56,7 @@ class SatWriter(LoraFileWriter):
         return self.alpha / rank
 
     def header(self, target: Target) -> dict[str, str]:
-        """Nothing: a torch checkpoint has no header. Raises ConversionError where the base is of another size."""
+        """Empty: a torch checkpoint has no header. Raises ConversionError if the base has another size."""
         if self.base is None:
             return {}
         base, problems = self.base.tensors, []
@@ -76,7 +76,7 @@ class SatWriter(LoraFileWriter):
 
     def beside(self, target: Target) -> dict[str, str]:
         alpha = int(self.alpha) if self.alpha.is_integer() else self.alpha
-        params = {"r": self._rank(target), "lora_alpha": alpha}
+        params = {"r": max(target.ranks.values()), "lora_alpha": alpha}
         section: dict[str, Any] = {"target": "sat.model.finetune.lora2.LoraMixin", "params": params}
         for key in reversed(LORA_SECTION[:-1]):
             section = {key: section}
@@ -89,10 +89,9 @@ class SatWriter(LoraFileWriter):
     def write(
         self, path: Path, header: Header, tensors: Iterable[tuple[str, Array]], metadata: Mapping[str, str]
     ) -> dict[str, int]:
-        del metadata  # it stands in the YAML
+        del metadata  # it is in the YAML
         if self.base is None:
             return write_torch(path, header, tensors)
-
         base, names = self.base, _renamed(self.base, header)
         copied = ((new, copy_chunks(base, key)) for key, new in names.items())
         sums = write_torch(path, {**_base_header(base, header), **header}, chain(copied, tensors))
@@ -103,7 +102,7 @@ class SatWriter(LoraFileWriter):
 
     def use(self, path: Path, target: Target) -> Use:
         run = path.parent.parent
-        params = f"r {self._rank(target)}, lora_alpha {self.alpha:g}"
+        params = f"r {max(target.ranks.values())}, lora_alpha {self.alpha:g}"
         if self.base is None:
             load = f"nothing loads it alone: SAT needs the base weights in the same file (--base), and {params}"
         else:
@@ -113,9 +112,6 @@ class SatWriter(LoraFileWriter):
             notes.append(f"the LoRA that {self.base.path.name} held ({len(others)} modules) is replaced")
         not_with = f"a lora_config with other numbers: SAT takes the scale from its YAML, here {params}"
         return Use(load, not_with, f", in SAT with {params}, as {CONFIG} says", tuple(notes))
-
-    def _rank(self, target: Target) -> int:
-        return max(target.ranks.values())
 
 
 def _renamed(base: TensorFile, header: Header) -> dict[str, str]:
