@@ -1,4 +1,4 @@
-"""Builds an architecture from its tables, and refuses layouts that are no bijection with its segments."""
+"""Builds an architecture from its tables, and refuses layouts that are not a bijection with its segments."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from loraforge.names.layout import Architecture, Layout, Template, Variant, _is_
 
 
 def parse(data: Mapping[str, Any], where: str) -> Architecture:
-    """Build an architecture from its TOML, which follows its schema, after checking that every layout is a bijection.
+    """Build an architecture from its TOML, which follows its schema, and check that every layout is a bijection.
 
-    Raises LayoutError that lists all problems of the file, not just the first.
+    Raises LayoutError that lists all problems of the file.
     """
     problems = [*_wrong_segments(data)]
     ratios, kinds = data.get("rows", {}), data.get("unadapted", {})
@@ -48,7 +48,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _layout(name: str, table: Mapping[str, Any], kinds: Mapping[str, Any]) -> Layout:
-    """A layout of its table. One for LoRA alone need not place the segments that no LoRA adapts."""
+    """The layout of a table. A layout for LoRA alone need not place the segments that no LoRA adapts."""
     modules = {Template(path): tuple(stack) for path, stack in table.get("modules", {}).items()}
     unadapted = {segment for segments in kinds.values() for segment in segments} if table.get("lora_only") else set()
     absent = unadapted.difference(*modules.values()).union(table.get("absent", ()))
@@ -64,7 +64,7 @@ def _variant(name: str, table: Mapping[str, Any]) -> Variant:
 
 
 def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
-    """Segments that are named outside the layouts and do not exist, and lists of them that contradict each other."""
+    """Segments that are named outside the layouts but do not exist, and lists that contradict each other."""
     kinds, variants, told_by = data.get("unadapted", {}), data.get("variants", {}), data.get("told_by")
     named = {
         "rows": list(data.get("rows", {})),
@@ -74,9 +74,9 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
         **{f"unadapted {what!r}": segments for what, segments in kinds.items()},
         **{f"variant {name}": [*v.get("shapes", {}), *v.get("absent", ())] for name, v in variants.items()},
     }
-    for place, segments in named.items():
+    for table, segments in named.items():
         unknown = sorted(set(segments) - set(data.get("segments", ())))
-        yield from (Fault(f"{place}: unknown segment {segment!r}", (segment,)) for segment in unknown)
+        yield from (Fault(f"{table}: unknown segment {segment!r}", (segment,)) for segment in unknown)
     for segment, count in Counter(segment for segments in kinds.values() for segment in segments).items():
         if count > 1:
             yield Fault(f"unadapted: segment {segment!r} is listed {count} times", (segment,))
@@ -91,7 +91,7 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _wrong_dimensions(data: Mapping[str, Any], arch: Architecture) -> Iterator[Fault]:
-    """Sizes that are none, that contradict the rows of a stack, or a released variant."""
+    """Sizes that are malformed, or contradict the rows of a stack or a released variant."""
     for segment, texts in data.get("dimensions", {}).items():
         if segment not in arch.dimensions:
             yield Fault(f"dimensions: {list(texts)} of {segment!r} are not rows and inputs like '4 d', 'd' or '64'")
@@ -109,7 +109,7 @@ def _wrong_dimensions(data: Mapping[str, Any], arch: Architecture) -> Iterator[F
 
 
 def _wrong_classes(arch: Architecture) -> Iterator[Fault]:
-    """Pipelines that are not listed, and sizes of a configuration that nothing measures."""
+    """Pipelines that are not listed, and sizes of a configuration that no weight shows."""
     yield from faults("config", arch.config, arch)
     for variant in arch.variants:
         yield from faults(f"variant {variant.name}: config", variant.config, arch)
@@ -118,7 +118,7 @@ def _wrong_classes(arch: Architecture) -> Iterator[Fault]:
 
 
 def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, frozenset[str]]]) -> Iterator[Fault]:
-    """What keeps the modules from being a bijection with the segments. `holes`: those of the layouts seen so far."""
+    """Why the modules are not a bijection with the segments. `holes`: those of the layouts checked so far."""
     owner: dict[str, Template] = {}
     templates = list(layout.modules)
     for n, template in enumerate(templates):
@@ -139,8 +139,8 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
             owner.setdefault(segment, template)
             other, indexed = holes.setdefault(segment, (layout.name, template.holes))
             if indexed != template.holes:
-                here, there = (", ".join(sorted(names)) or "no block number" for names in (template.holes, indexed))
-                text = f"segment {segment!r} is indexed differently in layout {other!r}: by {there}, here by {here}"
+                by, here = (", ".join(sorted(names)) or "no block number" for names in (indexed, template.holes))
+                text = f"segment {segment!r} is indexed differently in layout {other!r}: by {by}, here by {here}"
                 yield Fault(text, (segment,))
         if len({(arch.named((segment,)), arch.unadapted.get(segment)) for segment in stack}) > 1:
             text = f"{template.text!r} stacks segments whose parameters, or kinds, are not the same"
@@ -156,13 +156,12 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
 
 
 def _misdropped(layout: Layout, arch: Architecture) -> Iterator[Fault]:
-    """Dropped keys that are ambiguous, or that are carried in every variant."""
+    """Dropped keys that are ambiguous, or that belong to a module of every variant."""
     templates = list(layout.dropped)
     for n, template in enumerate(templates):
         yield from _malformed(template)
-        for earlier in templates[:n]:
-            if template.overlaps(earlier):
-                yield Fault(f"dropped {earlier.text!r} and {template.text!r} can match the same key")
+        for earlier in filter(template.overlaps, templates[:n]):
+            yield Fault(f"dropped {earlier.text!r} and {template.text!r} can match the same key")
         for module, stack in layout.modules.items():
             mine = any(template.overlaps(Template(f"{module.text}.{name}")) for name in arch.named(stack))
             if mine and not any(variant.absent.issuperset(stack) for variant in arch.variants):

@@ -1,4 +1,4 @@
-"""Checks a plugin's data file the way it will be loaded, and says everything that is wrong with it at once."""
+"""Checks a plugin's data file the way it will be loaded, and lists all its faults at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loraforge.text import command
 
 
 def check(file: Path) -> tuple[list[str], list[Problem]]:
-    """What a data file adds, and its problems. Raises LoraforgeError when there is no such file."""
+    """What a data file adds, and its problems. Raises LoraforgeError if the file does not exist."""
     if not file.is_file():
         raise LoraforgeError(f"{file} is no file.", command("ls", "-l", file.parent))
     data, problems = look(file)
@@ -38,7 +38,7 @@ def _layouts(data: dict[str, Any], text: str, name: str) -> list[Problem]:
 
 
 def _where(fault: Fault, data: dict[str, Any]) -> list[str]:
-    """The table of a fault that shows at load time, or the entry of the first module it names."""
+    """The path in the file of the first module that a fault names, or of its layout."""
     for layout, table in data["layouts"].items():
         for module, stack in table["modules"].items():
             if {module, *stack} & set(fault.names):
