@@ -1,7 +1,7 @@
 """Convert LoRA adapters between frameworks, and prove that the result does what the adapter did where it was trained.
 
-`convert`, `inspect`, `verify` and `stamp` take what the commands of the same name take; `read` and `write` are the two
-halves of `convert`. Nothing here imports numpy before the first file is opened.
+`convert`, `inspect`, `verify` and `stamp` take the options of the commands of the same names; `read` and `write` are
+the two halves of `convert`. Nothing here imports numpy before a name that needs it is used.
 """
 
 from __future__ import annotations

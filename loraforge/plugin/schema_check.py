@@ -1,4 +1,4 @@
-"""Finds every fault of a document by its schema, at once. A file by itself, because the validator loads slowly."""
+"""Finds every fault of a document by its schema. In its own file because the validator loads slowly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Problem:
 
 
 class PluginDataError(LoraforgeError):
-    """A data file is not what the schema says; every problem is listed."""
+    """A data file does not follow the schema; every problem is listed."""
 
     def __init__(self, name: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -43,7 +43,7 @@ class PluginDataError(LoraforgeError):
 
 
 def look(file: DataFile) -> tuple[dict[str, Any], list[Problem]]:
-    """The tables of a data file, and what is wrong with it by the schema."""
+    """The tables of a data file, and its problems by the schema."""
     try:
         text = file.read_text("utf-8")
     except (OSError, ValueError) as error:
@@ -62,7 +62,7 @@ def look(file: DataFile) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _alike(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
-    """Suffixes of one spelling that a key could end in both."""
+    """Suffixes of one spelling that the same key could end with."""
     for spelling in data.get("format", {}).get("spellings", ()):
         for one, other in permutations(spelling, 2):
             if spelling[one].endswith(spelling[other]) and (one < other or spelling[one] != spelling[other]):
@@ -72,22 +72,19 @@ def _alike(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
 
 
 def line_of(text: str, path: Iterable[str | int]) -> int | None:
-    """The line of a TOML text where the deepest part of `path` that can be found stands."""
+    """The line of the deepest part of `path` that is in a TOML text; None if no part is."""
     names = [part for part in path if isinstance(part, str)]
     best, depth, table = None, 0, list[str]()
     for number, line in enumerate(text.splitlines(), 1):
         bare = line.strip()
         if header := re.match(r"\[+([^\]]+)\]", bare):
-            table = _names(header[1])
+            entry = table = _names(header[1])
         elif assigned := re.match(r"""((?:[\w.-]|"[^"]*"|'[^']*')+)\s*=""", bare):
-            here = [*table, *_names(assigned[1])]
-            if names[: len(here)] == here and len(here) > depth:
-                best, depth = number, len(here)
-            continue
+            entry = [*table, *_names(assigned[1])]
         else:
             continue
-        if names[: len(table)] == table and len(table) > depth:
-            best, depth = number, len(table)
+        if names[: len(entry)] == entry and len(entry) > depth:
+            best, depth = number, len(entry)
     return best
 
 
@@ -123,7 +120,7 @@ def _problem(text: str, error: Any) -> Problem:
 
 
 def first_fault(document: object, name: str) -> str:
-    """What is wrong with a document by the schema of this name, and where, in one line; empty if nothing is."""
+    """The first fault of a document by the schema of this name, with its path, in one line; empty if there is none."""
     error = best_match(Draft202012Validator(json.loads(schema(name))).iter_errors(document))
     if error is None:
         return ""
