@@ -45,23 +45,21 @@ def choose(folder: Path, names: Sequence[str], choice: Choice) -> Found | None:
             newest = [adding("--iteration", str(n)) for n in sorted(numbered)[-3:]]
             text = f"{folder} has no checkpoint {choice.iteration} (it has {everything})."
             raise FileError(text, *(newest or [Try(command("ls", "-l", folder))]))
-        asked = f"took checkpoint {choice.iteration} of {run}, as asked; it has {everything}"
-        return Found(_one(numbered[choice.iteration]), f"{run}-{choice.iteration}", (asked,))
-    if final is not None:
+        number = choice.iteration
+        notes = [f"took checkpoint {number} of {run}, as asked; it has {everything}"]
+    elif final is not None:
         note = f"took {final.name} of {run} itself, its final result; --iteration N takes another of {everything}"
         return Found(final, run, (note,) if numbered else ())
-    last = max(numbered)
-    notes = [f"took checkpoint {last} of {run}, the newest of {everything}"] if len(numbered) > 1 else []
-    if later := [path for number, path in sorted(empty.items()) if number > last]:
-        notes.append(f"{listed([path.name for path in later], 3)} of {run} holds no adapter, and was passed over")
-    return Found(_one(numbered[last]), f"{run}-{last}", tuple(notes))
-
-
-def _one(paths: list[Path]) -> Path:
+    else:
+        number = max(numbered)
+        notes = [f"took checkpoint {number} of {run}, the newest of {everything}"] if len(numbered) > 1 else []
+        if later := [empty[n].name for n in sorted(empty) if n > number]:
+            notes.append(f"{listed(later, 3)} of {run} holds no adapter, and was passed over")
+    paths = numbered[number]
     if len(paths) > 1:
         text = f"{paths[0]} and {paths[1]} have the same number: give the one you mean."
         raise FileError(text, *(command("loraforge", "inspect", path) for path in paths[:3]))
-    return paths[0]
+    return Found(paths[0], f"{run}-{number}", tuple(notes))
 
 
 def _checkpoints(folder: Path, names: Sequence[str]) -> tuple[dict[int, list[Path]], dict[int, Path]]:

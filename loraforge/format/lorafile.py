@@ -40,18 +40,16 @@ def read_lora_file(
     `writes`: the name of the format in trainers.toml. `others`: prefix of the keys of another component -> its name.
     Raises FormatError if the keys are wrong, ScaleError if the scale is unknown or contradictory.
     """
-    tensors = file.tensors
     _own(file, others, arch.title)
     look = command("loraforge", "inspect", file.path)
-    strange = [f"{key} ({name})" for key, name in file.opaque.items()]
-    if strange:
+    if strange := [f"{key} ({name})" for key, name in file.opaque.items()]:
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
     try:
-        pairs = style.find(tensors, arch, layout)
+        pairs = style.find(file.tensors, arch, layout)
         stored = alphas(pairs, file)
     except FormatError as error:
         raise type(error)(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
-    sizes = ranks(pairs, tensors)
+    sizes = ranks(pairs, file.tensors)
     dora = any(keys.magnitude for each in pairs.values() for keys in each)
     known = origin(file.metadata)
 
@@ -68,7 +66,7 @@ def read_lora_file(
         modules=style.decode(file, pairs, rule.of),
         scale=known.settle(scale, rule, choice.stated, sizes, str(file.path)),
         ranks_recorded=rule.has_rank,
-        keys=tuple(sorted(tensors)),
+        keys=tuple(sorted(file.tensors)),
         metadata=file.metadata,
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
         notes=tuple(record.notes),

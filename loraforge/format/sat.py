@@ -85,8 +85,7 @@ class SatFormat:
         undivided(file)
         arch = architecture("cogvideox")
         lora = {key: info for key, info in file.tensors.items() if _looks_like_lora(key)}
-        strange = [f"{key} ({name})" for key, name in file.opaque.items() if _looks_like_lora(key)]
-        if strange:
+        if strange := [f"{key} ({name})" for key, name in file.opaque.items() if _looks_like_lora(key)]:
             text = f"LoRA tensors are stored as objects this tool does not build: {listed(strange)}."
             raise FormatError(f"{file.path}: {text}")
         if not any(is_lora(key) for key in lora):

@@ -19,8 +19,7 @@ def shards(folder: Path) -> list[str]:
 def only_shard(folder: Path) -> Path:
     """The only checkpoint of a folder. Raises FileError if it is split over ranks, or not there."""
     names = shards(folder)
-    split = [name for name in names if name.startswith(("z3_rank_", "zero_pp_rank_"))]
-    if split:
+    if split := [name for name in names if name.startswith(("z3_rank_", "zero_pp_rank_"))]:
         raise FileError(
             f"{folder} is a DeepSpeed ZeRO-3 checkpoint: its weights are cut into {len(split)} pieces like {split[0]}. "
             "Train with ZeRO stage 2 (SAT's default), or gather them with DeepSpeed's zero_to_fp32.py first.",
