@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array, LoraWeight
+from loraforge.algebra.lora import Array, LoraWeight
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,20 +47,14 @@ def choose(name: str = "auto", device: str = "auto") -> tuple[FusionBackend, str
     if name not in ("auto", *known):
         text = f"there is no fusion backend {name!r}; there are {', '.join(known)}."
         raise LoraforgeError(text, adding("--backend", "auto"))
-    able = {key: known[key].devices() for key in known if name in ("auto", key)}
-    able = {key: devices for key, devices in able.items() if devices}
+    able = {key: devices for key, b in known.items() if name in ("auto", key) and (devices := b.devices())}
     kind = device.partition(":")[0]
     fitting = {key: devices for key, devices in able.items() if device == "auto" or kind in devices}
     if not fitting:
-        said = "; ".join(
-            f"{key} ({b.summary}): {', '.join(b.devices()) or 'not installed'}" for key, b in known.items()
-        )
+        each = (f"{key} ({b.summary}): {', '.join(b.devices()) or 'not installed'}" for key, b in known.items())
         what = f"no backend can use the device {device}" if able else f"the backend {name} cannot run here"
-        raise LoraforgeError(
-            f"{what}. There are: {said}.",
-            adding("--device", "auto", "--backend", "auto"),
-            command("loraforge", "plugins", "list"),
-        )
+        auto = adding("--device", "auto", "--backend", "auto")
+        raise LoraforgeError(f"{what}. There are: {'; '.join(each)}.", auto, command("loraforge", "plugins", "list"))
     with_gpu = (key for key, devices in fitting.items() if device == "auto" and devices[0] != "cpu")
     best = next(with_gpu, next(iter(fitting)))
     return known[best], fitting[best][0] if device == "auto" else device

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from loraforge.algebra.half import widen
+from loraforge.algebra.lora import Array
 from loraforge.fusion.backend import Sums, Term
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array
 
 BLOCK = 1 << 16
 """Elements whose passes follow each other while they are in a core's cache."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from loraforge.algebra.lora import Array
 from loraforge.fusion.backend import Sums, Term
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array
 
 
 class TorchBackend:
