@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from loraforge.base.job import Model, Shard
 from loraforge.base.model import INDEX, STEM
-from loraforge.files.tensorfile import KEY, TensorInfo
-
-if TYPE_CHECKING:
-    from loraforge.base.job import Model
-    from loraforge.base.stream import NewTensor
+from loraforge.base.stream import NewTensor
+from loraforge.files.tensorfile import KEY
 
 FILE = f"{STEM}.safetensors"
 SHARD = 10_000_000_000
@@ -21,7 +18,13 @@ SHARD = 10_000_000_000
 
 def _safetensors_model(tensors: list[NewTensor], said: str, beside: Mapping[str, Any]) -> Model:
     """The files save_pretrained would make. `beside`: JSON documents by name."""
-    cut = list(_cut(sorted(tensors, key=lambda tensor: tensor.key)))
+    cut, size = [list[NewTensor]()], 0
+    for tensor in sorted(tensors, key=lambda tensor: tensor.key):
+        if cut[-1] and size + tensor.nbytes > SHARD:
+            cut.append([])
+            size = 0
+        cut[-1].append(tensor)
+        size += tensor.nbytes
     names = [FILE if len(cut) == 1 else f"{STEM}-{n:05}-of-{len(cut):05}.safetensors" for n in range(1, len(cut) + 1)]
     shards = {
         name: Shard("safetensors", tuple(part), {"format": "pt", KEY: said})
@@ -34,15 +37,3 @@ def _safetensors_model(tensors: list[NewTensor], said: str, beside: Mapping[str,
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         texts[INDEX] = json.dumps(index, indent=2) + "\n"
     return Model(shards, {}, texts)
-
-
-def _cut(tensors: list[NewTensor]) -> Iterator[list[NewTensor]]:
-    part, size = list[Any](), 0
-    for tensor in tensors:
-        nbytes = TensorInfo(*tensor.entry, 0).nbytes
-        if part and size + nbytes > SHARD:
-            yield part
-            part, size = [], 0
-        part.append(tensor)
-        size += nbytes
-    yield part

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from loraforge.algebra.dtypes import CHOICES, FACTORS
 from loraforge.base.as_diffusers import FILE, _safetensors_model
@@ -16,7 +16,7 @@ from loraforge.base.job import write_model
 from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.origin import entry
-from loraforge.base.route import Route, route
+from loraforge.base.route import Piece, route
 from loraforge.base.stream import Engine, NewTensor, Part, measure
 from loraforge.document import Document, rows, title
 from loraforge.errors import ConversionError, adding
@@ -26,9 +26,6 @@ from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
 from loraforge.names.layout import COMPONENT, Index, Variant
 from loraforge.text import command, listed, options, recorded, told
-
-if TYPE_CHECKING:
-    from loraforge.base.stream import NewTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +56,12 @@ class BaseReport(Document):
 
     def lines(self) -> list[str]:
         """The report for a terminal."""
-        done = f"{self.tensors} tensors" + (
-            f", {self.cast} cast to {self.output['dtype']}" if self.cast else ", no bit changed"
-        )
+        done = f"{self.tensors} tensors, "
+        done += f"{self.cast} cast to {self.output['dtype']}" if self.cast else "no bit changed"
         if self.left_out:
             done += "; left out: " + ", ".join(f"{count} tensors of {what}" for what, count in self.left_out.items())
-        table = [*(("dropped", f"{key}: {why}") for key, why in self.dropped.items())]
-        table += [*(("rebuilt", f"{key}: {why}") for key, why in self.rebuilt.items())]
+        table = [("dropped", f"{key}: {why}") for key, why in self.dropped.items()]
+        table += [("rebuilt", f"{key}: {why}") for key, why in self.rebuilt.items()]
         table += [("config", self.config)] if self.config else []
         table += [("base", self.variant), ("load", self.load)]
         return [title(self.source, self.output), f"  {done}", *rows(table)]
@@ -90,8 +86,8 @@ def convert_base(
     base = open_base(base_folder(source, only=COMPONENT))
     _check(base, to)
     variant = variant_of(base)
-    plan = _routed(base, to, variant)
-    tensors = [_tensor(base, key, parts, CHOICES.get(dtype), to) for key, parts in plan.pieces.items()]
+    routed, dropped = _routed(base, to, variant)
+    tensors = [_tensor(base, key, pieces, CHOICES.get(dtype), to) for key, pieces in routed.items()]
     config, where = diffusers_config(base, variant, sample) if to == "diffusers" else (own_config(base), "")
     rebuilt = _rebuilt(base, config, variant, tensors) if to == "sat" else {}
     every = [*tensors, *(tensor for tensor, _ in rebuilt.values())]
@@ -114,7 +110,7 @@ def convert_base(
         variant=variant.name,
         tensors=len(every),
         cast=cast,
-        dropped=dict(plan.dropped),
+        dropped=dropped,
         rebuilt={key: why for key, (_, why) in rebuilt.items()},
         left_out=others,
         config=where,
@@ -133,13 +129,11 @@ def _check(base: BaseModel, to: str) -> None:
         raise ConversionError(f"{base.path} {why}.", *other)
 
 
-def _routed(base: BaseModel, to: str, variant: Variant) -> Route:
+def _routed(base: BaseModel, to: str, variant: Variant) -> tuple[dict[str, tuple[Piece, ...]], dict[str, str]]:
     """From which rows each parameter of the result is made. Raises ConversionError if the base is not whole."""
     if gaps := list(_gaps(base, variant)):
-        raise ConversionError(
-            f"{base.path} is not whole: there is no {listed(gaps, 3)}.",
-            command("loraforge", "inspect", "--skeleton", base.files[0].path),
-        )
+        look = command("loraforge", "inspect", "--skeleton", base.files[0].path)
+        raise ConversionError(f"{base.path} is not whole: there is no {listed(gaps, 3)}.", look)
     shapes = {name: base.held[key].tensors[key].shape for name, key in base.parameters.items()}
     try:
         return route(shapes, base.architecture, base.layout, to, [variant])
@@ -161,16 +155,14 @@ def _gaps(base: BaseModel, variant: Variant) -> Iterator[str]:
             yield from (name for name in names if name not in base.parameters)
 
 
-def _tensor(base: BaseModel, name: str, pieces: Any, dtype: str | None, to: str) -> NewTensor:
+def _tensor(base: BaseModel, name: str, pieces: Sequence[Piece], dtype: str | None, to: str) -> NewTensor:
     names = base.parameters
     parts = tuple(Part(base.held[names[p.key]], names[p.key], p.start, p.stop) for p in pieces)
     infos = [part.file.tensors[part.key] for part in parts]
     types = {info.dtype for info in infos}
     if len(types) > 1 and dtype is None:
-        raise ConversionError(
-            f"{name} is made of {listed(sorted(names[p.key] for p in pieces))}, of types {listed(sorted(types))}.",
-            adding("--dtype", "bf16", why="store all of it alike"),
-        )
+        text = f"{name} is made of {listed(sorted(names[p.key] for p in pieces))}, of types {listed(sorted(types))}."
+        raise ConversionError(text, adding("--dtype", "bf16", why="store all of it alike"))
     kind = dtype if dtype and types <= set(FACTORS) else infos[0].dtype
     rows = sum(part.stop - part.start for part in parts)
     prefix = SAT_PREFIX if to == "sat" else ""

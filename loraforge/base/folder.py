@@ -25,16 +25,10 @@ _OUR_KIND = (*TENSORS, ".gguf")
 """Suffixes of weights. Beside the transformer's they would be other versions of it, without the adapter."""
 
 
-def _is_file(base: BaseModel, out: Path) -> bool:
-    """Whether the result is one file and no folder: where its name says so, and the base is one too."""
-    suffixes = {"file": (".safetensors",), "sat": (".pt", ".pth")}.get(base.kind, ())
-    return out.suffix in suffixes
-
-
 def shards(base: BaseModel, out: Path, *, alone: bool) -> dict[str, TensorFile]:
     """Name in the result -> the file of the base it stands for. `alone`: the transformer without its pipeline."""
-    if _is_file(base, out):
-        return {out.name: base.files[0]}
+    if out.suffix in {"file": (".safetensors",), "sat": (".pt", ".pth")}.get(base.kind, ()):
+        return {out.name: base.files[0]}  # one file, no folder
     if base.kind == "file":
         return {base.files[0].path.name: base.files[0]}
     if base.kind == "sat":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import Any, Literal, Unpack
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import without
@@ -14,16 +14,15 @@ from loraforge.base.folder import beside, index_text, shards
 from loraforge.base.job import Model, Shard, write_model
 from loraforge.base.model import BaseModel
 from loraforge.base.opening import missing_parts, open_base
-from loraforge.base.origin import entry, fused, refuse_twice
+from loraforge.base.origin import Fused, entry, fused, refuse_twice
 from loraforge.base.retention import LOUD, WARN, Retention, lines, summary
 from loraforge.base.stream import Engine, NewTensor, Part, measure
-from loraforge.base.updates import updates
+from loraforge.base.updates import Runs, updates
 from loraforge.conversion.read import read
 from loraforge.document import Document, rows, title
 from loraforge.errors import ConversionError, LoraforgeError, adding, as_commands
 from loraforge.files.resume import check_place
 from loraforge.files.tensorfile import KEY, TensorFile
-from loraforge.fusion.backend import Sums
 from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
 from loraforge.names.catalog import architecture
@@ -31,12 +30,6 @@ from loraforge.names.layout import COMPONENT
 from loraforge.scale.resolve import STATES
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command, fraction, options, recorded, told
-
-if TYPE_CHECKING:
-    from loraforge.base.job import Model
-    from loraforge.base.origin import Fused
-    from loraforge.base.stream import NewTensor
-    from loraforge.base.updates import Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,25 +104,20 @@ def fuse(
     runs = updates(found, weighted)
     described = tuple(fused(adapter, number) for adapter, number in weighted)
     refuse_twice(found, described)
-    said = entry(_typed(found, described, dtype), found, described, found.layout)
+    words = options({"strength": [float(adapter.strength) for adapter in described], "dtype": dtype})
+    typed = command("loraforge", "fuse", recorded(found.path), *(adapter.path for adapter in described), *words)
+    said = entry(typed, found, described, found.layout)
     place = Path(out)
     model = _model(found, runs, place, CHOICES.get(dtype), said, alone=transformer_only)
     check_place(place, model.names, [found.path, *map(Path, adapters)], force=force or dry_run)
-    if dry_run:
-        measured = {key: sum(pieces, Sums()) for key, pieces in measure(model.tensors, engine).items()}
-    else:
-        measured = write_model(place, model, engine, progress, new=not force)
+    measured = measure(model.tensors, engine) if dry_run else write_model(place, model, engine, progress, new=not force)
     changed = [tensor.key for tensor in model.tensors if tensor.terms]
     total, modules = summary({key.removeprefix(found.prefix): measured[key] for key in changed})
     untouched = [tensor for tensor in model.tensors if not tensor.terms]
     same = sum(not tensor.is_cast for tensor in untouched)
+    variants = [variant.name for variant in found.variants]
     return FuseReport(
-        base={
-            "path": told(found.path),
-            "kind": found.kind,
-            "layout": found.layout,
-            "variants": [variant.name for variant in found.variants],
-        },
+        base={"path": told(found.path), "kind": found.kind, "layout": found.layout, "variants": variants},
         adapters=tuple(replace(f, said=a.scale.source) for f, (a, _) in zip(described, weighted, strict=True)),
         output={"path": str(place), "files": list(model.shards), "dtype": dtype, "written": not dry_run},
         backend=f"{engine.backend.name} on {engine.device}",
@@ -169,10 +157,9 @@ def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[floa
     if len(given) != len(adapters):
         many = f"{len(adapters)} adapter{'s' * (len(adapters) > 1)}"
         text = f"{len(given)} strengths for {many}: give --strength once per adapter, in their order."
-        numbers = [f"{number:g}" for number in (*given, *[1.0] * len(adapters))][: len(adapters)]
-        raise ConversionError(
-            text, adding(*(word for number in numbers for word in ("--strength", number))), as_trained
-        )
+        completed = [*given, *[1.0] * len(adapters)][: len(adapters)]
+        words = (word for number in completed for word in ("--strength", f"{number:g}"))
+        raise ConversionError(text, adding(*words), as_trained)
     if strange := [number for number in given if not abs(number) <= LARGEST]:
         raise ConversionError(f"--strength {strange[0]:g} is no number to multiply an update with.", as_trained)
     return list(given)
@@ -201,13 +188,6 @@ def _tensors(base: BaseModel, file: TensorFile, runs: Mapping[str, Runs], dtype:
         rows = info.shape[0] if info.shape else 1
         name = key.replace(".original.", ".") if key.startswith(base.prefix) else key
         yield NewTensor(name, kind, info.shape, (Part(file, key, 0, rows),), runs.get(key, {}))
-
-
-def _typed(base: BaseModel, adapters: Sequence[Fused], dtype: str) -> str:
-    """The command as the result records it: no folders, and only what can change the result."""
-    numbers = [float(adapter.strength) for adapter in adapters]
-    words = options({"strength": numbers, "dtype": dtype})
-    return command("loraforge", "fuse", recorded(base.path), *(adapter.path for adapter in adapters), *words)
 
 
 def _advice(base: BaseModel, adapters: Sequence[Adapter], total: Retention, dtype: str) -> Iterator[str]:

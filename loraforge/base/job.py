@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +15,8 @@ from loraforge.base.proof import prove
 from loraforge.base.stream import Engine, NewTensor, write_base
 from loraforge.files.opening import open_tensors
 from loraforge.files.resume import is_file, resumable
-from loraforge.files.tensorfile import TensorFile, TensorInfo
+from loraforge.files.tensorfile import TensorFile
 from loraforge.fusion.backend import Sums
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes that are written, and how many there will be in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        return sum(TensorInfo(*tensor.entry, 0).nbytes for tensor in self.tensors)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +49,10 @@ class Model:
         return [tensor for shard in self.shards.values() for tensor in shard.tensors]
 
 
-def write_model(out: Path, model: Model, engine: Engine, progress: Progress, *, new: bool = False) -> dict[str, Sums]:
-    """Write the model, and return what became of every update.
+def write_model(
+    out: Path, model: Model, engine: Engine, progress: Callable[[int, int], None], *, new: bool
+) -> dict[str, Sums]:
+    """Write the model, and return what became of every update. `progress` is called with (bytes written, all bytes).
 
     Raises VerificationError when a file does not come back as it was written, or a row is not what it should be.
     """
@@ -76,7 +75,7 @@ def write_model(out: Path, model: Model, engine: Engine, progress: Progress, *, 
                 more(sizes[name])
             else:
                 found = _write(work.folder / name, shard, engine, more)
-                work.finish(name, {"measured": {key: list(asdict(sums).values()) for key, sums in found.items()}})
+                work.finish(name, {"measured": {key: astuple(sums) for key, sums in found.items()}})
             measured |= {key: Sums(*numbers) for key, numbers in work.done[name]["measured"].items()}
     return measured
 
@@ -86,7 +85,7 @@ def _write(file: Path, shard: Shard, engine: Engine, progress: Callable[[int], N
     measured = write_base(file, shard.kind, shard.tensors, shard.metadata, engine, progress)
     back, _ = open_tensors(file)
     prove(shard.tensors, back)
-    return {key: sum(pieces, Sums()) for key, pieces in measured.items()}
+    return measured
 
 
 def _plan(model: Model, engine: Engine) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraforge.algebra.dtypes import FACTORS
-from loraforge.base.model import _LORA, INDEX, NAME, STEM, BaseModel
+from loraforge.base.model import _LORA, INDEX, NAME, STEM, BaseModel, Kind
 from loraforge.errors import FileError, FormatError, Try
 from loraforge.files.opening import open_tensors, snapshot
 from loraforge.files.tensorfile import TensorFile
@@ -21,9 +21,6 @@ from loraforge.names.catalog import architectures
 from loraforge.names.layout import COMPONENT, Architecture
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
-
-if TYPE_CHECKING:
-    from loraforge.base.model import Kind
 
 _FUSE_FIRST = "Fuse into the weights in full precision (bf16, fp16 or fp32), and quantise the result."
 
@@ -41,8 +38,7 @@ def open_base(path: str | Path) -> BaseModel:
     notes, index = list(took), ""
     if source.is_dir():
         whole = (source / "config.json").exists() or (source / "model_index.json").exists()
-        sat = None if whole else _sat(source)
-        if sat:
+        if not whole and (sat := _sat(source)):
             kind: Kind = "sat"
             files, notes = [_open(sat.path)], [*notes, *sat.notes]
         else:
@@ -65,11 +61,9 @@ def _sat(source: Path) -> Found | None:
     try:
         return SatFormat().find(source, Choice()) or SatFormat().below(source)
     except FileError as error:  # the verbs that take a base model have no --iteration
+        numbers = {remedy: str(remedy.options[1]) for remedy in error.remedies if remedy.names == {"--iteration"}}
         error.remedies = tuple(
-            Try(str(source / str(remedy.options[1])), instead=str(source))
-            if remedy.names == {"--iteration"}
-            else remedy
-            for remedy in error.remedies
+            Try(str(source / numbers[r]), instead=str(source)) if r in numbers else r for r in error.remedies
         )
         raise
 
@@ -77,9 +71,8 @@ def _sat(source: Path) -> Found | None:
 def _open(path: Path) -> TensorFile:
     with path.open("rb") as stream:
         if stream.read(4) == b"GGUF":
-            raise FileError(
-                f"{path} is a GGUF model, whose weights are quantised. {_FUSE_FIRST}", command("ls", "-l", path.parent)
-            )
+            text = f"{path} is a GGUF model, whose weights are quantised. {_FUSE_FIRST}"
+            raise FileError(text, command("ls", "-l", path.parent))
     file = open_tensors(path)[0]
     undivided(file)
     return file
@@ -158,15 +151,13 @@ def _under_another_name(folder: Path) -> Path:
         text = f"{folder} holds several versions of the weights: {listed([p.name for p in chosen])}. Keep one of them."
         # the largest has the most numbers, or the longest ones
         raise FileError(text, command("rm", *sorted(chosen, key=_bytes)[:-1]))
-    parts = [path.name for path, _ in known]
-    if parts:
+    if parts := [path.name for path, _ in known]:
         text = f"{folder} holds {listed(parts, 3)}, and no index that says which parts there are: it is not complete."
         raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", folder / parts[0]), "what is in it"))
     text = f"{folder} has no {STEM}.safetensors and no {INDEX}"
     strange = sorted(p.name for p in folder.glob("*.safetensors"))
     more = f"; there is {listed(strange, 3)}: where that is the model, give the file" if strange else ""
-    remedies = [command("loraforge", "inspect", "--skeleton", folder / name) for name in strange[:1]]
-    raise FileError(f"{text}{more}.", *(remedies or [command("ls", "-l", folder)]))
+    raise FileError(f"{text}{more}.", _look(folder))
 
 
 def _bytes(path: Path) -> int:
@@ -178,11 +169,8 @@ def _bytes(path: Path) -> int:
 
 def _indexed(index: Path) -> list[str]:
     table = read_json(index).get("weight_map")
-    names = (
-        sorted(set(table.values()))
-        if isinstance(table, dict) and all(isinstance(v, str) for v in table.values())
-        else []
-    )
+    values = table.values() if isinstance(table, dict) else ()
+    names = sorted(set(values)) if all(isinstance(value, str) for value in values) else []
     strange = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if strange or not names:
         what = f"names {strange[0]!r:.100}, which is not there" if strange else "names no files"
@@ -221,13 +209,13 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> It
 def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, str, str]:
     """The architecture, layout and prefix that explain most names, and at least half of those with the prefix."""
     keys = [key for file in files for key in file.tensors if not any(part in key for part in _LORA)]
-    wrapped = [key for key in keys if ".base_layer." in key]
-    if wrapped:
+    look = command("loraforge", "inspect", "--skeleton", files[0].path)
+    if wrapped := [key for key in keys if ".base_layer." in key]:
         raise FormatError(
             f"{source} was saved with its LoRA layers still in it ({wrapped[0]}): loaders read noise from it. "
             "Give the base model as it was released, and the adapter beside it; or call unload_lora_weights() before "
             "save_pretrained(). The adapter in it is read by convert.",
-            command("loraforge", "inspect", "--skeleton", files[0].path),
+            look,
         )
     best, score = None, 0
     for prefix in (SAT_PREFIX, ""):
@@ -237,14 +225,11 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
                 found = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
                 if found > score and 2 * found >= len(names):
                     best, score = (arch, layout.name, prefix), found
+    if not keys:
+        raise _swapped(source)
     if best is None:
-        if not keys:
-            raise _swapped(source)
         known = " or ".join(arch.title for arch in architectures().values())
-        raise FormatError(
-            f"{source} holds no base model of {known}" + (f": its names are like {listed(keys, 3)}." if keys else "."),
-            command("loraforge", "inspect", "--skeleton", files[0].path),
-        )
+        raise FormatError(f"{source} holds no base model of {known}: its names are like {listed(keys, 3)}.", look)
     return best
 
 
@@ -256,17 +241,11 @@ def _check(base: BaseModel) -> None:
             "save it as safetensors, or give a Diffusers folder.",
             look,
         )
-    unreadable = [key for file in base.files for key in file.opaque]
-    if unreadable:
+    if unreadable := [key for file in base.files for key in file.opaque]:
         raise FileError(f"{base.path} holds objects this tool cannot copy: {listed(unreadable, 3)}.", look)
-    packed = list(_packed(base))
-    if packed:
+    layout = base.architecture.layouts[base.layout]
+    dtypes = ((name, key, base.held[key].tensors[key].dtype) for name, key in base.parameters.items())
+    odd = [(name, f"{key} ({dtype})") for name, key, dtype in dtypes if dtype not in FACTORS]
+    # 8 bits, 4 bits packed into bytes, and what lies beside those
+    if packed := [text for name, text in odd if layout.needless(name) is None]:
         raise FormatError(f"{base.path} holds quantised weights: {listed(packed, 3)}. {_FUSE_FIRST}", look)
-
-
-def _packed(base: BaseModel) -> Iterator[str]:
-    """The parameters that are no plain numbers: 8 bits, 4 bits packed into bytes, and what lies beside those."""
-    for name, key in base.parameters.items():
-        dtype = base.held[key].tensors[key].dtype
-        if dtype not in FACTORS and base.architecture.layouts[base.layout].needless(name) is None:
-            yield f"{key} ({dtype})"

@@ -75,12 +75,12 @@ def refuse_twice(base: BaseModel, adapters: Sequence[Fused]) -> None:
     """Raise ConversionError where the base says that it holds one of the adapters already."""
     for known in held(base):
         for new in adapters:
-            if set(known.get("digests", ())) & set(new.digests):
-                raise ConversionError(
-                    f"{base.path} holds {new.path} already, fused at strength {known.get('strength', 1.0):g}. What was "
-                    "rounded away cannot be taken back: fuse it into the original base, at the strength you want.",
-                    command("ls", "-l", base.path.absolute().parent),
+            if set(known["digests"]) & set(new.digests):
+                text = (
+                    f"{base.path} holds {new.path} already, fused at strength {known['strength']:g}. What was "
+                    "rounded away cannot be taken back: fuse it into the original base, at the strength you want."
                 )
+                raise ConversionError(text, command("ls", "-l", base.path.absolute().parent))
 
 
 def held(base: BaseModel) -> list[dict[str, Any]]:
@@ -92,18 +92,12 @@ def held(base: BaseModel) -> list[dict[str, Any]]:
 
 def _is_entry(known: Any) -> bool:
     match known:
-        case {
-            "path": str(),
-            "format": str(),
-            "digests": [*digests],
-            "strength": strength,
-            "scalings": [*scalings],
-            "provenance": str(),
-            "said": str(),
-        } if scalings and all(isinstance(digest, str) for digest in digests):
-            return known.keys() == set(Fused.__slots__) and all(map(_is_factor, (strength, *scalings)))
+        case {"digests": [*digests], "strength": strength, "scalings": [first, *more]}:
+            if known.keys() != set(Fused.__slots__):
+                return False
+            texts = (known["path"], known["format"], known["provenance"], known["said"], *digests)
+            numbers = (strength, first, *more)
+            return all(isinstance(text, str) for text in texts) and all(
+                isinstance(number, int | float) and abs(number) <= LARGEST for number in numbers
+            )
     return False
-
-
-def _is_factor(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) <= LARGEST

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from loraforge.adapter.relayout import Place
-from loraforge.algebra.lora import Array
 from loraforge.errors import ConversionError
 from loraforge.names.layout import Architecture, Index, Variant
 from loraforge.text import listed
@@ -23,20 +20,12 @@ class Piece:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where every parameter of a base model goes, known from names and shapes alone."""
-
-    pieces: Mapping[str, tuple[Piece, ...]]
-    """Target key -> the rows it stacks on dim 0."""
-    dropped: Mapping[str, str]
-    """Source key -> why it is left behind."""
-
-
 def route(
     shapes: Mapping[str, tuple[int, ...]], arch: Architecture, source: str, target: str, variants: Sequence[Variant]
-) -> Route:
-    """Plan the move of a base model whose keys are `<module path>.<parameter>`, without any prefix.
+) -> tuple[dict[str, tuple[Piece, ...]], dict[str, str]]:
+    """Target key -> the rows it stacks on dim 0, and source key -> why it is left behind, from names and shapes alone.
+
+    Source keys are `<module path>.<parameter>`, without any prefix.
 
     `variants` are those it may be (`Architecture.like`). Raises ConversionError that lists the keys the source
     layout does not know, those no variant has, those the target has no module for, and incomplete stacks.
@@ -62,32 +51,11 @@ def route(
             parts = {segment: held.pop((parameter, (segment, index)), None) for segment in segments}
             problems += [f"{key}: {fault}" for fault in _mismatches(parts, shapes, arch)]
             pieces[key] = tuple(part for part in parts.values() if part)
-    homeless = sorted({part.key for part in held.values()})
-    if homeless:
+    if homeless := sorted({part.key for part in held.values()}):
         problems.append(f"layout {target} has no place for {listed(homeless)}")
     if problems:
         raise ConversionError(listed(problems))
-    return Route(pieces, dropped)
-
-
-def carry(
-    base: Mapping[str, Array], arch: Architecture, source: str, target: str, variants: Sequence[Variant]
-) -> tuple[dict[str, Array], dict[str, str]]:
-    """The parameters under the keys of another layout, and the keys left behind with the reason.
-
-    What needs no stacking is a view of the source, not a copy. Raises ConversionError as `route` does,
-    and for a stack of several element types.
-    """
-    plan = route({key: array.shape for key, array in base.items()}, arch, source, target, variants)
-    mixed = [key for key, parts in plan.pieces.items() if len({base[part.key].dtype for part in parts}) > 1]
-    if mixed:
-        raise ConversionError(f"the parts of {listed(mixed)} are of several element types")
-    return {key: _stacked(base, parts) for key, parts in plan.pieces.items()}, dict(plan.dropped)
-
-
-def _stacked(base: Mapping[str, Array], parts: Sequence[Piece]) -> Array:
-    views = [base[part.key][part.start : part.stop] for part in parts]
-    return views[0] if len(views) == 1 else np.concatenate(views)
+    return pieces, dropped
 
 
 Address = tuple[str, tuple[str, ...], Index]

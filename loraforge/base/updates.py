@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from loraforge.adapter import relayout
 from loraforge.adapter.adapter import Adapter
@@ -62,7 +62,10 @@ def _other_base(base: BaseModel, adapter: Adapter, problems: list[str]) -> str:
 
 def _runs(deltas: Sequence[tuple[Delta, float]]) -> Iterator[tuple[tuple[int, int], tuple[Term, ...]]]:
     """The rows cut wherever one of the adapters begins another block; those nobody updates are left out."""
-    placed = [(start, w, strength) for delta, strength in deltas for start, w in _placed(delta)]
+    placed = list[tuple[int, LoraWeight, float]]()
+    for delta, strength in deltas:
+        starts = accumulate((w.rows for w in delta), initial=0)
+        placed += [(start, w, strength) for start, w in zip(starts, delta, strict=False)]
     edges = sorted({edge for start, w, _ in placed for edge in (start, start + w.rows)})
     for first, last in pairwise(edges):
         terms = tuple(
@@ -72,13 +75,6 @@ def _runs(deltas: Sequence[tuple[Delta, float]]) -> Iterator[tuple[tuple[int, in
         )
         if terms:
             yield (first, last), terms
-
-
-def _placed(delta: Delta) -> Iterator[tuple[int, LoraWeight]]:
-    start = 0
-    for w in delta:
-        yield start, w
-        start += w.rows
 
 
 def _acts(w: LoraWeight, strength: float) -> bool:
