@@ -102,14 +102,13 @@ def convert_base(
         measure(tensors, engine)  # whether every number fits
     else:
         write_model(place, model, engine, progress, new=not force)
-    cast = sum(tensor.is_cast for tensor in tensors)
     others = components(key for key in base.held if key not in base.parameters.values() and key not in base.lora)
     return BaseReport(
         source={"path": told(base.path), "kind": base.kind, "layout": base.layout},
         output={"path": str(place), "files": list(model.shards), "layout": to, "dtype": dtype, "written": not dry_run},
         variant=variant.name,
         tensors=len(every),
-        cast=cast,
+        cast=sum(tensor.is_cast for tensor in tensors),
         dropped=dropped,
         rebuilt={key: why for key, (_, why) in rebuilt.items()},
         left_out=others,

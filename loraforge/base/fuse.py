@@ -167,13 +167,11 @@ def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[floa
 
 def _model(base: BaseModel, runs: Mapping[str, Runs], out: Path, dtype: str | None, said: str, *, alone: bool) -> Model:
     """The files of the result: the base's own, but for the weights that change."""
-    names = shards(base, out, alone=alone)
-    written = {}
+    names, written = shards(base, out, alone=alone), dict[str, Shard]()
+    kind: Literal["safetensors", "torch"] = "torch" if base.kind == "sat" else "safetensors"
     for name, file in names.items():
-        tensors = tuple(_tensors(base, file, runs, dtype))
-        kind: Literal["safetensors", "torch"] = "torch" if base.kind == "sat" else "safetensors"
-        metadata = {"format": "pt"} if file.kind != kind else dict(file.metadata)
-        written[name] = Shard(kind, tensors, metadata | {KEY: said})
+        metadata = file.metadata if file.kind == kind else {"format": "pt"}
+        written[name] = Shard(kind, tuple(_tensors(base, file, runs, dtype)), {**metadata, KEY: said})
     copied, texts = beside(base, names, alone=alone)
     total = sum(shard.nbytes for shard in written.values())
     return Model(written, copied, texts | index_text(base, names, total))

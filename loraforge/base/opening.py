@@ -93,10 +93,9 @@ def _full_precision(folder: Path) -> None:
         elif files := sorted(path for path in folder.glob("*.safetensors")):
             text += f" Where {listed([path.name for path in files], 3)} is the model, give the file."
         raise FileError(text, _look(folder))
-    config = read_json(file)
-    said = config.get("quantization_config")
-    if said is not None:
-        method = said.get("quant_method", "some method") if isinstance(said, dict) else "some method"
+    quantized = read_json(file).get("quantization_config")
+    if quantized is not None:
+        method = quantized.get("quant_method", "some method") if isinstance(quantized, dict) else "some method"
         raise FileError(f"{file} says the weights are quantised ({method!s:.60}). {_FUSE_FIRST}", _look(folder))
 
 

@@ -45,19 +45,14 @@ def _waves(coordinates: Array, channels: int) -> Array:
 def rotary(config: Mapping[str, Any], head: int, wave: Callable[[Array], Array]) -> Array:
     """[patches, head]: the sines (`wave` is np.sin) or cosines that rotate queries and keys. float32."""
     widths = head // 4, head // 8 * 3, head // 8 * 3
-    angles = [
-        np.repeat(np.outer(coordinates, _frequencies(channels)), 2, axis=1)
-        for coordinates, channels in zip(_coordinates(config), widths, strict=True)
-    ]
+    angles = list[Array]()
+    for coordinates, channels in zip(_coordinates(config), widths, strict=True):
+        power = np.arange(0, channels, 2, dtype=np.float32)[: channels // 2] / np.float32(channels)
+        frequencies = np.float32(1) / np.float32(BASE) ** power
+        angles.append(np.repeat(np.outer(coordinates, frequencies), 2, axis=1))
     return wave(np.concatenate(angles, axis=1))
 
 
 def _coordinates(config: Mapping[str, Any]) -> Array:
     """[3, patches]: the frame, row and column of each patch. float32."""
     return np.indices(grid(config), np.float32).reshape(3, -1)
-
-
-def _frequencies(channels: int) -> Array:
-    power = np.arange(0, channels, 2, dtype=np.float32)[: channels // 2] / np.float32(channels)
-    frequencies: Array = (np.float32(1) / np.float32(BASE) ** power).astype(np.float32)
-    return frequencies

@@ -26,15 +26,14 @@ def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[
     """
     found: dict[str, list[tuple[Delta, float]]] = {}
     for adapter, strength in adapters:
+        look = command("loraforge", "inspect", _name(adapter))
         if adapter.architecture != base.architecture.name:
-            raise ConversionError(
-                f"{base.path} is a {base.architecture.title}, and {_name(adapter)} adapts {adapter.architecture}.",
-                command("loraforge", "inspect", _name(adapter)),
-            )
+            text = f"{base.path} is a {base.architecture.title}, and {_name(adapter)} adapts {adapter.architecture}."
+            raise ConversionError(text, look)
         relaid = relayout.relayout(adapter.modules, base.architecture, adapter.layout, base.layout)
         problems = [text for path, (delta, _) in relaid.items() for text in _misfit(base, path, delta)]
         if problems:
-            raise ConversionError(_other_base(base, adapter, problems), command("loraforge", "inspect", _name(adapter)))
+            raise ConversionError(_other_base(base, adapter, problems), look)
         for path, (delta, _) in relaid.items():
             found.setdefault(base.parameters[f"{path}.weight"], []).append((delta, strength))
     return {key: dict(_runs(deltas)) for key, deltas in found.items()}

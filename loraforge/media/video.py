@@ -107,7 +107,9 @@ def read_image(path: Path) -> Image:
         with Image.open(path, formats=_PICTURES) as stored:
             upright = ImageOps.exif_transpose(stored)
             if upright.mode.startswith("I"):
-                return _of_sixteen_bits(upright)
+                # 16-bit grey: keep the upper eight bits, as the versions of Pillow differ in how `convert` does it
+                grey = np.clip(np.asarray(upright, np.int64), 0, 0xFFFF) >> 8
+                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
@@ -115,14 +117,6 @@ def read_image(path: Path) -> Image:
     except Exception as error:  # decoders raise errors of many types
         why = plain(str(error) or type(error).__name__, 200).removesuffix(".")
         raise FileError(f"{path} is no picture that can be read: {why}.", Try(command("file", path))) from error
-
-
-def _of_sixteen_bits(picture: Image) -> Image:
-    """A 16-bit grey image reduced to its upper eight bits: the versions of Pillow differ in how `convert` does it."""
-    from PIL import Image
-
-    grey = (np.clip(np.asarray(picture, np.int64), 0, 0xFFFF) >> 8).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
 
 
 def _checked(frames: Iterable[Frames], path: Path) -> Iterator[Frames]:
