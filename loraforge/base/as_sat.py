@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from loraforge.base import positions
-from loraforge.base.job import Model, Shard
+from loraforge.base.job import Model
 from loraforge.base.model import BaseModel
-from loraforge.base.stream import NewTensor
+from loraforge.base.stream import NewTensor, Shard
 from loraforge.files.tensorfile import KEY
 from loraforge.format.sat_names import CHECKPOINT, ITERATION, SAT_PREFIX
 from loraforge.names.diffusers_config import fixed
@@ -22,10 +22,10 @@ _UNUSED = "SAT's base class asks for it, and no CogVideoX uses it: zeros"
 _COMPUTED = "computed for the sample in the configuration, as SAT does when it starts"
 
 
-def _rebuilt(
+def rebuilt_tensors(
     base: BaseModel, config: Mapping[str, Any], variant: Variant, tensors: list[NewTensor]
 ) -> dict[str, tuple[NewTensor, str]]:
-    """The keys SAT insists on and no other layout has. It refuses to run where one is missing."""
+    """Key -> a tensor that only SAT has, without which it refuses to run, and where its numbers come from."""
     by_key = {tensor.key.removeprefix(SAT_PREFIX): tensor for tensor in tensors}
     patch = by_key["mixins.patch_embed.proj.weight"]
     width = patch.shape[0]
@@ -49,6 +49,7 @@ def _rebuilt(
     }
 
 
-def _sat_model(tensors: list[NewTensor], said: str) -> Model:
+def sat_model(tensors: list[NewTensor], origin: str) -> Model:
+    """The files of a SAT run. `origin` is our entry in the checkpoint."""
     name = f"{ITERATION}/{CHECKPOINT}"
-    return Model({name: Shard("torch", tuple(tensors), {KEY: said})}, {}, {"latest": ITERATION})
+    return Model({name: Shard("torch", tuple(tensors), {KEY: origin})}, {}, {"latest": ITERATION})

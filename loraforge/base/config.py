@@ -1,4 +1,4 @@
-"""Diffusers' config.json of a base model: what its shapes tell, what its variant fixes, what its SAT run configured.
+"""Diffusers' config.json of a base model: from its shapes, its variant, and the configuration of its SAT run.
 
 Sources: diffusers models/transformers/cogvideox_transformer_3d.py (the entries), CogVideo
 tools/convert_weight_sat2hf.py (`get_transformer_init_kwargs`), the config.json of the released models.
@@ -21,62 +21,60 @@ from loraforge.scale.origin import own_entry
 from loraforge.text import command, listed
 
 PIXELS = 8
-"""Of the VAE, per latent row and column."""
+"""Pixels of a video per latent row and column: what the VAE reduces."""
 _POSITIONS = "mixins.pos_embed.pos_embedding"
-"""In SAT: what a model without rotary positions, or with learned ones, has."""
+"""SAT's table of positions: a model has it if its positions are learned, or not rotary."""
 
 
 def variant_of(base: BaseModel) -> Variant:
-    """The one released model it is like. Raises ConversionError where that cannot be told."""
-    able = [variant for variant in base.variants if not _speaks_against(base, variant)]
-    kinds = {str(entries(base.architecture, variant)): variant for variant in reversed(able)}
+    """The one released model that it resembles. Raises ConversionError if none or several could be it."""
+    possible = [variant for variant in base.variants if not _speaks_against(base, variant)]
+    kinds = {str(entries(base.architecture, variant)): variant for variant in reversed(possible)}
     if len(kinds) == 1:
         return next(iter(kinds.values()))
-    names = " or ".join(variant.name for variant in able)
-    text = f"{names}, and its other names do not tell which" if able else f"no released {base.architecture.title}"
+    names = " or ".join(variant.name for variant in possible)
+    text = f"{names}, and its other names do not tell which" if possible else f"no released {base.architecture.title}"
     look = command("loraforge", "inspect", "--skeleton", base.files[0].path)
     raise ConversionError(f"{base.path} has the shapes of {text}.", look)
 
 
 def _speaks_against(base: BaseModel, variant: Variant) -> bool:
-    """Whether its tables of positions, or its own config.json, are another's: what no shape of a weight tells."""
-    wants = fixed(base.architecture, variant)
+    """Whether its tables of positions or its config.json exclude the variant; the shapes of weights do not."""
+    expected = fixed(base.architecture, variant)
     if base.layout == "sat":
-        learned, rotary = (wants[f"use_{kind}_positional_embeddings"] for kind in ("learned", "rotary"))
+        learned, rotary = (expected[f"use_{kind}_positional_embeddings"] for kind in ("learned", "rotary"))
         return (_POSITIONS in base.parameters) != (learned or not rotary)
     own = own_config(base)
     stated = [item for other in base.architecture.variants for item in other.config.items()]
-    switches = {name for name, on in stated if isinstance(on, bool | str)}  # numbers change where it is trained further
-    return any(own[name] != wants[name] for name in switches & own.keys() & wants.keys())
+    switches = {name for name, on in stated if isinstance(on, bool | str)}  # training can change the numbers
+    return any(own[name] != expected[name] for name in switches & own.keys() & expected.keys())
 
 
 def own_config(base: BaseModel) -> dict[str, Any]:
-    """The config.json of a Diffusers base; empty where it has none."""
+    """The config.json of a Diffusers base; empty if it has none."""
     file = base.folder / "config.json"
     return read_json(file) if base.kind in ("pipeline", COMPONENT) and file.is_file() else {}
 
 
 def diffusers_config(base: BaseModel, variant: Variant, sample: str | None = None) -> tuple[dict[str, Any], str]:
-    """The entries of config.json, sorted, and the source of those that no shape tells.
+    """The entries of config.json, sorted, and the source of those that do not follow from shapes.
 
-    `sample`: frames, height and width in pixels, `49x480x720`; it counts before what the base says. Raises
-    ConversionError if the architecture's data lists no entries, or if learned positions are of another size.
+    `sample`: frames, height and width in pixels, as `49x480x720`; it replaces what the base states. Raises
+    ConversionError if the architecture's data lists no entries, or if learned positions have another size.
     """
     if not base.architecture.config:
         text = f"the configuration of {base.architecture.title} in Diffusers is not known: its data has no [config]."
         raise ConversionError(text, command("loraforge", "layouts", base.architecture.name))
-    wants = entries(base.architecture, variant)
+    expected = entries(base.architecture, variant)
     given = {} if sample is None else _sample(sample)
-    if not wants.keys() >= given.keys():
+    if not expected.keys() >= given.keys():
         raise ConversionError(f"--sample is for positions that are learned, which {base.architecture.title} has not.")
     stated, where = _configured(base)
-    if given:
-        where = "--sample"
-    config = filled(wants, sizes(base.architecture, base.placed)) | stated | given
-    if lacking := sorted(wants.keys() - config.keys()):
+    config = filled(expected, sizes(base.architecture, base.placed)) | stated | given
+    if lacking := sorted(expected.keys() - config.keys()):
         text = f"{base.path} is not a whole {base.architecture.title}: no weight tells {listed(lacking, 3)}."
         raise ConversionError(text, command("ls", "-l", base.folder))
-    where = where or f"{variant.name} as released"
+    where = "--sample" if given else where or f"{variant.name} as released"
     if shape := base.shape(_POSITIONS):
         of_text = shape[-2] - math.prod(grid(config))
         if given and of_text > 0:
@@ -87,7 +85,7 @@ def diffusers_config(base: BaseModel, variant: Variant, sample: str | None = Non
 
 
 def other_size(base: BaseModel, config: Mapping[str, Any]) -> Iterator[str]:
-    """A note if a table of positions, which Diffusers computes itself, is of another size than the configuration."""
+    """A note if SAT's table of positions, which Diffusers computes, has another size than the configuration."""
     shape = base.shape(_POSITIONS)
     if shape and shape[-2] != config["max_text_seq_length"] + math.prod(grid(config)):
         yield (
@@ -114,11 +112,11 @@ def _sample(text: str) -> dict[str, int]:
     return {"sample_frames": frames, "sample_height": height // PIXELS, "sample_width": width // PIXELS}
 
 
-def _other_size(base: BaseModel, config: Mapping[str, Any], places: int, where: str) -> ConversionError:
-    """The refusal, with the sizes near the one at hand that have as many positions."""
+def _other_size(base: BaseModel, config: Mapping[str, Any], positions: int, where: str) -> ConversionError:
+    """The refusal, with remedies: the sizes with as many positions whose shape is nearest to the configured one."""
     text, patches, pixels = config["max_text_seq_length"], math.prod(grid(config)), PIXELS * config["patch_size"]
     frames = (config["sample_frames"] - 1) // config["temporal_compression_ratio"] + 1
-    area, rest = divmod(places - text, frames)
+    area, rest = divmod(positions - text, frames)
     aspect = config["sample_width"] / config["sample_height"]
     sides = [(h, area // h) for h in range(1, max(area, 0) + 1) if area % h == 0 and not rest]
     near = sorted((s for s in sides if 1 / 3 <= s[0] / s[1] <= 3), key=lambda s: abs(math.log(s[1] / s[0] / aspect)))
@@ -126,7 +124,7 @@ def _other_size(base: BaseModel, config: Mapping[str, Any], places: int, where: 
     ways = [adding("--sample", f"{count}x{h * pixels}x{w * pixels}", why="if so trained") for h, w in near[:4]]
     size = f"{count}x{config['sample_height'] * PIXELS}x{config['sample_width'] * PIXELS}"
     return ConversionError(
-        f"{base.path} has {places} learned positions, and {where} ({size}) has {text + patches}: it was "
+        f"{base.path} has {positions} learned positions, and {where} ({size}) has {text + patches}: it was "
         f"trained at another size. State it with --sample FRAMESxHEIGHTxWIDTH, in pixels, or put the run's {CONFIG} "
         "beside it.",
         *(ways or [Try(command("loraforge", "convert-base", "--help"))]),

@@ -1,4 +1,4 @@
-"""Opening a base model: which files hold it, in which layout, and what refuses it."""
+"""Opens a base model: finds its files and its layout, and refuses what is no base model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraforge.algebra.dtypes import FACTORS
-from loraforge.base.model import _LORA, INDEX, NAME, STEM, BaseModel, Kind
+from loraforge.base.model import INDEX, LORA, NAME, STEM, BaseModel, Kind
 from loraforge.errors import FileError, FormatError, Try
 from loraforge.files.opening import open_tensors, snapshot
 from loraforge.files.tensorfile import TensorFile
@@ -28,8 +28,8 @@ _FUSE_FIRST = "Fuse into the weights in full precision (bf16, fp16 or fp32), and
 def open_base(path: str | Path) -> BaseModel:
     """Open a base model.
 
-    Raises FileError or FormatError that says what is there instead: an adapter, quantised weights, `.bin` files, a
-    model saved with its LoRA layers in it, an index that does not agree with its shards.
+    Raises FileError or FormatError that names what was given instead: an adapter, quantised weights, several versions
+    of the weights, a model saved with its LoRA layers, or an index that does not match its shards.
     """
     source = Path(path)
     if not source.exists():
@@ -79,7 +79,7 @@ def _open(path: Path) -> TensorFile:
 
 
 def _full_precision(folder: Path) -> None:
-    """Refuses what a config.json declares quantised."""
+    """Raise FileError if the config.json is missing or declares the weights quantised."""
     file = folder / "config.json"
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
@@ -100,7 +100,7 @@ def _full_precision(folder: Path) -> None:
 
 
 def _look(folder: Path) -> str:
-    """The command that shows what is in the weights of a folder, or in the folder."""
+    """The command that lists the tensors in a folder, or its files if it has none."""
     files = sorted(folder.glob("*.safetensors"))
     return command("loraforge", "inspect", "--skeleton", files[0]) if files else command("ls", "-l", folder)
 
@@ -111,13 +111,13 @@ def _swapped(source: Path) -> FormatError:
 
 
 def missing_parts(base: BaseModel) -> list[str]:
-    """The components of a pipeline that its model_index.json names and has not got."""
+    """The components that a pipeline's model_index.json names as absent."""
     parts = read_json(base.path / "model_index.json").items()
     return sorted(name for name, kind in parts if kind == [None, None])
 
 
 def _shards(folder: Path, notes: list[str]) -> tuple[list[TensorFile], str]:
-    """The tensor files of a model folder, as `from_pretrained` picks them, and the name of their index."""
+    """The tensor files that `from_pretrained` loads from a model folder, and the name of their index."""
     single, index = folder / f"{STEM}.safetensors", folder / INDEX
     others = sorted({p.name for p in folder.glob("*.safetensors")} - {single.name})
     if single.is_file() and index.is_file():
@@ -140,10 +140,10 @@ def _shards(folder: Path, notes: list[str]) -> tuple[list[TensorFile], str]:
 
 
 def _under_another_name(folder: Path) -> Path:
-    """The one index, or else the one file, that holds the weights: of a variant, of `zero_to_fp32.py`, or `*.bin`."""
-    known = [(path, found) for path in sorted(folder.iterdir()) if (found := NAME.fullmatch(path.name))]
-    whole = [(path, found) for path, found in known if found["index"] or not found["part"]]
-    chosen = [path for path, found in whole if found["suffix"] == "safetensors"] or [path for path, _ in whole]
+    """The one index or file of weights that has another name: of a variant, of `zero_to_fp32.py`, or `*.bin`."""
+    known = [(path, match) for path in sorted(folder.iterdir()) if (match := NAME.fullmatch(path.name))]
+    whole = [(path, match) for path, match in known if match["index"] or not match["part"]]
+    chosen = [path for path, match in whole if match["suffix"] == "safetensors"] or [path for path, _ in whole]
     if len(chosen) == 1:
         return chosen[0]
     if chosen:
@@ -160,13 +160,14 @@ def _under_another_name(folder: Path) -> Path:
 
 
 def _bytes(path: Path) -> int:
-    """Size of a file, or of what an index says there is."""
+    """Size of a file, or of all files that an index names."""
     if path.suffix != ".json":
         return path.stat().st_size
     return sum((path.parent / name).stat().st_size for name in _indexed(path))
 
 
 def _indexed(index: Path) -> list[str]:
+    """The files that an index names, sorted. Raises FileError if one of them is missing."""
     table = read_json(index).get("weight_map")
     values = table.values() if isinstance(table, dict) else ()
     names = sorted(set(values)) if all(isinstance(value, str) for value in values) else []
@@ -178,14 +179,14 @@ def _indexed(index: Path) -> list[str]:
 
 
 def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> Iterator[str]:
-    """What an index says that its shards do not bear out, and no loader minds.
+    """Notes on differences between an index and its shards that loaders ignore.
 
-    Raises FileError where a weight of the model is missing, is there twice, or is in another shard than named.
+    Raises FileError if a weight of the model is missing, is in several shards, or in another than the index names.
     """
-    place = files[0].path.parent / index
-    table = read_json(place)["weight_map"]
-    real = {key: file.path.name for file in files for key in file.tensors}
-    counts = Counter(key for file in files for key in file.tensors)
+    file = files[0].path.parent / index
+    table = read_json(file)["weight_map"]
+    real = {key: shard.path.name for shard in files for key in shard.tensors}
+    counts = Counter(key for shard in files for key in shard.tensors)
     twice = sorted(key for key, count in counts.items() if count > 1)
     moved = sorted(key for key in real.keys() & table.keys() if real[key] != table[key])
     missing = sorted(table.keys() - real.keys())
@@ -196,8 +197,8 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> It
         (needed, "is in none of the shards, although the index names it"),
     ):
         if keys:
-            text = f"{place} and the shards beside it do not agree: {listed(keys, 3)} {what}. They were saved apart."
-            odd = place.parent / real.get(keys[0], files[0].path.name)
+            text = f"{file} and the shards beside it do not agree: {listed(keys, 3)} {what}. They were saved apart."
+            odd = file.parent / real.get(keys[0], files[0].path.name)
             raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", odd), "what is in it"))
     if missing:
         yield f"the index names {listed(missing, 3)}, which no shard holds and the model has no place for"
@@ -206,8 +207,8 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> It
 
 
 def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, str, str]:
-    """The architecture, layout and prefix that explain most names, and at least half of those with the prefix."""
-    keys = [key for file in files for key in file.tensors if not any(part in key for part in _LORA)]
+    """The architecture, layout and prefix that explain most names, and at least half of the names with the prefix."""
+    keys = [key for file in files for key in file.tensors if not LORA.search(key)]
     look = command("loraforge", "inspect", "--skeleton", files[0].path)
     if wrapped := [key for key in keys if ".base_layer." in key]:
         raise FormatError(
@@ -221,9 +222,9 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
         names = [key.removeprefix(prefix).replace(".original.", ".") for key in keys if key.startswith(prefix)]
         for arch in architectures().values():
             for layout in arch.layouts.values():
-                found = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
-                if found > score and 2 * found >= len(names):
-                    best, score = (arch, layout.name, prefix), found
+                count = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
+                if count > score and 2 * count >= len(names):
+                    best, score = (arch, layout.name, prefix), count
     if not keys:
         raise _swapped(source)
     if best is None:

@@ -1,4 +1,4 @@
-"""The tables of positions that SAT stores and Diffusers computes, for bases that go to SAT.
+"""The tables of positions that SAT stores and Diffusers computes, for bases that are converted to SAT.
 
 Sources: CogVideo sat/dit_video_concat.py (`get_3d_sincos_pos_embed`, `Rotary3DPositionEmbeddingMixin`): a quarter of
 the channels is for the frame, three eighths each for row and column; sines before cosines in the table that is
@@ -27,7 +27,7 @@ def grid(config: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def sincos(config: Mapping[str, Any], width: int) -> Array:
-    """[1, text + patches, width]: zeros for the text, then sines and cosines of where a patch lies. float64."""
+    """[1, text + patches, width]: zeros for the text, then sines and cosines of a patch's coordinates. float64."""
     frames, rows, columns = _coordinates(config)
     space, time = (np.float32(config[f"{axis}_interpolation_scale"]) for axis in ("spatial", "temporal"))
     space_width = width // 4 * 3 // 2

@@ -1,4 +1,4 @@
-"""A base model's parameters move between layouts through the same segments as a LoRA's rows."""
+"""Moves a base model's parameters between layouts, through the same segments as a LoRA's rows."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def route(
 
     Source keys are `<module path>.<parameter>`, without any prefix.
 
-    `variants` are those it may be (`Architecture.like`). Raises ConversionError that lists the keys the source
-    layout does not know, those no variant has, those the target has no module for, and incomplete stacks.
+    `variants`: the released models it may be. Raises ConversionError that lists the keys that the source layout does
+    not know, those that no variant has, those that the target has no module for, and incomplete stacks.
     """
     kept, dropped = _sorted_out(shapes, arch, source, variants)
     held: dict[tuple[str, Place], Piece] = {}
@@ -45,8 +45,8 @@ def route(
             start += size
     pieces: dict[str, tuple[Piece, ...]] = {}
     for template, segments in arch.layouts[target].modules.items():
-        found = {(name, index) for name, (segment, index) in held if segment in segments}
-        for parameter, index in sorted(found, key=lambda place: (place[1], place[0])):
+        parameters = {(index, name) for name, (segment, index) in held if segment in segments}
+        for index, parameter in sorted(parameters):
             key = f"{template.fill(index)}.{parameter}"
             parts = {segment: held.pop((parameter, (segment, index)), None) for segment in segments}
             problems += [f"{key}: {fault}" for fault in _mismatches(parts, shapes, arch)]
@@ -65,7 +65,7 @@ Address = tuple[str, tuple[str, ...], Index]
 def _sorted_out(
     keys: Mapping[str, object], arch: Architecture, layout: str, variants: Sequence[Variant]
 ) -> tuple[dict[str, Address], dict[str, str]]:
-    """The keys that are carried, and those that are left behind with the reason."""
+    """The keys that are moved, with their addresses, and those that are left behind, with the reason."""
     if not variants:
         raise ConversionError(f"no released {arch.title} has these shapes, so what its keys mean is not known")
     kept, dropped = dict[str, Address](), dict[str, str]()
@@ -92,15 +92,15 @@ def _sorted_out(
 
 def _address(key: str, arch: Architecture, layout: str) -> Address | None:
     path, _, parameter = key.rpartition(".")
-    place = arch.layouts[layout].locate(path)
-    segments = arch.layouts[layout].modules[place[0]] if place else ()
-    return (parameter, segments, place[1]) if place and parameter in arch.named(segments) else None
+    located = arch.layouts[layout].locate(path)
+    segments = arch.layouts[layout].modules[located[0]] if located else ()
+    return (parameter, segments, located[1]) if located and parameter in arch.named(segments) else None
 
 
 def _mismatches(
     parts: Mapping[str, Piece | None], shapes: Mapping[str, tuple[int, ...]], arch: Architecture
 ) -> Iterator[str]:
-    """What keeps the parts of one tensor from being stacked."""
+    """Why the parts of one tensor cannot be stacked."""
     missing = [segment for segment, part in parts.items() if part is None]
     if missing:
         yield f"{', '.join(missing)} is missing"

@@ -1,4 +1,4 @@
-"""Which rows of which base weights an adapter updates, and whether it fits them."""
+"""The rows of base weights that an adapter updates, and the check that it fits them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Runs = Mapping[tuple[int, int], tuple[Term, ...]]
 
 
 def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, Runs]:
-    """Key of a base weight -> what is added to its rows, by adapters at strengths.
+    """Key of a base weight -> the updates of its rows, by adapters at strengths.
 
-    Raises ConversionError that lists every module that is not there or is of another shape, and says which released
-    base the adapter fits.
+    Raises ConversionError that lists the modules that the base lacks or has in another shape, and names the released
+    base that the adapter fits.
     """
-    found: dict[str, list[tuple[Delta, float]]] = {}
+    deltas: dict[str, list[tuple[Delta, float]]] = {}
     for adapter, strength in adapters:
         look = command("loraforge", "inspect", _name(adapter))
         if adapter.architecture != base.architecture.name:
@@ -35,8 +35,8 @@ def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[
         if problems:
             raise ConversionError(_other_base(base, adapter, problems), look)
         for path, (delta, _) in relaid.items():
-            found.setdefault(base.parameters[f"{path}.weight"], []).append((delta, strength))
-    return {key: dict(_runs(deltas)) for key, deltas in found.items()}
+            deltas.setdefault(base.parameters[f"{path}.weight"], []).append((delta, strength))
+    return {key: dict(_runs(weighted)) for key, weighted in deltas.items()}
 
 
 def _name(adapter: Adapter) -> str:
@@ -60,7 +60,7 @@ def _other_base(base: BaseModel, adapter: Adapter, problems: list[str]) -> str:
 
 
 def _runs(deltas: Sequence[tuple[Delta, float]]) -> Iterator[tuple[tuple[int, int], tuple[Term, ...]]]:
-    """The rows cut wherever one of the adapters begins another block; those nobody updates are left out."""
+    """The rows, cut where a block of an adapter begins or ends; rows without an update are left out."""
     placed = list[tuple[int, LoraWeight, float]]()
     for delta, strength in deltas:
         starts = accumulate((w.rows for w in delta), initial=0)
@@ -77,5 +77,5 @@ def _runs(deltas: Sequence[tuple[Delta, float]]) -> Iterator[tuple[tuple[int, in
 
 
 def _acts(w: LoraWeight, strength: float) -> bool:
-    """Whether it changes anything. DoRA does at strength 0 too: it sets the length of the rows."""
+    """Whether it changes anything. DoRA does even at strength 0, because it sets the norm of the rows."""
     return w.magnitude is not None or bool(w.rank and w.scaling * strength)
