@@ -1,4 +1,4 @@
-"""Which fusion backends there are, and which one to take."""
+"""Lists the fusion backends and chooses one of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MEMBERS = ("name", "summary", "devices", "fuse")
 
 
 def read_backends(registry: Registry) -> Reading[dict[str, FusionBackend]]:
-    """Every backend by name. What is none, or has a name already taken, is noted with its plugin and left out."""
+    """Every backend by name. Objects that are no backend, or whose name is taken, become faults of their plugin."""
     reading = Reading(dict[str, FusionBackend]())
     ours = [(BUILT_IN, backend) for backend in (NumpyBackend(), TorchBackend())]
     for owner, item in [*ours, *registry.read(load).value.returned["loraforge_fusion_backends"]]:
@@ -40,8 +40,8 @@ def backends() -> Mapping[str, FusionBackend]:
 def choose(name: str = "auto", device: str = "auto") -> tuple[FusionBackend, str]:
     """A backend and a device of it.
 
-    `auto` is a GPU where a backend has one, else the first backend that runs here. Raises LoraforgeError that
-    says what there is when no backend of that name, or none with that device, can run.
+    `auto` is a GPU if a backend has one, else the first backend that runs here. Raises LoraforgeError, which lists the
+    backends, if no backend of that name, or none with that device, can run.
     """
     known = backends()
     if name not in ("auto", *known):
