@@ -74,16 +74,16 @@ def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequenc
     across = len(shown) * (picture[0] + _GAP) + _GAP
     size = min(30, max(16, across // 70))
     large, small = (ImageFont.load_default(points) for points in (size, max(14, size * 4 // 5)))
-    wanted = max([large.getlength(label) for label in labels] + [small.getlength(note) for note in notes])
-    whole = min(_WIDEST, max(across, math.ceil(wanted) + 2 * _GAP))
+    text_width = max([large.getlength(label) for label in labels] + [small.getlength(note) for note in notes])
+    page_width = min(_WIDEST, max(across, math.ceil(text_width) + 2 * _GAP))
     line = size * 3 // 2
     row = 3 * line + picture[1] + 2 * _GAP  # label, note, pictures, numbers
-    page = Image.new("RGB", (whole, len(clips) * row + _GAP), _WHITE)
+    page = Image.new("RGB", (page_width, len(clips) * row + _GAP), _WHITE)
     draw = ImageDraw.Draw(page)
     for n, (clip, label, note) in enumerate(zip(clips, labels, notes, strict=True)):
         top = n * row + _GAP
-        draw.text((_GAP, top), _cut(label, large, whole - 2 * _GAP), _BLACK, large)
-        draw.text((_GAP, top + line), _cut(note, small, whole - 2 * _GAP), _GREY, small)
+        draw.text((_GAP, top), _cut(label, large, page_width - 2 * _GAP), _BLACK, large)
+        draw.text((_GAP, top + line), _cut(note, small, page_width - 2 * _GAP), _GREY, small)
         top += 2 * line
         for m, number in enumerate(shown):
             left = _GAP + m * (picture[0] + _GAP)
@@ -91,7 +91,7 @@ def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequenc
             page.paste(Image.fromarray(clip[number]).resize(picture, method), (left, top))
             draw.text((left, top + picture[1] + 2), f"frame {number}", _GREY, small)
         if n:
-            draw.line((0, n * row, whole, n * row), (208,) * 3)
+            draw.line((0, n * row, page_width, n * row), (208,) * 3)
     return page
 
 
