@@ -15,7 +15,7 @@ from loraforge.conversion.evidence import doubt
 from loraforge.conversion.read import ambiguous, read_file
 from loraforge.conversion.report import scale_text
 from loraforge.conversion.store import entry_of
-from loraforge.document import Document
+from loraforge.document import Document, rows
 from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, adding, as_commands
 from loraforge.files.destination import Destination, destination, replacing
 from loraforge.files.digest import changed, scan
@@ -69,17 +69,12 @@ class Stamp(Document):
         claim = "acts as trained" if self.shown else "is right if it is what its names fit"
         if self.scale.program:
             claim = f"acts as it acts in {self.scale.program}, whatever training used,"
-        strength = (
-            f"1.0 {claim} in {self.acts_in}; what reads no header applies 1.0 to these tensors"
-            if self.acts_in
-            else "no program that was run takes names and scale as they stand: convert the file, which tells its scale"
-        )
-        return [
-            *out,
-            "  tensors   the same bytes, compared",
-            f"  strength  {strength}",
-            f"  anywhere  {folding}   # folds it in",
-        ]
+        strength = f"1.0 {claim} in {self.acts_in}; what reads no header applies 1.0 to these tensors"
+        if not self.acts_in:
+            strength = "no program that was run takes names and scale as they stand: convert the file"
+            strength += ", which tells its scale"
+        table = {"tensors": "the same bytes, compared", "strength": strength, "anywhere": f"{folding}   # folds it in"}
+        return [*out, *rows(table.items())]
 
 
 @takes_stated
@@ -112,7 +107,8 @@ def stamp(
     notes = check_base(adapter, adapter.base_model, "loraforge", "convert", file.path, "--to", "diffusers")
     unshown = doubt(adapter)
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
-    scale = given(choice.stated, ranks) or adapter.scale
+    claim = given(choice.stated, ranks)
+    scale = Scale("given", claim.said) if claim else adapter.scale
     adapter = replace(adapter, scale=scale, source=Source(Path(source), file, form.name, ""))
     metadata, replaced = _metadata(adapter, file, ranks, _typed(choice))
     goes = _destination(file.path, _typed(choice), out, in_place=in_place, force=force)
@@ -134,15 +130,11 @@ def _opened(source: str | Path, choice: Choice, *, in_place: bool) -> tuple[Form
         raise not_an_adapter(file)
     if file.kind != "safetensors" or form.name not in STAMPED:
         what = "is a torch file, which has no header" if file.kind != "safetensors" else f"is read as {form.name}"
-        raise FormatError(
-            f"{file.path} {what}: no loader looks for a scale there. Convert it, stating the alpha.",
-            command("loraforge", "convert", file.path, "--to", "diffusers", *_typed(choice)),
-        )
+        text = f"{file.path} {what}: no loader looks for a scale there. Convert it, stating the alpha."
+        raise FormatError(text, command("loraforge", "convert", file.path, "--to", "diffusers", *_typed(choice)))
     if form.name == "peft" and (config := config_path(file)):
-        raise FormatError(
-            f"{file.path} has its scale in the {config.name} beside it, where PEFT looks for it.",
-            command("loraforge", "inspect", source),
-        )
+        text = f"{file.path} has its scale in the {config.name} beside it, where PEFT looks for it."
+        raise FormatError(text, command("loraforge", "inspect", source))
     return form, file
 
 

@@ -17,7 +17,7 @@ def candidates(ranks: Mapping[str, int], writes: str) -> list[Try]:
             continue
         alpha, rank = trainer["alpha"], trainer["ranks"][0]
         kept, ratio = alpha / values[-1], alpha / rank
-        if values == [rank for rank in trainer["ranks"] if rank in values]:
+        if set(values) <= set(trainer["ranks"]):
             found = [("--trained-by", name, kept, trainer["title"])]
         elif alpha == rank:
             found = [("--trained-scale", "1", 1.0, trainer["title"])]

@@ -31,9 +31,8 @@ def _script(text: str, path: Path) -> list[list[_Entry]]:
     code = re.sub(r"[\\^`][ \t]*\n[ \t\n]*\n(?=[ \t]*-)", lambda match: "\0".rjust(len(match[0])), code)
     code = re.sub(r"[\\^`][ \t]*\n", lambda match: " " * len(match[0]), code)
     if lost := re.search(rf"\0[^\n]*?{_OPTION.pattern}", code):
-        raise _wrong(
-            path, f"line {bisect_right(starts, lost.start(1))}: a comment or gap above --{lost[1]} ends its command."
-        )
+        line = bisect_right(starts, lost.start(1))
+        raise _wrong(path, f"line {line}: a comment or gap above --{lost[1]} ends its command.")
     variables = dict[str, dict[str, int]]()
     for match in _ASSIGNED.finditer(code):  # `A+=1`, `A = B / 2`, `for A in`: no one line says all
         value = match[0].strip() if match[2] or match[4] or match[5] else match[3]

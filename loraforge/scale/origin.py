@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from loraforge._version import __version__
 from loraforge.errors import ScaleError
 from loraforge.files.tensorfile import KEY
 from loraforge.scale.resolve import given
@@ -40,15 +39,11 @@ class Origin:
         """
         if scale.provenance != "recorded" or self.scale is None:
             return scale
-        self._check(rule, ranks, where)
-        return (given(stated, ranks) if self.scale.provenance == "assumed" else None) or self.scale
-
-    def _check(self, rule: Rule, ranks: Mapping[str, int], where: str) -> None:
         now = sorted({rule.of(path, rank) for path, rank in ranks.items()})
         if not self.applied or (_all_in(now, self.applied) and _all_in(self.applied, now)):
-            return
-        then = ", ".join(f"{value:g}" for value in self.applied)
-        here = ", ".join(f"{value:g}" for value in now)
+            claim = given(stated, ranks) if self.scale.provenance == "assumed" else None
+            return Scale("given", claim.said) if claim else self.scale
+        then, here = (", ".join(f"{value:g}" for value in values) for values in (self.applied, now))
         choices = [
             overriding("--trained-scale", values[0], f"use {what}")
             for values, what in ((self.applied, "what was written"), (now, "what it says now"))
@@ -66,51 +61,8 @@ def _all_in(some: Sequence[float], others: Sequence[float]) -> bool:
     return all(any(math.isclose(one, other, rel_tol=1e-9) for other in others) for one in some)
 
 
-def entry(
-    typed: str,
-    source: Mapping[str, Any],
-    scale: Scale,
-    scalings: Sequence[float],
-    applied: Sequence[float],
-    stored: str,
-    base_model: str | None,
-    fits: Sequence[str],
-    earlier: Sequence[Mapping[str, Any]] = (),
-    architecture: str | None = None,
-) -> str:
-    """The entry for a written file. No paths and no dates: the same input gives the same bytes.
-
-    `source` has path (as `recorded` gives it), format, size and digest. `scalings` are those of training, `applied`
-    what readers of the file apply, each distinct and sorted. `earlier`: the `history` in the source's own entry.
-    `architecture`: that of the adapter, where it was shown.
-    """
-    said = {
-        "tool": f"loraforge {__version__}",
-        "command": typed,
-        "source": dict(source),
-        "scale": {
-            "provenance": scale.provenance,
-            "source": scale.portable,
-            "scalings": list(scalings),
-            **({"program": scale.program} if scale.program else {}),
-        },
-        "stored": stored,
-        "applied": list(applied),
-        "base_model": base_model,
-        "fits": list(fits),
-        **({"earlier": [dict(step) for step in earlier]} if earlier else {}),
-        **({"architecture": architecture} if architecture else {}),
-    }
-    return json.dumps(said, sort_keys=True)
-
-
-def digests(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Of the file this one was converted from, and of those before it, the latest first, as far as they are known."""
-    return tuple(step["source"]["digest"] for step in history(metadata))
-
-
 def history(metadata: Mapping[str, str]) -> tuple[dict[str, Any], ...]:
-    """The conversions that led to a file, the latest first: tool, command, source and scale as `entry` has them.
+    """The conversions that led to a file, the latest first: tool, command, source and scale as they were written.
 
     Anybody can write a header: what is not as we write it is left out.
     """

@@ -10,9 +10,10 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from loraforge.errors import LoraforgeError
+from loraforge.errors import ScaleError
+from loraforge.scale.rule import BELIEVE
 from loraforge.text import listed
 
 SECONDS = 3.0
@@ -39,19 +40,15 @@ print(json.dumps(found))
 """
 
 
-class PatternError(LoraforgeError):
-    """A pattern that is none, or that takes too long."""
-
-
-def full_matches(patterns: Sequence[str], texts: Sequence[str], tail: str = "{}") -> list[set[str]]:
+def full_matches(patterns: Collection[str], texts: Collection[str], where: str, tail: str = "{}") -> list[set[str]]:
     """For each pattern, the texts it matches as a whole. `tail` is what the pattern is put into first.
 
-    Raises PatternError for a pattern that is no regular expression, and when they take too long.
+    Raises ScaleError for a pattern that is no regular expression, and when they take too long; `where` they stand.
     """
     if len(patterns) > MOST or any(len(pattern) > LONGEST for pattern in patterns):
-        raise PatternError(f"patterns: more than {MOST:,}, or one of more than {LONGEST:,} letters")
+        raise ScaleError(f"{where}: patterns: more than {MOST:,}, or one of more than {LONGEST:,} letters.", BELIEVE)
     hard = [pattern for pattern in patterns if not _SIMPLE.fullmatch(pattern)]
-    found = dict(zip(hard, _apart(hard, texts, tail), strict=True)) if hard else {}
+    found = dict(zip(hard, _apart(hard, list(texts), where, tail), strict=True)) if hard else {}
     for pattern in patterns:
         if pattern not in found:
             match = re.compile(tail.replace("{}", pattern)).fullmatch
@@ -59,7 +56,8 @@ def full_matches(patterns: Sequence[str], texts: Sequence[str], tail: str = "{}"
     return [found[pattern] for pattern in patterns]
 
 
-def _apart(patterns: Sequence[str], texts: Sequence[str], tail: str) -> list[set[str]]:
+def _apart(patterns: Sequence[str], texts: Sequence[str], where: str, tail: str) -> list[set[str]]:
+    which = f"{where}: the pattern {listed(list(patterns), 1):.80}"
     try:
         done = subprocess.run(  # noqa: S603, our own program; what the stranger wrote is its input
             [sys.executable, "-I", "-S", "-c", PROGRAM],
@@ -72,10 +70,10 @@ def _apart(patterns: Sequence[str], texts: Sequence[str], tail: str) -> list[set
         )
         found = json.loads(done.stdout)
     except subprocess.TimeoutExpired as error:
-        raise PatternError(f"the pattern {listed(list(patterns), 1):.80} takes too long to match") from error
+        raise ScaleError(f"{which} takes too long to match.", BELIEVE) from error
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
-        raise PatternError(f"the pattern {listed(list(patterns), 1):.80} cannot be matched") from error
+        raise ScaleError(f"{which} cannot be matched.", BELIEVE) from error
     for pattern, places in zip(patterns, found, strict=True):
         if isinstance(places, str):
-            raise PatternError(f"the pattern {pattern:.80} is no regular expression ({places:.80})")
+            raise ScaleError(f"{where}: the pattern {pattern:.80} is no regular expression ({places:.80}).", BELIEVE)
     return [{texts[n] for n in places} for places in found]

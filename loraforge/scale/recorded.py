@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding
+from loraforge.files.tensorfile import TensorFile
 from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
 from loraforge.scale.origin import Origin
-from loraforge.scale.rule import Rule, overriding
+from loraforge.scale.rule import Choice, Rule, over, overriding
 from loraforge.scale.run_folders import above, adapters, as_typed, beside, is_anothers, of_several_runs, own, places
 from loraforge.scale.training_config import TrainingScale, read_text, read_training_config, stated_in
 from loraforge.text import command, listed, shown, told
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
-    from loraforge.scale.rule import Choice
 
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_CONFIG = "adapter_config.json"
@@ -59,10 +55,6 @@ class Record:
         """Whether what is recorded counts."""
         return not self.choice.stated.override
 
-    @property
-    def complete(self) -> bool:
-        return any(rule.covers is None or rule.covers >= self.ranks.keys() for rule in self.rules)
-
     def offer(self, path: Path, scaling: float, said: str) -> None:
         """Name a configuration that would be believed if the user names it."""
         where = as_typed(path, self.file.path)
@@ -75,8 +67,8 @@ class Record:
 
 def search(record: Record) -> Record:
     """Look into every place, in this order. Raises FormatError and ScaleError for what contradicts the tensors."""
-    for place in PLACES if not record.choice.program else PLACES[:3]:
-        place.look(record)
+    for look in list(PLACES.values())[: 3 if record.choice.program else None]:
+        look(record)
     del record.near[_OFFERED:]
     return record
 
@@ -84,10 +76,9 @@ def search(record: Record) -> Record:
 def looked(file: TensorFile, writes: str, found: Iterable[str] = ()) -> str:
     """Where the scale of a file was looked for and is not. `found`: what was found and could not be used."""
     folder = as_typed(file.path.absolute().parent, file.path)
-    names = ", ".join(place.name for place in PLACES)
     unusable = "; ".join(found)
     what = f"no alpha that can be used is recorded ({unusable}; " if unusable else "no alpha is recorded ("
-    return f"{what}looked for {names}, in {folder}), and trainers that write {writes} files differ"
+    return f"{what}looked for {', '.join(PLACES)}, in {folder}), and trainers that write {writes} files differ"
 
 
 def header_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
@@ -152,10 +143,9 @@ def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str
             left = peft_config.untargeted(config, ranks, where)
         except ScaleError as error:
             raise ScaleError(f"{path}: {error.message}", *error.remedies) from error
-        narrowed = ", ".join(
-            key for key in ("target_modules", "exclude_modules", "layers_to_transform") if config.get(key)
-        )
         if left:
+            narrowing = ("target_modules", "exclude_modules", "layers_to_transform")
+            narrowed = ", ".join(key for key in narrowing if config.get(key))
             raise FormatError(
                 f"{path}: its {where} leaves out (by {narrowed}) {listed(left, 3)}, whose tensors are in "
                 "the file: PEFT would not load them, so the two do not belong together.",
@@ -167,11 +157,10 @@ def _peft(record: Record) -> None:
     """The configuration beside the file: PEFT's own of a file that is called so, else where all of it fits."""
     path = record.file.path.with_name(PEFT_CONFIG)
     mine = record.file.path.name in PEFT_FILES
+    where = as_typed(path.absolute(), record.file.path)
     if mine and record.peft and path.exists():
-        where = as_typed(path.absolute(), record.file.path)
         _believe(record, {where: config} if (config := read_config(path)) else {}, where)
     elif record.believed and path.is_file():
-        where = as_typed(path.absolute(), record.file.path)
         try:
             config = read_config(path)
             alone = mine or [file.name for file in adapters(path.parent)] in ([], [record.file.path.name])
@@ -234,18 +223,16 @@ def _one(record: Record, component: str, word: str, alpha: float, stated: Mappin
     said = f"{name} {alpha:g}{f', {beside}' if beside else ''}{', rslora' if rslora else ''} in its header"
     if not covers:
         have = ", ".join(map(str, sorted(set(record.ranks.values()))))
-        if record.complete:
+        if any(rule.covers is None or rule.covers >= record.ranks.keys() for rule in record.rules):
             record.notes.append(f"{said}, and its tensors have rank {have}: not used")
             return
         tries = [overriding("--alpha", alpha, f"if alpha {alpha:g} holds at rank {have}")]
         rank = next(iter(stated.values()))
         if rank > 0 and len(set(stated.values())) == 1:
-            scale = alpha / (math.sqrt(rank) if rslora else rank)
+            scale = over(alpha, rank, rslora=rslora)
             tries.append(overriding("--trained-scale", scale, f"if its scale is right: {scale:g}"))
-        text = f"{record.file.path}: {said}, but its tensors have rank {have}."
-        raise ScaleError(text, *tries)
-    scalings = {path: alpha / math.sqrt(record.ranks[path]) for path in covers} if rslora else {}
-    record.rules.append(Rule(said, alpha, exceptions=scalings, covers=frozenset(covers), has_rank=bool(stated)))
+        raise ScaleError(f"{record.file.path}: {said}, but its tensors have rank {have}.", *tries)
+    record.rules.append(Rule(said, alpha, rslora=rslora, covers=frozenset(covers), has_rank=bool(stated)))
 
 
 def _documents(record: Record) -> None:
@@ -281,10 +268,11 @@ def _training(record: Record) -> None:
         whose, others = around(record.file.path, record.ranks)
         if whose:
             record.rules.append(_rule(whose[1], record, whose[0]))
+        ranks = set(record.ranks.values())
         for path, said in others:
-            if not whose and (scaling := _offered(said, record.ranks)) is not None:
-                record.offer(path, scaling, said.said)
-            elif not whose and path.parent in own(record.file.path):
+            if said.rank is None or ranks == {said.rank}:
+                record.offer(path, said.scaling(min(ranks)), said.said)
+            elif path.parent in own(record.file.path):
                 where = as_typed(path, record.file.path)
                 record.notes.append(f"{where} states a scale, but not for an adapter of this rank: not used")
 
@@ -324,17 +312,10 @@ def around(
     return None, others
 
 
-def _offered(said: TrainingScale, ranks: Mapping[str, int]) -> float | None:
-    """The scaling it would give; None where it is not for an adapter of these ranks."""
-    values = set(ranks.values())
-    return said.scaling(min(values)) if said.rank is None or values == {said.rank} else None
-
-
 def _rule(said: TrainingScale, record: Record, path: Path) -> Rule:
     where = as_typed(path.absolute(), record.file.path) if path != record.choice.training_config else told(path)
-    scalings = {name: said.scaling(rank) for name, rank in record.ranks.items()} if said.rslora else {}
     has_rank = said.rank is not None
-    return Rule(f"{said.said} in {where}", said.alpha, exceptions=scalings, file=where, has_rank=has_rank)
+    return Rule(f"{said.said} in {where}", said.alpha, rslora=said.rslora, file=where, has_rank=has_rank)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -357,20 +338,13 @@ def read_config(path: Path) -> dict[str, Any]:
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One place that can record a scale."""
-
-    name: str
-    look: Callable[[Record], None]
-
-
-PLACES = (
-    Place("lora_adapter_metadata, lora_config", _configs),
-    Place("adapter_config.json", _peft),
-    Place("alpha tensors", _tensors),
-    Place("header entries lora_alpha, network_alpha, alpha, ss_network_alpha", _plain),
-    Place("ot_config, training_config, ss_network_args", _documents),
-    Place("loraforge's own entry", _own),
-    Place("training configurations of its run", _training),
-)
+PLACES: Mapping[str, Callable[[Record], None]] = {
+    "lora_adapter_metadata, lora_config": _configs,
+    "adapter_config.json": _peft,
+    "alpha tensors": _tensors,
+    "header entries lora_alpha, network_alpha, alpha, ss_network_alpha": _plain,
+    "ot_config, training_config, ss_network_args": _documents,
+    "loraforge's own entry": _own,
+    "training configurations of its run": _training,
+}
+"""Every place that can record a scale, by its name for a reader -> the function that looks there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,11 @@ class Scale:
         return self.source.replace(self.file, re.split(r"[\\/]", self.file)[-1]) if self.file else self.source
 
 
+def over(alpha: float, rank: float, *, rslora: bool) -> float:
+    """The scaling: alpha over the rank, or over its square root."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One statement of scale: `alpha` over the rank, or the scaling itself, for all modules."""
@@ -42,6 +48,8 @@ class Rule:
     """Who said it, and what: `lora_alpha 4 in training_config.yaml`."""
     alpha: float | None = None
     scaling: float | None = None
+    rslora: bool = False
+    """Whether alpha is divided by the square root of the rank."""
     exceptions: Mapping[str, float] = field(default_factory=dict)
     """Module path -> scaling, where it differs."""
     covers: frozenset[str] | None = None
@@ -56,7 +64,7 @@ class Rule:
     def of(self, path: str, rank: int) -> float:
         if path in self.exceptions:
             return self.exceptions[path]
-        return self.scaling if self.scaling is not None else (self.alpha or 0.0) / rank
+        return self.scaling if self.scaling is not None else over(self.alpha or 0.0, rank, rslora=self.rslora)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,10 @@ AS_LOADED = "diffusers"
 def overriding(option: str, value: float, why: str) -> Try:
     """The remedy that states a scale, whatever files record."""
     return adding(option, f"{value:.12g}", "--override-scale", why=why)
+
+
+BELIEVE = overriding("--trained-scale", 1, "if the strength was right as loaders apply it")
+"""The remedy where a LoraConfig cannot be believed."""
 
 
 def number(value: object) -> float | None:

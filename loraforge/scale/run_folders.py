@@ -52,8 +52,7 @@ def own(file: Path) -> list[Path]:
 
 def above(file: Path) -> list[Path]:
     """The folders above a file that are not its run's."""
-    mine = own(file)
-    return [folder for folder in file.absolute().parents[:UP] if folder not in mine]
+    return [folder for folder in file.absolute().parents[:UP] if folder not in own(file)]
 
 
 def beside(file: Path) -> list[Path]:
@@ -104,6 +103,4 @@ def _is_adapter(path: Path) -> bool:
             head = stream.read(_HEAD)
     except OSError:
         return True
-    if b'"loraforge":' in head:
-        return False
-    return _FACTOR.search(head) is not None or not any(head)
+    return b'"loraforge":' not in head and (_FACTOR.search(head) is not None or not any(head))

@@ -21,7 +21,7 @@ from loraforge.files.neighbours import BESIDE
 from loraforge.files.texts import once, parse_yaml
 from loraforge.scale.entry import ALPHAS, BARE, NAMES, PATTERNS, RANKS, RSLORA, SAT_DEFAULT, _Entry, _wrong
 from loraforge.scale.launch_script import _script
-from loraforge.scale.rule import number
+from loraforge.scale.rule import number, over
 from loraforge.text import command, plain, shown
 
 OUTPUTS = ("output_dir", "output_path")
@@ -48,7 +48,7 @@ class TrainingScale:
 
     def scaling(self, rank: int) -> float:
         """Of a module of this rank."""
-        return self.alpha / (math.sqrt(rank) if self.rslora else rank)
+        return over(self.alpha, rank, rslora=self.rslora)
 
 
 def read_training_config(path: Path) -> TrainingScale:
