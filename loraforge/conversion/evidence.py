@@ -5,25 +5,15 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from loraforge.adapter import fits
 from loraforge.adapter.adapter import Adapter
-from loraforge.adapter.fits import (
-    beyond,
-    broken,
-    excess,
-    fits,
-    highest,
-    misnamed,
-    of_width,
-    repository,
-    small,
-    solved,
-    unchecked,
-    variant_of_repo,
-)
+from loraforge.adapter.fits import repository, variant_of_repo
+from loraforge.algebra.lora import Delta
 from loraforge.conversion.report import unshown
 from loraforge.errors import BaseError, FormatError, NamesError, Try, adding
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
 from loraforge.names.catalog import architecture, architectures, holding
@@ -33,10 +23,6 @@ from loraforge.programs.as_in import read_at
 from loraforge.scale.origin import own_entry
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Delta
-    from loraforge.files.tensorfile import TensorFile
 
 _WORDS = ("modelspec.architecture", "ss_base_model_version")
 _FEW = 3
@@ -61,46 +47,39 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     shown = {one.architecture: evidence(one, file, wanted, named) for one in tried}
     tried = [replace(one, shown=shown[one.architecture].text) for one in tried]
     sure = choice.stated.trained_by is not None or _ranks_recorded(first)
-    whole = {one.architecture: one.modules for one in tried}
-    tried = [_kept(one, choice) for one in tried]
-    sound = [one for one in tried if not broken(one, rank_known=sure)]
-    left = [one for one in sound if one.shown] or sound
+    pairs = [(one, _kept(one, choice)) for one in tried]
+    sound = [pair for pair in pairs if not fits.broken(pair[1], rank_known=sure)]
+    left = [pair for pair in sound if pair[0].shown] or sound
     if len(left) > 1:
-        titles = [_title(one) for one in left]
-        text = f"{file.path}: its modules are those of {', '.join(titles)}, and nothing says which it is of."
-        raise FormatError(text, *_settling([one.architecture for one in left]))
-    checked = (left or tried)[0]
-    adapter = replace(checked, modules=whole[checked.architecture])
+        titles = ", ".join(_title(one) for one, _ in left)
+        text = f"{file.path}: its modules are those of {titles}, and nothing says which it is of."
+        raise FormatError(text, *_settling([one.architecture for one, _ in left]))
+    adapter, checked = (left or pairs)[0]
     look = command("loraforge", "inspect", "--skeleton", file.path)
-    if fault := broken(checked, rank_known=sure):
+    if fault := fits.broken(checked, rank_known=sure):
         raise FormatError(f"{file.path}: {fault}.", look)
     if not wanted and not shown[adapter.architecture].outweighs_header and (said := _contradicted(adapter, file)):
         text = f"{file.path}: {said}, and its modules are called as those of {_title(adapter)}. Which is it?"
         raise FormatError(text, *_settling([adapter.architecture]))
-    if fault := beyond(checked):
-        raise BaseError(f"{file.path}: {fault}.", *_leaving(checked, whole[checked.architecture]), look)
+    if fault := fits.beyond(checked):
+        raise BaseError(f"{file.path}: {fault}.", *_leaving(checked, adapter.modules), look)
     bases = [(said, repository(said, file.path.parent)) for said in _bases(adapter, file)]
-    notes = [
-        f"its base model is recorded as {said}, which names no repository: not carried over"
-        for said, repo in bases
-        if not repo
-    ]
+    nameless = [said for said, repo in bases if not repo][:1]
+    notes = [f"its base model is recorded as {said}, which names no repository: not carried over" for said in nameless]
+    notes += [note] if (note := fits.unchecked(adapter)) else []
     base = adapter.base_model and repository(adapter.base_model, file.path.parent)
-    note = unchecked(adapter)
-    return replace(
-        adapter,
-        base_model=base or next((repo for _, repo in bases if repo), None),
-        notes=(*adapter.notes, *notes[:1], *([note] if note else [])),
-    )
+    base = base or next((repo for _, repo in bases if repo), None)
+    return replace(adapter, base_model=base, notes=(*adapter.notes, *notes))
 
 
 def _leaving(adapter: Adapter, modules: Mapping[str, Delta]) -> list[Try]:
     """The options that leave out the blocks that no released model of its width has, where others are left."""
-    over = excess(adapter)
+    over = fits.excess(adapter)
+    others = [path for path in modules if not any(f".{number}." in path for number in over)]
+    if not over or len(over) > _FEW or not others:
+        return []
     words = [word for number in over for word in ("--drop", f"*.{number}.*")]
-    named = {path for path in modules if any(f".{number}." in path for number in over)}
-    few = bool(over) and len(over) <= _FEW and len(named) < len(modules)
-    return [adding(*words, why=f"leave out block{'s' * (len(over) > 1)} {listed([*map(str, over)])}")] if few else []
+    return [adding(*words, why=f"leave out block{'s' if len(over) > 1 else ''} {listed([*map(str, over)])}")]
 
 
 def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
@@ -140,7 +119,7 @@ def evidence(adapter: Adapter, file: TensorFile, wanted: str | None, named: str 
     arch = architecture(adapter.architecture)
     if wanted == arch.name:
         return Evidence(f"--architecture {arch.name}", outweighs_header=True)
-    if named and (known := variant_of_repo(named)) and known[1] in fits(adapter):
+    if named and (known := variant_of_repo(named)) and known[1] in fits.fits(adapter):
         return Evidence(f"--base-model {named}", outweighs_header=True)
     if text := next(_recorded(adapter, file, arch), ""):
         return Evidence(text)
@@ -158,7 +137,7 @@ def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterato
     for said in _bases(adapter, file):
         known = variant_of_repo(repository(said, file.path.parent) or said)
         # what loraforge wrote repeats what somebody stated: no more evidence than the statement
-        if known and (known[1] in fits(adapter) or (own is None and not misnamed(adapter, known[1].repo))):
+        if known and (known[1] in fits.fits(adapter) or (own is None and not fits.misnamed(adapter, known[1].repo))):
             yield f"its base model is recorded: {said}"
     for where, config in adapter.configs.items():
         mapping = config.get("auto_mapping")
@@ -169,15 +148,15 @@ def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterato
 
 def _measured(adapter: Adapter, arch: Architecture) -> Iterator[str]:
     """What names and shapes show that no other model has."""
-    sizes = solved(adapter).values
-    known_width = of_width(arch, sizes)
+    sizes = fits.solved(adapter).values
+    known_width = fits.of_width(arch, sizes)
     layout = arch.layouts[adapter.layout]
-    free = known_width or small(adapter) or not any(arch.solved(v).values for v in arch.variants)
+    free = known_width or fits.small(adapter) or not any(arch.solved(v).values for v in arch.variants)
     if free and not alike(adapter):
         for path in adapter.modules:
             if (place := layout.locate(path)) and place[0] in layout.own:
                 yield f"no other model is known to have an adapter of {path}"
-    top = highest(adapter)
+    top = fits.highest(adapter)
     for variant in known_width:
         if top is not None and top + 1 == variant.blocks:
             yield f"its {variant.blocks} blocks and its width are those of {variant.name}"
@@ -186,7 +165,7 @@ def _measured(adapter: Adapter, arch: Architecture) -> Iterator[str]:
 def stated_by(adapter: Adapter, base: str | None) -> Adapter:
     """The adapter, shown by the base model that the user states where nothing else shows it and its shapes fit."""
     known = variant_of_repo(base) if base and not adapter.shown else None
-    return replace(adapter, shown=f"--base-model {base}") if known and known[1] in fits(adapter) else adapter
+    return replace(adapter, shown=f"--base-model {base}") if known and known[1] in fits.fits(adapter) else adapter
 
 
 def _plain(text: str) -> str:
@@ -206,8 +185,8 @@ def _contradicted(adapter: Adapter, file: TensorFile) -> str:
     """What of the header names another model; empty where nothing does."""
     words = [(key, file.metadata[key]) for key in _WORDS if file.metadata.get(key)]
     title = _title(adapter)
-    named = [f"the header's {key} says {text:.60}" for key, text in words if (of_words(text) or title) != title]
-    return named[0] if named else ""
+    others = (f"the header's {key} says {text:.60}" for key, text in words if of_words(text) not in (None, title))
+    return next(others, "")
 
 
 def alike(adapter: Adapter, target: str = "") -> tuple[str, ...]:

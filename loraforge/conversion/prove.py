@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter, Step
-from loraforge.adapter.proof import compare, pair_up
+from loraforge.adapter.proof import Comparison, compare, pair_up
 from loraforge.conversion.prepare import Prepared, refusal
 from loraforge.conversion.store import Written
 from loraforge.errors import LoraforgeError, VerificationError
@@ -18,9 +17,6 @@ from loraforge.programs.measured import Program, programs
 from loraforge.programs.outlook import outlooks
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
-
-if TYPE_CHECKING:
-    from loraforge.adapter.proof import Comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +41,8 @@ def prove(prepared: Prepared, written: Written) -> Outcome:
     if lossy := {result.module: result.loss for result in results if not result.holds}:
         raise refusal(prepared, lossy)  # of one of several segments, which the module as a whole could bear
     return Outcome(
-        digest=written.digest,
-        steps=tuple(written.steps),
+        digest=written.computed.digest,
+        steps=tuple(written.computed.steps),
         programs=programs(outlooks(prepared.target, back, again), prepared.target.name),
         worst_error=max(result.error for result in results),
         idle=all(math.isnan(result.strength) for result in results),
@@ -65,10 +61,8 @@ def _read_back(prepared: Prepared, written: Written) -> tuple[TensorFile, Adapte
     if back.kind == "safetensors" and back.metadata != written.metadata:
         damaged.append("its metadata")
     if damaged:
-        raise VerificationError(
-            f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept.",
-            command("ls", "-l", file.parent.parent),
-        )
+        text = f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept."
+        raise VerificationError(text, command("ls", "-l", file.parent.parent))
     try:
         return back, prepared.target.read(back, Choice(architecture=prepared.adapter.architecture))
     except LoraforgeError as error:
@@ -87,15 +81,13 @@ def _compared(prepared: Prepared, written: Written, back: TensorFile, again: Ada
             prepared.file.release()
         back.release()
 
-    rounded = {step.module for step in written.steps if step.kind == "rounded"}
+    rounded = {step.module for step in written.computed.steps if step.kind == "rounded"}
     pairs, alone = pair_up(prepared.adapter, again)
     if alone.first or alone.second:
         names = listed([*alone.first, *alone.second], 5)
         raise VerificationError(f"the written file adapts other modules than the source: {names}. Nothing was kept.")
     results = compare(pairs, rounded.__contains__, release)
-    wrong = [result for result in results if not result.rounding]
-    if wrong:
-        wrong.sort(key=lambda result: -result.error)
+    if wrong := sorted((result for result in results if not result.rounding), key=lambda result: -result.error):
         worst = listed([f"{result.module} (off by {result.error:.1e} of a row)" for result in wrong], 5)
         raise VerificationError(
             f"the written file does not do what the source does, in {len(wrong)} of {len(results)} segments: {worst}. "

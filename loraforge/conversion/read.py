@@ -44,11 +44,8 @@ def read(
     adapter = read_adapter(form, file, choice)
     if adapter.scale.provenance == "ambiguous":
         raise ambiguous(place.path, adapter)
-    return replace(
-        adapter,
-        source=Source(Path(source) if Path(source).exists() else file.path, file, form.name, place.run),
-        notes=(*place.notes, *adapter.notes),
-    )
+    whence = Source(Path(source) if Path(source).exists() else file.path, file, form.name, place.run)
+    return replace(adapter, source=whence, notes=(*place.notes, *adapter.notes))
 
 
 def read_file(form: Format, file: TensorFile, choice: Choice) -> Adapter:
@@ -63,10 +60,9 @@ def read_file(form: Format, file: TensorFile, choice: Choice) -> Adapter:
 
 def ambiguous(path: Path, adapter: Adapter) -> ScaleError:
     """The refusal of an adapter whose scale nobody knows, with a line for each that it may have."""
-    kept = any("--as-in" in remedy.names for remedy in adapter.candidates)
-    keep = " Or keep what a program does with the file today (--as-in), whatever training used: right if you like that."
-    return ScaleError(
-        f"{path} does not record the scale of its training: {adapter.scale.source}. "
-        f"State its alpha (--alpha N), or which trainer wrote it.{keep if kept else ''}",
-        *adapter.candidates,
-    )
+    text = f"{path} does not record the scale of its training: {adapter.scale.source}. "
+    text += "State its alpha (--alpha N), or which trainer wrote it."
+    if any("--as-in" in remedy.names for remedy in adapter.candidates):
+        text += " Or keep what a program does with the file today (--as-in), whatever training used: "
+        text += "right if you like that."
+    return ScaleError(text, *adapter.candidates)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraforge.adapter.adapter import Step
 from loraforge.document import Document, rows
 from loraforge.names.catalog import architecture
-from loraforge.programs.measured import joined
+from loraforge.programs.measured import Program, joined
 from loraforge.scale.rule import Scale
 from loraforge.text import fraction, megabytes
-
-if TYPE_CHECKING:
-    from loraforge.programs.measured import Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +64,8 @@ class Report(Document):
         if kinds["rounded"]:
             worst = max(self.steps, key=lambda step: step.error)
             done.append(f"{kinds['rounded']} rounded, at worst {worst.error:.1e} of the update ({worst.module})")
-        done += [
-            f"rank {a} -> {b}: {n}"
-            for (a, b), n in sorted(Counter(s.rank for s in self.steps if s.kind == "rank").items())
-        ]
+        changed = Counter(step.rank for step in self.steps if step.kind == "rank")
+        done += [f"rank {before} -> {after}: {count}" for (before, after), count in sorted(changed.items())]
         if self.others:
             done.append("left alone: " + ", ".join(f"{count} tensors of {name}" for name, count in self.others.items()))
         if self.unfetched:
@@ -88,17 +83,13 @@ class Report(Document):
         if self.worst_error is None and not self.programs:  # of a dry run, where only the file itself would tell
             return []
         does = "acts as trained" if self.evidence and self.scale.provenance in ("recorded", "given") else "acts so"
-        good = [found for found in self.programs if found.versions and not found.otherwise]
-        where = joined((found.program, found.versions) for found in good)
-        bad = [
-            f"{f.title} ({f.otherwise}{'' if f.versions else '; read, not run'})" for f in self.programs if f.otherwise
-        ]
-        unseen = [found.title for found in self.programs if not found.versions and not found.otherwise]
-        return [
-            ("run in", f"1.0 {does} in {where}" if where else "no program that applies such a file"),
-            *([("not in", "; ".join(bad))] if bad else []),
-            *([("not run", "; ".join(unseen))] if unseen else []),
-        ]
+        as_it_is = [program for program in self.programs if not program.otherwise]
+        where = joined((program.program, program.versions) for program in as_it_is if program.versions)
+        changed = [(p, "" if p.versions else "; read, not run") for p in self.programs if p.otherwise]
+        bad = "; ".join(f"{program.title} ({program.otherwise}{run})" for program, run in changed)
+        unseen = "; ".join(program.title for program in as_it_is if not program.versions)
+        seen = f"1.0 {does} in {where}" if where else "no program that applies such a file"
+        return [("run in", seen), *((label, text) for label, text in (("not in", bad), ("not run", unseen)) if text)]
 
     def strength(self) -> str:
         """The first claim, which is ours to prove, no wider than its evidence."""
@@ -131,15 +122,11 @@ def scale_text(scale: Scale, scalings: Sequence[float]) -> str:
 def base_text(fits: Sequence[str], family: str) -> str:
     """What the shapes say of the base model, and what they cannot say."""
     if not fits:
-        title = architecture(family).title
-        return (
-            f"no released {title} has these shapes (block numbers: unchecked); use the base model of its training run"
-        )
-    return (
-        f"{fits[0]}, the only one with these shapes"
-        if len(fits) == 1
-        else f"{', '.join(fits)}: the shapes cannot tell which; use the one of its training run"
-    )
+        none = f"no released {architecture(family).title} has these shapes (block numbers: unchecked)"
+        return f"{none}; use the base model of its training run"
+    if len(fits) == 1:
+        return f"{fits[0]}, the only one with these shapes"
+    return f"{', '.join(fits)}: the shapes cannot tell which; use the one of its training run"
 
 
 def unshown(family: str, others: Sequence[str] = ()) -> str:

@@ -6,17 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import Literal, Unpack
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import meets
-from loraforge.adapter.proof import compare, pair_up
+from loraforge.adapter.proof import Comparison, compare, pair_up
 from loraforge.conversion.read import read_file
 from loraforge.conversion.real_loader import load_back
 from loraforge.conversion.report import scale_text
 from loraforge.document import Document
 from loraforge.errors import LoraforgeError, adding
 from loraforge.files.digest import scan
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.hub.fetch_base import base_folder
@@ -25,10 +26,6 @@ from loraforge.scale.origin import own_entry
 from loraforge.scale.rule import Choice, Scale
 from loraforge.scale.stated import Stated, choice_of, takes_stated
 from loraforge.text import command, fraction, listed, told
-
-if TYPE_CHECKING:
-    from loraforge.adapter.proof import Comparison
-    from loraforge.files.tensorfile import TensorFile
 
 Loader = Literal["diffusers", "peft"]
 
@@ -50,11 +47,8 @@ class Side:
         if not self.scalings:
             return f"{self.path} ({self.format}): not one module"
         at = ", ".join(map(fraction, self.scalings))
-        known = (
-            scale_text(self.scale, self.scalings)
-            if self.scale.provenance != "ambiguous"
-            else "nothing is recorded: taken for 1"
-        )
+        unknown = self.scale.provenance == "ambiguous"
+        known = "nothing is recorded: taken for 1" if unknown else scale_text(self.scale, self.scalings)
         return f"{self.path} ({self.format}), read at scale {at} ({known})"
 
 
@@ -105,11 +99,10 @@ class Verification(Document):
         for name, paths in (("A", self.only_in_a), ("B", self.only_in_b)):
             if paths:
                 out.append(f"  only {name} adapts {len(paths)} modules: {listed(list(paths), 4)}")
-        if self.strength is not None:
+        if self.strength is not None or not off:
             return out
-        if off:
-            width = max(len(s.module) for s in off[:SHOWN])
-            out.append(f"  {'module, the worst first':<{width}}  rows off    worst row   B / A")
+        width = max(len(s.module) for s in off[:SHOWN])
+        out.append(f"  {'module, the worst first':<{width}}  rows off    worst row   B / A")
         for s in off[:SHOWN]:
             strength = "-" if s.strength is None else f"{s.strength:.4g}"
             out.append(f"  {s.module:<{width}}  {f'{s.rows_off} of {s.rows}':<11} {s.worst:<11.1e} {strength}")
@@ -166,8 +159,8 @@ def verify(
     found = compare(pairs, lambda _: True, release)
     same = not (alone.first or alone.second) and all(comparison.holds for comparison in found)
     return Verification(
-        a=_side(file, name, one),
-        b=_side(other_file, other_name, other),
+        a=Side(told(file.path), name, one.scale, one.scalings),
+        b=Side(told(other_file.path), other_name, other.scale, other.scalings),
         same=same,
         strength=None if same or alone.first or alone.second else _strength(found),
         segments=tuple(
@@ -197,10 +190,6 @@ def _read(source: str | Path, choice: Choice, drop: Sequence[str]) -> tuple[Adap
         raise not_an_adapter(file)
     adapter = read_file(form, file, choice)
     return adapter, (*place.notes, *adapter.notes), file, form.name
-
-
-def _side(file: TensorFile, name: str, adapter: Adapter) -> Side:
-    return Side(told(file.path), name, adapter.scale, adapter.scalings)
 
 
 def _strength(found: Sequence[Comparison]) -> float | None:

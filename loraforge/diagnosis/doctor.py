@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
 from loraforge.diagnosis.examine import diagnosed
+from loraforge.diagnosis.result import Diagnosis
 from loraforge.diagnosis.verdict import Kind, Verdict
 from loraforge.errors import LoraforgeError, adding
 from loraforge.facts.given_settings import parse
@@ -22,9 +23,6 @@ from loraforge.names.catalog import architecture
 from loraforge.programs.table import runtime
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command
-
-if TYPE_CHECKING:
-    from loraforge.diagnosis.result import Diagnosis
 
 
 @takes_stated
@@ -52,23 +50,21 @@ def doctor(
         variant_settings(variant)
     if address(source) is None and not Path(source).exists() and group_of(Path(source)) is None:
         raise LoraforgeError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
-    found, adapter = diagnosed(
-        source, base, runtime(runtime_).name if runtime_ else None, stated, drop, fetch=fetch or base is not None
-    )
-    if adapter and adapter.source and adapter.source.file.spread:
-        why = f"in {len(adapter.source.file.maps)} files, and loaders read one"
+    program = runtime(runtime_).name if runtime_ else None
+    found, adapter = diagnosed(source, base, program, stated, drop, fetch=fetch or base is not None)
+    file = adapter.source.file if adapter and adapter.source else None
+    if file and file.spread:
+        why = f"in {len(file.maps)} files, and loaders read one"
         found = _elsewhere_whole(found, source, Kind.IN_PARTS, why)
-    elif adapter and adapter.source and adapter.source.file.within:
+    elif file and file.within:
         why = "among the weights of a whole model, and loaders read noise from that"
         found = _elsewhere_whole(found, source, Kind.IN_MODEL, why)
     if error is not None:
         entries = tuple(entry.to_dict(language(), source) for entry in find(error))
-        unknown = () if entries else ("no failure text that is known stands in what --error was given",)
+        notes = [] if entries else ["no failure text that is known stands in what --error was given"]
         if entries and found.healthy:
-            unknown = (
-                "nothing in this file explains that text: another file, or another program (--runtime), gave it",
-            )
-        found = replace(found, errors=entries, notes=(*found.notes, *unknown))
+            notes = ["nothing in this file explains that text: another file, or another program (--runtime), gave it"]
+        found = replace(found, errors=entries, notes=(*found.notes, *notes))
     if adapter and (given or like):
         rank = max(delta[0].rank for delta in adapter.modules.values())
         found = replace(found, settings=tuple(compare(given, _variant(adapter, variant), like=like, rank=rank)))
@@ -93,7 +89,5 @@ def _variant(adapter: Adapter, stated: str | None) -> str:
     if len(known) == 1:
         return known[0].name
     every = known or architecture(adapter.architecture).variants
-    raise LoraforgeError(
-        "which model it is for is neither recorded nor told by its shapes, and the right settings depend on it.",
-        *(adding("--variant", v.name) for v in every),
-    )
+    text = "which model it is for is neither recorded nor told by its shapes, and the right settings depend on it."
+    raise LoraforgeError(text, *(adding("--variant", v.name) for v in every))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter, Source
 from loraforge.adapter.drop import without
@@ -15,9 +14,9 @@ from loraforge.base.fuse import fuse, other_base
 from loraforge.base.retention import lines as retained
 from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.report import base_text, scale_text
-from loraforge.diagnosis.factors import numbers
+from loraforge.diagnosis.factors import Numbers, numbers
 from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import Kind, Verdict, judge, named, ranks, remedies, trained
+from loraforge.diagnosis.verdict import Kind, Verdict, judge, listed_scales, named, remedies
 from loraforge.errors import (
     BaseError,
     ConversionError,
@@ -49,9 +48,6 @@ from loraforge.scale.run_folders import as_typed
 from loraforge.scale.stated import Stated, choice_of
 from loraforge.text import command, fraction, megabytes, told
 
-if TYPE_CHECKING:
-    from loraforge.diagnosis.factors import Numbers
-
 
 def diagnosed(
     path: str | Path, base: str | Path | None, wanted: str | None, stated: Stated,
@@ -78,13 +74,9 @@ def diagnosed(
         return _by_names(hopeless, form, file, wanted) if named_so else hopeless, None
     adapter = replace(adapter, source=Source(Path(path), file, form.name, place.run))
     found = _judged(path, form, file, adapter, place.notes, base, wanted, stated, drop)
-    return replace(found, remedies=tuple(_less(remedy, drop) for remedy in found.remedies)), adapter
-
-
-def _less(remedy: Try, drop: Sequence[str]) -> Try:
-    """A conversion with the patterns of what is left out; any other remedy as it is."""
-    more = (word for pattern in drop for word in ("--drop", pattern))
-    return replace(remedy, options=(*remedy.options, *more)) if remedy.verb == "convert" else remedy
+    drops = [word for pattern in drop for word in ("--drop", pattern)]
+    mend = (replace(r, options=(*r.options, *drops)) if r.verb == "convert" else r for r in found.remedies)
+    return replace(found, remedies=tuple(mend)), adapter
 
 
 def _reads(form: Format, file: TensorFile) -> bool:
@@ -96,16 +88,15 @@ def _reads(form: Format, file: TensorFile) -> bool:
     return True
 
 
+_REFUSED: Mapping[type[LoraforgeError], Kind] = {
+    BaseError: Kind.WRONG_BASE, NoAdapterError: Kind.NOTHING, VariantError: Kind.MORE_THAN_FACTORS,
+}  # fmt: skip
+
+
 def _unread(fault: LoraforgeError) -> Verdict:
     """The verdict on a file that is not read as an adapter, by the kind of the refusal."""
-    match fault:
-        case BaseError():
-            return Verdict(Kind.WRONG_BASE, fault.message)
-        case NoAdapterError():
-            return Verdict(Kind.NOTHING, f"in {known_titles()}: {fault.message}")
-        case VariantError():
-            return Verdict(Kind.MORE_THAN_FACTORS, fault.message)
-    return Verdict(Kind.BROKEN, fault.message)
+    kind = _REFUSED.get(type(fault), Kind.BROKEN)
+    return Verdict(kind, f"in {known_titles()}: {fault.message}" if kind is Kind.NOTHING else fault.message)
 
 
 def _hopeless(path: str | Path, verdict: Verdict, error: LoraforgeError) -> Diagnosis:
@@ -148,37 +139,36 @@ def _judged(
     unread = there.unread if verdict.kind is Kind.AS_TRAINED else None
     if unread:
         verdict = Verdict(Kind.BASE_UNREAD, unread.message)
-    kinds = sorted({w.A.dtype.name for delta in adapter.modules.values() for w in delta})
-    of = f"{len(adapter.modules)} modules of rank {ranks(adapter)}, {', '.join(found.dtypes if found else kinds)}"
+    weights = [w for delta in adapter.modules.values() for w in delta]
+    ranks = ", ".join(map(str, sorted({w.rank for w in weights})))
+    dtypes = found.dtypes if found else sorted({w.A.dtype.name for w in weights})
+    of = f"{len(adapter.modules)} modules of rank {ranks}, {', '.join(dtypes)}"
+    scale = f"{listed_scales(adapter.scalings)} ({scale_text(adapter.scale, adapter.scalings)})"
+    if adapter.scale.provenance == "ambiguous":
+        scale = f"unknown: {adapter.scale.source}"
     facts = [
         ("file", f"{told(file.path)} ({form.name}), {of}"),
         ("model", unshown or f"{architecture(adapter.architecture).title}: {adapter.shown}"),
-        ("scale", _scale(adapter)),
+        ("scale", scale),
         ("size", _size(found) if found else f"needs the tensors ({megabytes(file.absent)}): --fetch gets them"),
         *there.facts,
         ("base", adapter.base_model or base_text([v.name for v in fits(adapter)], adapter.architecture)),
         *_elsewhere(path, seen, own if verdict.kind is Kind.AS_TRAINED else None),
     ]
-    subnormal = found.subnormal if found else ()
-    few = f"in {named(subnormal)} a tenth of the numbers or more lie below float16's normal range: fewer bits"
-    other = other_base(adapter, there.variants)
-    said = (
-        *notes,
-        *adapter.notes,
-        *([other] if other else []),
-        *_contradicted(file, adapter),
-        *((few,) if subnormal else ()),
-    )
+    more = [other] if (other := other_base(adapter, there.variants)) else []
+    more += _contradicted(file, adapter)
+    if found and (low := found.subnormal):
+        more.append(f"in {named(low)} a tenth of the numbers or more lie below float16's normal range: fewer bits")
     loaded = own is None or own.applied == len(adapter.modules)
     dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict.kind is Kind.IN_PART and loaded))
-    mend = (
-        (replace(r.added_to("loraforge", "doctor", path, "--base", base or ""), why="") for r in unread.remedies)
-        if unread
-        else remedies(path, adapter, verdict, own, choice_of(stated).stated, dead=dead)
-    )
+    mend = remedies(path, adapter, verdict, own, choice_of(stated).stated, dead=dead)
+    if unread:
+        again = ("loraforge", "doctor", path, "--base", base or "")
+        mend = (replace(remedy.added_to(*again), why="") for remedy in unread.remedies)
     stamp = _whole_entry(file, seen, verdict)
     fix = stamp if stamp and own and own.lacks else (*stamp, *mend)
     sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)} if found else {}
+    said = (*notes, *adapter.notes, *more)
     return Diagnosis(str(path), verdict, tuple(facts), seen, said, fix, sizes)
 
 
@@ -254,12 +244,6 @@ def _in_base(path: str | Path, base: str | Path, stated: Stated, drop: Sequence[
         lost, size = retained(report.total, report.modules)
         return _InBase(facts=(("fused", lost), ("", size)), variants=tuple(report.base["variants"]), fits=True)
     return _InBase()
-
-
-def _scale(adapter: Adapter) -> str:
-    if adapter.scale.provenance == "ambiguous":
-        return f"unknown: {adapter.scale.source}"
-    return f"{trained(adapter)} ({scale_text(adapter.scale, adapter.scalings)})"
 
 
 def _size(found: Numbers) -> str:

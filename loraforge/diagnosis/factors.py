@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from loraforge.threads import in_order
 
 SUBNORMAL = 0.1
 """Share of a float16 factor's entries below the normal range from which it is told: they hold fewer bits."""
-_SMALLEST = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
+_NORMAL = 2.0**-14
+"""The smallest normal float16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +41,29 @@ class Numbers:
 
 def numbers(adapter: Adapter, file: TensorFile | None = None) -> Numbers:
     """Look at every tensor once. Memory: a few modules, where `file` is the one they lie in."""
-    dead, broken, low, coarse, sizes, kinds = [], [], [], [], dict[str, float](), set[str]()
-    with in_order(lambda item: (item[0], _look(item[1])), adapter.modules.items()) as found:
-        for n, (path, (state, small, rounded, size, dtypes)) in enumerate(found):
-            kinds |= dtypes
-            coarse += [path] if rounded else []
-            low += [path] if small else []
-            if state == "broken":
-                broken.append(path)
-            elif state == "dead":
-                dead.append(path)
+    marked, sizes, dtypes = defaultdict[str, list[str]](list), dict[str, float](), set[str]()
+    with in_order(lambda item: (item[0], *_look(item[1])), adapter.modules.items()) as looks:
+        for n, (path, marks, size, kinds) in enumerate(looks):
+            dtypes |= kinds
             sizes[path] = size
+            for mark in marks:
+                marked[mark].append(path)
             if file and n % RELEASE_EVERY == 0:
                 file.release()
-    return Numbers(tuple(dead), tuple(broken), tuple(low), tuple(coarse), sizes, tuple(sorted(kinds)))
+    dead, broken, low, coarse = (tuple(marked[mark]) for mark in ("dead", "broken", "subnormal", "coarse"))
+    return Numbers(dead, broken, low, coarse, sizes, tuple(sorted(dtypes)))
 
 
-def _look(delta: Delta) -> tuple[Literal["dead", "broken", "fine"], bool, bool, float, set[str]]:
+def _look(delta: Delta) -> tuple[set[str], float, set[str]]:
+    """The fields of Numbers that a module belongs in, the size of its update, and its element types."""
     factors = [np.ascontiguousarray(factor) for w in delta for factor in (w.A, w.B, w.magnitude) if factor is not None]
     dtypes = {factor.dtype.name for factor in factors}
     if not all(map(finite, factors)):
-        return "broken", False, False, math.nan, dtypes
-    dora = any(w.magnitude is not None for w in delta)
-    alive = dora or any(w.A.any() and w.B.any() for w in delta)
-    looks = [_faint(factor) for factor in factors if factor.dtype == np.float16]
-    small, coarse = (any(look[n] for look in looks) for n in (0, 1))
-    return "fine" if alive else "dead", small, alive and coarse, math.sqrt(sum(_squares(delta))), dtypes
+        return {"broken"}, math.nan, dtypes
+    alive = any(w.magnitude is not None or (w.A.any() and w.B.any()) for w in delta)
+    faint = [_faint(factor) for factor in factors if factor.dtype == np.float16]
+    marks = {"dead": not alive, "subnormal": any(low for low, _ in faint), "coarse": alive and any(c for _, c in faint)}
+    return {mark for mark, holds in marks.items() if holds}, math.sqrt(sum(_squares(delta))), dtypes
 
 
 def _faint(factor: Array) -> tuple[bool, bool]:
@@ -74,7 +72,7 @@ def _faint(factor: Array) -> tuple[bool, bool]:
     An entry below the normal range may be off by half of the smallest number, 1 / sqrt(12) of it in the mean square.
     """
     size = np.abs(widen(factor, np.float32))
-    there, low = np.count_nonzero(size), size < _SMALLEST["float16"]
+    there, low = np.count_nonzero(size), size < _NORMAL
     lost, norm = subnormal(factor.dtype) * math.sqrt(np.count_nonzero(low) / 12), float(np.linalg.norm(size))
     return bool(there and np.count_nonzero(size[low]) > SUBNORMAL * there), norm > 0 and lost > CEILING * norm
 

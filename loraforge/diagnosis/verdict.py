@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.algebra.lora import CEILING
+from loraforge.diagnosis.factors import Numbers
 from loraforge.errors import Try, adding
 from loraforge.format.registry import formats
 from loraforge.programs.measured import strength_text
@@ -17,9 +17,6 @@ from loraforge.programs.outlook import Outlook
 from loraforge.programs.table import runtime
 from loraforge.scale.rule import Statement
 from loraforge.text import command, fraction, listed
-
-if TYPE_CHECKING:
-    from loraforge.diagnosis.factors import Numbers
 
 
 class Kind(Enum):
@@ -64,8 +61,7 @@ class Verdict:
         if self.kind is Kind.OTHER_STRENGTH:
             return strength_text(self.numbers)
         choices = " or ".join(f"{scale:g}" for scale in self.numbers)
-        text: str = self.kind.value
-        return text.format(choices=choices, scales=listed_scales(self.numbers))
+        return str(self.kind.value).format(choices=choices, scales=listed_scales(self.numbers))
 
 
 def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: str, unshown: str = "") -> Verdict:
@@ -91,9 +87,9 @@ def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: 
         return Verdict(Kind.SCALE_AMBIGUOUS, f"{adapter.scale.source}{applies}", tuple(different.values()))
     if adapter.scale.program or adapter.scale.provenance == "assumed":
         what = "its scale is not that of training" if adapter.scale.program else "the scale is assumed"
-        return Verdict(Kind.SCALE_ASSUMED, f"{what}: {adapter.scale.source}{applies}", scalings(adapter))
+        return Verdict(Kind.SCALE_ASSUMED, f"{what}: {adapter.scale.source}{applies}", adapter.scalings)
     if own and own.ratios not in ((), (1.0,)):
-        why = f"{own.title} applies {listed_scales(own.scalings)}, and training used {trained(adapter)}"
+        why = f"{own.title} applies {listed_scales(own.scalings)}, and training used {listed_scales(adapter.scalings)}"
         return Verdict(Kind.OTHER_STRENGTH, why, own.ratios)
     if own and own.otherwise:
         return Verdict(Kind.IN_PART, f"{own.title} applies {own.otherwise}")
@@ -156,22 +152,8 @@ def _conversion(path: str | Path, adapter: Adapter, own: Outlook | None, stated:
         yield Try(f"# then: {own.instead}")
 
 
-def ranks(adapter: Adapter) -> str:
-    """The distinct ranks, for a reader."""
-    return ", ".join(map(str, sorted({w.rank for delta in adapter.modules.values() for w in delta})))
-
-
-def scalings(adapter: Adapter) -> tuple[float, ...]:
-    """The distinct scales of training."""
-    return tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
-
-
-def trained(adapter: Adapter) -> str:
-    """The distinct scales of training, for a reader."""
-    return listed_scales(scalings(adapter))
-
-
 def listed_scales(scalings: Sequence[float]) -> str:
+    """Scales, for a reader."""
     return ", ".join(map(fraction, scalings)) or "nothing"
 
 
