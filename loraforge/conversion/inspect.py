@@ -24,7 +24,7 @@ from loraforge.text import fraction, told
 
 @dataclass(frozen=True, slots=True)
 class Inspection(Document):
-    """What a header tells. Its JSON follows schemas/inspect.schema.json."""
+    """What a header says. Its JSON follows schemas/inspect.schema.json."""
 
     schema = "inspect"
 
@@ -35,7 +35,7 @@ class Inspection(Document):
     architecture: str | None
     """Name of the family of base models."""
     evidence: str | None
-    """What shows that it is one of that family; None where nothing does, or it is no adapter."""
+    """What shows that it is one of that family; None if nothing does or it is no adapter."""
     layout: str | None
     components: dict[str, int]
     """Component -> adapted modules (transformer, text_encoder), or tensors that are not the adapter's."""
@@ -50,12 +50,12 @@ class Inspection(Document):
     fits: tuple[str, ...]
     metadata: dict[str, str]
     trigger_words: dict[str, str]
-    """Header entry -> the words that prompts are to have in them."""
+    """Header entry -> the words that a prompt should contain."""
     history: tuple[dict[str, Any], ...]
     """The conversions that led to the file, the latest first."""
     notes: tuple[str, ...]
     problem: str | None
-    """Why the file is no adapter this version can convert; None when it is."""
+    """Why this version cannot convert the file; None if it can."""
     remedies: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -120,7 +120,7 @@ TRIGGERS = (
     "modelspec.trigger_phrase modelspec.trigger_words ss_trigger_words trained_words trigger_words trigger_word "
     "trigger_phrase instance_prompt"
 ).split()
-"""Header entries with the words that call the adapter up: ModelSpec's, and those that trainers and viewers use."""
+"""Header entries with trigger words: ModelSpec's, and those that trainers and viewers use."""
 
 
 def trigger_words(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -153,13 +153,12 @@ def inspect(
 ) -> Inspection:
     """Describe the adapter in `source`, a path or an address on the Hub, without reading a weight.
 
-    Of a file on the Hub the header alone is fetched; with `fetch` the file, into the Hub's cache.
-
-    A file that opens but is no adapter is described as far as possible, with `problem` set. Raises a
-    LoraforgeError when it cannot be opened at all.
+    Only the header of a file on the Hub is fetched; with `fetch`, the whole file, into the Hub's cache. A file that
+    opens but is no adapter is described as far as possible, with `problem` set. Raises a LoraforgeError if it cannot be
+    opened.
     """
     choice = Choice(iteration, ema, drop=tuple(drop), architecture=architecture)
-    form, place, file = locate(source, from_, choice, fetch=fetch)
+    form, located, file = locate(source, from_, choice, fetch=fetch)
     start = ("loraforge", "convert", file.path, "--to", "diffusers")
     adapter, error = None, None
     try:
@@ -170,7 +169,7 @@ def inspect(
         error = as_commands(refusal, *start) if form else refusal
     modules = adapter.modules if adapter else {}
     layout = catalog.architecture(adapter.architecture).layouts[adapter.layout] if adapter else None
-    located = [layout.locate(path) for path in modules] if layout else []
+    kinds = [place[0].text for place in map(layout.locate, modules) if place] if layout else []
     types = Counter(file.tensors[key].dtype for key in (adapter.keys if adapter else file.tensors))
     remedies = [remedy.command for remedy in error.remedies] if error else []
     if adapter and form and adapter.scale.provenance == "ambiguous":
@@ -185,7 +184,7 @@ def inspect(
         evidence=(adapter.shown or None) if adapter else None,
         layout=adapter.layout if adapter else None,
         components=({"transformer": len(modules), "text_encoder": 0} | dict(adapter.others)) if adapter else {},
-        targets=dict(Counter(template[0].text for template in located if template)),
+        targets=dict(Counter(kinds)),
         ranks=dict(sorted(Counter(delta[0].rank for delta in modules.values()).items())),
         dtypes=dict(sorted(types.items())),
         scale=adapter.scale if adapter else None,
@@ -194,7 +193,7 @@ def inspect(
         metadata=dict(sorted(file.metadata.items())),
         trigger_words=trigger_words(file.metadata),
         history=history(adapter.metadata if adapter else file.metadata),
-        notes=(*place.notes, *(adapter.notes if adapter else ())),
+        notes=(*located.notes, *(adapter.notes if adapter else ())),
         problem=error.message if error else None,
         remedies=tuple(remedies),
     )

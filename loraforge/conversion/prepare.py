@@ -29,12 +29,12 @@ from loraforge.text import command, listed
 ElementType = Literal["keep", "fp32", "bf16", "fp16"]
 
 _WIDER = {"fp32": "", "bf16": "as small as fp16, with a wider range and fewer digits"}
-"""What --dtype can be where fp16 is too narrow, in the order in which it is proposed."""
+"""What --dtype can be if fp16 is too narrow, in the order in which it is proposed."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
-    """What the user wants written, and where."""
+    """What is to be written, and where."""
 
     to: str
     out: Path | None = None
@@ -57,7 +57,7 @@ class Prepared:
     target: Format
     writer: Writer
     plan: Callable[..., list[fit.Plan]]
-    """Called with `policy`: the plans of its modules under that one."""
+    """Called with `policy`: the plans of all modules under that policy."""
     policy: fit.Policy
     plans: list[fit.Plan]
     result: Target
@@ -77,7 +77,7 @@ class Prepared:
 
     @property
     def unfetched(self) -> int:
-        """Bytes of the source's tensors that still lie on the Hub."""
+        """Bytes of the source's tensors that were not fetched from the Hub."""
         return self.file.absent if self.file else 0
 
     @property
@@ -107,7 +107,7 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
     plan = partial(fit.plan, relaid, target.storage, segments=stacked, to=request.to, ranks=ranks)
     plans = fit.padded(plan(policy=policy)) if request.wanted.pad_ranks else plan(policy=policy)
     source, base = adapter.source, request.wanted.base
-    goes = destination(
+    output = destination(
         request.out,
         f"{source.run if source else adapter.architecture}-{request.to}",
         writer.files,
@@ -128,8 +128,8 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
         plans=plans,
         result=result,
         metadata=kept | writer.header(result),
-        destination=goes,
-        use=writer.use(goes.file, result),
+        destination=output,
+        use=writer.use(output.file, result),
         dropped_modules=dropped,
         dropped_metadata=lost,
         notes=(*adapter.notes, *notes),
@@ -137,7 +137,7 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
 
 
 def refusal(prepared: Prepared, lossy: Mapping[str, float]) -> ConversionError:
-    """The refusal of modules that lose too much to rounding, with each way to store them that was tried and holds."""
+    """The error for modules that lose too much to rounding, with each other way to store them that holds."""
 
     def holds(changed: fit.Policy) -> bool:
         again = prepared.plan(policy=changed)

@@ -1,6 +1,6 @@
-"""Asks the real loader what it makes of a file: which modules it fills, with what tensors, at what scaling.
+"""Runs the real loader on a file and reads back which modules it fills, with what tensors, at what scaling.
 
-The base model is a shell of the right shape whose weights are one zero, shown everywhere: a 5B takes no memory.
+The base model is a shell of the right shape whose weights are all views of a single zero: a 5B takes no memory.
 Needs `loraforge[pipeline]`.
 """
 
@@ -47,9 +47,9 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
         LOADERS[loader](file, shell, next(iter(arch.pipelines)))
     except LoraforgeError:
         raise
-    except Exception as error:  # a loader raises what it likes
-        told = str(error).partition("\n")[0][:300] or type(error).__name__
-        raise LoraforgeError(f"{loader} refuses {file}: {told}", command("loraforge", "inspect", file)) from error
+    except Exception as error:  # a loader may raise anything
+        reason = str(error).partition("\n")[0][:300] or type(error).__name__
+        raise LoraforgeError(f"{loader} refuses {file}: {reason}", command("loraforge", "inspect", file)) from error
     version = {"diffusers": diffusers, "peft": peft}[loader].__version__
     scale = Scale("recorded", f"the scaling of {loader} {version}'s own layers")
     return Adapter(adapter.architecture, "diffusers", _layers(shell), scale)
@@ -110,7 +110,7 @@ def _read(base: Path) -> dict[str, Any]:
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:
-    """A transformer configuration in which every module of the adapter has the shape its LoRA was made for."""
+    """A transformer configuration that gives every adapted module the shape of its LoRA."""
     arch, every = architecture(adapter.architecture), placed(adapter)
     config = filled(entries(arch, _variant(arch, every)), sizes(arch, every), any_share=True)
     # tables of positions are computed for the sample, and no LoRA is made for them
@@ -118,11 +118,11 @@ def _config(adapter: Adapter) -> dict[str, Any]:
 
 
 def _variant(arch: Architecture, every: Sequence[Placed]) -> Variant | None:
-    """One that has all that is adapted, told by a weight of as many dimensions; None if none is known."""
+    """A variant with all adapted segments and as many dimensions in the telling weight; else the first, or None."""
     present = {segment: shape for _, segment, _, shape in every}
-    told = present.get(arch.told_by)
+    shape = present.get(arch.told_by)
     whole = [variant for variant in arch.variants if not variant.absent & present.keys()]
-    able = [variant for variant in whole if not told or len(told) == len(variant.shapes[arch.told_by])]
+    able = [variant for variant in whole if not shape or len(shape) == len(variant.shapes[arch.told_by])]
     return next(iter([*able, *arch.variants]), None)
 
 
@@ -130,7 +130,7 @@ def _layers(model: Any) -> dict[str, Delta]:
     """Module path -> the update its LoRA layer makes."""
     from peft.tuners.lora import LoraLayer
 
-    found: dict[str, Delta] = {}
+    layers: dict[str, Delta] = {}
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
@@ -141,8 +141,8 @@ def _layers(model: Any) -> dict[str, Delta]:
             rank, kernel = A.shape[0], A.shape[2:]
             scaling = float(layer.scaling[adapter])
             weight = LoraWeight(A.reshape(rank, -1), B.reshape(-1, rank), scaling, magnitude, kernel)
-            found[name.removeprefix("base_model.model.")] = (weight,)
-    return found
+            layers[name.removeprefix("base_model.model.")] = (weight,)
+    return layers
 
 
 def _numpy(tensor: Any) -> Array:

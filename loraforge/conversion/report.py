@@ -1,4 +1,4 @@
-"""What a conversion did: one object, printed for people and as JSON for programs (schemas/convert.schema.json)."""
+"""The report of a conversion: printed for people, and as JSON for programs (schemas/convert.schema.json)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Report(Document):
     schema = "convert"
 
     source: dict[str, Any]
-    """path, format, size, digest of the adapter tensors (None where they were not fetched)."""
+    """path, format, size, digest of the adapter tensors (None if they were not fetched)."""
     output: dict[str, Any]
     """path, format, written."""
     architecture: str
     """Name of the family of base models."""
     evidence: str | None
-    """What shows that it is one of that family; None where nothing does."""
+    """What shows that it is one of that family; None if nothing does."""
     scale: Scale
     scalings: tuple[float, ...]
     """The distinct scalings of the source's modules, sorted."""
@@ -36,9 +36,9 @@ class Report(Document):
     """`tensors` (folded into A and B), `metadata` (in their header) or `config` (in a file beside them)."""
     steps: tuple[Step, ...]
     unfetched: int
-    """Bytes of tensors that still lie on the Hub: there are no steps then."""
+    """Bytes of tensors that were not fetched from the Hub; if not 0, there are no steps."""
     worst_error: float | None
-    """Of any row, as the verification measured it; None where nothing was written."""
+    """Of any row, as the verification measured it; None if nothing was written."""
     fits: tuple[str, ...]
     base_model: str | None
     others: dict[str, int]
@@ -50,9 +50,9 @@ class Report(Document):
     not_with: str
     """The well-known way to load it that would not apply it as trained."""
     provided: str
-    """What a loader must do for strength 1.0 to be right; empty where the tensors hold it all."""
+    """What a loader must do for strength 1.0 to be right; empty if the tensors hold the scale."""
     programs: tuple[Program, ...] = ()
-    """Where a written file was seen to act so, and the other programs of its format."""
+    """The programs of its format, with the versions that were seen to apply such a file."""
 
     def lines(self) -> list[str]:
         """The report for a terminal: what was done, then the strength, how to load it, which base it fits."""
@@ -79,7 +79,7 @@ class Report(Document):
         return [*out, *rows([*table, ("base", self.base())])]
 
     def seen(self) -> list[tuple[str, str]]:
-        """The second claim: what programs do with such a file, of those that were run. Never a constant of a format."""
+        """The second claim: what the programs that were run do with such a file. Never a constant of a format."""
         if self.worst_error is None and not self.programs:  # of a dry run, where only the file itself would tell
             return []
         does = "acts as trained" if self.evidence and self.scale.provenance in ("recorded", "given") else "acts so"
@@ -105,22 +105,22 @@ class Report(Document):
         return f"{claim}; {proof} read at scale {scaling} ({scale_text(self.scale, self.scalings)})"
 
     def base(self) -> str:
-        """The base model, as stated or as far as shapes tell it."""
+        """The base model as stated, or as far as the shapes determine it."""
         return self.base_model or base_text(self.fits, self.architecture)
 
 
 def scale_text(scale: Scale, scalings: Sequence[float]) -> str:
-    """How well a scale is known and who says so; of a file we wrote, at what scale its source was trained."""
-    said = f"{scale.provenance}: {scale.source}"
+    """How well a scale is known and who says so; for a file written by loraforge, the scale of its source too."""
+    text = f"{scale.provenance}: {scale.source}"
     if not scale.trained:
-        return said
+        return text
     if tuple(scalings) == scale.trained:
-        return f"{said}; loraforge wrote it into the file"
-    return f"trained at {', '.join(map(fraction, scale.trained))}, {said}; loraforge folded that into the tensors"
+        return f"{text}; loraforge wrote it into the file"
+    return f"trained at {', '.join(map(fraction, scale.trained))}, {text}; loraforge folded that into the tensors"
 
 
 def base_text(fits: Sequence[str], family: str) -> str:
-    """What the shapes say of the base model, and what they cannot say."""
+    """What the shapes say about the base model, and what they cannot say."""
     if not fits:
         none = f"no released {architecture(family).title} has these shapes (block numbers: unchecked)"
         return f"{none}; use the base model of its training run"
@@ -130,7 +130,7 @@ def base_text(fits: Sequence[str], family: str) -> str:
 
 
 def unshown(family: str, others: Sequence[str] = ()) -> str:
-    """The sentence for an adapter of which nothing shows what it is. `others`: models with modules of these names."""
+    """The sentence for an adapter without evidence. `others`: other models with modules of these names."""
     shared = f" (and those of {', '.join(others)})" if others else ""
     settles = f"--architecture {family} settles it"
     return f"the names fit {architecture(family).title}{shared}; nothing shows that it is one ({settles})"

@@ -50,7 +50,7 @@ class Computed:
 
 @contextmanager
 def computed(prepared: Prepared) -> Iterator[Computed]:
-    """The numbers, on which threads work while those of the source are scanned. Raises FormatError for NaN there."""
+    """Compute the numbers on threads while the source's are scanned. Raises FormatError if the source has NaN."""
     file, steps = prepared.file, list[Step]()
 
     def encoded(fitted: Iterator[tuple[Delta, Step]]) -> Iterator[tuple[str, Array]]:
@@ -76,15 +76,15 @@ def store(prepared: Prepared, typed: str) -> Iterator[Written]:
     `typed`: the command that the file records. Raises OutputError if the disk cannot be written.
     """
     with computed(prepared) as made:
-        goes, result, writer = prepared.destination, prepared.result, prepared.writer
+        output, result, writer = prepared.destination, prepared.result, prepared.writer
         applied = result.scalings.values()
-        said = entry_of(prepared.adapter, made.digest, typed, applied, writer.stored, result.base_model)
-        header, metadata = prepared.header, {**prepared.metadata, KEY: said}
-        with replacing(goes, writer.size(header), force=prepared.request.force) as folder:
-            file = folder / goes.names[0]
+        entry = entry_of(prepared.adapter, made.digest, typed, applied, writer.stored, result.base_model)
+        header, metadata = prepared.header, {**prepared.metadata, KEY: entry}
+        with replacing(output, writer.size(header), force=prepared.request.force) as folder:
+            file = folder / output.names[0]
             file.parent.mkdir(exist_ok=True)
             sums = writer.write(file, header, made.tensors, metadata)
-            beside = replace(result, metadata={**result.metadata, KEY: said})
+            beside = replace(result, metadata={**result.metadata, KEY: entry})
             for name, text in writer.beside(beside).items():
                 (folder / name).write_text(text, "utf-8")
             yield Written(folder, file, sums, metadata, made)
@@ -109,7 +109,7 @@ def entry_of(
     scale, described = adapter.scale, source(adapter, digest)
     if adapter.source:
         described["path"] = recorded(adapter.source.file.path)
-    whence: dict[str, Any] = {"provenance": scale.provenance, "source": scale.portable, "scalings": adapter.scalings}
+    trained: dict[str, Any] = {"provenance": scale.provenance, "source": scale.portable, "scalings": adapter.scalings}
     optional = {
         "earlier": history(adapter.metadata),
         "architecture": adapter.architecture if adapter.shown or not adapter.source else None,
@@ -118,7 +118,7 @@ def entry_of(
         "tool": f"loraforge {__version__}",
         "command": typed,
         "source": described,
-        "scale": whence | ({"program": scale.program} if scale.program else {}),
+        "scale": trained | ({"program": scale.program} if scale.program else {}),
         "stored": stored,
         "applied": sorted(set(applied)),
         "base_model": base,

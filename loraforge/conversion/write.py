@@ -43,14 +43,13 @@ def write(
 ) -> Report:
     """Write what `read` gave, or an Adapter made in Python; the arguments are those of `loraforge convert`.
 
-    `typed` is the command that the written file records of its origin. Returns the report. Raises a
-    LoraforgeError, with nothing written, when the adapter does not fit the target or the written file
-    does not do what the adapter does.
+    `typed` is the command that the written file records as its origin. Returns the report. Raises a LoraforgeError,
+    with nothing written, if the adapter does not fit the target or if the written file makes another update.
     """
     wanted = Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only, pad_ranks)
-    place = Path(out) if out else None
+    path = Path(out) if out else None
     name = recorded(adapter.source.file.path) if adapter.source else "made-in-python"
-    request = WriteRequest(to, place, wanted, dtype, base_model, tuple(drop), dry_run, force)
+    request = WriteRequest(to, path, wanted, dtype, base_model, tuple(drop), dry_run, force)
     prepared = prepare(adapter, request)
     if dry_run:  # every number is computed, and none is written
         with computed(prepared) as made:
@@ -63,7 +62,7 @@ def write(
 
 
 def _foreseen(prepared: Prepared) -> tuple[Program, ...]:
-    """What programs would do with a file that is not written, as far as its header tells it."""
+    """What programs would do with a file that is not written, as far as its header determines it."""
     if prepared.writer.stored == "config":
         return ()
     target, path = prepared.target, prepared.destination.file
@@ -104,7 +103,7 @@ def _report(prepared: Prepared, outcome: Outcome) -> Report:
 
 
 def _advice(prepared: Prepared, outcome: Outcome) -> Iterator[str]:
-    """What a user should know of ranks, of an update of zero, of scales that switch off, and of avoidable rounding."""
+    """Notes on several ranks, an update of zero, scales that switch the adapter off, and avoidable rounding."""
     ranks = prepared.result.ranks
     if where := mixed_ranks(prepared.target.name, ranks):
         text = f"its modules have ranks {', '.join(map(str, sorted(set(ranks.values()))))}"
