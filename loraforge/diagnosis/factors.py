@@ -1,4 +1,4 @@
-"""What the numbers of an adapter say of it: zero factors, no numbers, lost bits, and how large the update is."""
+"""Measures an adapter's numbers: zero factors, NaN or infinity, lost bits, and the size of the update."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from loraforge.files.tensorfile import RELEASE_EVERY, TensorFile
 from loraforge.threads import in_order
 
 SUBNORMAL = 0.1
-"""Share of a float16 factor's entries below the normal range from which it is told: they hold fewer bits."""
+"""Share of subnormal entries in a float16 factor above which a note says so: they hold fewer bits."""
 _NORMAL = 2.0**-14
 """The smallest normal float16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What the tensors of an adapter say."""
+    """What was measured in the tensors of an adapter."""
 
     dead: tuple[str, ...]
-    """Modules of which A or B is zero: their update is zero."""
+    """Modules whose A or B is zero: their update is zero."""
     broken: tuple[str, ...]
     """Modules with NaN or infinity."""
     subnormal: tuple[str, ...]
-    """Modules with a factor of which more than a tenth lies below the normal range of its type."""
+    """Modules with a float16 factor whose entries are subnormal in more than a tenth."""
     coarse: tuple[str, ...]
-    """Modules with a float16 factor so small that its type may have rounded off more than CEILING of it."""
+    """Modules with a float16 factor so small that rounding may have cost more than CEILING of it."""
     sizes: dict[str, float]
     """Module -> |D|, the Frobenius norm of its update at the scale it was read at."""
     dtypes: tuple[str, ...]
 
 
 def numbers(adapter: Adapter, file: TensorFile | None = None) -> Numbers:
-    """Look at every tensor once. Memory: a few modules, where `file` is the one they lie in."""
+    """Look at every tensor once. Memory: a few modules, if `file` is the one that they are in."""
     marked, sizes, dtypes = defaultdict[str, list[str]](list), dict[str, float](), set[str]()
     with in_order(lambda item: (item[0], *_look(item[1])), adapter.modules.items()) as looks:
         for n, (path, marks, size, kinds) in enumerate(looks):
@@ -55,7 +55,7 @@ def numbers(adapter: Adapter, file: TensorFile | None = None) -> Numbers:
 
 
 def _look(delta: Delta) -> tuple[set[str], float, set[str]]:
-    """The fields of Numbers that a module belongs in, the size of its update, and its element types."""
+    """The fields of Numbers that list this module, the size of its update, and its element types."""
     factors = [np.ascontiguousarray(factor) for w in delta for factor in (w.A, w.B, w.magnitude) if factor is not None]
     dtypes = {factor.dtype.name for factor in factors}
     if not all(map(finite, factors)):
@@ -67,14 +67,14 @@ def _look(delta: Delta) -> tuple[set[str], float, set[str]]:
 
 
 def _faint(factor: Array) -> tuple[bool, bool]:
-    """Of a float16 factor: whether many entries have fewer bits, and whether that may be more than CEILING of it.
+    """Whether many entries of a float16 factor are subnormal, and whether that may cost more than CEILING of it.
 
     An entry below the normal range may be off by half of the smallest number, 1 / sqrt(12) of it in the mean square.
     """
     size = np.abs(widen(factor, np.float32))
-    there, low = np.count_nonzero(size), size < _NORMAL
+    nonzero, low = np.count_nonzero(size), size < _NORMAL
     lost, norm = subnormal(factor.dtype) * math.sqrt(np.count_nonzero(low) / 12), float(np.linalg.norm(size))
-    return bool(there and np.count_nonzero(size[low]) > SUBNORMAL * there), norm > 0 and lost > CEILING * norm
+    return bool(nonzero and np.count_nonzero(size[low]) > SUBNORMAL * nonzero), norm > 0 and lost > CEILING * norm
 
 
 def _squares(delta: Delta) -> Iterator[float]:
