@@ -1,4 +1,4 @@
-r"""PEFT's own rules: what a LoraConfig says of each module's rank and scaling, and the least one that says it.
+r"""PEFT's own rules: the rank and scaling that a LoraConfig gives each module, and the smallest such LoraConfig.
 
 Sources: peft tuners/lora/layer.py (scaling, initialisations), tuners/lora/model.py and utils/other.py (patterns are
 regular expressions matched as `(.*\.)?(key)$`, the first that matches wins), tuners/tuners_utils.py
@@ -17,7 +17,7 @@ from loraforge.scale.rule import BELIEVE, Rule, number, over, overriding
 from loraforge.text import listed, shown
 
 _HARMLESS_STARTS = ("gaussian", "eva", "orthogonal", "mica")
-"""Ways of filling A and B at the start that leave the base weights alone."""
+"""Initialisations of A and B that do not change the base weights."""
 
 _PLAIN: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "peft_type": (lambda value: value in (None, "LORA"), "is another method than LoRA"),
@@ -38,11 +38,11 @@ _PLAIN: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         )
     },
 }  # fmt: skip
-"""LoraConfig entries that change what A and B mean -> when they do not, and what they say otherwise."""
+"""LoraConfig entries that can change the meaning of A and B -> when they do not, and what they mean otherwise."""
 
 
 def unsupported(config: Mapping[str, Any]) -> str | None:
-    """The entries of a LoraConfig that make it more than A and B; None where it is a plain LoRA or DoRA."""
+    """The entries of a LoraConfig that make it more than A and B; None if it is a plain LoRA or DoRA."""
     odd = [(key, what) for key, (is_plain, what) in _PLAIN.items() if key in config and not is_plain(config[key])]
     return listed([f"{key} {_brief(config[key])} ({what})" for key, what in odd]) or None
 
@@ -51,12 +51,12 @@ def rule(
     config: Mapping[str, Any], ranks: Mapping[str, int], where: str, file: str = "",
     live: Callable[[], Mapping[str, int]] = dict,
 ) -> Rule:  # fmt: skip
-    """What a LoraConfig says of each module's scaling. `where` it stands, `file` where that is a path.
+    """The scaling that a LoraConfig gives each module. `where` it was found; `file`: the same if that is a path.
 
-    `live`: module path -> components that are not exactly zero, asked where a rank contradicts the tensors.
+    `live`: returns module path -> components that are not exactly zero; called if a rank contradicts the tensors.
 
-    Raises ScaleError when a value has the wrong type, a rank contradicts the tensors, a pattern matches
-    no module, or a pattern takes too long to match.
+    Raises ScaleError if a value has the wrong type, if a rank contradicts the tensors, or if a pattern matches no
+    module or takes too long to match.
     """
     r, alpha, rslora = number(config.get("r")), number(config.get("lora_alpha")), config.get("use_rslora", False)
     if not file and alpha is not None and "r" not in config and not (config.keys() & {"rank_pattern", "alpha_pattern"}):
@@ -79,7 +79,7 @@ def _other_rank(
     odd: list[str], declared: Mapping[str, float], ranks: Mapping[str, int], live: Mapping[str, int],
     where: str, alphas: Mapping[str, float], rslora: bool,
 ) -> ScaleError:  # fmt: skip
-    """The refusal of ranks that are not the tensors'; padded tensors keep the scale of the rank that is declared."""
+    """The error for ranks other than those of the tensors; padded tensors keep the scale of the declared rank."""
     first, text = odd[0], f"{where} says r {declared[odd[0]]:g} for {odd[0]}, but its tensors have rank {ranks[odd[0]]}"
     if not all(0 < live.get(path, ranks[path]) <= declared[path] < ranks[path] for path in odd):
         return ScaleError(f"{text}.", BELIEVE)
@@ -93,9 +93,9 @@ def _other_rank(
 
 
 def untargeted(config: Mapping[str, Any], paths: Collection[str], where: str) -> list[str]:
-    """The modules that `target_modules` and what narrows it leave out, and that PEFT would therefore not load.
+    """The modules that `target_modules` and the entries that narrow it leave out: PEFT would not load them.
 
-    Raises ScaleError when an entry has a type it cannot have.
+    Raises ScaleError if an entry has a wrong type.
     """
     targets, left = config.get("target_modules"), config.get("exclude_modules")
     meant = _named(targets, paths, f"{where}: target_modules")
@@ -108,11 +108,11 @@ def untargeted(config: Mapping[str, Any], paths: Collection[str], where: str) ->
 
 
 def _named(targets: object, paths: Collection[str], where: str) -> set[str]:
-    """The paths a list of endings or a regular expression means."""
+    """The paths that a list of endings or a regular expression matches."""
     if isinstance(targets, str):
         return full_matches([targets], paths, where)[0]
     if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
-        known = frozenset(targets)  # of a stranger, and perhaps long
+        known = frozenset(targets)  # a set, as a list from an untrusted file may be long
         return {p for p in paths if any(".".join(p.split(".")[n:]) in known for n in range(p.count(".") + 1))}
     if targets is not None:
         raise ScaleError(f"{where} is {_brief(targets)}, neither a list of names nor a pattern.", BELIEVE)
@@ -120,23 +120,23 @@ def _named(targets: object, paths: Collection[str], where: str) -> set[str]:
 
 
 def _of_layers(config: Mapping[str, Any], paths: Collection[str], where: str) -> set[str]:
-    """The paths whose first block number is among `layers_to_transform`; all, where that is not given."""
-    wanted = config.get("layers_to_transform")
-    if wanted is None or wanted == []:
+    """The paths whose first block number is in `layers_to_transform`; all if that is not given."""
+    blocks = config.get("layers_to_transform")
+    if blocks is None or blocks == []:
         return set(paths)
-    wanted = wanted if isinstance(wanted, list) else [wanted]
+    blocks = blocks if isinstance(blocks, list) else [blocks]
     stems = config.get("layers_pattern") or []
     stems = [stems] if isinstance(stems, str) else stems
     if not isinstance(stems, list) or not all(isinstance(stem, str) and stem.isidentifier() for stem in stems):
         raise ScaleError(f"{where}: layers_pattern is {_brief(stems)}, not a plain name.", BELIEVE)
 
     def block(path: str) -> int | None:
-        """Without a name: the first number that has two tokens before it, as PEFT's pattern asks for."""
+        """The first number after a stem; without stems, the first after two tokens, as in PEFT's pattern."""
         tokens = path.split(".")
         places = [n for n, token in enumerate(tokens[:-1]) if token.isdecimal()]
         return next((int(tokens[n]) for n in places if (tokens[n - 1] in stems if stems else n >= 2)), None)
 
-    return {path for path in paths if (number := block(path)) is not None and number in wanted}
+    return {path for path in paths if (number := block(path)) is not None and number in blocks}
 
 
 def config(
@@ -144,10 +144,10 @@ def config(
 ) -> dict[str, Any]:
     """The smallest LoraConfig that gives every module its rank and scaling, and names no other module.
 
-    Both patterns are always there: Diffusers 0.34 to 0.39 looks for them without a default.
+    Both patterns are always present: Diffusers 0.34 to 0.39 reads them without a default.
 
-    `older`: for PEFT before 0.15 too, which looks a whole path up as it stands and knows no anchored pattern. Its
-    keys follow the others, so that newer versions, which take the first that matches, never need them.
+    `older`: for PEFT before 0.15 too, which looks up whole paths and knows no anchored patterns. The keys for it follow
+    the others, so that newer versions, which take the first match, never use them.
     """
     alphas = {path: _tidy(scalings[path] * rank) for path, rank in ranks.items()}
     (r, alpha), _ = Counter((ranks[path], alphas[path]) for path in sorted(ranks)).most_common(1)[0]

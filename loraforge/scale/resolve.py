@@ -1,4 +1,4 @@
-"""Decides what scaling an adapter was trained at, from what files record and the user states. Never from a guess."""
+"""Decides the scaling an adapter was trained at from what files record and the user states, never by guessing."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ def resolve(
 ) -> tuple[Rule, Scale]:  # fmt: skip
     """The rule that holds, and its provenance.
 
-    `ranks`: module path -> rank. `default` is the only rule that can apply where nothing is recorded,
-    or None where known trainers write indistinguishable files: then the scale is ambiguous, read as
-    1.0; `unknown` says where it was looked for. `bare`: modules without a record act at 1.0, as in programs.
+    `ranks`: module path -> rank. `default` is the rule that holds if nothing is recorded; None if known trainers write
+    indistinguishable files: then the scale is ambiguous and read as 1.0, and `unknown` says where it was looked for.
+    `bare`: modules without a record act at 1.0, as in programs.
 
-    Raises ScaleError when two recorded values disagree, when the statement contradicts the record
-    (unless it overrides), when some modules alone have a record, or when a value is 0, negative or not a number and
-    the user did not say so.
+    Raises ScaleError if two recorded values disagree, if the statement contradicts the record (unless it overrides), if
+    only some modules have a record, or if a recorded value is 0, negative or not a number.
     """
     claim = given(stated, ranks)
     if claim is not None and (stated.override or not recorded):
@@ -46,8 +45,8 @@ def resolve(
     if claim is not None:
         return claim, Scale("given", claim.said)
     if recorded and bare:
-        said = {path: recorded[0].of(path, rank) for path, rank in _both(ranks, recorded[0])}
-        return Rule(recorded[0].said, scaling=1.0, exceptions=said), Scale("recorded", recorded[0].said)
+        scalings = {path: recorded[0].of(path, rank) for path, rank in _both(ranks, recorded[0])}
+        return Rule(recorded[0].said, scaling=1.0, exceptions=scalings), Scale("recorded", recorded[0].said)
     if recorded:
         raise _in_part(recorded[0], ranks)
     if default is not None:
@@ -56,7 +55,7 @@ def resolve(
 
 
 def _in_part(rule: Rule, ranks: Mapping[str, int]) -> ScaleError:
-    """The refusal of a scale that some modules alone record: what those say is offered before what loaders do."""
+    """The error if only some modules record a scale; theirs is offered before the one that loaders apply."""
     covers = rule.covers or frozenset()
     bare = [path for path in ranks if path not in covers]
     scales = {float(f"{rule.of(path, ranks[path]):.12g}") for path in covers}
@@ -121,5 +120,5 @@ def _agree(one: Rule, other: Rule, ranks: Mapping[str, int], *remedies: Try) -> 
 
 
 def _both(ranks: Mapping[str, int], *rules: Rule) -> list[tuple[str, int]]:
-    """The modules that each of the rules speaks of, and their ranks."""
+    """The modules that all of the rules cover, and their ranks."""
     return [(p, rank) for p, rank in ranks.items() if all(rule.covers is None or p in rule.covers for rule in rules)]

@@ -1,4 +1,4 @@
-"""What a user states of an adapter where no file records it: the keywords that nine verbs share."""
+"""What a user states about an adapter if no file records it: the keywords that nine verbs share."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def takes_stated(verb: Callable[P, R]) -> Callable[P, R]:
 
 
 def choice_of(stated: Stated, *, iteration: int | None = None, ema: bool = False, drop: Sequence[str] = ()) -> Choice:
-    """How an adapter is to be read. Raises ScaleError if two things are stated."""
+    """How to read an adapter. Raises ScaleError if the scale is stated in two ways."""
     config, arch = stated.get("training_config"), stated.get("architecture")
     return Choice(iteration, ema, Path(config) if config else None, _statement(stated), tuple(drop), arch)
 
@@ -89,8 +89,6 @@ def _statement(stated: Stated) -> Statement:
     if len(given) > 1:
         raise ScaleError(f"{' and '.join(given)} say the same thing in different ways: give one of them.")
     if override and not given:
-        raise ScaleError(
-            "--override-scale goes with the scale to believe: --alpha, --trained-scale or --trained-by.",
-            overriding("--alpha", 1, "if the run did not set lora_alpha"),
-        )
+        text = "--override-scale goes with the scale to believe: --alpha, --trained-scale or --trained-by."
+        raise ScaleError(text, overriding("--alpha", 1, "if the run did not set lora_alpha"))
     return Statement(alpha, trained_scale, trained_by, as_in, override)
