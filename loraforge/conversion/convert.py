@@ -44,9 +44,8 @@ def convert(
     """
     adapter = read(source, from_, iteration=iteration, ema=ema, drop=drop, fetch=fetch or not dry_run, **stated)
     name = recorded(adapter.source.file.path) if adapter.source else ""
-    config = stated["training_config"]
-    reading = {"to": to, "from": from_, "iteration": iteration, "ema": ema, **stated}
-    reading["training_config"] = Path(config) if config else None
+    config = Path(stated["training_config"]) if stated["training_config"] else None
+    reading = {"to": to, "from": from_, "iteration": iteration, "ema": ema, **stated, "training_config": config}
     writing: dict[str, Any] = {
         "scale_in": scale_in, "target_alpha": target_alpha, "base": Path(base) if base else None,
         "lora_only": lora_only, "pad_ranks": pad_ranks, "dtype": dtype, "base_model": base_model, "drop": drop,

@@ -110,10 +110,8 @@ def entry_of(
     if adapter.source:
         described["path"] = recorded(adapter.source.file.path)
     trained: dict[str, Any] = {"provenance": scale.provenance, "source": scale.portable, "scalings": adapter.scalings}
-    optional = {
-        "earlier": history(adapter.metadata),
-        "architecture": adapter.architecture if adapter.shown or not adapter.source else None,
-    }
+    shown = adapter.architecture if adapter.shown or not adapter.source else None
+    optional = {"earlier": history(adapter.metadata), "architecture": shown}
     entry = {
         "tool": f"loraforge {__version__}",
         "command": typed,

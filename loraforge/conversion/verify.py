@@ -156,22 +156,20 @@ def verify(
         other_file.release()
 
     pairs, alone = pair_up(one, other)
-    comparisons = compare(pairs, lambda _: True, release)
-    same = not (alone.first or alone.second) and all(comparison.holds for comparison in comparisons)
+    results = compare(pairs, lambda _: True, release)
+    same = not (alone.first or alone.second) and all(comparison.holds for comparison in results)
     return Verification(
         a=Side(told(file.path), name, one.scale, one.scalings),
         b=Side(told(other_file.path), other_name, other.scale, other.scalings),
         same=same,
-        strength=None if same or alone.first or alone.second else _strength(comparisons),
-        segments=tuple(map(_segment, comparisons)),
+        strength=None if same or alone.first or alone.second else _strength(results),
+        segments=tuple(
+            Segment(c.module, c.rows, c.off, c.error, None if math.isnan(c.strength) else c.strength) for c in results
+        ),
         only_in_a=alone.first,
         only_in_b=alone.second,
         notes=(*notes, *more),
     )
-
-
-def _segment(c: Comparison) -> Segment:
-    return Segment(c.module, c.rows, c.off, c.error, None if math.isnan(c.strength) else c.strength)
 
 
 def _unknown(source: str | Path) -> bool:

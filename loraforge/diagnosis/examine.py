@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,21 +82,18 @@ def diagnosed(
 
 def _reads(form: Format, file: TensorFile) -> bool:
     """Whether the file can be read if the user states nothing: then the statement is at fault."""
-    try:
+    with suppress(LoraforgeError):
         read_adapter(form, file, Choice())
-    except LoraforgeError:
-        return False
-    return True
+        return True
+    return False
 
 
-_REFUSED: Mapping[type[LoraforgeError], Kind] = {
-    BaseError: Kind.WRONG_BASE, NoAdapterError: Kind.NOTHING, VariantError: Kind.MORE_THAN_FACTORS,
-}  # fmt: skip
+_REFUSED = {BaseError: Kind.WRONG_BASE, NoAdapterError: Kind.NOTHING, VariantError: Kind.MORE_THAN_FACTORS}
 
 
 def _unread(fault: LoraforgeError) -> Verdict:
     """The verdict on a file that cannot be read as an adapter, by the kind of the refusal."""
-    kind = _REFUSED.get(type(fault), Kind.BROKEN)
+    kind = next((kind for error, kind in _REFUSED.items() if isinstance(fault, error)), Kind.BROKEN)
     return Verdict(kind, f"in {known_titles()}: {fault.message}" if kind is Kind.NOTHING else fault.message)
 
 
