@@ -14,8 +14,7 @@ from loraforge.base.config import sample_of
 from loraforge.base.model import BaseModel
 from loraforge.errors import ConversionError
 from loraforge.files.digest import scan, scan_modules
-from loraforge.scale.origin import digests as converted_from
-from loraforge.scale.origin import own_entry
+from loraforge.scale.origin import history, own_entry
 from loraforge.text import command, recorded
 
 
@@ -44,7 +43,7 @@ def fused(adapter: Adapter, strength: float) -> Fused:
     return Fused(
         recorded(source.path) if source else "made-in-python",
         source.format if source else "python",
-        (digest, *converted_from(adapter.metadata)),
+        (digest, *(step["source"]["digest"] for step in history(adapter.metadata))),
         strength,
         adapter.scalings,
         adapter.scale.provenance,
