@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def _plugin_first(typed: Sequence[str]) -> list[str]:
         if word == "--":
             others += [word, *words]
         elif word == "--plugin":
-            plugins += [word, *([following] if (following := next(words, None)) is not None else [])]
+            plugins += [word, *islice(words, 1)]
         else:
             (plugins if word.startswith("--plugin=") else others).append(word)
     return [*plugins, *others]
@@ -69,8 +70,6 @@ def _plugin_first(typed: Sequence[str]) -> list[str]:
 
 _ONE_OF = {"--alpha", "--trained-scale", "--trained-by", "--as-in", "--as-loaded"}
 """Options of which only one may be given."""
-
-
 _ONE_EACH = {"--strength", "--settings"}
 """Repeatable options of which an addition takes the place of all."""
 
@@ -109,9 +108,8 @@ def show(report: Document, json_: bool, lines: Sequence[str] | None = None) -> N
     """A report: its notes to stderr; to stdout the JSON document, or lines for a terminal."""
     for note in getattr(report, "notes", ()):
         say("note: ", note)
-    click.echo(
-        as_json(report.to_dict()) if json_ else "\n".join(map(plain, report.lines() if lines is None else lines))
-    )
+    texts = [as_json(report.to_dict())] if json_ else map(plain, report.lines() if lines is None else lines)
+    click.echo("\n".join(texts))
 
 
 def as_json(document: Any) -> str:

@@ -40,10 +40,8 @@ def is_repo(text: object) -> bool:
 
 def is_branch(name: str) -> bool:
     """Whether a revision can be called so, by Git's rules of what a reference is called."""
-    odd = re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//", name)
-    parts = name.split("/")
-    ends = any(part.startswith(".") or part.endswith((".", ".lock")) for part in parts)
-    return not (odd or ends or "" in parts or name == "@" or name.startswith("-") or len(name) > _LONGEST)
+    odd = r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(^|/)\.|\.(lock)?(/|$)|^[-/]|/$|^@?$"
+    return re.search(odd, name) is None and len(name) <= _LONGEST
 
 
 def renamed(repo: str) -> str:
@@ -103,8 +101,6 @@ def parsed(text: str) -> Address | None:
     scheme = text.startswith(_SCHEMES)
     try:
         kind, repo, revision, exact, path = _split(text) if scheme else _parts(text)
-        if kind != "models" and not scheme:
-            return None
         if kind != "models":
             raise ValueError(f"it is a {kind.removesuffix('s')}; adapters and base models are looked for in models.")
         if not is_repo(repo):
@@ -117,8 +113,7 @@ def parsed(text: str) -> Address | None:
         if not scheme:
             return None
         raise HubError(f"{text} is no address of a model on the Hub: {error}", _example(text)) from error
-    loose = bool(revision and path) and not exact
-    return Address(repo, revision or None, path, bare=not scheme, loose=loose)
+    return Address(repo, revision or None, path, bare=not scheme, loose=bool(revision and path) and not exact)
 
 
 def _parts(body: str) -> tuple[str, str, str, bool, str]:

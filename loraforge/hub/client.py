@@ -21,6 +21,8 @@ _LONGEST = 30.0
 """Seconds that are waited for at most between two tries."""
 
 T = TypeVar("T")
+Wait = Callable[[str], None]
+"""Called with the reason before each pause."""
 
 
 @contextmanager
@@ -30,12 +32,7 @@ def asking(repo: str, what: str = "") -> Iterator[None]:
 
     try:
         yield
-    except (
-        *_NO_ANSWER,
-        errors.LocalEntryNotFoundError,
-        errors.OfflineModeIsEnabled,
-        transport_error(),
-    ) as error:
+    except (*_NO_ANSWER, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, transport_error()) as error:
         real = _behind(error)
         raise _in_our_words(real, repo, what) from real
 
@@ -64,10 +61,8 @@ def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:
             who = Try("hf auth whoami", "who you are there, if it is private") if _token() else login()
             return HubError(f"there is no model {repo} on the Hub that you may see.", who)
         case errors.OfflineModeIsEnabled():
-            line = f"HF_HUB_OFFLINE=0 loraforge inspect {what}" if what else "hf auth whoami"
-            return HubError(
-                f"{what or repo} is not in the cache, and HF_HUB_OFFLINE is set.", Try(line, "with the network")
-            )
+            online = Try(f"HF_HUB_OFFLINE=0 loraforge inspect {what}" if what else "hf auth whoami", "with the network")
+            return HubError(f"{what or repo} is not in the cache, and HF_HUB_OFFLINE is set.", online)
         case errors.HfHubHTTPError() if error.response is not None:
             return _refused(repo, error)
     if isinstance(error, transport_error() | errors.LocalEntryNotFoundError):
@@ -77,8 +72,8 @@ def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:
         return HubError(text, Try("hf auth whoami", "does the network work?"))
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if isinstance(error, OSError):
-        place = Try("hf env", "where it lies")
-        return HubError(f"the cache of the Hub's client cannot be used, for {repo}: {why}.", place)
+        text = f"the cache of the Hub's client cannot be used, for {repo}: {why}."
+        return HubError(text, Try("hf env", "where it lies"))
     text = f"what answers for the Hub is not the Hub, or {repo} is not as its client knows it ({why})."
     return HubError(text, Try("hf auth whoami", "is it the Hub?"))
 
@@ -147,7 +142,7 @@ def _refused(repo: str, error: Any) -> HubError:
     return HubError(f"the Hub refused it, for {repo}: HTTP {status}{f', {said}' if said else ''}.", "hf auth whoami")
 
 
-def patiently(call: Callable[[], T], wait: Callable[[str], None] = lambda _: None) -> T:
+def patiently(call: Callable[[], T], wait: Wait = lambda _: None) -> T:
     """What `call` returns; called again, after a pause, while the Hub is busy or the connection breaks.
 
     The client itself has no patience for creating a repository and for the commit. `wait` is told why.
@@ -155,7 +150,7 @@ def patiently(call: Callable[[], T], wait: Callable[[str], None] = lambda _: Non
     from huggingface_hub import errors
 
     transport = transport_error()
-    for attempt in range(_TRIES):
+    for attempt in range(_TRIES - 1):
         try:
             return call()
         except (transport, RuntimeError, errors.LocalEntryNotFoundError) as wrapped:
@@ -164,14 +159,14 @@ def patiently(call: Callable[[], T], wait: Callable[[str], None] = lambda _: Non
             given_up = not isinstance(error, transport) or (answer is not None and answer.status_code not in BUSY)
             if isinstance(wrapped, RuntimeError):  # of an upload: the client has tried for long, but not over a 429
                 given_up = answer is None or answer.status_code != 429
-            if given_up or attempt + 1 == _TRIES:
+            if given_up:
                 raise
             pause = _pause(answer, attempt)
             why = f"HTTP {answer.status_code}" if answer is not None else type(error).__name__
             state = "is busy" if answer is not None else "does not answer"
             wait(f"the Hub {state} ({why}): trying again in {pause:g} s")
             time.sleep(pause)
-    raise AssertionError("unreachable")
+    return call()
 
 
 def _pause(answer: Any, attempt: int) -> float:

@@ -19,7 +19,7 @@ from loraforge.files.shards import alone, is_index
 from loraforge.files.tensorfile import FileMap, TensorFile
 from loraforge.hub.address import address
 from loraforge.hub.repo import Repo, open_repo
-from loraforge.text import hf, megabytes, stands_for
+from loraforge.text import hf, megabytes
 
 _FIRST = 1 << 16
 """Bytes asked for first: the header of most adapters is in them."""
@@ -79,18 +79,14 @@ class Reached:
         plain = [name for name in below if ".safetensors" in name]
         every = plain or [name for name in below if name.endswith(TENSORS)]
         whole = alone(self.folder / name for name in every if not is_index(PurePosixPath(name)))
-        found = [path.relative_to(self.folder).as_posix() for path in whole]
-        if len(found) != 1:
-            what = "has no adapter in it" if not found else f"has {len(found)} tensor files: say which"
-            raise self.repo.missing(what)
-        return self.folder / found[0], f"took {found[0]}, the only one in {self.repo.address}"
+        names = [path.relative_to(self.folder).as_posix() for path in whole]
+        if len(names) != 1:
+            raise self.repo.missing(f"has {len(names)} tensor files: say which" if names else "has no adapter in it")
+        return self.folder / names[0], f"took {names[0]}, the only one in {self.repo.address}"
 
     def _opened(self, cached: Path, name: str) -> tuple[TensorFile, list[str]]:
-        self._known_as(cached.parents[name.count("/")])
+        self.repo.known_as(cached.parents[name.count("/")])
         return open_tensors(cached)
-
-    def _known_as(self, folder: Path) -> None:
-        stands_for(folder, self.repo.address.at(), f"hf://{self.repo.address.repo}@{self.repo.commit}")
 
     def _configured(self, path: Path) -> str:
         """The name of a file in the repository, once the configurations beside and above it are there."""
@@ -119,8 +115,8 @@ def reach(source: str | Path) -> Reached | None:
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     # as deep as a search for training configurations goes up, so that it ends among ours
     folder = temporary / "hub" / where.repo
-    found = Reached(repo, folder)
-    found._known_as(folder)
+    reached = Reached(repo, folder)
+    repo.known_as(folder)
     folder.mkdir(parents=True)
     for name, size in repo.files.items():
         try:
@@ -131,7 +127,7 @@ def reach(source: str | Path) -> Reached | None:
             text = f"{where.at(name)}, of {size:,} bytes, cannot be a file on this machine: {error.strerror}."
             raise HubError(text, hf("models", "ls", where.repo, page=f"{where.repo}/tree/main")) from error
         if PurePosixPath(name).name == "latest" or is_index(PurePosixPath(name)):
-            found._small(name)
-    if where.path and not found.source.exists():
+            reached._small(name)
+    if where.path and not reached.source.exists():
         raise repo.missing(f"has no {where.path}")
-    return found
+    return reached

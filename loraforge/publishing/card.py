@@ -15,7 +15,7 @@ from loraforge.names.layout import Architecture, Variant
 from loraforge.publishing.front_matter import fields, join, merged, split, written
 from loraforge.publishing.private import private
 from loraforge.publishing.snippet import EXAMPLE, Snippet, snippet
-from loraforge.text import plain
+from loraforge.text import HUB, plain
 
 BEGIN, END = "<!-- loraforge: from here -->", "<!-- loraforge: to here; write outside of these two lines -->"
 _MARK = "<!-- loraforge:"
@@ -42,23 +42,21 @@ class Facts:
     """What is known of the training and the file, label -> text."""
     commands: tuple[str, ...]
     """What made the file, the oldest first."""
-    prompts: tuple[str, ...]
-    samples: tuple[str, ...]
-    """Names in the repository, one for each of the first prompts."""
-    example: str | None
-    """The prompt of the snippet."""
     trigger: str | None
+    prompts: tuple[str, ...] = ()
+    samples: tuple[str, ...] = ()
+    """Names in the repository, one for each of the first prompts."""
+    example: str | None = None
+    """The prompt of the snippet."""
 
 
 def card_fields(facts: Facts, licence: Mapping[str, str]) -> dict[str, Any]:
     """The front matter, in the order the Hub's own documentation has."""
     library = {"diffusers": "diffusers", "peft": "peft", "pipeline": "diffusers", "transformer": "diffusers"}
-    tags = ["lora"] if facts.kind == "adapter" else ["merge"]
-    task = facts.architecture.pipelines.get(facts.variant.pipeline) if facts.variant else None
     name = library.get(facts.format)
-    tags += [
-        word for word in (name, task, facts.architecture.name, "template:sd-lora" if facts.samples else "") if word
-    ]
+    task = facts.architecture.pipelines.get(facts.variant.pipeline) if facts.variant else None
+    kind, gallery = "lora" if facts.kind == "adapter" else "merge", "template:sd-lora" if facts.samples else ""
+    tags = [word for word in (kind, name, task, facts.architecture.name, gallery) if word]
     made: dict[str, Any] = {
         **licence,
         "base_model": facts.base_model,
@@ -95,9 +93,8 @@ def updated_card(old: str, facts: Facts, licence: Mapping[str, str], stated: fro
         old_value = had.get(key)
         if key == "tags" and isinstance(old_value, str):
             old_value = [word.strip() for word in old_value.split(",") if word.strip()]
-            notes.append(
-                f"the card's tags were one text; they are a list now, {', '.join(old_value)!s:.100} among them"
-            )
+            words = ", ".join(old_value)
+            notes.append(f"the card's tags were one text; they are a list now, {words:.100} among them")
         if key in ("tags", "widget") and isinstance(old_value, list | None):
             known = [entry for entry in old_value or () if not _replaced(entry, value)]
             new[key] = [*known, *(entry for entry in value if entry not in known)]
@@ -148,7 +145,7 @@ def section(facts: Facts) -> str:
 def _section(facts: Facts) -> Iterator[str]:
     model = facts.architecture, facts.variant
     made = snippet(facts.repo, facts.base_model, facts.format, facts.weights, *model, _prompt(facts))
-    yield from _what(facts)
+    yield _what(facts)
     if facts.trigger:
         words = plain(facts.trigger, 200).replace("`", "'")
         yield f"\nIts prompts have `{words}` in them."
@@ -157,7 +154,8 @@ def _section(facts: Facts) -> Iterator[str]:
     yield "\n## What it is\n"
     yield "| | |\n|---|---|"
     for label, text in facts.rows:
-        yield f"| {label} | {_cell(text)} |"
+        cell = plain(text, 500).replace("|", "\\|").replace("<", "&lt;")
+        yield f"| {label} | {cell} |"
     if facts.commands:
         yield "\n## How it was made\n"
         yield "```sh"
@@ -169,17 +167,13 @@ def _section(facts: Facts) -> Iterator[str]:
 _UNKNOWN = "as loaders read it. No file records the scale of its training, so that may have been stronger or weaker."
 
 
-def _what(facts: Facts) -> Iterator[str]:
-    base = (
-        f"[{facts.base_model}](https://huggingface.co/{facts.base_model})"
-        if facts.base_model
-        else facts.architecture.title
-    )
+def _what(facts: Facts) -> str:
+    name = facts.base_model
+    base = f"[{name}]({HUB}/{name})" if name else facts.architecture.title
     if facts.kind == "adapter":
         how = "that is the scale of its training." if facts.as_trained else _UNKNOWN
-        yield f"A LoRA for {base}, to be run at strength 1.0: {how}"
-    else:
-        yield f"{base} with LoRA adapters added to its weights for good. No adapter is to be loaded on top."
+        return f"A LoRA for {base}, to be run at strength 1.0: {how}"
+    return f"{base} with LoRA adapters added to its weights for good. No adapter is to be loaded on top."
 
 
 def _prompt(facts: Facts) -> str:
@@ -198,10 +192,6 @@ def _use(made: Snippet | None, facts: Facts) -> Iterator[str]:
     yield from (f"\n{remark}" for remark in made.remarks)
 
 
-def _cell(text: str) -> str:
-    return plain(text, 500).replace("|", "\\|").replace("<", "&lt;")
-
-
-def rows(pairs: Sequence[tuple[str, str | None]]) -> tuple[tuple[str, str], ...]:
-    """The pairs that have a text, and one for everybody's eyes."""
-    return tuple((label, text) for label, text in pairs if text and not private(text))
+def rows(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Label and text of each that is not empty and holds nothing private."""
+    return tuple((label, text) for label, text in texts.items() if text and not private(text))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from loraforge.errors import HubError, Try, adding
-from loraforge.hub.client import asking, patiently, unreached
+from loraforge.hub.client import Wait, asking, patiently, unreached
+from loraforge.publishing.front_matter import edit
 from loraforge.publishing.outgoing import Outgoing
 from loraforge.text import hf
 
@@ -33,15 +34,7 @@ class Remote:
     """Whether the Hub could be asked; a dry run goes on where it could not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What the commit became."""
-
-    commit: str
-    pull_request: str | None
-
-
-def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Callable[[str], None]) -> Remote:
+def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Wait) -> Remote:
     """The repository as it is. A dry run goes on, with a note, where the Hub cannot be asked.
 
     Raises HubError where the revision is not there.
@@ -49,28 +42,25 @@ def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Callable[[st
     from huggingface_hub import HfApi, constants, errors
 
     api = HfApi()
-    url = f"{constants.ENDPOINT}/{repo}"
+    absent = Remote(repo, f"{constants.ENDPOINT}/{repo}", revision, commit=None, private=False, hashes={}, card="")
     try:
         with asking(repo):
             info = patiently(lambda: api.model_info(repo, revision=revision, files_metadata=True), wait)
     except HubError as error:
-        unasked = unreached(error.__cause__)
-        if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
-            error = HubError("HF_HUB_OFFLINE is set: nothing can be published.", "HF_HUB_OFFLINE=0 hf auth whoami")
-        if isinstance(error.__cause__, errors.RepositoryNotFoundError) and not isinstance(
-            error.__cause__, errors.GatedRepoError
-        ):
-            return Remote(repo, url, revision, None, False, {}, "")
-        if isinstance(error.__cause__, errors.RevisionNotFoundError):
+        cause = error.__cause__
+        if isinstance(cause, errors.RepositoryNotFoundError) and not isinstance(cause, errors.GatedRepoError):
+            return absent
+        if isinstance(cause, errors.RevisionNotFoundError):
             make = Try(hf("repos", "branch", "create", repo, str(revision), page=f"{repo}/branches"), "make it")
             raise HubError(f"{repo} has no revision {revision}.", make) from error
-        if dry_run and unasked:
-            note = f"what {repo} holds is not known: {error.message}"
-            return Remote(repo, url, revision, None, False, {}, "", (note,), known=False)
+        if dry_run and unreached(cause):
+            offline = isinstance(cause, errors.OfflineModeIsEnabled)
+            why = "HF_HUB_OFFLINE is set: nothing can be published." if offline else error.message
+            return replace(absent, notes=(f"what {repo} holds is not known: {why}",), known=False)
         raise
     hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in info.siblings or ()}
     card = _card(api, repo, info.sha) if "README.md" in hashes else ""
-    return Remote(repo, url, revision, info.sha, bool(info.private), hashes, card)
+    return replace(absent, commit=info.sha, private=bool(info.private), hashes=hashes, card=card)
 
 
 def _card(api: Any, repo: str, commit: str | None) -> str:
@@ -83,36 +73,25 @@ def _card(api: Any, repo: str, commit: str | None) -> str:
         text = stream.read(_MOST_CARD + 1)
     where = f"{constants.ENDPOINT}/{repo}/blob/main/README.md"
     if len(text) > _MOST_CARD:
-        raise HubError(
-            f"the card of {repo} is too long to be changed without losing some of it.",
-            Try(f"python -m webbrowser {where}", "edit it there"),
-        )
+        raise HubError(f"the card of {repo} is too long to be changed without losing some of it.", edit(where))
     try:
         return text.decode()
     except UnicodeDecodeError as error:
-        raise HubError(
-            f"the card of {repo} is no UTF-8: mend it there first.",
-            Try(f"python -m webbrowser {where}", "edit it there"),
-        ) from error
+        raise HubError(f"the card of {repo} is no UTF-8: mend it there first.", edit(where)) from error
 
 
 def commit(
-    there: Remote,
-    files: Sequence[Outgoing],
-    message: str,
-    *,
-    private: bool,
-    create_pr: bool,
-    wait: Callable[[str], None],
-) -> Made:
+    there: Remote, files: Sequence[Outgoing], message: str, *, private: bool, create_pr: bool, wait: Wait
+) -> tuple[str, str | None]:
     """Make the repository where there is none, and change it in one commit on top of the one that was looked at.
 
-    Raises HubError that says in which state the repository is: the old one, the new one, or that nobody can tell.
+    Returns the commit and the address of the pull request, None without one. Raises HubError that says in which state
+    the repository is: the old one, the new one, or that nobody can tell.
     """
     try:
         parent = there.commit or _create(there, private=private, wait=wait)
     except HubError as error:
-        raise _left(error, f"{there.repo} {'is as it was' if there.commit else 'was not made'}") from error
+        raise _left(error, f"{there.repo} was not made") from error
     try:
         with asking(there.repo):
             return patiently(lambda: _commit(there, parent, files, message, create_pr=create_pr), wait)
@@ -127,7 +106,7 @@ def _left(error: HubError, state: str, *more: Try) -> HubError:
     return made
 
 
-def _create(there: Remote, *, private: bool, wait: Callable[[str], None]) -> str:
+def _create(there: Remote, *, private: bool, wait: Wait) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -137,21 +116,20 @@ def _create(there: Remote, *, private: bool, wait: Callable[[str], None]) -> str
     return str(info.sha)
 
 
-def _commit(there: Remote, parent: str, files: Sequence[Outgoing], message: str, *, create_pr: bool) -> Made:
+def _commit(
+    there: Remote, parent: str, files: Sequence[Outgoing], message: str, *, create_pr: bool
+) -> tuple[str, str | None]:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    made = HfApi().create_commit(
-        there.repo,
-        [CommitOperationAdd(file.name, file.content) for file in files],
-        commit_message=message,
-        revision=there.revision,
-        create_pr=create_pr,
-        parent_commit=parent,
-    )
-    return Made(made.oid, made.pr_url)
+    added = [CommitOperationAdd(file.name, file.content) for file in files]
+    options: dict[str, Any] = {"revision": there.revision, "create_pr": create_pr, "parent_commit": parent}
+    made = HfApi().create_commit(there.repo, added, commit_message=message, **options)
+    return made.oid, made.pr_url
 
 
-def _state(there: Remote, parent: str, files: Sequence[Outgoing], error: HubError, *, create_pr: bool) -> Made:
+def _state(
+    there: Remote, parent: str, files: Sequence[Outgoing], error: HubError, *, create_pr: bool
+) -> tuple[str, str | None]:
     """Look what became of a commit that ended in an error: its answer may be all that was lost."""
     if create_pr:
         raise _left(error, f"{there.repo} is as it was; whether the pull request was made, its page says") from error
@@ -161,7 +139,7 @@ def _state(there: Remote, parent: str, files: Sequence[Outgoing], error: HubErro
         text = f"whether the commit arrived in {there.repo} is not known: the Hub does not answer"
         raise _left(error, text, Try("hf auth whoami", "is the Hub there?")) from error
     if all(now.hashes.get(file.name) in (file.sha256, file.git_hash) for file in files) and now.commit:
-        return Made(now.commit, None)
+        return now.commit, None
     new = "" if there.commit else "; it was made for this push, and is empty"
     if now.commit != parent:
         head = (now.commit or "")[:8]

@@ -36,8 +36,6 @@ class Published:
 
     facts: Facts
     files: tuple[Outgoing, ...]
-    weights: str
-    """The name of the tensor file, or of the first of several."""
     notes: tuple[str, ...]
 
 
@@ -87,8 +85,9 @@ def _of_adapter(
     if file.kind != "safetensors":
         raise HubError(f"{file.path} is a torch checkpoint, a pickle: what is published is a safetensors file.", again)
     if unshown := doubt(adapter):
-        arch_ = adding("--architecture", adapter.architecture, why="if it is one")
-        raise HubError(f"{source} cannot be published: {unshown}.", arch_, *_bases(adapter))
+        remedy = adding("--architecture", adapter.architecture, why="if it is one")
+        released = [adding("--base-model", variant.repo) for variant in fits(adapter)]
+        raise HubError(f"{source} cannot be published: {unshown}.", remedy, *released)
     known = adapter.scale.provenance in ("recorded", "given")  # then a program that reads the format is all that lacks
     right = (Kind.AS_TRAINED, *[Kind.NO_PROGRAM] * known, *(SCALE_UNKNOWN if as_loaded else ()))
     if found.judgement.kind not in right:
@@ -100,11 +99,10 @@ def _of_adapter(
     facts = Facts(
         repo=repo, kind="adapter", as_trained=not as_loaded, format=form,
         architecture=arch, base_model=base, variant=variant, weights=files[0].name,
-        rows=_rows(adapter, found), commands=_commands(adapter),
-        prompts=(), samples=(), example=None,
+        rows=_rows(adapter, found), commands=tuple(step["command"] for step in reversed(history(adapter.metadata))),
         trigger=next(iter(trigger_words(cleaned(file.metadata)[0]).values()), None),
     )  # fmt: skip
-    return Published(facts, tuple(files), files[0].name, (*found.notes, *notes, *said))
+    return Published(facts, tuple(files), (*found.notes, *notes, *said))
 
 
 def _not_as_trained(source: Path, found: Diagnosis, adapter: Adapter) -> HubError:
@@ -134,28 +132,21 @@ def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str
     )
 
 
-def _bases(adapter: Adapter) -> list[Try]:
-    """The released models that it fits: another that is stated would not show what it is."""
-    return [adding("--base-model", variant.repo) for variant in fits(adapter)]
-
-
 def _rows(adapter: Adapter, found: Diagnosis) -> tuple[tuple[str, str], ...]:
     deltas = adapter.modules.values()
     right = found.outlooks if adapter.scale.provenance in ("recorded", "given") else ()
     ranks = ", ".join(map(str, sorted({w.rank for delta in deltas for w in delta})))
-    ends = Counter(
-        path.rpartition(".")[2] if not path.endswith(".0") else path[:-2].rpartition(".")[2] for path in adapter.modules
-    )
-    return rows(
-        [
-            ("modules", f"{len(adapter.modules)}: {', '.join(f'{name} x{count}' for name, count in ends.items())}"),
-            ("rank", ranks),
-            ("element type", ", ".join(sorted({w.A.dtype.name for delta in deltas for w in delta}))),
-            ("scale in training", _trained(adapter)),
-            ("acts as trained in", acting(right) or None),
-            *_modelspec(adapter),
-        ]
-    )
+    counts = Counter(path.removesuffix(".0").rpartition(".")[2] for path in adapter.modules)
+    pairs = {
+        "modules": f"{len(adapter.modules)}: {', '.join(f'{name} x{count}' for name, count in counts.items())}",
+        "rank": ranks,
+        "element type": ", ".join(sorted({w.A.dtype.name for delta in deltas for w in delta})),
+        "scale in training": _trained(adapter),
+        "acts as trained in": acting(right),
+    }
+    header = cleaned(adapter.metadata)[0]
+    words = ("title", "author", "description", "date", "usage_hint")  # of the model specification
+    return rows({**pairs, **{name: header.get(f"modelspec.{name}", "") for name in words}})
 
 
 def _trained(adapter: Adapter) -> str:
@@ -168,48 +159,30 @@ def _trained(adapter: Adapter) -> str:
     return f"{', '.join(map(fraction, scalings))} ({adapter.scale.provenance}: {adapter.scale.portable})"
 
 
-def _modelspec(adapter: Adapter) -> list[tuple[str, str | None]]:
-    """What the header says in the words of the model specification."""
-    start = "modelspec."
-    wanted = ("title", "author", "description", "date", "usage_hint")
-    metadata = cleaned(adapter.metadata)[0]
-    return [(name, metadata.get(start + name)) for name in wanted]
-
-
-def _commands(adapter: Adapter) -> tuple[str, ...]:
-    return tuple(step["command"] for step in reversed(history(adapter.metadata)))
-
-
 def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Published:
     said, adapters = own_entry(base.files[0].metadata), held(base)
     if not adapters:
-        raise HubError(
-            f"{base.path} is a base model without adapters in it, as far as its header says: there is nothing of ours "
-            "to publish.",
-            command("loraforge", "fuse", base.path, "ADAPTER", "-o", "OUT"),
-        )
+        text = f"{base.path} is a base model without adapters in it, as far as its header says"
+        fuse = command("loraforge", "fuse", base.path, "ADAPTER", "-o", "OUT")
+        raise HubError(f"{text}: there is nothing of ours to publish.", fuse)
     guessed = [entry["path"] for entry in adapters if entry.get("provenance") not in ("recorded", "given")]
     if guessed and not as_loaded:
-        raise HubError(
-            f"{base.path} holds {guessed[0]} at a scale that was only assumed. Fuse it again with the scale stated.",
-            adding("--as-loaded", why="publish it as it is"),
-        )
+        text = f"{base.path} holds {guessed[0]} at a scale that was only assumed. Fuse it again with the scale stated."
+        raise HubError(text, adding("--as-loaded", why="publish it as it is"))
     repos = [variant.repo for variant in base.variants if variant.repo]
     if stated is None and len(repos) != 1:
-        raise HubError(
-            "which base model it was is not told by its shapes, and the card must say it.",
-            *(adding("--base-model", repo) for repo in repos),
-        )
+        text = "which base model it was is not told by its shapes, and the card must say it."
+        raise HubError(text, *(adding("--base-model", repo) for repo in repos))
     repo = stated or repos[0]
     files, notes = of_model(base)
     variant = next((v for v in base.architecture.variants if v.repo == repo), None)
     facts = Facts(
         repo="", kind="merge", as_trained=not guessed, format=base.kind,
         architecture=base.architecture, base_model=repo, variant=variant, weights=base.files[0].path.name,
-        rows=rows([(f"adapter {n}", _held(entry)) for n, entry in enumerate(adapters, 1)]),
-        commands=(str(said.get("command", "")),), prompts=(), samples=(), example=None, trigger=None,
+        rows=rows({f"adapter {n}": _held(entry) for n, entry in enumerate(adapters, 1)}),
+        commands=(str(said.get("command", "")),), trigger=None,
     )  # fmt: skip
-    return Published(facts, tuple(files), files[0].name, tuple(notes))
+    return Published(facts, tuple(files), tuple(notes))
 
 
 def _held(entry: Mapping[str, Any]) -> str:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from loraforge.errors import HubError, Try
-
-if TYPE_CHECKING:
-    import yaml
 
 _FENCE = "---"
 _LONG = 1 << 30
@@ -40,15 +37,15 @@ def fields(front: str, where: str) -> dict[str, Any]:
     """What the YAML says. Raises HubError where it is none, or no mapping."""
     try:
         if _size(yaml.compose(front, Loader=yaml.SafeLoader), {}) > _MOST:
-            raise HubError(f"the head of {where} is too large, or contains itself: mend it there first.", _edit(where))
-        found = yaml.safe_load(front)
+            raise HubError(f"the head of {where} is too large, or contains itself: mend it there first.", edit(where))
+        values = yaml.safe_load(front)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         at = f" (line {line + 2})" if line is not None else ""
-        raise HubError(f"the head of {where} is no YAML{at}: mend it there first.", _edit(where)) from error
-    if found is not None and not isinstance(found, dict):
-        raise HubError(f"the head of {where} is no table of fields: mend it there first.", _edit(where))
-    return found or {}
+        raise HubError(f"the head of {where} is no YAML{at}: mend it there first.", edit(where)) from error
+    if values is not None and not isinstance(values, dict):
+        raise HubError(f"the head of {where} is no table of fields: mend it there first.", edit(where))
+    return values or {}
 
 
 def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
@@ -62,7 +59,8 @@ def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _edit(where: str) -> Try:
+def edit(where: str) -> Try:
+    """The remedy that opens the card at the address `where` in a browser."""
     return Try(f"python -m webbrowser {where}", "edit it there")
 
 
@@ -76,9 +74,8 @@ def merged(front: str, new: Mapping[str, Any]) -> str:
     changes = {key: value for key, value in new.items() if old.get(key) != value}
     if not changes:
         return front
-    wanted = written(
-        {key: value for key, value in {**old, **changes}.items() if value is not None or key not in changes}
-    )
+    kept = {key: value for key, value in {**old, **changes}.items() if value is not None or key not in changes}
+    wanted = written(kept)
     for longer in (True, False):
         made = _edited(front, old, changes, longer=longer)
         try:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraforge.base.model import BaseModel
-from loraforge.errors import FileError, HubError, Try
+from loraforge.errors import FileError, HubError
 from loraforge.files.opening import open_tensors
 from loraforge.files.safetensors import write_safetensors
 from loraforge.files.tensorfile import KEY, TensorFile
@@ -81,28 +80,23 @@ def of_adapter(file: TensorFile, form: str, base_model: str | None, work: Path) 
     content = file.path.resolve()
     if notes or file.dropped or file.spread:
         if KEY in file.metadata and KEY not in metadata:
-            raise HubError(
-                f"the history in the header of {file.path} has a path or a token in it, which would be published.",
-                command("loraforge", "inspect", "--history", file.path),
-            )
+            text = f"the history in the header of {file.path} has a path or a token in it, which would be published."
+            raise HubError(text, command("loraforge", "inspect", "--history", file.path))
         content = work / "cleaned.safetensors"
         header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
         write_safetensors(content, header, ((key, [file.raw(key)]) for key in file.tensors), metadata)
-    files, said = [outgoing(name, content)], list(notes)
-    if form == "peft":
-        text, more = _configuration(_no_way_out(file.path.with_name(CONFIG), file.path.parent), base_model)
-        files.append(outgoing(CONFIG, text.encode()))
-        said += more
-    return files, said
+    if form != "peft":
+        return [outgoing(name, content)], list(notes)
+    text, more = _configuration(_no_way_out(file.path.with_name(CONFIG), file.path.parent), base_model)
+    return [outgoing(name, content), outgoing(CONFIG, text.encode())], [*notes, *more]
 
 
 def _no_way_out(path: Path, folder: Path) -> Path:
     """The same path. Raises HubError where it is a link to somewhere else; the Hub's own cache is made of links."""
     real = path.resolve()
     if path.is_symlink() and not real.is_relative_to(folder.resolve()) and real.parent.name != "blobs":
-        raise HubError(
-            f"{path} is a link that leads out of its folder: what it leads to stays here.", command("ls", "-l", path)
-        )
+        text = f"{path} is a link that leads out of its folder: what it leads to stays here."
+        raise HubError(text, command("ls", "-l", path))
     return path
 
 
@@ -153,8 +147,8 @@ def _parts(base: BaseModel) -> Iterator[tuple[str, Path]]:
     if base.kind == "transformer":
         yield from _component(base.path, "")
         return
-    yield "model_index.json", base.path / "model_index.json"
-    for part in sorted(read_json(base.path / "model_index.json")):
+    yield (index := base.path / "model_index.json").name, index
+    for part in sorted(read_json(index)):
         if not part.startswith("_") and re.fullmatch(r"\w+", part) and (base.path / part).is_dir():
             yield from _component(base.path / part, f"{part}/")
 
@@ -178,13 +172,6 @@ def of_sample(path: Path) -> Outgoing:
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
     if head[at:] != mark:
-        raise FileError(
-            f"{path} does not begin as a {suffix} file does: it is something else.", Try(command("file", path))
-        )
+        raise FileError(f"{path} does not begin as a {suffix} file does: it is something else.", command("file", path))
     made = outgoing("", path)
     return replace(made, name=f"samples/{made.sha256[:8]}{suffix}")
-
-
-def workplace() -> tempfile.TemporaryDirectory[str]:
-    """A folder for what is written anew before it leaves."""
-    return tempfile.TemporaryDirectory(prefix="loraforge-push-")

@@ -44,8 +44,8 @@ def cleaned(metadata: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...
 
 def secrets_in(metadata: Mapping[str, str]) -> list[str]:
     """What is private in a header, one phrase for each entry: `training_args, in which there is a token`."""
-    found = {key: what for key, text in metadata.items() if (what := private(f"{key} {text}"))}
-    return [f"{_named(key)}, in which there is {what}" for key, what in found.items()]
+    secrets = {key: private(f"{key} {text}") for key, text in metadata.items()}
+    return [f"{_named(key)}, in which there is {secret}" for key, secret in secrets.items() if secret]
 
 
 def _named(key: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Unpack
 
 from loraforge.adapter.fits import no_repository, repository
@@ -17,11 +18,11 @@ from loraforge.hub.repo import licence_of, settled
 from loraforge.publishing.card import Facts, new_card, updated_card
 from loraforge.publishing.card_check import problems
 from loraforge.publishing.commit import Remote, commit, remote
-from loraforge.publishing.contents import Published, published
-from loraforge.publishing.front_matter import fields, split
-from loraforge.publishing.outgoing import Outgoing, of_sample, outgoing, workplace
+from loraforge.publishing.contents import published
+from loraforge.publishing.front_matter import edit, fields, split
+from loraforge.publishing.outgoing import Outgoing, of_sample, outgoing
 from loraforge.scale.stated import Stated, takes_stated
-from loraforge.text import command, hf
+from loraforge.text import HUB, command, hf
 
 State = Literal["unchanged", "planned", "committed"]
 
@@ -108,51 +109,37 @@ def push(
     revision, repo = _branch(repo, to, revision, dry_run=dry_run), to.repo
     shown = [of_sample(Path(path)) for path in sample]
     _check(source, base_model, prompt, sample)
-    with workplace() as work:
+    with TemporaryDirectory(prefix="loraforge-push-") as work:
         there = remote(repo, revision, dry_run=dry_run, wait=wait)
         _reachable(there, private=private)
-        old = fields(split(there.card)[0], f"https://huggingface.co/{repo}/blob/main/README.md")
+        old = fields(split(there.card)[0], _card_page(repo))
         chosen = repository(base_model) if base_model else _base_of(old)
         what = published(Path(source), repo, chosen, stated, drop, Path(work))
-        trigger_words = trigger or what.facts.trigger or _words(old.get("instance_prompt"))
-        samples, example = tuple(file.name for file in shown), _example(prompt, old)
         facts = replace(
-            what.facts, repo=repo, prompts=tuple(prompt), samples=samples, example=example, trigger=trigger_words
-        )
+            what.facts, repo=repo, prompts=tuple(prompt), samples=tuple(file.name for file in shown),
+            example=_example(prompt, old), trigger=trigger or what.facts.trigger or _words(old.get("instance_prompt")),
+        )  # fmt: skip
         given = {"license": license, "license_name": license_name, "license_link": license_link}
         licence, doubts = _licence(given, old, facts.base_model)
-        card, said = _card(there, facts, licence, _stated(base_model, given, trigger))
+        typed = {"base_model": base_model, **given, "instance_prompt": trigger}
+        card, said = _card(there, facts, licence, frozenset(key for key, value in typed.items() if value))
         files = [*what.files, *shown, outgoing("README.md", card.encode())]
-        message = commit_message or _message(there, what)
-        notes = (*there.notes, *what.notes, *doubts, *said)
-        done = _planned(there, files, card, message, notes, private=private, of_model=facts.kind != "adapter")
-        sent = [file for file, described in zip(files, done.files, strict=True) if described["state"] != "same"]
+        weights = what.files[0].name
+        planned = PushReport(
+            repo=repo, url=there.url, state="planned", commit=there.commit, pull_request=None,
+            created=there.commit is None and there.known,
+            visibility="private" if (private if there.commit is None else there.private) else "public",
+            revision=there.revision or "main",
+            message=commit_message or f"{'Update' if weights in there.hashes else 'Add'} {weights}",
+            files=tuple(_described(file, there) for file in files),
+            stale=_stale(there, files) if facts.kind == "adapter" else (),
+            card=card, notes=(*there.notes, *what.notes, *doubts, *said),
+        )  # fmt: skip
+        sent = [file for file, described in zip(files, planned.files, strict=True) if described["state"] != "same"]
         if dry_run or not sent:
-            return done if sent else replace(done, state="unchanged")
-        made = commit(there, sent, message, private=private, create_pr=create_pr, wait=wait)
-        return replace(done, state="committed", commit=made.commit, pull_request=made.pull_request)
-
-
-def _planned(
-    there: Remote, files: Sequence[Outgoing], card: str, message: str, notes: tuple[str, ...],
-    *, private: bool, of_model: bool,
-) -> PushReport:  # fmt: skip
-    """The report of a push that has sent nothing yet."""
-    return PushReport(
-        repo=there.repo,
-        url=there.url,
-        state="planned",
-        commit=there.commit,
-        pull_request=None,
-        created=there.commit is None and there.known,
-        visibility="private" if (private if there.commit is None else there.private) else "public",
-        revision=there.revision or "main",
-        message=message,
-        files=tuple(_described(file, there) for file in files),
-        stale=() if of_model else _stale(there, files),
-        card=card,
-        notes=notes,
-    )
+            return planned if sent else replace(planned, state="unchanged")
+        sha, request = commit(there, sent, planned.message, private=private, create_pr=create_pr, wait=wait)
+        return replace(planned, state="committed", commit=sha, pull_request=request)
 
 
 def destination(text: str) -> Address:
@@ -194,27 +181,21 @@ def _branch(text: str, where: Address, given: str | None, *, dry_run: bool) -> s
         ours = adding("--revision", said, why="as the address says")
         theirs = Try(where.repo, f"{given}, as --revision says", instead=text)
         raise HubError(f"{text} names the revision {said}, and --revision {given}: which?", ours, theirs)
-    instead = Try(where.repo, "main", instead=text)
-    if (name := said if given is None else given) is not None and not is_branch(name):
-        raise HubError(
-            f"{name!r} is no name that a branch can have.",
-            adding("--revision", "main") if given is not None else instead,
-        )
+    name = said if given is None else given
+    if name is not None and not is_branch(name):
+        remedy = Try(where.repo, "main", instead=text) if given is None else adding("--revision", "main")
+        raise HubError(f"{name!r} is no name that a branch can have.", remedy)
     return name
 
 
 def _reachable(there: Remote, *, private: bool) -> None:
     """Raise HubError for what is wanted of the repository and cannot be had, before anything is made."""
     if there.commit is None and there.known and there.revision not in (None, "main"):
-        raise HubError(
-            f"{there.repo} does not exist, and a new repository begins with main: leave out --revision the first time.",
-            hf("repos", "create", there.repo, page="new"),
-        )
+        text = "does not exist, and a new repository begins with main: leave out --revision the first time."
+        raise HubError(f"{there.repo} {text}", hf("repos", "create", there.repo, page="new"))
     if private and there.commit is not None and not there.private:
-        raise HubError(
-            f"{there.repo} exists and is public: --private is for a new one.",
-            hf("repos", "settings", there.repo, "--private", page=f"{there.repo}/settings"),
-        )
+        settings = hf("repos", "settings", there.repo, "--private", page=f"{there.repo}/settings")
+        raise HubError(f"{there.repo} exists and is public: --private is for a new one.", settings)
 
 
 def _example(prompts: Sequence[str], card: Mapping[str, Any]) -> str | None:
@@ -231,13 +212,10 @@ def _words(said: Any) -> str | None:
 def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], samples: Sequence[str | Path]) -> None:
     where = address(source)
     if where is not None and not where.bare:
-        raise HubError(
-            f"{source} is on the Hub: what is published comes from this machine.",
-            Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes"),
-        )
+        convert = Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes")
+        raise HubError(f"{source} is on the Hub: what is published comes from this machine.", convert)
     if not Path(source).exists() and group_of(Path(source)) is None:
         raise HubError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
-
     if base_model is not None and repository(base_model) is None:
         refused = no_repository(base_model)
         raise HubError(f"{refused.message} The Hub refuses cards with paths.", *refused.remedies)
@@ -265,27 +243,18 @@ def _licence(
     return {}, [f"the card names no licence, as {why} --license NAME states one"]
 
 
-def _stated(base_model: str | None, licence: Mapping[str, str | None], trigger: str | None) -> frozenset[str]:
-    """The fields of the card that the user typed now, over what stands there."""
-    typed = {"base_model": base_model, **licence, "instance_prompt": trigger}
-    return frozenset(key for key, value in typed.items() if value)
-
-
 def _card(there: Remote, facts: Facts, licence: Mapping[str, str], stated: frozenset[str]) -> tuple[str, list[str]]:
     """The card, checked. Raises HubError that lists what is wrong with it."""
     card, notes = updated_card(there.card, facts, licence, stated) if there.card else (new_card(facts, licence), [])
-    where = f"https://huggingface.co/{facts.repo}/blob/main/README.md"
-    if wrong := list(problems(fields(split(card)[0], where))):
+    page = _card_page(facts.repo)
+    if wrong := list(problems(fields(split(card)[0], page))):
         text = f"the card of {facts.repo} would not be a right one: {'; '.join(wrong)}. Nothing was sent."
-        raise HubError(
-            text,
-            *(
-                [Try(f"python -m webbrowser {where}", "edit it there")]
-                if there.card
-                else [adding("--license", "other", "--license-name", "NAME")]
-            ),
-        )
+        raise HubError(text, edit(page) if there.card else adding("--license", "other", "--license-name", "NAME"))
     return card, notes
+
+
+def _card_page(repo: str) -> str:
+    return f"{HUB}/{repo}/blob/main/README.md"
 
 
 def _described(file: Outgoing, there: Remote) -> dict[str, Any]:
@@ -295,11 +264,5 @@ def _described(file: Outgoing, there: Remote) -> dict[str, Any]:
 
 
 def _stale(there: Remote, files: Sequence[Outgoing]) -> tuple[str, ...]:
-    ours = {file.name for file in files}
-    return tuple(
-        sorted(name for name in there.hashes if name.endswith(TENSORS) and "/" not in name and name not in ours)
-    )
-
-
-def _message(there: Remote, what: Published) -> str:
-    return f"{'Update' if there.commit and what.weights in there.hashes else 'Add'} {what.weights}"
+    others = there.hashes.keys() - {file.name for file in files}
+    return tuple(sorted(name for name in others if name.endswith(TENSORS) and "/" not in name))
