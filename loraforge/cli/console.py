@@ -1,4 +1,4 @@
-"""What the commands share: how refusals are told, how lines, tables and JSON are printed."""
+"""What the commands share: printing of errors, lines and JSON."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from loraforge.text import command, plain
 
 PATH = click.Path(path_type=Path)
 SOURCE = click.STRING
-"""A path or an address on the Hub: the library tells which, `Path` would spoil the `//`."""
+"""A path or an address on the Hub: the library decides which. `Path` would change the `//`."""
 
 
 class Cli(click.Group):
-    """A group that turns every refusal into one message, the commands to type next, and exit code 1."""
+    """A group that prints every LoraforgeError as a message and the commands to type next, with exit code 1."""
 
     typed: Sequence[str] = ()
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         self.typed = list(sys.argv[1:] if args is None else args)
-        if not sys.stderr.isatty():  # the Hub's client draws its bars into logs too
+        if not sys.stderr.isatty():  # the client of the Hub draws its bars even into logs
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         return super().main(_plugin_first(self.typed), *rest, **options)
 
@@ -38,7 +38,7 @@ class Cli(click.Group):
         except LoraforgeError as error:
             say("Error: ", error.message, colour="red")
             lines = {self.line(remedy, ctx): remedy.why for remedy in error.remedies}
-            lines.pop(command("loraforge", *self.typed), None)  # what was just tried
+            lines.pop(command("loraforge", *self.typed), None)  # the command that just failed
             for line, why in (lines or {f"loraforge {ctx.invoked_subcommand or ''} --help": ""}).items():
                 say("  try: ", line, f"   # {why}" if why else "")
             if error.state:
@@ -46,7 +46,7 @@ class Cli(click.Group):
             ctx.exit(1)
 
     def line(self, remedy: Try, ctx: click.Context) -> str:
-        """The remedy as a whole command: an addition takes the place of what it contradicts in what was typed."""
+        """The remedy as a whole command: added options replace the typed ones that they contradict."""
         if remedy.of or not remedy.options:
             return remedy.added_to("loraforge", *self.typed).command
         typed = _without(self.typed, remedy.names, self.get_command(ctx, ctx.invoked_subcommand or ""))
@@ -55,7 +55,7 @@ class Cli(click.Group):
 
 
 def _plugin_first(typed: Sequence[str]) -> list[str]:
-    """The words with every `--plugin FILE` moved before the verb, so that it may stand anywhere."""
+    """The words with every `--plugin FILE` before the verb, so that it may be typed anywhere."""
     plugins, others = list[str](), list[str]()
     words = iter(typed)
     for word in words:
@@ -71,13 +71,13 @@ def _plugin_first(typed: Sequence[str]) -> list[str]:
 _ONE_OF = {"--alpha", "--trained-scale", "--trained-by", "--as-in", "--as-loaded"}
 """Options of which only one may be given."""
 _ONE_EACH = {"--strength", "--settings"}
-"""Repeatable options of which an addition takes the place of all."""
+"""Repeatable options that an added one replaces as a whole."""
 
 
 def _without(typed: Sequence[str], new: frozenset[str], verb: click.Command | None) -> list[str]:
-    """What was typed, less the `new` options, which are given again, and those that they exclude."""
+    """The typed words without the `new` options, which are added again, and without those that they exclude."""
     new |= _ONE_OF if new & _ONE_OF else frozenset()
-    words = {  # option -> how many words follow it
+    words = {  # option -> number of words after it
         option: 0 if getattr(parameter, "is_flag", False) else 1
         for parameter in (verb.params if verb else ())
         if new & set(parameter.opts) and (_ONE_EACH & set(parameter.opts) or not getattr(parameter, "multiple", False))
@@ -114,5 +114,5 @@ def show(report: Document, json_: bool, lines: Sequence[str] | None = None) -> N
 
 def as_json(document: Any) -> str:
     """A document for programs."""
-    # half a surrogate pair, which a header may hold, has no UTF-8: it stays the escape that JSON knows
+    # half a surrogate pair, which a header may hold, has no UTF-8: it stays a JSON escape
     return json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()

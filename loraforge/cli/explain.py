@@ -52,7 +52,7 @@ def explain(text: tuple[str, ...], file: Path, lang: str | None, json_: bool) ->
 
 
 def _asked(text: str, file: Path) -> list[Symptom]:
-    """The entries meant: all, one by its id, or those whose text stands in what was typed or piped in."""
+    """The entries asked for: all, one by its id, or those whose text is in the typed text or the piped log."""
     if not text:
         return list(symptoms().values())
     if number := _ID.fullmatch(text):
@@ -99,5 +99,5 @@ def _line(label: str, text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A failure text for a reader: what varies is an ellipsis."""
+    """A failure text for a reader, with an ellipsis for each part that varies."""
     return re.sub(r"\*\*?|#", "...", text)

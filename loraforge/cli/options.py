@@ -30,7 +30,7 @@ def choice(names: str, words: Sequence[str], text: str, **settings: Any) -> Deco
 
 
 def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """A registered format's name; the registry is asked only when one is typed."""
+    """The name of a registered format; the registry is read only if one is typed."""
     if value is None:
         return None
     from loraforge.format.registry import formats, named
@@ -46,7 +46,7 @@ def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 
 
 def _runtime(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-    """A program that runs adapters, by name; the table is read only when one is typed."""
+    """A program that runs adapters, by name; the table is read only if one is typed."""
     if value is None:
         return None
     from loraforge.programs.table import runtimes
@@ -86,7 +86,7 @@ stated = _together(
     flag("--override-scale", "Use the scale you state, not the one that is recorded."),
     architecture,
 )
-"""What a user knows of the training that the file may not record."""
+"""What the user can state about the training if no file records it."""
 fetch = flag("--fetch", "Download the tensors of a Hub file too, into the Hub's cache. Default: the header only.")
 checkpoint = _together(
     value("--from from_", "FORMAT", "Format of SOURCE. Default: detected from its content.", callback=_format),

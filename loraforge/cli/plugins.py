@@ -16,7 +16,7 @@ from loraforge.errors import LoraforgeError
 @click.command(short_help="List the adapter formats.")
 @flag("--json json_", "Print JSON (schemas/formats.schema.json).")
 def formats(json_: bool) -> None:
-    """List the adapter formats: which are read and written, what each can hold, and which package adds it."""
+    """List the adapter formats: which can be read and written, what each can hold, and the package that adds it."""
     from loraforge.cli.screen import table
     from loraforge.format.registry import known_plugins, owners
 
@@ -46,7 +46,7 @@ def formats(json_: bool) -> None:
 @click.option("--mermaid", "kind", flag_value="mermaid", help="Print a Mermaid diagram.")
 @click.option("--dot", "kind", flag_value="dot", help="Print a Graphviz diagram.")
 def layouts(name: str | None, kind: str | None) -> None:
-    """Show the layouts of ARCHITECTURE side by side: which segment of the base model each module holds.
+    """Show the layouts of ARCHITECTURE side by side: the segments of the base model that each module holds.
 
     \b
     Examples:
@@ -72,7 +72,7 @@ def layouts(name: str | None, kind: str | None) -> None:
 
 @click.group(short_help="List, check and write plugins.")
 def plugins() -> None:
-    """List the plugins that are installed, check a data file, or begin a package of your own.
+    """List the installed plugins, check a data file, or start a package of your own.
 
     \b
     Example:
@@ -83,7 +83,7 @@ def plugins() -> None:
 @plugins.command("list", short_help="List the plugins, and what is wrong with them.")
 @flag("--json json_", "Print JSON (schemas/plugins.schema.json).")
 def plugins_list(json_: bool) -> None:
-    """List the plugins: what each adds, which package it comes from, and what is wrong with it.
+    """List the plugins: what each adds, its package, and what is wrong with it.
 
     \b
     Example:
@@ -119,8 +119,8 @@ def plugins_new(name: str, out: Path | None) -> None:
     data = next(folder.glob("loraforge_*/*.toml"))
     click.echo(f"{folder} is ready: change the names in {data}, then")
     click.echo(f"  loraforge plugins check {data}")
-    place = folder if folder.is_absolute() else f"./{folder}"  # without the dot pip would ask an index for it
-    click.echo(f"  pip install '{place}[test]' && pytest {place}")
+    path = folder if folder.is_absolute() else f"./{folder}"  # without the dot, pip would look in an index
+    click.echo(f"  pip install '{path}[test]' && pytest {path}")
 
 
 @plugins.command("check", short_help="Find the faults of a data file.")

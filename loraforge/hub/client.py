@@ -1,4 +1,4 @@
-"""The client of the Hugging Face Hub: its refusals in our words, and patience while it is busy.
+"""The client of the Hugging Face Hub: its errors as ours, and retries while it is busy.
 
 Written against huggingface_hub 0.34 to 2.x, whose exceptions have the same names and whose HTTP libraries differ:
 requests up to 0.36, httpx, and httpx2 from 2.0 on. None of them is imported here.
@@ -18,7 +18,7 @@ from loraforge.text import HUB, hub_client
 BUSY = (408, 429, 500, 502, 503, 504)
 _TRIES = 6
 _LONGEST = 30.0
-"""Seconds that are waited for at most between two tries."""
+"""Seconds: the longest pause between two tries."""
 
 T = TypeVar("T")
 Wait = Callable[[str], None]
@@ -27,7 +27,7 @@ Wait = Callable[[str], None]
 
 @contextmanager
 def asking(repo: str, what: str = "") -> Iterator[None]:
-    """Turn what the client raises into a HubError that says what of `repo` cannot be had, and what to type."""
+    """Turn the client's errors into a HubError: what of `repo` is not available, and the command to type."""
     from huggingface_hub import errors
 
     try:
@@ -38,7 +38,7 @@ def asking(repo: str, what: str = "") -> Iterator[None]:
 
 
 def _behind(error: BaseException) -> BaseException:
-    """What went wrong, where it comes wrapped in an error of another kind."""
+    """The cause of an error that only wraps another one, else the error."""
     from huggingface_hub import errors
 
     wrapped = isinstance(error, errors.LocalEntryNotFoundError) or not isinstance(error, transport_error())
@@ -46,7 +46,7 @@ def _behind(error: BaseException) -> BaseException:
 
 
 _NO_ANSWER = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError)
-"""What the client raises over an answer that is none of the Hub's, as of a proxy that wants a login; over its cache."""
+"""Raised if the answer did not come from the Hub (a login proxy), or if the cache is broken."""
 
 
 def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:
@@ -85,7 +85,7 @@ def _token() -> str | None:
 
 
 def login() -> Try:
-    """How to log in. A token in the environment counts before the one that is saved."""
+    """How to log in. A token in the environment has priority over the saved one."""
     where = f"with a token of {HUB}/settings/tokens"
     again = "hf auth login --force" if hub_client() >= (1, 32) else "hf auth login"
     if os.environ.get("HF_TOKEN"):
@@ -94,7 +94,7 @@ def login() -> Try:
 
 
 def transport_error() -> type[Exception]:
-    """What the HTTP library raises over anything: the base of what the client's own error is made of."""
+    """The base of all errors of the HTTP library that the client uses."""
     from huggingface_hub.errors import HfHubHTTPError
 
     library = HfHubHTTPError.__bases__[0]
@@ -103,10 +103,10 @@ def transport_error() -> type[Exception]:
 
 @contextmanager
 def streamed(url: str, headers: Mapping[str, str]) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """The status of the answer to a GET and its body as it comes, with the client's own patience."""
+    """The status and the body, in blocks, of the answer to a GET; the client retries by itself."""
     from huggingface_hub import utils
 
-    web: Any = utils  # which loads its names when they are asked for
+    web: Any = utils  # its names are loaded lazily, which mypy does not see
     every = {"headers": {**web.build_hf_headers(), **headers}}
     if not hasattr(web, "http_stream_backoff"):  # requests'
         with web.http_backoff("GET", url, stream=True, retry_on_status_codes=BUSY, **every) as answer:
@@ -119,7 +119,7 @@ def streamed(url: str, headers: Mapping[str, str]) -> Iterator[tuple[int, Iterat
 
 
 def unreached(error: object) -> bool:
-    """Whether it says no more than that the Hub cannot be asked now."""
+    """Whether the error only says that the Hub cannot be reached now."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
@@ -143,9 +143,9 @@ def _refused(repo: str, error: Any) -> HubError:
 
 
 def patiently(call: Callable[[], T], wait: Wait = lambda _: None) -> T:
-    """What `call` returns; called again, after a pause, while the Hub is busy or the connection breaks.
+    """What `call` returns; called again after a pause while the Hub is busy or the connection breaks.
 
-    The client itself has no patience for creating a repository and for the commit. `wait` is told why.
+    The client itself does not retry the creation of a repository or a commit. `wait` is called with the reason.
     """
     from huggingface_hub import errors
 
@@ -157,7 +157,7 @@ def patiently(call: Callable[[], T], wait: Wait = lambda _: None) -> T:
             error = _behind(wrapped)
             answer = error.response if isinstance(error, errors.HfHubHTTPError) else None
             given_up = not isinstance(error, transport) or (answer is not None and answer.status_code not in BUSY)
-            if isinstance(wrapped, RuntimeError):  # of an upload: the client has tried for long, but not over a 429
+            if isinstance(wrapped, RuntimeError):  # of an upload, which the client retries itself, except for 429
                 given_up = answer is None or answer.status_code != 429
             if given_up:
                 raise
@@ -170,6 +170,6 @@ def patiently(call: Callable[[], T], wait: Wait = lambda _: None) -> T:
 
 
 def _pause(answer: Any, attempt: int) -> float:
-    """Seconds: what the Hub asks for, else twice as many with every try."""
+    """Seconds to wait: as the Hub asks, else doubled with each try."""
     asked = answer.headers.get("Retry-After", "") if answer is not None else ""
     return min(float(asked), _LONGEST) if asked.isdecimal() else min(0.5 * 2**attempt, _LONGEST)

@@ -1,4 +1,4 @@
-"""A base model on the Hub, fetched into the client's cache: of a pipeline what Diffusers would load, and no more."""
+"""A base model on the Hub, downloaded into the client's cache: of a pipeline, only what Diffusers would load."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SAT = (".pt", "latest", ".yaml")
 
 
 def base_folder(source: str | Path, *, only: str = "") -> Path:
-    """Where a base model is on this machine: `source` itself where it is a path, else what was fetched of it.
+    """The folder of a base model on this machine: `source` if it is a path, else the downloaded one.
 
-    `only`: of a pipeline, the component that is wanted. Raises HubError where the Hub has no such model.
+    `only`: the one component of a pipeline to download. Raises HubError if the Hub has no such model.
     """
     where = address(source)
     if where is None:

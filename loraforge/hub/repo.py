@@ -1,4 +1,4 @@
-"""One revision of a repository on the Hub: its files, pieces of them, and whole ones through the client's own cache."""
+"""One revision of a repository on the Hub: its files, whole from the client's cache or in pieces."""
 
 from __future__ import annotations
 
@@ -18,62 +18,62 @@ from loraforge.text import HUB, command, hf, listed, plain, stands_for
 
 @dataclass(frozen=True, slots=True)
 class Repo:
-    """What one revision holds."""
+    """The files of one revision."""
 
     address: Address
     commit: str
-    """The commit's hash, whatever the revision was called."""
+    """Hash of the commit, whichever name the revision has."""
     files: Mapping[str, int]
     """Path in the repository -> bytes."""
 
     def fetch(self, path: str) -> Path:
-        """The file in the cache (`HF_HOME`), fetched if it is not there."""
+        """Path of the file in the cache (`HF_HOME`); downloaded if it is missing."""
         from huggingface_hub import hf_hub_download
 
         return self.download(hf_hub_download, self.address.at(path), filename=path)
 
     def download(self, function: Callable[..., Any], what: str, **options: Any) -> Path:
-        """The path in the cache that a download function of the client returns; `what` is for refusals."""
+        """The path that a download function of the client returns; `what` names the download in errors."""
         with asking(self.address.repo, what):
-            # by the branch's name, so that the cache remembers what it pointed to when there is no network
+            # by the name of the branch, so that the cache knows its commit when there is no network
             for revision in (self.address.revision or "main", self.commit):
                 path = Path(patiently(partial(function, self.address.repo, revision=revision, **options)))
                 if self.commit in path.parts:
-                    break  # else somebody has committed since
+                    break  # else there is a newer commit
         return path
 
     def known_as(self, folder: Path) -> None:
-        """From now on messages name `folder` by the address, and written files by the commit."""
+        """Make messages show the address in place of `folder`, and written files the commit."""
         stands_for(folder, self.address.at(), f"hf://{self.address.repo}@{self.commit}")
 
     def cached(self, path: str) -> Path | None:
-        """The file in the cache, where it is there already."""
+        """Path of the file in the cache; None if it is not in it."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.address.repo, path, revision=self.commit)
-        return Path(found) if isinstance(found, str) else None
+        cached = try_to_load_from_cache(self.address.repo, path, revision=self.commit)
+        return Path(cached) if isinstance(cached, str) else None
 
     def piece(self, path: str, start: int, end: int) -> bytes:
-        """The bytes from `start` to `end`, by one range request."""
+        """The bytes from `start` to `end`, by one range request. Raises HubError if the Hub sends fewer."""
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(self.address.repo, path, revision=self.commit)
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        got = bytearray()
+        data = bytearray()
         where, fetch = self.address.at(path), adding("--fetch", why="get it, into the cache of the Hub")
         with asking(self.address.repo, where), streamed(url, headers) as (status, blocks):
             if status != 206 and start:
                 raise HubError(f"the Hub sends no pieces of {where}, only the whole file.", fetch)
             for block in blocks:
-                got += block
-                if len(got) >= end - start:
-                    break  # a server without ranges would send on
-        if len(got) < end - start:
-            raise HubError(f"the Hub sent {len(got):,} of {end - start:,} bytes of {where}.", fetch)
-        return bytes(got[: end - start])
+                data += block
+                if len(data) >= end - start:
+                    break  # a server that ignores ranges sends the whole file
+        if len(data) < end - start:
+            raise HubError(f"the Hub sent {len(data):,} of {end - start:,} bytes of {where}.", fetch)
+        return bytes(data[: end - start])
 
     def missing(self, what: str) -> HubError:
-        """The refusal where there is nothing to take: it names what could be meant."""
+        """The error for an address without a usable file; it lists the files that may be meant."""
         tensors = {self.address.at(path): size for path, size in sorted(self.files.items()) if path.endswith(TENSORS)}
         inspect = [Try(command("loraforge", "inspect", path), f"{size:,} bytes") for path, size in tensors.items()]
         names = listed([plain(path, 100) for path in sorted(self.files) if not path.startswith(".")], 10) or "nothing"
@@ -85,9 +85,9 @@ def _page(address: Address) -> Try:
 
 
 def open_repo(address: Address) -> Repo:
-    """The revision an address names; in offline mode, as far as it lies in the cache.
+    """The revision that an address names; in offline mode, the files of it that are in the cache.
 
-    Raises HubError when it does not exist, is not for this user, or the Hub cannot be reached.
+    Raises HubError if it does not exist, if this user has no access, or if the Hub cannot be reached.
     """
     from huggingface_hub import HfApi, constants, errors
 
@@ -111,12 +111,12 @@ def open_repo(address: Address) -> Repo:
 
 
 def _not_here(address: Address) -> str:
-    """How the refusal of an address begins that may have been meant as a path."""
+    """The start of the message for an address that may have been meant as a path, else empty."""
     return f"there is no file or folder {address.repo} here, and " if address.bare else ""
 
 
 def settled(address: Address) -> Address:
-    """The address, certain of which revision it means. Raises HubError where the Hub cannot be asked."""
+    """The address with its revision certain. Raises HubError if the Hub cannot be reached."""
     if not address.loose:
         return address
     with asking(address.repo, str(address)):
@@ -124,7 +124,7 @@ def settled(address: Address) -> Address:
 
 
 def _harmless(path: object) -> bool:
-    """Whether a server's name of a file stays below the folder it is put in, on any system, and can be a name there."""
+    """Whether a path sent by the server is a valid file name on any system, and stays below its folder."""
     if not isinstance(path, str) or len(path) > 1000 or set(path) & set('\\:"<>|?*\0'):
         return False
     parts = path.encode("utf-8", "replace").split(b"/")
@@ -133,7 +133,7 @@ def _harmless(path: object) -> bool:
 
 
 def _revisions(address: Address) -> list[str]:
-    """Every branch and tag of its repository."""
+    """All branches and tags of the repository."""
     from huggingface_hub import HfApi
 
     refs = patiently(lambda: HfApi().list_repo_refs(address.repo))
@@ -143,9 +143,9 @@ def _revisions(address: Address) -> list[str]:
 def _no_revision(address: Address) -> HubError:
     with asking(address.repo):
         names = _revisions(address)
-    lines = [command("loraforge", "inspect", f"hf://{address.repo}@{name}") for name in names[:5]]
-    said = f"{address.revision}/{address.path}" if address.loose else address.revision
-    return HubError(f"{address.repo} has no revision {said}; it has {listed(names, 8)}.", *lines)
+    lines = [command("loraforge", "inspect", f"hf://{address.repo}@{branch}") for branch in names[:5]]
+    name = f"{address.revision}/{address.path}" if address.loose else address.revision
+    return HubError(f"{address.repo} has no revision {name}; it has {listed(names, 8)}.", *lines)
 
 
 def _from_cache(address: Address) -> Repo:
@@ -168,7 +168,7 @@ def _from_cache(address: Address) -> Repo:
 
 
 def licence_of(repo: str) -> tuple[dict[str, str], str]:
-    """The licence fields of a model's card, or why there are none. A link to a file of its own becomes an address."""
+    """The licence fields of a model card, or the reason why there are none. A link to a file becomes an address."""
     from huggingface_hub import HfApi
 
     try:

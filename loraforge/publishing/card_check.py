@@ -1,4 +1,4 @@
-"""What a model card must hold for the Hub to show and find it; checked here, before anything is sent.
+"""What the Hub requires of a model card, checked before anything is sent.
 
 Sources: hub-docs model-cards.md (fields, base_model, licence), huggingface.js tasks (pipeline tags).
 """

@@ -1,4 +1,4 @@
-"""A repository that is to be written: as it is now, and the one commit that changes it."""
+"""The repository to publish in: its state before the push, and the one commit that changes it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from loraforge.publishing.outgoing import Outgoing
 from loraforge.text import hf
 
 _MOST_CARD = 10 << 20
-"""Bytes; the Hub takes no longer file as it is."""
+"""Bytes: the Hub accepts no longer regular file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A repository as it is before the commit; `commit` is None where there is none of that name."""
+    """A repository before the commit; `commit` is None if it does not exist."""
 
     repo: str
     url: str
@@ -27,17 +27,17 @@ class Remote:
     commit: str | None
     private: bool
     hashes: Mapping[str, str]
-    """Name -> the sha256 of a large file, git's hash of a small one."""
+    """Name -> sha256 of a large file, git hash of a small one."""
     card: str
     notes: tuple[str, ...] = ()
     known: bool = True
-    """Whether the Hub could be asked; a dry run goes on where it could not."""
+    """Whether the Hub could be reached; a dry run continues without it."""
 
 
 def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Wait) -> Remote:
-    """The repository as it is. A dry run goes on, with a note, where the Hub cannot be asked.
+    """The repository as it is. A dry run continues, with a note, if the Hub cannot be reached.
 
-    Raises HubError where the revision is not there.
+    Raises HubError if the revision does not exist.
     """
     from huggingface_hub import HfApi, constants, errors
 
@@ -64,7 +64,7 @@ def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Wait) -> Rem
 
 
 def _card(api: Any, repo: str, commit: str | None) -> str:
-    """The card as its owner wrote it. Raises HubError where it could not be written again as it is."""
+    """The card as its owner wrote it. Raises HubError if it could not be written back unchanged."""
     from huggingface_hub import constants
 
     with asking(repo, f"hf://{repo}/README.md"):
@@ -81,70 +81,70 @@ def _card(api: Any, repo: str, commit: str | None) -> str:
 
 
 def commit(
-    there: Remote, files: Sequence[Outgoing], message: str, *, private: bool, create_pr: bool, wait: Wait
+    before: Remote, files: Sequence[Outgoing], message: str, *, private: bool, create_pr: bool, wait: Wait
 ) -> tuple[str, str | None]:
-    """Make the repository where there is none, and change it in one commit on top of the one that was looked at.
+    """Create the repository if it does not exist, and change it in one commit on top of the one that was read.
 
-    Returns the commit and the address of the pull request, None without one. Raises HubError that says in which state
-    the repository is: the old one, the new one, or that nobody can tell.
+    Returns the commit and the address of the pull request, None without one. Raises HubError that says whether the
+    repository is in its old state, in its new one, or in an unknown one.
     """
     try:
-        parent = there.commit or _create(there, private=private, wait=wait)
+        parent = before.commit or _create(before, private=private, wait=wait)
     except HubError as error:
-        raise _left(error, f"{there.repo} was not made") from error
+        raise _left(error, f"{before.repo} was not made") from error
     try:
-        with asking(there.repo):
-            return patiently(lambda: _commit(there, parent, files, message, create_pr=create_pr), wait)
+        with asking(before.repo):
+            return patiently(lambda: _commit(before, parent, files, message, create_pr=create_pr), wait)
     except HubError as error:
-        return _state(there, parent, files, error, create_pr=create_pr)
+        return _state(before, parent, files, error, create_pr=create_pr)
 
 
 def _left(error: HubError, state: str, *more: Try) -> HubError:
-    """The same refusal, with the state in which it left the repository."""
+    """The refusal with the state of the repository."""
     made = HubError(error.message, *more, *error.remedies)
     made.state = f"{state}."
     return made
 
 
-def _create(there: Remote, *, private: bool, wait: Wait) -> str:
+def _create(before: Remote, *, private: bool, wait: Wait) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with asking(there.repo):
-        patiently(lambda: api.create_repo(there.repo, private=private, exist_ok=True), wait)
-        info = patiently(lambda: api.model_info(there.repo), wait)
+    with asking(before.repo):
+        patiently(lambda: api.create_repo(before.repo, private=private, exist_ok=True), wait)
+        info = patiently(lambda: api.model_info(before.repo), wait)
     return str(info.sha)
 
 
 def _commit(
-    there: Remote, parent: str, files: Sequence[Outgoing], message: str, *, create_pr: bool
+    before: Remote, parent: str, files: Sequence[Outgoing], message: str, *, create_pr: bool
 ) -> tuple[str, str | None]:
     from huggingface_hub import CommitOperationAdd, HfApi
 
     added = [CommitOperationAdd(file.name, file.content) for file in files]
-    options: dict[str, Any] = {"revision": there.revision, "create_pr": create_pr, "parent_commit": parent}
-    made = HfApi().create_commit(there.repo, added, commit_message=message, **options)
+    options: dict[str, Any] = {"revision": before.revision, "create_pr": create_pr, "parent_commit": parent}
+    made = HfApi().create_commit(before.repo, added, commit_message=message, **options)
     return made.oid, made.pr_url
 
 
 def _state(
-    there: Remote, parent: str, files: Sequence[Outgoing], error: HubError, *, create_pr: bool
+    before: Remote, parent: str, files: Sequence[Outgoing], error: HubError, *, create_pr: bool
 ) -> tuple[str, str | None]:
-    """Look what became of a commit that ended in an error: its answer may be all that was lost."""
+    """Look at the repository after a commit that failed: perhaps only the answer was lost."""
     if create_pr:
-        raise _left(error, f"{there.repo} is as it was; whether the pull request was made, its page says") from error
+        raise _left(error, f"{before.repo} is as it was; whether the pull request was made, its page says") from error
     try:
-        now = remote(there.repo, there.revision, dry_run=False, wait=lambda _: None)
+        now = remote(before.repo, before.revision, dry_run=False, wait=lambda _: None)
     except HubError:
-        text = f"whether the commit arrived in {there.repo} is not known: the Hub does not answer"
+        text = f"whether the commit arrived in {before.repo} is not known: the Hub does not answer"
         raise _left(error, text, Try("hf auth whoami", "is the Hub there?")) from error
     if all(now.hashes.get(file.name) in (file.sha256, file.git_hash) for file in files) and now.commit:
         return now.commit, None
-    new = "" if there.commit else "; it was made for this push, and is empty"
+    new = "" if before.commit else "; it was made for this push, and is empty"
     if now.commit != parent:
         head = (now.commit or "")[:8]
-        moved = HubError(f"somebody has committed to {there.repo} meanwhile: nothing was sent. Type it again.")
-        raise _left(moved, f"{there.repo} is as they left it, at {head}") from error
+        moved = HubError(f"somebody has committed to {before.repo} meanwhile: nothing was sent. Type it again.")
+        raise _left(moved, f"{before.repo} is as they left it, at {head}") from error
     status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
     propose = [adding("--create-pr", why="propose it to the owner instead")] if status == 403 else []
-    raise _left(error, f"{there.repo} is as it was, at {parent[:8]}{new}", *propose) from error
+    raise _left(error, f"{before.repo} is as it was, at {parent[:8]}{new}", *propose) from error

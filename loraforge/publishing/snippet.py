@@ -1,8 +1,7 @@
-"""The lines of Python in a model card: complete, at strength 1.0, with what the base model calls for.
+"""The Python code in a model card: complete, at strength 1.0, with the settings that the base model needs.
 
-The classes are those of the architecture's TOML, the settings those of variants.toml; a model without settings there
-is called with Diffusers' own. Source: PEFT's `PeftModel.from_pretrained`, which puts the adapter into the transformer
-it is given.
+The classes come from the architecture's TOML, the settings from variants.toml; a model without settings there runs
+with those of Diffusers. Source: PEFT's `PeftModel.from_pretrained`, which changes the transformer it is called with.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from loraforge.names.layout import Architecture, Variant
 
 EXAMPLE = "A panda plays the guitar by a stream in a bamboo forest, soft light, calm water"
 _DEFAULT_SIZE = (480, 720)
-"""What the released configurations make the pipeline's default, but for those of 1.5, which say another."""
+"""Height and width that the pipeline takes by default, for all released models but 1.5."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """What a reader copies."""
+    """Code that a reader copies."""
 
     install: str
     code: str
@@ -30,7 +29,7 @@ class Snippet:
 def snippet(
     repo: str, base: str | None, form: str, weights: str, arch: Architecture, variant: Variant | None, prompt: str
 ) -> Snippet | None:
-    """The lines that run what is in `repo`; None where nothing known in Python runs it as it is."""
+    """The code that runs what is in `repo`; None if no known Python library runs it as it is."""
     if variant is None or not variant.pipeline or form not in ("diffusers", "peft", "pipeline", "transformer"):
         return None
     if base is None and form != "pipeline":
@@ -60,7 +59,7 @@ class _Model:
 
     @property
     def given(self) -> tuple[str, str] | None:
-        """Function that loads what the pipeline is given beside a prompt, and the argument; None for text alone."""
+        """The function that loads the picture or video, and the argument; None if the pipeline takes only text."""
         return _GIVEN.get(self.task.partition("-")[0])
 
     @property
@@ -72,7 +71,7 @@ _GIVEN = {
     "image": ("load_image", 'image=load_image("first_frame.png")'),
     "video": ("load_video", 'video=load_video("input.mp4")'),
 }
-"""First word of a task -> how what it is given is loaded."""
+"""First word of a task -> the function that loads its input, and the argument."""
 
 
 def _imports(form: str, model: _Model) -> Iterator[str]:
@@ -134,5 +133,5 @@ def _settings(wants: VariantSettings) -> Iterator[str]:
 
 
 def _literal(text: str) -> str:
-    """The text in Python, without what would be a comment in Markdown, as the marks of our section are."""
+    """The text as a Python literal without `<!--`, which would end our section of the card."""
     return repr(text).replace("<!--", "\\x3c!--")
