@@ -17,12 +17,7 @@ from loraforge.errors import LoraforgeError
 @click.command(short_help="Convert an adapter, and prove the result.")
 @click.argument("source", type=SOURCE)
 @target
-@value(
-    "-o --out",
-    "PATH",
-    "Folder, or a .safetensors file if the format is one file. Default: ./<run>-<iteration>-<format>, printed.",
-    type=PATH,
-)
+@value("-o --out", "PATH", "Folder or .safetensors file to write. Default: ./<run>-<iteration>-<format>.", type=PATH)
 @checkpoint
 @stated
 @choice(
@@ -34,16 +29,9 @@ from loraforge.errors import LoraforgeError
     show_default=True,
 )
 @flag("--pad-ranks", "Pad mixed ranks with zeros to the largest: the same update. Diffusers 0.31 to 0.33 needs it.")
-@value(
-    "--base",
-    "CHECKPOINT",
-    "With --to sat: SAT checkpoint or folder of the base model; the LoRA is written into a copy of it.",
-    type=PATH,
-)
+@value("--base", "CHECKPOINT", "With --to sat: SAT checkpoint or folder of the base; a copy gets the LoRA.", type=PATH)
 @flag("--lora-only", "With --to sat: write only the LoRA, without a base; SAT cannot load it alone.")
-@value(
-    "--target-alpha", "N", "With --to sat: the lora_alpha SAT will use, written into the YAML. Default: 1.", type=float
-)
+@value("--target-alpha", "N", "With --to sat: lora_alpha that SAT will use, put into the YAML. Default: 1.", type=float)
 @dtype("Element type of the written tensors.")
 @value("--base-model", "REPO", "Hub id of the base model to record: zai-org/CogVideoX-5b.")
 @drop
@@ -125,7 +113,7 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
 @click.argument("b", type=SOURCE, required=False)
 @choice("--in in_", ["diffusers", "peft"], "Load A with the real library (loraforge[pipeline]) and compare its layers.")
 @value(
-    "--base", "DIR", "With --in: folder with the transformer's config.json. Default: made from A's shapes.", type=SOURCE
+    "--base", "DIR", "With --in: folder of the transformer's config.json. Default: made from A's shapes.", type=SOURCE
 )
 @stated
 @drop

@@ -26,13 +26,7 @@ SETTINGS = {
 
 @click.group(cls=Cli, context_settings=SETTINGS)
 @click.version_option(loraforge.__version__, "-V", "--version", prog_name="loraforge")
-@value(
-    "--plugin plugins_",
-    "FILE",
-    "Load a format or layout from FILE (.toml or .py). Repeatable; may stand after the verb.",
-    type=PATH,
-    multiple=True,
-)
+@value("--plugin plugins_", "FILE", "Load a format or layout (.toml or .py). Repeatable.", type=PATH, multiple=True)
 def main(plugins_: tuple[Path, ...]) -> None:
     """Convert LoRA adapters between frameworks, and prove that the result acts as trained.
 

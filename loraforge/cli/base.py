@@ -18,9 +18,7 @@ from loraforge.document import Document
 @click.argument("base", type=SOURCE)
 @click.argument("adapters", metavar="ADAPTER...", type=SOURCE, nargs=-1, required=True)
 @value("-o --out", "PATH", "Model to write: a folder, or a file where BASE is one.", type=PATH, required=True)
-@value(
-    "--strength", "S", "Once per ADAPTER, in order; 1 is as trained. Default: 1 for each.", type=float, multiple=True
-)
+@value("--strength", "S", "Once per ADAPTER, in order; 1 is as trained. Default: 1.", type=float, multiple=True)
 @dtype("Element type of the weights.")
 @flag("--transformer-only", "Write only the transformer folder of a pipeline.")
 @value("--backend", "NAME", "numpy, torch, or one from a plugin.", default="auto", show_default=True)
@@ -52,9 +50,7 @@ def fuse(json_: bool, **options: Any) -> None:
 @value("-o --out", "PATH", "Folder to write.", type=PATH, required=True)
 @dtype("Element type of the weights.")
 @value(
-    "--sample",
-    "FRAMESxHEIGHTxWIDTH",
-    "To Diffusers: size that learned positions are for, if not the released one: 49x480x720.",
+    "--sample", "FRAMESxHEIGHTxWIDTH", "To Diffusers: size of learned positions if not the released one: 49x480x720."
 )
 @flag("--dry-run", "Say what would be written; write nothing.")
 @flag("-f --force", "Replace an earlier result.")

@@ -77,22 +77,20 @@ _ONE_EACH = {"--strength", "--settings"}
 def _without(typed: Sequence[str], new: frozenset[str], verb: click.Command | None) -> list[str]:
     """The typed words without the `new` options, which are added again, and without those that they exclude."""
     new |= _ONE_OF if new & _ONE_OF else frozenset()
-    words = {  # option -> number of words after it
-        option: 0 if getattr(parameter, "is_flag", False) else 1
+    replaced = {  # option -> whether a value follows
+        option: not getattr(parameter, "is_flag", False)
         for parameter in (verb.params if verb else ())
         if new & set(parameter.opts) and (_ONE_EACH & set(parameter.opts) or not getattr(parameter, "multiple", False))
         for option in parameter.opts
     }
-    kept, skip = [], 0
-    for word in typed:
+    kept, words = list[str](), iter(typed)
+    for word in words:
         option, equals, _ = word.partition("=")
         option = option.replace("_", "-")
-        if skip:
-            skip -= 1
-        elif option in words:
-            skip = 0 if equals else words[option]
-        else:
+        if option not in replaced:
             kept.append(word)
+        elif replaced[option] and not equals:
+            next(words, None)
     return kept
 
 

@@ -19,12 +19,7 @@ from loraforge.text import short_fraction
 @value("--base", "DIR", "Base model: does the adapter fit, and would it survive a fuse?", type=SOURCE)
 @value("--runtime runtime_", "NAME", "Program that runs it. Default: one row for each.")
 @value("--error", "TEXT|-", "What the program printed; - reads a log from standard input.")
-@value(
-    "--settings",
-    "KEY=VALUE|FILE.json",
-    "Settings you run it with (guidance_scale=6, ...), compared with the model's own. Repeatable.",
-    multiple=True,
-)
+@value("--settings", "KEY=VALUE|FILE.json", "Settings you run with (guidance_scale=6, ...). Repeatable.", multiple=True)
 @value("--like", "NAME", "Compare with cogvideo-validation, cli_demo, load_cogvideox_lora or sat instead.")
 @value("--variant", "NAME", "Model (CogVideoX-5B, ...), if nothing else shows it.")
 @stated

@@ -63,9 +63,7 @@ def _together(*options: Decorator) -> Decorator:
 
 _TRAINERS = sorted(package_table("facts/trainers"))
 _NAMES = ", ".join(_TRAINERS)
-architecture = value(
-    "--architecture", "NAME", "Architecture of the model (cogvideox), if nothing in the file shows it."
-)
+architecture = value("--architecture", "NAME", "Model architecture (cogvideox), if nothing in the file shows it.")
 stated = _together(
     value("--alpha", "N", "lora_alpha used in training, if no file records it. States, never multiplies.", type=float),
     value("--trained-scale", "S", "The scaling itself (lora_alpha / rank), instead of --alpha.", type=float),
@@ -78,9 +76,7 @@ stated = _together(
         type=PATH,
     ),
     value(
-        "--as-in",
-        "PROGRAM",
-        "Keep what PROGRAM does with SOURCE today, not the scale of training (names: see `loraforge doctor`).",
+        "--as-in", "PROGRAM", "Keep what PROGRAM (see `loraforge doctor`) does with SOURCE, not the scale of training."
     ),
     flag("--as-loaded", "The same as --as-in diffusers."),
     flag("--override-scale", "Use the scale you state, not the one that is recorded."),
@@ -95,15 +91,10 @@ checkpoint = _together(
 )
 target = _together(
     value("--to", "FORMAT", "Format to write; see `loraforge formats`.", callback=_format),
-    value(
-        "--for for_", "RUNTIME", "Program that will run it, instead of --to; see `loraforge doctor`.", callback=_runtime
-    ),
+    value("--for for_", "RUNTIME", "Program to write for, instead of --to; see `loraforge doctor`.", callback=_runtime),
 )
 drop = value(
-    "--drop",
-    "PATTERN",
-    "Leave out modules and tensors whose path or name matches (* and ?). Repeatable.",
-    multiple=True,
+    "--drop", "PATTERN", "Leave out modules and tensors whose name matches (* and ?). Repeatable.", multiple=True
 )
 
 

@@ -35,10 +35,7 @@ def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @value("--frames", "N", "Frames of the video.", type=click.IntRange(min=1))
 @value("--seed", "N", "Seed of the noise.", type=int)
 @value(
-    "--settings",
-    "KEY=VALUE|FILE.json",
-    "Setting to change (height=480, scheduler=..., torch_dtype=...). Default: the model's own. Repeatable.",
-    multiple=True,
+    "--settings", "KEY=VALUE|FILE.json", "Settings to change (height=480, scheduler=...). Repeatable.", multiple=True
 )
 @value("--like", "NAME", "Use the settings of cogvideo-validation, cli_demo, load_cogvideox_lora or sat.")
 @value("--device", "NAME", "cuda, cuda:1, mps or cpu.", default="auto", show_default=True)

@@ -161,9 +161,8 @@ def _split(text: str) -> tuple[str, str, str, bool, str]:
 def _bare(text: str) -> bool:
     """Whether a text without a scheme can only be `user/repo` or `user/repo@revision`."""
     repo = text.partition("@")[0]
-    if _BARE.fullmatch(text) is None or repo.endswith(_FILES) or not is_repo(repo):
-        return False
-    return not Path(text).exists()
+    can_be = _BARE.fullmatch(text) is not None and is_repo(repo) and not repo.endswith(_FILES)
+    return can_be and not Path(text).exists()
 
 
 def meant(text: str) -> tuple[str, str]:

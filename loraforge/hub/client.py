@@ -54,9 +54,8 @@ def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:
 
     match error:
         case errors.GatedRepoError():
-            text = f"{repo} is gated: its owner lets in who agrees to the terms at {HUB}/{repo}."
             page = Try(f"python -m webbrowser {HUB}/{repo}", "agree there") if _token() else login()
-            return HubError(text, page)
+            return HubError(f"{repo} is gated: its owner lets in who agrees to the terms at {HUB}/{repo}.", page)
         case errors.RepositoryNotFoundError():
             who = Try("hf auth whoami", "who you are there, if it is private") if _token() else login()
             return HubError(f"there is no model {repo} on the Hub that you may see.", who)
@@ -68,8 +67,9 @@ def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:
     if isinstance(error, transport_error() | errors.LocalEntryNotFoundError):
         why = " ".join(str(error).split())[:200] or type(error).__name__
         cache = " What is in the cache can be used with HF_HUB_OFFLINE=1." if what else ""
-        text = f"the Hub cannot be reached, for {repo}: {why}.{cache}"
-        return HubError(text, Try("hf auth whoami", "does the network work?"))
+        return HubError(
+            f"the Hub cannot be reached, for {repo}: {why}.{cache}", Try("hf auth whoami", "does the network work?")
+        )
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if isinstance(error, OSError):
         text = f"the cache of the Hub's client cannot be used, for {repo}: {why}."
@@ -107,15 +107,13 @@ def streamed(url: str, headers: Mapping[str, str]) -> Iterator[tuple[int, Iterat
     from huggingface_hub import utils
 
     web: Any = utils  # its names are loaded lazily, which mypy does not see
-    every = {"headers": {**web.build_hf_headers(), **headers}}
-    if not hasattr(web, "http_stream_backoff"):  # requests'
-        with web.http_backoff("GET", url, stream=True, retry_on_status_codes=BUSY, **every) as answer:
-            web.hf_raise_for_status(answer)
-            yield answer.status_code, answer.iter_content(1 << 16)
-        return
-    with web.http_stream_backoff("GET", url, follow_redirects=True, **every) as answer:
+    options: dict[str, Any] = {"follow_redirects": True}
+    get = getattr(web, "http_stream_backoff", None)
+    if get is None:  # a client that uses requests
+        get, options = web.http_backoff, {"stream": True, "retry_on_status_codes": BUSY}
+    with get("GET", url, headers={**web.build_hf_headers(), **headers}, **options) as answer:
         web.hf_raise_for_status(answer)
-        yield answer.status_code, answer.iter_bytes()
+        yield answer.status_code, answer.iter_content(1 << 16) if "stream" in options else answer.iter_bytes()
 
 
 def unreached(error: object) -> bool:

@@ -18,8 +18,8 @@ from loraforge.files.opening import open_tensors
 from loraforge.files.shards import alone, is_index
 from loraforge.files.tensorfile import FileMap, TensorFile
 from loraforge.hub.address import address
-from loraforge.hub.repo import Repo, open_repo
-from loraforge.text import hf, megabytes
+from loraforge.hub.repo import Repo, open_repo, page
+from loraforge.text import megabytes
 
 _FIRST = 1 << 16
 """Bytes of the first request: enough for the header of most adapters."""
@@ -125,7 +125,7 @@ def reach(source: str | Path) -> Reached | None:
                 stream.truncate(size)
         except OSError as error:
             text = f"{where.at(name)}, of {size:,} bytes, cannot be a file on this machine: {error.strerror}."
-            raise HubError(text, hf("models", "ls", where.repo, page=f"{where.repo}/tree/main")) from error
+            raise HubError(text, page(where)) from error
         if PurePosixPath(name).name == "latest" or is_index(PurePosixPath(name)):
             reached._small(name)
     if where.path and not reached.source.exists():

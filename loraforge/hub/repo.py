@@ -77,10 +77,11 @@ class Repo:
         tensors = {self.address.at(path): size for path, size in sorted(self.files.items()) if path.endswith(TENSORS)}
         inspect = [Try(command("loraforge", "inspect", path), f"{size:,} bytes") for path, size in tensors.items()]
         names = listed([plain(path, 100) for path in sorted(self.files) if not path.startswith(".")], 10) or "nothing"
-        return HubError(f"{self.address.at()} {what}. It holds: {names}.", *(inspect[:8] or [_page(self.address)]))
+        return HubError(f"{self.address.at()} {what}. It holds: {names}.", *(inspect[:8] or [page(self.address)]))
 
 
-def _page(address: Address) -> Try:
+def page(address: Address) -> Try:
+    """The command that lists the files of the repository."""
     return Try(hf("models", "ls", address.repo, page=f"{address.repo}/tree/main"))
 
 
@@ -106,7 +107,7 @@ def open_repo(address: Address) -> Repo:
     sizes: dict[str, Any] = {file.rfilename: file.size for file in info.siblings or () if _harmless(file.rfilename)}
     for name, size in sizes.items():
         if not isinstance(size, int) or not 0 <= size < 1 << 50:
-            raise HubError(f"the Hub says that {address.at(name)} has {size!r:.40} bytes.", _page(address))
+            raise HubError(f"the Hub says that {address.at(name)} has {size!r:.40} bytes.", page(address))
     return Repo(address, info.sha if isinstance(info.sha, str) else "main", sizes)
 
 

@@ -14,7 +14,7 @@ from loraforge.hub.address import is_repo, renamed
 from loraforge.names.layout import Architecture, Variant
 from loraforge.publishing.front_matter import fields, join, merged, split, written
 from loraforge.publishing.private import private
-from loraforge.publishing.snippet import EXAMPLE, Snippet, snippet
+from loraforge.publishing.snippet import EXAMPLE, snippet
 from loraforge.text import HUB, plain
 
 BEGIN, END = "<!-- loraforge: from here -->", "<!-- loraforge: to here; write outside of these two lines -->"
@@ -144,13 +144,13 @@ def section(facts: Facts) -> str:
 
 def _section(facts: Facts) -> Iterator[str]:
     model = facts.architecture, facts.variant
-    made = snippet(facts.repo, facts.base_model, facts.format, facts.weights, *model, _prompt(facts))
+    use = snippet(facts.repo, facts.base_model, facts.format, facts.weights, *model, _prompt(facts))
     yield _what(facts)
     if facts.trigger:
         words = plain(facts.trigger, 200).replace("`", "'")
         yield f"\nIts prompts have `{words}` in them."
     yield "\n## Use\n"
-    yield from _use(made, facts)
+    yield use or f"Load `{facts.weights}` at strength 1.0 in a program that reads the format {facts.format}."
     yield "\n## What it is\n"
     yield "| | |\n|---|---|"
     for label, text in facts.rows:
@@ -181,15 +181,6 @@ def _prompt(facts: Facts) -> str:
     if facts.example:
         return facts.example
     return f"{facts.trigger} {EXAMPLE[0].lower()}{EXAMPLE[1:]}" if facts.trigger else EXAMPLE
-
-
-def _use(made: Snippet | None, facts: Facts) -> Iterator[str]:
-    if made is None:
-        yield f"Load `{facts.weights}` at strength 1.0 in a program that reads the format {facts.format}."
-        return
-    yield f"```sh\n{made.install}\n```\n"
-    yield f"```python\n{made.code}\n```"
-    yield from (f"\n{remark}" for remark in made.remarks)
 
 
 def rows(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

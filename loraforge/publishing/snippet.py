@@ -17,35 +17,28 @@ _DEFAULT_SIZE = (480, 720)
 """Height and width that the pipeline takes by default, for all released models but 1.5."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snippet:
-    """Code that a reader copies."""
-
-    install: str
-    code: str
-    remarks: tuple[str, ...]
-
-
 def snippet(
     repo: str, base: str | None, form: str, weights: str, arch: Architecture, variant: Variant | None, prompt: str
-) -> Snippet | None:
-    """The code that runs what is in `repo`; None if no known Python library runs it as it is."""
+) -> str | None:
+    """Markdown: how to install and run what is in `repo`; None if no known Python library runs it as it is."""
     if variant is None or not variant.pipeline or form not in ("diffusers", "peft", "pipeline", "transformer"):
         return None
     if base is None and form != "pipeline":
         return None
     wants = known_settings(variant.name)
     model = _Model(variant.pipeline, arch.transformer, arch.pipelines[variant.pipeline], wants)
-    packages = "diffusers transformers accelerate sentencepiece imageio imageio-ffmpeg"
+    packages = "torch diffusers transformers accelerate sentencepiece imageio imageio-ffmpeg"
     packages += " peft" if form in ("diffusers", "peft") else ""
-    lines = [*_imports(form, model), "", *_model(repo, str(base), form, weights, model), "", *_run(model, prompt)]
-    remarks = [f"{variant.name} makes {wants.frames_rule.replace(', ', ' frames, ')}, shown at {wants.fps} a second."
-               ] if wants else []  # fmt: skip
-    remarks.append(
+    code = [*_imports(form, model), "", *_model(repo, str(base), form, weights, model), "", *_run(model, prompt)]
+    text = ["```sh", f"pip install {packages}", "```\n", "```python", *code, "```\n"]
+    if wants:
+        frames = wants.frames_rule.replace(", ", " frames, ")
+        text.append(f"{variant.name} makes {frames}, shown at {wants.fps} a second.\n")
+    text.append(
         "Where the GPU is too small, put `pipe.enable_model_cpu_offload()` in the place of `pipe.to(device)`, "
         "and `pipe.vae.enable_tiling()` after it."
     )
-    return Snippet(f"pip install torch {packages}", "\n".join(lines), tuple(remarks))
+    return "\n".join(text)
 
 
 @dataclass(frozen=True, slots=True)
