@@ -70,10 +70,8 @@ def read_torch(path: Path) -> TensorFile:
         state_dict = _with_text_keys(state_dict[inner])
         if len(wrappers) > len(WRAPPERS):
             raise HostileError(f"{path}: its state dict is wrapped more than {len(WRAPPERS)} times.")
-    kinds = {
-        key: value.name if isinstance(value, Opaque) else type(value).__name__ for key, value in state_dict.items()
-    }
     tensors = {key: value for key, value in state_dict.items() if isinstance(value, TensorInfo)}
+    others = {key: value for key, value in state_dict.items() if key not in tensors}
     return TensorFile(
         path=path,
         kind="torch",
@@ -83,7 +81,7 @@ def read_torch(path: Path) -> TensorFile:
         tops=tuple(top),
         counts={key: value for key, value in top.items() if type(value) is int},
         wrappers=tuple(wrappers),
-        opaque={key: kind for key, kind in kinds.items() if key not in tensors},
+        opaque={key: v.name if isinstance(v, Opaque) else type(v).__name__ for key, v in others.items()},
         globals=names,
     )
 
@@ -106,17 +104,13 @@ def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
     """The archive's records by name, without the folder torch puts them in."""
     records: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        parts = info.filename.split("/")
-        if info.filename.startswith("/") or "\\" in info.filename or ".." in parts or ":" in info.filename:
-            raise HostileError(
-                f"{path}: its archive has a record named {info.filename!r}, a path that leads out of it."
-            )
+        whole = info.filename
+        if whole.startswith("/") or "\\" in whole or ".." in whole.split("/") or ":" in whole:
+            raise HostileError(f"{path}: its archive has a record named {whole!r}, a path that leads out of it.")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            text = (
-                f"{path}: its record {info.filename} is compressed or encrypted; torch.save stores plainly. Unpack it."
-            )
+            text = f"{path}: its record {whole} is compressed or encrypted; torch.save stores plainly. Unpack it."
             raise FileError(text, command("unzip", "-l", path))
-        name = info.filename.partition("/")[2] or info.filename
+        name = whole.partition("/")[2] or whole
         if name in records:
             raise HostileError(f"{path}: its archive has two records named {name!r}.")
         records[name] = info
