@@ -149,20 +149,6 @@ def collapse(delta: Delta) -> LoraWeight:
     return replace(first, A=A, B=B, magnitude=magnitude)
 
 
-_LEAN = 2.2
-"""The ratio of the errors of A and B above which another share is tried. A step of one halves one error and doubles
-the other, so it pays from a ratio of 2 on. It is a little more than 2 because ratios of exactly 2 occur, and there
-the last bit of a sum would decide, which differs between processors."""
-
-
-_TOP = {"float16": 15, "bfloat16": 127, "float32": 127, "float64": 1023}
-"""Type -> n: no number below 2**n overflows when it is rounded to the type."""
-
-
-def _norm(x: Array) -> float:
-    return float(np.linalg.norm(x))
-
-
 PROBES = 8
 """Number of random vectors on which two updates are compared. A wrong update does not pass by chance."""
 

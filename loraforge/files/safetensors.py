@@ -60,7 +60,7 @@ def _not_texts(path: Path) -> list[tuple[str, object]]:
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if length <= min(HEADER_LIMIT, path.stat().st_size) else None
+            header = json.loads(stream.read(length if length <= min(HEADER_LIMIT, path.stat().st_size) else 0))
             return [(key, value) for key, value in header["__metadata__"].items() if not isinstance(value, str)]
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return []  # no such header
