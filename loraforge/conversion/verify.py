@@ -162,19 +162,19 @@ def verify(
         file.release()
         other_file.release()
 
-    pairs, alone = pair_up(one, other)
+    pairs, (only_a, only_b) = pair_up(one, other)
     found = compare(pairs, lambda _: True, release)
-    same = not (alone.first or alone.second) and all(comparison.holds for comparison in found)
+    same = not (only_a or only_b) and all(comparison.holds for comparison in found)
     return Verification(
         a=_side(file, name, one),
         b=_side(other_file, other_name, other),
         same=same,
-        strength=None if same or alone.first or alone.second else _strength(found),
+        strength=None if same or only_a or only_b else _strength(found),
         segments=tuple(
             Segment(c.module, c.rows, c.off, c.error, None if math.isnan(c.strength) else c.strength) for c in found
         ),
-        only_in_a=alone.first,
-        only_in_b=alone.second,
+        only_in_a=tuple(only_a),
+        only_in_b=tuple(only_b),
         notes=(*notes, *more),
     )
 
