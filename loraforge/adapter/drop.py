@@ -85,12 +85,9 @@ def patterns_for(keys: Iterable[str]) -> list[Try]:
 
 
 def _pattern(key: str) -> str | None:
-    start = next((start for start in COMPONENTS if key.startswith(start)), None)
-    match = _ENDING.search(key)
-    if start:
+    if start := next((start for start in (*COMPONENTS, "bundle_emb") if key.startswith(start)), None):
         return f"{start}*"
-    if key.startswith("bundle_emb"):
-        return "bundle_emb*"
+    match = _ENDING.search(key)
     if match and match["other"] in ("diff", "diff_b"):
         return f"*.{match['other']}"
     return key if match and match["other"] == "alpha" else None

@@ -134,9 +134,8 @@ def collapse(delta: Delta) -> LoraWeight:
         raise ConversionError("DoRA adapts some of its rows only, and the magnitudes of the others are not known")
     magnitude = np.concatenate(lengths) if lengths else None
     if any(w.scaling != first.scaling for w in live):
-        raise ConversionError(
-            "the row blocks of one module have different scalings, and there is one place to store it"
-        )
+        text = "the row blocks of one module have different scalings, and there is one place to store it"
+        raise ConversionError(text)
     if all(np.array_equal(w.A, first.A) for w in delta):
         return replace(first, B=np.concatenate([w.B for w in delta]), magnitude=magnitude)
     dtype = np.result_type(*(factor.dtype for w in live for factor in (w.A, w.B)))

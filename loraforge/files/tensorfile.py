@@ -143,13 +143,12 @@ class TensorFile:
 
         Views stay valid; a later access reads again.
         """
-        if key is None:
+        info = self.tensors[key] if key is not None else None
+        if info is None:
             for part in self.maps:
                 part.release()
-            return
-        info = self.tensors[key]
-        start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        if info.strides is None and info.nbytes:
+        elif info.strides is None and info.nbytes:
+            start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
             self.maps[info.map].release(start, info.offset + info.nbytes - start)
 
 

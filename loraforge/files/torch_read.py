@@ -19,11 +19,12 @@ from loraforge.text import command
 WRAPPERS = ("module", "model", "state_dict")
 """Keys under which trainers put the state dict: SAT and DeepSpeed, older SAT, Lightning."""
 
-_STORAGES = {
+STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
     "BoolStorage": "BOOL", "ComplexFloatStorage": "C64", "UntypedStorage": "U8",
 }  # fmt: skip
+"""torch's storage classes -> element types."""
 _DTYPES = NAMES | {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 
 
@@ -135,8 +136,8 @@ def _spans(records: Mapping[str, zipfile.ZipInfo], stream: Any, size: int, path:
 def _persistent(storages: Mapping[str, tuple[int, int]], where: str) -> Callable[[Any], _Storage]:
     def resolve(identity: Any) -> _Storage:
         match identity:
-            case ("storage", Global(name=name), str(key), str(), int(count)) if name.rpartition(".")[2] in _STORAGES:
-                kind = _STORAGES[name.rpartition(".")[2]]
+            case ("storage", Global(name=name), str(key), str(), int(count)) if name.rpartition(".")[2] in STORAGES:
+                kind = STORAGES[name.rpartition(".")[2]]
                 if key not in storages:
                     raise FileError(f"{where}: storage {key} is missing from the archive.")
                 offset, nbytes = storages[key]

@@ -18,14 +18,11 @@ from loraforge.algebra.lora import Array
 from loraforge.errors import ConversionError
 from loraforge.files.safetensors import Header, chunks_of
 from loraforge.files.tensorfile import Chunk, TensorFile
+from loraforge.files.torch_read import STORAGES
 
 Plain = int | float | str | bool | None
 
-_TYPES = {
-    "F64": "DoubleStorage", "F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage",
-    "I64": "LongStorage", "I32": "IntStorage", "I16": "ShortStorage", "I8": "CharStorage", "U8": "ByteStorage",
-    "BOOL": "BoolStorage", "C64": "ComplexFloatStorage",
-}  # fmt: skip
+_TYPES = {dtype: name for name, dtype in STORAGES.items() if name != "UntypedStorage"}
 """Element types for which torch has a storage class -> that class."""
 
 _ALIGNMENT = 64
