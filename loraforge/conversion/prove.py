@@ -80,8 +80,8 @@ def _compared(prepared: Prepared, written: Written, back: TensorFile, again: Ada
 
     rounded = {step.module for step in written.computed.steps if step.kind == "rounded"}
     pairs, alone = pair_up(prepared.adapter, again)
-    if alone.first or alone.second:
-        names = listed([*alone.first, *alone.second], 5)
+    if any(alone):
+        names = listed([*alone[0], *alone[1]], 5)
         raise VerificationError(f"the written file adapts other modules than the source: {names}. Nothing was kept.")
     results = compare(pairs, rounded.__contains__, release)
     if wrong := sorted((result for result in results if not result.rounding), key=lambda result: -result.error):

@@ -155,19 +155,19 @@ def verify(
         file.release()
         other_file.release()
 
-    pairs, alone = pair_up(one, other)
+    pairs, (only_a, only_b) = pair_up(one, other)
     results = compare(pairs, lambda _: True, release)
-    same = not (alone.first or alone.second) and all(comparison.holds for comparison in results)
+    same = not (only_a or only_b) and all(comparison.holds for comparison in results)
     return Verification(
         a=Side(told(file.path), name, one.scale, one.scalings),
         b=Side(told(other_file.path), other_name, other.scale, other.scalings),
         same=same,
-        strength=None if same or alone.first or alone.second else _strength(results),
+        strength=None if same or only_a or only_b else _strength(results),
         segments=tuple(
             Segment(c.module, c.rows, c.off, c.error, None if math.isnan(c.strength) else c.strength) for c in results
         ),
-        only_in_a=alone.first,
-        only_in_b=alone.second,
+        only_in_a=tuple(only_a),
+        only_in_b=tuple(only_b),
         notes=(*notes, *more),
     )
 
