@@ -28,6 +28,17 @@ class Update:
     scaling: float
     magnitude: Any = None
 
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(t.isfinite().all()) for t in (self.A, self.B, self.magnitude) if t is not None)
+
+    def to(self, dtype: Any) -> Update:
+        """The update with its tensors in a type; unchanged if the type is None."""
+        if dtype is None:
+            return self
+        magnitude = None if self.magnitude is None else self.magnitude.to(dtype)
+        return Update(self.A.to(dtype), self.B.to(dtype), self.scaling, magnitude)
+
     def off(self, A: Any, B: Any) -> float:
         """The relative difference, in Frobenius norms, between this update and that of other factors of any rank."""
         import torch
@@ -65,10 +76,8 @@ def place_of(layer: Any, group: Any) -> Place:
 
         device, away = torch.device(aligned.execution_device), True
     elif group is not None and group.offload_to_disk_path:
-        device, away = (
-            group.onload_device,
-            True,
-        )  # a group is read back by position, so that new tensors are not part of it
+        # a group is read back by position, so that new tensors are not part of it
+        device, away = group.onload_device, True
     return Place(device, dtype if dtype.is_floating_point else None, away)
 
 
@@ -116,24 +125,13 @@ def placed(transformer: Any, updates: Mapping[str, Update]) -> dict[str, Cast]:
     for path, update in updates.items():
         layer = modules[path]
         place = place_of(getattr(layer, "base_layer", layer), group)
-        casts[path] = cast = Cast(update, _cast(update, place), place)
+        casts[path] = cast = Cast(update, update.to(place.dtype), place)
         if why := next((why for why, hinders in _HINDERED.items() if hinders(cast)), None):
             problems.setdefault(why, []).append(path)
     for why, paths in problems.items():
         kind = TypeTooNarrowError if why in _OF_TYPE else LoraforgeError
-        raise kind(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *_REMEDIES[why])
+        raise kind(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *_REMEDIES.get(why, ()))
     return casts
-
-
-def _cast(update: Update, place: Place) -> Update:
-    if place.dtype is None:
-        return update
-    magnitude = None if update.magnitude is None else update.magnitude.to(place.dtype)
-    return Update(update.A.to(place.dtype), update.B.to(place.dtype), update.scaling, magnitude)
-
-
-def _finite(update: Update) -> bool:
-    return all(bool(t.isfinite().all()) for t in (update.A, update.B, update.magnitude) if t is not None)
 
 
 _META = "the base weights are on `meta`, and no offload loads them layer by layer"
@@ -146,27 +144,23 @@ _HINDERED: Mapping[str, Callable[[Cast], bool]] = {
     _META: lambda cast: cast.place.device.type == "meta",
     _DORA: lambda cast: cast.wanted.magnitude is not None and (cast.place.away or cast.is_narrow),
     _FLOAT8: lambda cast: cast.is_narrow,
-    _NAN: lambda cast: not _finite(cast.wanted),
-    _LARGE: lambda cast: not _finite(cast.held),
+    _NAN: lambda cast: not cast.wanted.is_finite,
+    _LARGE: lambda cast: not cast.held.is_finite,
     _ROUNDED: lambda cast: cast.off > CEILING,
 }
 """Obstacle -> whether it applies. Checked in this order, before the transformer is changed."""
 _OF_TYPE = (_FLOAT8, _LARGE, _ROUNDED)
 """The obstacles that a wider type of the transformer removes."""
 _WIDER = Try("pipe.transformer.to(torch.bfloat16)", "before load_into; or torch.float32")
-_REMEDIES: Mapping[str, tuple[Try, ...]] = {
-    _META: (Try("pipe = DiffusionPipeline.from_pretrained(...)", "which fills the weights; then load_into"),),
-    _DORA: (Try("load_into(pipe, adapter)", "before the offload or the casting is switched on"),),
-    _FLOAT8: (
-        Try(
-            "pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)",
-            "before load_into, which then keeps its layers in bfloat16",
-        ),
-    ),
-    _NAN: (),
-    _LARGE: (_WIDER,),
-    _ROUNDED: (_WIDER,),
+_CASTING = "pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)"
+_REMEDIES: Mapping[str, list[Try]] = {
+    _META: [Try("pipe = DiffusionPipeline.from_pretrained(...)", "which fills the weights; then load_into")],
+    _DORA: [Try("load_into(pipe, adapter)", "before the offload or the casting is switched on")],
+    _FLOAT8: [Try(_CASTING, "before load_into, which then keeps its layers in bfloat16")],
+    _LARGE: [_WIDER],
+    _ROUNDED: [_WIDER],
 }
+"""Obstacle -> what to do about it; nothing helps against NaN."""
 
 
 @dataclass(frozen=True, slots=True)

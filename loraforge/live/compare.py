@@ -6,16 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraforge.live.effect import Effect, judged
 from loraforge.live.probe import relative
+from loraforge.live.runner import Clip
 from loraforge.media.metrics import flicker, psnr, ssim
 from loraforge.media.sheet import contact_sheet, side_by_side
 from loraforge.media.video import write_video
-
-if TYPE_CHECKING:
-    from loraforge.live.runner import Clip
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.errors import LoraforgeError, ScaleError, Try, adding
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format.protocol import Format
 from loraforge.programs.outlook import outlook, scales
 from loraforge.programs.table import Runtime, running, runtime, runtimes
 from loraforge.scale.rule import Choice, Scale, Statement
 from loraforge.text import listed
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
 
 _PLAIN = Statement(trained_scale=1.0, override=True)
 """Reads the modules of a file without the scale that it records."""
