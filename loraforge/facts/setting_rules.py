@@ -68,16 +68,14 @@ def _with_preset(key: str, given: Settings, wanted: Value, entry: Mapping[str, A
     """The given value, or else Diffusers' default, compared with that of a preset."""
     default = {"adapter_strength": 1.0, **table()["defaults"]}.get(key)
     value: Value | None = given.get(key, tuple(default) if isinstance(default, list) else default)
-    still_differs = entry.get("still_differs", {}).get(key)
-    judged: tuple[Severity, str] = ("fine", "")
     if value is None:
-        judged = "differs", f"not given; {entry['title']}: {words(wanted)}"
+        consequence = f"not given; {entry['title']}: {words(wanted)}"
     elif not _same(key, value, wanted):
         why = _UNLIKE.get(key, "not the same video")
-        judged = "differs", f"{'' if key in given else 'by default; '}{entry['title']}: {words(wanted)}; {why}"
-    elif still_differs:
-        judged = "differs", still_differs
-    return Finding(key, value, wanted, *judged, entry["source"])
+        consequence = f"{'' if key in given else 'by default; '}{entry['title']}: {words(wanted)}; {why}"
+    else:
+        consequence = entry.get("still_differs", {}).get(key, "")
+    return Finding(key, value, wanted, "differs" if consequence else "fine", consequence, entry["source"])
 
 
 _UNLIKE = {

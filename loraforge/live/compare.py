@@ -36,11 +36,6 @@ class Compared:
         return f"latents {self.latents:.3g} off, {worst}; flicker {self.flicker:.2f}"
 
 
-def strengths(wanted: Sequence[float]) -> list[float]:
-    """The strengths to run at, with 0 (the base model) first; only 1 if none are `wanted`."""
-    return [0.0, *sorted({value for value in wanted if value})] if wanted else [1.0]
-
-
 def compared(clips: Mapping[float, Clip]) -> tuple[Compared, ...]:
     """Every strength compared with strength 0. `clips` has the clip of each strength, 0 included."""
     base = clips[0.0]

@@ -11,6 +11,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -159,18 +160,11 @@ def _arguments(words: list[str]) -> str | None:
             arguments[key] = True
             continue
         value = value or (words.pop(0) if words else "")
+        arguments[key] = [*arguments.get(key, []), value] if key == "drop" else value
         if key in ("alpha", "trained_scale", "strength"):
-            arguments[key] = _number(value)
-        else:
-            arguments[key] = [*arguments.get(key, []), value] if key == "drop" else value
+            with suppress(ValueError):  # a placeholder such as N stays as it is
+                arguments[key] = float(value)
     return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:  # a placeholder such as N
-        return text
 
 
 def _unfused(transformer: Any, paths: Iterable[str]) -> Iterator[str]:

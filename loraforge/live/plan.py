@@ -20,7 +20,7 @@ from loraforge.facts.given_settings import Settings
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.variants import preset, settings
 from loraforge.files.texts import read_json
-from loraforge.hub.address import address, is_repo
+from loraforge.hub.address import address
 from loraforge.hub.fetch_base import base_folder
 from loraforge.media.video import read_video
 from loraforge.names.catalog import architecture
@@ -64,6 +64,11 @@ class RunPlan:
     negative_prompt: str = ""
     image: Path | None = None
     video: Path | None = None
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """`image` or `video` -> its path, if the run has one."""
+        return {name: path for name, path in (("image", self.image), ("video", self.video)) if path}
 
 
 def opened(sources: Sequence[str | Path], strengths: Sequence[float], stated: Mapping[str, Any]) -> Adapters:
@@ -137,9 +142,7 @@ def checkable(adapters: Adapters, base: str | Path, given: Settings) -> RunPlan:
 def _variant_by_name(base: str | Path) -> str | None:
     """The variant of a base on the Hub if its name is that of a released one, else None."""
     where = address(base)
-    if where is None or not is_repo(where.repo):
-        return None
-    return next((v.name for v in architecture(FAMILY).variants if v.repo == where.repo), None)
+    return next((v.name for v in architecture(FAMILY).variants if where and v.repo == where.repo), None)
 
 
 def _pipeline_folder(base: str | Path) -> BaseModel:
@@ -257,12 +260,3 @@ def _refuse_short(video: Path, variant: str, num_frames: int) -> None:
         shorter = [valid for valid in settings(variant).counts if valid <= count][-1:]
         text = f"{video} has {count} frames, and the run is to have {num_frames}."
         raise LoraforgeError(text, *(f"--frames {valid}" for valid in shorter))
-
-
-def component_sizes(base: BaseModel) -> dict[str, int]:
-    """Component of the pipeline -> bytes of its weights as stored."""
-    return {
-        folder.name: sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        for folder in sorted(base.path.iterdir())
-        if folder.is_dir() and any(folder.glob("*.safetensors"))
-    } or {COMPONENT: 0}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraforge.errors import LoraforgeError
-from loraforge.facts.given_settings import Settings
+from loraforge.facts.given_settings import Settings, checked
 from loraforge.live.manifest import Manifest
 
 
@@ -55,7 +55,7 @@ class RunRequest:
             adapters=tuple(part.path for part in again.adapters),
             strength=self.strength or tuple(part.strength for part in again.adapters),
             stated=self.stated if any(self.stated.values()) else again.stated,
-            given=again.given(self.given),
+            given={**checked(again.settings.items()), **self.given},
             device=again.device if self.device == "auto" else self.device,
             again=again,
         )

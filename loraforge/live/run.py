@@ -11,7 +11,7 @@ from loraforge.document import Document
 from loraforge.errors import LoraforgeError, adding
 from loraforge.facts.given_settings import Settings, checked, parse
 from loraforge.live import runner
-from loraforge.live.compare import Compared, compared, effect, strengths
+from loraforge.live.compare import Compared, compared, effect
 from loraforge.live.effect import Effect
 from loraforge.live.manifest import Manifest, manifest_of, read_manifest
 from loraforge.live.outputs import manifest_path, video_path, write
@@ -142,20 +142,12 @@ def _make_video(read: Adapters, base: str | Path, request: RunRequest, progress:
     linear = not any(adapter.dora for adapter, _ in read)
     dtype, count = plan.settings["torch_dtype"], plan.settings["num_inference_steps"]
     return RunReport(
-        base=told(plan.base.path),
-        variant=plan.variant,
-        pipeline=plan.pipeline,
-        adapters=_described(read),
-        settings=plan.settings,
-        output=str(video),
-        manifest=str(manifest_path(video)),
-        others=tuple(map(str, others)),
-        shown=shown,
-        latents=main.digest,
-        compared=results,
+        base=told(plan.base.path), variant=plan.variant, pipeline=plan.pipeline, adapters=_described(read),
+        settings=plan.settings, output=str(video), manifest=str(manifest_path(video)), others=tuple(map(str, others)),
+        shown=shown, latents=main.digest, compared=results,
         effect=effect(results, weights, dtype, count, linear=linear) if compare else None,
         notes=(*plan.notes, *_repeated(request.again, main)),
-    )
+    )  # fmt: skip
 
 
 def _clips(plan: RunPlan, request: RunRequest, progress: Progress) -> tuple[dict[float, Clip], float]:
@@ -164,7 +156,8 @@ def _clips(plan: RunPlan, request: RunRequest, progress: Progress) -> tuple[dict
     running = Running(plan, tiling=request.how["tiling"], slicing=request.how["slicing"])
     weights = running.adapted.weights() if request.compare else 0.0
     running.place(request.device, request.how["offload"])
-    factors, clips = strengths(request.compare), dict[float, Clip]()
+    factors = [0.0, *sorted({*request.compare} - {0.0})] if request.compare else [1.0]  # 0 is the base model
+    clips = dict[float, Clip]()
     for factor in factors:
         running.adapted.at(factor)
         clips[factor] = running.clip(lambda done, steps: progress(len(clips) * steps + done, len(factors) * steps))
@@ -181,15 +174,10 @@ def _check(read: Adapters, base: str | Path, request: RunRequest, progress: Prog
         progress=lambda: progress(next(steps), 3),
     )  # fmt: skip
     return RunReport(
-        base=told(plan.base.path),
-        variant=plan.variant,
-        pipeline=type(transformer.module).__name__,
-        adapters=_described(read),
-        settings={"torch_dtype": plan.settings["torch_dtype"]},
-        probe=result,
-        effect=result.effect,
-        notes=plan.notes,
-    )
+        base=told(plan.base.path), variant=plan.variant, pipeline=type(transformer.module).__name__,
+        adapters=_described(read), settings={"torch_dtype": plan.settings["torch_dtype"]}, probe=result,
+        effect=result.effect, notes=plan.notes,
+    )  # fmt: skip
 
 
 def _described(read: Adapters) -> tuple[dict[str, Any], ...]:

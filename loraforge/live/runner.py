@@ -22,7 +22,7 @@ from loraforge.algebra.lora import Array
 from loraforge.errors import LoraforgeError, Try, adding
 from loraforge.live.acting import TypeTooNarrowError
 from loraforge.live.load_into import EXTRA, load_into, set_strength
-from loraforge.live.plan import FROM_IMAGE, FROM_VIDEO, OFFLOADS, Adapters, RunPlan, component_sizes
+from loraforge.live.plan import FROM_IMAGE, FROM_VIDEO, OFFLOADS, Adapters, RunPlan
 from loraforge.live.state import layers
 from loraforge.media.video import read_image, read_video
 from loraforge.text import command, told
@@ -78,7 +78,8 @@ def check_memory(plan: RunPlan, device: str, offload: str) -> None:
 
     dtype = plan.settings["torch_dtype"]
     stored = BYTES[next(iter(plan.base.files[0].tensors.values())).dtype]
-    sizes = [int(size * getattr(torch, dtype).itemsize / stored) for size in component_sizes(plan.base).values()]
+    files = [list(component.glob("*.safetensors")) for component in plan.base.path.iterdir()]
+    sizes = [sum(file.stat().st_size for file in each) * getattr(torch, dtype).itemsize / stored for each in files]
     free, where = _free(device)
     needed = {"none": sum(sizes), "model": max(sizes)}.get(offload, 0) * ROOM
     if needed > free:

@@ -27,8 +27,10 @@ def by_names(file: TensorFile) -> tuple[Outlook, ...]:
             applied = 0
         lost = Counter(key.split(".")[0] for key, outcome in outcomes.items() if outcome in ("ignored", "warned"))
         kinds = tuple(f"{kind} x{count}" for kind, count in lost.items())[:4]
-        known = (program.name, program.title, raising, applied, len(modules), (), (), kinds, program.instead)
-        rows.append(Outlook(*known, "", program.program, program.run))
+        rows.append(Outlook(
+            program.name, program.title, raising, applied, len(modules), ratios=(), scalings=(), lost=kinds,
+            instead=program.instead, program=program.program, run=program.run,
+        ))  # fmt: skip
     return tuple(rows) if any(row.applied for row in rows) else ()
 
 

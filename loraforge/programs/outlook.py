@@ -91,21 +91,13 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
             kind = next((f for f in program.keys if f in key and key.startswith(program.prefixes)), "")
             lost[kind if kind and outcome == program.keys[kind] != "applied" else key.split(".")[0]] += 1
     return Outlook(
-        program.name,
-        program.title,
-        raising,
-        0 if raising else len(applied),
-        len(adapter.modules),
-        tuple(sorted({float(f"{ratio:.12g}") for ratio in ratios})),
-        () if raising else tuple(sorted(set(applied.values()))),
-        tuple(f"{kind} x{count}" for kind, count in lost.items()),
-        program.instead,
-        otherwise,
-        program.program,
-        program.run if adapter.architecture == program.architecture else (),
-        lacks,
-        any(kind.startswith(_MAGNITUDES) for kind in lost),
-    )
+        program.name, program.title, raises=raising, applied=0 if raising else len(applied),
+        modules=len(adapter.modules), ratios=tuple(sorted({float(f"{ratio:.12g}") for ratio in ratios})),
+        scalings=() if raising else tuple(sorted(set(applied.values()))),
+        lost=tuple(f"{kind} x{count}" for kind, count in lost.items()), instead=program.instead, otherwise=otherwise,
+        program=program.program, run=program.run if adapter.architecture == program.architecture else (),
+        lacks=lacks, bare=any(kind.startswith(_MAGNITUDES) for kind in lost),
+    )  # fmt: skip
 
 
 def scales(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) -> dict[str, float]:
