@@ -18,7 +18,7 @@ MOST = 4_000_000
 NEAR = 4_000
 """Distance, in characters, within which the words of `near` and `unless` are looked for."""
 TRIES = 500
-"""The most places per failure text that are tried because its last piece was found there."""
+"""How many occurrences of its last piece are tried per failure text."""
 GAPS = {"#": 12, "*": 300, "**": 60_000}
 """The most characters that each wildcard matches."""
 
@@ -58,21 +58,20 @@ class Symptom:
         """The entry of the JSON document in one language; `file` is the adapter in its commands."""
         return {
             "id": self.id,
-            "title": self.said("title", lang),
+            "title": self.text("title", lang),
             "texts": list(self.any),
             "exact": self.exact,
-            "cause": self.said("cause", lang),
-            "check": self.said("check", lang),
+            "cause": self.text("cause", lang),
+            "check": self.text("check", lang),
             "check_command": filled(self.check_command, file),
-            "fix": self.said("fix", lang),
+            "fix": self.text("fix", lang),
             "fix_command": filled(self.fix_command, file),
             "sources": list(self.sources),
         }
 
-    def said(self, field: str, lang: str) -> str:
+    def text(self, field: str, lang: str) -> str:
         """The field `title`, `cause`, `check` or `fix` in a language: en or zh."""
-        text: str = getattr(self, f"{field}_zh" if lang == "zh" else field)
-        return text
+        return str(getattr(self, f"{field}_zh" if lang == "zh" else field))
 
 
 @cache

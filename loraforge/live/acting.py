@@ -96,8 +96,8 @@ def _hook(module: Any, name: str) -> Any:
 class Cast:
     """An update, and the same converted to the type of its layer."""
 
-    wanted: Update
-    held: Update
+    exact: Update
+    rounded: Update
     place: Place
 
     @property
@@ -108,7 +108,7 @@ class Cast:
     @property
     def off(self) -> float:
         """The relative error of the update from that conversion."""
-        return self.wanted.off(self.held.A, self.held.B)
+        return self.exact.off(self.rounded.A, self.rounded.B)
 
 
 class TypeTooNarrowError(LoraforgeError):
@@ -142,10 +142,10 @@ _DORA = "a DoRA needs the base weights, which are offloaded or in float8"
 _ROUNDED = f"rounding to the type of the transformer changes the update by more than {CEILING:.0%} of its size"
 _HINDERED: Mapping[str, Callable[[Cast], bool]] = {
     _META: lambda cast: cast.place.device.type == "meta",
-    _DORA: lambda cast: cast.wanted.magnitude is not None and (cast.place.away or cast.is_narrow),
+    _DORA: lambda cast: cast.exact.magnitude is not None and (cast.place.away or cast.is_narrow),
     _FLOAT8: lambda cast: cast.is_narrow,
-    _NAN: lambda cast: not cast.wanted.is_finite,
-    _LARGE: lambda cast: not cast.held.is_finite,
+    _NAN: lambda cast: not cast.exact.is_finite,
+    _LARGE: lambda cast: not cast.rounded.is_finite,
     _ROUNDED: lambda cast: cast.off > CEILING,
 }
 """Obstacle -> whether it applies. Checked in this order, before the transformer is changed."""
@@ -179,10 +179,10 @@ class Asked:
         return self.layer.lora_A[self.name].weight, self.layer.lora_B[self.name].weight
 
 
-def idle(transformer: Any, name: str, wanted: Mapping[str, Update], strength: float) -> Iterator[str]:
+def idle(transformer: Any, name: str, updates: Mapping[str, Update], strength: float) -> Iterator[str]:
     """`why: path` for every layer of the adapter `name` that does not add `strength` times its update."""
     modules = dict(transformer.named_modules())
-    for path, update in wanted.items():
+    for path, update in updates.items():
         asked = Asked(modules.get(path), modules.get(path.rpartition(".")[0]), path, name, update, strength)
         if why := next((why for why, holds in _IDLE.items() if holds(asked)), None):
             yield f"{why}: {path}"

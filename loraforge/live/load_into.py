@@ -114,7 +114,7 @@ def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None)
         _settle(transformer, name, casts)
         notes += _others_as_before(transformer, before)
         set_strength(transformer, name, strength)
-        if bad := list(idle(transformer, name, {path: cast.held for path, cast in casts.items()}, strength)):
+        if bad := list(idle(transformer, name, {path: cast.rounded for path, cast in casts.items()}, strength)):
             text = f"the adapter would not act as it should ({listed(bad, 3)}). It was taken out again."
             raise LoraforgeError(text, "pip install --upgrade diffusers peft")
         _regroup(transformer)
@@ -184,7 +184,7 @@ def _settle(transformer: Any, name: str, casts: Mapping[str, Cast]) -> None:
     import torch
 
     for path, cast in casts.items():
-        layer, place, new = transformer.get_submodule(path), cast.place, cast.held
+        layer, place, new = transformer.get_submodule(path), cast.place, cast.rounded
         holders = ((layer.lora_A, new.A), (layer.lora_B, new.B), (layer.lora_magnitude_vector, new.magnitude))
         for holder, tensor in holders:
             if tensor is None:
@@ -230,7 +230,7 @@ def _rounding(casts: Mapping[str, Cast]) -> Iterator[str]:
     """A note on the largest error from rounding to the type of the transformer, if there is any."""
     error, worst = max((cast.off, path) for path, cast in casts.items())
     if error:
-        types = {str(cast.held.B.dtype).removeprefix("torch.") for cast in casts.values()}
+        types = {str(cast.rounded.B.dtype).removeprefix("torch.") for cast in casts.values()}
         yield (
             f"its numbers are stored in {' and '.join(sorted(types))}, the type of the transformer: the update is "
             f"off by {error:.2g} of its size at worst ({worst})"

@@ -48,7 +48,7 @@ class Clip:
         return f"sha256:{hashlib.sha256(self.latents.numpy().tobytes()).hexdigest()}"
 
 
-def device_of(wanted: str) -> str:
+def device_of(name: str) -> str:
     """The device of a run; for `auto` the first that this machine has. Raises LoraforgeError if it has no such one."""
     try:
         import torch
@@ -56,11 +56,11 @@ def device_of(wanted: str) -> str:
         raise LoraforgeError(f"a run needs {error.name}, which is not installed here.", EXTRA) from error
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     devices = [name for name, is_available in available.items() if is_available]
-    if wanted == "auto":
+    if name == "auto":
         return devices[0]
-    if wanted.partition(":")[0] not in devices:
-        raise LoraforgeError(f"there is no device {wanted} here.", *(adding("--device", name) for name in devices))
-    return wanted
+    if name.partition(":")[0] not in devices:
+        raise LoraforgeError(f"there is no device {name} here.", *(adding("--device", other) for other in devices))
+    return name
 
 
 def check_offload(offload: str, device: str) -> None:
