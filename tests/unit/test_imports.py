@@ -135,3 +135,35 @@ def test_rooms_are_small() -> None:
         assert len(list(files)) <= 20, folder
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text("utf-8").splitlines()) <= 400, path
+
+
+OPTIONAL = {
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "huggingface_hub",
+    "PIL",
+    "skimage",
+    "imageio_ffmpeg",
+    "psutil",
+}
+"""What may be imported inside a function: heavy, or of an extra."""
+
+
+def test_what_waits_inside_a_function_is_heavy_or_for_a_command() -> None:
+    """Our own modules wait in cli/ alone, and where the validator of JSON (100 ms) is needed."""
+    own = list[str]()
+    for path in PACKAGE.rglob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            for node in ast.walk(function):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                for name in names:
+                    first, where = name.partition(".")[0], path.relative_to(PACKAGE).as_posix()
+                    assert first in {*sys.stdlib_module_names, *OPTIONAL, "loraforge"}, f"{where} defers {name}"
+                    own += [f"{where}: {name}"] if first == "loraforge" else []
+    assert all(line.startswith("cli/") or line.endswith("schema_check") for line in own), own
+    assert len(own) <= 25

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loraforge.errors import LoraforgeError
-from loraforge.live.manifest import Manifest, Part
+from loraforge.errors import FileError, LoraforgeError
+from loraforge.live.manifest import Manifest, Part, read_manifest
 from loraforge.live.request import RunRequest
 
 EARLIER = Manifest(
@@ -63,3 +64,14 @@ def test_adapters_and_a_manifest_exclude_each_other() -> None:
 
 def test_a_setting_is_no_file_that_is_read() -> None:
     assert replace(OPEN, image="first.png").inputs == ["first.png", "m.json", "more.json"]
+
+
+@pytest.mark.parametrize("stated", [{"alhpa": 1}, {"alpha": "1"}, {"override_scale": 1}])
+def test_a_manifest_that_states_what_is_no_option_is_refused(stated: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "m.json"
+    sound = replace(EARLIER, inputs={}, latents=f"sha256:{'0' * 64}")
+    file.write_text(sound.text(), "utf-8")
+    assert read_manifest(file).stated == {"alpha": 64.0}
+    file.write_text(replace(sound, stated=stated).text(), "utf-8")
+    with pytest.raises(FileError, match=r"is no manifest of `loraforge run`: stated"):
+        read_manifest(file)
