@@ -48,7 +48,7 @@ def explain(text: tuple[str, ...], file: Path, lang: str | None, json_: bool) ->
     elif text:
         click.echo("\n\n".join("\n".join(_lines(entry, lang, file)) for entry in entries))
     else:
-        click.echo("\n".join(f"{entry.id:<5}{entry.said('title', lang)}" for entry in entries))
+        click.echo("\n".join(f"{entry.id:<5}{entry.text('title', lang)}" for entry in entries))
 
 
 def _asked(text: str, file: Path) -> list[Symptom]:
@@ -83,11 +83,11 @@ def typed(text: str) -> str:
 def _lines(entry: Symptom, lang: str, file: Path) -> list[str]:
     """An entry for a terminal."""
     words = _WORDS[lang]
-    lines = [f"{entry.id}  {entry.said('title', lang)}"]
+    lines = [f"{entry.id}  {entry.text('title', lang)}"]
     lines += [_line(words["text" if entry.exact else "like"], shown(text)) for text in entry.any]
-    lines.append(_line(words["cause"], entry.said("cause", lang)))
+    lines.append(_line(words["cause"], entry.text("cause", lang)))
     for name, template in (("check", entry.check_command), ("fix", entry.fix_command)):
-        lines.append(_line(words[name], entry.said(name, lang)))
+        lines.append(_line(words[name], entry.text(name, lang)))
         if typed := filled(template, file):
             lines.append(_line("", f"$ {typed}"))
     return [plain(line) for line in [*lines, _line(words["seen"], ", ".join(entry.sources))]]
