@@ -78,7 +78,7 @@ class FormatConformance:
     def assert_same(self, adapter: Adapter, place: Path, *, rounded: bool = False) -> None:
         """The folder's adapter makes the same update, in every row."""
         pairs, alone = pair_up(adapter, self.back(place))
-        assert (alone.first, alone.second) == ((), ())
+        assert alone == ([], [])
         worst = compare(pairs, lambda _: rounded)
         assert [c.module for c in worst if not c.holds] == []
 
