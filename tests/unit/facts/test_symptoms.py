@@ -91,7 +91,7 @@ def test_texts_in_both_languages() -> None:
     chinese = re.compile(r"[\u4e00-\u9fff]")
     for symptom in symptoms().values():
         for field in ("title", "cause", "check", "fix"):
-            english, other = symptom.said(field, "en"), symptom.said(field, "zh")
+            english, other = symptom.text(field, "en"), symptom.text(field, "zh")
             assert english
             assert not chinese.search(english)
             assert chinese.search(other), f"{symptom.id} {field}"
