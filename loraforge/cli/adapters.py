@@ -10,11 +10,11 @@ import loraforge
 from loraforge.cli.console import PATH, SOURCE, as_json, say, show
 from loraforge.cli.hub import publish
 from loraforge.cli.options import architecture, checkpoint, choice, drop, dtype, fetch, flag, stated, target, value
-from loraforge.cli.process import settle_process
+from loraforge.cli.process import Numeric
 from loraforge.errors import LoraforgeError
 
 
-@click.command(short_help="Convert an adapter, and prove the result.")
+@click.command(cls=Numeric, short_help="Convert an adapter, and prove the result.")
 @click.argument("source", type=SOURCE)
 @target
 @value("-o --out", "PATH", "Folder or .safetensors file to write. Default: ./<run>-<iteration>-<format>.", type=PATH)
@@ -55,7 +55,6 @@ def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: 
       loraforge convert pytorch_lora_weights.safetensors --to peft --trained-by cogvideo
       loraforge convert peft-folder --to sat --base CogVideoX-2b-sat/transformer
     """
-    settle_process()
     if (options["to"] is None) == (for_ is None):
         raise click.UsageError("Give --to FORMAT or --for RUNTIME.")
     if repo:
@@ -108,7 +107,7 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
         raise LoraforgeError(inspection.problem, *inspection.remedies)
 
 
-@click.command(short_help="Compare two adapters, or a file with what its loader makes of it.")
+@click.command(cls=Numeric, short_help="Compare two adapters, or a file with what its loader makes of it.")
 @click.argument("a", type=SOURCE)
 @click.argument("b", type=SOURCE, required=False)
 @choice("--in in_", ["diffusers", "peft"], "Load A with the real library (loraforge[pipeline]) and compare its layers.")
@@ -131,7 +130,6 @@ def verify(ctx: click.Context, /, a: str, b: str | None, json_: bool, **options:
       loraforge verify runs/lora-disney-11-20-10-00 my-style.safetensors
       loraforge verify my-style.safetensors --in diffusers
     """
-    settle_process()
     verdict = loraforge.verify(a, b, **options)
     show(verdict, json_)
     if not verdict.same:

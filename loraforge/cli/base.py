@@ -10,11 +10,11 @@ import click
 import loraforge
 from loraforge.cli.console import PATH, SOURCE, show
 from loraforge.cli.options import drop, dtype, flag, stated, value
-from loraforge.cli.process import settle_process
+from loraforge.cli.process import Numeric
 from loraforge.document import Document
 
 
-@click.command(short_help="Add adapters to base weights for good.")
+@click.command(cls=Numeric, short_help="Add adapters to base weights for good.")
 @click.argument("base", type=SOURCE)
 @click.argument("adapters", metavar="ADAPTER...", type=SOURCE, nargs=-1, required=True)
 @value("-o --out", "PATH", "Model to write: a folder, or a file where BASE is one.", type=PATH, required=True)
@@ -44,7 +44,7 @@ def fuse(json_: bool, **options: Any) -> None:
     _with_progress(loraforge.fuse, "fusing", json_, options)
 
 
-@click.command("convert-base", short_help="Move base weights between SAT and Diffusers.")
+@click.command("convert-base", cls=Numeric, short_help="Move base weights between SAT and Diffusers.")
 @click.argument("source", type=SOURCE)
 @value("--to", "LAYOUT", "Layout to write: diffusers, sat, or another that the model has.", required=True)
 @value("-o --out", "PATH", "Folder to write.", type=PATH, required=True)
@@ -70,7 +70,6 @@ def convert_base(json_: bool, **options: Any) -> None:
 
 
 def _with_progress(verb: Callable[..., Document], label: str, json_: bool, options: dict[str, Any]) -> None:
-    settle_process()
     from loraforge.cli.screen import progress
 
     interrupted = f"interrupted. Type the same command again to go on; the work is in {options['out']}.partial"

@@ -10,11 +10,11 @@ import loraforge
 from loraforge.cli.console import SOURCE, show
 from loraforge.cli.explain import typed
 from loraforge.cli.options import drop, fetch, flag, stated, value
-from loraforge.cli.process import settle_process
+from loraforge.cli.process import Numeric
 from loraforge.text import short_fraction
 
 
-@click.command(short_help="Say why an adapter has no effect, is too weak or too strong.")
+@click.command(cls=Numeric, short_help="Say why an adapter has no effect, is too weak or too strong.")
 @click.argument("source", metavar="ADAPTER", type=SOURCE)
 @value("--base", "DIR", "Base model: does the adapter fit, and would it survive a fuse?", type=SOURCE)
 @value("--runtime runtime_", "NAME", "Program that runs it. Default: one row for each.")
@@ -40,7 +40,6 @@ def doctor(ctx: click.Context, /, source: str, json_: bool, **options: Any) -> N
       loraforge doctor pytorch_lora_weights.safetensors --trained-by cogvideo --runtime cli_demo-old
       loraforge doctor my-style.safetensors --base CogVideoX-5b/transformer
     """
-    settle_process()
     if options["error"] is not None:
         options["error"] = typed(options["error"])
     diagnosis = loraforge.doctor(source, **options)

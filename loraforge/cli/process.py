@@ -7,6 +7,9 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from typing import Any
+
+import click
 
 
 def settle_process() -> None:
@@ -29,3 +32,11 @@ def settle_process() -> None:
             libc = ctypes.CDLL(None)
             libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
             libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD
+
+
+class Numeric(click.Command):
+    """A command that computes. Its process is settled before its options are checked, which may load numpy."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        settle_process()
+        return super().make_context(*args, **extra)

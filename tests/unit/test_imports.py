@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 import pkgutil
 import subprocess
 import sys
@@ -60,6 +61,30 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
     both += run_cli("convert-base", tmp_path / "a", "--to", "diffusers", "-o", tmp_path / "b")
     assert loaded_after(both, "numpy", *HEAVY) == {"numpy"}
     assert (tmp_path / "b" / "config.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["convert", "verify", "doctor", "fuse", "convert-base"])
+def test_the_process_is_settled_before_numpy_is_there(verb: str, tmp_path: Path) -> None:
+    """Threads of BLAS beside ours take twice the CPU; their number is read when numpy is loaded."""
+    run = Case("sat_2b_r4").run(tmp_path)
+    words = {
+        "convert": [run, "--to", "diffusers", "-o", tmp_path / "out"],
+        "verify": [run, run], "doctor": [run], "fuse": [run, run, "-o", tmp_path / "out"],
+        "convert-base": [run, "--to", "diffusers", "-o", tmp_path / "out"],
+    }[verb]  # fmt: skip
+    program = f"""
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            print("threads", os.environ.get("OPENBLAS_NUM_THREADS"))
+sys.meta_path.insert(0, Watch())
+from loraforge.cli import main
+main({[verb, *map(str, words)]!r}, standalone_mode=False)
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert "threads 1\n" in done.stdout, done.stderr
 
 
 LAYERS = (
