@@ -76,7 +76,7 @@ def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: 
         publish(report, repo, private=private)
 
 
-@click.command(short_help="Say what a file is, from its headers.")
+@click.command(cls=Numeric, short_help="Say what a file is, from its headers.")
 @click.argument("source", type=SOURCE)
 @checkpoint
 @flag("--json json_", "Print JSON (schemas/inspect.schema.json).")
@@ -136,7 +136,7 @@ def verify(ctx: click.Context, /, a: str, b: str | None, json_: bool, **options:
         ctx.exit(1)
 
 
-@click.command(short_help="Record the scale of training in a file's header.")
+@click.command(cls=Numeric, short_help="Record the scale of training in a file's header.")
 @click.argument("source", metavar="FILE", type=SOURCE)
 @stated
 @value("-o --out", "PATH", "File to write. Default: ./<name>-<what you state>.safetensors, printed.", type=PATH)

@@ -10,10 +10,11 @@ import click
 import loraforge
 from loraforge.cli.console import PATH, as_json, say
 from loraforge.cli.options import flag, value
+from loraforge.cli.process import Numeric
 from loraforge.errors import LoraforgeError
 
 
-@click.command(short_help="List the adapter formats.")
+@click.command(cls=Numeric, short_help="List the adapter formats.")
 @flag("--json json_", "Print JSON (schemas/formats.schema.json).")
 def formats(json_: bool) -> None:
     """List the adapter formats: which can be read and written, what each can hold, and the package that adds it."""

@@ -74,6 +74,8 @@ def _is_number(token: str) -> bool:
 
 
 WEIGHT_AND_BIAS = ("weight", "bias")
+_MOST_LOCATED = 1 << 16
+"""Paths of which a layout keeps where they are, so that a file of a million keys does not fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,10 @@ class Layout:
     """Convolution -> the axis of its weight, [out, in, ...], that has length 1 here and does not exist elsewhere."""
     own: tuple[Template, ...] = ()
     """Modules that no other known model has: an adapter of one of them is surely of this architecture."""
+    _located: dict[tuple[str, str], tuple[Template, Index] | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """The answers of `locate`: formats and programs ask for the same paths, ten times each."""
 
     def kernel(self, path: str, kernel: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a convolution's kernel in this layout, from its shape in the others."""
@@ -111,10 +117,12 @@ class Layout:
 
     def locate(self, path: str, sep: str = ".") -> tuple[Template, Index] | None:
         """The template and block numbers of a module path, or None if the layout has no such module."""
-        for template in self.modules:
-            if (index := template.match(path, sep)) is not None:
-                return template, index
-        return None
+        if (path, sep) not in self._located:
+            if len(self._located) >= _MOST_LOCATED:
+                self._located.clear()
+            matches = ((template, template.match(path, sep)) for template in self.modules)
+            self._located[path, sep] = next(((one, index) for one, index in matches if index is not None), None)
+        return self._located[path, sep]
 
     def needless(self, key: str) -> str | None:
         """Why a key of a base checkpoint may be dropped; None if it may not."""
