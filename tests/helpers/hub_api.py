@@ -126,6 +126,8 @@ def reply(data: object, status: int = 200, headers: Mapping[str, str] | None = N
 
 def front_matter(readme: str) -> dict[str, Any]:
     found = re.match(r"---\r?\n(.*?)\r?\n---", readme, re.DOTALL)
+    if found and len(re.findall(r"\*\w", found[1])) > 20:  # its JSON would be hundreds of megabytes
+        return {}
     try:
         data = yaml.safe_load(found[1]) if found else None
     except yaml.YAMLError:  # committed before it was checked

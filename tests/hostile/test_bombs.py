@@ -86,8 +86,10 @@ WORK = {
 }
 
 
-def cases(table: dict[str, bytes]) -> list:
-    return [pytest.param(code, id=name) for name, code in table.items()]
+def cases(table: dict[str, bytes], every: int = 1) -> list:
+    """The cases of a table; but for each n-th of them they are `long`."""
+    marks = {n: [] if n % every == 0 else pytest.mark.long for n in range(len(table))}
+    return [pytest.param(code, id=name, marks=marks[n]) for n, (name, code) in enumerate(table.items())]
 
 
 def write(file: Path, code: bytes) -> Path:
@@ -100,7 +102,7 @@ def test_depth(tmp_path: Path, refused_alone, code: bytes):
     refused_alone(write(tmp_path / "x.pt", b"\x80\x04" + code + b"."))
 
 
-@pytest.mark.parametrize("code", cases(DEPTHS))
+@pytest.mark.parametrize("code", cases(DEPTHS, every=3))
 def test_depth_beside_healthy_weights_cannot_crash(tmp_path: Path, alone, code: bytes):
     """Where nobody looks at the deep thing the weights may convert; nobody may stumble over it either."""
     file = tmp_path / "x.pt"

@@ -43,8 +43,17 @@ STORMS = {
 }
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
-@pytest.mark.parametrize("step", STORMS)
+SHORT = {*((429, step) for step in STORMS), (500, "commit"), (503, "upload")}
+
+
+@pytest.mark.parametrize(
+    ("status", "step"),
+    [
+        pytest.param(status, step, marks=[] if (status, step) in SHORT else pytest.mark.long)
+        for status in (429, 500, 503)
+        for step in STORMS
+    ],
+)
 def test_a_storm_that_passes(hub: Hub, style: Path, step: str, status: int) -> None:
     if step == "create":
         del hub.repos["me/style"]

@@ -25,7 +25,7 @@ MOD = "transformer_blocks.5.norm1.linear"
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("rank", [4, 128])
+@pytest.mark.parametrize("rank", [128, pytest.param(4, marks=pytest.mark.long)])
 def test_every_matrix_of_a_released_model_passes(name: str, rank: int, tmp_path: Path) -> None:
     file = sparse(tmp_path / "x.safetensors", every_matrix(VARIANTS[name]), rank)
     found = loraforge.inspect(file, architecture="cogvideox")
