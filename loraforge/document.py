@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class Document(ABC):
     """A report: its fields are the JSON document of schemas/<schema>.schema.json."""
 
     schema: ClassVar[str]
@@ -17,9 +18,9 @@ class Document:
         """The JSON document. Its shape is a promise: see the schema."""
         return {"schema": f"loraforge.{self.schema}.v1", **asdict(self)}
 
+    @abstractmethod
     def lines(self) -> list[str]:
         """The report for a terminal."""
-        raise NotImplementedError
 
 
 def rows(table: Iterable[tuple[str, str]]) -> list[str]:

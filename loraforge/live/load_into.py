@@ -308,8 +308,8 @@ def _other_base(adapter: Adapter, problems: list[str]) -> ConversionError:
 def _libraries() -> None:
     try:
         import diffusers  # noqa: F401 - whether it is installed
-        import peft  # noqa: F401
-        import torch  # noqa: F401
+        import peft  # noqa: F401 - the same
+        import torch  # noqa: F401 - the same
     except ImportError as error:
         text = f"an adapter goes into a live pipeline with {error.name}, which is not installed here."
         raise LoraforgeError(text, EXTRA) from error

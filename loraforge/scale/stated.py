@@ -63,7 +63,7 @@ def takes_stated(verb: Callable[P, R]) -> Callable[P, R]:
         for name in options:
             if name not in whole.parameters:
                 raise TypeError(f"{verb.__name__}() got an unexpected keyword argument {name!r}")
-        return verb(*args, **defaults | options)  # type: ignore[arg-type]
+        return verb(*args, **defaults | options)  # type: ignore[arg-type]  # P knows no more names
 
     checked.__signature__ = whole  # type: ignore[attr-defined]  # where inspect looks for it
     more_help = f"The keywords that state facts of the training: help('{__name__}.Stated')"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +157,61 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, adapter: Path, cli, monkeypatc
     monkeypatch.undo()
     assert cli("fuse", BASE, adapter, "-o", tmp_path / "out").exit_code == 0
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("verb", ["fuse", "convert-base"])
+def test_progress_is_bytes_written_and_all_bytes(
+    verb: str, tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, out = list[tuple[int, int]](), tmp_path / "out"
+
+    def once() -> None:
+        calls.clear()
+        step = lambda done, total: calls.append((done, total))  # noqa: E731
+        if verb == "fuse":
+            loraforge.fuse(BASE, [adapter], out, progress=step)
+        else:
+            loraforge.convert_base(BASE, "sat", out, progress=step)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # every file is written, and the folder has no name yet
+        patch.setattr("loraforge.files.resume._appear", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            once()
+    done, totals = zip(*calls, strict=True)
+    assert len(set(totals)) == 1
+    assert list(done) == sorted(done)
+    assert done[-1] == totals[0]
+    assert len(calls) > 2
+    whole = totals[0]
+    once()  # what was finished counts at once
+    assert calls[-1] == (whole, whole)
+
+
+DRAW = """
+from loraforge.cli.screen import progress
+with progress("fusing", "stopped") as update:
+    update(1, 4)
+    update(4, 4)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such terminals there")
+def test_a_bar_is_drawn_on_a_terminal_alone() -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    done = subprocess.run([sys.executable, "-c", DRAW], stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert "fusing" in shown
+    assert "100%" in shown
+    plain = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True)
+    assert (plain.returncode, plain.stdout, plain.stderr) == (0, "", "")
 
 
 def test_the_adapter_is_left_as_it_is(tmp_path: Path, adapter: Path, cli) -> None:

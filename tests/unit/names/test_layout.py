@@ -10,6 +10,7 @@ import tomli
 
 from loraforge.adapter.relayout import relayout
 from loraforge.errors import ConversionError, LayoutError
+from loraforge.names import layout as layouts
 from loraforge.names.bijection import parse
 from loraforge.names.catalog import architecture
 from loraforge.names.layout import Template
@@ -150,3 +151,17 @@ def test_every_shape_of_the_released_models_separates_what_it_can() -> None:
 def test_unknown_modules_are_listed() -> None:
     with pytest.raises(ConversionError, match=r"nonsense\.0 is not a module of CogVideoX in layout sat"):
         relayout({"nonsense.0": ()}, architecture("cogvideox"), "sat", "diffusers")
+
+
+def test_what_was_located_is_kept_for_its_separator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path asked for with another separator is another question; and the answers are bounded."""
+    layout = parse(copy.deepcopy(TABLE), "x.toml").layouts["diffusers"]
+    monkeypatch.setattr(layouts, "_MOST_LOCATED", 3)
+    dotted, flat = "transformer_blocks.3.attn1.to_q", "transformer_blocks_3_attn1_to_q"
+    for _ in range(2):
+        for number in range(5):
+            assert layout.locate(dotted.replace("3", str(number)))[1] == (("i", number),)
+        assert layout.locate(flat, "_")[1] == (("i", 3),)
+        assert layout.locate(flat) is None
+        assert layout.locate(dotted, "_") is None
+        assert len(layout._located) <= 3
