@@ -190,6 +190,20 @@ def test_progress_is_bytes_written_and_all_bytes(
     assert calls[-1] == (whole, whole)
 
 
+def test_a_stated_scale_counts_for_every_adapter(tmp_path: Path) -> None:
+    """Each adapter gets the scale by its own rank; where one of the two records another, nothing is written."""
+    file = DATA / "diffusers_save_lora_weights_nometa" / "pytorch_lora_weights.safetensors"
+    stated = {"alpha": 4, "architecture": "cogvideox"}
+    one, two = (loraforge.fuse(BASE, [file] * n, tmp_path / "out", dry_run=True, **stated) for n in (1, 2))
+    assert [adapter.scalings for adapter in two.adapters] == [one.adapters[0].scalings] * 2 == [(0.5,)] * 2
+    assert two.total.relative_size == pytest.approx(2 * one.total.relative_size, rel=1e-3)
+    other = tmp_path / "other.safetensors"
+    loraforge.stamp(file, out=other, alpha=8, architecture="cogvideox")
+    with pytest.raises(loraforge.LoraforgeError, match="alpha"):
+        loraforge.fuse(BASE, [file, other], tmp_path / "out", **stated)
+    assert not (tmp_path / "out").exists()
+
+
 DRAW = """
 from loraforge.cli.screen import progress
 with progress("fusing", "stopped") as update:

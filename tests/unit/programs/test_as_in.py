@@ -200,3 +200,14 @@ def test_stamp_of_a_trainer_and_of_nothing(tmp_path: Path, cli: Any, monkeypatch
     stale = adapter(tmp_path / "s.safetensors", {"lora_alpha": "2"})
     assert cli("stamp", stale, "--alpha", 4, "--override-scale", "-o", tmp_path / "t.safetensors").exit_code == 0
     assert loraforge.inspect(tmp_path / "t.safetensors").scalings == (1.0,)
+
+
+def test_the_line_of_doctor_for_a_kept_scale_runs(tmp_path: Path, cli: Any) -> None:
+    """The file records a scale that is not known to be that of training: the line states it over the record."""
+    source = adapter(tmp_path / "x.safetensors")
+    loraforge.convert(source, to="diffusers", out=tmp_path / "y.safetensors", as_in="diffusers")
+    done = cli("doctor", tmp_path / "y.safetensors", "--architecture", "cogvideox")
+    line = re.search(r"fix +loraforge (doctor .*?)   #", done.stdout)
+    assert done.exit_code == 1 and line, done.stdout
+    again = cli(*shlex.split(line[1]), "--architecture", "cogvideox")
+    assert again.exit_code == 0 and again.stdout.startswith("acts as trained"), again.output
