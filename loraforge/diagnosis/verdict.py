@@ -128,8 +128,8 @@ def remedies(
         yield from (remedy.added_to(*again) for remedy in adapter.candidates)
     elif verdict.kind is Kind.SCALE_ASSUMED and adapter.scale.provenance == "assumed":
         scaling = adapter.modules[next(iter(adapter.modules))][0].scaling
-        words = ["--trained-scale", f"{scaling:.12g}", *["--override-scale"] * bool(adapter.scale.program)]
-        yield adding(*words, why="if training used that").added_to(*again)
+        over = ("--override-scale",) if adapter.scale.program else ()  # the file may record another
+        yield adding("--trained-scale", f"{scaling:.12g}", *over, why="if training used that").added_to(*again)
     else:
         yield from _conversion(path, adapter, own, stated)
 

@@ -108,6 +108,7 @@ def test_our_own_reader_reads_it(tmp_path: Path) -> None:
     assert all(bytes(file.raw(key)) == tensor.tobytes() for key, tensor in tensors.items())
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_the_storage_classes_are_those_of_torch() -> None:
     """The writer and the reader share the table, so neither can notice that a type has the class of another."""
     classes = {dtype: str(getattr(torch, name).dtype) for dtype, name in torch_write._TYPES.items()}
