@@ -164,6 +164,8 @@ def _judged(
     if unread:
         again = ("loraforge", "doctor", path, "--base", base or "")
         mend = (replace(remedy.added_to(*again), why="") for remedy in unread.remedies)
+    left_out = [word for pattern in drop for word in ("--drop", pattern)]
+    mend = (replace(remedy, of=(*remedy.of, *left_out)) if remedy.of else remedy for remedy in mend)
     stamp = _whole_entry(file, rows, verdict)
     fix = stamp if stamp and own and own.lacks else (*stamp, *mend)
     sizes = {module: size for module, size in measured.sizes.items() if math.isfinite(size)} if measured else {}

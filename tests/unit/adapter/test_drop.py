@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.oracle import Case
+from helpers.scalefiles import adapter
 from safetensors.numpy import load_file, save_file
 
 import loraforge
@@ -188,3 +189,21 @@ def test_stamp_in_place_takes_nothing_out(tmp_path: Path, cli) -> None:
 def test_a_pattern_that_means_nothing_is_told_before_what_it_was_to_mend(beside, cli) -> None:
     done = cli("convert", beside[0], "--to", "diffusers", "--drop", "*nothing*")
     assert done.exit_code == 1 and "--drop *nothing* matches no module and no tensor" in done.output
+
+
+def test_the_lines_of_doctor_leave_out_what_was_left_out(tmp_path: Path, cli) -> None:
+    """Without the same --drop, the file that is offered to be converted or examined would be refused."""
+    source = adapter(tmp_path / "x.safetensors")
+    save_file({**load_file(source), "stranger.weight": np.ones((2, 2), np.float32)}, source)
+    words = ("--architecture", "cogvideox", "--drop", "stranger*")
+    done = cli("doctor", source, *words)
+    assert done.stdout.startswith("cannot tell ("), done.output
+    lines = re.findall(r"loraforge (doctor .*?)   #", done.stdout)
+    assert lines
+    assert all("--drop 'stranger*'" in line for line in lines), lines
+    weak = cli(*shlex.split(lines[0]), "--architecture", "cogvideox")
+    assert weak.stdout.startswith("4x too strong: "), weak.output
+    convert = re.search(r"loraforge (convert .*)", weak.stdout)
+    assert convert
+    made = cli(*shlex.split(convert[1]), "-o", tmp_path / "y.safetensors")
+    assert made.exit_code == 0, made.output
