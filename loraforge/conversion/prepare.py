@@ -91,7 +91,7 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
     _check(request)
     base_model = repository(request.base_model)
     adapter = stated_by(adapter, base_model)
-    target = named(request.to, "--to")
+    target = named(request.to)
     arch = adapter.model
     layout = _layout(adapter, target, arch)
     base_model = base_model or adapter.base_model
@@ -103,16 +103,16 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
     rank = max(w.rank for delta, _ in relaid.values() for w in delta) if target.storage.one_rank else None
     policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(request.dtype), rank)
     stacked = arch.layouts[layout].stacked
-    plan = partial(fit.plan, relaid, target.storage, segments=stacked, to=request.to, ranks=ranks)
+    plan = partial(fit.plan, relaid, target.storage, segments=stacked, to=target.name, ranks=ranks)
     plans = fit.padded(plan(policy=policy)) if request.wanted.pad_ranks else plan(policy=policy)
     source, base = adapter.source, request.wanted.base
     output = destination(
         request.out,
-        f"{source.run if source else adapter.architecture}-{request.to}",
+        f"{source.run if source else adapter.architecture}-{target.name}",
         writer.files,
         [path for path in (source.path if source else None, base) if path],
         force=request.force or request.dry_run,
-        to=request.to,
+        to=target.name,
         governs=() if request.dry_run else writer.governs,
     )
     kept, lost = carried_over(adapter.metadata)

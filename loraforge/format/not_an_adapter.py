@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from loraforge.errors import NoAdapterError
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.sat_names import SAT_PREFIX
-from loraforge.names.catalog import architectures, data_files
+from loraforge.names.catalog import architectures
 from loraforge.names.lookalike import lora_paths, odd_words, other_model
 from loraforge.text import command, listed
 
@@ -113,23 +113,6 @@ def _diffsynth(file: TensorFile) -> bool:
     return bool(file.tensors) and all(key.startswith("blocks.") and ".attn1.to_" in key for key in file.tensors)
 
 
-def _installed(form: str) -> bool:
-    return any(file.tables.get("format", {}).get("name") == form for file in data_files())
-
-
-def _spelled(start: str, form: str) -> Callable[[TensorFile], bool]:
-    """Whether a file has the names of a format that a plugin would add: every key begins with `start`."""
-
-    def is_it(file: TensorFile) -> bool:
-        paths = lora_paths(file.tensors)
-        return bool(paths) and not _installed(form) and all(
-            key.startswith((start, "lora_te")) and not path.endswith("_") and path[len(start) :][:1] != "_"
-            for key, path in paths.items()
-        )  # fmt: skip
-
-    return is_it
-
-
 def of_training(file: TensorFile) -> bool:
     """Whether it is a trainer's own state: DeepSpeed's, or a whole model that still has PEFT's layers."""
     return "ds_version" in file.tops or any(".base_layer." in key for key in file.tensors)
@@ -146,18 +129,9 @@ class _Kind:
     is_adapter: bool = False
 
 
-def _named(names: str, plugin: str, matches: Callable[[TensorFile], bool]) -> _Kind:
-    reads = f"The plugin loraforge-{plugin}, which is not installed, reads it if it knows its modules"
-    return _Kind(f"an adapter in {names}", f"{reads}: see docs/plugins.md.", matches, is_adapter=True)
-
-
 _KINDS = (
     _Kind("an optimizer state", "Give the weights that were saved beside it.", _optimizer),
     _Kind("a checkpoint of a Diffusers or PEFT trainer", _DIFFUSERS_FILE, _trainers),
-    _named("kohya's names (lora_unet_...)", "kohya", _spelled("lora_unet_", "kohya")),
-    _named("VideoX-Fun's names (lora_unet__...)", "kohya", _spelled("lora_unet__", "cogvideox-fun")),
-    _named("ComfyUI's names", "comfyui", _spelled("diffusion_model.", "comfyui-native")),
-    _named("DiffSynth's names", "diffsynth", lambda file: _diffsynth(file) and not _installed("diffsynth")),
     _Kind("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
     _Kind("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
     _Kind("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
