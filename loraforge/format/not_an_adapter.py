@@ -25,7 +25,7 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
         return error
     for kind in _KINDS:
         if kind.matches(file):
-            remedy = _skeleton(file) if kind.is_adapter else command("ls", "-l", folder)
+            remedy = command("ls", "-l", folder)
             what = kind.what.replace("{base}", _base(file) or "")
             return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {kind.instead}", remedy)
     if not of_training(file) and (error := _misspelt(file)):
@@ -126,7 +126,6 @@ class _Kind:
     instead: str
     """A sentence: what to give instead, or what reads it."""
     matches: Callable[[TensorFile], bool]
-    is_adapter: bool = False
 
 
 _KINDS = (
