@@ -27,7 +27,7 @@ from loraforge.algebra.lora import Array, rows
 from loraforge.conversion.read import read
 from loraforge.errors import ConversionError, LoraforgeError, Try
 from loraforge.format.diffusers import STYLE
-from loraforge.live.acting import Cast, Update, group_offload, idle, is_bypassed, placed
+from loraforge.live.acting import Cast, Update, fuses_itself, group_offload, idle, is_bypassed, placed
 from loraforge.live.state import LiveState, guarded, layers
 from loraforge.names.catalog import architecture
 from loraforge.names.layout import COMPONENT
@@ -171,9 +171,13 @@ def _arguments(words: list[str]) -> str | None:
 def _unfused(transformer: Any, paths: Iterable[str]) -> Iterator[str]:
     """Unfuse q, k and v if the adapter has one of them, and yield a note that says so."""
     modules = dict(transformer.named_modules())
-    if any(is_bypassed(modules.get(path.rpartition(".")[0]), path) for path in paths):
-        # not by unfuse_qkv_projections(), which empties the original processors
-        transformer.set_attn_processor(dict(transformer.original_attn_processors))
+    parents = {path: modules.get(path.rpartition(".")[0]) for path in paths}
+    if bypassing := {id(parent): parent for path, parent in parents.items() if is_bypassed(parent, path)}:
+        for attention in filter(fuses_itself, bypassing.values()):
+            attention.unfuse_projections()
+        if any(not hasattr(attention, "unfuse_projections") for attention in bypassing.values()):
+            # not by unfuse_qkv_projections(), which empties the original processors
+            transformer.set_attn_processor(dict(transformer.original_attn_processors))
         yield (
             "the fused q, k and v projections were unfused, as no adapter acts in them; the result is the same. "
             "fuse_qkv_projections() after this switches adapters off there"
