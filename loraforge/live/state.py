@@ -43,7 +43,11 @@ class LiveState:
         self.attributes = {name: vars(transformer)[name] for name in _ATTRIBUTES if name in vars(transformer)}
         self.frozen = [(parameter, parameter.requires_grad) for parameter in transformer.parameters()]
         self.processors = dict(getattr(transformer, "attn_processors", {}))
-        self.fused = [(module, {name: getattr(module, name) for name in FUSED if hasattr(module, name)}) for module in transformer.modules() if fuses_itself(module)]
+        self.fused = [
+            (module, {name: getattr(module, name) for name in FUSED if hasattr(module, name)})
+            for module in transformer.modules()
+            if fuses_itself(module)
+        ]
 
     def keep_gradients(self) -> None:
         """Restore `requires_grad` of all parameters: PEFT freezes everything except the new adapter."""
