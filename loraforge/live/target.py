@@ -1,6 +1,6 @@
 """Which transformer of a pipeline an adapter goes into, and whether it is of the adapter's architecture.
 
-Source: diffusers pipelines/wan/pipeline_wan.py (`transformer` denoises down to `boundary_ratio`, `transformer_2` after).
+Source: diffusers pipelines/wan/pipeline_wan.py (`transformer` denoises to `boundary_ratio`, `transformer_2` after).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def refuse_other_model(transformer: Any, adapter: Adapter) -> None:
     """Raise ConversionError if the transformer is of another architecture than the adapter."""
     other = architecture_of(transformer)
     if other not in (None, adapter.architecture):
-        own, theirs = architecture(adapter.architecture), architecture(str(other))
+        own, theirs = adapter.model, architecture(str(other))
         path = adapter.source.path if adapter.source else None
         text = f"{told(path) if path else 'the adapter'} is one of {own.title}"
         text += f", and {type(transformer).__name__} is the transformer of {theirs.title}."

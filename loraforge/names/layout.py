@@ -226,6 +226,9 @@ class Architecture:
     """Segment -> rows and inputs of its weight in symbols; empty if they are not stated."""
     pipelines: Mapping[str, str] = field(default_factory=dict)
     """Diffusers' classes that run it -> the Hub's name of their task: `text-to-video`."""
+    words: tuple[str, ...] = ()
+    """What its name begins with in headers (modelspec.architecture), in small letters and digits alone."""
+    _ended: dict[int, Architecture] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def transformer(self) -> str:
@@ -264,8 +267,13 @@ class Architecture:
         return any(LAST in template.holes for layout in self.layouts.values() for template in layout.modules)
 
     def ending(self, last: int | None) -> Architecture:
-        """The architecture of a model whose last block has this number."""
-        return replace(self, layouts={name: replace(layout, last=last) for name, layout in self.layouts.items()})
+        """The architecture of a model whose last block has this number; None if it is not known."""
+        if last is None:
+            return self
+        if last not in self._ended:
+            layouts = {name: replace(layout, last=last) for name, layout in self.layouts.items()}
+            self._ended[last] = replace(self, layouts=layouts)
+        return self._ended[last]
 
     def like(self, shape: tuple[int, ...]) -> tuple[Variant, ...]:
         """The variants whose `told_by` weight has this shape after dim 0, of any width."""
