@@ -145,7 +145,8 @@ def test_the_table_of_other_models() -> None:
     assert of_repo("zai-org/CogVideoX-5b") is None
     assert of_words("flux-1-dev") == "Flux"
     assert of_words("hunyuanvideo15") == "HunyuanVideo 1.5"
-    assert of_words("cogvideox") is None
+    assert of_words("cogvideox") == "CogVideoX"
+    assert of_words("someothermodel") is None
     assert other_model([]) is None
     assert other_model(["some.module"]) is None
     assert odd_words(["a.lora_A.weight"]) is None
