@@ -145,7 +145,8 @@ def fills(adapter: Adapter, variant: Variant) -> int:
     for _, segment, index, _ in placed(adapter):
         for _, number in index:
             kind = kinds.get(segment, segment)
-            tops[kind] = max(number, tops.get(kind, (0, 0))[0]), variant.depth(segment)
+            top, depth = tops.get(kind, (0, 0))
+            tops[kind] = max(number, top), max(variant.depth(segment), depth)
     most = max((depth for _, depth in tops.values()), default=0)
     return most if all(top + 1 == depth for top, depth in tops.values()) and 2 * most >= variant.blocks else 0
 

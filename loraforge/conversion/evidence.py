@@ -241,10 +241,8 @@ def alike(adapter: Adapter, target: str = "") -> tuple[str, ...]:
 
 def doubt(adapter: Adapter) -> str:
     """A sentence saying that nothing shows the architecture; empty if something does."""
-    known = architectures().index.titles
-    return (
-        "" if adapter.shown else unshown(adapter.architecture, [*(known[r] for r in adapter.rivals), *alike(adapter)])
-    )
+    others = (architectures().index.titles[name] for name in adapter.rivals)
+    return "" if adapter.shown else unshown(adapter.architecture, [*others, *alike(adapter)])
 
 
 def _title(adapter: Adapter) -> str:

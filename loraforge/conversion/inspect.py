@@ -16,6 +16,7 @@ from loraforge.document import Document
 from loraforge.errors import LoraforgeError, as_commands
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
+from loraforge.names.catalog import architectures
 from loraforge.scale.origin import history
 from loraforge.scale.rule import Choice, Scale
 from loraforge.text import fraction, told
@@ -95,7 +96,8 @@ class Inspection(Document):
     def _model(self) -> str:
         if self.architecture is None:
             return ""
-        return f"{self.architecture} ({self.evidence})" if self.evidence else unshown(self.architecture, self.rivals)
+        others = [architectures().index.titles[name] for name in self.rivals]
+        return f"{self.architecture} ({self.evidence})" if self.evidence else unshown(self.architecture, others)
 
     def _holds(self) -> str:
         adapted = {name: count for name, count in self.components.items() if name in ("transformer", "text_encoder")}

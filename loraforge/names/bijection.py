@@ -73,9 +73,12 @@ def _variant(name: str, table: Mapping[str, Any]) -> Variant:
 
 
 def _deep(variant: Variant, kinds: Mapping[str, str]) -> Variant:
-    """The variant with the depth of every segment, from one segment of each kind of block."""
-    of_kind = {kinds.get(segment, segment): number for segment, number in variant.depths.items()}
-    return replace(variant, depths={segment: of_kind[kind] for segment, kind in kinds.items() if kind in of_kind})
+    """The variant with the depth of every segment: its own if stated, or that of the deepest of its kind of block."""
+    of_kind = dict[str, int]()
+    for segment, number in variant.depths.items():
+        of_kind[kinds.get(segment, segment)] = max(number, of_kind.get(kinds.get(segment, segment), 0))
+    depths = {segment: of_kind[kind] for segment, kind in kinds.items() if kind in of_kind}
+    return replace(variant, depths=depths | dict(variant.depths))
 
 
 def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
