@@ -2,8 +2,8 @@
 
 Source: sd-scripts networks/lora_flux.py, lora_sd3.py, lora_lumina.py, lora_hunyuan_image.py (LoRANetwork.state_dict:
 q, k and v, and the MLP of Flux's linear1, are trained apart at alpha / r and saved as one block-diagonal pair of n
-times the rank, with alpha unchanged); kohya-ss/sd-scripts#2204. networks/convert_flux_lora.py writes such pairs too, and sets
-alpha to the new rank: there nothing is wrong.
+times the rank, with alpha unchanged); kohya-ss/sd-scripts#2204. networks/convert_flux_lora.py writes such pairs too,
+and sets alpha to the new rank: there nothing is wrong.
 """
 
 from __future__ import annotations
