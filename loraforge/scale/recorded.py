@@ -12,10 +12,11 @@ from typing import Any
 from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding
 from loraforge.files.tensorfile import TensorFile
 from loraforge.names.layout import COMPONENT
-from loraforge.scale import peft_config
+from loraforge.scale import peft_config, split_qkv
 from loraforge.scale.origin import Origin
 from loraforge.scale.rule import Choice, Rule, over, overriding
 from loraforge.scale.run_folders import above, adapters, as_typed, beside, is_anothers, of_several_runs, own, places
+from loraforge.scale.split_qkv import Parts, Stacks
 from loraforge.scale.training_config import TrainingScale, read_text, read_training_config, stated_in
 from loraforge.text import command, listed, shown, told
 
@@ -43,6 +44,8 @@ class Record:
     """Whether the names in the file are PEFT's, so that a PEFT configuration beside it describes this file."""
     live: Callable[[], Mapping[str, int]]
     """Module path -> number of its components that are not exactly zero."""
+    stacks: Stacks
+    """The modules that stack several segments."""
     rules: list[Rule] = field(default_factory=list)
     near: list[Try] = field(default_factory=list)
     """Remedies from configurations that state a scale but may belong to another adapter."""
@@ -184,7 +187,14 @@ def _tensors(record: Record) -> None:
         return
     alphas, every = record.alphas, sorted(set(record.alphas.values()))
     text = f"alpha {every[0]:g}" if len(every) == 1 else f"alphas from {every[0]:g} to {every[-1]:g}"
-    scalings = {path: alpha / record.ranks[path] for path, alpha in alphas.items()}
+    parts = Parts({})
+    if record.origin.scale is None and not record.choice.program:  # ours has counted them
+        by = record.choice.stated.trained_by
+        parts = split_qkv.parts(alphas, record.ranks, record.stacks, record.file.metadata, by)
+    if parts.counts:
+        record.notes.append(parts.note)
+        text += f" over the rank of each part ({parts.why})"
+    scalings = {path: alpha * parts.counts.get(path, 1) / record.ranks[path] for path, alpha in alphas.items()}
     record.rules.append(Rule(f"{text} in its alpha tensors", exceptions=scalings, covers=frozenset(alphas)))
 
 
