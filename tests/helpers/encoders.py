@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 import transformers
-from helpers.pipelines import text_encoder, tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
+
+from helpers.pipelines import text_encoder, tokenizer
 
 BYTES = sorted(ByteLevel.alphabet())
 """One character for every byte, as byte-level tokenizers write them."""
@@ -28,8 +29,8 @@ def seeded(build: Callable[[], Any]) -> Any:
         return build().eval()
 
 
-def t5() -> Any:
-    return seeded(lambda: text_encoder(32, 1103))
+def t5(width: int = 32) -> Any:
+    return seeded(lambda: text_encoder(width, 1103))
 
 
 def _clip(kind: Any, width: int, layers: int, projection: int) -> Any:
@@ -44,8 +45,8 @@ def clip(width: int = 32) -> Any:
     return _clip(transformers.CLIPTextModel, width, 5, width)
 
 
-def clip_projected(width: int = 32) -> Any:
-    return _clip(transformers.CLIPTextModelWithProjection, width, 5, width)
+def clip_projected(width: int = 32, projection: int = 32) -> Any:
+    return _clip(transformers.CLIPTextModelWithProjection, width, 5, projection)
 
 
 def llama() -> Any:
