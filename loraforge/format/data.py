@@ -16,7 +16,7 @@ from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
 from loraforge.names.catalog import architecture, architectures, having, matching, outdone
 from loraforge.names.layout import Architecture
-from loraforge.scale.rule import Choice
+from loraforge.scale.rule import Choice, Rule
 
 
 class DataWriter(LoraFileWriter):
@@ -40,6 +40,8 @@ class DataFormat:
     """The format that the [format] table of a data file describes."""
 
     options: frozenset[str] = frozenset()
+    default: Rule | None = None
+    """The scale of a file that records none; None if trainers differ."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
         """`table` follows schemas/plugin.schema.json."""
@@ -79,7 +81,8 @@ class DataFormat:
         if name is None:
             raise not_an_adapter(file, f"{self.name} adapter")
         arch, layout, writes = architecture(name), self.layouts[name], self.family or self.name
-        return read_lora_file(file, choice, self.style, arch, layout, writes=writes, others=self.others)
+        rest = {"writes": writes, "others": self.others, "default": self.default}
+        return read_lora_file(file, choice, self.style, arch, layout, **rest)
 
     def _architecture(self, file: TensorFile, wanted: str | None = None) -> str | None:
         return matching(self._paths(file), self.layouts, self.style.sep, wanted)

@@ -20,7 +20,7 @@ from loraforge.scale.candidates import candidates
 from loraforge.scale.origin import origin
 from loraforge.scale.recorded import Record, looked, search
 from loraforge.scale.resolve import resolve
-from loraforge.scale.rule import Choice
+from loraforge.scale.rule import Choice, Rule
 from loraforge.text import command
 
 
@@ -34,10 +34,12 @@ def read_lora_file(
     writes: str,
     base_model: str | None = None,
     others: Mapping[str, str] = MappingProxyType({}),
+    default: Rule | None = None,
 ) -> Adapter:
     """The adapter in a file of (A, B) keys, at the scale that the file or its neighbours record.
 
     `writes`: the name of the format in trainers.toml. `others`: prefix of the keys of another component -> its name.
+    `default`: the scale of a file that records none, if every known program that writes this format has the same.
     Raises FormatError if the keys are wrong, ScaleError if the scale is unknown or contradictory.
     """
     _own(file, others, arch.title)
@@ -59,7 +61,7 @@ def read_lora_file(
 
     record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live))
     unknown = looked(file, writes, record.notes)
-    rule, scale = resolve(record.rules, choice.stated, sizes, default=None, unknown=unknown, bare=choice.program)
+    rule, scale = resolve(record.rules, choice.stated, sizes, default=default, unknown=unknown, bare=choice.program)
     return Adapter(
         architecture=arch.name,
         layout=layout,
