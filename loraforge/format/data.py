@@ -14,8 +14,7 @@ from loraforge.format.keys import KeyStyle, Spelling
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
-from loraforge.names.catalog import architecture, architectures, having, matching, outdone
-from loraforge.names.layout import Architecture
+from loraforge.names.catalog import Catalog, architecture, architectures, having, matching, outdone
 from loraforge.scale.rule import Choice, Rule
 
 
@@ -65,16 +64,16 @@ class DataFormat:
         """Architecture -> layout, for the installed architectures."""
         return self.layouts_in(architectures())
 
-    def layouts_in(self, known: Mapping[str, Architecture]) -> Mapping[str, str]:
+    def layouts_in(self, known: Catalog) -> Mapping[str, str]:
         """The same, for these architectures."""
-        return having(self._layouts, known) if isinstance(self._layouts, str) else self._layouts
+        return having([self._layouts], known) if isinstance(self._layouts, str) else self._layouts
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         return checkpoints.choose(source, (self.file,), choice)
 
     def claims(self, file: TensorFile) -> bool:
         known = not of_training(file) and self._architecture(file) is not None
-        return known and not outdone(self._paths(file), self.layouts, self.style.sep)
+        return known and not outdone(self._paths(file), self.layouts)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         name = self._architecture(file, choice.architecture)

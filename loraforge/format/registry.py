@@ -50,7 +50,7 @@ def read_formats(registry: Registry) -> Reading[Formats]:
             reading.fault(owner, f"loraforge_formats returned {type(item).__name__} {why}: that is no format")
         else:
             add(owner, item)
-    known = registry.read(read_architectures).value[0]
+    known = registry.read(read_architectures).value
     for file in registry.read(read_data_files).value:
         if "format" not in file.tables:
             continue
