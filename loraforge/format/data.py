@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,8 @@ from loraforge.format.keys import KeyStyle, Spelling
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
-from loraforge.names.catalog import Catalog, architecture, architectures, having, matching, outdone
-from loraforge.scale.rule import Choice, Rule
+from loraforge.names.catalog import Catalog, architecture, architectures, matching, outdone
+from loraforge.scale.rule import Choice
 
 
 class DataWriter(LoraFileWriter):
@@ -39,15 +39,15 @@ class DataFormat:
     """The format that the [format] table of a data file describes."""
 
     options: frozenset[str] = frozenset()
-    default: Rule | None = None
-    """The scale of a file that records none; None if trainers differ."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
         """`table` follows schemas/plugin.schema.json."""
         self.name: str = table["name"]
         self.summary: str = table["summary"]
-        self._layouts: Mapping[str, str] | str = table["layouts"]
-        self.family: str | None = table.get("family")
+        self.aliases: Mapping[str, str] = table.get("aliases", {})
+        self.like: str | None = table.get("like")
+        layouts: Mapping[str, Any] | str = table["layouts"]
+        self._layouts = layouts if isinstance(layouts, Mapping) else {"*": layouts}
         self.others: Mapping[str, str] = table.get("others", {})
         spellings = tuple(Spelling(**entry) for entry in table["spellings"])
         prefixes, column = tuple(table.get("prefixes", [""])), table.get("magnitude") == "column"
@@ -65,8 +65,16 @@ class DataFormat:
         return self.layouts_in(architectures())
 
     def layouts_in(self, known: Catalog) -> Mapping[str, str]:
-        """The same, for these architectures."""
-        return having([self._layouts], known) if isinstance(self._layouts, str) else self._layouts
+        """The same, for these architectures: the first of the layouts that the table names which each of them has."""
+        named = {arch: layout for arch, layout in self._layouts.items() if arch != "*" and isinstance(layout, str)}
+        rest = self._layouts.get("*", ())
+
+        def first(arch: str, own: Sequence[str]) -> str:
+            names = self._layouts.get(arch, rest)
+            return next((name for name in ([names] if isinstance(names, str) else names) if name in own), "")
+
+        every = {arch: first(arch, own) for arch, own in sorted(known.index.layouts.items())}
+        return {arch: name for arch, name in every.items() if name} | named
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         return checkpoints.choose(source, (self.file,), choice)
@@ -79,9 +87,8 @@ class DataFormat:
         name = self._architecture(file, choice.architecture)
         if name is None:
             raise not_an_adapter(file, f"{self.name} adapter")
-        arch, layout, writes = architecture(name), self.layouts[name], self.family or self.name
-        rest = {"writes": writes, "others": self.others, "default": self.default}
-        return read_lora_file(file, choice, self.style, arch, layout, **rest)
+        arch, layout, writes = architecture(name), self.layouts[name], self.like or self.name
+        return read_lora_file(file, choice, self.style, arch, layout, writes=writes, others=self.others)
 
     def _architecture(self, file: TensorFile, wanted: str | None = None) -> str | None:
         return matching(self._paths(file), self.layouts, self.style.sep, wanted)

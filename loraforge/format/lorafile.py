@@ -20,7 +20,8 @@ from loraforge.scale.candidates import candidates
 from loraforge.scale.origin import origin
 from loraforge.scale.recorded import Record, looked, search
 from loraforge.scale.resolve import resolve
-from loraforge.scale.rule import Choice, Rule
+from loraforge.scale.rule import Choice
+from loraforge.scale.writers import agreed, differ, writers
 from loraforge.text import command
 
 
@@ -34,12 +35,10 @@ def read_lora_file(
     writes: str,
     base_model: str | None = None,
     others: Mapping[str, str] = MappingProxyType({}),
-    default: Rule | None = None,
 ) -> Adapter:
     """The adapter in a file of (A, B) keys, at the scale that the file or its neighbours record.
 
     `writes`: the name of the format in trainers.toml. `others`: prefix of the keys of another component -> its name.
-    `default`: the scale of a file that records none, if every known program that writes this format has the same.
     Raises FormatError if the keys are wrong, ScaleError if the scale is unknown or contradictory.
     """
     _own(file, others, arch.title)
@@ -60,7 +59,10 @@ def read_lora_file(
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 
     record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live))
-    unknown = looked(file, writes, record.notes)
+    trainers = writers(arch.name, writes, file.metadata)
+    unknown = looked(file, differ(trainers, writes, arch.title), record.notes)
+    doubtful = record.near or record.notes or choice.program
+    default = None if doubtful else agreed(trainers, writes, arch.title, file.metadata)
     rule, scale = resolve(record.rules, choice.stated, sizes, default=default, unknown=unknown, bare=choice.program)
     return Adapter(
         architecture=arch.name,
@@ -72,7 +74,7 @@ def read_lora_file(
         metadata=file.metadata,
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
         notes=tuple(record.notes),
-        candidates=(*record.near, *candidates(sizes, writes)) if scale.provenance == "ambiguous" else (),
+        candidates=(*record.near, *candidates(sizes, trainers)) if scale.provenance == "ambiguous" else (),
         configs=record.configs,
     )
 

@@ -52,9 +52,10 @@ def _format(data: dict[str, Any], text: str) -> list[Problem]:
         own = data.get("architecture") == arch
         known = {*(data.get("layouts", ()) if own else ())}
         known |= architectures()[arch].layouts.keys() if arch in architectures() else set()
-        if layout not in known and (known or own):  # any other is of a plugin that need not be installed
+        names = [layout] if isinstance(layout, str) else layout
+        if not known.intersection(names) and (known or own):  # any other is of a plugin that need not be installed
             line = line_of(text, ["format", "layouts", arch])
-            what = f"format.layouts names {arch}/{layout}, which there is not."
+            what = f"format.layouts names {arch}/{' or '.join(names)}, which there is not."
             hint = f"There are {', '.join(sorted(known))}." if known else f"There is no architecture {arch}."
             problems.append(Problem(line, what, hint))
     return problems

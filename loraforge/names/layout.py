@@ -240,6 +240,12 @@ class Architecture:
         """Diffusers' class of the model; empty if not known."""
         return str(self.config.get("_class_name", ""))
 
+    @property
+    def transformers(self) -> frozenset[str]:
+        """Diffusers' classes of the model in all of its variants."""
+        own = {str(v.config["_class_name"]) for v in self.variants if "_class_name" in v.config}
+        return frozenset({self.transformer, *own} - {""})
+
     def block_kinds(self) -> dict[str, str]:
         """Segment -> its kind of numbered blocks, by the layout that places most segments in the fewest kinds."""
         kinds = [

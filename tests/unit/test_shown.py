@@ -16,8 +16,6 @@ from loraforge.errors import FormatError
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 HUNYUAN = PLUGINS / "loraforge-hunyuanvideo" / "loraforge_hunyuanvideo" / "hunyuanvideo.toml"
-NATIVE, WRAPPER = (PLUGINS / "loraforge-comfyui" / "loraforge_comfyui" / f"{n}.toml" for n in ("native", "wrapper"))
-KOHYA = PLUGINS / "loraforge-kohya" / "loraforge_kohya" / "kohya.toml"
 SETTLES = "nothing shows that it is one"
 
 
@@ -206,7 +204,7 @@ def flux(width: int, *, mods: bool = True) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("width", [64, 3072])
 def test_several_that_fit_are_listed(mods: bool, width: int, tmp_path: Path, cli) -> None:
     file = sparse(tmp_path / "x.safetensors", flux(width, mods=mods), prefix="diffusion_model.")
-    words = ["--plugin", HUNYUAN, "--plugin", NATIVE]
+    words = ["--plugin", HUNYUAN]
     line = ["convert", file, "--to", "diffusers", "--trained-scale", "1", "-o", tmp_path / "o.safetensors"]
     refused = cli(*words, *line)
     assert refused.exit_code == 1
@@ -224,8 +222,6 @@ def test_flattened_names_fit_more(tmp_path: Path, cli) -> None:
     refused = cli(
         "--plugin",
         HUNYUAN,
-        "--plugin",
-        KOHYA,
         "convert",
         file,
         "--to",
