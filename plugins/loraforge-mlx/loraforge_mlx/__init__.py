@@ -26,7 +26,7 @@ from loraforge.errors import ConversionError, adding
 from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.data import DataFormat, DataWriter
 from loraforge.format.protocol import Target
-from loraforge.scale.rule import Choice, Rule
+from loraforge.scale.rule import Choice
 
 TABLE = {
     "name": "mlx",
@@ -59,8 +59,6 @@ class MlxWriter(DataWriter):
 class MlxFormat(DataFormat):
     """Reads and writes the adapters of mlx-examples/flux."""
 
-    default = Rule("MLX's FLUX trainer has one scale, 1.0", scaling=1.0)
-
     def __init__(self) -> None:
         super().__init__(TABLE)
         self.writer = partial(MlxWriter, self)
@@ -72,12 +70,13 @@ class MlxFormat(DataFormat):
 def turned(file: TensorFile) -> TensorFile:
     """The same file with its factors as the core has them, [rank, inputs] and [rows, rank]. Nothing is copied."""
 
-    def turn(info: TensorInfo) -> TensorInfo:
+    def turn(key: str, info: TensorInfo) -> TensorInfo:
+        if len(info.shape) != 2 or not key.endswith((".lora_a", ".lora_b")):  # what is wrong with it is told later
+            return info
         strides = info.strides or (info.shape[1], 1)
         return replace(info, shape=info.shape[::-1], strides=strides[::-1])
 
-    factors = {key: info for key, info in file.tensors.items() if key.endswith((".lora_a", ".lora_b"))}
-    return replace(file, tensors={**file.tensors, **{k: turn(i) for k, i in factors.items() if len(i.shape) == 2}})
+    return replace(file, tensors={key: turn(key, info) for key, info in file.tensors.items()})
 
 
 @hookimpl
