@@ -34,7 +34,7 @@ TABLE = {
     "layouts": {"flux": "mlx"},
     "spellings": [{"A": ".lora_a", "B": ".lora_b"}],
     "file": "final_adapters.safetensors",
-    "load": 'python txt2image.py --model dev --adapter {path} "a prompt"   # of mlx-examples/flux',
+    "load": "python txt2image.py --model dev --adapter '{path}' 'a prompt'   # of mlx-examples/flux",
     "not_with": "pipe.load_lora_weights, which knows no lora_a: it warns and loads nothing. Convert --to diffusers",
 }
 
