@@ -142,9 +142,9 @@ def test_push_names_its_own_pipeline(repo: str, pipeline: str, task: str, form: 
     hub.add(repo, {"README.md": b"---\nlicense: other\n---\n"})
     text = {"in_channels": 16, "guidance_embeds": True, "image_condition_type": None} if repo == TEXT else {}
     adapter = trained(tiny(**text), tmp_path / "adapter")
-    made = hub.run(*plugin, "convert", adapter, "--to", form, "--base-model", repo, "-o", tmp_path / "out")
+    made = hub.run("convert", adapter, "--to", form, "--base-model", repo, "-o", tmp_path / "out")
     assert made.returncode == 0, made.stderr
-    done = hub.run(*plugin, "push", tmp_path / "out", "me/style")
+    done = hub.run("push", tmp_path / "out", "me/style")
     assert done.returncode == 0, done.stderr
     card = hub.files("me/style")["README.md"].decode()
     front = yaml.safe_load(card.split("---")[1])
