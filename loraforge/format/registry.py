@@ -114,7 +114,7 @@ def renamed(name: str) -> tuple[str, str]:
 
 
 def named(name: str) -> Format:
-    """The format of that name, present or earlier. Raises FormatError with those there are and the plugins that failed."""
+    """The format of that name, or that had it. Raises FormatError with those there are and the plugins that failed."""
     present = renamed(name)[0]
     if present not in formats():
         faulty = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in broken()]

@@ -158,7 +158,7 @@ def test_every_pair_of_formats(one: str, other: str, tmp_path: Path) -> None:
 
 
 def test_a_flavour_without_the_architecture_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match="xlabs has no names for CogVideoX; there are sat, .*kohya") as refusal:
+    with pytest.raises(ConversionError, match=r"xlabs has no names for CogVideoX; there are sat, .*kohya") as refusal:
         loraforge.convert(DATA / "peft_plain", to="xlabs", out=tmp_path / "x")
     assert refusal.value.remedies[0].options == ("--to", "sat")
     assert not (tmp_path / "x").exists()

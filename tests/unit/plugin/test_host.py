@@ -191,7 +191,7 @@ BAD = {
     "a wrong type": (plugin.KOHYA.replace('"_"', '"-"'), [r"line 7: format\.separator is \"-\""]),
     "a layout there is not": (
         plugin.KOHYA.replace('"diffusers"', '"klingon"'),
-        [r"line 5: format\.layouts names cogvideox/klingon, which there is not\. There are comfyui, diffsynth, diffusers, "],
+        [r"line 5: format\.layouts names cogvideox/klingon, which there is not\. There are comfyui, diffsynth, "],
     ),
     "an architecture there is not": (
         plugin.DIFFSYNTH.replace('"cogvideox"', '"nowhere"'),
