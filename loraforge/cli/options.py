@@ -62,7 +62,7 @@ def _together(*options: Decorator) -> Decorator:
     return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
-_TRAINERS = sorted(package_table("facts/trainers"))
+_TRAINERS = sorted(name for name, entry in package_table("facts/trainers").items() if "alpha" in entry)
 _NAMES = ", ".join(_TRAINERS)
 architecture = value("--architecture", "NAME", "Model architecture (cogvideox), if nothing in the file shows it.")
 stated = _together(

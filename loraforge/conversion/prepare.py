@@ -14,6 +14,7 @@ from loraforge.adapter import fit, relayout
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import check_base, no_repository, repository
+from loraforge.adapter.rivals import decided
 from loraforge.algebra.dtypes import CHOICES, name_of
 from loraforge.conversion.evidence import alike, stated_by
 from loraforge.errors import ConversionError, adding
@@ -92,6 +93,7 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
     base_model = repository(request.base_model)
     adapter = stated_by(adapter, base_model)
     target = named(request.to)
+    adapter = decided(adapter, target.layouts)
     arch = adapter.model
     layout = _layout(adapter, target, arch)
     base_model = base_model or adapter.base_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,7 @@ from loraforge.format.keys import KeyStyle, Spelling
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
-from loraforge.names.catalog import architecture, architectures, matching, outdone
-from loraforge.names.layout import Architecture
+from loraforge.names.catalog import Catalog, architecture, architectures, matching, outdone
 from loraforge.scale.rule import Choice
 
 
@@ -65,24 +64,24 @@ class DataFormat:
         """Architecture -> layout, for the installed architectures."""
         return self.layouts_in(architectures())
 
-    def layouts_in(self, known: Mapping[str, Architecture]) -> Mapping[str, str]:
+    def layouts_in(self, known: Catalog) -> Mapping[str, str]:
         """The same, for these architectures: the first of the layouts that the table names which each of them has."""
         named = {arch: layout for arch, layout in self._layouts.items() if arch != "*" and isinstance(layout, str)}
-        lists = {arch: self._layouts.get(arch, self._layouts.get("*", ())) for arch in known.keys() - named.keys()}
-        first = {
-            arch: next(
-                (name for name in ([names] if isinstance(names, str) else names) if name in known[arch].layouts), ""
-            )
-            for arch, names in lists.items()
-        }
-        return named | {arch: name for arch, name in sorted(first.items()) if name}
+        rest = self._layouts.get("*", ())
+
+        def first(arch: str, own: Sequence[str]) -> str:
+            names = self._layouts.get(arch, rest)
+            return next((name for name in ([names] if isinstance(names, str) else names) if name in own), "")
+
+        every = {arch: first(arch, own) for arch, own in sorted(known.index.layouts.items())}
+        return {arch: name for arch, name in every.items() if name} | named
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         return checkpoints.choose(source, (self.file,), choice)
 
     def claims(self, file: TensorFile) -> bool:
         known = not of_training(file) and self._architecture(file) is not None
-        return known and not outdone(self._paths(file), self.layouts, self.style.sep)
+        return known and not outdone(self._paths(file), self.layouts)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         name = self._architecture(file, choice.architecture)

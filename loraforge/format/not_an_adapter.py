@@ -10,6 +10,7 @@ from loraforge.errors import NoAdapterError
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.sat_names import SAT_PREFIX
 from loraforge.names.catalog import architectures
+from loraforge.names.index import pattern
 from loraforge.names.lookalike import lora_paths, odd_words, other_model
 from loraforge.text import command, listed
 
@@ -71,20 +72,16 @@ def _skeleton(file: TensorFile) -> str:
 
 def known_titles() -> str:
     """The architectures whose adapters are read."""
-    return " or ".join(arch.title for arch in architectures().values())
+    return " or ".join(architectures().index.titles.values())
 
 
 def _base(file: TensorFile) -> str | None:
-    """The title of the architecture whose layouts recognise the most module kinds (at least three), or None."""
+    """The title of the architecture with a layout of the most module kinds (at least three), or None."""
     weights = [key.removeprefix(SAT_PREFIX) for key in file.tensors if key.endswith(".weight")]
     paths = [re.sub(r"(\.original)?(\.base_layer)?\.weight$", "", key) for key in weights]
-    counts = [
-        (len({located[0] for path in paths if (located := layout.locate(path))}), arch.title)
-        for arch in architectures().values()
-        for layout in arch.layouts.values()
-    ]
-    most, title = max(counts, key=lambda count: count[0])
-    return title if most >= 3 else None
+    index = architectures().index
+    most = index.homes({pattern(path) for path in paths}).most_common(1)
+    return index.titles[most[0][0][0]] if most and most[0][1] >= 3 else None
 
 
 def _any(*starts: str) -> Callable[[TensorFile], bool]:

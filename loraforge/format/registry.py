@@ -56,7 +56,7 @@ def read_formats(registry: Registry) -> Reading[Formats]:
             reading.fault(owner, f"loraforge_formats returned {type(item).__name__} {why}: that is no format")
         else:
             add(owner, item)
-    known = registry.read(read_architectures).value[0]
+    known = registry.read(read_architectures).value
     for file in registry.read(read_data_files).value:
         if "format" not in file.tables:
             continue
@@ -114,7 +114,7 @@ def renamed(name: str) -> tuple[str, str]:
 
 
 def named(name: str) -> Format:
-    """The format of that name, or that had it. Raises FormatError with those there are and the plugins that failed."""
+    """The format of that name, present or earlier. Raises FormatError with the known names and faulty plugins."""
     present = renamed(name)[0]
     if present not in formats():
         faulty = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in broken()]

@@ -7,7 +7,7 @@ from typing import Any
 
 from loraforge.errors import Fault, FormatError, LayoutError, LoraforgeError
 from loraforge.names.bijection import parse
-from loraforge.names.catalog import TakenError, architecture_tables, architectures, joined
+from loraforge.names.catalog import TakenError, architectures, joined, known_without
 from loraforge.plugin.schema_check import Problem, line_of, look
 from loraforge.text import command
 
@@ -27,7 +27,7 @@ def check(file: Path) -> tuple[list[str], list[Problem]]:
 
 def _layouts(data: dict[str, Any], text: str, name: str) -> list[Problem]:
     try:
-        parse(joined(data, architecture_tables(name)), str(data["architecture"]))
+        parse(joined(data, known_without(name)), str(data["architecture"]))
     except LayoutError as error:
         return [Problem(line_of(text, _where(fault, data)), f"{fault}.", "") for fault in error.problems]
     except FormatError as error:

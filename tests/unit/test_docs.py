@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli
@@ -112,10 +113,10 @@ def test_the_formats_of_the_howto_are_sound(tmp_path: Path, cli) -> None:
     assert "segment 'o'" not in problems
 
 
-def test_the_architecture_of_the_howto_is_the_one_in_the_plugin() -> None:
+def test_the_architecture_of_the_howto_is_the_built_in_one() -> None:
     text = (ROOT / "docs" / "add-a-format.md").read_text("utf-8")
     *_, shown = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    folder = ROOT / "plugins" / "loraforge-hunyuanvideo" / "loraforge_hunyuanvideo"
+    folder = ROOT / "loraforge" / "names" / "architectures"
 
     def among(part: object, whole: object) -> bool:
         if isinstance(part, dict):
@@ -157,13 +158,25 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path, cli, monkeypatch) -> Non
     assert re.search(r"^\d\d+ passed", ended.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["training-and-inference.md", "training-and-inference_zh.md"])
-def test_the_settings_page_is_what_the_data_gives(name: str, capsys) -> None:
-    spec = importlib.util.spec_from_file_location("docs_settings", ROOT / "docs" / "settings.py")
+def docs_script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_table_of_trainers_is_what_the_data_gives() -> None:
+    script = docs_script("trainers")
+    text = script.PAGE.read_text("utf-8")
+    assert script.renewed(text) == text, "run: python docs/trainers.py"
+    assert text.count("\n| ") == len(script.rows()) + 2
+
+
+@pytest.mark.parametrize("name", ["training-and-inference.md", "training-and-inference_zh.md"])
+def test_the_settings_page_is_what_the_data_gives(name: str, capsys) -> None:
+    script = docs_script("settings")
     text = (ROOT / "docs" / name).read_text("utf-8")
     assert script.renewed(text, script.PAGES[name]) == text, "run: python docs/settings.py"
     for variant in table()["variants"]:

@@ -258,9 +258,10 @@ def test_two_architectures_with_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "twin.toml").write_text(TWIN.format(q="d"))
     loraforge.use_plugin(tmp_path / "twin.toml")
     file = sparse(tmp_path / "x.safetensors", attention(64, 2))
-    with pytest.raises(FormatError, match="CogVideoX, Twin") as refused:
-        loraforge.read(file, alpha=4)
-    assert {r.command for r in refused.value.remedies} == {"--architecture cogvideox", "--architecture twin"}
+    assert loraforge.read(file, alpha=4).rivals == {"twin": "diffusers"}
+    assert "of Twin" in loraforge.inspect(file).lines()[2]
+    out = tmp_path / "same.safetensors"  # where both have the same names, it does not matter which it is
+    assert loraforge.convert(file, to="diffusers", alpha=4, out=out).evidence is None
     for name in ("cogvideox", "twin"):
         assert loraforge.read(file, alpha=4, architecture=name).architecture == name
     shown = sparse(tmp_path / "y.safetensors", attention(1920, 30))

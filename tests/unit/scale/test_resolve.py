@@ -60,14 +60,31 @@ def test_nothing_recorded_and_trainers_differ_is_refused_with_a_runnable_line_ea
     assert scales == {0.25, 16.0, 0.5, 1.0, 1 / 128}
 
 
-@pytest.mark.parametrize("name", package_table("facts/trainers"))
+STATED = [
+    name for name, trainer in package_table("facts/trainers").items() if trainer.get("alpha", "recorded") != "recorded"
+]
+
+
+@pytest.mark.parametrize("name", STATED)
 def test_trained_by_takes_the_trainers_default(name: str, tmp_path: Path) -> None:
     trainer = package_table("facts/trainers")[name]
-    for rank in trainer["ranks"]:
+    for rank in trainer.get("ranks", (4, 5)):
         report = convert(diffusers_file(tmp_path, rank), tmp_path, trained_by=name)
-        assert report.scalings == (trainer["alpha"] / rank,)
+        assert report.scalings == (1.0 if trainer["alpha"] == "rank" else trainer["alpha"] / rank,)
         assert report.scale.provenance == "given"
         assert trainer["title"] in report.scale.source
+
+
+def test_a_trainer_that_always_records_its_scale_is_no_statement(tmp_path: Path, cli) -> None:
+    with pytest.raises(ScaleError, match="no trainer 'musubi-tuner' whose files need the statement; there are sat,"):
+        convert(diffusers_file(tmp_path), tmp_path, trained_by="musubi-tuner")
+    assert "'musubi-tuner' is not one of" in cli("convert", "x", "--to", "peft", "--trained-by", "musubi-tuner").stderr
+
+
+@pytest.mark.parametrize("name", ["sd-scripts", "sd-scripts-split-qkv"])
+def test_how_alphas_are_meant_is_no_statement_where_there_are_none(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ScaleError, match=f"--trained-by {name} says how its alphas are meant, and it has none"):
+        convert(diffusers_file(tmp_path), tmp_path, trained_by=name)
 
 
 def test_trained_by_is_refused_at_another_rank(tmp_path: Path) -> None:
