@@ -22,6 +22,8 @@ from loraforge.text import command, listed, shown, told
 
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_CONFIG = "adapter_config.json"
+_LORA_CONFIG = ("peft_type", "r", "lora_alpha")
+"""What no LoraConfig lacks."""
 _MOST_BYTES = 1 << 24
 _OFFERED = 4
 _UNSET = ("", "none", "null", "dynamic", "auto")
@@ -166,6 +168,8 @@ def _peft(record: Record) -> None:
     elif record.believed and path.is_file():
         try:
             config = read_config(path)
+            if config.keys().isdisjoint(_LORA_CONFIG):  # MLX's trainers call theirs so too: nothing is said of a scale
+                return
             alone = mine or [file.name for file in adapters(path.parent)] in ([], [record.file.path.name])
             trial = replace(record, rules=[], configs={})
             _believe(trial, {where: config}, where)
