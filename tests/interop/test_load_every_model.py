@@ -21,6 +21,7 @@ import loraforge
 from loraforge.errors import LoraforgeError
 from loraforge.format.registry import formats
 from loraforge.live.acting import FUSED
+from loraforge.live.target import of_its_model
 from loraforge.names.catalog import architecture
 
 SCALE, RANK = 0.5, 3
@@ -172,6 +173,7 @@ def test_the_pipeline_decides_where_the_names_are_those_of_two_models(tmp_path: 
     assert {adapter.architecture, *adapter.rivals} >= {"flux", "sd3"}
     for tiny in (flux, sd3):
         pipe = pipeline(tiny, tiny.model())
+        assert of_its_model(pipe.transformer, adapter).architecture == tiny.name
         assert loraforge.load_into(pipe, adapter).modules == len(updates)
 
 
