@@ -204,9 +204,9 @@ def _only(layouts: Mapping[str, str], wanted: str | None) -> Mapping[str, str]:
     return {wanted: layouts[wanted]} if wanted and wanted in layouts else layouts
 
 
-def holding(paths: Collection[str], layouts: Mapping[str, str]) -> list[str]:
+def holding(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -> list[str]:
     """Every architecture in `layouts` that has all of the modules."""
-    return [name for name, count in counts(paths, layouts).items() if count == len(paths)]
+    return [name for name, count in counts(paths, layouts, sep).items() if count == len(paths)]
 
 
 def outdone(paths: Collection[str], layouts: Mapping[str, str]) -> bool:
