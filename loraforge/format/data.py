@@ -46,6 +46,7 @@ class DataFormat:
         self.summary: str = table["summary"]
         self.aliases: Mapping[str, str] = table.get("aliases", {})
         self.like: str | None = table.get("like")
+        self.shares: str = table.get("shares", "")
         layouts: Mapping[str, Any] | str = table["layouts"]
         self._layouts = layouts if isinstance(layouts, Mapping) else {"*": layouts}
         self.others: Mapping[str, str] = table.get("others", {})
@@ -81,7 +82,7 @@ class DataFormat:
 
     def claims(self, file: TensorFile) -> bool:
         known = not of_training(file) and self._architecture(file) is not None
-        return known and not outdone(self._paths(file), self.layouts)
+        return known and not outdone(self._paths(file), self.layouts, self.shares)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         name = self._architecture(file, choice.architecture)
