@@ -42,10 +42,11 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     if stated and first.architecture != stated:
         text = f"{file.path} is an adapter of {_title(first)}: its modules are not called as those of {stated}."
         raise FormatError(text, *_settling([first.architecture]))
-    others = [] if stated else [name for name in holding(first.modules, form.layouts) if name != first.architecture]
+    every = [] if stated else holding(first.modules, form.layouts, getattr(form, "separator", "."))
+    rivals = {name: form.layouts[name] for name in every if name != first.architecture}
     rank_known = choice.stated.trained_by is not None or _ranks_recorded(first)
     pairs, shown = [], dict[str, Evidence]()
-    for one in (first, *(replace(first, architecture=name, layout=form.layouts[name]) for name in others)):
+    for one in (first, *(replace(first, rivals=rivals).as_of(name) for name in rivals)):
         one = _ended(one, _kept(one, choice), rank_known=rank_known)
         shown[one.architecture] = evidence(one, file, stated, named)
         pairs.append((replace(one, shown=shown[one.architecture].text), replace(_kept(one, choice), last=one.last)))

@@ -52,7 +52,8 @@ class DataFormat:
         self.others: Mapping[str, str] = table.get("others", {})
         spellings = tuple(Spelling(**entry) for entry in table["spellings"])
         prefixes, column = tuple(table.get("prefixes", [""])), table.get("magnitude") == "column"
-        self.style = KeyStyle(spellings, prefixes, sep=table.get("separator", "."), column=column)
+        self.separator: str = table.get("separator", ".")
+        self.style = KeyStyle(spellings, prefixes, sep=self.separator, column=column)
         self.storage = Storage(magnitude=bool(spellings[0].magnitude))
         self.file: str = table.get("file", f"{self.name}.safetensors")
         self.load: str = table.get("load", "{path}")

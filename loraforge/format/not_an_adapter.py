@@ -71,8 +71,9 @@ def _skeleton(file: TensorFile) -> str:
 
 
 def known_titles() -> str:
-    """The architectures whose adapters are read."""
-    return " or ".join(architectures().index.titles.values())
+    """The architectures whose adapters are read, or where they are listed."""
+    titles = architectures().index.titles.values()
+    return " or ".join(titles) if len(titles) < 4 else f"any of the {len(titles)} models that `loraforge layouts` lists"
 
 
 def _base(file: TensorFile) -> str | None:

@@ -204,13 +204,14 @@ def _only(layouts: Mapping[str, str], wanted: str | None) -> Mapping[str, str]:
     return {wanted: layouts[wanted]} if wanted and wanted in layouts else layouts
 
 
-def holding(paths: Collection[str], layouts: Mapping[str, str]) -> list[str]:
-    """Every architecture in `layouts` that has all of the modules."""
-    return [name for name, count in counts(paths, layouts).items() if count == len(paths)]
+def holding(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -> list[str]:
+    """Every architecture in `layouts` that has all of the modules, as a format that joins words by `sep` has them."""
+    spelled = [path.replace(".", sep) for path in paths]
+    return [name for name, count in counts(spelled, layouts, sep).items() if count == len(paths)]
 
 
 def outdone(paths: Collection[str], layouts: Mapping[str, str], first: str = "") -> bool:
-    """Whether a layout outside of `layouts` knows more module kinds than those in it; of a layout called `first`: as many.
+    """Whether a layout outside of `layouts` knows more module kinds than those in it, or as many if it is called `first`.
 
     Then the names are another format's, even if the prefix and some of the names are the same.
     """

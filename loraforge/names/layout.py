@@ -157,6 +157,11 @@ class Layout:
             self._located[path, sep] = located[0] if located else None
         return self._located[path, sep]
 
+    def called(self, path: str) -> str:
+        """The module whose name, joined by underscores, is the same as that of this path; the path if there is none."""
+        located = None if self.locate(path) else self.locate(path.replace(".", "_"), "_")
+        return located[0].fill(located[1]) if located else path
+
     def _by_shape(self, sep: str) -> dict[tuple[str, ...], list[Template]]:
         """The templates by the shape of the paths that they match, so that a path is compared with one or two."""
         if sep not in self._shapes:
