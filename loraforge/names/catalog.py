@@ -211,7 +211,7 @@ def holding(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") 
 
 
 def outdone(paths: Collection[str], layouts: Mapping[str, str], first: str = "") -> bool:
-    """Whether a layout outside of `layouts` knows more module kinds than those in it, or as many if it is called `first`.
+    """Whether a layout outside of `layouts` knows more module kinds than those in it; as many, if it is called `first`.
 
     Then the names are another format's, even if the prefix and some of the names are the same.
     """
