@@ -220,7 +220,7 @@ class Architecture:
     variants: tuple[Variant, ...]
     layouts: Mapping[str, Layout]
     parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names of the parameters of the segments that have others than weight and bias; `*`: of those without an entry."""
+    """Names of the parameters of the segments that have others than weight and bias."""
     unadapted: Mapping[str, str] = field(default_factory=dict)
     """Segment that no LoRA adapts -> what it is."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -267,7 +267,7 @@ class Architecture:
         if not segments:
             return ()
         own = self.layouts[layout].parameters if layout else {}
-        return own.get(segments[0]) or self.parameters.get(segments[0]) or self.parameters.get("*", WEIGHT_AND_BIAS)
+        return own.get(segments[0]) or self.parameters.get(segments[0], WEIGHT_AND_BIAS)
 
     @property
     def ends_differently(self) -> bool:
