@@ -17,6 +17,7 @@ from helpers.tiny import TABLE, State, Tiny, tiny_models
 from safetensors.numpy import load_file, save_file
 
 import loraforge
+from loraforge.base.route import route
 from loraforge.names.bijection import parse
 from loraforge.names.catalog import architecture, architectures
 from loraforge.names.diffusers_config import entries, filled, sizes
@@ -165,6 +166,26 @@ def test_the_parameters_of_every_variant_fill_its_segments_exactly(name: str, va
     assert set(variant.shapes) <= {segment for segment, _ in filled_}
     assert not arch.solved(variant).odd
     assert not solve(sized, arch.dimensions).odd
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=lambda value: getattr(value, "name", value))
+def test_every_variant_goes_into_each_layout_and_back_at_its_real_size(name: str, variant: Variant) -> None:
+    """Names and shapes alone."""
+    arch = architecture(name)
+    shapes = {key: tuple(t.shape) for key, t in released_model(arch, variant).state_dict().items()}
+    arch = arch.ending(arch.layouts["diffusers"].last_block(shapes))
+
+    def moved(of: dict[str, tuple[int, ...]], source: str, target: str) -> dict[str, tuple[int, ...]]:
+        pieces, dropped = route(of, arch, source, target, [variant])
+        assert not dropped
+        heights = {key: sum(part.stop - part.start for part in parts) for key, parts in pieces.items()}
+        return {key: (heights[key], *of[parts[0].key][1:]) for key, parts in pieces.items()}
+
+    for layout in arch.layouts.values():
+        if arch.unadapted.keys() <= {segment for stack in layout.modules.values() for segment in stack}:
+            there = moved(shapes, "diffusers", layout.name)
+            assert layout.last_block(there) == layout.last
+            assert moved(there, layout.name, "diffusers") == shapes
 
 
 @pytest.mark.parametrize("name", TABLE)
