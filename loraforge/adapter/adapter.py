@@ -79,13 +79,16 @@ class Adapter:
     last: int | None = None
     """The number of the last block of its model, where that block is built differently and the adapter shows it."""
 
-    rivals: Mapping[str, Adapter] = field(default_factory=dict)
-    """Architecture -> the same adapter as one of it: the other models that it may be for, as nothing tells which."""
+    rivals: Mapping[str, str] = field(default_factory=dict)
+    """Architecture -> layout: the other models that it may be for, as nothing tells which."""
 
     def as_of(self, name: str) -> Adapter:
         """The adapter, decided to be of this architecture if it may be of it; otherwise unchanged."""
-        rival = self.rivals.get(name)
-        return replace(rival, source=self.source, notes=self.notes, base_model=self.base_model) if rival else self
+        if name not in self.rivals:
+            return self
+        layout = architecture(name).layouts[self.rivals[name]]
+        modules = {layout.called(path): delta for path, delta in self.modules.items()}
+        return replace(self, architecture=name, layout=layout.name, modules=modules, rivals={})
 
     @property
     def model(self) -> Architecture:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 from fnmatch import filter as matching
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.algebra.lora import Delta
 from loraforge.errors import ConversionError, Try, adding
 from loraforge.files.tensorfile import TensorFile
 from loraforge.text import command, listed
@@ -68,14 +67,8 @@ def without(
             raise _useless(pattern, adapter.modules, file)
     if adapter.modules and len(dropped) == len(adapter.modules):
         raise ConversionError(f"--drop leaves none of the {len(dropped)} modules.")
-    rivals = {name: replace(one, modules=_left(one.modules, patterns)) for name, one in adapter.rivals.items()}
-    kept = replace(adapter, modules=_left(adapter.modules, patterns), rivals=rivals)
-    return kept, tuple(sorted(dropped | {_module(key) for key in before if not _kind(key)}))
-
-
-def _left(modules: Mapping[str, Delta], patterns: Sequence[str]) -> dict[str, Delta]:
-    dropped = {module for pattern in patterns for module in matching(modules, pattern)}
-    return {module: delta for module, delta in modules.items() if module not in dropped}
+    kept = {module: delta for module, delta in adapter.modules.items() if module not in dropped}
+    return replace(adapter, modules=kept), tuple(sorted(dropped | {_module(key) for key in before if not _kind(key)}))
 
 
 def meets(file: TensorFile, pattern: str) -> bool:

@@ -42,10 +42,11 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     if stated and first.architecture != stated:
         text = f"{file.path} is an adapter of {_title(first)}: its modules are not called as those of {stated}."
         raise FormatError(text, *_settling([first.architecture]))
-    others = [] if stated else _others(first, form)
+    every = [] if stated else holding(first.modules, form.layouts, getattr(form, "separator", "."))
+    rivals = {name: form.layouts[name] for name in every if name != first.architecture}
     rank_known = choice.stated.trained_by is not None or _ranks_recorded(first)
     pairs, shown = [], dict[str, Evidence]()
-    for one in (first, *others):
+    for one in (first, *(replace(first, rivals=rivals).as_of(name) for name in rivals)):
         one = _ended(one, _kept(one, choice), rank_known=rank_known)
         shown[one.architecture] = evidence(one, file, stated, named)
         pairs.append((replace(one, shown=shown[one.architecture].text), replace(_kept(one, choice), last=one.last)))
@@ -54,7 +55,7 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     if adapter.architecture != first.architecture:  # what is known of scales depends on the architecture
         again = _read(form, file, replace(choice, architecture=adapter.architecture))
         adapter = replace(again, shown=adapter.shown, last=adapter.last)
-    adapter = replace(adapter, rivals={one.architecture: one for one, _ in left[1:]})
+    adapter = replace(adapter, rivals={one.architecture: one.layout for one, _ in left[1:]})
     adapter = _least_known(adapter, form, file, choice)
     inspect = command("loraforge", "inspect", "--skeleton", file.path)
     if fault := fits.broken(checked, rank_known=rank_known):
@@ -72,18 +73,6 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     base = adapter.base_model and repository(adapter.base_model, file.path.parent)
     base = base or next((repo for _, repo in bases if repo), None)
     return replace(adapter, base_model=base, notes=(*adapter.notes, *notes))
-
-
-def _others(adapter: Adapter, form: Format) -> Iterator[Adapter]:
-    """The same adapter as one of each other architecture that has all of its modules in the format's names."""
-    sep = getattr(getattr(form, "style", None), "sep", ".")  # flattened names stand for other modules in each
-    keys = {path.replace(".", sep): delta for path, delta in adapter.modules.items()}
-    for name in holding(keys, form.layouts, sep):
-        layout = architecture(name).layouts[form.layouts[name]]
-        places = ((layout.locate(key, sep), delta) for key, delta in keys.items())
-        modules = {place[0].fill(place[1]): delta for place, delta in places if place}
-        if name != adapter.architecture:
-            yield replace(adapter, architecture=name, layout=layout.name, modules=modules)
 
 
 def _possible(pairs: Sequence[tuple[Adapter, Adapter]], *, rank_known: bool) -> list[tuple[Adapter, Adapter]]:
