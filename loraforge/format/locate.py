@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import left_out
-from loraforge.errors import FileError, FormatError, LoraforgeError, Try
+from loraforge.errors import FileError, FormatError, LoraforgeError, NoAdapterError, Try
 from loraforge.files import shards
 from loraforge.files.opening import open_tensors, snapshot, tensor_files
 from loraforge.files.tensorfile import TensorFile
+from loraforge.format.keys import kinds
 from loraforge.format.not_an_adapter import taken_out
+from loraforge.format.other import OtherFormat
 from loraforge.format.protocol import Format, Found
 from loraforge.format.registry import formats, named
 from loraforge.hub.address import perhaps
 from loraforge.hub.folder import reach
+from loraforge.names.catalog import architecture, holding
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
@@ -70,30 +75,65 @@ def locate(
         claiming = [(form, one) for one in files for form in tried if form.claims(opened[one.path][0])]
     if not claiming and faults:
         raise faults[0]
-    names = {form.name for form, _ in claiming}
-    claiming = [(form, one) for form, one in claiming if getattr(form, "like", None) not in names]
     claiming = _distinct(claiming, {path: file for path, (file, _) in opened.items()}, choice)
     if len(claiming) > 1:
         raise _several(source, claiming)
     form, chosen = claiming[0] if claiming else (None, located[0][1])
     file, warnings = opened[chosen.path]
+    form = form.of(file) if isinstance(form, OtherFormat) else form
     run = shards.whole_name(chosen.run).removesuffix(".safetensors").removesuffix(".bin")
     return form, Found(file.path, run, (*notes, *chosen.notes, *warnings)), file
 
 
 def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile], choice: Choice) -> list[_Located]:
-    """The formats whose readings differ: of those that read a file alike, the first."""
+    """The formats whose readings differ: of those that read a file alike, the first; of those that refuse it, too."""
+    if choice.architecture and len(claiming) > 1:
+        able = [(form, one) for form, one in claiming if _reads(form, files[one.path], choice)]
+        claiming = able or claiming
+    names = {form.name for form, _ in claiming}
+    claiming = [pair for pair in claiming if not names & _stepping_back(pair[0], names)]
     if len(claiming) < 2:
         return claiming
-    readings = dict[object, _Located]()
+    readings, refused = list[tuple[_Located, Adapter]](), dict[Path, _Located]()
     for form, one in claiming:
         try:
-            read = form.read(files[one.path], choice)
-            same: object = (one.path, read.architecture, read.layout, frozenset(read.modules), read.scale.provenance)
+            adapter = form.read(files[one.path], choice)
         except LoraforgeError:
-            same = form.name
-        readings.setdefault(same, (form, one))
-    return list(readings.values())
+            refused.setdefault(one.path, (form, one))
+            continue
+        if not any(kept[1].path == one.path and _covers(kept[0], form, adapter) for kept, _ in readings):
+            readings.append(((form, one), adapter))
+    read = {one.path for (_, one), _ in readings}
+    return [*(pair for pair, _ in readings), *(pair for path, pair in refused.items() if path not in read)]
+
+
+def _reads(form: Format, file: TensorFile, choice: Choice) -> bool:
+    """Whether a format has the file's names, for the architecture that is stated."""
+    try:
+        form.read(file, choice)
+    except NoAdapterError:
+        return False
+    except LoraforgeError:  # of what else is wrong with it
+        return True
+    return True
+
+
+def _stepping_back(form: Format, names: AbstractSet[str]) -> AbstractSet[str]:
+    """The formats of these `names` in whose favour a format gives up its claim."""
+    return names - {form.name} if isinstance(form, OtherFormat) else {getattr(form, "like", None) or ""}
+
+
+def _covers(first: Format, form: Format, adapter: Adapter) -> bool:
+    """Whether the first format reads the adapter of `form` the same way, for every model that it may be of."""
+    paths = kinds(adapter.modules)
+    for name in holding(paths, form.layouts):
+        known = architecture(name).layouts
+        if name not in first.layouts:
+            return False
+        mine, theirs = known[first.layouts[name]], known[form.layouts[name]]
+        if any(mine.stacked(path) != theirs.stacked(path) for path in paths):
+            return False
+    return True
 
 
 def _resolved(source: Path) -> tuple[Path, tuple[str, ...]]:
