@@ -26,7 +26,7 @@ class Grammar(KeyStyle):
         return next(iter(self.every(key).values()), ())
 
     def every(self, key: str) -> dict[tuple[str, str], tuple[Hit, ...]]:
-        """Every reading of a key, by the path and the factor that it takes it for; those behind listed prefixes, if any."""
+        """Every reading of a key, by path and factor; if some have a listed prefix, these."""
         readings = dict[tuple[str, str], tuple[Hit, ...]]()
         for suffix, factor, words in _endings():
             if match := ending(suffix).fullmatch(key):

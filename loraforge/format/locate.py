@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import left_out
 from loraforge.errors import FileError, FormatError, LoraforgeError, NoAdapterError, Try
 from loraforge.files import shards
@@ -22,7 +20,7 @@ from loraforge.format.registry import formats, named
 from loraforge.hub.address import perhaps
 from loraforge.hub.folder import reach
 from loraforge.names.catalog import architecture, holding
-from loraforge.scale.rule import Choice
+from loraforge.scale.rule import Choice, Statement
 from loraforge.text import command, listed
 
 _MOST = 50
@@ -86,54 +84,46 @@ def locate(
 
 
 def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile], choice: Choice) -> list[_Located]:
-    """The formats whose readings differ: of those that read a file alike, the first; of those that refuse it, too."""
-    if choice.architecture and len(claiming) > 1:
-        able = [(form, one) for form, one in claiming if _reads(form, files[one.path], choice)]
-        claiming = able or claiming
-    names = {form.name for form, _ in claiming}
-    claiming = [pair for pair in claiming if not names & _stepping_back(pair[0], names)]
-    if len(claiming) < 2:
-        return claiming
-    readings, refused = list[tuple[_Located, Adapter]](), dict[Path, _Located]()
-    for form, one in claiming:
-        try:
-            adapter = form.read(files[one.path], choice)
-        except LoraforgeError:
-            refused.setdefault(one.path, (form, one))
-            continue
-        if not any(kept[1].path == one.path and _covers(kept[0], form, adapter) for kept, _ in readings):
-            readings.append(((form, one), adapter))
-    read = {one.path for (_, one), _ in readings}
-    return [*(pair for pair, _ in readings), *(pair for path, pair in refused.items() if path not in read)]
+    """The formats without those that say no more of a file than another one.
+
+    Of two that read it alike, one that is made for a single architecture stays; otherwise the first. Of those that
+    refuse it, the first stays if no other reads it; a format that reads what no other claims gives way to any.
+    """
+    named = [pair for pair in claiming if not isinstance(pair[0], OtherFormat)]
+    doubtful = len(named) > 1 or (choice.architecture and len(claiming) > 1)
+    readings = {pair: _meanings(*pair, files, choice) for pair in named} if doubtful else {}
+    if choice.architecture and readings:
+        named = [pair for pair in named if readings[pair] is not None]
+    claiming = sorted(named or claiming, key=lambda pair: len(pair[0].layouts) != 1)
+    kept = list(claiming)
+    for n, pair in enumerate(claiming if len(claiming) > 1 else ()):
+        mine = readings[pair] or set()
+        others = [(m, one, readings[one] or set()) for m, one in enumerate(claiming) if m != n and one in kept]
+        same = [(m, theirs) for m, one, theirs in others if one[1].path == pair[1].path]
+        if any(mine <= theirs and (mine != theirs or m < n) for m, theirs in same):
+            kept.remove(pair)
+    return kept
 
 
-def _reads(form: Format, file: TensorFile, choice: Choice) -> bool:
-    """Whether a format has the file's names, for the architecture that is stated."""
+def _meanings(form: Format, one: Found, files: Mapping[Path, TensorFile], choice: Choice) -> set[object] | None:
+    """Each architecture whose modules are all of the file's, as a format reads it, with what these modules stack.
+
+    Empty if the format refuses the file; None if it has none of its names.
+    """
+    at_once = Statement(trained_scale=1.0, override=True)  # what is wrong with its scale is told when it is read
     try:
-        form.read(file, choice)
+        paths = kinds(form.read(files[one.path], replace(choice, stated=at_once)).modules)
     except NoAdapterError:
-        return False
-    except LoraforgeError:  # of what else is wrong with it
-        return True
-    return True
-
-
-def _stepping_back(form: Format, names: AbstractSet[str]) -> AbstractSet[str]:
-    """The formats of these `names` in whose favour a format gives up its claim."""
-    return names - {form.name} if isinstance(form, OtherFormat) else {getattr(form, "like", None) or ""}
-
-
-def _covers(first: Format, form: Format, adapter: Adapter) -> bool:
-    """Whether the first format reads the adapter of `form` the same way, for every model that it may be of."""
-    paths = kinds(adapter.modules)
-    for name in holding(paths, form.layouts):
-        known = architecture(name).layouts
-        if name not in first.layouts:
-            return False
-        mine, theirs = known[first.layouts[name]], known[form.layouts[name]]
-        if any(mine.stacked(path) != theirs.stacked(path) for path in paths):
-            return False
-    return True
+        return None
+    except LoraforgeError:
+        return set()
+    layouts = {name: architecture(name).layouts[form.layouts[name]] for name in holding(paths, form.layouts)}
+    return {
+        (name, path, layout.stacked(path), located[1])
+        for name, layout in layouts.items()
+        for path in paths
+        if (located := layout.locate(path))
+    }
 
 
 def _resolved(source: Path) -> tuple[Path, tuple[str, ...]]:
