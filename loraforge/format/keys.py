@@ -75,6 +75,8 @@ class Keys:
 _NUMBER = re.compile(r"(?<=[._])\d+(?=[._])")
 _FIRST = re.compile(r"(?<![^._])\d+(?![^._])")
 _MOST_KINDS = 1 << 16
+_Parsed = tuple[tuple[Hit, ...], list[list[str]] | None]
+"""The readings of a key, and what stands before and after the block number in each path; None if there is none."""
 _COLUMN = ".dora_scale"
 """LyCORIS's word for a magnitude, which it stores as [rows, 1] (modules/locon.py)."""
 
@@ -82,6 +84,13 @@ _COLUMN = ".dora_scale"
 def kinds(keys: Iterable[str]) -> tuple[str, ...]:
     """One key of each kind: keys that differ only in their first number, a block's, are of one kind."""
     return tuple({_NUMBER.sub("#", key, count=1): key for key in keys}.values())
+
+
+def few(file: TensorFile) -> TensorFile:
+    """The file with the keys of as few blocks as have every kind of key, for what names alone decide."""
+    numbers = {key: number[0] if (number := _NUMBER.search(key)) else "" for key in file.tensors}
+    shown = {numbers[key] for key in kinds(file.tensors)}
+    return replace(file, tensors={key: info for key, info in file.tensors.items() if numbers[key] in shown})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,7 @@ class KeyStyle:
     """What replaces the dots of a module path: `_` in kohya's names."""
     column: bool = False
     """Magnitudes are stored as [rows, 1], as LyCORIS does, not as [rows]."""
-    _parsed: dict[str, tuple[Hit, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _parsed: dict[str, _Parsed] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The readings of one key of each kind."""
 
     def parse(self, key: str) -> tuple[Hit, ...]:
@@ -108,13 +117,19 @@ class KeyStyle:
         if kind not in self._parsed:
             if len(self._parsed) >= _MOST_KINDS:
                 self._parsed.clear()
-            self._parsed[kind] = self._readings(kind)
-        hits = self._parsed[kind]
+            hits = self._readings(kind)
+            ends = [_FIRST.split(hit.path, maxsplit=1) for hit in hits]
+            whose = all(len(end) == 2 for end in ends) and not any(map(_NUMBER.search, self.prefixes))
+            self._parsed[kind] = hits, ends if whose else None
+        hits, ends = self._parsed[kind]
         if number[0] == "0":
             return hits
-        if not all(_FIRST.search(hit.path) for hit in hits) or any(map(_NUMBER.search, self.prefixes)):
-            return self._readings(key)  # the number is no block's: it may be in the adapter's name
-        return tuple(replace(hit, path=_FIRST.sub(number[0], hit.path, count=1)) for hit in hits)
+        if ends is None:  # the number is no block's: it may be in the adapter's name
+            return self._readings(key)
+        return tuple(
+            Hit(f"{end[0]}{number[0]}{end[1]}", hit.factor, hit.part, hit.spelled, hit.prefix, hit.sep, hit.stripped)
+            for hit, end in zip(hits, ends, strict=True)
+        )
 
     def _readings(self, key: str) -> tuple[Hit, ...]:
         stem, part = key, 0

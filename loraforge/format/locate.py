@@ -12,7 +12,7 @@ from loraforge.errors import FileError, FormatError, LoraforgeError, NoAdapterEr
 from loraforge.files import shards
 from loraforge.files.opening import open_tensors, snapshot, tensor_files
 from loraforge.files.tensorfile import TensorFile
-from loraforge.format.keys import kinds
+from loraforge.format.keys import few
 from loraforge.format.not_an_adapter import taken_out
 from loraforge.format.other import OtherFormat
 from loraforge.format.protocol import Format, Found
@@ -67,13 +67,14 @@ def locate(
         file, taken = taken_out(file)
         file, left = left_out(file, choice.drop)
         opened[path] = file, [*warnings, *taken, *left]
-    claiming = [(form, one) for form, one in located if name or form.claims(opened[one.path][0])]
+    seen = {path: few(file) for path, (file, _) in opened.items()}
+    claiming = [(form, one) for form, one in located if name or form.claims(seen[one.path])]
     if not claiming and not faults and hub is None and source.is_dir():  # a file under another format's name
         files = {one.path: one for _, one in located}.values()
-        claiming = [(form, one) for one in files for form in tried if form.claims(opened[one.path][0])]
+        claiming = [(form, one) for one in files for form in tried if form.claims(seen[one.path])]
     if not claiming and faults:
         raise faults[0]
-    claiming = _distinct(claiming, {path: file for path, (file, _) in opened.items()}, choice)
+    claiming = _distinct(claiming, seen, choice)
     if len(claiming) > 1:
         raise _several(source, claiming)
     form, chosen = claiming[0] if claiming else (None, located[0][1])
@@ -112,7 +113,7 @@ def _meanings(form: Format, one: Found, files: Mapping[Path, TensorFile], choice
     """
     at_once = Statement(trained_scale=1.0, override=True)  # what is wrong with its scale is told when it is read
     try:
-        paths = kinds(form.read(files[one.path], replace(choice, stated=at_once)).modules)
+        paths = form.read(files[one.path], replace(choice, stated=at_once)).modules
     except NoAdapterError:
         return None
     except LoraforgeError:
