@@ -95,11 +95,12 @@ def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile], choice
     readings = {pair: _meanings(*pair, files, choice) for pair in named} if doubtful else {}
     if choice.architecture and readings:
         named = [pair for pair in named if readings[pair] is not None]
-    claiming = sorted(named or claiming, key=lambda pair: len(pair[0].layouts) != 1)
+    rest = [pair for pair in claiming if isinstance(pair[0], OtherFormat)]
+    claiming = sorted(named or rest or claiming, key=lambda pair: len(pair[0].layouts) != 1)
     kept = list(claiming)
     for n, pair in enumerate(claiming if len(claiming) > 1 else ()):
-        mine = readings[pair] or set()
-        others = [(m, one, readings[one] or set()) for m, one in enumerate(claiming) if m != n and one in kept]
+        mine = readings.get(pair) or set()
+        others = [(m, one, readings.get(one) or set()) for m, one in enumerate(claiming) if m != n and one in kept]
         same = [(m, theirs) for m, one, theirs in others if one[1].path == pair[1].path]
         if any(mine <= theirs and (mine != theirs or m < n) for m, theirs in same):
             kept.remove(pair)
