@@ -8,19 +8,19 @@ from itertools import islice
 from pathlib import Path
 
 from loraforge.adapter.drop import left_out
-from loraforge.errors import FileError, FormatError, LoraforgeError, NoAdapterError, Try
+from loraforge.errors import FileError, FormatError, LoraforgeError, Try
 from loraforge.files import shards
 from loraforge.files.opening import open_tensors, snapshot, tensor_files
 from loraforge.files.tensorfile import TensorFile
-from loraforge.format.keys import few
+from loraforge.format.keys import KeyStyle, few
 from loraforge.format.not_an_adapter import taken_out
 from loraforge.format.other import OtherFormat
 from loraforge.format.protocol import Format, Found
 from loraforge.format.registry import formats, named
 from loraforge.hub.address import perhaps
 from loraforge.hub.folder import reach
-from loraforge.names.catalog import architecture, holding
-from loraforge.scale.rule import Choice, Statement
+from loraforge.names.catalog import architecture, counts, matching
+from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
 _MOST = 50
@@ -74,6 +74,8 @@ def locate(
         claiming = [(form, one) for one in files for form in tried if form.claims(seen[one.path])]
     if not claiming and faults:
         raise faults[0]
+    names = {form.name for form, _ in claiming}
+    claiming = [(form, one) for form, one in claiming if getattr(form, "like", None) not in names]
     claiming = _distinct(claiming, seen, choice)
     if len(claiming) > 1:
         raise _several(source, claiming)
@@ -87,44 +89,43 @@ def locate(
 def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile], choice: Choice) -> list[_Located]:
     """The formats without those that say no more of a file than another one.
 
-    Of two that read it alike, one that is made for a single architecture stays; otherwise the first. Of those that
-    refuse it, the first stays if no other reads it; a format that reads what no other claims gives way to any.
+    Of two that read it alike, one that is made for a single architecture stays; otherwise the first. What reads the
+    rest gives way to any that has the file's names, of the architecture that is stated if one is.
     """
-    named = [pair for pair in claiming if not isinstance(pair[0], OtherFormat)]
-    doubtful = len(named) > 1 or (choice.architecture and len(claiming) > 1)
-    readings = {pair: _meanings(*pair, files, choice) for pair in named} if doubtful else {}
-    if choice.architecture and readings:
-        named = [pair for pair in named if readings[pair] is not None]
     rest = [pair for pair in claiming if isinstance(pair[0], OtherFormat)]
-    claiming = sorted(named or rest or claiming, key=lambda pair: len(pair[0].layouts) != 1)
+    named = [pair for pair in claiming if pair not in rest]
+    if rest and choice.architecture:
+        named = [pair for pair in named if _has(pair[0], files[pair[1].path], choice.architecture)]
+    claiming = sorted(named or rest or claiming, key=lambda one: len(one[0].layouts) != 1)
+    readings = [_meanings(form, files[one.path]) for form, one in claiming] if len(claiming) > 1 else []
     kept = list(claiming)
-    for n, pair in enumerate(claiming if len(claiming) > 1 else ()):
-        mine = readings.get(pair) or set()
-        others = [(m, one, readings.get(one) or set()) for m, one in enumerate(claiming) if m != n and one in kept]
-        same = [(m, theirs) for m, one, theirs in others if one[1].path == pair[1].path]
-        if any(mine <= theirs and (mine != theirs or m < n) for m, theirs in same):
-            kept.remove(pair)
+    for n, mine in enumerate(readings):
+        wider = (m for m, other in enumerate(readings) if m != n and mine <= other and (mine != other or m < n))
+        if mine and any(claiming[m] in kept and claiming[m][1].path == claiming[n][1].path for m in wider):
+            kept.remove(claiming[n])
     return kept
 
 
-def _meanings(form: Format, one: Found, files: Mapping[Path, TensorFile], choice: Choice) -> set[object] | None:
-    """Each architecture whose modules are all of the file's, as a format reads it, with what these modules stack.
+def _has(form: Format, file: TensorFile, architecture: str) -> bool:
+    """Whether a format has names of this architecture for half of the file's modules, or does not say."""
+    style: KeyStyle | None = getattr(form, "style", None)
+    layout = form.layouts.get(architecture)
+    paths = [hit.path for hit in style.hits(file.tensors)] if style else []
+    return style is None or bool(layout and matching(paths, {architecture: layout}, style.sep))
 
-    Empty if the format refuses the file; None if it has none of its names.
-    """
-    at_once = Statement(trained_scale=1.0, override=True)  # what is wrong with its scale is told when it is read
-    try:
-        paths = form.read(files[one.path], replace(choice, stated=at_once)).modules
-    except NoAdapterError:
-        return None
-    except LoraforgeError:
-        return set()
-    layouts = {name: architecture(name).layouts[form.layouts[name]] for name in holding(paths, form.layouts)}
+
+def _meanings(form: Format, file: TensorFile) -> set[object]:
+    """What the file's modules stack, in each of the architectures that have the most of them in a format's names."""
+    style: KeyStyle | None = getattr(form, "style", None)
+    paths = [hit.path for hit in style.hits(file.tensors)] if style else []
+    known = counts(paths, form.layouts, style.sep) if style else {}
+    most = [name for name, count in known.items() if count == max(known.values())]
+    layouts = {name: architecture(name).layouts[form.layouts[name]] for name in most}
     return {
-        (name, path, layout.stacked(path), located[1])
+        (name, located[0].fill(located[1]), layout.modules[located[0]], located[1])
         for name, layout in layouts.items()
         for path in paths
-        if (located := layout.locate(path))
+        if style and (located := layout.locate(path, style.sep))
     }
 
 
