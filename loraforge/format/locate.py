@@ -12,13 +12,14 @@ from loraforge.errors import FileError, FormatError, LoraforgeError, Try
 from loraforge.files import shards
 from loraforge.files.opening import open_tensors, snapshot, tensor_files
 from loraforge.files.tensorfile import TensorFile
-from loraforge.format.keys import KeyStyle
+from loraforge.format.keys import KeyStyle, few
 from loraforge.format.not_an_adapter import taken_out
+from loraforge.format.other import OtherFormat
 from loraforge.format.protocol import Format, Found
 from loraforge.format.registry import formats, named
 from loraforge.hub.address import perhaps
 from loraforge.hub.folder import reach
-from loraforge.names.catalog import architecture, counts
+from loraforge.names.catalog import architecture, counts, matching
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
@@ -66,29 +67,36 @@ def locate(
         file, taken = taken_out(file)
         file, left = left_out(file, choice.drop)
         opened[path] = file, [*warnings, *taken, *left]
-    claiming = [(form, one) for form, one in located if name or form.claims(opened[one.path][0])]
+    seen = {path: few(file) for path, (file, _) in opened.items()}
+    claiming = [(form, one) for form, one in located if name or form.claims(seen[one.path])]
     if not claiming and not faults and hub is None and source.is_dir():  # a file under another format's name
         files = {one.path: one for _, one in located}.values()
-        claiming = [(form, one) for one in files for form in tried if form.claims(opened[one.path][0])]
+        claiming = [(form, one) for one in files for form in tried if form.claims(seen[one.path])]
     if not claiming and faults:
         raise faults[0]
     names = {form.name for form, _ in claiming}
     claiming = [(form, one) for form, one in claiming if getattr(form, "like", None) not in names]
-    claiming = _distinct(claiming, {path: file for path, (file, _) in opened.items()})
+    claiming = _distinct(claiming, seen, choice)
     if len(claiming) > 1:
         raise _several(source, claiming)
     form, chosen = claiming[0] if claiming else (None, located[0][1])
     file, warnings = opened[chosen.path]
+    form = form.of(file) if isinstance(form, OtherFormat) else form
     run = shards.whole_name(chosen.run).removesuffix(".safetensors").removesuffix(".bin")
     return form, Found(file.path, run, (*notes, *chosen.notes, *warnings)), file
 
 
-def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile]) -> list[_Located]:
+def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile], choice: Choice) -> list[_Located]:
     """The formats without those that say no more of a file than another one.
 
-    Of two that read it alike, one that is made for a single architecture stays; otherwise the first.
+    Of two that read it alike, one that is made for a single architecture stays; otherwise the first. What reads the
+    rest gives way to any that has the file's names, of the architecture that is stated if one is.
     """
-    claiming = sorted(claiming, key=lambda one: len(one[0].layouts) != 1)
+    rest = [pair for pair in claiming if isinstance(pair[0], OtherFormat)]
+    named = [pair for pair in claiming if pair not in rest]
+    if rest and choice.architecture:
+        named = [pair for pair in named if _has(pair[0], files[pair[1].path], choice.architecture)]
+    claiming = sorted(named or rest or claiming, key=lambda one: len(one[0].layouts) != 1)
     readings = [_meanings(form, files[one.path]) for form, one in claiming] if len(claiming) > 1 else []
     kept = list(claiming)
     for n, mine in enumerate(readings):
@@ -96,6 +104,14 @@ def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile]) -> lis
         if mine and any(claiming[m] in kept and claiming[m][1].path == claiming[n][1].path for m in wider):
             kept.remove(claiming[n])
     return kept
+
+
+def _has(form: Format, file: TensorFile, architecture: str) -> bool:
+    """Whether a format has names of this architecture for half of the file's modules, or does not say."""
+    style: KeyStyle | None = getattr(form, "style", None)
+    layout = form.layouts.get(architecture)
+    paths = [hit.path for hit in style.hits(file.tensors)] if style else []
+    return style is None or bool(layout and matching(paths, {architecture: layout}, style.sep))
 
 
 def _meanings(form: Format, file: TensorFile) -> set[object]:

@@ -12,7 +12,7 @@ from loraforge.algebra.lora import Array, Delta, prune
 from loraforge.errors import FormatError, adding
 from loraforge.files.safetensors import write_safetensors
 from loraforge.files.tensorfile import TensorFile, TensorInfo
-from loraforge.format.keys import KeyStyle, alphas, ranks
+from loraforge.format.keys import KeyStyle, alphas, altered, ranks
 from loraforge.format.protocol import Header, Target
 from loraforge.hub.address import renamed
 from loraforge.names.layout import Architecture
@@ -79,7 +79,7 @@ def read_lora_file(
         keys=tuple(sorted(file.tensors)),
         metadata=file.metadata,
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
-        notes=tuple(record.notes),
+        notes=(*altered(pairs, file.tensors), *record.notes),
         candidates=(*record.near, *candidates(sizes, trainers)) if scale.provenance == "ambiguous" else (),
         configs=record.configs,
     )
