@@ -152,8 +152,13 @@ def runtime(name: str) -> Runtime:
 
 
 def running(architecture: str) -> list[Runtime]:
-    """The programs that run models of an architecture, as far as is known."""
-    return [program for program in runtimes().values() if not program.only or program.architecture == architecture]
+    """The programs that run models of an architecture: of each format, those known for it, else those of other models."""
+    own = {program.format for program in runtimes().values() if program.architecture == architecture}
+    return [
+        program
+        for program in runtimes().values()
+        if program.architecture == architecture or (not program.only and program.format not in own)
+    ]
 
 
 def not_with(architecture: str, format: str) -> str:  # noqa: A002 - the field's name
