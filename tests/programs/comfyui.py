@@ -206,8 +206,9 @@ def line(comfy: Any, name: str, to: str, folder: Path) -> str:
     if ends[0]:
         original = {f"{k.removesuffix(ends[0])}{ends[1]}" if k.endswith(ends[0]) else k: t for k, t in original.items()}
     got = tiny.by_diffusers(original) if "converter" in TABLE[name] else original
-    right = [path for path, want in updates.items() if f"{path}.weight" in got
-             and got[f"{path}.weight"].shape == want.shape and share(got[f"{path}.weight"], want) <= UPDATE]  # fmt: skip
+    named = {path: got.get(f"{path}.weight") for path in updates}
+    right = [path for path, array in named.items() if array is not None and array.shape == updates[path].shape
+             and share(array, updates[path]) <= UPDATE]  # fmt: skip
     else_ = [key for key, array in got.items() if key.removesuffix(".weight") not in updates and abs(array).max() > 0]
     text = f"{name}, {to}: {len(right)} of {len(updates)} modules right"
     wrong = [path for path in updates if path not in right]
