@@ -54,7 +54,7 @@ def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) ->
 def run(json_: bool, **options: Any) -> None:
     """Run ADAPTERs in a CogVideoX pipeline, at the scale of training. Their formats: `loraforge formats`.
 
-    Of CogVideoX alone. An adapter of another model goes into its own pipeline in Python: loraforge.load_into(pipe, FILE),
+    Of CogVideoX alone. Another adapter goes into its own pipeline in Python: loraforge.load_into(pipe, FILE),
     or pipe.load_lora_weights after `loraforge convert FILE --to diffusers`.
 
     Scheduler, guidance, frames, size and element type are those that the base model needs. They are printed, and

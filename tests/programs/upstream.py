@@ -10,6 +10,7 @@ The tensors of text encoders are put back as they were: loraforge converts those
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import tempfile
@@ -103,8 +104,8 @@ def converted(source: Any, name: str | None, transformer: str, folder: Path) -> 
     file = folder / "pytorch_lora_weights.safetensors"
     save_file(mine, file, _without_text(metadata))
     try:
-        for number, to in enumerate(THROUGH):
-            file = _convert(file, to, transformer, folder / f"{number}-{to}")
+        for before, to in itertools.pairwise(("diffusers", *THROUGH)):
+            file = _convert(file, before, to, transformer, folder / f"{before}-{to}")
     except LoraforgeError as error:
         _LOADS[f"given on as it was: {error.message.replace(str(folder), '')[:160]}"] += 1
         return None
@@ -127,14 +128,15 @@ def _without_text(metadata: dict[str, str]) -> dict[str, str]:
     return {**metadata, ENTRY: json.dumps(entry)}
 
 
-def _convert(file: Path, to: str, transformer: str, out: Path) -> Path:
-    """The file in a format, with what its refusals ask for: the architecture, and what Diffusers does with it today."""
+def _convert(file: Path, before: str, to: str, transformer: str, out: Path) -> Path:
+    """The file in a format, with what its refusals ask for: what it is, and what Diffusers does with it today."""
     out.mkdir()
     wanted = out if to == "peft" else out / "pytorch_lora_weights.safetensors"
     named = {"architecture": next(n for n, arch in architectures().items() if transformer in arch.transformers)}
+    named["from_"] = before
     loaded = {"as_loaded": True}
     ways: dict[str, dict[str, Any]] = {
-        "": {}, "as loaded": loaded, "of this architecture": named, "as loaded, of this architecture": named | loaded
+        "": {}, "as loaded": loaded, "said what it is": named, "as loaded, said what it is": named | loaded
     }  # fmt: skip
     for way, given in ways.items():
         try:
