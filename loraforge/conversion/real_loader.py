@@ -88,8 +88,8 @@ def _shell(adapter: Adapter, base: Path | None) -> Any:
     """The transformer, every tensor of it a view of a single zero."""
     import torch
 
-    kind = _class(adapter.model.transformer)
     config = _config(adapter) if base is None else _read(base)
+    kind = _class(str(config.get("_class_name", adapter.model.transformer)))
     with torch.device("meta"):
         model = kind.from_config(config)
     zero = torch.zeros((), dtype=torch.float32)
