@@ -76,9 +76,9 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
 def _possible(pairs: Sequence[tuple[Adapter, Adapter]], *, rank_known: bool) -> list[tuple[Adapter, Adapter]]:
     """The architectures that remain possible, each with what --drop leaves: those with the strongest evidence."""
     sound = [pair for pair in pairs if not fits.broken(pair[1], rank_known=rank_known)]
-    whole = [pair for pair in sound if not fits.beyond(pair[1])] or sound
-    shown = [pair for pair in whole if pair[0].shown]
-    return shown or [pair for pair in whole if fits.of_width(pair[1].model, fits.solved(pair[1]).values)] or whole
+    shown = [pair for pair in sound if pair[0].shown]
+    left = shown or [pair for pair in sound if fits.of_width(pair[1].model, fits.solved(pair[1]).values)] or sound
+    return [pair for pair in left if not fits.beyond(pair[1])] or left
 
 
 def _ended(adapter: Adapter, checked: Adapter, *, rank_known: bool) -> Adapter:

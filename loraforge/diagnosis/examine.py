@@ -35,7 +35,7 @@ from loraforge.errors import (
 )
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
-from loraforge.format.not_an_adapter import known_titles, not_an_adapter
+from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import Format
 from loraforge.hub.address import address
 from loraforge.programs.known_names import by_names
@@ -104,7 +104,7 @@ _REFUSED = {
 def _unread(fault: LoraforgeError) -> Verdict:
     """The verdict on a file that cannot be read as an adapter, by the kind of the refusal."""
     kind = next((kind for error, kind in _REFUSED.items() if isinstance(fault, error)), Kind.BROKEN)
-    return Verdict(kind, f"in {known_titles()}: {fault.message}" if kind is Kind.NOTHING else fault.message)
+    return Verdict(kind, f"in the models that are known: {fault.message}" if kind is Kind.NOTHING else fault.message)
 
 
 def _hopeless(path: str | Path, verdict: Verdict, error: LoraforgeError) -> Diagnosis:

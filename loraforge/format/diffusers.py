@@ -62,6 +62,7 @@ class DiffusersFormat:
     storage = Storage()
     writer: Callable[[Wanted], Writer] | None = DiffusersWriter
     options = frozenset({"scale_in", "pad_ranks"})
+    style = STYLE
 
     @property
     def layouts(self) -> Mapping[str, str]:

@@ -12,13 +12,14 @@ from loraforge.errors import FileError, FormatError, LoraforgeError, Try
 from loraforge.files import shards
 from loraforge.files.opening import open_tensors, snapshot, tensor_files
 from loraforge.files.tensorfile import TensorFile
+from loraforge.format.keys import KeyStyle
 from loraforge.format.not_an_adapter import taken_out
 from loraforge.format.protocol import Format, Found
 from loraforge.format.registry import formats, named
 from loraforge.hub.address import perhaps
 from loraforge.hub.folder import reach
-from loraforge.names.catalog import architecture, holding
-from loraforge.scale.rule import Choice, Statement
+from loraforge.names.catalog import architecture, counts
+from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
 _MOST = 50
@@ -73,7 +74,7 @@ def locate(
         raise faults[0]
     names = {form.name for form, _ in claiming}
     claiming = [(form, one) for form, one in claiming if getattr(form, "like", None) not in names]
-    claiming = _distinct(claiming, {path: file for path, (file, _) in opened.items()}, choice)
+    claiming = _distinct(claiming, {path: file for path, (file, _) in opened.items()})
     if len(claiming) > 1:
         raise _several(source, claiming)
     form, chosen = claiming[0] if claiming else (None, located[0][1])
@@ -82,13 +83,13 @@ def locate(
     return form, Found(file.path, run, (*notes, *chosen.notes, *warnings)), file
 
 
-def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile], choice: Choice) -> list[_Located]:
+def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile]) -> list[_Located]:
     """The formats without those that say no more of a file than another one.
 
     Of two that read it alike, one that is made for a single architecture stays; otherwise the first.
     """
     claiming = sorted(claiming, key=lambda one: len(one[0].layouts) != 1)
-    readings = [_meanings(form, files[one.path], choice) for form, one in claiming] if len(claiming) > 1 else []
+    readings = [_meanings(form, files[one.path]) for form, one in claiming] if len(claiming) > 1 else []
     kept = list(claiming)
     for n, mine in enumerate(readings):
         wider = (m for m, other in enumerate(readings) if m != n and mine <= other and (mine != other or m < n))
@@ -97,19 +98,18 @@ def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile], choice
     return kept
 
 
-def _meanings(form: Format, file: TensorFile, choice: Choice) -> set[object]:
-    """Each architecture whose modules are all of the file's, as a format reads it, with what these modules stack."""
-    at_once = Statement(trained_scale=1.0, override=True)  # what is wrong with its scale is told when it is read
-    try:
-        paths = form.read(file, replace(choice, stated=at_once)).modules
-    except LoraforgeError:
-        return set()
-    layouts = {name: architecture(name).layouts[form.layouts[name]] for name in holding(paths, form.layouts)}
+def _meanings(form: Format, file: TensorFile) -> set[object]:
+    """What the file's modules stack, in each of the architectures that have the most of them in a format's names."""
+    style: KeyStyle | None = getattr(form, "style", None)
+    paths = [hit.path for hit in style.hits(file.tensors)] if style else []
+    known = counts(paths, form.layouts, style.sep) if style else {}
+    most = [name for name, count in known.items() if count == max(known.values())]
+    layouts = {name: architecture(name).layouts[form.layouts[name]] for name in most}
     return {
-        (name, path, layout.stacked(path), located[1])
+        (name, located[0].fill(located[1]), layout.modules[located[0]], located[1])
         for name, layout in layouts.items()
         for path in paths
-        if (located := layout.locate(path))
+        if style and (located := layout.locate(path, style.sep))
     }
 
 

@@ -70,6 +70,7 @@ class PeftFormat:
     storage = Storage()
     writer: Callable[[Wanted], Writer] | None = PeftWriter
     options: frozenset[str] = frozenset({"pad_ranks"})
+    style = STYLE
 
     @property
     def layouts(self) -> Mapping[str, str]:
