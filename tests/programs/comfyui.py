@@ -108,16 +108,6 @@ def _hunyuanvideo(c: Config) -> Config:
     return {**flux, "image_model": "hunyuan_video", **more}
 
 
-def _mochi(c: Config) -> Config:
-    return {
-        "image_model": "mochi_preview", "depth": c["num_layers"], "num_heads": c["num_attention_heads"],
-        "hidden_size_x": c["num_attention_heads"] * c["attention_head_dim"],
-        "hidden_size_y": c["pooled_projection_dim"],
-        "mlp_ratio_x": 4.0, "mlp_ratio_y": 4.0, "learn_sigma": False, "in_channels": c["in_channels"], "qk_norm": True,
-        "qkv_bias": False, "out_bias": True, "use_t5": True, "t5_feat_dim": c["text_embed_dim"],
-    }  # fmt: skip
-
-
 def _sd3(c: Config) -> Config:
     text = {"in_features": c["joint_attention_dim"], "out_features": c["caption_projection_dim"]}
     return {
@@ -182,10 +172,9 @@ CASES = [
     Case("z_image", "ZImage", _Z_IMAGE, 0, {"dim": 1152, "n_layers": 1, "n_refiner_layers": 1, "axes_dims": [128] * 3}),
     Case("lumina2", "Lumina2", partial(_next_dit, ffn_dim_multiplier=4.0), 0, {"out_channels": 16}),
     Case("hidream", "HiDream", _HIDREAM),
-    Case("mochi", "GenmoMochi", _mochi, 0, {"out_channels": 12}),
 ]
 """ComfyUI's code fixes that heads of SD3 are 64 wide, that LTX, Chroma and Lumina 2 give out what they take in, and
-the width of the time embeddings of Flux.2 and Z-Image."""
+the width of the time embeddings of Flux.2 and Z-Image. Mochi is missing: all of its widths are fixed."""
 
 
 def imported(checkout: Path) -> Any:
