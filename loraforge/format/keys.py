@@ -147,7 +147,7 @@ class KeyStyle:
                 problems.append(f"{path} has parts {sorted(blocks)}, not the {want} of {', '.join(stacks[path])}")
                 continue
             faults = [fault for _, keys in sorted(blocks.items()) for fault in _pair_faults(path, keys, tensors, self)]
-            if not faults and len(shape := tensors[blocks[0]["A"]].shape) > 2:
+            if not faults and arch.variants and len(shape := tensors[blocks[0]["A"]].shape) > 2:
                 faults = _kernel_faults(path, shape, arch.layouts[layout], arch.kernels(stacks[path]))
             if not faults and self.parts:
                 faults = _part_faults(path, [blocks[n] for n in range(want)], tensors, arch, stacks[path])

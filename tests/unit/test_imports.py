@@ -64,7 +64,8 @@ def test_a_fuse_and_a_conversion_of_a_base_do_not_load_torch(tmp_path: Path) -> 
 
 LAYERS = (
     "text _version threads document tables < errors < algebra facts plugin < files names fusion < scale hub media < "
-    "adapter < format < programs < conversion < base < live diagnosis < publishing < __init__ settings < cli testing"
+    "adapter < format < programs < conversion < base < live diagnosis learning < "
+    "publishing < __init__ settings < cli testing"
 )
 """A folder imports from its own and from those left of its own `<`, types and deferred imports included."""
 

@@ -1,0 +1,158 @@
+"""`layouts learn`: two checkpoints of the same weights, whose names differ, become a layout as data."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from loraforge.errors import LoraforgeError, OutputError, Try, adding
+from loraforge.files.destination import Destination, replacing
+from loraforge.learning import layout_file
+from loraforge.learning.checkpoint import Checkpoint, open_checkpoint
+from loraforge.learning.matching import Matches, match
+from loraforge.learning.modules import Left, cut, modules_of, renamed, whole_stacks
+from loraforge.learning.templates import Entry, entries
+from loraforge.names.catalog import architecture
+from loraforge.names.check import check
+from loraforge.names.layout import Architecture, Layout
+from loraforge.text import command, listed
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What was written, and what a reader is to look at."""
+
+    path: Path
+    adds: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    stacks: layout_file.Stacks
+    left_out: Left
+    dropped: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The report for a terminal."""
+        modules = sum(len(entry.modules) for entry in self.entries)
+        rows = [f"{self.path}: {', '.join(self.adds)}; {modules} modules in {len(self.entries)} templates"]
+        for template, parts in self.stacks.items():
+            if len(parts) > 1:
+                label = "swapped" if _swapped(parts) else "stacked"
+                rows.append(f"  {label:<9} {template} = {', '.join(part.where for part in parts)}")
+        rows += [f"  literal   {entry.b.text}: no template explains its number" for entry in self.entries if entry.odd]
+        rows += [f"  left out  {path}: {why}" for why, paths in self.left_out.items() for path in short(paths)]
+        rows += [f"  dropped   {key}" for key in short(self.dropped)]
+        return [*rows, f"  next      {command('loraforge', 'layouts', 'check', self.path)} A2 B2   # of another size"]
+
+
+def short(paths: Sequence[str]) -> list[str]:
+    """The paths with `*` for their numbers, each once."""
+    return [*dict.fromkeys(re.sub(r"(?<![^.])[0-9]+(?![^.])", "*", path) for path in paths)]
+
+
+def _swapped(parts: Sequence[layout_file.Part]) -> bool:
+    """Whether pieces of one module of B stand in another order in A."""
+    orders = defaultdict[str, list[int]](list)
+    for part in parts:
+        orders[part.template].append(part.place)
+    return any(order != sorted(order) for order in orders.values())
+
+
+def learn(
+    a: Path,
+    b: Path,
+    out: Path,
+    *,
+    onto: str | None = None,
+    name: str | None = None,
+    layouts: tuple[str, str] = ("original", "diffusers"),
+    drop: Sequence[tuple[str, str]] = (),
+    force: bool = False,
+) -> Learned:
+    """Write the TOML of an architecture with the layouts of A and B; `onto` a known one, the layout that is new there.
+
+    Raises LoraforgeError, and writes nothing, if a tensor of one side is not on the other and not dropped (`drop`:
+    patterns of keys, and reasons), or if the file would not be sound; OutputError if `out` exists, unless `force`.
+    """
+    if out.suffix != ".toml":
+        raise OutputError(f"{out}: a layout is a TOML file.", adding("-o", out.with_suffix(".toml")))
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists.", adding("--force", why="replace it"))
+    name = onto or name or out.stem.lower().replace("-", "_")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        text = f"{name!r} is no name of an architecture: small letters, digits and underscores."
+        raise LoraforgeError(text, adding("--architecture", re.sub(r"^[^a-z]+|[^a-z0-9]", "", name) or "learned"))
+    of_a, of_b = sides = [open_checkpoint(path, drop) for path in (a, b)]
+    for pattern, _ in drop:
+        if not any(fnmatchcase(key, pattern) for side in sides for key in side.dropped):
+            raise LoraforgeError(f"--drop {pattern}: neither {a} nor {b} has such a tensor.", _skeleton(of_a))
+    arch = architecture(onto) if onto else None
+    known = None
+    if arch:
+        side, known = _known(arch, of_a, of_b)
+        if side is of_a:
+            of_a, of_b, layouts = of_b, of_a, (layouts[1], layouts[0])
+    found = match(of_a, of_b)
+    _refuse(found, of_a, of_b)
+    left_out = Left()
+    modules = modules_of(found, of_a, of_b, left_out)
+    if arch and known:
+        modules = cut(modules, arch, known, left_out)
+    every = tuple(entries(whole_stacks(modules, left_out)))
+    if arch and known:
+        every = tuple(renamed(entry, known) for entry in every)
+        tables = layout_file.new_layout(arch, every, layouts[0], of_a.dropped)
+    else:
+        tables = layout_file.new_architecture(name, every, layouts, (of_a.dropped, of_b.dropped))
+    digests = [f"sha256 of the names, types and shapes of {side.path.name}: {side.digest()}" for side in sides]
+    made = f"Learned by `{command('loraforge', 'layouts', 'learn', a.name, b.name)}` from the numbers of both files."
+    lost = [f"Left out, {why}: {', '.join(short(paths))}" for why, paths in left_out.items()]
+    text = layout_file.as_toml(tables, [made, *digests, *lost, _FORMAT])
+    with replacing(Destination(out.parent, (out.name,)), len(text), force=force) as folder:
+        (folder / out.name).write_text(text, "utf-8")
+        adds, problems = check(folder / out.name)
+        if problems:
+            raise LoraforgeError(f"What was learned is no sound layout: {listed([*map(str, problems)], 5)}")
+    stacks = layout_file.stacks(every, layout_file.named_segments(every))
+    return Learned(out, tuple(adds), every, stacks, left_out, (*of_a.dropped, *of_b.dropped))
+
+
+_FORMAT = "The last table, [format], is a guess: prefixes and suffixes are those that most programs use."
+
+
+def _known(arch: Architecture, *sides: Checkpoint) -> tuple[Checkpoint, Layout]:
+    """The side that an architecture knows, and the layout it has. Raises LoraforgeError if it knows neither."""
+    best, score = None, 0.5
+    for side in sides:
+        paths = {key.rpartition(".")[0] for key in side.keys}
+        for layout in arch.layouts.values():
+            share = sum(layout.locate(path) is not None for path in paths) / max(1, len(paths))
+            best, score = ((side, layout), share) if share > score else (best, score)
+    if best is None:
+        names = " and ".join(str(side.path) for side in sides)
+        text = f"Neither of {names} has the names of {arch.title}, to which the others could be added."
+        raise LoraforgeError(text, command("loraforge", "layouts", arch.name))
+    return best
+
+
+def _refuse(found: Matches, a: Checkpoint, b: Checkpoint) -> None:
+    """Raises LoraforgeError that lists the tensors of one side that the other has not got."""
+    if not found.runs:
+        more = " that stands in one place alone" if found.undetermined else ""
+        text = f"{a.path} and {b.path} share no row of numbers{more}: give the same weights under two names."
+        probe = command("loraforge", "layouts", "probe", a.path, "-o", "probe.safetensors")
+        raise LoraforgeError(text, Try(probe, "with rows that differ; then run the converter on it"))
+    texts, words = list[str](), list[str]()
+    for keys, side, other in ((found.missing, b, a), (found.unused, a, b)):
+        patterns = short(sorted(keys))
+        texts += [f"{side.path} has rows that {other.path} has not got, in {listed(patterns, 5)}"] if keys else []
+        words += [word for p in patterns for word in ("--drop", f"{p}=not in {other.path.name}")]
+    if texts:
+        text = "; ".join(texts) + ". They are computed, transposed, or of other weights."
+        raise LoraforgeError(text, adding(*words, why="where nothing is lost without them"))
+
+
+def _skeleton(side: Checkpoint) -> str:
+    return command("loraforge", "inspect", "--skeleton", side.path)
