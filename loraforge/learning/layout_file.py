@@ -159,7 +159,11 @@ def as_toml(tables: Mapping[str, Any], comment: Iterable[str]) -> str:
 
 
 def _table(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
-    inner = {key: value for key, value in table.items() if isinstance(value, dict) and len(path) < 3}
+    inner = {
+        key: value
+        for key, value in table.items()
+        if isinstance(value, dict) and path[:1] in ((), ("layouts",)) and len(path) < 3
+    }
     if path and (len(inner) < len(table) or not table):
         yield from ("", f"[{'.'.join(map(_key, path))}]")
     yield from (f"{_key(key)} = {_value(value)}" for key, value in table.items() if key not in inner)

@@ -44,6 +44,8 @@ class Learned:
         rows += [f"  literal   {entry.b.text}: no template explains its number" for entry in self.entries if entry.odd]
         rows += [f"  left out  {path}: {why}" for why, paths in self.left_out.items() for path in short(paths)]
         rows += [f"  dropped   {key}" for key in short(self.dropped)]
+        if not any(entry.b.holes for entry in self.entries):
+            rows.append("  literal   no number counts blocks: give checkpoints of two blocks or more")
         return [*rows, f"  next      {command('loraforge', 'layouts', 'check', self.path)} A2 B2   # of another size"]
 
 
@@ -91,7 +93,7 @@ def learn(
     arch = architecture(onto) if onto else None
     known = None
     if arch:
-        side, known = _known(arch, of_a, of_b)
+        side, known = _known(arch, of_b, of_a)
         if side is of_a:
             of_a, of_b, layouts = of_b, of_a, (layouts[1], layouts[0])
     found = match(of_a, of_b)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from loraforge.names.layout import Template
@@ -81,7 +81,8 @@ def entries(modules: Iterable[Module]) -> Iterator[Entry]:
         groups[slots(module.path)[0], patterns, shares, ratios, module.matrix].append(module)
     every = [entry for members in groups.values() for entry in _generalised(members)]
     while clashing := [entry for entry in every if entry.b.holes and _clashes(entry, every)]:
-        every = [entry for entry in every if entry not in clashing]
+        rest = [entry for entry in every if entry not in clashing]
+        every = [replace(entry, odd=entry.odd or _clashes(entry, clashing)) for entry in rest]
         every += [_literal(module) for entry in clashing for module in entry.modules]
     yield from every
 
