@@ -127,13 +127,16 @@ def equal(a: Checkpoint, key: str, start: int, b: Checkpoint, other: str, first:
         return False
     dtype = min(a.info(key).dtype, b.info(other).dtype, key=_NARROW.index)
     step = max(1, _PIECE // max(1, left[:1].nbytes))
-    return all(
+    same = all(
         np.array_equal(
             _bits(left[start + n : start + min(n + step, count)], dtype),
             _bits(right[first + n : first + min(n + step, count)], dtype),
         )
         for n in range(0, count, step)
     )
+    a.file.release(a.prefix + key)
+    b.file.release(b.prefix + other)
+    return same
 
 
 def _bits(numbers: Array, dtype: str) -> Array:
