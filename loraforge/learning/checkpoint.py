@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from loraforge.algebra.lora import Array
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
-"""What stands before the names of a transformer in files that hold other components beside it."""
+"""What the names of a transformer begin with in some files. With the first, other components may stand beside it."""
 _NARROW = ("BF16", "F16", "F32", "F64")
 """Element types, that of the fewest digits first: both sides are rounded to the first of them that one side has."""
 _SAMPLE = 32
@@ -43,8 +44,12 @@ class Checkpoint:
     file: TensorFile
     prefix: str
     keys: tuple[str, ...]
+    modules: dict[str, list[str]]
+    """Module path -> its keys."""
     dropped: dict[str, str]
     """Key -> the reason that was given for leaving it out."""
+    others: tuple[str, ...]
+    """The components beside the transformer."""
 
     def info(self, key: str) -> TensorInfo:
         return self.file.tensors[self.prefix + key]
@@ -91,18 +96,22 @@ def open_checkpoint(path: Path, drop: Sequence[tuple[str, str]] = ()) -> Checkpo
     if odd := sorted(k for k, info in file.tensors.items() if info.dtype[1:] in _QUANTISED and len(info.shape) > 1):
         text = f"{path} is quantised ({listed(odd, 3)}): rounded rows cannot be compared. Give bf16, fp16 or fp32."
         raise FileError(text, command("loraforge", "inspect", "--skeleton", files[0]))
-    prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in file.tensors)), "")
-    keys = [key.removeprefix(prefix) for key in file.tensors if key.startswith(prefix)]
-    dropped = {key: why for key in keys for pattern, why in drop if fnmatchcase(key, pattern)}
-    return Checkpoint(
-        path, file, prefix, tuple(sorted((k for k in keys if k not in dropped), key=in_order_of_numbers)), dropped
-    )
+    prefixes = [p for p in PREFIXES if all(key.startswith(p) for key in file.tensors)]
+    prefixes += [p for p in PREFIXES[:1] if any(key.startswith(p) for key in file.tensors)]
+    prefix = (*prefixes, "")[0]
+    every = sorted((key.removeprefix(prefix) for key in file.tensors if key.startswith(prefix)), key=_in_order)
+    dropped = {key: why for key in every for pattern, why in drop if fnmatchcase(key, pattern)}
+    keys, modules = tuple(key for key in every if key not in dropped), defaultdict[str, list[str]](list)
+    for key in keys:
+        modules[key.rpartition(".")[0]].append(key)
+    others = sorted({key.partition(".")[0] for key in file.tensors if not key.startswith(prefix)})
+    return Checkpoint(path, file, prefix, keys, modules, dropped, tuple(others))
 
 
 _QUANTISED = ("8", "8_E4M3", "8_E5M2")
 
 
-def in_order_of_numbers(path: str) -> list[tuple[int, str]]:
+def _in_order(path: str) -> list[tuple[int, str]]:
     """A sort key that puts block 2 before block 10."""
     return [(int(token), "") if token.isdecimal() else (-1, token) for token in path.split(".")]
 

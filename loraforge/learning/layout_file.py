@@ -22,39 +22,38 @@ _PREFIXES = ["diffusion_model.", "transformer.", ""]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A segment in a module of A, and where it is in B."""
+    """The n-th segment that a template of B stacks, as a part of a module of A."""
 
-    segment: str
-    start: int
-    template: str
-    place: int
-    of: int
+    entry: Entry
+    n: int
+
+    @property
+    def segment(self) -> str:
+        return self.entry.segments[self.n]
 
     @property
     def where(self) -> str:
-        return f"{self.template} [{self.place}/{self.of}]" if self.of > 1 else self.template
+        count = len(self.entry.pieces)
+        return self.entry.b.text + (f" [{self.n + 1}/{count}]" if count > 1 else "")
 
 
-Stacks = dict[str, list[Part]]
-"""Template of A -> its segments from the first row on."""
-
-
-def named_segments(entries: Iterable[Entry]) -> dict[str, tuple[str, ...]]:
-    """Template of B -> the names of the segments it stacks: those that are known, or the shortest end of its path."""
-    names, used = dict[str, tuple[str, ...]](), set[str]()
+def stacks(entries: Iterable[Entry]) -> dict[str, list[Part]]:
+    """Template of A -> its parts from the first row on."""
+    table = defaultdict[str, list[Part]](list)
     for entry in entries:
-        known = tuple(piece.segment for piece in entry.pieces)
-        names[entry.b.text] = (
-            known
-            if all(known)
-            else next(
-                stack
-                for stem in _stems(entry.b.text)
-                if not used & {*(stack := _numbered(stem, len(entry.pieces)))} and stem not in used
-            )
-        )
-        used |= {*names[entry.b.text]}
-    return names
+        for n, template in enumerate(entry.a):
+            table[template.text].append(Part(entry, n))
+    return {text: sorted(parts, key=lambda part: part.entry.pieces[part.n].start) for text, parts in table.items()}
+
+
+def named(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries with a name for each segment: the shortest end of B's path that no other has."""
+    used = set[str]()
+    for entry in entries:
+        every = (_numbered(stem, len(entry.pieces)) for stem in _stems(entry.b.text))
+        stack = next(stack for stack in every if not used & {*stack})
+        used |= {*stack}
+        yield entry.named(stack)
 
 
 def _stems(path: str) -> Iterator[str]:
@@ -71,26 +70,15 @@ def _numbered(stem: str, count: int) -> tuple[str, ...]:
     return (stem,) if count == 1 else tuple(f"{stem}_{n + 1}" for n in range(count))
 
 
-def stacks(entries: Iterable[Entry], names: Mapping[str, Sequence[str]]) -> Stacks:
-    """What each template of A stacks, in order."""
-    table = defaultdict[str, list[Part]](list)
-    for entry in entries:
-        stack = names[entry.b.text]
-        for n, (template, piece, name) in enumerate(zip(entry.a, entry.pieces, stack, strict=True), 1):
-            table[template.text].append(Part(name, piece.start, entry.b.text, n, len(stack)))
-    return {text: sorted(parts, key=lambda part: part.start) for text, parts in table.items()}
-
-
 def new_architecture(
     name: str, entries: Sequence[Entry], layouts: tuple[str, str], dropped: Sequence[Mapping[str, str]]
 ) -> dict[str, Any]:
     """The tables of an architecture of two layouts, A's and B's."""
-    names = named_segments(entries)
-    of_a = stacks(entries, names)
-    rows = {s: p.count for entry in entries for s, p in zip(names[entry.b.text], entry.pieces, strict=True)}
-    ratios = _ratios(rows, [*names.values(), *(tuple(part.segment for part in parts) for parts in of_a.values())])
-    odd = {s: sorted(e.parameters) for e in entries if e.parameters - {*WEIGHT_AND_BIAS} for s in names[e.b.text]}
-    fixed = [s for e in entries if not (e.modules[0].matrix and "weight" in e.parameters) for s in names[e.b.text]]
+    of_a = _segments(entries)
+    rows = {piece.segment: piece.count for entry in entries for piece in entry.pieces}
+    ratios = _ratios(rows, [*(entry.segments for entry in entries), *of_a.values()])
+    odd = {s: sorted(e.parameters) for e in entries if e.parameters - {*WEIGHT_AND_BIAS} for s in e.segments}
+    fixed = [s for entry in entries if not entry.modules[0].matrix for s in entry.segments]
     return {
         "architecture": name,
         "title": name,
@@ -99,8 +87,8 @@ def new_architecture(
         **({"parameters": odd} if odd else {}),
         **({"unadapted": {"norm or table": fixed}} if fixed else {}),
         "layouts": {
-            layouts[0]: _layout({text: [part.segment for part in parts] for text, parts in of_a.items()}, dropped[0]),
-            layouts[1]: _layout({text: [*stack] for text, stack in names.items()}, dropped[1]),
+            layouts[0]: _layout(of_a, dropped[0]),
+            layouts[1]: _layout({entry.b.text: [*entry.segments] for entry in entries}, dropped[1]),
         },
         **_format(name, next((layout for layout in layouts if layout != "diffusers"), layouts[0])),
     }
@@ -108,14 +96,17 @@ def new_architecture(
 
 def new_layout(arch: Architecture, entries: Sequence[Entry], layout: str, dropped: Mapping[str, str]) -> dict[str, Any]:
     """The tables that add A's layout to an architecture; what was not seen in the files is absent there."""
-    of_a = stacks(entries, named_segments(entries))
-    modules = {text: [part.segment for part in parts] for text, parts in of_a.items()}
+    modules = _segments(entries)
     lacking = [s for s in arch.segments if not any(s in stack for stack in modules.values())]
     table = _layout(modules, dropped)
     table |= {"lora_only": True} if any(s in arch.unadapted for s in lacking) else {}
     absent = [s for s in lacking if s not in arch.unadapted]
     table |= {"absent": absent} if absent else {}
     return {"architecture": arch.name, "layouts": {layout: table}, **_format(arch.name, layout)}
+
+
+def _segments(entries: Iterable[Entry]) -> dict[str, list[str]]:
+    return {text: [part.segment for part in parts] for text, parts in stacks(entries).items()}
 
 
 def _layout(modules: Mapping[str, Sequence[str]], dropped: Mapping[str, str]) -> dict[str, Any]:

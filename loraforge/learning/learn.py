@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from loraforge.errors import LoraforgeError, OutputError, Try, adding
 from loraforge.files.destination import Destination, replacing
-from loraforge.learning import layout_file
 from loraforge.learning.checkpoint import Checkpoint, open_checkpoint
+from loraforge.learning.layout_file import Part, as_toml, named, new_architecture, new_layout, stacks
 from loraforge.learning.matching import Matches, match
 from loraforge.learning.modules import Left, cut, modules_of, renamed, whole_stacks
-from loraforge.learning.templates import Entry, entries
+from loraforge.learning.templates import Entry, Module, entries
 from loraforge.names.catalog import architecture
 from loraforge.names.check import check
 from loraforge.names.layout import Architecture, Layout
@@ -29,7 +30,6 @@ class Learned:
     path: Path
     adds: tuple[str, ...]
     entries: tuple[Entry, ...]
-    stacks: layout_file.Stacks
     left_out: Left
     dropped: tuple[str, ...]
 
@@ -37,7 +37,7 @@ class Learned:
         """The report for a terminal."""
         modules = sum(len(entry.modules) for entry in self.entries)
         rows = [f"{self.path}: {', '.join(self.adds)}; {modules} modules in {len(self.entries)} templates"]
-        for template, parts in self.stacks.items():
+        for template, parts in stacks(self.entries).items():
             if len(parts) > 1:
                 label = "swapped" if _swapped(parts) else "stacked"
                 rows.append(f"  {label:<9} {template} = {', '.join(part.where for part in parts)}")
@@ -54,11 +54,11 @@ def short(paths: Sequence[str]) -> list[str]:
     return [*dict.fromkeys(re.sub(r"(?<![^.])[0-9]+(?![^.])", "*", path) for path in paths)]
 
 
-def _swapped(parts: Sequence[layout_file.Part]) -> bool:
+def _swapped(parts: Sequence[Part]) -> bool:
     """Whether pieces of one module of B stand in another order in A."""
     orders = defaultdict[str, list[int]](list)
     for part in parts:
-        orders[part.template].append(part.place)
+        orders[part.entry.b.text].append(part.n)
     return any(order != sorted(order) for order in orders.values())
 
 
@@ -82,46 +82,63 @@ def learn(
         raise OutputError(f"{out}: a layout is a TOML file.", adding("-o", out.with_suffix(".toml")))
     if out.exists() and not force:
         raise OutputError(f"{out} exists.", adding("--force", why="replace it"))
-    name = onto or name or out.stem.lower().replace("-", "_")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        text = f"{name!r} is no name of an architecture: small letters, digits and underscores."
-        raise LoraforgeError(text, adding("--architecture", re.sub(r"^[^a-z]+|[^a-z0-9]", "", name) or "learned"))
-    of_a, of_b = sides = [open_checkpoint(path, drop) for path in (a, b)]
+    sides = open_checkpoint(a, drop), open_checkpoint(b, drop)
     for pattern, _ in drop:
         if not any(fnmatchcase(key, pattern) for side in sides for key in side.dropped):
-            raise LoraforgeError(f"--drop {pattern}: neither {a} nor {b} has such a tensor.", _skeleton(of_a))
-    arch = architecture(onto) if onto else None
-    known = None
-    if arch:
-        side, known = _known(arch, of_b, of_a)
-        if side is of_a:
-            of_a, of_b, layouts = of_b, of_a, (layouts[1], layouts[0])
-    found = match(of_a, of_b)
-    _refuse(found, of_a, of_b)
-    left_out = Left()
-    modules = modules_of(found, of_a, of_b, left_out)
-    if arch and known:
-        modules = cut(modules, arch, known, left_out)
-    every = tuple(entries(whole_stacks(modules, left_out)))
-    if arch and known:
-        every = tuple(renamed(entry, known) for entry in every)
-        tables = layout_file.new_layout(arch, every, layouts[0], of_a.dropped)
+            raise LoraforgeError(f"--drop {pattern}: neither {a} nor {b} has such a tensor.", _skeleton(a))
+    left_out = Left(list)
+    if onto:
+        every, tables = _onto(architecture(onto), *sides, layouts, left_out)
     else:
-        tables = layout_file.new_architecture(name, every, layouts, (of_a.dropped, of_b.dropped))
-    digests = [f"sha256 of the names, types and shapes of {side.path.name}: {side.digest()}" for side in sides]
-    made = f"Learned by `{command('loraforge', 'layouts', 'learn', a.name, b.name)}` from the numbers of both files."
-    lost = [f"Left out, {why}: {', '.join(short(paths))}" for why, paths in left_out.items()]
-    text = layout_file.as_toml(tables, [made, *digests, *lost, _FORMAT])
+        every = tuple(named(entries(whole_stacks(_modules(*sides, left_out), left_out))))
+        tables = new_architecture(_identifier(name or out.stem), every, layouts, [side.dropped for side in sides])
+    if not every:
+        why = "; ".join(f"{listed(short(paths), 3)} {why}" for why, paths in left_out.items())
+        raise LoraforgeError(f"Of {a} and {b} nothing is left that a layout can say: {why}.", _skeleton(a))
+    text = as_toml(tables, _comment(*sides, left_out))
     with replacing(Destination(out.parent, (out.name,)), len(text), force=force) as folder:
         (folder / out.name).write_text(text, "utf-8")
         adds, problems = check(folder / out.name)
         if problems:
             raise LoraforgeError(f"What was learned is no sound layout: {listed([*map(str, problems)], 5)}")
-    stacks = layout_file.stacks(every, layout_file.named_segments(every))
-    return Learned(out, tuple(adds), every, stacks, left_out, (*of_a.dropped, *of_b.dropped))
+    return Learned(out, tuple(adds), every, left_out, tuple(key for side in sides for key in side.dropped))
 
 
-_FORMAT = "The last table, [format], is a guess: prefixes and suffixes are those that most programs use."
+def _onto(
+    arch: Architecture, a: Checkpoint, b: Checkpoint, layouts: tuple[str, str], left_out: Left
+) -> tuple[tuple[Entry, ...], dict[str, Any]]:
+    """The layout of the side that an architecture does not know, in its segments."""
+    known, layout = _known(arch, b, a)
+    new, name = (a, layouts[0]) if known is b else (b, layouts[1])
+    modules = cut(_modules(new, known, left_out), arch, layout, left_out)
+    every = tuple(renamed(entry, layout) for entry in entries(whole_stacks(modules, left_out)))
+    return every, new_layout(arch, every, name, new.dropped)
+
+
+def _modules(a: Checkpoint, b: Checkpoint, left_out: Left) -> list[Module]:
+    for side in (a, b):
+        if side.others:
+            left_out[f"as its names do not begin with {side.prefix}"] += side.others
+    found = match(a, b)
+    _refuse(found, a, b)
+    return modules_of(found, a, b, left_out)
+
+
+def _identifier(text: str) -> str:
+    name = text.lower().replace("-", "_")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        text = f"{text!r} is no name of an architecture: small letters, digits and underscores."
+        raise LoraforgeError(text, adding("--architecture", re.sub(r"^[^a-z]+|[^a-z0-9_]", "", name) or "learned"))
+    return name
+
+
+def _comment(a: Checkpoint, b: Checkpoint, left_out: Left) -> list[str]:
+    return [
+        f"Learned by `{command('loraforge', 'layouts', 'learn', a.path.name, b.path.name)}` from the numbers of both.",
+        *(f"sha256 of the names, types and shapes of {side.path.name}: {side.digest()}" for side in (a, b)),
+        *(f"Left out, {why}: {', '.join(short(paths))}" for why, paths in left_out.items()),
+        "The last table, [format], is a guess: prefixes and suffixes are those that most programs use.",
+    ]
 
 
 def _known(arch: Architecture, *sides: Checkpoint) -> tuple[Checkpoint, Layout]:
@@ -156,5 +173,5 @@ def _refuse(found: Matches, a: Checkpoint, b: Checkpoint) -> None:
         raise LoraforgeError(text, adding(*words, why="where nothing is lost without them"))
 
 
-def _skeleton(side: Checkpoint) -> str:
-    return command("loraforge", "inspect", "--skeleton", side.path)
+def _skeleton(path: Path) -> str:
+    return command("loraforge", "inspect", "--skeleton", path)

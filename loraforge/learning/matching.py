@@ -30,7 +30,7 @@ class Run:
 
 @dataclass(slots=True)
 class Matches:
-    """What of B is what of A. Each tensor of B is in one of the first three, each of A in `runs` or the last two."""
+    """What of B is what of A. Each tensor of B is in one of the first three."""
 
     runs: dict[str, tuple[Run, ...]] = field(default_factory=dict)
     """Key of B -> the rows of A that it stacks, as few runs as there are."""
@@ -38,10 +38,8 @@ class Matches:
     """Keys of B whose numbers are found in several places of A, or in several of B."""
     missing: set[str] = field(default_factory=set)
     """Keys of B with numbers that A has not got."""
-    undetermined_a: set[str] = field(default_factory=set)
-    """Keys of A with rows that can only be of an undetermined tensor."""
     unused: set[str] = field(default_factory=set)
-    """Keys of A with rows that B has not got."""
+    """Keys of A with rows that B has not got: not even in a tensor that is undetermined."""
 
 
 def match(a: Checkpoint, b: Checkpoint) -> Matches:
@@ -129,12 +127,15 @@ def _whole(a: Checkpoint, b: Checkpoint, key: str, runs: tuple[Run, ...] | None)
 def _following(a: Checkpoint, b: Checkpoint, key: str, runs: Mapping[str, tuple[Run, ...]]) -> tuple[Run, ...] | None:
     """Where a vector is if it is cut as another parameter of its module is, under the same name in A's modules."""
     module, _, name = key.rpartition(".")
-    beside = [other for other in b.keys if other in runs and other.rpartition(".")[0] == module != ""]
+    beside = [other for other in b.modules[module] if other in runs]
     for other in sorted(beside, key=lambda other: not b.is_matrix(other)):
         follows = tuple(Run(f"{r.key.rpartition('.')[0]}.{name}", r.start, r.stop) for r in runs[other])
         pairs = zip(follows, runs[other], strict=True)
         if b.length(key) == b.length(other) and all(
-            f.key in a.keys and not a.is_matrix(f.key) and a.length(f.key) == a.length(r.key) for f, r in pairs
+            f.key in a.modules.get(f.key.rpartition(".")[0], ())
+            and not a.is_matrix(f.key)
+            and a.length(f.key) == a.length(r.key)
+            for f, r in pairs
         ):
             return follows
     return None
@@ -150,7 +151,7 @@ def _same(a: Checkpoint, b: Checkpoint, key: str, runs: Iterable[Run]) -> bool:
 
 
 def _account(a: Checkpoint, found: Matches, of_a: Mapping[str, Array], of_b: Mapping[str, Array]) -> None:
-    """Sort the tensors of A into used, undetermined and unused. What shares one with an undetermined tensor is one."""
+    """Find the tensors of A that are unused. What shares one with an undetermined tensor is undetermined too."""
     matrices_first = sorted(a.keys, key=lambda key: not a.is_matrix(key))
     while True:
         used = defaultdict[str, list[tuple[int, int, str]]](list)
@@ -158,7 +159,7 @@ def _account(a: Checkpoint, found: Matches, of_a: Mapping[str, Array], of_b: Map
             for run in runs:
                 used[run.key].append((run.start, run.stop, key))
         open_rows = np.concatenate([_NONE, *(of_b[key] for key in found.undetermined if key in of_b)])
-        found.undetermined_a, found.unused = set(), set()
+        found.unused = set()
         open_modules, again = set[str](), set[str]()
         for key in matrices_first:
             spans = sorted(used[key])
@@ -170,7 +171,6 @@ def _account(a: Checkpoint, found: Matches, of_a: Mapping[str, Array], of_b: Map
             twice = any(stop > start for stop, start in zip(stops, starts, strict=True))
             tied = key in of_a and bool(np.isin(np.concatenate(gaps), open_rows).all())
             if twice or tied or module in open_modules:
-                found.undetermined_a.add(key)
                 open_modules |= {module} if a.is_matrix(key) else set()
                 again |= {other.rpartition(".")[0] for *_, other in spans}
             else:

@@ -12,21 +12,16 @@ from loraforge.learning.matching import Matches
 from loraforge.learning.templates import Entry, Module, Piece
 from loraforge.names.layout import Architecture, Layout, Template
 
-
-class Left(defaultdict[str, list[str]]):
-    """Why -> the modules of B that are left out for it."""
-
-    def __init__(self) -> None:
-        super().__init__(list)
+Left = defaultdict[str, list[str]]
+"""Why -> the modules of B that are left out for it."""
+_MOST_RUNS = 256
+"""More than that are rows that were shuffled, which no list of segments is to repeat."""
 
 
 def modules_of(found: Matches, a: Checkpoint, b: Checkpoint, left_out: Left) -> list[Module]:
     """The modules of B whose parameters are cut alike, from parameters of the same names."""
-    groups = defaultdict[str, list[str]](list)
-    for key in b.keys:
-        groups[key.rpartition(".")[0]].append(key)
     modules = []
-    for path, keys in groups.items():
+    for path, keys in b.modules.items():
         runs = [found.runs.get(key, ()) for key in keys]
         cuts = {tuple((r.key.rpartition(".")[0], r.start, r.stop, a.length(r.key)) for r in stack) for stack in runs}
         names = [{r.key.rpartition(".")[2] for r in stack} for stack in runs]
@@ -34,6 +29,8 @@ def modules_of(found: Matches, a: Checkpoint, b: Checkpoint, left_out: Left) -> 
             left_out["as equal numbers stand in several places"].append(path)
         elif not path or any(not piece[0] for stack in cuts for piece in stack):
             left_out["as no layout has parameters of the model itself"] += keys
+        elif max(map(len, runs)) > _MOST_RUNS:
+            left_out["as its rows are shuffled one by one"].append(path)
         elif len(cuts) > 1:
             left_out["as its parameters are of several modules"].append(path)
         elif names != [{key.rpartition(".")[2]} for key in keys]:
@@ -53,11 +50,11 @@ def whole_stacks(modules: Sequence[Module], left_out: Left) -> list[Module]:
             spans[piece.path].append((piece.start, piece.stop))
             rows[piece.path] = piece.rows
         broken = {path for path, parts in spans.items() if sum(stop - start for start, stop in parts) != rows[path]}
-        lost = [module for module in modules if any(piece.path in broken for piece in module.pieces)]
+        lost = [module.path for module in modules if any(piece.path in broken for piece in module.pieces)]
         if not lost:
             return list(modules)
-        left_out["as it is stacked with one that is left out"] += [module.path for module in lost]
-        modules = [module for module in modules if module not in lost]
+        left_out["as it is stacked with one that is left out"] += lost
+        modules = [module for module in modules if module.path not in lost]
 
 
 def cut(modules: Iterable[Module], arch: Architecture, layout: Layout, left_out: Left) -> list[Module]:

@@ -64,6 +64,15 @@ class Entry:
         return self.modules[0].pieces
 
     @property
+    def segments(self) -> tuple[str, ...]:
+        return tuple(piece.segment for piece in self.pieces)
+
+    def named(self, segments: Iterable[str]) -> Entry:
+        """The entry with these names of its segments."""
+        pieces = tuple(replace(p, segment=name) for p, name in zip(self.pieces, segments, strict=True))
+        return replace(self, modules=(replace(self.modules[0], pieces=pieces), *self.modules[1:]))
+
+    @property
     def parameters(self) -> frozenset[str]:
         return frozenset[str]().union(*(module.parameters for module in self.modules))
 
