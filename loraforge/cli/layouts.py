@@ -71,7 +71,9 @@ def probe(source: Path, out: Path, force: bool) -> None:
     from loraforge.learning.probe import probe as write
 
     count = write(source, out, force=force)
-    click.echo(f"{out}: {count} tensors. Run the converter on it, then: loraforge layouts learn {out} CONVERTED")
+    click.echo(
+        f"{out}: {count} tensors. Run the converter on it, then: loraforge layouts learn {out} CONVERTED -o LAYOUT.toml"
+    )
 
 
 def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -82,6 +82,7 @@ def learn(
         raise OutputError(f"{out}: a layout is a TOML file.", adding("-o", out.with_suffix(".toml")))
     if out.exists() and not force:
         raise OutputError(f"{out} exists.", adding("--force", why="replace it"))
+    name = onto or _identifier(name or out.stem)
     sides = open_checkpoint(a, drop), open_checkpoint(b, drop)
     for pattern, _ in drop:
         if not any(fnmatchcase(key, pattern) for side in sides for key in side.dropped):
@@ -91,7 +92,7 @@ def learn(
         every, tables = _onto(architecture(onto), *sides, layouts, left_out)
     else:
         every = tuple(named(entries(whole_stacks(_modules(*sides, left_out), left_out))))
-        tables = new_architecture(_identifier(name or out.stem), every, layouts, [side.dropped for side in sides])
+        tables = new_architecture(name, every, layouts, [side.dropped for side in sides])
     if not every:
         why = "; ".join(f"{listed(short(paths), 3)} {why}" for why, paths in left_out.items())
         raise LoraforgeError(f"Of {a} and {b} nothing is left that a layout can say: {why}.", _skeleton(a))
