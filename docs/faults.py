@@ -46,10 +46,10 @@ def section(one: Symptom) -> str:
 def told(one: Symptom, lang: str) -> list[str]:
     """Cause, check and fix in one language."""
     cause, check, fix, colon = WORDS[lang]
-    lines = [f"- **{cause}**{colon}{marked(one.said('cause', lang))}"]
+    lines = [f"- **{cause}**{colon}{marked(one.text('cause', lang))}"]
     for word, name, template in ((check, "check", one.check_command), (fix, "fix", one.fix_command)):
         typed = filled(template, "ADAPTER")
-        lines.append(f"- **{word}**{colon}{marked(one.said(name, lang))}{f' `{typed}`' if typed else ''}")
+        lines.append(f"- **{word}**{colon}{marked(one.text(name, lang))}{f' `{typed}`' if typed else ''}")
     return lines
 
 

@@ -1,7 +1,7 @@
 """Convert LoRA adapters between frameworks, and prove that the result does what the adapter did where it was trained.
 
-`convert`, `inspect`, `verify` and `stamp` take what the commands of the same name take; `read` and `write` are the two
-halves of `convert`. Nothing here imports numpy before the first file is opened.
+`convert`, `inspect`, `verify` and `stamp` take the options of the commands of the same names; `read` and `write` are
+the two halves of `convert`. Nothing here imports numpy before a name that needs it is used.
 """
 
 from __future__ import annotations
@@ -46,42 +46,34 @@ if TYPE_CHECKING:
     from loraforge.publishing.push import PushReport as PushReport
     from loraforge.publishing.push import push as push
 
-_HOMES = {
-    "Adapter": "adapter.adapter",
-    "BaseReport": "base.convert_base",
-    "Diagnosis": "diagnosis.result",
-    "Format": "format.protocol",
-    "FuseReport": "base.fuse",
-    "FusionBackend": "fusion.backend",
-    "Inspection": "conversion.inspect",
-    "KeyStyle": "format.keys",
-    "Loaded": "live.load_into",
-    "LoraforgeError": "errors",
-    "PushReport": "publishing.push",
-    "Report": "conversion.report",
-    "RunReport": "live.run",
-    "Spelling": "format.keys",
-    "Stamp": "conversion.stamp",
-    "Storage": "adapter.adapter",
-    "Verification": "conversion.verify",
-    "convert": "conversion.convert",
-    "convert_base": "base.convert_base",
-    "doctor": "diagnosis.doctor",
-    "formats": "format.registry",
-    "fuse": "base.fuse",
-    "hookimpl": "plugin.hooks",
-    "inspect": "conversion.inspect",
-    "load_into": "live.load_into",
-    "push": "publishing.push",
-    "read": "conversion.read",
-    "run": "live.run",
-    "skeleton": "conversion.inspect",
-    "stamp": "conversion.stamp",
-    "use_plugin": "plugin.registry",
-    "verify": "conversion.verify",
-    "write": "conversion.write",
+_EXPORTS = {
+    "adapter.adapter": "Adapter Storage",
+    "base.convert_base": "BaseReport convert_base",
+    "base.fuse": "FuseReport fuse",
+    "conversion.convert": "convert",
+    "conversion.inspect": "Inspection inspect skeleton",
+    "conversion.read": "read",
+    "conversion.report": "Report",
+    "conversion.stamp": "Stamp stamp",
+    "conversion.verify": "Verification verify",
+    "conversion.write": "write",
+    "diagnosis.doctor": "doctor",
+    "diagnosis.result": "Diagnosis",
+    "errors": "LoraforgeError",
+    "format.keys": "KeyStyle Spelling",
+    "format.protocol": "Format",
+    "format.registry": "formats",
+    "fusion.backend": "FusionBackend",
+    "live.load_into": "Loaded load_into",
+    "live.run": "RunReport run",
+    "plugin.hooks": "hookimpl",
+    "plugin.registry": "use_plugin",
+    "publishing.push": "PushReport push",
 }
-"""Name -> the module it is loaded from when it is first asked for (PEP 562)."""
+"""Module -> the names that are loaded from it when one is first asked for (PEP 562)."""
+_HOMES = {name: module for module, names in _EXPORTS.items() for name in names.split()}
+
+__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605 - one table, not two
 
 
 def __getattr__(name: str) -> Any:
@@ -94,41 +86,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-__all__ = [
-    "Adapter",
-    "BaseReport",
-    "Diagnosis",
-    "Format",
-    "FuseReport",
-    "FusionBackend",
-    "Inspection",
-    "KeyStyle",
-    "Loaded",
-    "LoraforgeError",
-    "PushReport",
-    "Report",
-    "RunReport",
-    "Spelling",
-    "Stamp",
-    "Storage",
-    "Verification",
-    "__version__",
-    "convert",
-    "convert_base",
-    "doctor",
-    "formats",
-    "fuse",
-    "hookimpl",
-    "inspect",
-    "load_into",
-    "push",
-    "read",
-    "run",
-    "skeleton",
-    "stamp",
-    "use_plugin",
-    "verify",
-    "write",
-]

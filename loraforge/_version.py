@@ -1,4 +1,4 @@
-"""The version, in a file of its own so that what stamps it into files need not import the front door."""
+"""The version, in its own file: code that records it does not import the whole package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every report of a verb is: a JSON document that follows a schema, and lines for a terminal."""
+"""The base of every report: a JSON document that follows a schema, and lines for a terminal."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Document:
 
 
 def rows(table: Iterable[tuple[str, str]]) -> list[str]:
-    """Labelled lines below a title, their texts in one column."""
+    """Lines with a label and a text, the texts in one column."""
     return [f"  {label:<9} {text}" for label, text in table]
 
 
 def title(source: Mapping[str, Any], output: Mapping[str, Any]) -> str:
-    """The first line about a model that was made of another."""
+    """The first line of a report on a model that was made from another."""
     return f"{source['path']} -> {output['path']}{'' if output['written'] else ' (not written)'}"

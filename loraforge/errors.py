@@ -1,4 +1,4 @@
-"""What can go wrong in a way the user can mend: one base class, and the next command to type."""
+"""The errors that a user can mend: one base class, and the next command to type."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ Words = tuple[str | Path, ...]
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """A remedy: a line to type, or options that are added to a command; and what that would do."""
+    """A remedy: a line to type, or options to add to a command; and what that does."""
 
     line: str = ""
-    """A whole line. None of ours is read again: what code decides by is in the other fields."""
+    """A whole line. It is never parsed: code decides by the other fields."""
     why: str = ""
     _: KW_ONLY
     options: Words = ()
-    """What it adds to the command, as words."""
+    """The words that are added to the command."""
     instead: str = ""
-    """The typed word that `line` takes the place of, if it is not a line of its own."""
+    """The typed word that `line` replaces; empty if `line` is a whole line."""
     of: Words = ()
-    """The command that options are added to, or a word is replaced in, if it is not the one that was refused."""
+    """The command to change; empty if it is the one that was refused."""
     scale: float | None = None
-    """The scale of training that the options state, or the one a program applies that they name."""
+    """The scale of training that the options state, or that the program they name applies."""
 
     @property
     def command(self) -> str:
-        """The text to type: the command with its options, or the options alone if they belong to what was typed."""
+        """The text to type: the command with its options, or only the options if they belong to what was typed."""
         if self.instead and self.of:
             return command(*(self.line if str(word).rstrip("/") == self.instead else word for word in self.of))
         return command(*self.of, *self.options) if self.options else self.line
 
     @property
     def verb(self) -> str:
-        """The command of ours that its options are added to; empty if that is the one that was refused."""
+        """The subcommand of loraforge to change; empty if it is the one that was refused."""
         return str(self.of[1]) if self.of else ""
 
     @property
     def names(self) -> frozenset[str]:
-        """The options that it gives, without their values."""
+        """Its options, without their values."""
         return frozenset(str(word) for word in self.options if str(word).startswith("-"))
 
     def gives_only(self, names: frozenset[str]) -> bool:
-        """Whether it adds options, and all of them are among these."""
+        """Whether it adds options, and only options with these names."""
         return bool(self.options) and self.names <= names
 
     def added_to(self, *words: str | Path) -> Try:
-        """The same for the command `words`; itself if it is a whole line, or belongs to a command already."""
+        """The same remedy for the command `words`; unchanged if it is a whole line or already belongs to a command."""
         return replace(self, of=words) if (self.options or self.instead) and not self.of else self
 
     def __str__(self) -> str:
@@ -69,25 +69,24 @@ class LoraforgeError(Exception):
     """Base of every refusal. The text says what is wrong and where; `remedies` says what to type next."""
 
     state = ""
-    """In what state something outside of this machine was left, where there is such a thing: the last line."""
+    """The state of the remote, if one was touched: the last line of the message."""
 
     def __init__(self, message: str, *remedies: Try | str) -> None:
         super().__init__(told(message))
         self.remedies = tuple(r if isinstance(r, Try) else Try(r) for r in remedies)
 
     def __str__(self) -> str:
-        return "\n".join(
-            [super().__str__(), *(f"try: {r.command}{f'  # {r.why}' if r.why else ''}" for r in self.remedies)]
-        )
+        tries = [f"try: {r.command}{f'  # {r.why}' if r.why else ''}" for r in self.remedies]
+        return "\n".join([super().__str__(), *tries])
 
     @property
     def message(self) -> str:
-        """What and where, without the remedies."""
+        """The text without the remedies."""
         return super().__str__()
 
 
 def as_commands(error: LoraforgeError, *words: str | Path) -> LoraforgeError:
-    """The same refusal, its additions put behind the command `words`: for a verb that has not got these options."""
+    """The same refusal, its options added to the command `words`: for a command that does not have these options."""
     error.remedies = tuple(remedy.added_to(*words) for remedy in error.remedies)
     return error
 
@@ -98,9 +97,9 @@ class Fault:
 
     text: str
     names: tuple[str, ...] = ()
-    """The modules and segments it is about, for the line they stand in."""
+    """The modules and segments that it is about, to find their line."""
     layout: str = ""
-    """The layout it is in; empty if it is about the whole file."""
+    """The layout that it is in; empty if it is about the whole file."""
 
     def __str__(self) -> str:
         return f"layout {self.layout}: {self.text}" if self.layout else self.text
@@ -123,23 +122,23 @@ class FormatError(LoraforgeError):
 
 
 class NoAdapterError(FormatError):
-    """The file is whole, and is something else than an adapter of the format asked for."""
+    """The file is whole, but it is not an adapter of the format asked for."""
 
 
 class VariantError(FormatError):
-    """The adapter is whole, and its configuration makes it more than A and B: PEFT knows it, no format here does."""
+    """The adapter is whole, but its configuration makes it more than A and B, which only PEFT can apply."""
 
 
 class NamesError(FormatError):
-    """Some of the keys are none of the format's, or of no module of the architecture."""
+    """Some of the keys do not belong to the format, or to no module of the architecture."""
 
 
 class BaseError(FormatError):
-    """The adapter is whole, and no released base model of its width has all of what it adapts."""
+    """The adapter is whole, but no released base model of its width has all modules that it adapts."""
 
 
 class ScaleError(LoraforgeError):
-    """The scale the adapter was trained at is unknown, contradictory or impossible."""
+    """The scale at which the adapter was trained is unknown, contradictory or impossible."""
 
 
 class ConversionError(LoraforgeError):
@@ -147,11 +146,11 @@ class ConversionError(LoraforgeError):
 
 
 class VerificationError(LoraforgeError):
-    """What was written does not do what the source does. Nothing was kept."""
+    """The result does not do what the source does. Nothing was kept."""
 
 
 class HubError(LoraforgeError):
-    """The Hugging Face Hub has not got what was asked for, does not allow it, or cannot be reached."""
+    """The Hugging Face Hub does not have what was asked for, does not allow it, or cannot be reached."""
 
 
 class OutputError(LoraforgeError):
@@ -160,18 +159,16 @@ class OutputError(LoraforgeError):
 
 @contextmanager
 def of_pipeline(what: str) -> Iterator[None]:
-    """Around imports of what comes with `loraforge[pipeline]`: says how to get it, where it is missing."""
+    """Around imports of `loraforge[pipeline]`: raises LoraforgeError with the command to install what is missing."""
     try:
         yield
     except ImportError as error:
-        raise LoraforgeError(
-            f"{what} needs {error.name or error}, which is not installed here.",
-            Try("pip install 'loraforge[pipeline]'", "it comes with this"),
-        ) from error
+        text = f"{what} needs {error.name or error}, which is not installed here."
+        raise LoraforgeError(text, Try("pip install 'loraforge[pipeline]'", "it comes with this")) from error
 
 
 def leaving_out(paths: Iterable[str]) -> Try:
-    """The addition that converts an adapter without these modules, in as few patterns as say it."""
+    """The options that convert an adapter without these modules, in as few patterns as possible."""
     patterns = sorted({re.sub(r"\d+", "*", path) for path in paths}, key=lambda pattern: (len(pattern), pattern))
     fewest = [p for n, p in enumerate(patterns) if not any(fnmatchcase(p, other) for other in patterns[:n])]
     words = (word for pattern in fewest for word in ("--drop", pattern))

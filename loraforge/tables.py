@@ -1,4 +1,4 @@
-"""The package's own data: tables that lie beside the modules that read them, and the JSON Schemas."""
+"""The package's own data: TOML tables beside the modules that read them, and the JSON Schemas."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ SCHEMAS = ("plugin", "architecture")
 
 @cache
 def package_table(name: str) -> dict[str, Any]:
-    """A TOML file of the package, as `facts/trainers`. Shared: it is not to be changed."""
+    """A TOML file of the package: `facts/trainers`. The result is shared, so do not change it."""
     return tomli.loads((_PACKAGE / f"{name}.toml").read_text("utf-8"))
 
 
 def package_tables(folder: str) -> dict[str, dict[str, Any]]:
-    """Every TOML file of a folder of the package, by its name without the ending."""
+    """Every TOML file in a folder of the package, by its name without the suffix."""
     names = sorted(file.stem for file in (_PACKAGE / folder).glob("*.toml"))
     return {name: package_table(f"{folder}/{name}") for name in names}
 
 
 def schema(name: str) -> str:
-    """The text of a JSON Schema, as `plugin`: of the package, or of the clone it lies in."""
+    """The text of a JSON Schema, for example `plugin`, from the package or from the clone around it."""
     inside = _PACKAGE / "schemas"
     folder = inside if inside.is_dir() else _PACKAGE.parent / "schemas"
     return (folder / f"{name}.schema.json").read_text("utf-8")

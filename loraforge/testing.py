@@ -1,4 +1,4 @@
-"""A conformance kit: inherit one class, name your format, and pytest asks of it what a format must do.
+"""A conformance kit: inherit one class, name your format, and pytest checks what every format must do.
 
 ```python
 from loraforge.testing import FormatConformance
@@ -7,8 +7,8 @@ class TestMine(FormatConformance):
     format = "mine"
 ```
 
-Adapters are made in Python, in the format's own layout, with the module names of its architectures; what the
-format writes is read back and compared row by row in float64.
+Adapters are made in Python, in the format's own layout, with the module names of its architectures. What the format
+writes is read back and compared row by row in float64.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from loraforge.adapter.proof import compare, pair_up
 from loraforge.algebra.dtypes import name_of
 from loraforge.algebra.lora import LoraWeight
 from loraforge.errors import ConversionError, LoraforgeError
-from loraforge.files.opening import open_tensors
 from loraforge.files.safetensors import write_safetensors
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.torch_write import write_torch
@@ -46,12 +45,12 @@ TYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16, "fp32": np.float32, "fp
 
 
 class FormatConformance:
-    """The tests every format passes. `options` are what writing needs besides (`{"lora_only": True}`)."""
+    """The tests that every format passes. `options`: further options that writing needs (`{"lora_only": True}`)."""
 
     format: ClassVar[str]
     options: ClassVar[Mapping[str, Any]] = {}
     shares: ClassVar[frozenset[str]] = frozenset()
-    """Formats that may claim the same files, because theirs are written alike."""
+    """Formats that may claim the same files, because they are written the same way."""
 
     @property
     def form(self) -> Format:
@@ -59,28 +58,27 @@ class FormatConformance:
         return loraforge.formats()[self.format]
 
     def adapters(self, **how: Any) -> Iterator[Adapter]:
-        """One adapter per architecture the format has a layout for."""
-        known = {name: used for name, used in self.form.layouts.items() if name in _architectures()}
+        """One adapter per architecture that the format has a layout for."""
+        known = {name: used for name, used in self.form.layouts.items() if name in architectures()}
         assert known, f"{self.format} has no layout of an architecture that is installed"
         for name, layout in known.items():
             yield make_adapter(name, layout, self.form.storage.segments, **how)
 
     def write(self, adapter: Adapter, place: Path, **options: Any) -> Path:
-        """The folder the adapter was written to."""
+        """Write an adapter and return the folder."""
         loraforge.write(adapter, self.format, place, **{**self.options, **options})
         return place
 
     def back(self, place: Path) -> Adapter:
-        """The adapter a folder holds, read as the one format that claims it."""
-        form, found, file = locate(place, self.format, Choice())
+        """The adapter in a folder, read as the format under test."""
+        form, _, file = locate(place, self.format, Choice())
         assert form is not None
-        del found
         return form.read(file, Choice())
 
     def assert_same(self, adapter: Adapter, place: Path, *, rounded: bool = False) -> None:
-        """What the folder holds makes the adapter's update, in every row."""
+        """The folder's adapter makes the same update, in every row."""
         pairs, alone = pair_up(adapter, self.back(place))
-        assert (alone.first, alone.second) == ((), ())
+        assert alone == ([], [])
         worst = compare(pairs, lambda _: rounded)
         assert [c.module for c in worst if not c.holds] == []
 
@@ -101,12 +99,12 @@ class FormatConformance:
             self.assert_same(mixed, self.write(mixed, tmp_path / str(n)))
 
     def test_unequal_ranks(self, tmp_path: Path) -> None:
-        """Modules of different ranks are kept apart, or padded to one."""
+        """Modules keep their ranks, or are padded to one rank."""
         for n, adapter in enumerate(self.adapters(ranks=(1, 4, 3))):
             self.assert_same(adapter, self.write(adapter, tmp_path / str(n)))
 
     def test_partial_targets(self, tmp_path: Path) -> None:
-        """One module of one block alone, and every other module."""
+        """Only the first module, only the last, and every second one."""
         for n, adapter in enumerate(self.adapters()):
             paths = list(adapter.modules)
             for m, chosen in enumerate((paths[:1], paths[-1:], paths[::2])):
@@ -119,12 +117,11 @@ class FormatConformance:
             place = tmp_path / str(n)
             if self.form.storage.magnitude:
                 self.assert_same(adapter, self.write(adapter, place))
-                read = self.back(place)
-                assert all(w.magnitude is not None for delta in read.modules.values() for w in delta)
-                continue
-            with pytest.raises(ConversionError):
-                self.write(adapter, place)
-            assert not place.exists()
+                assert all(w.magnitude is not None for delta in self.back(place).modules.values() for w in delta)
+            else:
+                with pytest.raises(ConversionError):
+                    self.write(adapter, place)
+                assert not place.exists()
 
     @pytest.mark.parametrize("kind", TYPES)
     def test_every_element_type(self, kind: str, tmp_path: Path) -> None:
@@ -136,7 +133,7 @@ class FormatConformance:
             assert types == {np.dtype(TYPES[kind])}
 
     def test_the_same_input_gives_the_same_bytes(self, tmp_path: Path) -> None:
-        """No date, no order of chance."""
+        """No date, no random order."""
         for n, adapter in enumerate(self.adapters()):
             one, other = (self.write(adapter, tmp_path / f"{n}{side}") for side in "ab")
             files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
@@ -144,7 +141,7 @@ class FormatConformance:
             assert [(one / f).read_bytes() for f in files] == [(other / f).read_bytes() for f in files]
 
     def test_only_this_format_claims_its_files(self, tmp_path: Path) -> None:
-        """Its own sniff says yes, every other format's no."""
+        """`claims` is true for this format, and false for every other one."""
         for n, adapter in enumerate(self.adapters()):
             file = self.file(self.write(adapter, tmp_path / str(n)))
             claiming = {name for name, form in loraforge.formats().items() if form.claims(file)}
@@ -152,18 +149,18 @@ class FormatConformance:
             assert claiming - {self.format} <= self.shares
 
     def test_an_unknown_key_is_refused_by_name(self, tmp_path: Path) -> None:
-        """A key that looks like a LoRA's and is not understood is never left out silently."""
+        """A key that looks like a LoRA's but is not understood is never dropped silently."""
         for n, adapter in enumerate(self.adapters()):
             file = self.file(self.write(adapter, tmp_path / str(n)))
-            known = next(key for key in sorted(file.tensors) if key in self.back(tmp_path / str(n)).keys)
-            strange = f"x{known}"
+            known = self.back(tmp_path / str(n)).keys
+            strange = f"x{min(key for key in file.tensors if key in known)}"
             rewrite(file, {**{key: np.array(file[key]) for key in file.tensors}, strange: np.ones((2, 2), np.float32)})
             with pytest.raises(LoraforgeError) as refusal:
                 self.back(tmp_path / str(n))
             assert strange in str(refusal.value)
 
     def test_damaged_files_are_refused(self, tmp_path: Path) -> None:
-        """Half a file, and one with a byte of its header changed, end in a message: no traceback, no other adapter."""
+        """Half a file, or a changed byte in its header, ends in a message: no traceback, no wrong adapter."""
         for n, adapter in enumerate(self.adapters()):
             file = self.file(self.write(adapter, tmp_path / str(n)))
             whole = file.path.read_bytes()
@@ -179,8 +176,7 @@ class FormatConformance:
 
     def file(self, place: Path) -> TensorFile:
         """The tensor file of a written folder."""
-        _, found, _ = locate(place, self.format, Choice())
-        return open_tensors(found.path)[0]
+        return locate(place, self.format, Choice())[2]
 
 
 def make_adapter(
@@ -193,7 +189,7 @@ def make_adapter(
     dora: bool = False,
     dtype: Any = np.float32,
 ) -> Adapter:
-    """An adapter of every module a LoRA may adapt, in blocks 0 and 11, with one pair of factors per module."""
+    """An adapter of every module that a LoRA may adapt, in blocks 0 and 11, with one pair of factors per module."""
     arch = architecture(name)
     random = np.random.default_rng(7)
     modules: dict[str, tuple[LoraWeight, ...]] = {}
@@ -203,19 +199,15 @@ def make_adapter(
         for path in islice(_paths(template), 2):
             rank = ranks[len(modules) % len(ranks)]
             height, inputs = _shape(arch, stack)
-            modules[path] = (
-                LoraWeight(
-                    random.standard_normal((rank, inputs)).astype(dtype),
-                    random.standard_normal((height, rank)).astype(dtype),
-                    scaling,
-                    (1 + random.random(height)).astype(dtype) if dora else None,
-                ),
-            )
+            A = random.standard_normal((rank, inputs)).astype(dtype)
+            B = random.standard_normal((height, rank)).astype(dtype)
+            magnitude = (1 + random.random(height)).astype(dtype) if dora else None
+            modules[path] = (LoraWeight(A, B, scaling, magnitude),)
     return Adapter(name, layout, modules, Scale("given", f"scaling {scaling:g}"))
 
 
 def _shape(arch: Architecture, stack: Sequence[str]) -> tuple[int, int]:
-    """Rows and inputs of a module in a small model of this architecture: what its table of dimensions asks for."""
+    """Rows and inputs of a module in a small model of this architecture, by its table of dimensions."""
     heights = {symbol for (_, symbol), _ in arch.dimensions.values()}
 
     def size(times: int, symbol: str) -> int:
@@ -227,7 +219,7 @@ def _shape(arch: Architecture, stack: Sequence[str]) -> tuple[int, int]:
 
 
 def rewrite(file: TensorFile, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Write the file anew with these tensors, in its own container."""
+    """Write the file again with these tensors, in the same container."""
     header = {key: (name_of(tensor.dtype), tensor.shape) for key, tensor in tensors.items()}
     if file.kind == "safetensors":
         write_safetensors(file.path, header, tensors.items(), file.metadata)
@@ -239,7 +231,3 @@ def _paths(template: Template) -> Iterator[str]:
     holes = sorted(hole[1:-1] for hole in template.holes)
     for number in (0, 11) if holes else (0,):
         yield template.fill(tuple((hole, number) for hole in holes))
-
-
-def _architectures() -> Mapping[str, Any]:
-    return architectures()

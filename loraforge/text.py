@@ -9,16 +9,16 @@ from functools import cache
 from pathlib import Path
 
 _STANDS_FOR: dict[str, tuple[str, str]] = {}
-"""Folder on this machine -> the address of the Hub whose files it holds, as it was typed and with its commit."""
+"""Folder on this machine -> the address of the Hub that its files came from, as it was typed and with its commit."""
 
 
 def stands_for(folder: Path, address: str, pinned: str) -> None:
-    """From now on users are told `address` where a message or a command would name `folder`."""
+    """From now on, messages and commands name `address` instead of `folder`."""
     _STANDS_FOR[str(folder)] = address, pinned
 
 
 def told(text: str | Path) -> str:
-    """A path, or a text with paths in it, as the user knows it."""
+    """A path, or a text with paths in it, as the user typed them."""
     text = str(text)
     for folder, (address, _) in _STANDS_FOR.items():
         text = text.replace(folder, address)
@@ -26,15 +26,15 @@ def told(text: str | Path) -> str:
 
 
 def recorded(path: Path) -> str:
-    """What a written file may say of a path: its name without folders, or where on the Hub it came from."""
+    """A path as a written file may record it: its name without folders, or its address on the Hub."""
     for folder, (_, pinned) in _STANDS_FOR.items():
         if path.is_relative_to(folder):
             return "/".join([pinned, *path.relative_to(folder).parts])
-    return Path(os.path.abspath(path)).name  # noqa: PTH100 - it takes `.` and `..` away, and follows no links
+    return Path(os.path.abspath(path)).name  # noqa: PTH100 - it removes `.` and `..`, and follows no links
 
 
 def plain(text: str, most: int = 4000) -> str:
-    """Text that came from a file, made fit for a terminal: one line, no control characters, an end."""
+    """Text from a file, made safe for a terminal: one line, no control characters, at most `most` characters."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
     return line if len(line) <= most else f"{line[:most]}..."
 
@@ -47,19 +47,20 @@ def shown(value: object) -> str:
 
 
 def command(*words: str | Path) -> str:
-    """The words as one line for a shell, quoted where needed; a path is never mistaken for an option."""
-    if words[0] in ("ls", "file") and (repo := _on_the_hub(words[-1])):
+    """The words as one line for a shell, quoted if needed. A path is never mistaken for an option."""
+    if words[0] in ("ls", "file") and (address := _address(Path(words[-1]))):
+        repo = address.removeprefix("hf://").partition("@")[0]
         return hf("models", "ls", repo, page=f"{repo}/tree/main")
     texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else told(word) for word in words]
     return shlex.join(texts)
 
 
 HUB = "https://huggingface.co"
-"""Where cards and pages lead, whichever mirror a user reads from."""
+"""The address in cards and pages, even if the user reads from a mirror."""
 
 
 def hf(*words: str, page: str) -> str:
-    """The line of the Hub's own client; where the one installed has no such command, the line that opens `page`."""
+    """A command of the Hub's client; if the installed version is too old for it, the command that opens `page`."""
     return command("hf", *words) if hub_client() >= (1, 32) else f"python -m webbrowser {HUB}/{page}"
 
 
@@ -71,16 +72,13 @@ def hub_client() -> tuple[int, ...]:
     return tuple(int(part) for part in version("huggingface_hub").split(".")[:2])
 
 
-def _on_the_hub(path: str | Path) -> str:
-    """The repository whose files a path on this machine stands for; empty where it is a path and no more."""
-    for folder, (address, _) in _STANDS_FOR.items():
-        if Path(path).is_relative_to(folder):
-            return address.removeprefix("hf://").partition("@")[0]
-    return ""
+def _address(path: Path) -> str:
+    """The address of the Hub that a path on this machine came from; empty if it did not."""
+    return next((address for folder, (address, _) in _STANDS_FOR.items() if path.is_relative_to(folder)), "")
 
 
 def options(values: Mapping[str, object]) -> list[str]:
-    """What was given, as options of a command line that a file records: no defaults, and paths without folders."""
+    """The given values as options of a recorded command line: no defaults, and paths without folders."""
     words = list[str]()
     for name, value in values.items():
         flag = f"--{name.replace('_', '-')}"
@@ -96,24 +94,24 @@ def options(values: Mapping[str, object]) -> list[str]:
 
 
 def listed(items: list[str], most: int = 20) -> str:
-    """`a, b, c`, cut after `most` with the count of what is left."""
+    """`a, b, c`; after `most` items, the number of the others."""
     shown = ", ".join(items[:most])
     return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
 
 
 def fraction(value: float) -> str:
-    """`1/128 = 0.0078125`, or the plain number where it is no short fraction."""
+    """`1/128 = 0.0078125`, or the plain number if it is no short fraction."""
     number, short = f"{value:.6g}", short_fraction(value)
     return number if short == number else f"{short} = {number}"
 
 
 def short_fraction(value: float) -> str:
-    """`1/128`, or the plain number where it is no short fraction."""
+    """`1/128`, or the plain number if it is no short fraction."""
     inverse = 1 / value if value else 0.0
     is_short = 2 <= inverse <= 4096 and abs(inverse - round(inverse)) < 1e-9
     return f"1/{inverse:.0f}" if is_short else f"{value:.6g}"
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes, for a reader."""
+    """A number of bytes in MB or kB."""
     return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"

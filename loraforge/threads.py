@@ -1,4 +1,4 @@
-"""Work on several modules at once, results in order, without threads and memory getting in each other's way."""
+"""Work on several modules at once, with the results in order and a bounded amount of memory."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-
 AHEAD = 16
-"""Items in work or waiting to be taken: enough to keep the threads busy, few enough to fit in memory."""
+"""How many items are in work or finished and not yet taken: enough to keep the threads busy, few enough for memory."""
 
 
 @contextmanager
 def in_order(function: Callable[[T], R], items: Iterable[T], ahead: int = AHEAD) -> Iterator[Iterator[R]]:
-    """The results of `map` on threads, in order. Work begins at once, and none is left behind the block.
+    """The results of `map` on threads, in order. Work begins at once, and is cancelled at the end of the block.
 
-    numpy lets go of the lock while it computes, so that threads are enough.
+    numpy releases the interpreter's lock while it computes, so threads are enough.
     """
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 4))
     waiting = iter(items)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from loraforge.algebra.lora import Delta
 from loraforge.errors import Try
 from loraforge.files.tensorfile import TensorFile
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Delta
-    from loraforge.scale.rule import Scale
+from loraforge.scale.rule import Scale
 
 Kind = Literal["exact", "rounded", "rank"]
 

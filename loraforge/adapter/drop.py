@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 from fnmatch import filter as matching
-from typing import TypeVar
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.errors import ConversionError, Try, adding
@@ -20,16 +19,13 @@ _ENDING = re.compile(
     r"|(?P<other>alpha|diff|diff_b|dora_scale|weight|bias))$"
 )
 """What follows the path of a module in a key."""
-_PREFIX = re.compile(
-    r"^(base_model\.model\.|diffusion_model\.|model\.diffusion_model\.|transformer\.(?!layers)|lora_unet_)"
-)
+_PREFIX = re.compile(r"^(base_model\.model\.|(model\.)?diffusion_model\.|transformer\.(?!layers)|lora_unet_)")
 COMPONENTS = {"text_encoder": "text encoder", "lora_te": "text encoder", "vae.": "VAE"}
 """How the keys of an adapter for another component begin -> the component."""
 _KINDS = {"diff": "weight differences (.diff)", "diff_b": "bias differences (.diff_b)", "alpha": "alphas"}
-T = TypeVar("T", bound=TensorFile)
 
 
-def left_out(file: T, patterns: Sequence[str]) -> tuple[T, tuple[str, ...]]:
+def left_out(file: TensorFile, patterns: Sequence[str]) -> tuple[TensorFile, tuple[str, ...]]:
     """The file without the tensors whose key or module path matches a pattern, and a note that counts them.
 
     Raises ConversionError if a pattern matches nothing, or if no tensor is left.
@@ -89,12 +85,9 @@ def patterns_for(keys: Iterable[str]) -> list[Try]:
 
 
 def _pattern(key: str) -> str | None:
-    start = next((start for start in COMPONENTS if key.startswith(start)), None)
-    match = _ENDING.search(key)
-    if start:
+    if start := next((start for start in (*COMPONENTS, "bundle_emb") if key.startswith(start)), None):
         return f"{start}*"
-    if key.startswith("bundle_emb"):
-        return "bundle_emb*"
+    match = _ENDING.search(key)
     if match and match["other"] in ("diff", "diff_b"):
         return f"*.{match['other']}"
     return key if match and match["other"] == "alpha" else None
@@ -129,9 +122,8 @@ def _kind(key: str) -> str:
     if start := next((start for start in COMPONENTS if key.startswith(start)), None):
         return f"tensors of the {COMPONENTS[start]}"
     match = _ENDING.search(key)
-    if match is None or match["other"]:
-        return _KINDS.get(match["other"] if match else "", "other tensors")
-    return ""
+    ending = match["other"] if match else "other"
+    return _KINDS.get(ending, "other tensors") if ending else ""
 
 
 def _useless(pattern: str, names: Iterable[str], file: TensorFile | None) -> ConversionError:
@@ -142,7 +134,6 @@ def _useless(pattern: str, names: Iterable[str], file: TensorFile | None) -> Con
         return max(SequenceMatcher(None, wanted, tail).ratio() for tail in (name, *re.findall(r"(?=[.](.+))", name)))
 
     near = sorted(list(one_of_each)[:500], key=likeness, reverse=True)[:3]
-    return ConversionError(
-        f"--drop {pattern} matches no module and no tensor (the nearest names: {listed(near, 3)}).",
-        *([Try(command("loraforge", "inspect", "--skeleton", file.path), "every name")] if file else []),
-    )
+    text = f"--drop {pattern} matches no module and no tensor (the nearest names: {listed(near, 3)})."
+    look = [Try(command("loraforge", "inspect", "--skeleton", file.path), "every name")] if file else []
+    return ConversionError(text, *look)

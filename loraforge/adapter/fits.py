@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.algebra.lora import Delta, LoraWeight, rows
 from loraforge.errors import ConversionError, Try, adding
 from loraforge.hub.address import is_repo, renamed
 from loraforge.names.catalog import architecture, architectures
@@ -16,26 +16,10 @@ from loraforge.names.layout import Architecture, Variant
 from loraforge.names.lookalike import of_repo
 from loraforge.text import command, listed
 
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Delta, LoraWeight
-
-FOLDERS = (
-    "models",
-    "model",
-    "checkpoints",
-    "ckpts",
-    "ckpt",
-    "weights",
-    "pretrained",
-    "outputs",
-    "output",
-    "data",
-    "cache",
-)
+FOLDERS = "models model checkpoints ckpts ckpt weights pretrained outputs output data cache".split()
 """Usual names of a folder that models are stored in; none of them is the owner of a known model on the Hub."""
 SMALL = 4
 """A model this many times narrower than the narrowest released one was made for a test."""
-
 
 _LAST: list[tuple[Mapping[str, Delta], tuple[Placed, ...], Solution]] = []
 """The modules of the last call and what was computed from them: several questions about one adapter follow."""
@@ -68,7 +52,7 @@ def _placed(adapter: Adapter) -> Iterator[Placed]:
         if located := layout.locate(path):
             template, index = located
             segments = layout.modules[template]
-            sizes = arch.sizes(segments, _rows(delta)) or []
+            sizes = arch.sizes(segments, rows(delta)) or []
             parts = delta if len(delta) == len(segments) else [delta[0]] * len(segments)
             for segment, size, part in zip(segments, sizes, parts, strict=False):
                 yield path, segment, index, part.base_shape(size)
@@ -76,14 +60,10 @@ def _placed(adapter: Adapter) -> Iterator[Placed]:
 
 def fits(adapter: Adapter) -> tuple[Variant, ...]:
     """The variants that agree with all shapes of the adapter and of base weights in its file."""
-    arch = architecture(adapter.architecture)
+    arch, sizes = architecture(adapter.architecture), solved(adapter).values
     shapes = {(segment, index, shape) for _, segment, index, shape in placed(adapter)}
-    sizes = solved(adapter).values
-    return tuple(
-        v
-        for v in arch.variants
-        if agree(sizes, arch.solved(v).values, sizes) and not any(v.objection(*place) for place in shapes)
-    )
+    same_sizes = [v for v in arch.variants if agree(sizes, arch.solved(v).values, sizes)]
+    return tuple(v for v in same_sizes if not any(v.objection(*shape) for shape in shapes))
 
 
 def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
@@ -96,15 +76,13 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
     weights = [w for delta in adapter.modules.values() for w in delta]
     if all(map(_turned, weights)) and not rank_known and not adapter.evidence:  # base weights have the sizes
         w = weights[0]
-        return (
-            f"its rank ({w.rank}) is larger than the weight it is for ({w.rows} x {w.A.shape[1]}), in every module: "
-            "the factors look transposed"
-        )
-    uneven = [
-        f"{path} ({_rows(delta)} rows for {', '.join(layout.stacked(path))})"
-        for path, delta in adapter.modules.items()
-        if layout.stacked(path) and arch.sizes(layout.stacked(path), _rows(delta)) is None
-    ]
+        what = f"its rank ({w.rank}) is larger than the weight it is for ({w.rows} x {w.A.shape[1]}), in every module"
+        return f"{what}: the factors look transposed"
+    uneven = []
+    for path, delta in adapter.modules.items():
+        segments = layout.stacked(path)
+        if segments and arch.sizes(segments, rows(delta)) is None:
+            uneven.append(f"{path} ({rows(delta)} rows for {', '.join(segments)})")
     if uneven:
         return f"the rows of {listed(uneven, 40)} cannot be divided among the weights that are stacked there"
     solution = solved(adapter)
@@ -119,17 +97,16 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
     why = f"its modules do not belong to one {arch.title}"
     if solution.split:
         return f"{why}, and neither group is in the majority (rows x inputs): {odd}"
-    sizes = ", ".join(f"{symbol} {value}" for symbol, value in sorted(solution.values.items()))
-    return f"{why}: most have {sizes}, but not these (rows x inputs): {odd}"
+    return f"{why}: most have {_sizes(solution)}, but not these (rows x inputs): {odd}"
+
+
+def _sizes(solution: Solution) -> str:
+    return ", ".join(f"{symbol} {value}" for symbol, value in sorted(solution.values.items()))
 
 
 def _in_order(path: str) -> list[tuple[int, str]]:
     """A sort key that puts block 2 before block 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
-
-
-def _rows(delta: Delta) -> int:
-    return sum(w.rows for w in delta)
 
 
 def _turned(w: LoraWeight) -> bool:
@@ -175,22 +152,16 @@ def beyond(adapter: Adapter) -> str:
 def unchecked(adapter: Adapter) -> str:
     """Why its shapes were not checked against each other; empty if they were."""
     arch = architecture(adapter.architecture)
-    if not arch.dimensions:
-        return f"no sizes of {arch.title} are known: the shapes of its modules were not checked against each other"
-    return ""
-
-
-def _width(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{symbol} {value}" for symbol, value in sorted(sizes.items())) or "unknown size"
+    why = f"no sizes of {arch.title} are known: the shapes of its modules were not checked against each other"
+    return "" if arch.dimensions else why
 
 
 def small(adapter: Adapter) -> bool:
     """Whether its base model is much narrower than every released one, like the models that tests use."""
     arch, sizes = architecture(adapter.architecture), solved(adapter).values
-    known = [arch.solved(v).values for v in arch.variants]
-    pairs = [(sizes[s], min(values[s] for values in known if s in values)) for s in _of_blocks(arch) & sizes.keys()
-             if any(s in values for values in known)]  # fmt: skip
-    return bool(pairs) and all(SMALL * mine <= least for mine, least in pairs)
+    known = [(s, value) for v in arch.variants for s, value in arch.solved(v).values.items()]
+    released = [(s, value) for s, value in known if s in _of_blocks(arch) & sizes.keys()]
+    return bool(released) and all(SMALL * sizes[s] <= value for s, value in released)
 
 
 def repository(name: object, near: Path | None = None) -> str | None:
@@ -208,7 +179,8 @@ def repository(name: object, near: Path | None = None) -> str | None:
     if not certain and any((folder / text).exists() for folder in (Path(), near or Path())):
         return None
     present = renamed(text)
-    return next((v.repo for v in _variants() if v.repo.lower() == present.lower()), present)
+    released = (v.repo for arch in architectures().values() for v in arch.variants)
+    return next((repo for repo in released if repo.lower() == present.lower()), present)
 
 
 def variant_of_repo(repo: str) -> tuple[Architecture, Variant] | None:
@@ -233,24 +205,17 @@ def no_repository(base: str) -> ConversionError:
     return ConversionError(f"--base-model {base} is no Hub id (like zai-org/CogVideoX-5b), but {why}.", right)
 
 
-def _variants() -> Iterator[Variant]:
-    for arch in architectures().values():
-        yield from arch.variants
-
-
 def misnamed(adapter: Adapter, base: str) -> str:
     """Why the adapter cannot be for the named base model; empty if no reason is known."""
     arch = architecture(adapter.architecture)
     known = variant_of_repo(base)
-    if known is None:
-        other = of_repo(base)
-        return (
-            f"the adapter is not for {base}, which is {other}: its modules are those of {arch.title}" if other else ""
-        )
-    if known[0].name != arch.name:
-        return f"the adapter is not for {base}, which is {known[0].title}: its modules are those of {arch.title}"
+    other = "" if known else of_repo(base)
+    if known and known[0].name != arch.name:
+        other = known[0].title
+    if other:
+        return f"the adapter is not for {base}, which is {other}: its modules are those of {arch.title}"
     fitting = fits(adapter)
-    if known[1] in fitting or small(adapter):
+    if known is None or known[1] in fitting or small(adapter):
         return ""
     others = " or ".join(v.repo for v in fitting) or f"no released {arch.title}"
     return f"the adapter is not for {base}: its shapes are those of {others}"
@@ -271,6 +236,6 @@ def check_base(adapter: Adapter, base: str | None, *again: str | Path) -> tuple[
     if variant_of_repo(base) is None:
         return (f"whether it fits {base} is not checked: no sizes of that model are known",)
     if small(adapter) and not fits(adapter):
-        width = _width(solved(adapter).values)
+        width = _sizes(solved(adapter)) or "unknown size"
         return (f"whether it fits {base} is not checked: it is for a model of {width}, and no such model is released",)
     return ()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.adapter.relayout import to_segments
+from loraforge.adapter.relayout import Place, to_segments
 from loraforge.algebra.dtypes import eps, subnormal
 from loraforge.algebra.half import widen
 from loraforge.algebra.lora import CEILING, Array, Delta, LoraWeight, is_zero, random_columns
@@ -51,27 +51,19 @@ class Comparison:
         return not self.off
 
 
-@dataclass(frozen=True, slots=True)
-class Alone:
-    """The modules that only the first, or only the second adapter changes."""
-
-    first: tuple[str, ...]
-    second: tuple[str, ...]
-
-
-def pair_up(source: Adapter, result: Adapter) -> tuple[list[tuple[str, Delta, Delta]], Alone]:
-    """The segments in both adapters, each with its path in the second, and the modules that only one of them changes.
+def pair_up(source: Adapter, result: Adapter) -> tuple[list[tuple[str, Delta, Delta]], tuple[list[str], list[str]]]:
+    """The segments in both adapters, each with its path in the second; and what only the first or the second changes.
 
     A segment whose update is exactly zero changes nothing and needs no partner.
     """
     arch = architecture(source.architecture)
     mine, theirs = to_segments(source.modules, arch, source.layout), to_segments(result.modules, arch, result.layout)
     pairs = [(theirs[place][0], part, theirs[place][1]) for place, (_, part) in mine.items() if place in theirs]
-    first, second = (
-        tuple(sorted({path for place, (path, delta) in one.items() if place not in other and not is_zero(delta)}))
-        for one, other in ((mine, theirs), (theirs, mine))
-    )
-    return pairs, Alone(first, second)
+
+    def alone(one: dict[Place, tuple[str, Delta]], other: dict[Place, tuple[str, Delta]]) -> list[str]:
+        return sorted({path for place, (path, delta) in one.items() if place not in other and not is_zero(delta)})
+
+    return pairs, (alone(mine, theirs), alone(theirs, mine))
 
 
 def compare(

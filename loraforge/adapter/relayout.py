@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from loraforge.algebra.lora import Delta, fuse, rows, split, zero
@@ -57,11 +57,16 @@ def relayout(
         for index in sorted({index for segment in segments for index in indices.get(segment, ())}):
             parts = {segment: held.pop((segment, index), None) for segment in segments}
             known, (_, like) = next((segment, part) for segment, part in parts.items() if part is not None)
-            unit = rows(like) // arch.segments[known]
-            uneven += _uneven({segment: part for segment, part in parts.items() if part}, unit, like, arch)
-            deltas = [
-                part[1] if part else zero(unit * arch.segments[segment], like[0]) for segment, part in parts.items()
-            ]
+            unit, width = rows(like) // arch.segments[known], like[0].A.shape[1]
+            deltas = []
+            for segment, part in parts.items():
+                needed = unit * arch.segments[segment]
+                source_path, delta = part or ("", zero(needed, like[0]))
+                shape = rows(delta), delta[0].A.shape[1]
+                if shape != (needed, width):
+                    sizes = f"{shape[0]} x {shape[1]}, where its neighbours need {needed} x {width}"
+                    uneven.append(f"{source_path} is for a weight of {sizes}")
+                deltas.append(delta)
             path = template.fill(index)
             delta = _with_kernel(fuse(deltas), arch.layouts[target].kernel, path)
             out[path] = delta, tuple(dict.fromkeys(part[0] for part in parts.values() if part))
@@ -71,15 +76,6 @@ def relayout(
         paths = sorted({path for path, _ in held.values()})
         raise ConversionError(f"layout {target} has no module for {listed(paths)}.", leaving_out(paths))
     return out
-
-
-def _uneven(parts: Mapping[str, tuple[str, Delta]], unit: int, like: Delta, arch: Architecture) -> Iterator[str]:
-    """One text per part that cannot be stacked, because its rows or inputs do not match those of the first part."""
-    for segment, (path, delta) in parts.items():
-        shape, needed = (rows(delta), delta[0].A.shape[1]), (unit * arch.segments[segment], like[0].A.shape[1])
-        if shape != needed:
-            sizes = f"{shape[0]} x {shape[1]}, where its neighbours need {needed[0]} x {needed[1]}"
-            yield f"{path} is for a weight of {sizes}"
 
 
 def _with_kernel(delta: Delta, shape: Callable[[str, tuple[int, ...]], tuple[int, ...]], path: str) -> Delta:

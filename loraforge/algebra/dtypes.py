@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
-
-if TYPE_CHECKING:
-    import numpy as np
 
 BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -19,11 +16,12 @@ BYTES = {
 FACTORS = ("F16", "BF16", "F32", "F64")
 """The types that an A or a B may have."""
 
-_NAMES = {
+NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "bool": "BOOL",
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
 }  # fmt: skip
+"""numpy's and torch's names -> ours."""
 
 CHOICES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """The values of `--dtype`, except `keep`."""
@@ -40,7 +38,7 @@ def numpy_type(name: str) -> np.dtype[Any]:
 
 def name_of(dtype: np.dtype[Any]) -> str:
     """The inverse of `numpy_type`; also for numpy's types that no factor has."""
-    return _NAMES[dtype.name]
+    return NAMES[dtype.name]
 
 
 def eps(dtype: np.dtype[Any]) -> float:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from loraforge.algebra.dtypes import eps
 from loraforge.algebra.half import halves_times, peak, rounded, shifted, widen
-from loraforge.algebra.lora import _LEAN, _TOP, _norm, random_columns
+from loraforge.algebra.lora import Array, LoraWeight, random_columns
 
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array, LoraWeight
+_LEAN = 2.2
+"""The ratio of the errors of A and B above which another share is tried. A step of one halves one error and doubles
+the other, so it pays from a ratio of 2 on. It is a little more than 2 because ratios of exactly 2 occur, and there
+the last bit of a sum would decide, which differs between processors."""
+
+_TOP = {"float16": 15, "bfloat16": 127, "float32": 127, "float64": 1023}
+"""Type -> n: no number below 2**n overflows when it is rounded to the type."""
 
 
 def fold(w: LoraWeight, a_type: Any, b_type: Any) -> tuple[LoraWeight, float]:
@@ -135,3 +140,7 @@ class _Attempt:
             share, step, last = (low + high) // 2 if turned else share + lean * step, 2 * step, lean
         # compared to two digits: the digits after them differ between processors
         return min(self.cached, key=lambda tried: (float(f"{self.error(tried):.1e}"), abs(tried - usual)))
+
+
+def _norm(x: Array) -> float:
+    return float(np.linalg.norm(x))

@@ -134,9 +134,8 @@ def collapse(delta: Delta) -> LoraWeight:
         raise ConversionError("DoRA adapts some of its rows only, and the magnitudes of the others are not known")
     magnitude = np.concatenate(lengths) if lengths else None
     if any(w.scaling != first.scaling for w in live):
-        raise ConversionError(
-            "the row blocks of one module have different scalings, and there is one place to store it"
-        )
+        text = "the row blocks of one module have different scalings, and there is one place to store it"
+        raise ConversionError(text)
     if all(np.array_equal(w.A, first.A) for w in delta):
         return replace(first, B=np.concatenate([w.B for w in delta]), magnitude=magnitude)
     dtype = np.result_type(*(factor.dtype for w in live for factor in (w.A, w.B)))
@@ -147,20 +146,6 @@ def collapse(delta: Delta) -> LoraWeight:
         row, column = row + w.rows, column + w.rank
     A = np.concatenate([w.A.astype(dtype, copy=False) for w in delta])
     return replace(first, A=A, B=B, magnitude=magnitude)
-
-
-_LEAN = 2.2
-"""The ratio of the errors of A and B above which another share is tried. A step of one halves one error and doubles
-the other, so it pays from a ratio of 2 on. It is a little more than 2 because ratios of exactly 2 occur, and there
-the last bit of a sum would decide, which differs between processors."""
-
-
-_TOP = {"float16": 15, "bfloat16": 127, "float32": 127, "float64": 1023}
-"""Type -> n: no number below 2**n overflows when it is rounded to the type."""
-
-
-def _norm(x: Array) -> float:
-    return float(np.linalg.norm(x))
 
 
 PROBES = 8

@@ -1,4 +1,4 @@
-"""Diffusers' config.json of a base model: what its shapes tell, what its variant fixes, what its SAT run configured.
+"""Diffusers' config.json of a base model: from its shapes, its variant, and the configuration of its SAT run.
 
 Sources: diffusers models/transformers/cogvideox_transformer_3d.py (the entries), CogVideo
 tools/convert_weight_sat2hf.py (`get_transformer_init_kwargs`), the config.json of the released models.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from loraforge.base.model import BaseModel
@@ -22,82 +21,73 @@ from loraforge.scale.origin import own_entry
 from loraforge.text import command, listed
 
 PIXELS = 8
-"""Of the VAE, per latent row and column."""
+"""Pixels of a video per latent row and column: what the VAE reduces."""
 _POSITIONS = "mixins.pos_embed.pos_embedding"
-"""In SAT: what a model without rotary positions, or with learned ones, has."""
+"""SAT's table of positions: a model has it if its positions are learned, or not rotary."""
 
 
 def variant_of(base: BaseModel) -> Variant:
-    """The one released model it is like. Raises ConversionError where that cannot be told."""
-    able = [variant for variant in base.variants if not _speaks_against(base, variant)]
-    kinds = {str(entries(base.architecture, variant)): variant for variant in reversed(able)}
+    """The one released model that it resembles. Raises ConversionError if none or several could be it."""
+    possible = [variant for variant in base.variants if not _speaks_against(base, variant)]
+    kinds = {str(entries(base.architecture, variant)): variant for variant in reversed(possible)}
     if len(kinds) == 1:
         return next(iter(kinds.values()))
-    names = " or ".join(variant.name for variant in able)
-    raise ConversionError(
-        f"{base.path} has the shapes of {names or 'no released model'}, and its other names do not tell which."
-        if able
-        else f"{base.path} has the shapes of no released {base.architecture.title}.",
-        command("loraforge", "inspect", "--skeleton", base.files[0].path),
-    )
+    names = " or ".join(variant.name for variant in possible)
+    text = f"{names}, and its other names do not tell which" if possible else f"no released {base.architecture.title}"
+    look = command("loraforge", "inspect", "--skeleton", base.files[0].path)
+    raise ConversionError(f"{base.path} has the shapes of {text}.", look)
 
 
 def _speaks_against(base: BaseModel, variant: Variant) -> bool:
-    """Whether its tables of positions, or its own config.json, are another's: what no shape of a weight tells."""
-    wants = fixed(base.architecture, variant)
+    """Whether its tables of positions or its config.json exclude the variant; the shapes of weights do not."""
+    expected = fixed(base.architecture, variant)
     if base.layout == "sat":
-        learned, rotary = (wants[f"use_{kind}_positional_embeddings"] for kind in ("learned", "rotary"))
+        learned, rotary = (expected[f"use_{kind}_positional_embeddings"] for kind in ("learned", "rotary"))
         return (_POSITIONS in base.parameters) != (learned or not rotary)
     own = own_config(base)
     stated = [item for other in base.architecture.variants for item in other.config.items()]
-    switches = {name for name, on in stated if isinstance(on, bool | str)}  # numbers change where it is trained further
-    return any(own[name] != wants[name] for name in switches & own.keys() & wants.keys())
+    switches = {name for name, on in stated if isinstance(on, bool | str)}  # training can change the numbers
+    return any(own[name] != expected[name] for name in switches & own.keys() & expected.keys())
 
 
 def own_config(base: BaseModel) -> dict[str, Any]:
-    """The config.json of a Diffusers base; empty where it has none."""
+    """The config.json of a Diffusers base; empty if it has none."""
     file = base.folder / "config.json"
     return read_json(file) if base.kind in ("pipeline", COMPONENT) and file.is_file() else {}
 
 
 def diffusers_config(base: BaseModel, variant: Variant, sample: str | None = None) -> tuple[dict[str, Any], str]:
-    """The entries of config.json, sorted, and the source of those that no shape tells.
+    """The entries of config.json, sorted, and the source of those that do not follow from shapes.
 
-    `sample`: frames, height and width in pixels, `49x480x720`; it counts before what the base says. Raises
-    ConversionError if the architecture's data lists no entries, or if learned positions are of another size.
+    `sample`: frames, height and width in pixels, as `49x480x720`; it replaces what the base states. Raises
+    ConversionError if the architecture's data lists no entries, or if learned positions have another size.
     """
     if not base.architecture.config:
-        raise ConversionError(
-            f"the configuration of {base.architecture.title} in Diffusers is not known: its data has no [config].",
-            Try(command("loraforge", "layouts", base.architecture.name)),
-        )
-    wants = entries(base.architecture, variant)
-    if sample is not None and not wants.keys() >= _sample(sample).keys():
+        text = f"the configuration of {base.architecture.title} in Diffusers is not known: its data has no [config]."
+        raise ConversionError(text, command("loraforge", "layouts", base.architecture.name))
+    expected = entries(base.architecture, variant)
+    given = {} if sample is None else _sample(sample)
+    if not expected.keys() >= given.keys():
         raise ConversionError(f"--sample is for positions that are learned, which {base.architecture.title} has not.")
-    said, where = _configured(base)
-    if sample is not None:
-        said, where = said | _sample(sample), "--sample"
-    config = filled(wants, sizes(base.architecture, base.placed)) | said
-    if lacking := sorted(wants.keys() - config.keys()):
-        raise ConversionError(
-            f"{base.path} is not a whole {base.architecture.title}: no weight tells {listed(lacking, 3)}.",
-            command("ls", "-l", base.folder),
-        )
-    where = where or f"{variant.name} as released"
+    stated, where = _configured(base)
+    config = filled(expected, sizes(base.architecture, base.placed)) | stated | given
+    if lacking := sorted(expected.keys() - config.keys()):
+        text = f"{base.path} is not a whole {base.architecture.title}: no weight tells {listed(lacking, 3)}."
+        raise ConversionError(text, command("ls", "-l", base.folder))
+    where = "--sample" if given else where or f"{variant.name} as released"
     if shape := base.shape(_POSITIONS):
-        places = shape[-2]
-        text = places - _patches(config)
-        if sample is not None and text > 0:
-            config["max_text_seq_length"] = text
-        elif text != config["max_text_seq_length"] and config["use_learned_positional_embeddings"]:
-            raise _other_size(base, config, places, where)
+        of_text = shape[-2] - math.prod(grid(config))
+        if given and of_text > 0:
+            config["max_text_seq_length"] = of_text
+        elif of_text != config["max_text_seq_length"] and config["use_learned_positional_embeddings"]:
+            raise _other_size(base, config, shape[-2], where)
     return dict(sorted(config.items())), where
 
 
 def other_size(base: BaseModel, config: Mapping[str, Any]) -> Iterator[str]:
-    """A note if a table of positions, which Diffusers computes itself, is of another size than the configuration."""
+    """A note if SAT's table of positions, which Diffusers computes, has another size than the configuration."""
     shape = base.shape(_POSITIONS)
-    if shape and shape[-2] != config["max_text_seq_length"] + _patches(config):
+    if shape and shape[-2] != config["max_text_seq_length"] + math.prod(grid(config)):
         yield (
             f"its table of {shape[-2]} positions is of another size than the configuration, which decides the default "
             "size of a video: --sample FRAMESxHEIGHTxWIDTH states it"
@@ -105,9 +95,9 @@ def other_size(base: BaseModel, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def sample_of(base: BaseModel) -> dict[str, int]:
-    """The sample that a base says it is for: for what SAT is given, which has no place for it but a run's YAML."""
-    said = own_config(base) or _configured(base)[0]
-    return {key: said[key] for key in _SAMPLE if key in said}
+    """The sample that a base says it is for. A written SAT checkpoint keeps it in its header: it has no config.json."""
+    stated = own_config(base) or _configured(base)[0]
+    return {key: stated[key] for key in _SAMPLE if key in stated}
 
 
 def _sample(text: str) -> dict[str, int]:
@@ -116,33 +106,25 @@ def _sample(text: str) -> dict[str, int]:
         raise ConversionError(f"--sample {text!r:.40} is no FRAMESxHEIGHTxWIDTH.", adding("--sample", "49x480x720"))
     frames, height, width = map(int, sides)
     if height % PIXELS or width % PIXELS:
-        raise ConversionError(
-            f"--sample {text}: height and width are multiples of {PIXELS} pixels.",
-            adding("--sample", f"{frames}x{-(-height // PIXELS) * PIXELS}x{-(-width // PIXELS) * PIXELS}"),
-        )
+        larger = (-(-side // PIXELS) * PIXELS for side in (height, width))
+        remedy = adding("--sample", "x".join(map(str, (frames, *larger))))
+        raise ConversionError(f"--sample {text}: height and width are multiples of {PIXELS} pixels.", remedy)
     return {"sample_frames": frames, "sample_height": height // PIXELS, "sample_width": width // PIXELS}
 
 
-def _patches(config: Mapping[str, Any]) -> int:
-    frames, rows, columns = grid(config)
-    return frames * rows * columns
-
-
-def _other_size(base: BaseModel, config: Mapping[str, Any], places: int, where: str) -> ConversionError:
-    """The refusal, with the sizes near the one at hand that have as many positions."""
-    text, pixels = config["max_text_seq_length"], PIXELS * config["patch_size"]
+def _other_size(base: BaseModel, config: Mapping[str, Any], positions: int, where: str) -> ConversionError:
+    """The refusal, with remedies: the sizes with as many positions whose shape is nearest to the configured one."""
+    text, patches, pixels = config["max_text_seq_length"], math.prod(grid(config)), PIXELS * config["patch_size"]
     frames = (config["sample_frames"] - 1) // config["temporal_compression_ratio"] + 1
-    area, rest = divmod(places - text, frames)
+    area, rest = divmod(positions - text, frames)
     aspect = config["sample_width"] / config["sample_height"]
     sides = [(h, area // h) for h in range(1, max(area, 0) + 1) if area % h == 0 and not rest]
     near = sorted((s for s in sides if 1 / 3 <= s[0] / s[1] <= 3), key=lambda s: abs(math.log(s[1] / s[0] / aspect)))
-    ways = [
-        adding("--sample", f"{config['sample_frames']}x{h * pixels}x{w * pixels}", why="if so trained")
-        for h, w in near[:4]
-    ]
-    size = f"{config['sample_frames']}x{config['sample_height'] * PIXELS}x{config['sample_width'] * PIXELS}"
+    count = config["sample_frames"]
+    ways = [adding("--sample", f"{count}x{h * pixels}x{w * pixels}", why="if so trained") for h, w in near[:4]]
+    size = f"{count}x{config['sample_height'] * PIXELS}x{config['sample_width'] * PIXELS}"
     return ConversionError(
-        f"{base.path} has {places} learned positions, and {where} ({size}) has {text + _patches(config)}: it was "
+        f"{base.path} has {positions} learned positions, and {where} ({size}) has {text + patches}: it was "
         f"trained at another size. State it with --sample FRAMESxHEIGHTxWIDTH, in pixels, or put the run's {CONFIG} "
         "beside it.",
         *(ways or [Try(command("loraforge", "convert-base", "--help"))]),
@@ -150,36 +132,33 @@ def _other_size(base: BaseModel, config: Mapping[str, Any], places: int, where: 
 
 
 def _configured(base: BaseModel) -> tuple[dict[str, Any], str]:
-    """What the training_config.yaml of a SAT run says of the sample it was made for, and the file's name."""
+    """The sample that a SAT run's training_config.yaml or the base's own header states, and which of them does.
+
+    Anybody can write either, so entries that are no positive integers are left out.
+    """
     folders = [base.folder, *base.folder.absolute().parents[:2]]
     path = next((f / CONFIG for f in folders if base.kind == "sat" and (f / CONFIG).is_file()), None)
-    document = read_yaml(path) if path else None
-    params: Any = document
-    for key in ("model", "network_config", "params"):
-        params = params.get(key) if isinstance(params, Mapping) else None
-    if path is None or not isinstance(params, Mapping):
-        entry = own_entry(base.files[0].metadata)
-        known = _counts(entry["base"].get("sample")) if entry and isinstance(entry.get("base"), Mapping) else {}
-        return known, "the file's own header" if known else ""
-    modules = params.get("modules")
-    table = modules.get("pos_embed_config") if isinstance(modules, Mapping) else None
-    place = table.get("params") if isinstance(table, Mapping) else None
-    found = {
-        "sample_frames": params.get("num_frames"),
-        "sample_height": params.get("latent_height"),
-        "sample_width": params.get("latent_width"),
-        "temporal_compression_ratio": params.get("time_compressed_rate"),
-        "max_text_seq_length": place.get("text_length") if isinstance(place, Mapping) else None,
-    }
-    whole = _counts(found)
-    return whole, Path(path).name if whole else ""
+    params = _at(read_yaml(path), "model", "network_config", "params") if path else None
+    if isinstance(params, Mapping):
+        sample, where = {name: _at(params, *keys) for name, keys in _SAMPLE.items()}, CONFIG
+    else:
+        sample, where = _at(own_entry(base.files[0].metadata), "base", "sample"), "the file's own header"
+    counts = {name: count for name in _SAMPLE if type(count := _at(sample, name)) is int and count > 0}
+    return counts, where if counts else ""
 
 
-def _counts(said: Any) -> dict[str, Any]:
-    """The entries of a sample that are what they should be. Anybody can write a header or a YAML."""
-    found = said if isinstance(said, Mapping) else {}
-    return {key: found[key] for key in _SAMPLE if type(found.get(key)) is int and found[key] > 0}
+def _at(document: Any, *keys: str) -> Any:
+    """What a document of mappings holds under these keys, None if it has no such entry."""
+    for key in keys:
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return document
 
 
-_SAMPLE = ("sample_frames", "sample_height", "sample_width", "temporal_compression_ratio", "max_text_seq_length")
-"""The entries of config.json that no weight but a table of positions tells."""
+_SAMPLE = {
+    "sample_frames": ("num_frames",),
+    "sample_height": ("latent_height",),
+    "sample_width": ("latent_width",),
+    "temporal_compression_ratio": ("time_compressed_rate",),
+    "max_text_seq_length": ("modules", "pos_embed_config", "params", "text_length"),
+}
+"""Entries of config.json that only a table of positions tells -> where in `params` a SAT run states them."""

@@ -1,22 +1,22 @@
-"""Move base weights from one framework to another, streaming, with the configuration they need there."""
+"""Converts base weights to another layout as a stream, with the configuration that its framework needs."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from loraforge.algebra.dtypes import CHOICES, FACTORS
-from loraforge.base.as_diffusers import FILE, _safetensors_model
-from loraforge.base.as_sat import _rebuilt, _sat_model
+from loraforge.base.as_diffusers import FILE, safetensors_model
+from loraforge.base.as_sat import rebuilt_tensors, sat_model
 from loraforge.base.config import diffusers_config, other_size, own_config, variant_of
 from loraforge.base.job import write_model
 from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.origin import entry
-from loraforge.base.route import Route, route
+from loraforge.base.route import Piece, route
 from loraforge.base.stream import Engine, NewTensor, Part, measure
 from loraforge.document import Document, rows, title
 from loraforge.errors import ConversionError, adding
@@ -26,9 +26,6 @@ from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
 from loraforge.names.layout import COMPONENT, Index, Variant
 from loraforge.text import command, listed, options, recorded, told
-
-if TYPE_CHECKING:
-    from loraforge.base.stream import NewTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,30 +39,29 @@ class BaseReport(Document):
     output: dict[str, Any]
     """path, files, layout, dtype, written."""
     variant: str
-    """The released model it is, or is like."""
+    """The released model it is, or resembles."""
     tensors: int
     cast: int
     """Tensors stored in another type."""
     dropped: dict[str, str]
     """Key of the source -> why nothing is lost without it."""
     rebuilt: dict[str, str]
-    """Key of the result that the source has not got -> where it comes from."""
+    """Key of the result that the source lacks -> where its numbers come from."""
     left_out: dict[str, int]
-    """Part of the source that is no transformer -> its tensors."""
+    """Part of the source other than the transformer -> its number of tensors."""
     config: str
-    """Where those entries of the configuration come from that no shape tells."""
+    """Source of the configuration's entries that do not follow from shapes."""
     notes: tuple[str, ...]
     load: str
 
     def lines(self) -> list[str]:
         """The report for a terminal."""
-        done = f"{self.tensors} tensors" + (
-            f", {self.cast} cast to {self.output['dtype']}" if self.cast else ", no bit changed"
-        )
+        done = f"{self.tensors} tensors, "
+        done += f"{self.cast} cast to {self.output['dtype']}" if self.cast else "no bit changed"
         if self.left_out:
             done += "; left out: " + ", ".join(f"{count} tensors of {what}" for what, count in self.left_out.items())
-        table = [*(("dropped", f"{key}: {why}") for key, why in self.dropped.items())]
-        table += [*(("rebuilt", f"{key}: {why}") for key, why in self.rebuilt.items())]
+        table = [("dropped", f"{key}: {why}") for key, why in self.dropped.items()]
+        table += [("rebuilt", f"{key}: {why}") for key, why in self.rebuilt.items()]
         table += [("config", self.config)] if self.config else []
         table += [("base", self.variant), ("load", self.load)]
         return [title(self.source, self.output), f"  {done}", *rows(table)]
@@ -82,44 +78,43 @@ def convert_base(
     force: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> BaseReport:
-    """Write the base weights in `source` as `to` names and lays them out; the arguments are those of the command.
+    """Write the base weights in `source` in the layout `to`; the arguments are those of the command.
 
-    Raises a LoraforgeError, with nothing left behind, when a key is not understood or a part is missing, when it
-    cannot be told which model it is, or when a number does not fit into the type it is to be stored in.
+    `progress` is called with (bytes written, all bytes). Raises a LoraforgeError, with nothing left behind, if a key
+    is unknown, a part is missing, the released model cannot be identified, or a number does not fit its new type.
     """
     base = open_base(base_folder(source, only=COMPONENT))
     _check(base, to)
     variant = variant_of(base)
-    plan = _routed(base, to, variant)
-    tensors = [_tensor(base, key, parts, CHOICES.get(dtype), to) for key, parts in plan.pieces.items()]
-    config, where = diffusers_config(base, variant, sample) if to == "diffusers" else (own_config(base), "")
-    rebuilt = _rebuilt(base, config, variant, tensors) if to == "sat" else {}
+    routed, dropped = _routed(base, to, variant)
+    tensors = [_tensor(base, key, pieces, CHOICES.get(dtype), to) for key, pieces in routed.items()]
+    config, config_source = diffusers_config(base, variant, sample) if to == "diffusers" else (own_config(base), "")
+    rebuilt = rebuilt_tensors(base, config, variant, tensors) if to == "sat" else {}
     every = [*tensors, *(tensor for tensor, _ in rebuilt.values())]
-    place = Path(out)
+    target = Path(out)
     typed = command("loraforge", "convert-base", recorded(base.path), *options({"to": to, "dtype": dtype}))
-    said = entry(typed, base, (), to)
+    origin = entry(typed, base, (), to)
     texts = {"config.json": config} if to == "diffusers" else {}
-    model = _sat_model(every, said) if to == "sat" else _safetensors_model(every, said, texts)
-    check_place(place, model.names, [base.path], force=force or dry_run)
+    model = sat_model(every, origin) if to == "sat" else safetensors_model(every, origin, texts)
+    check_place(target, model.names, [base.path], force=force or dry_run)
     engine = Engine(*choose("numpy", "cpu"))
     if dry_run:
         measure(tensors, engine)  # whether every number fits
     else:
-        write_model(place, model, engine, progress, new=not force)
-    cast = sum(tensor.is_cast for tensor in tensors)
+        write_model(target, model, engine, progress, new=not force)
     others = components(key for key in base.held if key not in base.parameters.values() and key not in base.lora)
     return BaseReport(
         source={"path": told(base.path), "kind": base.kind, "layout": base.layout},
-        output={"path": str(place), "files": list(model.shards), "layout": to, "dtype": dtype, "written": not dry_run},
+        output={"path": str(target), "files": list(model.shards), "layout": to, "dtype": dtype, "written": not dry_run},
         variant=variant.name,
         tensors=len(every),
-        cast=cast,
-        dropped=dict(plan.dropped),
+        cast=sum(tensor.is_cast for tensor in tensors),
+        dropped=dropped,
         rebuilt={key: why for key, (_, why) in rebuilt.items()},
         left_out=others,
-        config=where,
+        config=config_source,
         notes=(*base.notes, *_advice(base), *(other_size(base, config) if to == "diffusers" else ())),
-        load=_load(base, place, to, variant),
+        load=_load(base, target, to, variant),
     )
 
 
@@ -133,13 +128,11 @@ def _check(base: BaseModel, to: str) -> None:
         raise ConversionError(f"{base.path} {why}.", *other)
 
 
-def _routed(base: BaseModel, to: str, variant: Variant) -> Route:
-    """From which rows each parameter of the result is made. Raises ConversionError if the base is not whole."""
+def _routed(base: BaseModel, to: str, variant: Variant) -> tuple[dict[str, tuple[Piece, ...]], dict[str, str]]:
+    """The result of `route` for this base. Raises ConversionError if the base lacks a parameter."""
     if gaps := list(_gaps(base, variant)):
-        raise ConversionError(
-            f"{base.path} is not whole: there is no {listed(gaps, 3)}.",
-            command("loraforge", "inspect", "--skeleton", base.files[0].path),
-        )
+        look = command("loraforge", "inspect", "--skeleton", base.files[0].path)
+        raise ConversionError(f"{base.path} is not whole: there is no {listed(gaps, 3)}.", look)
     shapes = {name: base.held[key].tensors[key].shape for name, key in base.parameters.items()}
     try:
         return route(shapes, base.architecture, base.layout, to, [variant])
@@ -148,7 +141,7 @@ def _routed(base: BaseModel, to: str, variant: Variant) -> Route:
 
 
 def _gaps(base: BaseModel, variant: Variant) -> Iterator[str]:
-    """The parameters this variant has, in every block there is, and the base has not."""
+    """The parameters of this variant that the base lacks, in the blocks that the base has."""
     arch, layout = base.architecture, base.architecture.layouts[base.layout]
     kinds, blocks = arch.block_kinds(), defaultdict[str, set[Index]](set)
     for _, segment, index, _ in base.placed:
@@ -161,20 +154,18 @@ def _gaps(base: BaseModel, variant: Variant) -> Iterator[str]:
             yield from (name for name in names if name not in base.parameters)
 
 
-def _tensor(base: BaseModel, name: str, pieces: Any, dtype: str | None, to: str) -> NewTensor:
+def _tensor(base: BaseModel, name: str, pieces: Sequence[Piece], dtype: str | None, to: str) -> NewTensor:
     names = base.parameters
     parts = tuple(Part(base.held[names[p.key]], names[p.key], p.start, p.stop) for p in pieces)
     infos = [part.file.tensors[part.key] for part in parts]
     types = {info.dtype for info in infos}
     if len(types) > 1 and dtype is None:
-        raise ConversionError(
-            f"{name} is made of {listed(sorted(names[p.key] for p in pieces))}, of types {listed(sorted(types))}.",
-            adding("--dtype", "bf16", why="store all of it alike"),
-        )
+        text = f"{name} is made of {listed(sorted(names[p.key] for p in pieces))}, of types {listed(sorted(types))}."
+        raise ConversionError(text, adding("--dtype", "bf16", why="store all of it alike"))
     kind = dtype if dtype and types <= set(FACTORS) else infos[0].dtype
     rows = sum(part.stop - part.start for part in parts)
-    prefix = SAT_PREFIX if to == "sat" else ""
-    return NewTensor(f"{prefix}{name}", kind, (rows, *infos[0].shape[1:]), parts)
+    key = f"{SAT_PREFIX}{name}" if to == "sat" else name
+    return NewTensor(key, kind, (rows, *infos[0].shape[1:]), parts)
 
 
 def _advice(base: BaseModel) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a model folder is made of besides its weights, and how a copy of it is laid out."""
+"""The files of a model folder besides its weights, and the names they get in a copy."""
 
 from __future__ import annotations
 
@@ -18,23 +18,17 @@ from loraforge.format.sat_names import CHECKPOINT, ITERATION
 from loraforge.names.layout import COMPONENT
 
 LINKED = 1 << 20
-"""Bytes from which a file of another component is linked instead of copied. Smaller ones may be edited in place."""
+"""Files of this many bytes or more are linked instead of copied. Users may edit smaller ones in place."""
 
 _INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")
 _OUR_KIND = (*TENSORS, ".gguf")
-"""Suffixes of weights. Beside the transformer's they would be other versions of it, without the adapter."""
-
-
-def _is_file(base: BaseModel, out: Path) -> bool:
-    """Whether the result is one file and no folder: where its name says so, and the base is one too."""
-    suffixes = {"file": (".safetensors",), "sat": (".pt", ".pth")}.get(base.kind, ())
-    return out.suffix in suffixes
+"""Suffixes of weights. Such files beside the transformer's are other versions of it, which lack the adapter."""
 
 
 def shards(base: BaseModel, out: Path, *, alone: bool) -> dict[str, TensorFile]:
-    """Name in the result -> the file of the base it stands for. `alone`: the transformer without its pipeline."""
-    if _is_file(base, out):
-        return {out.name: base.files[0]}
+    """Name in the result -> the base's file it is made from. `alone`: the transformer without its pipeline."""
+    if out.suffix in {"file": (".safetensors",), "sat": (".pt", ".pth")}.get(base.kind, ()):
+        return {out.name: base.files[0]}  # one file, no folder
     if base.kind == "file":
         return {base.files[0].path.name: base.files[0]}
     if base.kind == "sat":
@@ -45,13 +39,13 @@ def shards(base: BaseModel, out: Path, *, alone: bool) -> dict[str, TensorFile]:
 
 
 def _as_diffusers(name: str) -> str:
-    """The name under which `from_pretrained` finds what was a variant, a `.bin` or another library's."""
-    found = NAME.fullmatch(name)
-    return f"{STEM}{found['part'] or ''}.safetensors" if found else name
+    """The name that `from_pretrained` looks for, of a file that was a variant, a `.bin` or another library's."""
+    match = NAME.fullmatch(name)
+    return f"{STEM}{match['part'] or ''}.safetensors" if match else name
 
 
 def beside(base: BaseModel, names: Mapping[str, TensorFile], *, alone: bool) -> tuple[dict[str, Path], dict[str, str]]:
-    """Name in the result -> the file that is copied or linked; and -> the text that is written."""
+    """The other files of the result, by name: those that are copied or linked, and the texts that are written."""
     if base.kind == "file":
         return {}, {}
     if base.kind == "sat":
@@ -70,7 +64,7 @@ def _stays(path: Path) -> bool:
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Every file below a folder with its name from there, links followed, hidden ones left out."""
+    """Every file below a folder with its relative path; follows links, leaves out hidden files."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -86,7 +80,7 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def index_text(base: BaseModel, names: Mapping[str, TensorFile], nbytes: int) -> dict[str, str]:
-    """The index of the shards as they are written, by its name in the result; empty if there is one file."""
+    """The text of the index of the written shards, by its name in the result; empty if there is one file."""
     if not base.index:
         return {}
     where, _, _ = next(iter(names)).rpartition("/")
@@ -102,13 +96,13 @@ def index_text(base: BaseModel, names: Mapping[str, TensorFile], nbytes: int) ->
     return {name: json.dumps(table, indent=2) + "\n"}
 
 
-def put(source: Path, place: Path) -> None:
+def put(source: Path, destination: Path) -> None:
     """Link a large file, copy a small one."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.unlink(missing_ok=True)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    destination.unlink(missing_ok=True)
     real = source.resolve()
     if real.stat().st_size >= LINKED:
         with suppress(OSError):  # another disk, or one without links
-            os.link(real, place)
+            os.link(real, destination)
             return
-    shutil.copyfile(real, place)
+    shutil.copyfile(real, destination)

@@ -1,29 +1,28 @@
-"""Add adapters to base weights for good, shard by shard, and say what survived the rounding."""
+"""Adds adapters to base weights permanently, shard by shard, and measures what survives the rounding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import Any, Literal, Unpack
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import without
 from loraforge.algebra.dtypes import CHOICES, FACTORS, LARGEST
 from loraforge.base.folder import beside, index_text, shards
-from loraforge.base.job import Model, Shard, write_model
+from loraforge.base.job import Model, write_model
 from loraforge.base.model import BaseModel
 from loraforge.base.opening import missing_parts, open_base
-from loraforge.base.origin import entry, fused, refuse_twice
+from loraforge.base.origin import Fused, entry, fused, refuse_twice
 from loraforge.base.retention import LOUD, WARN, Retention, lines, summary
-from loraforge.base.stream import Engine, NewTensor, Part, measure
-from loraforge.base.updates import updates
+from loraforge.base.stream import Engine, NewTensor, Part, Shard, measure
+from loraforge.base.updates import Runs, updates
 from loraforge.conversion.read import read
 from loraforge.document import Document, rows, title
 from loraforge.errors import ConversionError, LoraforgeError, adding, as_commands
 from loraforge.files.resume import check_place
 from loraforge.files.tensorfile import KEY, TensorFile
-from loraforge.fusion.backend import Sums
 from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
 from loraforge.names.catalog import architecture
@@ -31,12 +30,6 @@ from loraforge.names.layout import COMPONENT
 from loraforge.scale.resolve import STATES
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command, fraction, options, recorded, told
-
-if TYPE_CHECKING:
-    from loraforge.base.job import Model
-    from loraforge.base.origin import Fused
-    from loraforge.base.stream import NewTensor
-    from loraforge.base.updates import Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +46,11 @@ class FuseReport(Document):
     backend: str
     """Name and device."""
     copied: int
-    """Tensors that are the base's, byte for byte."""
+    """Number of tensors that equal the base's byte for byte."""
     cast: int
-    """Tensors that were only stored in another type."""
+    """Number of tensors that were only converted to another type."""
     dropped_modules: tuple[str, ...]
-    """Of the adapters, as `--drop` says."""
+    """Modules of the adapters that `--drop` left out."""
     total: Retention
     modules: tuple[Retention, ...]
     notes: tuple[str, ...]
@@ -68,13 +61,13 @@ class FuseReport(Document):
         done = f"{len(self.modules)} weights changed, {self.copied} tensors copied as they are"
         done += f", {self.cast} stored as {self.output['dtype']}" if self.cast else ""
         lost, size = lines(self.total, self.modules)
-        table = [("adapter", _said(adapter)) for adapter in self.adapters]
+        table = [("adapter", _described(adapter)) for adapter in self.adapters]
         table += [("dropped", module) for module in self.dropped_modules]
         table += [("rounding", lost), ("size", size), ("load", self.load)]
         return [title(self.base, self.output), f"  {done} ({self.backend})", *rows(table)]
 
 
-def _said(adapter: Fused) -> str:
+def _described(adapter: Fused) -> str:
     scale = ", ".join(map(fraction, adapter.scalings))
     at = "trained at" if adapter.provenance in ("recorded", "given") else "at scale"
     return f"{adapter.path} at strength {adapter.strength:g}, {at} {scale} ({adapter.provenance}: {adapter.said})"
@@ -99,52 +92,46 @@ def fuse(
 ) -> FuseReport:
     """Add `adapters` to the weights of `base` and write the model `out`; the arguments are those of `loraforge fuse`.
 
-    What states a scale is said of every adapter. `progress` is called with the bytes that are written, and how many
-    there will be in all. Raises a LoraforgeError, with nothing left behind, when the base is quantised, holds one of
-    the adapters already or is another one than they were trained on, or when a number is none or does not fit into
-    the type of the weights.
+    A stated scale counts for every adapter. `progress` is called with (bytes written, all bytes). Raises a
+    LoraforgeError, with nothing left behind, if the base is quantised, holds one of the adapters already or has other
+    shapes than they need, or if a value is NaN or does not fit the type of the weights.
     """
     engine = Engine(*choose(backend, device))
-    found = open_base(base_folder(base, only=COMPONENT if transformer_only else ""))
+    model = open_base(base_folder(base, only=COMPONENT if transformer_only else ""))
     opened, dropped = _read(adapters, {**stated, "drop": drop})
     weighted = list(zip(opened, _strengths(strength, opened), strict=True))
-    runs = updates(found, weighted)
+    runs = updates(model, weighted)
     described = tuple(fused(adapter, number) for adapter, number in weighted)
-    refuse_twice(found, described)
-    said = entry(_typed(found, described, dtype), found, described, found.layout)
-    place = Path(out)
-    model = _model(found, runs, place, CHOICES.get(dtype), said, alone=transformer_only)
-    check_place(place, model.names, [found.path, *map(Path, adapters)], force=force or dry_run)
-    if dry_run:
-        measured = {key: sum(pieces, Sums()) for key, pieces in measure(model.tensors, engine).items()}
-    else:
-        measured = write_model(place, model, engine, progress, new=not force)
-    changed = [tensor.key for tensor in model.tensors if tensor.terms]
-    total, modules = summary({key.removeprefix(found.prefix): measured[key] for key in changed})
-    untouched = [tensor for tensor in model.tensors if not tensor.terms]
+    refuse_twice(model, described)
+    words = options({"strength": [float(adapter.strength) for adapter in described], "dtype": dtype})
+    typed = command("loraforge", "fuse", recorded(model.path), *(adapter.path for adapter in described), *words)
+    origin = entry(typed, model, described, model.layout)
+    target = Path(out)
+    plan = _model(model, runs, target, CHOICES.get(dtype), origin, alone=transformer_only)
+    check_place(target, plan.names, [model.path, *map(Path, adapters)], force=force or dry_run)
+    measured = measure(plan.tensors, engine) if dry_run else write_model(target, plan, engine, progress, new=not force)
+    changed = [tensor.key for tensor in plan.tensors if tensor.terms]
+    total, modules = summary({key.removeprefix(model.prefix): measured[key] for key in changed})
+    untouched = [tensor for tensor in plan.tensors if not tensor.terms]
     same = sum(not tensor.is_cast for tensor in untouched)
+    variants = [variant.name for variant in model.variants]
     return FuseReport(
-        base={
-            "path": told(found.path),
-            "kind": found.kind,
-            "layout": found.layout,
-            "variants": [variant.name for variant in found.variants],
-        },
+        base={"path": told(model.path), "kind": model.kind, "layout": model.layout, "variants": variants},
         adapters=tuple(replace(f, said=a.scale.source) for f, (a, _) in zip(described, weighted, strict=True)),
-        output={"path": str(place), "files": list(model.shards), "dtype": dtype, "written": not dry_run},
+        output={"path": str(target), "files": list(plan.shards), "dtype": dtype, "written": not dry_run},
         backend=f"{engine.backend.name} on {engine.device}",
         copied=same,
         cast=len(untouched) - same,
         dropped_modules=dropped,
         total=total,
         modules=modules,
-        notes=(*found.notes, *(note for a in opened for note in a.notes), *_advice(found, opened, total, dtype)),
-        load=_load(found, place, alone=transformer_only),
+        notes=(*model.notes, *(note for a in opened for note in a.notes), *_advice(model, opened, total, dtype)),
+        load=_load(model, target, alone=transformer_only),
     )
 
 
 _OPTIONS = STATES | {"--drop", "--architecture"}
-"""The options that a remedy may add and that fuse has too."""
+"""The options that remedies add and that `fuse` has too."""
 
 
 def _read(paths: Sequence[str | Path], options: Mapping[str, Any]) -> tuple[list[Adapter], tuple[str, ...]]:
@@ -169,31 +156,30 @@ def _strengths(given: Sequence[float], adapters: Sequence[Adapter]) -> list[floa
     if len(given) != len(adapters):
         many = f"{len(adapters)} adapter{'s' * (len(adapters) > 1)}"
         text = f"{len(given)} strengths for {many}: give --strength once per adapter, in their order."
-        numbers = [f"{number:g}" for number in (*given, *[1.0] * len(adapters))][: len(adapters)]
-        raise ConversionError(
-            text, adding(*(word for number in numbers for word in ("--strength", number))), as_trained
-        )
+        completed = [*given, *[1.0] * len(adapters)][: len(adapters)]
+        words = (word for number in completed for word in ("--strength", f"{number:g}"))
+        raise ConversionError(text, adding(*words), as_trained)
     if strange := [number for number in given if not abs(number) <= LARGEST]:
         raise ConversionError(f"--strength {strange[0]:g} is no number to multiply an update with.", as_trained)
     return list(given)
 
 
-def _model(base: BaseModel, runs: Mapping[str, Runs], out: Path, dtype: str | None, said: str, *, alone: bool) -> Model:
-    """The files of the result: the base's own, but for the weights that change."""
-    names = shards(base, out, alone=alone)
-    written = {}
+def _model(
+    base: BaseModel, runs: Mapping[str, Runs], out: Path, dtype: str | None, origin: str, *, alone: bool
+) -> Model:
+    """The files of the result: the base's own, except for the weights that change."""
+    names, written = shards(base, out, alone=alone), dict[str, Shard]()
+    kind: Literal["safetensors", "torch"] = "torch" if base.kind == "sat" else "safetensors"
     for name, file in names.items():
-        tensors = tuple(_tensors(base, file, runs, dtype))
-        kind: Literal["safetensors", "torch"] = "torch" if base.kind == "sat" else "safetensors"
-        metadata = {"format": "pt"} if file.kind != kind else dict(file.metadata)
-        written[name] = Shard(kind, tensors, metadata | {KEY: said})
+        metadata = file.metadata if file.kind == kind else {"format": "pt"}
+        written[name] = Shard(kind, tuple(_tensors(base, file, runs, dtype)), {**metadata, KEY: origin})
     copied, texts = beside(base, names, alone=alone)
     total = sum(shard.nbytes for shard in written.values())
     return Model(written, copied, texts | index_text(base, names, total))
 
 
 def _tensors(base: BaseModel, file: TensorFile, runs: Mapping[str, Runs], dtype: str | None) -> Iterator[NewTensor]:
-    """Every tensor of a shard; a LoRA that lies among base weights is left out, and its `.original.` with it."""
+    """Every tensor of a shard, without SAT's LoRA tensors and its `.original.` in names."""
     for key, info in file.tensors.items():
         if key in base.lora:
             continue
@@ -203,15 +189,8 @@ def _tensors(base: BaseModel, file: TensorFile, runs: Mapping[str, Runs], dtype:
         yield NewTensor(name, kind, info.shape, (Part(file, key, 0, rows),), runs.get(key, {}))
 
 
-def _typed(base: BaseModel, adapters: Sequence[Fused], dtype: str) -> str:
-    """The command as the result records it: no folders, and only what can change the result."""
-    numbers = [float(adapter.strength) for adapter in adapters]
-    words = options({"strength": numbers, "dtype": dtype})
-    return command("loraforge", "fuse", recorded(base.path), *(adapter.path for adapter in adapters), *words)
-
-
 def _advice(base: BaseModel, adapters: Sequence[Adapter], total: Retention, dtype: str) -> Iterator[str]:
-    """What a user should know of the result and might not expect."""
+    """Notes on what a user might not expect of the result."""
     if base.lora:
         yield (
             f"the LoRA that lies in {base.files[0].path.name} itself ({len(base.lora)} tensors) is left out: "
@@ -235,7 +214,7 @@ def _advice(base: BaseModel, adapters: Sequence[Adapter], total: Retention, dtyp
 
 
 def other_base(adapter: Adapter, variants: Sequence[str]) -> str:
-    """The note on an adapter that is recorded for another model than these released ones; empty if it is not."""
+    """A note if the adapter is recorded for a base model that is none of these variants; else empty."""
     repos = [v.repo for v in architecture(adapter.architecture).variants if v.name in variants]
     if not adapter.base_model or not repos or adapter.base_model in repos:
         return ""
@@ -244,14 +223,14 @@ def other_base(adapter: Adapter, variants: Sequence[str]) -> str:
 
 def _load(base: BaseModel, out: Path, *, alone: bool) -> str:
     """The line that loads the result."""
-    place = repr(str(out))
+    path = repr(str(out))
     if base.kind == "sat":
         return f"in SAT's inference.yaml `load: {out}`, and no lora_config in the model's YAML"
     if base.kind == "file":
-        return f"load_file({place})  # where the base's own file was loaded"
+        return f"load_file({path})  # where the base's own file was loaded"
     without = "without any load_lora_weights"
     if base.kind == "pipeline" and not alone:
         given = "".join(f", {part}=None" for part in missing_parts(base))
         more = ", with what the base lacks as it is loaded today" if given else ""
-        return f"DiffusionPipeline.from_pretrained({place}{given})  # {without}{more}"
-    return f"{base.architecture.transformer or 'AutoModel'}.from_pretrained({place})  # {without}"
+        return f"DiffusionPipeline.from_pretrained({path}{given})  # {without}{more}"
+    return f"{base.architecture.transformer or 'AutoModel'}.from_pretrained({path})  # {without}"

@@ -1,38 +1,21 @@
-"""A model to be written, file by file: resumable, read back, and proved before it gets its name."""
+"""Writes a model file by file: resumable, read back and proved before it gets its name."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Literal
 
 from loraforge._version import __version__
 from loraforge.base.folder import put
 from loraforge.base.proof import prove
-from loraforge.base.stream import Engine, NewTensor, write_base
+from loraforge.base.stream import Engine, NewTensor, Shard, write_base
 from loraforge.files.opening import open_tensors
 from loraforge.files.resume import is_file, resumable
-from loraforge.files.tensorfile import TensorFile, TensorInfo
+from loraforge.files.tensorfile import TensorFile
 from loraforge.fusion.backend import Sums
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes that are written, and how many there will be in all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One tensor file to be written."""
-
-    kind: Literal["safetensors", "torch"]
-    tensors: tuple[NewTensor, ...]
-    metadata: Mapping[str, str]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(TensorInfo(*tensor.entry, 0).nbytes for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +35,12 @@ class Model:
         return [tensor for shard in self.shards.values() for tensor in shard.tensors]
 
 
-def write_model(out: Path, model: Model, engine: Engine, progress: Progress, *, new: bool = False) -> dict[str, Sums]:
-    """Write the model, and return what became of every update.
+def write_model(
+    out: Path, model: Model, engine: Engine, progress: Callable[[int, int], None], *, new: bool
+) -> dict[str, Sums]:
+    """Write the model, and return what became of every update. `progress` is called with (bytes written, all bytes).
 
-    Raises VerificationError when a file does not come back as it was written, or a row is not what it should be.
+    Raises VerificationError if a file reads back other bytes than were written, or a row has wrong values.
     """
     sizes = {name: shard.nbytes for name, shard in model.shards.items()}
     measured, total, written = dict[str, Sums](), sum(sizes.values()), 0
@@ -75,38 +60,37 @@ def write_model(out: Path, model: Model, engine: Engine, progress: Progress, *, 
             if name in work.done:
                 more(sizes[name])
             else:
-                found = _write(work.folder / name, shard, engine, more)
-                work.finish(name, {"measured": {key: list(asdict(sums).values()) for key, sums in found.items()}})
+                results = _write(work.folder / name, shard, engine, more)
+                work.finish(name, {"measured": {key: astuple(sums) for key, sums in results.items()}})
             measured |= {key: Sums(*numbers) for key, numbers in work.done[name]["measured"].items()}
     return measured
 
 
 def _write(file: Path, shard: Shard, engine: Engine, progress: Callable[[int], None]) -> dict[str, Sums]:
     file.parent.mkdir(parents=True, exist_ok=True)
-    measured = write_base(file, shard.kind, shard.tensors, shard.metadata, engine, progress)
-    back, _ = open_tensors(file)
-    prove(shard.tensors, back)
-    return {key: sum(pieces, Sums()) for key, pieces in measured.items()}
+    measured = write_base(file, shard, engine, progress)
+    prove(shard.tensors, open_tensors(file)[0])
+    return measured
 
 
 def _plan(model: Model, engine: Engine) -> str:
-    """A hash of all that decides what is written.
+    """A hash of everything that decides what is written.
 
-    Of the base: names, sizes, dates and headers, not every byte. Of the adapters the digests, which stand with their
-    strengths in the metadata of every file.
+    Of the base it covers names, sizes, dates and headers, not every byte; of the adapters, the digests and strengths
+    that are in the metadata of every file.
     """
-    said = [__version__, engine.backend.name, engine.device]
+    facts = [__version__, engine.backend.name, engine.device]
     files: dict[Path, TensorFile] = {}
     for name, shard in model.shards.items():
-        said.append(f"{name} {shard.kind} {sorted(shard.metadata.items())}")
+        facts.append(f"{name} {shard.kind} {sorted(shard.metadata.items())}")
         for tensor in shard.tensors:
             files |= {part.file.path: part.file for part in tensor.parts}
             rows = [(part.key, part.start, part.stop) for part in tensor.parts]
             terms = [(run, [term.scaling for term in terms]) for run, terms in tensor.terms.items()]
-            said.append(f"{tensor.key} {tensor.dtype} {tensor.shape} {rows} {terms}")
+            facts.append(f"{tensor.key} {tensor.dtype} {tensor.shape} {rows} {terms}")
     for path, file in files.items():
         state = path.stat()
-        said.append(f"{path.name} {state.st_size} {state.st_mtime_ns} {sorted(file.tensors.items())}")
-    said += [f"{name} {path.stat().st_size} {path.stat().st_mtime_ns}" for name, path in model.copied.items()]
-    said += [f"{name} {text}" for name, text in model.texts.items()]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        facts.append(f"{path.name} {state.st_size} {state.st_mtime_ns} {sorted(file.tensors.items())}")
+    facts += [f"{name} {path.stat().st_size} {path.stat().st_mtime_ns}" for name, path in model.copied.items()]
+    facts += [f"{name} {text}" for name, text in model.texts.items()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

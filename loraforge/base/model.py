@@ -24,13 +24,13 @@ NAME = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?!safetensors|bin)[\w-]+?)?(?P<part>-\d+-of-\d+)?"
     r"(?:\.(?!safetensors|bin)[\w-]+?)?\.(?P<suffix>safetensors|bin)(?P<index>\.index(?:\.[\w-]+)?\.json)?"
 )
-"""Names of weights: of Diffusers, Transformers and DeepSpeed's zero_to_fp32, in parts or whole, of a variant or not."""
-_LORA = (".matrix_A.", ".matrix_B.", ".lora_A.", ".lora_B.")
+"""Weight files of Diffusers, Transformers and DeepSpeed's zero_to_fp32: in parts or whole, of a variant or not."""
+LORA = re.compile(r"\.(matrix|lora)_[AB]\.")
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """An opened base model: headers only, no weight is read before it is used."""
+    """An opened base model. Only headers are read; a weight is read when it is used."""
 
     path: Path
     """What the user gave."""
@@ -40,7 +40,7 @@ class BaseModel:
     architecture: Architecture
     layout: str
     prefix: str
-    """What stands before every parameter's name: nothing, or SAT's `model.diffusion_model.`"""
+    """The prefix of every parameter's name: empty, or SAT's `model.diffusion_model.`"""
     notes: tuple[str, ...] = ()
     index: str = ""
     """Name of the index that lists the shards; empty if there is one file."""
@@ -61,40 +61,40 @@ class BaseModel:
         return {
             key.removeprefix(self.prefix).replace(".original.", "."): key
             for key in self.held
-            if key.startswith(self.prefix) and not any(part in key for part in _LORA)
+            if key.startswith(self.prefix) and not LORA.search(key)
         }
 
     @cached_property
     def lora(self) -> tuple[str, ...]:
-        """The keys of a LoRA that lies in the same file, as SAT's runs have it."""
-        return tuple(key for key in self.held if any(part in key for part in _LORA))
+        """The keys of a LoRA in the same files, where SAT's runs store it."""
+        return tuple(key for key in self.held if LORA.search(key))
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
-        """The shape of a parameter, None where there is none of that name."""
+        """The shape of a parameter, or None if the base has no such parameter."""
         key = self.parameters.get(parameter)
         return None if key is None else self.held[key].tensors[key].shape
 
     @cached_property
     def placed(self) -> tuple[Placed, ...]:
-        """Every weight that the layout knows, by the segments in it."""
+        """The segments of every weight that the layout knows."""
         layout, every = self.architecture.layouts[self.layout], list[Placed]()
         for name in self.parameters:
             path, _, parameter = name.rpartition(".")
-            place, shape = layout.locate(path) if parameter == "weight" else None, self.shape(name)
-            if place and shape:
-                segments = layout.modules[place[0]]
+            located, shape = layout.locate(path) if parameter == "weight" else None, self.shape(name)
+            if located and shape:
+                segments = layout.modules[located[0]]
                 heights = self.architecture.sizes(segments, shape[0]) or ()
                 parts = zip(segments, heights, strict=False)
-                every += [(path, segment, place[1], (rows, *shape[1:])) for segment, rows in parts]
+                every += [(path, segment, located[1], (rows, *shape[1:])) for segment, rows in parts]
         return tuple(every)
 
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
-        """The released models it may be: those that no shape speaks against; of another width, those like it."""
+        """The released models whose shapes it has; if none, those that it resembles in another width."""
         shapes = [(segment, index, shape) for _, segment, index, shape in self.placed]
         present = {segment for segment, _, _ in shapes}
         fitting = [v for v in self.architecture.variants if not any(v.objection(*entry) for entry in shapes)]
         stacks = self.architecture.layouts[self.layout].modules.values()
         lacking = {v.name: v.shapes.keys() & {s for stack in stacks for s in stack} - present for v in fitting}
-        told = next((shape for segment, _, shape in shapes if segment == self.architecture.told_by), None)
-        return tuple(v for v in fitting if not lacking[v.name]) or (self.architecture.like(told) if told else ())
+        telling = next((shape for segment, _, shape in shapes if segment == self.architecture.told_by), None)
+        return tuple(v for v in fitting if not lacking[v.name]) or (self.architecture.like(telling) if telling else ())

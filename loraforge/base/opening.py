@@ -1,14 +1,14 @@
-"""Opening a base model: which files hold it, in which layout, and what refuses it."""
+"""Opens a base model: finds its files and its layout, and refuses what is no base model."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraforge.algebra.dtypes import FACTORS
-from loraforge.base.model import _LORA, INDEX, NAME, STEM, BaseModel
+from loraforge.base.model import INDEX, LORA, NAME, STEM, BaseModel, Kind
 from loraforge.errors import FileError, FormatError, Try
 from loraforge.files.opening import open_tensors, snapshot
 from loraforge.files.tensorfile import TensorFile
@@ -22,17 +22,14 @@ from loraforge.names.layout import COMPONENT, Architecture
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
-if TYPE_CHECKING:
-    from loraforge.base.model import Kind
-
 _FUSE_FIRST = "Fuse into the weights in full precision (bf16, fp16 or fp32), and quantise the result."
 
 
 def open_base(path: str | Path) -> BaseModel:
     """Open a base model.
 
-    Raises FileError or FormatError that says what is there instead: an adapter, quantised weights, `.bin` files, a
-    model saved with its LoRA layers in it, an index that does not agree with its shards.
+    Raises FileError or FormatError that names what was given instead: an adapter, quantised weights, several versions
+    of the weights, a model saved with its LoRA layers, or an index that does not match its shards.
     """
     source = Path(path)
     if not source.exists():
@@ -41,8 +38,7 @@ def open_base(path: str | Path) -> BaseModel:
     notes, index = list(took), ""
     if source.is_dir():
         whole = (source / "config.json").exists() or (source / "model_index.json").exists()
-        sat = None if whole else _sat(source)
-        if sat:
+        if not whole and (sat := _sat(source)):
             kind: Kind = "sat"
             files, notes = [_open(sat.path)], [*notes, *sat.notes]
         else:
@@ -65,11 +61,9 @@ def _sat(source: Path) -> Found | None:
     try:
         return SatFormat().find(source, Choice()) or SatFormat().below(source)
     except FileError as error:  # the verbs that take a base model have no --iteration
+        numbers = {remedy: str(remedy.options[1]) for remedy in error.remedies if remedy.names == {"--iteration"}}
         error.remedies = tuple(
-            Try(str(source / str(remedy.options[1])), instead=str(source))
-            if remedy.names == {"--iteration"}
-            else remedy
-            for remedy in error.remedies
+            Try(str(source / numbers[r]), instead=str(source)) if r in numbers else r for r in error.remedies
         )
         raise
 
@@ -77,16 +71,15 @@ def _sat(source: Path) -> Found | None:
 def _open(path: Path) -> TensorFile:
     with path.open("rb") as stream:
         if stream.read(4) == b"GGUF":
-            raise FileError(
-                f"{path} is a GGUF model, whose weights are quantised. {_FUSE_FIRST}", command("ls", "-l", path.parent)
-            )
+            text = f"{path} is a GGUF model, whose weights are quantised. {_FUSE_FIRST}"
+            raise FileError(text, command("ls", "-l", path.parent))
     file = open_tensors(path)[0]
     undivided(file)
     return file
 
 
 def _full_precision(folder: Path) -> None:
-    """Refuses what a config.json declares quantised."""
+    """Raise FileError if the config.json is missing or declares the weights quantised."""
     file = folder / "config.json"
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
@@ -100,15 +93,14 @@ def _full_precision(folder: Path) -> None:
         elif files := sorted(path for path in folder.glob("*.safetensors")):
             text += f" Where {listed([path.name for path in files], 3)} is the model, give the file."
         raise FileError(text, _look(folder))
-    config = read_json(file)
-    said = config.get("quantization_config")
-    if said is not None:
-        method = said.get("quant_method", "some method") if isinstance(said, dict) else "some method"
+    quantized = read_json(file).get("quantization_config")
+    if quantized is not None:
+        method = quantized.get("quant_method", "some method") if isinstance(quantized, dict) else "some method"
         raise FileError(f"{file} says the weights are quantised ({method!s:.60}). {_FUSE_FIRST}", _look(folder))
 
 
 def _look(folder: Path) -> str:
-    """The command that shows what is in the weights of a folder, or in the folder."""
+    """The command that lists the tensors in a folder, or its files if it has none."""
     files = sorted(folder.glob("*.safetensors"))
     return command("loraforge", "inspect", "--skeleton", files[0]) if files else command("ls", "-l", folder)
 
@@ -119,13 +111,13 @@ def _swapped(source: Path) -> FormatError:
 
 
 def missing_parts(base: BaseModel) -> list[str]:
-    """The components of a pipeline that its model_index.json names and has not got."""
+    """The components that a pipeline's model_index.json names as absent."""
     parts = read_json(base.path / "model_index.json").items()
     return sorted(name for name, kind in parts if kind == [None, None])
 
 
 def _shards(folder: Path, notes: list[str]) -> tuple[list[TensorFile], str]:
-    """The tensor files of a model folder, as `from_pretrained` picks them, and the name of their index."""
+    """The tensor files that `from_pretrained` loads from a model folder, and the name of their index."""
     single, index = folder / f"{STEM}.safetensors", folder / INDEX
     others = sorted({p.name for p in folder.glob("*.safetensors")} - {single.name})
     if single.is_file() and index.is_file():
@@ -148,41 +140,37 @@ def _shards(folder: Path, notes: list[str]) -> tuple[list[TensorFile], str]:
 
 
 def _under_another_name(folder: Path) -> Path:
-    """The one index, or else the one file, that holds the weights: of a variant, of `zero_to_fp32.py`, or `*.bin`."""
-    known = [(path, found) for path in sorted(folder.iterdir()) if (found := NAME.fullmatch(path.name))]
-    whole = [(path, found) for path, found in known if found["index"] or not found["part"]]
-    chosen = [path for path, found in whole if found["suffix"] == "safetensors"] or [path for path, _ in whole]
+    """The one index or file of weights that has another name: of a variant, of `zero_to_fp32.py`, or `*.bin`."""
+    known = [(path, match) for path in sorted(folder.iterdir()) if (match := NAME.fullmatch(path.name))]
+    whole = [(path, match) for path, match in known if match["index"] or not match["part"]]
+    chosen = [path for path, match in whole if match["suffix"] == "safetensors"] or [path for path, _ in whole]
     if len(chosen) == 1:
         return chosen[0]
     if chosen:
         text = f"{folder} holds several versions of the weights: {listed([p.name for p in chosen])}. Keep one of them."
         # the largest has the most numbers, or the longest ones
         raise FileError(text, command("rm", *sorted(chosen, key=_bytes)[:-1]))
-    parts = [path.name for path, _ in known]
-    if parts:
+    if parts := [path.name for path, _ in known]:
         text = f"{folder} holds {listed(parts, 3)}, and no index that says which parts there are: it is not complete."
         raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", folder / parts[0]), "what is in it"))
     text = f"{folder} has no {STEM}.safetensors and no {INDEX}"
     strange = sorted(p.name for p in folder.glob("*.safetensors"))
     more = f"; there is {listed(strange, 3)}: where that is the model, give the file" if strange else ""
-    remedies = [command("loraforge", "inspect", "--skeleton", folder / name) for name in strange[:1]]
-    raise FileError(f"{text}{more}.", *(remedies or [command("ls", "-l", folder)]))
+    raise FileError(f"{text}{more}.", _look(folder))
 
 
 def _bytes(path: Path) -> int:
-    """Size of a file, or of what an index says there is."""
+    """Size of a file, or of all files that an index names."""
     if path.suffix != ".json":
         return path.stat().st_size
     return sum((path.parent / name).stat().st_size for name in _indexed(path))
 
 
 def _indexed(index: Path) -> list[str]:
+    """The files that an index names, sorted. Raises FileError if one of them is missing."""
     table = read_json(index).get("weight_map")
-    names = (
-        sorted(set(table.values()))
-        if isinstance(table, dict) and all(isinstance(v, str) for v in table.values())
-        else []
-    )
+    values = table.values() if isinstance(table, dict) else ()
+    names = sorted(set(values)) if all(isinstance(value, str) for value in values) else []
     strange = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if strange or not names:
         what = f"names {strange[0]!r:.100}, which is not there" if strange else "names no files"
@@ -191,14 +179,14 @@ def _indexed(index: Path) -> list[str]:
 
 
 def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> Iterator[str]:
-    """What an index says that its shards do not bear out, and no loader minds.
+    """Notes on differences between an index and its shards that loaders ignore.
 
-    Raises FileError where a weight of the model is missing, is there twice, or is in another shard than named.
+    Raises FileError if a weight of the model is missing, is in several shards, or in another than the index names.
     """
-    place = files[0].path.parent / index
-    table = read_json(place)["weight_map"]
-    real = {key: file.path.name for file in files for key in file.tensors}
-    counts = Counter(key for file in files for key in file.tensors)
+    file = files[0].path.parent / index
+    table = read_json(file)["weight_map"]
+    real = {key: shard.path.name for shard in files for key in shard.tensors}
+    counts = Counter(key for shard in files for key in shard.tensors)
     twice = sorted(key for key, count in counts.items() if count > 1)
     moved = sorted(key for key in real.keys() & table.keys() if real[key] != table[key])
     missing = sorted(table.keys() - real.keys())
@@ -209,8 +197,8 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> It
         (needed, "is in none of the shards, although the index names it"),
     ):
         if keys:
-            text = f"{place} and the shards beside it do not agree: {listed(keys, 3)} {what}. They were saved apart."
-            odd = place.parent / real.get(keys[0], files[0].path.name)
+            text = f"{file} and the shards beside it do not agree: {listed(keys, 3)} {what}. They were saved apart."
+            odd = file.parent / real.get(keys[0], files[0].path.name)
             raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", odd), "what is in it"))
     if missing:
         yield f"the index names {listed(missing, 3)}, which no shard holds and the model has no place for"
@@ -219,32 +207,29 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> It
 
 
 def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, str, str]:
-    """The architecture, layout and prefix that explain most names, and at least half of those with the prefix."""
-    keys = [key for file in files for key in file.tensors if not any(part in key for part in _LORA)]
-    wrapped = [key for key in keys if ".base_layer." in key]
-    if wrapped:
+    """The architecture, layout and prefix that explain most names, and at least half of the names with the prefix."""
+    keys = [key for file in files for key in file.tensors if not LORA.search(key)]
+    look = command("loraforge", "inspect", "--skeleton", files[0].path)
+    if wrapped := [key for key in keys if ".base_layer." in key]:
         raise FormatError(
             f"{source} was saved with its LoRA layers still in it ({wrapped[0]}): loaders read noise from it. "
             "Give the base model as it was released, and the adapter beside it; or call unload_lora_weights() before "
             "save_pretrained(). The adapter in it is read by convert.",
-            command("loraforge", "inspect", "--skeleton", files[0].path),
+            look,
         )
     best, score = None, 0
     for prefix in (SAT_PREFIX, ""):
         names = [key.removeprefix(prefix).replace(".original.", ".") for key in keys if key.startswith(prefix)]
         for arch in architectures().values():
             for layout in arch.layouts.values():
-                found = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
-                if found > score and 2 * found >= len(names):
-                    best, score = (arch, layout.name, prefix), found
+                count = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
+                if count > score and 2 * count >= len(names):
+                    best, score = (arch, layout.name, prefix), count
+    if not keys:
+        raise _swapped(source)
     if best is None:
-        if not keys:
-            raise _swapped(source)
         known = " or ".join(arch.title for arch in architectures().values())
-        raise FormatError(
-            f"{source} holds no base model of {known}" + (f": its names are like {listed(keys, 3)}." if keys else "."),
-            command("loraforge", "inspect", "--skeleton", files[0].path),
-        )
+        raise FormatError(f"{source} holds no base model of {known}: its names are like {listed(keys, 3)}.", look)
     return best
 
 
@@ -256,17 +241,11 @@ def _check(base: BaseModel) -> None:
             "save it as safetensors, or give a Diffusers folder.",
             look,
         )
-    unreadable = [key for file in base.files for key in file.opaque]
-    if unreadable:
+    if unreadable := [key for file in base.files for key in file.opaque]:
         raise FileError(f"{base.path} holds objects this tool cannot copy: {listed(unreadable, 3)}.", look)
-    packed = list(_packed(base))
-    if packed:
+    layout = base.architecture.layouts[base.layout]
+    dtypes = ((name, key, base.held[key].tensors[key].dtype) for name, key in base.parameters.items())
+    odd = [(name, f"{key} ({dtype})") for name, key, dtype in dtypes if dtype not in FACTORS]
+    # 8 bits, 4 bits packed into bytes, and what lies beside those
+    if packed := [text for name, text in odd if layout.needless(name) is None]:
         raise FormatError(f"{base.path} holds quantised weights: {listed(packed, 3)}. {_FUSE_FIRST}", look)
-
-
-def _packed(base: BaseModel) -> Iterator[str]:
-    """The parameters that are no plain numbers: 8 bits, 4 bits packed into bytes, and what lies beside those."""
-    for name, key in base.parameters.items():
-        dtype = base.held[key].tensors[key].dtype
-        if dtype not in FACTORS and base.architecture.layouts[base.layout].needless(name) is None:
-            yield f"{key} ({dtype})"

@@ -1,4 +1,4 @@
-"""What written base weights say of themselves: which adapters they hold, at which strength and scale."""
+"""The origin that written base weights state: the adapters in them, each with its strength and scale."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from loraforge.base.config import sample_of
 from loraforge.base.model import BaseModel
 from loraforge.errors import ConversionError
 from loraforge.files.digest import scan, scan_modules
-from loraforge.scale.origin import digests as converted_from
-from loraforge.scale.origin import own_entry
+from loraforge.scale.origin import history, own_entry
 from loraforge.text import command, recorded
 
 
@@ -24,27 +23,27 @@ class Fused:
     """One adapter in the weights."""
 
     path: str
-    """The name of what was given, without folders."""
+    """Name of the adapter's file or folder, without its parents."""
     format: str
     digests: tuple[str, ...]
-    """Of its tensors, and of the files it was converted from where it says so."""
+    """Of its tensors, and of the files that its header says it was converted from."""
     strength: float
     scalings: tuple[float, ...]
     """The distinct scalings it was trained at, sorted."""
     provenance: str
     """How well the scale is known: recorded, given, assumed."""
     said: str
-    """Who said it."""
+    """Where the scale is stated."""
 
 
 def fused(adapter: Adapter, strength: float) -> Fused:
-    """The entry of an adapter. Raises FormatError when it contains NaN or infinity."""
+    """The entry of an adapter. Raises FormatError if it contains NaN or infinity."""
     source = adapter.source
     digest = scan(source.file, adapter.keys) if source else scan_modules(adapter.modules)
     return Fused(
         recorded(source.path) if source else "made-in-python",
         source.format if source else "python",
-        (digest, *converted_from(adapter.metadata)),
+        (digest, *(step["source"]["digest"] for step in history(adapter.metadata))),
         strength,
         adapter.scalings,
         adapter.scale.provenance,
@@ -53,12 +52,12 @@ def fused(adapter: Adapter, strength: float) -> Fused:
 
 
 def entry(typed: str, base: BaseModel, adapters: Sequence[Fused], to: str = "") -> str:
-    """The entry of the written weights (schemas/fused.schema.json). No folders and no dates.
+    """The entry of the written weights (schemas/fused.schema.json), without folders and dates.
 
-    `to`: their layout. SAT's checkpoints have no config.json, so the sample of the base stands in it.
+    `to`: their layout. SAT's checkpoints have no config.json, so their entry holds the sample of the base.
     """
     sample = sample_of(base) if to == "sat" else {}
-    said = {
+    document = {
         "tool": f"loraforge {__version__}",
         "command": typed,
         "base": {
@@ -68,42 +67,35 @@ def entry(typed: str, base: BaseModel, adapters: Sequence[Fused], to: str = "") 
         },
         "fused": [*held(base), *map(asdict, adapters)],
     }
-    return json.dumps(said, sort_keys=True)
+    return json.dumps(document, sort_keys=True)
 
 
 def refuse_twice(base: BaseModel, adapters: Sequence[Fused]) -> None:
-    """Raise ConversionError where the base says that it holds one of the adapters already."""
+    """Raise ConversionError if the base states that it holds one of the adapters already."""
     for known in held(base):
         for new in adapters:
-            if set(known.get("digests", ())) & set(new.digests):
-                raise ConversionError(
-                    f"{base.path} holds {new.path} already, fused at strength {known.get('strength', 1.0):g}. What was "
-                    "rounded away cannot be taken back: fuse it into the original base, at the strength you want.",
-                    command("ls", "-l", base.path.absolute().parent),
+            if set(known["digests"]) & set(new.digests):
+                text = (
+                    f"{base.path} holds {new.path} already, fused at strength {known['strength']:g}. What was "
+                    "rounded away cannot be taken back: fuse it into the original base, at the strength you want."
                 )
+                raise ConversionError(text, command("ls", "-l", base.path.absolute().parent))
 
 
 def held(base: BaseModel) -> list[dict[str, Any]]:
-    """What the base says of adapters in it. Anybody can write a header, so what is not as we write it is left out."""
-    said = next((entry for file in base.files if (entry := own_entry(file.metadata))), None)
-    found = said.get("fused") if isinstance(said, dict) else None
-    return [known for known in found if _is_entry(known)] if isinstance(found, list) else []
+    """The base's entries of adapters in it. Anybody can write a header, so entries unlike ours are left out."""
+    own = next((entry for file in base.files if (entry := own_entry(file.metadata))), None)
+    listed = own.get("fused") if isinstance(own, dict) else None
+    return [known for known in listed if _is_entry(known)] if isinstance(listed, list) else []
 
 
 def _is_entry(known: Any) -> bool:
     match known:
-        case {
-            "path": str(),
-            "format": str(),
-            "digests": [*digests],
-            "strength": strength,
-            "scalings": [*scalings],
-            "provenance": str(),
-            "said": str(),
-        } if scalings and all(isinstance(digest, str) for digest in digests):
-            return known.keys() == set(Fused.__slots__) and all(map(_is_factor, (strength, *scalings)))
+        case {"digests": [*digests], "strength": strength, "scalings": [first, *more]}:
+            if known.keys() != set(Fused.__slots__):
+                return False
+            texts = (known["path"], known["format"], known["provenance"], known["said"], *digests)
+            numbers = (strength, first, *more)
+            finite = all(isinstance(number, int | float) and abs(number) <= LARGEST for number in numbers)
+            return finite and all(isinstance(text, str) for text in texts)
     return False
-
-
-def _is_factor(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) <= LARGEST

@@ -1,4 +1,4 @@
-"""Reads written base weights back: some rows of every tensor, computed once more in float64 where they were changed."""
+"""Reads written base weights back: compares some rows of every tensor, changed ones with a computation in float64."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from loraforge.text import command
 from loraforge.threads import in_order
 
 ROWS = 2
-"""Of every run of rows that are changed alike, drawn by the tensor's name, besides its first and last. Of rows that are
-copied, one: each is a seek on the disk."""
+"""Rows of every changed run that are drawn by the tensor's name, besides its first and last. Of a copied run only one
+is compared, because each row is a seek on the disk."""
 
 
 def prove(tensors: Sequence[NewTensor], back: TensorFile) -> None:
-    """Compare rows of a written file with what they should be.
+    """Compare rows of a written file with the source, and with the updates computed in float64.
 
-    Raises VerificationError where a row that was copied differs in a bit, or one that was changed is further from
-    its value in float64 than one rounding to its type and the float32 sums before it explain.
+    Raises VerificationError if a copied row differs in a bit, or a changed one differs from float64 by more than one
+    rounding to its type and the errors of float32 sums explain.
     """
     checked = [t for t in tensors if t.made is None and t.dtype in FACTORS and t.shape and 0 not in t.shape]
     back.scatter()
-    with in_order(lambda tensor: _wrong_row(tensor, back), checked) as found:  # threads: the disk takes its time
-        for tensor, row in zip(checked, found, strict=True):
+    with in_order(lambda tensor: _wrong_row(tensor, back), checked) as wrong_rows:  # threads: the disk takes its time
+        for tensor, row in zip(checked, wrong_rows, strict=True):
             if row is not None:
                 raise VerificationError(
                     f"row {row} of {tensor.key} did not come out as it should. Nothing was kept. This is a fault of "
@@ -56,7 +56,7 @@ def _wrong_row(tensor: NewTensor, back: TensorFile) -> int | None:
 
 
 def _runs(tensor: NewTensor) -> list[tuple[tuple[int, int], tuple[Term, ...]]]:
-    """The rows that are changed, and those between them."""
+    """The runs of rows that are changed, and those between them, which have no terms."""
     runs, end = list[tuple[tuple[int, int], tuple[Term, ...]]](), 0
     for (first, last), terms in sorted(tensor.terms.items(), key=lambda run: run[0]):
         runs += [((end, first), ())] if first > end else []
@@ -69,24 +69,24 @@ def _row(tensor: NewTensor, row: int) -> Array:
     """A row of the source."""
     for part in tensor.parts:
         if row < part.stop - part.start:
-            found: Array = part.file[part.key][part.start + row].reshape(-1)
-            return found
+            values: Array = part.file[part.key][part.start + row].reshape(-1)
+            return values
         row -= part.stop - part.start
     raise IndexError(row)
 
 
 def _off(source: Array, written: Array, terms: tuple[Term, ...], rows: Array) -> Array:
-    """Which entries of the written rows are not what they should be. `rows`: their numbers within the terms."""
+    """[rows, in]: which entries of the written rows are wrong. `rows`: their numbers within the terms."""
     dtype = written.dtype
     if not terms:
         wrong: Array = source.astype(dtype).view(np.uint8) != written.view(np.uint8)
         return wrong
     weight = widen(source)
     updates = [_update(weight, term, rows) for term in terms]
-    want = weight + sum(updates)
+    expected = weight + sum(updates)
     size = np.abs(weight) + sum(np.abs(update) for update in updates)
-    grain = eps(dtype) * np.abs(want) + 2e-5 * size.max(axis=1, keepdims=True)
-    off: Array = np.abs(widen(written) - want) > grain + 1e-7  # half of float16's smallest number
+    grain = eps(dtype) * np.abs(expected) + 2e-5 * size.max(axis=1, keepdims=True)
+    off: Array = np.abs(widen(written) - expected) > grain + 1e-7  # half of float16's smallest number
     return off
 
 

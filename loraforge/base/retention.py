@@ -1,4 +1,4 @@
-"""What survived the rounding when an update was fused into weights, as numbers anybody can compute again."""
+"""How much of an update survives the rounding when it is fused into weights, as numbers that anybody can recompute."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from loraforge.fusion.backend import Sums
 
 WARN = 0.25
-"""Relative error of the applied update from which a fuse is warned of. A choice, not calibrated on real adapters."""
+"""Relative error of the applied update above which a note warns. A choice, not calibrated on real adapters."""
 FAINT, LOUD = 1e-3, 1.0
 """Relative sizes of an update below which it hardly shows, and above which it drowns the base. Not calibrated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """D: the update as trained. D': what the rounded weights contain of it. W: the base, of the same rows."""
+    """D: the update as trained. D': the update in the rounded weights. W: the base weights of the same rows."""
 
     module: str
     unchanged: float
-    """Share of the entries that are the same number as before."""
+    """Share of the entries that did not change."""
     relative_error: float
     """|D' - D| / |D|, Frobenius norms; 0 where D is zero."""
     cosine: float
@@ -34,13 +34,9 @@ def retention(module: str, sums: Sums) -> Retention:
     if not sums.ideal:
         return Retention(module, sums.unchanged / max(sums.entries, 1), 0.0, 1.0, 0.0)
     cosine = sums.product / math.sqrt(sums.ideal * sums.applied) if sums.applied else 0.0
-    return Retention(
-        module,
-        sums.unchanged / sums.entries,
-        math.sqrt(sums.lost / sums.ideal),
-        min(cosine, 1.0),
-        math.sqrt(sums.ideal / sums.base) if sums.base else math.inf,
-    )
+    error = math.sqrt(sums.lost / sums.ideal)
+    size = math.sqrt(sums.ideal / sums.base) if sums.base else math.inf
+    return Retention(module, sums.unchanged / sums.entries, error, min(cosine, 1.0), size)
 
 
 def summary(measured: Mapping[str, Sums]) -> tuple[Retention, tuple[Retention, ...]]:
@@ -50,7 +46,7 @@ def summary(measured: Mapping[str, Sums]) -> tuple[Retention, tuple[Retention, .
 
 
 def lines(total: Retention, modules: tuple[Retention, ...]) -> tuple[str, str]:
-    """What rounding took, and how large the update is, for a terminal."""
+    """For a terminal: how much of the update rounding lost, and how large the update is."""
     worst = max(modules, key=lambda r: r.relative_error, default=total)
     lost = (
         f"{total.relative_error:.1%} of the update is lost (at worst {worst.relative_error:.1%}, {worst.module}); "

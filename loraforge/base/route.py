@@ -1,14 +1,11 @@
-"""A base model's parameters move between layouts through the same segments as a LoRA's rows."""
+"""Moves a base model's parameters between layouts, through the same segments as a LoRA's rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from loraforge.adapter.relayout import Place
-from loraforge.algebra.lora import Array
 from loraforge.errors import ConversionError
 from loraforge.names.layout import Architecture, Index, Variant
 from loraforge.text import listed
@@ -23,23 +20,15 @@ class Piece:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where every parameter of a base model goes, known from names and shapes alone."""
-
-    pieces: Mapping[str, tuple[Piece, ...]]
-    """Target key -> the rows it stacks on dim 0."""
-    dropped: Mapping[str, str]
-    """Source key -> why it is left behind."""
-
-
 def route(
     shapes: Mapping[str, tuple[int, ...]], arch: Architecture, source: str, target: str, variants: Sequence[Variant]
-) -> Route:
-    """Plan the move of a base model whose keys are `<module path>.<parameter>`, without any prefix.
+) -> tuple[dict[str, tuple[Piece, ...]], dict[str, str]]:
+    """Target key -> the rows it stacks on dim 0, and source key -> why it is left behind, from names and shapes alone.
 
-    `variants` are those it may be (`Architecture.like`). Raises ConversionError that lists the keys the source
-    layout does not know, those no variant has, those the target has no module for, and incomplete stacks.
+    Source keys are `<module path>.<parameter>`, without any prefix.
+
+    `variants`: the released models it may be. Raises ConversionError that lists the keys that the source layout does
+    not know, those that no variant has, those that the target has no module for, and incomplete stacks.
     """
     kept, dropped = _sorted_out(shapes, arch, source, variants)
     held: dict[tuple[str, Place], Piece] = {}
@@ -56,38 +45,17 @@ def route(
             start += size
     pieces: dict[str, tuple[Piece, ...]] = {}
     for template, segments in arch.layouts[target].modules.items():
-        found = {(name, index) for name, (segment, index) in held if segment in segments}
-        for parameter, index in sorted(found, key=lambda place: (place[1], place[0])):
+        parameters = {(index, name) for name, (segment, index) in held if segment in segments}
+        for index, parameter in sorted(parameters):
             key = f"{template.fill(index)}.{parameter}"
             parts = {segment: held.pop((parameter, (segment, index)), None) for segment in segments}
             problems += [f"{key}: {fault}" for fault in _mismatches(parts, shapes, arch)]
             pieces[key] = tuple(part for part in parts.values() if part)
-    homeless = sorted({part.key for part in held.values()})
-    if homeless:
+    if homeless := sorted({part.key for part in held.values()}):
         problems.append(f"layout {target} has no place for {listed(homeless)}")
     if problems:
         raise ConversionError(listed(problems))
-    return Route(pieces, dropped)
-
-
-def carry(
-    base: Mapping[str, Array], arch: Architecture, source: str, target: str, variants: Sequence[Variant]
-) -> tuple[dict[str, Array], dict[str, str]]:
-    """The parameters under the keys of another layout, and the keys left behind with the reason.
-
-    What needs no stacking is a view of the source, not a copy. Raises ConversionError as `route` does,
-    and for a stack of several element types.
-    """
-    plan = route({key: array.shape for key, array in base.items()}, arch, source, target, variants)
-    mixed = [key for key, parts in plan.pieces.items() if len({base[part.key].dtype for part in parts}) > 1]
-    if mixed:
-        raise ConversionError(f"the parts of {listed(mixed)} are of several element types")
-    return {key: _stacked(base, parts) for key, parts in plan.pieces.items()}, dict(plan.dropped)
-
-
-def _stacked(base: Mapping[str, Array], parts: Sequence[Piece]) -> Array:
-    views = [base[part.key][part.start : part.stop] for part in parts]
-    return views[0] if len(views) == 1 else np.concatenate(views)
+    return pieces, dropped
 
 
 Address = tuple[str, tuple[str, ...], Index]
@@ -97,7 +65,7 @@ Address = tuple[str, tuple[str, ...], Index]
 def _sorted_out(
     keys: Mapping[str, object], arch: Architecture, layout: str, variants: Sequence[Variant]
 ) -> tuple[dict[str, Address], dict[str, str]]:
-    """The keys that are carried, and those that are left behind with the reason."""
+    """The keys that are moved, with their addresses, and those that are left behind, with the reason."""
     if not variants:
         raise ConversionError(f"no released {arch.title} has these shapes, so what its keys mean is not known")
     kept, dropped = dict[str, Address](), dict[str, str]()
@@ -124,15 +92,15 @@ def _sorted_out(
 
 def _address(key: str, arch: Architecture, layout: str) -> Address | None:
     path, _, parameter = key.rpartition(".")
-    place = arch.layouts[layout].locate(path)
-    segments = arch.layouts[layout].modules[place[0]] if place else ()
-    return (parameter, segments, place[1]) if place and parameter in arch.named(segments) else None
+    located = arch.layouts[layout].locate(path)
+    segments = arch.layouts[layout].modules[located[0]] if located else ()
+    return (parameter, segments, located[1]) if located and parameter in arch.named(segments) else None
 
 
 def _mismatches(
     parts: Mapping[str, Piece | None], shapes: Mapping[str, tuple[int, ...]], arch: Architecture
 ) -> Iterator[str]:
-    """What keeps the parts of one tensor from being stacked."""
+    """Why the parts of one tensor cannot be stacked."""
     missing = [segment for segment, part in parts.items() if part is None]
     if missing:
         yield f"{', '.join(missing)} is missing"

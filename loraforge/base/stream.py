@@ -1,35 +1,33 @@
-"""Streams base weights from files into a file: read ahead on threads, computed in pieces, written in order."""
+"""Streams base weights from files into a file: reads ahead on threads, computes in pieces, writes in order."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from loraforge.algebra.dtypes import BYTES, FACTORS, numpy_type
 from loraforge.algebra.half import finite
+from loraforge.algebra.lora import Array
 from loraforge.errors import ConversionError, VerificationError, adding
 from loraforge.files.digest import changed
 from loraforge.files.direct_write import PIECE, DirectFile
 from loraforge.files.opening import open_tensors
 from loraforge.files.safetensors import chunks_of, file_order, safetensors_header
-from loraforge.files.tensorfile import KEY, Chunk, TensorFile
+from loraforge.files.tensorfile import KEY, Chunk, TensorFile, TensorInfo
 from loraforge.files.torch_write import copy_chunks, write_torch
 from loraforge.fusion.backend import FusionBackend, Sums, Term
 from loraforge.text import command, listed
 from loraforge.threads import in_order
 
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array
-
 ELEMENTS = 1 << 22
-"""Of a tensor that are in work at once: few enough for many threads to fit in memory, enough to be worth one."""
+"""Elements per piece of computation: few enough that many threads fit in memory, enough to be worth a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +42,42 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """One tensor to be written: rows of the source, stacked, with what is added to them."""
+    """One tensor to be written: stacked rows of the source, and the updates that are added to them."""
 
     key: str
     dtype: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...] = ()
     terms: Mapping[tuple[int, int], tuple[Term, ...]] = field(default_factory=dict)
-    """Rows (first, last + 1) -> the updates they get. Runs do not overlap; the other rows are copied."""
+    """Rows (first, last + 1) -> the updates they get. Runs do not overlap; all other rows are copied."""
     made: Callable[[], Array] | None = None
-    """Makes a tensor the source has not got."""
+    """Makes a tensor that the source lacks."""
 
     @property
     def entry(self) -> tuple[str, tuple[int, ...]]:
         return self.dtype, self.shape
 
     @property
+    def nbytes(self) -> int:
+        return TensorInfo(*self.entry, 0).nbytes
+
+    @property
     def is_cast(self) -> bool:
         """Whether it is stored in another type than in the source."""
         return any(part.file.tensors[part.key].dtype != self.dtype for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tensor file to be written."""
+
+    kind: Literal["safetensors", "torch"]
+    tensors: tuple[NewTensor, ...]
+    metadata: Mapping[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +89,22 @@ class Engine:
 
 
 AHEAD = 48
-"""Pieces in work or waiting to be written: weights that are computed come in groups between those that are copied."""
+"""Pieces in work or waiting to be written: many, as computed weights come in groups between copied ones."""
 
 Job = Callable[[], tuple[Chunk, Sums | None]]
 """Makes one piece of a tensor."""
 
 
-def write_base(
-    path: Path,
-    kind: Literal["safetensors", "torch"],
-    tensors: Sequence[NewTensor],
-    metadata: Mapping[str, str],
-    engine: Engine,
-    progress: Callable[[int], None] = lambda _: None,
-) -> dict[str, list[Sums]]:
+def write_base(path: Path, shard: Shard, engine: Engine, progress: Callable[[int], None]) -> dict[str, Sums]:
     """Write one tensor file, and read it back.
 
-    Returns what became of the update of each tensor that has one. Raises ConversionError when a number does not fit
-    into the type it is stored in, VerificationError when the disk gives back other bytes than it was given.
+    Returns the sums of each tensor that has an update. `progress` is called with the bytes of each piece. Raises
+    ConversionError if a value does not fit its new type, VerificationError if the disk returns other bytes.
     """
-    by_key = {tensor.key: tensor for tensor in tensors}
-    header = {tensor.key: tensor.entry for tensor in tensors}
-    order = file_order(header) if kind == "safetensors" else list(header)
-    measured: dict[str, list[Sums]] = {}
+    by_key = {tensor.key: tensor for tensor in shard.tensors}
+    header = {tensor.key: tensor.entry for tensor in shard.tensors}
+    order = file_order(header) if shard.kind == "safetensors" else list(header)
+    measured: dict[str, Sums] = {}
     plans = [(key, list(_jobs(by_key[key], engine))) for key in order]
     with in_order(lambda job: job(), (job for _, jobs in plans for job in jobs), AHEAD) as results:
 
@@ -105,37 +113,35 @@ def write_base(
                 chunk, sums = next(results)
                 yield chunk
                 if sums is not None:
-                    measured.setdefault(key, []).append(sums)
+                    measured[key] = measured.get(key, Sums()) + sums
                 progress(memoryview(chunk).nbytes)
             for part in by_key[key].parts:
                 part.file.release(part.key)
 
-        given = ((key, chunks(key, len(jobs))) for key, jobs in plans)
-        if kind == "torch":
-            sums = write_torch(path, header, given, extra={KEY: metadata[KEY]} if KEY in metadata else {})
+        contents = ((key, chunks(key, len(jobs))) for key, jobs in plans)
+        if shard.kind == "torch":
+            sums = write_torch(path, header, contents, extra={KEY: shard.metadata[KEY]})
             if damaged := changed(open_tensors(path)[0], sums):
-                raise VerificationError(
-                    f"the disk gave back other bytes than were written: {listed(damaged, 3)}. Nothing was kept.",
-                    command("ls", "-l", path.parent.parent),
-                )
+                text = f"the disk gave back other bytes than were written: {listed(damaged, 3)}. Nothing was kept."
+                raise VerificationError(text, command("ls", "-l", path.parent.parent))
             return measured
         with DirectFile(path) as stream:
-            stream.write(safetensors_header(header, metadata)[0])
-            for key, pieces in given:
+            stream.write(safetensors_header(header, shard.metadata)[0])
+            for key, pieces in contents:
                 for piece in chunks_of(key, header[key], pieces):
                     stream.write(piece)
     return measured
 
 
-def measure(tensors: Iterable[NewTensor], engine: Engine) -> dict[str, list[Sums]]:
-    """What would become of the updates, without writing anything. Raises ConversionError as `write_base` does."""
-    measured: dict[str, list[Sums]] = {}
+def measure(tensors: Iterable[NewTensor], engine: Engine) -> dict[str, Sums]:
+    """The sums that `write_base` returns, without writing. Raises ConversionError as it does."""
+    measured: dict[str, Sums] = {}
     changing = [tensor for tensor in tensors if tensor.terms or tensor.is_cast]
     jobs = [(tensor, job) for tensor in changing for job in _jobs(tensor, engine)]
     with in_order(lambda entry: entry[1]()[1], jobs) as results:
         for (tensor, _), sums in zip(jobs, results, strict=True):
             if sums is not None:
-                measured.setdefault(tensor.key, []).append(sums)
+                measured[tensor.key] = measured.get(tensor.key, Sums()) + sums
             for part in tensor.parts:
                 part.file.release(part.key)
     return measured
@@ -145,8 +151,7 @@ def _jobs(tensor: NewTensor, engine: Engine) -> Iterator[Job]:
     """The pieces of a tensor, in the order of its bytes."""
     if tensor.made is not None:
         yield partial(_make, tensor.made, tensor.dtype)
-    width = math.prod(tensor.shape[1:])
-    row = 0
+    width, row = math.prod(tensor.shape[1:]), 0
     for part in tensor.parts:
         rows = part.stop - part.start
         edges = {row, row + rows, *(e for run in tensor.terms for e in run if row < e < row + rows)}
@@ -168,28 +173,19 @@ def _jobs(tensor: NewTensor, engine: Engine) -> Iterator[Job]:
 def _copies(part: Part, start: int, stop: int, tensor: NewTensor) -> Iterator[Job]:
     """Elements of a source tensor as they are, or cast."""
     info = part.file.tensors[part.key]
-    if info.dtype == tensor.dtype and info.strides is not None:
-        yield partial(_gather, part, start, stop)
-        return
-    work = partial(_view, part) if info.dtype == tensor.dtype else partial(_cast, part, tensor)
-    step = max(1, PIECE // BYTES[tensor.dtype])
-    for first in range(start, stop, step):
+    work = partial(_copy, part) if info.dtype == tensor.dtype else partial(_cast, part, tensor)
+    in_one = info.dtype == tensor.dtype and info.strides is not None  # each piece would gather the whole tensor
+    step = stop - start if in_one else PIECE // BYTES[tensor.dtype]
+    for first in range(start, stop, max(1, step)):
         yield partial(work, first, min(first + step, stop))
 
 
-def _view(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
-    kind = part.file.tensors[part.key].dtype
-    view = part.file.raw(part.key)[start * BYTES[kind] : stop * BYTES[kind]]
-    # looking at every number also brings it into memory, so that the writer need not wait
-    if kind in FACTORS and not finite(np.frombuffer(view, numpy_type(kind))):
-        raise _not_a_number(part)
-    return view, None
-
-
-def _gather(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
-    kind = part.file.tensors[part.key].dtype
-    content = b"".join(copy_chunks(part.file, part.key))[start * BYTES[kind] : stop * BYTES[kind]]
-    if kind in FACTORS and not finite(np.frombuffer(content, numpy_type(kind))):
+def _copy(part: Part, start: int, stop: int) -> tuple[Chunk, None]:
+    info = part.file.tensors[part.key]
+    whole = part.file.raw(part.key) if info.strides is None else b"".join(copy_chunks(part.file, part.key))
+    content = whole[start * BYTES[info.dtype] : stop * BYTES[info.dtype]]
+    # the check also reads the piece into memory, so that the writer need not wait
+    if info.dtype in FACTORS and not finite(np.frombuffer(content, numpy_type(info.dtype))):
         raise _not_a_number(part)
     return content, None
 
@@ -216,7 +212,7 @@ def _fuse(
     if not math.isfinite(sums.applied + sums.ideal + sums.base):
         _fits(fused, weight, part, tensor)
         raise ConversionError(f"the update of {tensor.key} is too large to be measured. Give a smaller --strength.")
-    if not sums.ideal and fused.dtype == weight.dtype:  # opposite updates: the base's own bits, a negative zero too
+    if not sums.ideal and fused.dtype == weight.dtype:  # opposite updates: keep the base's bits, also of negative zeros
         fused = weight
     return np.ascontiguousarray(fused).reshape(-1).view(np.uint8).data, sums
 
@@ -227,12 +223,11 @@ def _not_a_number(part: Part) -> ConversionError:
 
 
 def _fits(new: Array, source: Array, part: Part, tensor: NewTensor) -> None:
-    """Raises ConversionError where numbers are none any more, or were none in the base model."""
+    """Raise ConversionError if the result has NaN or infinity, or the base model has."""
     if not finite(np.ascontiguousarray(source)):
         raise _not_a_number(part)
     if not finite(new):
-        small = tensor.dtype in ("F16", "BF16")
         text = f"{tensor.key} comes out with NaN or infinity: its numbers are too large for {tensor.dtype}."
-        raise ConversionError(
-            text if small else f"{text} Give a smaller --strength.", *[adding("--dtype", "fp32")][: int(small)]
-        )
+        if tensor.dtype in ("F16", "BF16"):
+            raise ConversionError(text, adding("--dtype", "fp32"))
+        raise ConversionError(f"{text} Give a smaller --strength.")

@@ -1,9 +1,9 @@
-"""Which rows of which base weights an adapter updates, and whether it fits them."""
+"""The rows of base weights that an adapter updates, and the check that it fits them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from loraforge.adapter import relayout
 from loraforge.adapter.adapter import Adapter
@@ -19,25 +19,24 @@ Runs = Mapping[tuple[int, int], tuple[Term, ...]]
 
 
 def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, Runs]:
-    """Key of a base weight -> what is added to its rows, by adapters at strengths.
+    """Key of a base weight -> the updates of its rows, by adapters at strengths.
 
-    Raises ConversionError that lists every module that is not there or is of another shape, and says which released
-    base the adapter fits.
+    Raises ConversionError that lists the modules that the base lacks or has in another shape, and names the released
+    base that the adapter fits.
     """
-    found: dict[str, list[tuple[Delta, float]]] = {}
+    deltas: dict[str, list[tuple[Delta, float]]] = {}
     for adapter, strength in adapters:
+        look = command("loraforge", "inspect", _name(adapter))
         if adapter.architecture != base.architecture.name:
-            raise ConversionError(
-                f"{base.path} is a {base.architecture.title}, and {_name(adapter)} adapts {adapter.architecture}.",
-                command("loraforge", "inspect", _name(adapter)),
-            )
+            text = f"{base.path} is a {base.architecture.title}, and {_name(adapter)} adapts {adapter.architecture}."
+            raise ConversionError(text, look)
         relaid = relayout.relayout(adapter.modules, base.architecture, adapter.layout, base.layout)
         problems = [text for path, (delta, _) in relaid.items() for text in _misfit(base, path, delta)]
         if problems:
-            raise ConversionError(_other_base(base, adapter, problems), command("loraforge", "inspect", _name(adapter)))
+            raise ConversionError(_other_base(base, adapter, problems), look)
         for path, (delta, _) in relaid.items():
-            found.setdefault(base.parameters[f"{path}.weight"], []).append((delta, strength))
-    return {key: dict(_runs(deltas)) for key, deltas in found.items()}
+            deltas.setdefault(base.parameters[f"{path}.weight"], []).append((delta, strength))
+    return {key: dict(_runs(weighted)) for key, weighted in deltas.items()}
 
 
 def _name(adapter: Adapter) -> str:
@@ -61,8 +60,11 @@ def _other_base(base: BaseModel, adapter: Adapter, problems: list[str]) -> str:
 
 
 def _runs(deltas: Sequence[tuple[Delta, float]]) -> Iterator[tuple[tuple[int, int], tuple[Term, ...]]]:
-    """The rows cut wherever one of the adapters begins another block; those nobody updates are left out."""
-    placed = [(start, w, strength) for delta, strength in deltas for start, w in _placed(delta)]
+    """The rows, cut where a block of an adapter begins or ends; rows without an update are left out."""
+    placed = list[tuple[int, LoraWeight, float]]()
+    for delta, strength in deltas:
+        starts = accumulate((w.rows for w in delta), initial=0)
+        placed += [(start, w, strength) for start, w in zip(starts, delta, strict=False)]
     edges = sorted({edge for start, w, _ in placed for edge in (start, start + w.rows)})
     for first, last in pairwise(edges):
         terms = tuple(
@@ -74,13 +76,6 @@ def _runs(deltas: Sequence[tuple[Delta, float]]) -> Iterator[tuple[tuple[int, in
             yield (first, last), terms
 
 
-def _placed(delta: Delta) -> Iterator[tuple[int, LoraWeight]]:
-    start = 0
-    for w in delta:
-        yield start, w
-        start += w.rows
-
-
 def _acts(w: LoraWeight, strength: float) -> bool:
-    """Whether it changes anything. DoRA does at strength 0 too: it sets the length of the rows."""
+    """Whether it changes anything. DoRA does even at strength 0, because it sets the norm of the rows."""
     return w.magnitude is not None or bool(w.rank and w.scaling * strength)

@@ -2,87 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 import loraforge
 from loraforge.cli.console import PATH, SOURCE, as_json, say, show
 from loraforge.cli.hub import publish
-from loraforge.cli.options import _format, _runtime, architecture, drop, element_type, fetch, stated_scale
+from loraforge.cli.options import architecture, checkpoint, choice, drop, dtype, fetch, flag, stated, target, value
 from loraforge.cli.process import settle_process
 from loraforge.errors import LoraforgeError
-
-if TYPE_CHECKING:
-    from loraforge.conversion.verify import Loader
 
 
 @click.command(short_help="Convert an adapter, and prove the result.")
 @click.argument("source", type=SOURCE)
-@click.option("--to", metavar="FORMAT", callback=_format, help="Format to write; see `loraforge formats`.")
-@click.option(
-    "--for",
-    "for_",
-    metavar="RUNTIME",
-    callback=_runtime,
-    help="Instead of --to: the format of the program it will run in; see `loraforge doctor`.",
-)
-@click.option(
-    "--from", "from_", metavar="FORMAT", callback=_format, help="Format of SOURCE. Default: told by its content."
-)
-@click.option(
-    "-o",
-    "--out",
-    type=PATH,
-    help="A folder or, where the format is one file, a .safetensors. Default: ./<run>-<iteration>-<format>, printed.",
-)
-@click.option(
-    "--iteration", type=int, metavar="N", help="Checkpoint to take from a run. Default: the one `latest` names."
-)
-@click.option("--ema", is_flag=True, help="Take the averaged weights (N-ema) instead of the plain ones.")
-@stated_scale
-@architecture
-@click.option(
+@target
+@value("-o --out", "PATH", "Folder or .safetensors file to write. Default: ./<run>-<iteration>-<format>.", type=PATH)
+@checkpoint
+@stated
+@choice(
     "--scale-in",
-    type=click.Choice(["tensors", "metadata"]),
+    ["tensors", "metadata"],
+    "Fold the scale into A and B, or leave them unchanged and record it in the header, which some loaders do not "
+    "read. To continue training, use metadata.",
     default="tensors",
     show_default=True,
-    help="Fold the scale into A and B, or leave them untouched and record it in the header, which some loaders do "
-    "not read. To continue training, use metadata.",
 )
-@click.option(
-    "--pad-ranks",
-    is_flag=True,
-    help="Give the modules one rank, the largest, by zeros: the same update. Where ranks differ, Diffusers 0.31 to "
-    "0.33 needs it.",
-)
-@click.option(
-    "--base",
-    type=PATH,
-    metavar="CHECKPOINT",
-    help="With --to sat: the SAT checkpoint or folder of the base model, to be copied around the LoRA.",
-)
-@click.option("--lora-only", is_flag=True, help="With --to sat: no base, only the LoRA; SAT cannot load that alone.")
-@click.option(
-    "--target-alpha",
-    type=float,
-    metavar="N",
-    help="With --to sat: the lora_alpha SAT will run with. Default: its own, 1. Written into the YAML.",
-)
-@element_type("Element type of the written tensors.")
-@click.option("--base-model", metavar="REPO", help="Base model to record, as a Hub id: zai-org/CogVideoX-5b.")
+@flag("--pad-ranks", "Pad mixed ranks with zeros to the largest: the same update. Diffusers 0.31 to 0.33 needs it.")
+@value("--base", "CHECKPOINT", "With --to sat: SAT checkpoint or folder of the base; a copy gets the LoRA.", type=PATH)
+@flag("--lora-only", "With --to sat: write only the LoRA, without a base; SAT cannot load it alone.")
+@value("--target-alpha", "N", "With --to sat: lora_alpha that SAT will use, put into the YAML. Default: 1.", type=float)
+@dtype("Element type of the written tensors.")
+@value("--base-model", "REPO", "Hub id of the base model to record: zai-org/CogVideoX-5b.")
 @drop
-@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+@flag("--dry-run", "Say what would be written, and write nothing.")
 @fetch
-@click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
-@click.option("--push", "repo", metavar="USER/REPO", help="Then publish the result; see `loraforge push`.")
-@click.option("--private", is_flag=True, help="With --push: if the repository is new, for you alone.")
-@click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/convert.schema.json).")
+@flag("-f --force", "Replace an existing file.")
+@value("--push repo", "USER/REPO", "Publish the result afterwards; see `loraforge push`.")
+@flag("--private", "With --push: make a new repository private.")
+@flag("--json json_", "Print the report as JSON (schemas/convert.schema.json).")
 def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: Any) -> None:
     """Convert the adapter in SOURCE, a file, an iteration folder or a run folder.
 
     At strength 1.0 the written file makes the update that the source made in training. The scale comes from what
-    the run recorded; where nothing recorded it and trainers differ, you are asked, never guessed for.
+    the run recorded. If nothing recorded it and trainers differ, you are asked to state it: it is never guessed.
 
     \b
     Examples:
@@ -116,21 +79,11 @@ def convert(json_: bool, for_: Any, repo: str | None, private: bool, **options: 
 
 @click.command(short_help="Say what a file is, from its headers.")
 @click.argument("source", type=SOURCE)
-@click.option(
-    "--from", "from_", metavar="FORMAT", callback=_format, help="Format of SOURCE. Default: told by its content."
-)
-@click.option(
-    "--iteration", type=int, metavar="N", help="Checkpoint to take from a run. Default: the one `latest` names."
-)
-@click.option("--ema", is_flag=True, help="Take the averaged weights (N-ema).")
-@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/inspect.schema.json).")
-@click.option(
-    "--skeleton",
-    is_flag=True,
-    help="Print names, shapes, element types and metadata as JSON, no weight: attach it to a bug report.",
-)
+@checkpoint
+@flag("--json json_", "Print JSON (schemas/inspect.schema.json).")
+@flag("--skeleton", "Print names, shapes, element types and metadata as JSON, no weights: attach it to a bug report.")
 @architecture
-@click.option("--history", is_flag=True, help="Print from which file, by which commands, it was made.")
+@flag("--history", "Print the file and the commands that it was made from.")
 @drop
 @fetch
 def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history: bool, **options: Any) -> None:
@@ -149,36 +102,25 @@ def inspect(source: str, from_: str | None, json_: bool, skeleton: bool, history
         del options["architecture"]
         click.echo(as_json(loraforge.skeleton(source, **options)))
         return
-    found = loraforge.inspect(source, from_, **options)
-    show(found, json_, found.history_lines() if history else None)
-    if found.problem:
-        raise LoraforgeError(found.problem, *found.remedies)
+    inspection = loraforge.inspect(source, from_, **options)
+    show(inspection, json_, inspection.history_lines() if history else None)
+    if inspection.problem:
+        raise LoraforgeError(inspection.problem, *inspection.remedies)
 
 
 @click.command(short_help="Compare two adapters, or a file with what its loader makes of it.")
 @click.argument("a", type=SOURCE)
 @click.argument("b", type=SOURCE, required=False)
-@click.option(
-    "--in",
-    "in_",
-    type=click.Choice(["diffusers", "peft"]),
-    help="Load A with the real library (loraforge[pipeline]) and compare with what its layers hold.",
+@choice("--in in_", ["diffusers", "peft"], "Load A with the real library (loraforge[pipeline]) and compare its layers.")
+@value(
+    "--base", "DIR", "With --in: folder of the transformer's config.json. Default: made from A's shapes.", type=SOURCE
 )
-@click.option(
-    "--base",
-    type=SOURCE,
-    metavar="DIR",
-    help="With --in: a folder with the transformer's config.json. Default: made from A's shapes.",
-)
-@stated_scale
-@architecture
+@stated
 @drop
-@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/verify.schema.json).")
+@flag("--json json_", "Print JSON (schemas/verify.schema.json).")
 @click.pass_context
-def verify(
-    ctx: click.Context, /, a: str, b: str | None, in_: Loader | None, base: str | None, json_: bool, **options: Any
-) -> None:
-    """Say whether A and B, of one format or two, make the same update; or what a loader makes of A.
+def verify(ctx: click.Context, /, a: str, b: str | None, json_: bool, **options: Any) -> None:
+    """Say whether A and B make the same update, in one format or two; or what a loader makes of A.
 
     They are compared row by row, in float64; rounding to the coarser type, up to 1 % of a module, is no difference.
     A scale that nothing records is taken for 1.0, unless you state it: of the one that records none; where both do,
@@ -190,26 +132,25 @@ def verify(
       loraforge verify my-style.safetensors --in diffusers
     """
     settle_process()
-    found = loraforge.verify(a, b, in_=in_, base=base, **options)
-    show(found, json_)
-    if not found.same:
+    verdict = loraforge.verify(a, b, **options)
+    show(verdict, json_)
+    if not verdict.same:
         ctx.exit(1)
 
 
 @click.command(short_help="Record the scale of training in a file's header.")
 @click.argument("source", metavar="FILE", type=SOURCE)
-@stated_scale
-@click.option("-o", "--out", type=PATH, help="File to write. Default: ./<name>-<what you state>.safetensors, printed.")
-@click.option("--in-place", is_flag=True, help="Replace FILE itself, once the new one has proved right.")
-@architecture
+@stated
+@value("-o --out", "PATH", "File to write. Default: ./<name>-<what you state>.safetensors, printed.", type=PATH)
+@flag("--in-place", "Replace FILE itself, once the new file is proved right.")
 @drop
-@click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
-@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/stamp.schema.json).")
+@flag("-f --force", "Replace an existing file.")
+@flag("--json json_", "Print JSON (schemas/stamp.schema.json).")
 def stamp(source: str, json_: bool, **options: Any) -> None:
-    """Record in FILE's header at what scale it was trained, stated as for convert. The tensors stay as they are.
+    """Record in FILE's header the scale of its training, stated as for convert. The tensors do not change.
 
-    Diffusers reads the entry since 0.34; what does not read it needs the scale in the tensors: `loraforge convert`.
-    Without --alpha the entry that FILE has is completed: Diffusers 0.34 to 0.39 stops at one without rank_pattern.
+    Diffusers reads the entry since 0.34; other programs need the scale in the tensors: see `loraforge convert`.
+    Without --alpha, an entry that FILE has is completed: Diffusers 0.34 to 0.39 fails on one without rank_pattern.
 
     \b
     Examples:

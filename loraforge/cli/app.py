@@ -14,6 +14,7 @@ from loraforge.cli.doctor import doctor
 from loraforge.cli.explain import explain
 from loraforge.cli.hub import push
 from loraforge.cli.layouts import layouts
+from loraforge.cli.options import value
 from loraforge.cli.plugins import formats, plugins
 from loraforge.cli.run import run
 
@@ -26,14 +27,7 @@ SETTINGS = {
 
 @click.group(cls=Cli, context_settings=SETTINGS)
 @click.version_option(loraforge.__version__, "-V", "--version", prog_name="loraforge")
-@click.option(
-    "--plugin",
-    "plugins_",
-    type=PATH,
-    multiple=True,
-    metavar="FILE",
-    help="Load a format or layout from FILE (.toml or .py) for this command. Repeatable; may stand after the verb.",
-)
+@value("--plugin plugins_", "FILE", "Load a format or layout (.toml or .py). Repeatable.", type=PATH, multiple=True)
 def main(plugins_: tuple[Path, ...]) -> None:
     """Convert LoRA adapters between frameworks, and prove that the result acts as trained.
 

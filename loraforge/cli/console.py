@@ -1,4 +1,4 @@
-"""What the commands share: how refusals are told, how lines, tables and JSON are printed."""
+"""What the commands share: printing of errors, lines and JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,17 @@ from loraforge.text import command, plain
 
 PATH = click.Path(path_type=Path)
 SOURCE = click.STRING
-"""A path or an address on the Hub: the library tells which, `Path` would spoil the `//`."""
+"""A path or an address on the Hub: the library decides which. `Path` would change the `//`."""
 
 
 class Cli(click.Group):
-    """A group that turns every refusal into one message, the commands to type next, and exit code 1."""
+    """A group that prints every LoraforgeError as a message and the commands to type next, with exit code 1."""
 
     typed: Sequence[str] = ()
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         self.typed = list(sys.argv[1:] if args is None else args)
-        if not sys.stderr.isatty():  # the Hub's client draws its bars into logs too
+        if not sys.stderr.isatty():  # the client of the Hub draws its bars even into logs
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         return super().main(_plugin_first(self.typed), *rest, **options)
 
@@ -37,7 +38,7 @@ class Cli(click.Group):
         except LoraforgeError as error:
             say("Error: ", error.message, colour="red")
             lines = {self.line(remedy, ctx): remedy.why for remedy in error.remedies}
-            lines.pop(command("loraforge", *self.typed), None)  # what was just tried
+            lines.pop(command("loraforge", *self.typed), None)  # the command that just failed
             for line, why in (lines or {f"loraforge {ctx.invoked_subcommand or ''} --help": ""}).items():
                 say("  try: ", line, f"   # {why}" if why else "")
             if error.state:
@@ -45,7 +46,7 @@ class Cli(click.Group):
             ctx.exit(1)
 
     def line(self, remedy: Try, ctx: click.Context) -> str:
-        """The remedy as a whole command: an addition takes the place of what it contradicts in what was typed."""
+        """The remedy as a whole command: added options replace the typed ones that they contradict."""
         if remedy.of or not remedy.options:
             return remedy.added_to("loraforge", *self.typed).command
         typed = _without(self.typed, remedy.names, self.get_command(ctx, ctx.invoked_subcommand or ""))
@@ -54,14 +55,14 @@ class Cli(click.Group):
 
 
 def _plugin_first(typed: Sequence[str]) -> list[str]:
-    """The words with every `--plugin FILE` moved before the verb, so that it may stand anywhere."""
+    """The words with every `--plugin FILE` before the verb, so that it may be typed anywhere."""
     plugins, others = list[str](), list[str]()
     words = iter(typed)
     for word in words:
         if word == "--":
             others += [word, *words]
         elif word == "--plugin":
-            plugins += [word, *([following] if (following := next(words, None)) is not None else [])]
+            plugins += [word, *islice(words, 1)]
         else:
             (plugins if word.startswith("--plugin=") else others).append(word)
     return [*plugins, *others]
@@ -69,31 +70,27 @@ def _plugin_first(typed: Sequence[str]) -> list[str]:
 
 _ONE_OF = {"--alpha", "--trained-scale", "--trained-by", "--as-in", "--as-loaded"}
 """Options of which only one may be given."""
-
-
 _ONE_EACH = {"--strength", "--settings"}
-"""Repeatable options of which an addition takes the place of all."""
+"""Repeatable options that an added one replaces as a whole."""
 
 
 def _without(typed: Sequence[str], new: frozenset[str], verb: click.Command | None) -> list[str]:
-    """What was typed, less the `new` options, which are given again, and those that they exclude."""
+    """The typed words without the `new` options, which are added again, and without those that they exclude."""
     new |= _ONE_OF if new & _ONE_OF else frozenset()
-    words = {  # option -> how many words follow it
-        option: 0 if getattr(parameter, "is_flag", False) else 1
+    replaced = {  # option -> whether a value follows
+        option: not getattr(parameter, "is_flag", False)
         for parameter in (verb.params if verb else ())
         if new & set(parameter.opts) and (_ONE_EACH & set(parameter.opts) or not getattr(parameter, "multiple", False))
         for option in parameter.opts
     }
-    kept, skip = [], 0
-    for word in typed:
+    kept, words = list[str](), iter(typed)
+    for word in words:
         option, equals, _ = word.partition("=")
         option = option.replace("_", "-")
-        if skip:
-            skip -= 1
-        elif option in words:
-            skip = 0 if equals else words[option]
-        else:
+        if option not in replaced:
             kept.append(word)
+        elif replaced[option] and not equals:
+            next(words, None)
     return kept
 
 
@@ -109,12 +106,11 @@ def show(report: Document, json_: bool, lines: Sequence[str] | None = None) -> N
     """A report: its notes to stderr; to stdout the JSON document, or lines for a terminal."""
     for note in getattr(report, "notes", ()):
         say("note: ", note)
-    click.echo(
-        as_json(report.to_dict()) if json_ else "\n".join(map(plain, report.lines() if lines is None else lines))
-    )
+    texts = [as_json(report.to_dict())] if json_ else map(plain, report.lines() if lines is None else lines)
+    click.echo("\n".join(texts))
 
 
 def as_json(document: Any) -> str:
     """A document for programs."""
-    # half a surrogate pair, which a header may hold, has no UTF-8: it stays the escape that JSON knows
+    # half a surrogate pair, which a header may hold, has no UTF-8: it stays a JSON escape
     return json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()

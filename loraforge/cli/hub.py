@@ -9,45 +9,39 @@ import click
 
 import loraforge
 from loraforge.cli.console import PATH, SOURCE, say, show
-from loraforge.cli.options import architecture, drop, stated_scale
+from loraforge.cli.options import drop, flag, stated, value
+from loraforge.document import Document
 from loraforge.errors import LoraforgeError, as_commands
 
 if TYPE_CHECKING:
     from loraforge.conversion.report import Report
-    from loraforge.publishing.push import PushReport
 
 
 @click.command(short_help="Publish an adapter on the Hugging Face Hub, with a card.")
 @click.argument("source", type=SOURCE)
 @click.argument("repo", metavar="USER/REPO")
-@click.option("--base-model", metavar="REPO", help="Base model the card names: zai-org/CogVideoX-5b.")
-@click.option("--license", metavar="NAME", help="Licence. Default: the base model's, from its card.")
-@click.option("--license-name", metavar="NAME", help="With --license other: what it is called.")
-@click.option("--license-link", metavar="URL", help="With --license other: where it can be read.")
-@click.option("--sample", type=PATH, multiple=True, metavar="VIDEO", help="Video or picture to show. Repeatable.")
-@click.option(
-    "--prompt",
-    multiple=True,
-    metavar="TEXT",
-    help="What a sample was made with, in their order; without one, an example.",
-)
-@click.option("--trigger", metavar="TEXT", help="Words that prompts must have in them.")
-@click.option("--private", is_flag=True, help="If the repository is new: for you alone.")
-@click.option("--create-pr", is_flag=True, help="Propose the change in a pull request.")
-@click.option("--revision", metavar="BRANCH", help="Branch to commit to. Default: main.")
-@click.option("--commit-message", metavar="TEXT", help="Default: Add or Update, and the file.")
-@stated_scale
-@architecture
+@value("--base-model", "REPO", "Base model that the card names: zai-org/CogVideoX-5b.")
+@value("--license", "NAME", "Licence. Default: the base model's, from its card.")
+@value("--license-name", "NAME", "With --license other: its name.")
+@value("--license-link", "URL", "With --license other: where to read it.")
+@value("--sample", "VIDEO", "Video or picture to show. Repeatable.", type=PATH, multiple=True)
+@value("--prompt", "TEXT", "Prompt of each sample, in order; without a sample, an example.", multiple=True)
+@value("--trigger", "TEXT", "Words that prompts must contain.")
+@flag("--private", "Make a new repository private.")
+@flag("--create-pr", "Propose the change in a pull request.")
+@value("--revision", "BRANCH", "Branch to commit to. Default: main.")
+@value("--commit-message", "TEXT", "Default: Add or Update, and the file.")
+@stated
 @drop
-@click.option("--dry-run", is_flag=True, help="Print files, digests, card and commit; send nothing.")
-@click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/push.schema.json).")
+@flag("--dry-run", "Print files, digests, card and commit; send nothing.")
+@flag("--json json_", "Print the report as JSON (schemas/push.schema.json).")
 def push(source: str, repo: str, json_: bool, **options: Any) -> None:
     """Publish SOURCE, an adapter or a model that `fuse` wrote, in USER/REPO: its files and a card, in one commit.
 
-    One tensor file leaves, under the name loaders look for, with PEFT's configuration where it is PEFT's; of a
-    fused model what from_pretrained reads. Nothing that lies beside it leaves: no checkpoints, optimizer states,
-    tokens, links or paths of this machine. A card that is there keeps what its owner wrote. A file that would not act
-    as trained at strength 1.0 is refused. Without a change there is no commit.
+    One tensor file is sent, under the name that loaders look for, and PEFT's configuration if PEFT wrote it; of a
+    fused model, what from_pretrained reads. Nothing else is sent: no checkpoints, optimizer states, tokens, links or
+    paths of this machine. An existing card keeps what its owner wrote. A file that would not act as trained at
+    strength 1.0 is refused. If nothing has changed, there is no commit.
 
     The token is the one of `hf auth login`, or HF_TOKEN.
 
@@ -60,8 +54,8 @@ def push(source: str, repo: str, json_: bool, **options: Any) -> None:
     show(_pushed(source, repo, **options), json_)
 
 
-def _pushed(source: str | Path, repo: str, **options: Any) -> PushReport:
-    """The push; what it refuses says in its last line how it left the repository."""
+def _pushed(source: str | Path, repo: str, **options: Any) -> Document:
+    """Push, and end a refusal with the state of the repository."""
     try:
         return loraforge.push(source, repo, **options, wait=lambda why: say("note: ", why))
     except LoraforgeError as error:
@@ -70,15 +64,15 @@ def _pushed(source: str | Path, repo: str, **options: Any) -> PushReport:
 
 
 def publish(converted: Report, repo: str, *, private: bool) -> None:
-    """Push what a conversion wrote; of a refusal say that the file is there, and how to push it later."""
+    """Push the result of a conversion; a refusal says that the file was written, and how to push it later."""
     written = Path(converted.output["path"])
     source = written.parent if converted.output["format"] == "peft" else written
     as_loaded = bool(converted.scale.program)
     try:
         show(_pushed(source, repo, private=private, as_loaded=as_loaded), json_=False)
     except LoraforgeError as error:
-        words = ["--private"] if private else []
-        more = as_commands(error, "loraforge", "push", source, repo, *words).remedies
-        refused = LoraforgeError(f"the file is written, {written}, and not published: {error.message}", *more)
+        error = as_commands(error, "loraforge", "push", source, repo, *(["--private"] if private else []))
+        text = f"the file is written, {written}, and not published: {error.message}"
+        refused = LoraforgeError(text, *error.remedies)
         refused.state = error.state
         raise refused from error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import click
 
 from loraforge.cli.console import PATH
+from loraforge.cli.options import flag, value
 from loraforge.cli.plugins import tell_broken
-from loraforge.text import plain
+from loraforge.text import command, plain
 
 
 class _Layouts(click.Group):
@@ -29,7 +32,7 @@ class _Layouts(click.Group):
 @click.option("--dot", "kind", flag_value="dot", help="Print a Graphviz diagram.")
 @click.pass_context
 def layouts(ctx: click.Context, name: str | None, kind: str | None) -> None:
-    """Show the layouts of ARCHITECTURE side by side: which segment of the base model each module holds.
+    """Show the layouts of ARCHITECTURE side by side: the segments of the base model that each module holds.
 
     \b
     Examples:
@@ -57,8 +60,8 @@ def layouts(ctx: click.Context, name: str | None, kind: str | None) -> None:
 
 @layouts.command(short_help="Write a checkpoint of rows that all differ, for a converter to be run on.")
 @click.argument("source", metavar="A", type=PATH)
-@click.option("-o", "--out", type=PATH, required=True, help="File to write (.safetensors).")
-@click.option("-f", "--force", is_flag=True, help="Replace an earlier result.")
+@value("-o --out", "PATH", "File to write (.safetensors).", type=PATH, required=True)
+@flag("-f --force", "Replace an earlier result.")
 def probe(source: Path, out: Path, force: bool) -> None:
     """Write a checkpoint with the names and shapes of A, and random rows, no two of them the same.
 
@@ -71,57 +74,38 @@ def probe(source: Path, out: Path, force: bool) -> None:
     from loraforge.learning.probe import probe as write
 
     count = write(source, out, force=force)
-    click.echo(
-        f"{out}: {count} tensors. Run the converter on it, then: loraforge layouts learn {out} CONVERTED -o LAYOUT.toml"
-    )
+    line = command("loraforge", "layouts", "learn", out, "CONVERTED", "-o", "LAYOUT.toml")
+    click.echo(f"{out}: {count} tensors. Run the converter on it, then: {line}")
 
 
-def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:
+def _reasons(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:
     """`PATTERN=reason`, split."""
-    pairs = [(pattern, reason) for pattern, _, reason in (value.partition("=") for value in values)]
-    if odd := next((value for value, both in zip(values, pairs, strict=True) if not all(both)), None):
-        raise click.BadParameter(f"{odd!r} is not PATTERN=reason.", ctx, param)
+    pairs = [(pattern, reason) for pattern, _, reason in (text.partition("=") for text in values)]
+    if not all(map(all, pairs)):
+        raise click.BadParameter("give PATTERN=reason.", ctx, param)
     return pairs
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, str]:
+def _names(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str, str]:
     """The names of two layouts."""
-    first, _, second = value.partition(",")
-    if (
-        not (first and second)
-        or first == second
-        or "," in second
-        or not value.replace("-", "").replace(",", "").isalnum()
-    ):
-        raise click.BadParameter(f"{value!r} is not two names, as original,diffusers.", ctx, param)
-    return first.lower(), second.lower()
+    match = re.fullmatch(r"([a-z][a-z0-9-]*),(?!\1$)([a-z][a-z0-9-]*)", text)
+    if not match:
+        raise click.BadParameter(f"{text!r} is not two names, as original,diffusers.", ctx, param)
+    return match[1], match[2]
 
 
 @layouts.command(short_help="Find the layout in which two checkpoints differ.")
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
-@click.option("-o", "--out", type=PATH, required=True, help="File to write (.toml).")
-@click.option("--onto", metavar="ARCHITECTURE", help="Add a layout to an architecture that knows A's or B's names.")
-@click.option("--architecture", "name", metavar="NAME", help="What to call a new architecture. Default: as the file.")
-@click.option(
-    "--names", "layouts_", metavar="A,B", default="original,diffusers", show_default=True, callback=_names,
-    help="What to call the layouts of A and of B.",
-)  # fmt: skip
-@click.option(
-    "--drop", multiple=True, metavar="PATTERN=reason", callback=_pair,
-    help="Leave out the tensors whose name matches (* and ?), and why nothing is lost. Repeatable.",
-)  # fmt: skip
-@click.option("-f", "--force", is_flag=True, help="Replace an earlier result.")
-def learn(
-    a: Path,
-    b: Path,
-    out: Path,
-    onto: str | None,
-    name: str | None,
-    layouts_: tuple[str, str],
-    drop: list[tuple[str, str]],
-    force: bool,
-) -> None:
+@value("-o --out", "PATH", "File to write (.toml).", type=PATH, required=True)
+@value("--onto", "ARCHITECTURE", "Add a layout to an architecture that knows A's or B's names.")
+@value("--architecture name", "NAME", "What to call a new architecture. Default: as the file.")
+@value("--names layouts", "A,B", "What to call both layouts. Default: original,diffusers.", callback=_names,
+       default="original,diffusers")  # fmt: skip
+@value("--drop", "PATTERN=reason", "Leave out the tensors whose name matches (* and ?). Repeatable.", multiple=True,
+       callback=_reasons)  # fmt: skip
+@flag("-f --force", "Replace an earlier result.")
+def learn(a: Path, b: Path, out: Path, **options: Any) -> None:
     """Compare the rows of A and B, which hold the same weights under two names, and write what goes where.
 
     Best of a probe (loraforge layouts probe) and what a converter made of it. Numbers decide, never names; what they
@@ -134,8 +118,7 @@ def learn(
     """
     from loraforge.learning.learn import learn as write
 
-    learned = write(a, b, out, onto=onto, name=name, layouts=layouts_, drop=drop, force=force)
-    click.echo("\n".join(map(plain, learned.lines())))
+    click.echo("\n".join(map(plain, write(a, b, out, **options).lines())))
 
 
 @layouts.command(short_help="Try a layout on checkpoints of another size.")
@@ -154,8 +137,4 @@ def check(file: Path, pairs: tuple[Path, ...]) -> None:
 
     if len(pairs) % 2:
         raise click.UsageError("Give checkpoints in pairs: A and B.")
-    done = compare(file, list(zip(pairs[::2], pairs[1::2], strict=True)))
-    click.echo("\n".join(map(plain, done.lines)))
-    if done.dimensions:
-        rows = [f'{segment} = ["{height}", "{width}"]' for segment, (height, width) in done.dimensions.items()]
-        click.echo("\n".join(["", "[dimensions]", *rows]))
+    click.echo("\n".join(map(plain, compare(file, list(zip(pairs[::2], pairs[1::2], strict=True))).lines())))

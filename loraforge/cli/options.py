@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -11,91 +11,93 @@ import click
 from loraforge.cli.console import PATH
 from loraforge.tables import package_table
 
-
-def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """A registered format's name; the registry is asked only when one is typed."""
-    from loraforge.format.registry import formats, named
-
-    names = [name for name, entry in formats().items() if entry.writer or param.name != "to"]
-    if value is not None and any(getattr(form, "family", None) == value.lower() for form in formats().values()):
-        named(value.lower(), f"--{(param.name or '').rstrip('_')}")
-    if value is not None and value.lower() not in names:
-        verb = "written" if param.name == "to" else "read"
-        raise click.BadParameter(f"{value!r} is no format that is {verb}; there are {', '.join(names)}.", ctx, param)
-    return value and value.lower()
-
-
-def _runtime(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-    """A program that runs adapters, by name; the table is read only when one is typed."""
-    from loraforge.programs.table import runtimes
-
-    if value is not None and value not in runtimes():
-        raise click.BadParameter(f"{value!r} is none of {', '.join(runtimes())}.", ctx, param)
-    return value and runtimes()[value]
-
-
 Decorator = Callable[[Any], Any]
 
 
+def flag(names: str, text: str) -> Decorator:
+    """An option without a value. `names`: `-f --force`, or with the parameter it becomes, `--json json_`."""
+    return click.option(*names.split(), is_flag=True, help=text)
+
+
+def value(names: str, metavar: str, text: str, **settings: Any) -> Decorator:
+    """An option with a value, which the help calls `metavar`."""
+    return click.option(*names.split(), metavar=metavar, help=text, **settings)
+
+
+def choice(names: str, words: Sequence[str], text: str, **settings: Any) -> Decorator:
+    """An option whose value is one of these words."""
+    return click.option(*names.split(), type=click.Choice(words), help=text, **settings)
+
+
+def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The name of a registered format; the registry is read only if one is typed."""
+    if value is None:
+        return None
+    from loraforge.format.registry import formats, named
+
+    name, writes = value.lower(), param.name == "to"
+    if any(getattr(form, "family", None) == name for form in formats().values()):
+        named(name, f"--{(param.name or '').rstrip('_')}")
+    names = [each for each, form in formats().items() if form.writer or not writes]
+    if name not in names:
+        text = f"{value!r} is no format that is {'written' if writes else 'read'}; there are {', '.join(names)}."
+        raise click.BadParameter(text, ctx, param)
+    return name
+
+
+def _runtime(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """A program that runs adapters, by name; the table is read only if one is typed."""
+    if value is None:
+        return None
+    from loraforge.programs.table import runtimes
+
+    if value not in runtimes():
+        raise click.BadParameter(f"{value!r} is none of {', '.join(runtimes())}.", ctx, param)
+    return runtimes()[value]
+
+
+def _together(*options: Decorator) -> Decorator:
+    """The options as one decorator; they keep their order in `--help`."""
+    return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
+
+
 _TRAINERS = sorted(package_table("facts/trainers"))
-
-
-_STATED: tuple[Decorator, ...] = (
-    click.option(
-        "--alpha",
-        type=float,
-        metavar="N",
-        help="lora_alpha the training used, where no file records it. States, never multiplies.",
-    ),
-    click.option(
-        "--trained-scale", type=float, metavar="S", help="The scaling itself (lora_alpha / rank), instead of --alpha."
-    ),
-    click.option(
-        "--trained-by",
-        type=click.Choice(_TRAINERS),
-        metavar="NAME",
-        help=f"Trainer whose default scale was used: {', '.join(_TRAINERS)}.",
-    ),
-    click.option(
+_NAMES = ", ".join(_TRAINERS)
+architecture = value("--architecture", "NAME", "Model architecture (cogvideox), if nothing in the file shows it.")
+stated = _together(
+    value("--alpha", "N", "lora_alpha used in training, if no file records it. States, never multiplies.", type=float),
+    value("--trained-scale", "S", "The scaling itself (lora_alpha / rank), instead of --alpha.", type=float),
+    choice("--trained-by", _TRAINERS, f"Trainer whose default scale was used: {_NAMES}.", metavar="NAME"),
+    value(
         "--training-config",
+        "FILE",
+        "Training configuration that records the scale (YAML, JSON, TOML, hparams.yml, launch script, "
+        "adapter_config.json), if it is not in the folder of SOURCE's run.",
         type=PATH,
-        metavar="FILE",
-        help="Training configuration that records the scale (YAML, JSON, TOML, hparams.yml, launch script, "
-        "adapter_config.json), where it does not lie in the folder of SOURCE's run.",
     ),
-    click.option(
-        "--as-in",
-        metavar="PROGRAM",
-        help="Not the scale of training: keep what PROGRAM does with SOURCE today (names: `loraforge doctor`'s table).",
+    value(
+        "--as-in", "PROGRAM", "Keep what PROGRAM (see `loraforge doctor`) does with SOURCE, not the scale of training."
     ),
-    click.option("--as-loaded", is_flag=True, help="The same as --as-in diffusers."),
-    click.option("--override-scale", is_flag=True, help="Believe the scale you state over the one recorded."),
+    flag("--as-loaded", "The same as --as-in diffusers."),
+    flag("--override-scale", "Use the scale you state, not the one that is recorded."),
+    architecture,
+)
+"""What the user can state about the training if no file records it."""
+fetch = flag("--fetch", "Download the tensors of a Hub file too, into the Hub's cache. Default: the header only.")
+checkpoint = _together(
+    value("--from from_", "FORMAT", "Format of SOURCE. Default: detected from its content.", callback=_format),
+    value("--iteration", "N", "Checkpoint to take from a run. Default: the one that `latest` names.", type=int),
+    flag("--ema", "Take the averaged weights (N-ema) instead of the plain ones."),
+)
+target = _together(
+    value("--to", "FORMAT", "Format to write; see `loraforge formats`.", callback=_format),
+    value("--for for_", "RUNTIME", "Program to write for, instead of --to; see `loraforge doctor`.", callback=_runtime),
+)
+drop = value(
+    "--drop", "PATTERN", "Leave out modules and tensors whose name matches (* and ?). Repeatable.", multiple=True
 )
 
 
-def stated_scale(command: Any) -> Any:
-    """The options that say at what scale an adapter was trained."""
-    return reduce(lambda made, option: option(made), reversed(_STATED), command)
-
-
-architecture: Decorator = click.option(
-    "--architecture", metavar="NAME", help="What it is an adapter of (cogvideox), where nothing in it shows that."
-)
-
-fetch: Decorator = click.option(
-    "--fetch", is_flag=True, help="Of what lies on the Hub get the tensors too, into its cache; not the header alone."
-)
-
-
-drop: Decorator = click.option(
-    "--drop",
-    multiple=True,
-    metavar="PATTERN",
-    help="Leave out the modules whose path matches (* and ?), and the other tensors whose name does. Repeatable.",
-)
-
-
-def element_type(text: str) -> Decorator:
+def dtype(text: str) -> Decorator:
     """`--dtype`."""
-    kinds = click.Choice(["keep", "fp32", "bf16", "fp16"])
-    return click.option("--dtype", type=kinds, default="keep", show_default=True, help=text)
+    return choice("--dtype", ["keep", "fp32", "bf16", "fp16"], text, default="keep", show_default=True)

@@ -9,13 +9,14 @@ import click
 
 import loraforge
 from loraforge.cli.console import PATH, as_json, say
+from loraforge.cli.options import flag, value
 from loraforge.errors import LoraforgeError
 
 
 @click.command(short_help="List the adapter formats.")
-@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/formats.schema.json).")
+@flag("--json json_", "Print JSON (schemas/formats.schema.json).")
 def formats(json_: bool) -> None:
-    """List the adapter formats: which are read and written, what each can hold, and which package adds it."""
+    """List the adapter formats: which can be read and written, what each can hold, and the package that adds it."""
     from loraforge.cli.screen import table
     from loraforge.format.registry import known_plugins, owners
 
@@ -42,7 +43,7 @@ def formats(json_: bool) -> None:
 
 @click.group(short_help="List, check and write plugins.")
 def plugins() -> None:
-    """List the plugins that are installed, check a data file, or begin a package of your own.
+    """List the installed plugins, check a data file, or start a package of your own.
 
     \b
     Example:
@@ -51,9 +52,9 @@ def plugins() -> None:
 
 
 @plugins.command("list", short_help="List the plugins, and what is wrong with them.")
-@click.option("--json", "json_", is_flag=True, help="Print JSON (schemas/plugins.schema.json).")
+@flag("--json json_", "Print JSON (schemas/plugins.schema.json).")
 def plugins_list(json_: bool) -> None:
-    """List the plugins: what each adds, which package it comes from, and what is wrong with it.
+    """List the plugins: what each adds, its package, and what is wrong with it.
 
     \b
     Example:
@@ -75,7 +76,7 @@ def plugins_list(json_: bool) -> None:
 
 @plugins.command("new", short_help="Write a ready plugin package.")
 @click.argument("name")
-@click.option("-o", "--out", type=PATH, help="Folder to write. Default: ./loraforge-NAME.")
+@value("-o --out", "PATH", "Folder to write. Default: ./loraforge-NAME.", type=PATH)
 def plugins_new(name: str, out: Path | None) -> None:
     """Write a package that adds the format NAME: a data file to fill in, and a conformance test that passes.
 
@@ -89,8 +90,8 @@ def plugins_new(name: str, out: Path | None) -> None:
     data = next(folder.glob("loraforge_*/*.toml"))
     click.echo(f"{folder} is ready: change the names in {data}, then")
     click.echo(f"  loraforge plugins check {data}")
-    place = folder if folder.is_absolute() else f"./{folder}"  # without the dot pip would ask an index for it
-    click.echo(f"  pip install '{place}[test]' && pytest {place}")
+    path = folder if folder.is_absolute() else f"./{folder}"  # without the dot, pip would look in an index
+    click.echo(f"  pip install '{path}[test]' && pytest {path}")
 
 
 @plugins.command("check", short_help="Find the faults of a data file.")
@@ -108,9 +109,8 @@ def plugins_check(file: Path) -> None:
     for problem in problems:
         click.echo(f"{file}: {problem}")
     if problems:
-        raise LoraforgeError(
-            f"{file} has {len(problems)} problem{'s' * (len(problems) > 1)}.", "loraforge layouts cogvideox"
-        )
+        count = f"{len(problems)} problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise LoraforgeError(f"{file} has {count}.", "loraforge layouts cogvideox")
     click.echo(f"{file} is sound: {', '.join(adds)}")
 
 
@@ -119,6 +119,5 @@ def tell_broken() -> None:
 
     for plugin in broken():
         remedy = f"   # {plugin.remove}" if plugin.remove else ""
-        say(
-            "warning: ", f"plugin {plugin.name} ({plugin.package}): {'; '.join(plugin.errors)}{remedy}", colour="yellow"
-        )
+        text = f"plugin {plugin.name} ({plugin.package}): {'; '.join(plugin.errors)}{remedy}"
+        say("warning: ", text, colour="yellow")

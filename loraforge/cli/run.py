@@ -8,7 +8,7 @@ import click
 
 import loraforge
 from loraforge.cli.console import PATH, SOURCE, show
-from loraforge.cli.options import architecture, stated_scale
+from loraforge.cli.options import choice, flag, stated, value
 
 
 def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...]:
@@ -21,58 +21,44 @@ def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 @click.command(short_help="Run adapters in a CogVideoX pipeline; compare with and without.")
 @click.argument("adapters", metavar="ADAPTER...", type=SOURCE, nargs=-1)
-@click.option("--prompt", default="", metavar="TEXT", help="What the video is to show.")
-@click.option("--negative-prompt", default="", metavar="TEXT", help="What it is not to show.")
-@click.option("--base", type=SOURCE, metavar="ID|DIR", help="Pipeline to run in. Default: the one the adapter names.")
-@click.option("--image", type=PATH, metavar="FILE", help="First frame, for a base that begins with one.")
-@click.option("--video", type=PATH, metavar="FILE", help="Video to start from (text-to-video bases).")
-@click.option("-o", "--out", type=PATH, metavar="OUT.mp4", help="Default: ./<run>.mp4. Its manifest lies beside it.")
-@click.option(
-    "--strength",
-    type=float,
-    multiple=True,
-    metavar="S",
-    help="Once per ADAPTER, in order. Default: 1, as trained.",
+@value("--prompt", "TEXT", "What the video should show.", default="")
+@value("--negative-prompt", "TEXT", "What the video should not show.", default="")
+@value("--base", "ID|DIR", "Pipeline to run in. Default: the one the adapter names.", type=SOURCE)
+@value("--image", "FILE", "First frame, for a base that starts from an image.", type=PATH)
+@value("--video", "FILE", "Video to start from (text-to-video bases).", type=PATH)
+@value("-o --out", "OUT.mp4", "Video to write, and beside it a manifest. Default: ./<run>.mp4.", type=PATH)
+@value("--strength", "S", "Once per ADAPTER, in order. Default: 1, as trained.", type=float, multiple=True)
+@flag("--check", "Only measure the transformer, with and without the adapter: no text encoder, no VAE.")
+@value("--compare", "S,S,...", "Run at these multiples of the strengths, from the same noise.", callback=_strengths)
+@value("--steps", "N", "Denoising steps.", type=click.IntRange(min=1))
+@value("--guidance", "G", "Guidance scale.", type=float)
+@value("--frames", "N", "Frames of the video.", type=click.IntRange(min=1))
+@value("--seed", "N", "Seed of the noise.", type=int)
+@value(
+    "--settings", "KEY=VALUE|FILE.json", "Settings to change (height=480, scheduler=...). Repeatable.", multiple=True
 )
-@click.option("--check", is_flag=True, help="Only measure: the transformer alone, on and off. No text encoder, no VAE.")
-@click.option(
-    "--compare", callback=_strengths, metavar="S,S,...", help="Run at these times the strengths, from the same noise."
-)
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Denoising steps.")
-@click.option("--guidance", type=float, metavar="G", help="Guidance scale.")
-@click.option("--frames", type=click.IntRange(min=1), metavar="N", help="Frames of the video.")
-@click.option("--seed", type=int, metavar="N", help="Of the noise.")
-@click.option(
-    "--settings",
-    multiple=True,
-    metavar="KEY=VALUE|FILE.json",
-    help="Another setting (height=480, scheduler=..., torch_dtype=...); else what the model calls for. Repeatable.",
-)
-@click.option(
-    "--like", metavar="NAME", help="The settings of cogvideo-validation, cli_demo, load_cogvideox_lora or sat."
-)
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cuda, cuda:1, mps or cpu.")
-@click.option(
+@value("--like", "NAME", "Use the settings of cogvideo-validation, cli_demo, load_cogvideox_lora or sat.")
+@value("--device", "NAME", "cuda, cuda:1, mps or cpu.", default="auto", show_default=True)
+@choice(
     "--offload",
-    type=click.Choice(["none", "model", "sequential", "group"]),
-    help="Default: none. Keep weights out of the GPU: component by component, layer by layer, or in groups of layers.",
+    ["none", "model", "sequential", "group"],
+    "Keep weights out of the GPU by component, by layer, or in groups of layers. Default: none.",
 )
 @click.option("--tiling/--no-tiling", default=None, help="Decode the video in tiles. Default: yes.")
 @click.option("--slicing/--no-slicing", default=None, help="Decode one video of a batch at a time. Default: yes.")
-@click.option("--manifest", type=PATH, metavar="FILE", help="Repeat the run that wrote FILE.")
-@click.option("--anyway", is_flag=True, help="Run with settings that are wrong for the model.")
-@stated_scale
-@architecture
-@click.option("-f", "--force", is_flag=True, help="Replace existing files.")
-@click.option("--json", "json_", is_flag=True, help="Print the report as JSON (schemas/run.schema.json).")
+@value("--manifest", "FILE", "Repeat the run that wrote FILE.", type=PATH)
+@flag("--anyway", "Run even with settings that are wrong for the model.")
+@stated
+@flag("-f --force", "Replace existing files.")
+@flag("--json json_", "Print the report as JSON (schemas/run.schema.json).")
 def run(json_: bool, **options: Any) -> None:
-    """Run ADAPTERs, of the formats that `loraforge formats` lists, in a CogVideoX pipeline, at the scale of training.
+    """Run ADAPTERs in a CogVideoX pipeline, at the scale of training. Their formats: `loraforge formats`.
 
-    Scheduler, guidance, frames, size and element type are those the base model calls for; they are printed and
-    saved in a manifest, with which --manifest repeats the run. What would fail, or give a black video, is told before
+    Scheduler, guidance, frames, size and element type are those that the base model needs. They are printed, and
+    saved in a manifest: --manifest repeats the run. What would fail, or give a black video, is reported before
     weights are loaded. Needs loraforge[pipeline].
 
-    --check answers "does it act?" in the shortest time; --compare with a video, numbers and a contact sheet.
+    --check answers "does it act?" in the shortest time; --compare answers it with videos, numbers and a contact sheet.
 
     \b
     Examples:

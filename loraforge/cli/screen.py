@@ -1,4 +1,4 @@
-"""What is drawn: tables and progress. Apart from the console, as rich takes longer to load than `--help`."""
+"""Tables and progress bars. A module of its own, because rich takes longer to load than `--help`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from loraforge.text import plain
 
 @contextmanager
 def progress(label: str, interrupted: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to call with (done, total), which draws a bar on a terminal from the first call on.
+    """A function to call with (done, total); on a terminal it draws a bar from the first call on.
 
-    `interrupted` is said when the user stops the work.
+    `interrupted` is printed if the user stops the work.
     """
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
@@ -44,7 +44,7 @@ def progress(label: str, interrupted: str) -> Iterator[Callable[[int, int], None
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table to stdout with nothing cut off: where the terminal is too narrow for it, a block of lines per row."""
+    """Print a table with nothing cut off: one block of lines per row if the terminal is too narrow."""
     cells = [[plain(cell) for cell in row] for row in rows]
     width = sum(max(len(row[n]) for row in [columns, *cells]) + 3 for n in range(len(columns)))
     if sys.stdout.isatty() and width > Console().width:

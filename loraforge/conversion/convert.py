@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
-from loraforge.conversion.prepare import ElementType, WriteRequest
+from loraforge.conversion.prepare import ElementType
 from loraforge.conversion.read import read
 from loraforge.conversion.report import Report
-from loraforge.conversion.write import written
-from loraforge.format.protocol import Wanted
+from loraforge.conversion.write import write
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command, options, recorded
 
@@ -46,10 +44,11 @@ def convert(
     """
     adapter = read(source, from_, iteration=iteration, ema=ema, drop=drop, fetch=fetch or not dry_run, **stated)
     name = recorded(adapter.source.file.path) if adapter.source else ""
-    wanted = Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only, pad_ranks)
-    place, config = Path(out) if out else None, stated["training_config"]
-    request = WriteRequest(to, place, wanted, dtype, base_model, tuple(drop), dry_run, force)
-    reading = {"to": to, "from": from_, "iteration": iteration, "ema": ema, **stated}
-    reading["training_config"] = Path(config) if config else None
-    writing = {**asdict(wanted), "dtype": dtype, "base_model": base_model, "drop": drop}
-    return written(adapter, request, command("loraforge", "convert", name, *options({**reading, **writing})))
+    config = Path(stated["training_config"]) if stated["training_config"] else None
+    reading = {"to": to, "from": from_, "iteration": iteration, "ema": ema, **stated, "training_config": config}
+    writing: dict[str, Any] = {
+        "scale_in": scale_in, "target_alpha": target_alpha, "base": Path(base) if base else None,
+        "lora_only": lora_only, "pad_ranks": pad_ranks, "dtype": dtype, "base_model": base_model, "drop": drop,
+    }  # fmt: skip
+    typed = command("loraforge", "convert", name, *options({**reading, **writing}))
+    return write(adapter, to, out, **writing, dry_run=dry_run, force=force, typed=typed)

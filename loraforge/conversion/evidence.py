@@ -1,29 +1,19 @@
-"""Reads an adapter of any format and checks it against itself; says what shows that it is of its architecture."""
+"""Reads an adapter of any format, checks it against itself, and finds the evidence for its architecture."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from loraforge.adapter import fits
 from loraforge.adapter.adapter import Adapter
-from loraforge.adapter.fits import (
-    beyond,
-    broken,
-    excess,
-    fits,
-    highest,
-    misnamed,
-    of_width,
-    repository,
-    small,
-    solved,
-    unchecked,
-    variant_of_repo,
-)
+from loraforge.adapter.fits import repository, variant_of_repo
+from loraforge.algebra.lora import Delta
 from loraforge.conversion.report import unshown
 from loraforge.errors import BaseError, FormatError, NamesError, Try, adding
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
 from loraforge.names.catalog import architecture, architectures, holding
@@ -34,77 +24,66 @@ from loraforge.scale.origin import own_entry
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Delta
-    from loraforge.files.tensorfile import TensorFile
-
 _WORDS = ("modelspec.architecture", "ss_base_model_version")
 _FEW = 3
-"""Blocks that may be left out of an adapter; of more it is another model's."""
+"""Blocks that --drop is offered for; an adapter with more surplus blocks is for another model."""
 _BASES = ("base_model", "base_model_name_or_path")
 
 
 def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str | None = None) -> Adapter:
-    """The adapter in a file, checked against itself. `named`: the base model the user states, which shows what it is.
+    """The adapter in a file, checked against itself. `named`: the base model that the user states, as evidence.
 
-    Raises NoAdapterError where it is another model's, FormatError where its modules are not of one model, or where
-    several architectures are left, and BaseError where released models of its width have fewer blocks.
+    Raises NoAdapterError if it is for an unknown model, FormatError if its modules do not belong to one model or if
+    several architectures remain possible, and BaseError if the released models of its width have fewer blocks.
     """
-    wanted = architecture(choice.architecture).name if choice.architecture else None
-    choice = replace(choice, architecture=wanted)
+    stated = architecture(choice.architecture).name if choice.architecture else None
+    choice = replace(choice, architecture=stated)
     first = _read(form, file, choice)
-    if wanted and first.architecture != wanted:
-        text = f"{file.path} is an adapter of {_title(first)}: its modules are not called as those of {wanted}."
+    if stated and first.architecture != stated:
+        text = f"{file.path} is an adapter of {_title(first)}: its modules are not called as those of {stated}."
         raise FormatError(text, *_settling([first.architecture]))
     rivals = [name for name in holding(first.modules, form.layouts) if name != first.architecture]
-    tried = [first, *(_read(form, file, replace(choice, architecture=name)) for name in ([] if wanted else rivals))]
-    shown = {one.architecture: evidence(one, file, wanted, named) for one in tried}
+    tried = [first, *(_read(form, file, replace(choice, architecture=name)) for name in ([] if stated else rivals))]
+    shown = {one.architecture: evidence(one, file, stated, named) for one in tried}
     tried = [replace(one, shown=shown[one.architecture].text) for one in tried]
-    sure = choice.stated.trained_by is not None or _ranks_recorded(first)
-    whole = {one.architecture: one.modules for one in tried}
-    tried = [_kept(one, choice) for one in tried]
-    sound = [one for one in tried if not broken(one, rank_known=sure)]
-    left = [one for one in sound if one.shown] or sound
+    rank_known = choice.stated.trained_by is not None or _ranks_recorded(first)
+    pairs = [(one, _kept(one, choice)) for one in tried]
+    sound = [pair for pair in pairs if not fits.broken(pair[1], rank_known=rank_known)]
+    left = [pair for pair in sound if pair[0].shown] or sound
     if len(left) > 1:
-        titles = [_title(one) for one in left]
-        text = f"{file.path}: its modules are those of {', '.join(titles)}, and nothing says which it is of."
-        raise FormatError(text, *_settling([one.architecture for one in left]))
-    checked = (left or tried)[0]
-    adapter = replace(checked, modules=whole[checked.architecture])
-    look = command("loraforge", "inspect", "--skeleton", file.path)
-    if fault := broken(checked, rank_known=sure):
-        raise FormatError(f"{file.path}: {fault}.", look)
-    if not wanted and not shown[adapter.architecture].outweighs_header and (said := _contradicted(adapter, file)):
-        text = f"{file.path}: {said}, and its modules are called as those of {_title(adapter)}. Which is it?"
+        titles = ", ".join(_title(one) for one, _ in left)
+        text = f"{file.path}: its modules are those of {titles}, and nothing says which it is of."
+        raise FormatError(text, *_settling([one.architecture for one, _ in left]))
+    adapter, checked = (left or pairs)[0]
+    inspect = command("loraforge", "inspect", "--skeleton", file.path)
+    if fault := fits.broken(checked, rank_known=rank_known):
+        raise FormatError(f"{file.path}: {fault}.", inspect)
+    if not stated and not shown[adapter.architecture].outweighs_header and (recorded := _contradicted(adapter, file)):
+        text = f"{file.path}: {recorded}, and its modules are called as those of {_title(adapter)}. Which is it?"
         raise FormatError(text, *_settling([adapter.architecture]))
-    if fault := beyond(checked):
-        raise BaseError(f"{file.path}: {fault}.", *_leaving(checked, whole[checked.architecture]), look)
-    bases = [(said, repository(said, file.path.parent)) for said in _bases(adapter, file)]
-    notes = [
-        f"its base model is recorded as {said}, which names no repository: not carried over"
-        for said, repo in bases
-        if not repo
-    ]
+    if fault := fits.beyond(checked):
+        raise BaseError(f"{file.path}: {fault}.", *_leaving(checked, adapter.modules), inspect)
+    bases = [(name, repository(name, file.path.parent)) for name in _bases(adapter, file)]
+    lost = [name for name, repo in bases if not repo][:1]
+    notes = [f"its base model is recorded as {name}, which names no repository: not carried over" for name in lost]
+    notes += [note] if (note := fits.unchecked(adapter)) else []
     base = adapter.base_model and repository(adapter.base_model, file.path.parent)
-    note = unchecked(adapter)
-    return replace(
-        adapter,
-        base_model=base or next((repo for _, repo in bases if repo), None),
-        notes=(*adapter.notes, *notes[:1], *([note] if note else [])),
-    )
+    base = base or next((repo for _, repo in bases if repo), None)
+    return replace(adapter, base_model=base, notes=(*adapter.notes, *notes))
 
 
 def _leaving(adapter: Adapter, modules: Mapping[str, Delta]) -> list[Try]:
-    """The options that leave out the blocks that no released model of its width has, where others are left."""
-    over = excess(adapter)
+    """The options that drop the blocks that no released model of its width has; none if no module would remain."""
+    over = fits.excess(adapter)
+    others = [path for path in modules if not any(f".{number}." in path for number in over)]
+    if not over or len(over) > _FEW or not others:
+        return []
     words = [word for number in over for word in ("--drop", f"*.{number}.*")]
-    named = {path for path in modules if any(f".{number}." in path for number in over)}
-    few = bool(over) and len(over) <= _FEW and len(named) < len(modules)
-    return [adding(*words, why=f"leave out block{'s' * (len(over) > 1)} {listed([*map(str, over)])}")] if few else []
+    return [adding(*words, why=f"leave out block{'s' if len(over) > 1 else ''} {listed([*map(str, over)])}")]
 
 
 def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
-    """What the format reads; a refusal says what the file looks like where it is another model's."""
+    """Read the adapter; if that fails and the file is of a known foreign model, the refusal names that model."""
     try:
         return read_at(form, file, choice)
     except NamesError as error:
@@ -114,13 +93,13 @@ def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
 
 
 def _kept(adapter: Adapter, choice: Choice) -> Adapter:
-    """The adapter without the modules that --drop names, unless that is all of them."""
+    """The adapter without the modules that match --drop; unchanged if all of them do."""
     left = {m: d for m, d in adapter.modules.items() if not any(fnmatch.fnmatch(m, p) for p in choice.drop)}
     return replace(adapter, modules=left) if left and len(left) < len(adapter.modules) else adapter
 
 
 def _ranks_recorded(adapter: Adapter) -> bool:
-    """Whether what records the scale recorded the rank too, which readers have compared by now."""
+    """Whether the rank was recorded along with the scale; the reader has already compared it with the tensors."""
     if adapter.scale.provenance != "recorded" or any(key.endswith(".alpha") for key in adapter.keys):
         return False
     return adapter.ranks_recorded or isinstance(own_entry(adapter.metadata), dict)
@@ -130,22 +109,23 @@ class Evidence(NamedTuple):
     """What shows that an adapter is of its architecture."""
 
     text: str
-    """Empty where nothing does."""
+    """Empty if nothing does."""
     outweighs_header: bool = False
-    """Whether it counts although the header calls the model otherwise."""
+    """Whether it counts even if the header names another model."""
 
 
-def evidence(adapter: Adapter, file: TensorFile, wanted: str | None, named: str | None) -> Evidence:
-    """The first that shows it."""
+def evidence(adapter: Adapter, file: TensorFile, stated: str | None, named: str | None) -> Evidence:
+    """The strongest evidence for the adapter's architecture."""
     arch = architecture(adapter.architecture)
-    if wanted == arch.name:
+    if stated == arch.name:
         return Evidence(f"--architecture {arch.name}", outweighs_header=True)
-    if named and (known := variant_of_repo(named)) and known[1] in fits(adapter):
+    if named and (known := variant_of_repo(named)) and known[1] in fits.fits(adapter):
         return Evidence(f"--base-model {named}", outweighs_header=True)
     if text := next(_recorded(adapter, file, arch), ""):
         return Evidence(text)
     for key in _WORDS:
-        if _plain(arch.name) in (said := _plain(file.metadata.get(key, ""))) or (said and _plain(arch.title) in said):
+        words = _plain(file.metadata.get(key, ""))
+        if words and (_plain(arch.name) in words or _plain(arch.title) in words):
             return Evidence(f"the header's {key} says {file.metadata[key]:.60}", outweighs_header=True)
     return Evidence(next(_measured(adapter, arch), ""))
 
@@ -155,11 +135,11 @@ def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterato
     own = own_entry(adapter.metadata)
     if isinstance(own, dict) and own.get("architecture") == arch.name:
         yield "recorded by loraforge"
-    for said in _bases(adapter, file):
-        known = variant_of_repo(repository(said, file.path.parent) or said)
-        # what loraforge wrote repeats what somebody stated: no more evidence than the statement
-        if known and (known[1] in fits(adapter) or (own is None and not misnamed(adapter, known[1].repo))):
-            yield f"its base model is recorded: {said}"
+    for base in _bases(adapter, file):
+        known = variant_of_repo(repository(base, file.path.parent) or base)
+        # an entry by loraforge repeats what somebody stated: it is no more evidence than that statement
+        if known and (known[1] in fits.fits(adapter) or (own is None and not fits.misnamed(adapter, known[1].repo))):
+            yield f"its base model is recorded: {base}"
     for where, config in adapter.configs.items():
         mapping = config.get("auto_mapping")
         name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
@@ -169,24 +149,24 @@ def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterato
 
 def _measured(adapter: Adapter, arch: Architecture) -> Iterator[str]:
     """What names and shapes show that no other model has."""
-    sizes = solved(adapter).values
-    known_width = of_width(arch, sizes)
+    sizes = fits.solved(adapter).values
+    known_width = fits.of_width(arch, sizes)
     layout = arch.layouts[adapter.layout]
-    free = known_width or small(adapter) or not any(arch.solved(v).values for v in arch.variants)
+    free = known_width or fits.small(adapter) or not any(arch.solved(v).values for v in arch.variants)
     if free and not alike(adapter):
         for path in adapter.modules:
-            if (place := layout.locate(path)) and place[0] in layout.own:
+            if (located := layout.locate(path)) and located[0] in layout.own:
                 yield f"no other model is known to have an adapter of {path}"
-    top = highest(adapter)
+    top = fits.highest(adapter)
     for variant in known_width:
         if top is not None and top + 1 == variant.blocks:
             yield f"its {variant.blocks} blocks and its width are those of {variant.name}"
 
 
 def stated_by(adapter: Adapter, base: str | None) -> Adapter:
-    """The adapter, shown by the base model that the user states where nothing else shows it and its shapes fit."""
+    """The adapter, with the stated base model as evidence if there is no other and the shapes fit."""
     known = variant_of_repo(base) if base and not adapter.shown else None
-    return replace(adapter, shown=f"--base-model {base}") if known and known[1] in fits(adapter) else adapter
+    return replace(adapter, shown=f"--base-model {base}") if known and known[1] in fits.fits(adapter) else adapter
 
 
 def _plain(text: str) -> str:
@@ -196,18 +176,18 @@ def _plain(text: str) -> str:
 def _bases(adapter: Adapter, file: TensorFile) -> list[str]:
     """The base models that the file, or what lies beside it, records."""
     own = own_entry(adapter.metadata)
-    said: list[Any] = [own.get("base_model") if isinstance(own, dict) else None, adapter.base_model]
-    said += [config.get("base_model_name_or_path") for config in adapter.configs.values()]
-    said += [file.metadata.get(key) for key in _BASES]
-    return list(dict.fromkeys(text for text in said if isinstance(text, str) and text.strip()))
+    recorded: list[Any] = [own.get("base_model") if isinstance(own, dict) else None, adapter.base_model]
+    recorded += [config.get("base_model_name_or_path") for config in adapter.configs.values()]
+    recorded += [file.metadata.get(key) for key in _BASES]
+    return list(dict.fromkeys(text for text in recorded if isinstance(text, str) and text.strip()))
 
 
 def _contradicted(adapter: Adapter, file: TensorFile) -> str:
-    """What of the header names another model; empty where nothing does."""
+    """The header entry that names another model; empty if none does."""
     words = [(key, file.metadata[key]) for key in _WORDS if file.metadata.get(key)]
     title = _title(adapter)
-    named = [f"the header's {key} says {text:.60}" for key, text in words if (of_words(text) or title) != title]
-    return named[0] if named else ""
+    others = (f"the header's {key} says {text:.60}" for key, text in words if of_words(text) not in (None, title))
+    return next(others, "")
 
 
 def alike(adapter: Adapter, target: str = "") -> tuple[str, ...]:
@@ -219,7 +199,7 @@ def alike(adapter: Adapter, target: str = "") -> tuple[str, ...]:
 
 
 def doubt(adapter: Adapter) -> str:
-    """The sentence for an adapter of which nothing shows what it is; empty for the others."""
+    """A sentence saying that nothing shows the architecture; empty if something does."""
     return "" if adapter.shown else unshown(adapter.architecture, alike(adapter))
 
 

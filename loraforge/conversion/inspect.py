@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import fits
@@ -16,20 +16,15 @@ from loraforge.document import Document
 from loraforge.errors import LoraforgeError, as_commands
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
-from loraforge.names.catalog import architecture
+from loraforge.names import catalog
 from loraforge.scale.origin import history
 from loraforge.scale.rule import Choice, Scale
 from loraforge.text import fraction, told
 
-if TYPE_CHECKING:
-    from loraforge.adapter.adapter import Adapter
-    from loraforge.files.tensorfile import TensorFile
-    from loraforge.format.protocol import Format
-
 
 @dataclass(frozen=True, slots=True)
 class Inspection(Document):
-    """What a header tells. Its JSON follows schemas/inspect.schema.json."""
+    """What a header says. Its JSON follows schemas/inspect.schema.json."""
 
     schema = "inspect"
 
@@ -40,7 +35,7 @@ class Inspection(Document):
     architecture: str | None
     """Name of the family of base models."""
     evidence: str | None
-    """What shows that it is one of that family; None where nothing does, or it is no adapter."""
+    """What shows that it is one of that family; None if nothing does or it is no adapter."""
     layout: str | None
     components: dict[str, int]
     """Component -> adapted modules (transformer, text_encoder), or tensors that are not the adapter's."""
@@ -55,12 +50,12 @@ class Inspection(Document):
     fits: tuple[str, ...]
     metadata: dict[str, str]
     trigger_words: dict[str, str]
-    """Header entry -> the words that prompts are to have in them."""
+    """Header entry -> the words that a prompt should contain."""
     history: tuple[dict[str, Any], ...]
     """The conversions that led to the file, the latest first."""
     notes: tuple[str, ...]
     problem: str | None
-    """Why the file is no adapter this version can convert; None when it is."""
+    """Why this version cannot convert the file; None if it can."""
     remedies: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -78,12 +73,10 @@ class Inspection(Document):
             "fits": base_text(self.fits, self.architecture) if self.scale and self.architecture else "",
         }
         lines = [f"{name:<9}{text}" for name, text in table.items() if text]
-        lines += [
-            f"{'header' if not n else '':<9}{key}: {_short(' '.join(value.split()))}"
-            for n, (key, value) in enumerate(self.metadata.items())
-        ]
-        known = [] if self.problem else self.remedies
-        return lines + [f"{'convert' if not n else '':<9}{line}" for n, line in enumerate(known)]
+        header = [f"{key}: {_short(' '.join(value.split()))}" for key, value in self.metadata.items()]
+        for name, texts in (("header", header), ("convert", [] if self.problem else self.remedies)):
+            lines += [f"{'' if n else name:<9}{text}" for n, text in enumerate(texts)]
+        return lines
 
     def history_lines(self) -> list[str]:
         """Where the file comes from, the oldest first; for `--history`."""
@@ -124,16 +117,10 @@ class Inspection(Document):
 
 
 TRIGGERS = (
-    "modelspec.trigger_phrase",
-    "modelspec.trigger_words",
-    "ss_trigger_words",
-    "trained_words",
-    "trigger_words",
-    "trigger_word",
-    "trigger_phrase",
-    "instance_prompt",
-)
-"""Header entries with the words that call the adapter up: ModelSpec's, and those that trainers and viewers use."""
+    "modelspec.trigger_phrase modelspec.trigger_words ss_trigger_words trained_words trigger_words trigger_word "
+    "trigger_phrase instance_prompt"
+).split()
+"""Header entries with trigger words: ModelSpec's, and those that trainers and viewers use."""
 
 
 def trigger_words(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -151,11 +138,7 @@ def _short(text: str) -> str:
 
 def _counted(counts: Mapping[Any, int]) -> str:
     """`128`, or `4 x3, 8 x1` where they differ."""
-    return (
-        ", ".join(map(str, counts))
-        if len(counts) == 1
-        else ", ".join(f"{value} x{count}" for value, count in counts.items())
-    )
+    return ", ".join(f"{value} x{count}" if len(counts) > 1 else f"{value}" for value, count in counts.items())
 
 
 def inspect(
@@ -170,40 +153,28 @@ def inspect(
 ) -> Inspection:
     """Describe the adapter in `source`, a path or an address on the Hub, without reading a weight.
 
-    Of a file on the Hub the header alone is fetched; with `fetch` the file, into the Hub's cache.
-
-    A file that opens but is no adapter is described as far as possible, with `problem` set. Raises a
-    LoraforgeError when it cannot be opened at all.
+    Only the header of a file on the Hub is fetched; with `fetch`, the whole file, into the Hub's cache. A file that
+    opens but is no adapter is described as far as possible, with `problem` set. Raises a LoraforgeError if it cannot be
+    opened.
     """
     choice = Choice(iteration, ema, drop=tuple(drop), architecture=architecture)
-    form, place, file = locate(source, from_, choice, fetch=fetch)
+    form, located, file = locate(source, from_, choice, fetch=fetch)
+    start = ("loraforge", "convert", file.path, "--to", "diffusers")
+    adapter, error = None, None
     try:
         if form is None:
             raise not_an_adapter(file)
         adapter, _ = without(read_adapter(form, file, choice), drop, file)
-    except LoraforgeError as error:
-        if form is not None:
-            error = as_commands(error, "loraforge", "convert", file.path, "--to", "diffusers")
-        return _describe(file, form, None, place.notes, error)
-    return _describe(file, form, adapter, (*place.notes, *adapter.notes), None, drop)
-
-
-def _describe(
-    file: TensorFile, form: Format | None, adapter: Adapter | None, notes: tuple[str, ...],
-    error: LoraforgeError | None, drop: Sequence[str] = (),
-) -> Inspection:  # fmt: skip
-
+    except LoraforgeError as refusal:
+        error = as_commands(refusal, *start) if form else refusal
     modules = adapter.modules if adapter else {}
-    places = (
-        {}
-        if adapter is None
-        else {path: architecture(adapter.architecture).layouts[adapter.layout].locate(path) for path in modules}
-    )
+    layout = catalog.architecture(adapter.architecture).layouts[adapter.layout] if adapter else None
+    kinds = [place[0].text for place in map(layout.locate, modules) if place] if layout else []
+    types = Counter(file.tensors[key].dtype for key in (adapter.keys if adapter else file.tensors))
     remedies = [remedy.command for remedy in error.remedies] if error else []
     if adapter and form and adapter.scale.provenance == "ambiguous":
         less = [word for pattern in drop for word in ("--drop", pattern)]
-        start: tuple[str | Path, ...] = ("loraforge", "convert", file.path, "--to", "diffusers", *less)
-        remedies = [str(remedy.added_to(*start)) for remedy in adapter.candidates]
+        remedies = [str(remedy.added_to(*start, *less)) for remedy in adapter.candidates]
     return Inspection(
         path=told(file.path),
         container=file.kind,
@@ -213,18 +184,16 @@ def _describe(
         evidence=(adapter.shown or None) if adapter else None,
         layout=adapter.layout if adapter else None,
         components=({"transformer": len(modules), "text_encoder": 0} | dict(adapter.others)) if adapter else {},
-        targets=dict(Counter(place[0].text for place in places.values() if place)),
+        targets=dict(Counter(kinds)),
         ranks=dict(sorted(Counter(delta[0].rank for delta in modules.values()).items())),
-        dtypes=dict(
-            sorted(Counter(file.tensors[key].dtype for key in (adapter.keys if adapter else file.tensors)).items())
-        ),
+        dtypes=dict(sorted(types.items())),
         scale=adapter.scale if adapter else None,
-        scalings=tuple(sorted({w.scaling for delta in modules.values() for w in delta})),
+        scalings=adapter.scalings if adapter else (),
         fits=tuple(variant.name for variant in fits(adapter)) if adapter else (),
         metadata=dict(sorted(file.metadata.items())),
         trigger_words=trigger_words(file.metadata),
         history=history(adapter.metadata if adapter else file.metadata),
-        notes=notes,
+        notes=(*located.notes, *(adapter.notes if adapter else ())),
         problem=error.message if error else None,
         remedies=tuple(remedies),
     )
@@ -238,9 +207,6 @@ def skeleton(
     Follows schemas/skeleton.schema.json. A file of the same names and shapes can be rebuilt from it.
     """
     _, _, file = locate(source, None, Choice(iteration, ema), fetch=fetch)
-    tensors: Mapping[str, Any] = {
-        key: {"dtype": info.dtype, "shape": list(info.shape)} for key, info in file.tensors.items()
-    }
     return {
         "schema": "loraforge.skeleton.v1",
         "name": file.path.name,
@@ -251,5 +217,5 @@ def skeleton(
         "globals": list(file.globals),
         "opaque": dict(file.opaque),
         "metadata": dict(file.metadata),
-        "tensors": dict(tensors),
+        "tensors": {key: {"dtype": info.dtype, "shape": list(info.shape)} for key, info in file.tensors.items()},
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,25 +18,23 @@ from loraforge.algebra.dtypes import CHOICES, name_of
 from loraforge.conversion.evidence import alike, stated_by
 from loraforge.errors import ConversionError, adding
 from loraforge.files.destination import Destination, destination
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format.protocol import Format, Header, Target, Use, Wanted, Writer
 from loraforge.format.registry import formats, named
 from loraforge.names.catalog import architecture
+from loraforge.names.layout import Architecture
 from loraforge.scale.origin import carried_over
 from loraforge.text import command, listed
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
-    from loraforge.names.layout import Architecture
 
 ElementType = Literal["keep", "fp32", "bf16", "fp16"]
 
 _WIDER = {"fp32": "", "bf16": "as small as fp16, with a wider range and fewer digits"}
-"""What --dtype can be where fp16 is too narrow, in the order in which it is proposed."""
+"""What --dtype can be if fp16 is too narrow, in the order in which it is proposed."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
-    """What the user wants written, and where."""
+    """What is to be written, and where."""
 
     to: str
     out: Path | None = None
@@ -59,7 +57,7 @@ class Prepared:
     target: Format
     writer: Writer
     plan: Callable[..., list[fit.Plan]]
-    """Called with `policy`: the plans of its modules under that one."""
+    """Called with `policy`: the plans of all modules under that policy."""
     policy: fit.Policy
     plans: list[fit.Plan]
     result: Target
@@ -79,13 +77,8 @@ class Prepared:
 
     @property
     def unfetched(self) -> int:
-        """Bytes of the source's tensors that still lie on the Hub."""
+        """Bytes of the source's tensors that were not fetched from the Hub."""
         return self.file.absent if self.file else 0
-
-    @property
-    def evidence(self) -> str | None:
-        """What shows of which architecture it is; None if nothing does."""
-        return self.adapter.shown or (None if self.file else "named in Python")
 
     @property
     def header(self) -> Header:
@@ -113,7 +106,16 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
     stacked = arch.layouts[layout].stacked
     plan = partial(fit.plan, relaid, target.storage, segments=stacked, to=request.to, ranks=ranks)
     plans = fit.padded(plan(policy=policy)) if request.wanted.pad_ranks else plan(policy=policy)
-    goes = _destination(adapter, request, writer)
+    source, base = adapter.source, request.wanted.base
+    output = destination(
+        request.out,
+        f"{source.run if source else adapter.architecture}-{request.to}",
+        writer.files,
+        [path for path in (source.path if source else None, base) if path],
+        force=request.force or request.dry_run,
+        to=request.to,
+        governs=() if request.dry_run else writer.governs,
+    )
     kept, lost = carried_over(adapter.metadata)
     result = Target({one.path: one.outline() for one in plans}, kept, base_model)
     return Prepared(
@@ -126,8 +128,8 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
         plans=plans,
         result=result,
         metadata=kept | writer.header(result),
-        destination=goes,
-        use=writer.use(goes.file, result),
+        destination=output,
+        use=writer.use(output.file, result),
         dropped_modules=dropped,
         dropped_metadata=lost,
         notes=(*adapter.notes, *notes),
@@ -135,7 +137,7 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
 
 
 def refusal(prepared: Prepared, lossy: Mapping[str, float]) -> ConversionError:
-    """The refusal of modules that lose too much to rounding, with each way to store them that was tried and holds."""
+    """The error for modules that lose too much to rounding, with each other way to store them that holds."""
 
     def holds(changed: fit.Policy) -> bool:
         again = prepared.plan(policy=changed)
@@ -152,12 +154,9 @@ def refusal(prepared: Prepared, lossy: Mapping[str, float]) -> ConversionError:
 
 
 def _check(request: WriteRequest) -> None:
-    choices = (
-        ("scale_in", request.wanted.scale_in, ("tensors", "metadata")),
-        ("dtype", request.dtype, ("keep", *CHOICES)),
-    )
-    for option, value, known in choices:
-        if value not in known:
+    given = {"scale_in": request.wanted.scale_in, "dtype": request.dtype}
+    for option, known in {"scale_in": ("tensors", "metadata"), "dtype": ("keep", *CHOICES)}.items():
+        if (value := given[option]) not in known:
             raise ConversionError(f"{option} is {value!r}; it can be {', '.join(known)}.")
     if request.base_model is not None and repository(request.base_model) is None:
         raise no_repository(request.base_model)
@@ -185,16 +184,3 @@ def _writer(target: Format, wanted: Wanted) -> Writer:
             flag = "--" + option.name.replace("_", "-")
             raise ConversionError(f"{flag} goes with --to {' or '.join(knowing)}, not with --to {target.name}.")
     return target.writer(wanted)
-
-
-def _destination(adapter: Adapter, request: WriteRequest, writer: Writer) -> Destination:
-    source, base = adapter.source, request.wanted.base
-    return destination(
-        request.out,
-        f"{source.run if source else adapter.architecture}-{request.to}",
-        writer.files,
-        [path for path in (source.path if source else None, base) if path],
-        force=request.force or request.dry_run,
-        to=request.to,
-        governs=() if request.dry_run else writer.governs,
-    )

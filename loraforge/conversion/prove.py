@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter, Step
-from loraforge.adapter.proof import compare, pair_up
+from loraforge.adapter.proof import Comparison, compare, pair_up
 from loraforge.conversion.prepare import Prepared, refusal
 from loraforge.conversion.store import Written
 from loraforge.errors import LoraforgeError, VerificationError
@@ -19,13 +18,10 @@ from loraforge.programs.outlook import outlooks
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
-if TYPE_CHECKING:
-    from loraforge.adapter.proof import Comparison
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a conversion, or its dry run, found out."""
+    """The results of a conversion or of its dry run."""
 
     digest: str | None
     """Of the source's tensors; None if they were not fetched."""
@@ -43,10 +39,10 @@ def prove(prepared: Prepared, written: Written) -> Outcome:
     results = _compared(prepared, written, back, again)
     _find(prepared, written)
     if lossy := {result.module: result.loss for result in results if not result.holds}:
-        raise refusal(prepared, lossy)  # of one of several segments, which the module as a whole could bear
+        raise refusal(prepared, lossy)  # in one of several segments: the module as a whole could bear it
     return Outcome(
-        digest=written.digest,
-        steps=tuple(written.steps),
+        digest=written.computed.digest,
+        steps=tuple(written.computed.steps),
         programs=programs(outlooks(prepared.target, back, again), prepared.target.name),
         worst_error=max(result.error for result in results),
         idle=all(math.isnan(result.strength) for result in results),
@@ -54,48 +50,41 @@ def prove(prepared: Prepared, written: Written) -> Outcome:
 
 
 def _read_back(prepared: Prepared, written: Written) -> tuple[TensorFile, Adapter]:
-    """The written file, and the adapter in it. Raises VerificationError for bytes or a header that are others."""
+    """The written file and the adapter in it. Raises VerificationError if its bytes or header have changed."""
     file = written.file
     try:
         back, _ = open_tensors(file)
     except LoraforgeError as error:
-        said = error.message.replace(str(file), file.name)
-        raise VerificationError(f"the written file is damaged: {said} Nothing was kept.") from error
+        text = error.message.replace(str(file), file.name)
+        raise VerificationError(f"the written file is damaged: {text} Nothing was kept.") from error
     damaged = changed(back, written.sums)
     if back.kind == "safetensors" and back.metadata != written.metadata:
         damaged.append("its metadata")
     if damaged:
-        raise VerificationError(
-            f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept.",
-            command("ls", "-l", file.parent.parent),
-        )
+        text = f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept."
+        raise VerificationError(text, command("ls", "-l", file.parent.parent))
     try:
         return back, prepared.target.read(back, Choice(architecture=prepared.adapter.architecture))
     except LoraforgeError as error:
-        said = error.message.replace(str(file), file.name)
-        raise VerificationError(f"the written file is not read as it was meant: {said} Nothing was kept.") from error
+        text = error.message.replace(str(file), file.name)
+        raise VerificationError(f"the written file is not read as it was meant: {text} Nothing was kept.") from error
 
 
 def _compared(prepared: Prepared, written: Written, back: TensorFile, again: Adapter) -> list[Comparison]:
-    """The result for each segment; one that does not hold lost too much to rounding, and to nothing else.
-
-    Raises VerificationError.
-    """
+    """The result for each segment; only rounding can make one fail to hold. Raises VerificationError otherwise."""
 
     def release() -> None:
         if prepared.file:
             prepared.file.release()
         back.release()
 
-    rounded = {step.module for step in written.steps if step.kind == "rounded"}
+    rounded = {step.module for step in written.computed.steps if step.kind == "rounded"}
     pairs, alone = pair_up(prepared.adapter, again)
-    if alone.first or alone.second:
-        names = listed([*alone.first, *alone.second], 5)
+    if any(alone):
+        names = listed([*alone[0], *alone[1]], 5)
         raise VerificationError(f"the written file adapts other modules than the source: {names}. Nothing was kept.")
     results = compare(pairs, rounded.__contains__, release)
-    wrong = [result for result in results if not result.rounding]
-    if wrong:
-        wrong.sort(key=lambda result: -result.error)
+    if wrong := sorted((result for result in results if not result.rounding), key=lambda result: -result.error):
         worst = listed([f"{result.module} (off by {result.error:.1e} of a row)" for result in wrong], 5)
         raise VerificationError(
             f"the written file does not do what the source does, in {len(wrong)} of {len(results)} segments: {worst}. "
@@ -106,16 +95,16 @@ def _compared(prepared: Prepared, written: Written, back: TensorFile, again: Ada
 
 
 def _find(prepared: Prepared, written: Written) -> None:
-    """What was written is found where it lies, by whoever is given the folder. Raises VerificationError."""
+    """Check that a reader who is given the folder finds the file. Raises VerificationError if not."""
     target, folder, names = prepared.target, written.folder, prepared.destination.names
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise VerificationError(f"{listed(missing)} was not written. Nothing was kept.")
     if len(names) == 1:
         return
     try:
-        found = target.find(folder, Choice())
+        located = target.find(folder, Choice())
     except LoraforgeError as error:
-        said = error.message.replace(str(folder), folder.name)
-        raise VerificationError(f"the written folder is not one of {target.name}: {said} Nothing was kept.") from error
-    if found is None or found.path != written.file:
+        text = error.message.replace(str(folder), folder.name)
+        raise VerificationError(f"the written folder is not one of {target.name}: {text} Nothing was kept.") from error
+    if located is None or located.path != written.file:
         raise VerificationError(f"{written.file.name} is not what is found in the written folder. Nothing was kept.")

@@ -33,26 +33,23 @@ def read(
 ) -> Adapter:
     """The adapter in `source`, a path or an address on the Hub; the arguments are those of `loraforge convert`.
 
-    Its factors are read-only views of the file, so that nothing is loaded before it is used; not `fetch`: of a file
-    on the Hub, shapes without numbers. Raises a
-    LoraforgeError when there is no adapter, or when its scale is ambiguous or contradictory.
+    Its factors are read-only views of the file: nothing is loaded before it is used. Without `fetch`, a file on the Hub
+    gives shapes without numbers. Raises a LoraforgeError if there is no adapter, or if its scale is ambiguous or
+    contradictory.
     """
     choice = choice_of(stated, iteration=iteration, ema=ema, drop=drop)
-    form, place, file = locate(source, from_, choice, fetch=fetch)
+    form, located, file = locate(source, from_, choice, fetch=fetch)
     if form is None:
         raise not_an_adapter(file)
     adapter = read_adapter(form, file, choice)
     if adapter.scale.provenance == "ambiguous":
-        raise ambiguous(place.path, adapter)
-    return replace(
-        adapter,
-        source=Source(Path(source) if Path(source).exists() else file.path, file, form.name, place.run),
-        notes=(*place.notes, *adapter.notes),
-    )
+        raise ambiguous(located.path, adapter)
+    origin = Source(Path(source) if Path(source).exists() else file.path, file, form.name, located.run)
+    return replace(adapter, source=origin, notes=(*located.notes, *adapter.notes))
 
 
 def read_file(form: Format, file: TensorFile, choice: Choice) -> Adapter:
-    """The adapter in a file, without what is dropped. A remedy of a refusal states a scale, or is a whole command."""
+    """The adapter in a file, without what is dropped. Remedies of an error state a scale or are whole commands."""
     try:
         return without(read_adapter(form, file, choice), choice.drop, file)[0]
     except LoraforgeError as error:
@@ -62,11 +59,10 @@ def read_file(form: Format, file: TensorFile, choice: Choice) -> Adapter:
 
 
 def ambiguous(path: Path, adapter: Adapter) -> ScaleError:
-    """The refusal of an adapter whose scale nobody knows, with a line for each that it may have."""
-    kept = any("--as-in" in remedy.names for remedy in adapter.candidates)
-    keep = " Or keep what a program does with the file today (--as-in), whatever training used: right if you like that."
-    return ScaleError(
-        f"{path} does not record the scale of its training: {adapter.scale.source}. "
-        f"State its alpha (--alpha N), or which trainer wrote it.{keep if kept else ''}",
-        *adapter.candidates,
-    )
+    """The error for an adapter whose scale is unknown, with a line for each scale that it may have."""
+    text = f"{path} does not record the scale of its training: {adapter.scale.source}. "
+    text += "State its alpha (--alpha N), or which trainer wrote it."
+    if any("--as-in" in remedy.names for remedy in adapter.candidates):
+        text += " Or keep what a program does with the file today (--as-in), whatever training used: "
+        text += "right if you like that."
+    return ScaleError(text, *adapter.candidates)

@@ -1,6 +1,6 @@
-"""Asks the real loader what it makes of a file: which modules it fills, with what tensors, at what scaling.
+"""Runs the real loader on a file and reads back which modules it fills, with what tensors, at what scaling.
 
-The base model is a shell of the right shape whose weights are one zero, shown everywhere: a 5B takes no memory.
+The base model is a shell of the right shape whose weights are all views of a single zero: a 5B takes no memory.
 Needs `loraforge[pipeline]`.
 """
 
@@ -9,22 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import placed
-from loraforge.algebra.lora import LoraWeight
+from loraforge.algebra.lora import Array, Delta, LoraWeight
 from loraforge.errors import FormatError, LoraforgeError, Try
 from loraforge.names.catalog import architecture
 from loraforge.names.diffusers_config import Placed, entries, filled, sizes
 from loraforge.names.layout import Architecture, Variant
 from loraforge.scale.rule import Scale
 from loraforge.text import command
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array, Delta
 
 
 def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = None) -> Adapter:
@@ -37,34 +34,25 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
         raise LoraforgeError(f"there is no loader {loader!r}; there are {', '.join(LOADERS)}.")
     arch = architecture(adapter.architecture)
     if not arch.transformer or not arch.pipelines:
-        raise LoraforgeError(
-            f"--in {loader} fills a model of Diffusers, and the data of {arch.title} names no class of one: "
-            "config._class_name and pipelines.",
-            command("loraforge", "layouts", arch.name),
-        )
+        text = f"--in {loader} fills a model of Diffusers, and the data of {arch.title} names no class of one"
+        raise LoraforgeError(f"{text}: config._class_name and pipelines.", command("loraforge", "layouts", arch.name))
     try:
         import diffusers
         import peft
     except ImportError as error:
-        raise LoraforgeError(
-            f"--in {loader} runs the real loader, and {error.name} is not installed here.",
-            Try("pip install 'loraforge[pipeline]'", "torch, diffusers, peft"),
-        ) from error
+        text = f"--in {loader} runs the real loader, and {error.name} is not installed here."
+        raise LoraforgeError(text, Try("pip install 'loraforge[pipeline]'", "torch, diffusers, peft")) from error
     try:
         shell = _shell(adapter, base)
         LOADERS[loader](file, shell, next(iter(arch.pipelines)))
     except LoraforgeError:
         raise
-    except Exception as error:  # a loader raises what it likes
-        told = str(error).partition("\n")[0][:300] or type(error).__name__
-        raise LoraforgeError(f"{loader} refuses {file}: {told}", command("loraforge", "inspect", file)) from error
+    except Exception as error:  # a loader may raise anything
+        reason = str(error).partition("\n")[0][:300] or type(error).__name__
+        raise LoraforgeError(f"{loader} refuses {file}: {reason}", command("loraforge", "inspect", file)) from error
     version = {"diffusers": diffusers, "peft": peft}[loader].__version__
-    return Adapter(
-        adapter.architecture,
-        "diffusers",
-        _layers(shell),
-        Scale("recorded", f"the scaling of {loader} {version}'s own layers"),
-    )
+    scale = Scale("recorded", f"the scaling of {loader} {version}'s own layers")
+    return Adapter(adapter.architecture, "diffusers", _layers(shell), scale)
 
 
 def _diffusers(file: Path, shell: Any, pipeline: str) -> None:
@@ -102,12 +90,12 @@ def _shell(adapter: Adapter, base: Path | None) -> Any:
     config = _config(adapter) if base is None else _read(base)
     with torch.device("meta"):
         model = kind.from_config(config)
+    zero = torch.zeros((), dtype=torch.float32)
     for module in model.modules():
         for name, tensor in module.named_parameters(recurse=False):
-            nothing = torch.zeros((), dtype=torch.float32).expand(tensor.shape)
-            module.register_parameter(name, torch.nn.Parameter(nothing, requires_grad=False))
+            module.register_parameter(name, torch.nn.Parameter(zero.expand(tensor.shape), requires_grad=False))
         for name, tensor in module.named_buffers(recurse=False):
-            module.register_buffer(name, torch.zeros((), dtype=torch.float32).expand(tensor.shape))
+            module.register_buffer(name, zero.expand(tensor.shape))
     return model
 
 
@@ -122,7 +110,7 @@ def _read(base: Path) -> dict[str, Any]:
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:
-    """A transformer configuration in which every module of the adapter has the shape its LoRA was made for."""
+    """A transformer configuration that gives every adapted module the shape of its LoRA."""
     arch, every = architecture(adapter.architecture), placed(adapter)
     config = filled(entries(arch, _variant(arch, every)), sizes(arch, every), any_share=True)
     # tables of positions are computed for the sample, and no LoRA is made for them
@@ -130,22 +118,19 @@ def _config(adapter: Adapter) -> dict[str, Any]:
 
 
 def _variant(arch: Architecture, every: Sequence[Placed]) -> Variant | None:
-    """One that has all that is adapted, told by a weight of as many dimensions; None if none is known."""
+    """A variant with all adapted segments and as many dimensions in the telling weight; else the first, or None."""
     present = {segment: shape for _, segment, _, shape in every}
-    told = present.get(arch.told_by)
-    able = (
-        variant
-        for variant in arch.variants
-        if not variant.absent & present.keys() and (not told or len(told) == len(variant.shapes[arch.told_by]))
-    )
-    return next(able, next(iter(arch.variants), None))
+    shape = present.get(arch.told_by)
+    whole = [variant for variant in arch.variants if not variant.absent & present.keys()]
+    able = [variant for variant in whole if not shape or len(shape) == len(variant.shapes[arch.told_by])]
+    return next(iter([*able, *arch.variants]), None)
 
 
 def _layers(model: Any) -> dict[str, Delta]:
     """Module path -> the update its LoRA layer makes."""
     from peft.tuners.lora import LoraLayer
 
-    found: dict[str, Delta] = {}
+    layers: dict[str, Delta] = {}
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
@@ -156,8 +141,8 @@ def _layers(model: Any) -> dict[str, Delta]:
             rank, kernel = A.shape[0], A.shape[2:]
             scaling = float(layer.scaling[adapter])
             weight = LoraWeight(A.reshape(rank, -1), B.reshape(-1, rank), scaling, magnitude, kernel)
-            found[name.removeprefix("base_model.model.")] = (weight,)
-    return found
+            layers[name.removeprefix("base_model.model.")] = (weight,)
+    return layers
 
 
 def _numpy(tensor: Any) -> Array:

@@ -1,21 +1,18 @@
-"""What a conversion did: one object, printed for people and as JSON for programs (schemas/convert.schema.json)."""
+"""The report of a conversion: printed for people, and as JSON for programs (schemas/convert.schema.json)."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraforge.adapter.adapter import Step
 from loraforge.document import Document, rows
 from loraforge.names.catalog import architecture
-from loraforge.programs.measured import joined
+from loraforge.programs.measured import Program, joined
 from loraforge.scale.rule import Scale
 from loraforge.text import fraction, megabytes
-
-if TYPE_CHECKING:
-    from loraforge.programs.measured import Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +22,13 @@ class Report(Document):
     schema = "convert"
 
     source: dict[str, Any]
-    """path, format, size, digest of the adapter tensors (None where they were not fetched)."""
+    """path, format, size, digest of the adapter tensors (None if they were not fetched)."""
     output: dict[str, Any]
     """path, format, written."""
     architecture: str
     """Name of the family of base models."""
     evidence: str | None
-    """What shows that it is one of that family; None where nothing does."""
+    """What shows that it is one of that family; None if nothing does."""
     scale: Scale
     scalings: tuple[float, ...]
     """The distinct scalings of the source's modules, sorted."""
@@ -39,9 +36,9 @@ class Report(Document):
     """`tensors` (folded into A and B), `metadata` (in their header) or `config` (in a file beside them)."""
     steps: tuple[Step, ...]
     unfetched: int
-    """Bytes of tensors that still lie on the Hub: there are no steps then."""
+    """Bytes of tensors that were not fetched from the Hub; if not 0, there are no steps."""
     worst_error: float | None
-    """Of any row, as the verification measured it; None where nothing was written."""
+    """Of any row, as the verification measured it; None if nothing was written."""
     fits: tuple[str, ...]
     base_model: str | None
     others: dict[str, int]
@@ -53,9 +50,9 @@ class Report(Document):
     not_with: str
     """The well-known way to load it that would not apply it as trained."""
     provided: str
-    """What a loader must do for strength 1.0 to be right; empty where the tensors hold it all."""
+    """What a loader must do for strength 1.0 to be right; empty if the tensors hold the scale."""
     programs: tuple[Program, ...] = ()
-    """Where a written file was seen to act so, and the other programs of its format."""
+    """The programs of its format, with the versions that were seen to apply such a file."""
 
     def lines(self) -> list[str]:
         """The report for a terminal: what was done, then the strength, how to load it, which base it fits."""
@@ -67,10 +64,8 @@ class Report(Document):
         if kinds["rounded"]:
             worst = max(self.steps, key=lambda step: step.error)
             done.append(f"{kinds['rounded']} rounded, at worst {worst.error:.1e} of the update ({worst.module})")
-        done += [
-            f"rank {a} -> {b}: {n}"
-            for (a, b), n in sorted(Counter(s.rank for s in self.steps if s.kind == "rank").items())
-        ]
+        changed = Counter(step.rank for step in self.steps if step.kind == "rank")
+        done += [f"rank {before} -> {after}: {count}" for (before, after), count in sorted(changed.items())]
         if self.others:
             done.append("left alone: " + ", ".join(f"{count} tensors of {name}" for name, count in self.others.items()))
         if self.unfetched:
@@ -84,21 +79,17 @@ class Report(Document):
         return [*out, *rows([*table, ("base", self.base())])]
 
     def seen(self) -> list[tuple[str, str]]:
-        """The second claim: what programs do with such a file, of those that were run. Never a constant of a format."""
+        """The second claim: what the programs that were run do with such a file. Never a constant of a format."""
         if self.worst_error is None and not self.programs:  # of a dry run, where only the file itself would tell
             return []
         does = "acts as trained" if self.evidence and self.scale.provenance in ("recorded", "given") else "acts so"
-        good = [found for found in self.programs if found.versions and not found.otherwise]
-        where = joined((found.program, found.versions) for found in good)
-        bad = [
-            f"{f.title} ({f.otherwise}{'' if f.versions else '; read, not run'})" for f in self.programs if f.otherwise
-        ]
-        unseen = [found.title for found in self.programs if not found.versions and not found.otherwise]
-        return [
-            ("run in", f"1.0 {does} in {where}" if where else "no program that applies such a file"),
-            *([("not in", "; ".join(bad))] if bad else []),
-            *([("not run", "; ".join(unseen))] if unseen else []),
-        ]
+        as_it_is = [program for program in self.programs if not program.otherwise]
+        where = joined((program.program, program.versions) for program in as_it_is if program.versions)
+        changed = [(p, "" if p.versions else "; read, not run") for p in self.programs if p.otherwise]
+        bad = "; ".join(f"{program.title} ({program.otherwise}{run})" for program, run in changed)
+        unseen = "; ".join(program.title for program in as_it_is if not program.versions)
+        seen = f"1.0 {does} in {where}" if where else "no program that applies such a file"
+        return [("run in", seen), *((label, text) for label, text in (("not in", bad), ("not run", unseen)) if text)]
 
     def strength(self) -> str:
         """The first claim, which is ours to prove, no wider than its evidence."""
@@ -114,36 +105,32 @@ class Report(Document):
         return f"{claim}; {proof} read at scale {scaling} ({scale_text(self.scale, self.scalings)})"
 
     def base(self) -> str:
-        """The base model, as stated or as far as shapes tell it."""
+        """The base model as stated, or as far as the shapes determine it."""
         return self.base_model or base_text(self.fits, self.architecture)
 
 
 def scale_text(scale: Scale, scalings: Sequence[float]) -> str:
-    """How well a scale is known and who says so; of a file we wrote, at what scale its source was trained."""
-    said = f"{scale.provenance}: {scale.source}"
+    """How well a scale is known and who says so; for a file written by loraforge, the scale of its source too."""
+    text = f"{scale.provenance}: {scale.source}"
     if not scale.trained:
-        return said
+        return text
     if tuple(scalings) == scale.trained:
-        return f"{said}; loraforge wrote it into the file"
-    return f"trained at {', '.join(map(fraction, scale.trained))}, {said}; loraforge folded that into the tensors"
+        return f"{text}; loraforge wrote it into the file"
+    return f"trained at {', '.join(map(fraction, scale.trained))}, {text}; loraforge folded that into the tensors"
 
 
 def base_text(fits: Sequence[str], family: str) -> str:
-    """What the shapes say of the base model, and what they cannot say."""
+    """What the shapes say about the base model, and what they cannot say."""
     if not fits:
-        title = architecture(family).title
-        return (
-            f"no released {title} has these shapes (block numbers: unchecked); use the base model of its training run"
-        )
-    return (
-        f"{fits[0]}, the only one with these shapes"
-        if len(fits) == 1
-        else f"{', '.join(fits)}: the shapes cannot tell which; use the one of its training run"
-    )
+        none = f"no released {architecture(family).title} has these shapes (block numbers: unchecked)"
+        return f"{none}; use the base model of its training run"
+    if len(fits) == 1:
+        return f"{fits[0]}, the only one with these shapes"
+    return f"{', '.join(fits)}: the shapes cannot tell which; use the one of its training run"
 
 
 def unshown(family: str, others: Sequence[str] = ()) -> str:
-    """The sentence for an adapter of which nothing shows what it is. `others`: models with modules of these names."""
+    """The sentence for an adapter without evidence. `others`: other models with modules of these names."""
     shared = f" (and those of {', '.join(others)})" if others else ""
     settles = f"--architecture {family} settles it"
     return f"the names fit {architecture(family).title}{shared}; nothing shows that it is one ({settles})"

@@ -15,7 +15,7 @@ from loraforge.conversion.evidence import doubt
 from loraforge.conversion.read import ambiguous, read_file
 from loraforge.conversion.report import scale_text
 from loraforge.conversion.store import entry_of
-from loraforge.document import Document
+from loraforge.document import Document, rows
 from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, adding, as_commands
 from loraforge.files.destination import Destination, destination, replacing
 from loraforge.files.digest import changed, scan
@@ -51,11 +51,11 @@ class Stamp(Document):
     scale: Scale
     scalings: tuple[float, ...]
     replaced: tuple[str, ...]
-    """Header entries that said something else before."""
+    """Header entries that were replaced because they stated a scale or rank."""
     loads: bool
-    """Whether Diffusers knows the names in the file; a bare state dict needs a conversion besides."""
+    """Whether Diffusers knows the names in the file; a bare state dict must be converted as well."""
     shown: bool
-    """Whether something shows of which architecture it is."""
+    """Whether there is evidence for its architecture."""
     acts_in: str = ""
     """Programs, with the versions that were run, that apply the file at this scale."""
     notes: tuple[str, ...] = ()
@@ -69,17 +69,12 @@ class Stamp(Document):
         claim = "acts as trained" if self.shown else "is right if it is what its names fit"
         if self.scale.program:
             claim = f"acts as it acts in {self.scale.program}, whatever training used,"
-        strength = (
-            f"1.0 {claim} in {self.acts_in}; what reads no header applies 1.0 to these tensors"
-            if self.acts_in
-            else "no program that was run takes names and scale as they stand: convert the file, which tells its scale"
-        )
-        return [
-            *out,
-            "  tensors   the same bytes, compared",
-            f"  strength  {strength}",
-            f"  anywhere  {folding}   # folds it in",
-        ]
+        strength = f"1.0 {claim} in {self.acts_in}; what reads no header applies 1.0 to these tensors"
+        if not self.acts_in:
+            strength = "no program that was run takes names and scale as they stand: convert the file"
+            strength += ", which tells its scale"
+        table = {"tensors": "the same bytes, compared", "strength": strength, "anywhere": f"{folding}   # folds it in"}
+        return [*out, *rows(table.items())]
 
 
 @takes_stated
@@ -95,10 +90,10 @@ def stamp(
 ) -> Stamp:
     """Record at what scale the adapter in `source` was trained, in the header of a new file; stated as to `convert`.
 
-    The entry is the one Diffusers writes and reads, `lora_adapter_metadata`. Without `alpha` the scale that the file
-    records is written anew, in an entry that is whole: some versions stop at one that lacks a name. Raises a
-    LoraforgeError, with nothing written, when a scale is recorded already and differs (unless `override_scale`),
-    when none is recorded and none is given, or when the file has no header.
+    The entry is the one Diffusers writes and reads, `lora_adapter_metadata`. Without `alpha`, the scale that the file
+    records is written again in a complete entry: some versions stop at one that lacks a name. Raises a LoraforgeError,
+    with nothing written, if another scale is recorded already (unless `override_scale`), if none is recorded and none
+    is given, or if the file has no header.
     """
     for option, value in (("--alpha", alpha), ("--trained-scale", stated["trained_scale"])):
         if value is not None and not (math.isfinite(value) and value > 0):
@@ -112,19 +107,20 @@ def stamp(
     notes = check_base(adapter, adapter.base_model, "loraforge", "convert", file.path, "--to", "diffusers")
     unshown = doubt(adapter)
     ranks = {module: delta[0].rank for module, delta in adapter.modules.items()}
-    scale = given(choice.stated, ranks) or adapter.scale
+    claim = given(choice.stated, ranks)
+    scale = Scale("given", claim.said) if claim else adapter.scale
     adapter = replace(adapter, scale=scale, source=Source(Path(source), file, form.name, ""))
     metadata, replaced = _metadata(adapter, file, ranks, _typed(choice))
-    goes = _destination(file.path, _typed(choice), out, in_place=in_place, force=force)
-    with replacing(goes, file.size, force=force or in_place) as folder:
-        back, again = _written(folder / goes.names[0], adapter, form, file, metadata)
+    output = _destination(file.path, _typed(choice), out, in_place=in_place, force=force)
+    with replacing(output, file.size, force=force or in_place) as folder:
+        back, again = _written(folder / output.names[0], adapter, form, file, metadata)
         acts_in = acting(outlooks(form, back, again))
     notes, whole = (*adapter.notes, *notes, *([unshown] if unshown else [])), bool(_prefix(adapter))
-    return Stamp(str(source), str(goes.file), scale, adapter.scalings, replaced, whole, not unshown, acts_in, notes)
+    return Stamp(str(source), str(output.file), scale, adapter.scalings, replaced, whole, not unshown, acts_in, notes)
 
 
 def _opened(source: str | Path, choice: Choice, *, in_place: bool) -> tuple[Format, TensorFile]:
-    """The file, and the format it is of. Raises LoraforgeError if no reader of it looks for a scale in its header."""
+    """The file and its format. Raises LoraforgeError if no reader of the format looks for a scale in the header."""
     form, _, file = locate(source, None, Choice(drop=choice.drop))
     if in_place and (choice.drop or file.spread):
         what = "takes nothing out of a file" if choice.drop else f"has no one file to replace: {source} lies in several"
@@ -134,15 +130,11 @@ def _opened(source: str | Path, choice: Choice, *, in_place: bool) -> tuple[Form
         raise not_an_adapter(file)
     if file.kind != "safetensors" or form.name not in STAMPED:
         what = "is a torch file, which has no header" if file.kind != "safetensors" else f"is read as {form.name}"
-        raise FormatError(
-            f"{file.path} {what}: no loader looks for a scale there. Convert it, stating the alpha.",
-            command("loraforge", "convert", file.path, "--to", "diffusers", *_typed(choice)),
-        )
+        text = f"{file.path} {what}: no loader looks for a scale there. Convert it, stating the alpha."
+        raise FormatError(text, command("loraforge", "convert", file.path, "--to", "diffusers", *_typed(choice)))
     if form.name == "peft" and (config := config_path(file)):
-        raise FormatError(
-            f"{file.path} has its scale in the {config.name} beside it, where PEFT looks for it.",
-            command("loraforge", "inspect", source),
-        )
+        text = f"{file.path} has its scale in the {config.name} beside it, where PEFT looks for it."
+        raise FormatError(text, command("loraforge", "inspect", source))
     return form, file
 
 
@@ -154,26 +146,26 @@ def _prefix(adapter: Adapter) -> str:
 def _metadata(
     adapter: Adapter, file: TensorFile, ranks: dict[str, int], typed: list[str]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The header's entries, with the scale, and the keys of those that said something else."""
+    """The header's entries with the scale, and the keys of the entries that were replaced."""
     scalings = {module: delta[0].scaling for module, delta in adapter.modules.items()}
     least = peft_config.config(ranks, scalings, dora=adapter.dora)
-    said = {f"{_prefix(adapter)}{key}": value for key, value in least.items()}
+    config = {f"{_prefix(adapter)}{key}": value for key, value in least.items()}
     line, digest = command("loraforge", "stamp", recorded(file.path), *typed), scan(file, adapter.keys)
     ours = file.metadata[KEY] if origin(file.metadata).scale and not typed else None  # as true as before
     replaced = tuple(sorted(key for key, text in file.metadata.items() if states_scale(key, text)))
     return {key: text for key, text in file.metadata.items() if key not in replaced} | {
-        "lora_adapter_metadata": json.dumps(said, indent=2, sort_keys=True),
+        "lora_adapter_metadata": json.dumps(config, indent=2, sort_keys=True),
         KEY: ours or entry_of(adapter, digest, line, adapter.scalings, "metadata", adapter.base_model),
     }, replaced
 
 
 def _written(
-    place: Path, adapter: Adapter, form: Format, file: TensorFile, metadata: dict[str, str]
+    path: Path, adapter: Adapter, form: Format, file: TensorFile, metadata: dict[str, str]
 ) -> tuple[TensorFile, Adapter]:
-    """The new file, read back. Raises VerificationError if bytes or scalings are others than they should be."""
+    """Write the new file and read it back. Raises VerificationError if its bytes or scalings are wrong."""
     header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
-    sums = write_safetensors(place, header, ((key, file[key]) for key in file.tensors), metadata)
-    back = read_safetensors(place)
+    sums = write_safetensors(path, header, ((key, file[key]) for key in file.tensors), metadata)
+    back = read_safetensors(path)
     if changed(back, sums) or changed(file, sums):
         raise VerificationError("the disk gave back other bytes than were written. Nothing was kept.")
     again = form.read(back, Choice(architecture=adapter.architecture))
@@ -195,6 +187,6 @@ def _destination(file: Path, typed: list[str], out: str | Path | None, *, in_pla
     if in_place:
         whole = file.resolve()  # a link stays one
         return Destination(whole.parent, (whole.name,))
-    said = "".join(typed[:2]).lstrip("-").replace("trained-", "").removesuffix(".yaml")
-    default = f"{file.stem}-{said or 'mended'}.safetensors"
+    suffix = "".join(typed[:2]).lstrip("-").replace("trained-", "").removesuffix(".yaml")
+    default = f"{file.stem}-{suffix or 'mended'}.safetensors"
     return destination(Path(out) if out else None, default, (file.name,), [file], force=force)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from loraforge._version import __version__
 from loraforge.adapter import fit
 from loraforge.adapter.adapter import Adapter, Step
 from loraforge.adapter.fits import fits
+from loraforge.algebra.lora import Array, Delta
 from loraforge.conversion.prepare import Prepared, refusal
 from loraforge.files.destination import replacing
 from loraforge.files.digest import scan, scan_modules
 from loraforge.files.tensorfile import KEY, RELEASE_EVERY
-from loraforge.scale.origin import entry, history
+from loraforge.scale.origin import history
 from loraforge.text import recorded, told
 from loraforge.threads import in_order
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array, Delta
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,7 @@ class Written:
     sums: Mapping[str, int]
     """Key -> CRC-32 of its bytes."""
     metadata: Mapping[str, str]
-    steps: list[Step]
-    digest: str | None
-    """Of the source's tensors."""
+    computed: Computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +50,23 @@ class Computed:
 
 @contextmanager
 def computed(prepared: Prepared) -> Iterator[Computed]:
-    """The numbers, on which threads work while those of the source are scanned. Raises FormatError for NaN there."""
+    """Compute the numbers on threads while the source's are scanned. Raises FormatError if the source has NaN."""
     file, steps = prepared.file, list[Step]()
+
+    def encoded(fitted: Iterator[tuple[Delta, Step]]) -> Iterator[tuple[str, Array]]:
+        for delta, step in fitted:
+            steps.append(step)
+            yield from prepared.writer.encode(step.module, delta)
+            if file and len(steps) % RELEASE_EVERY == 0:
+                file.release()
+        if lossy := fit.too_lossy(steps):
+            raise refusal(prepared, lossy)
+
     with in_order(fit.carry_out, [] if prepared.unfetched else prepared.plans) as fitted:
         digest = None
         if not prepared.unfetched:
             digest = scan(file, prepared.adapter.keys) if file else scan_modules(prepared.adapter.modules)
-        yield Computed(digest, steps, _encoded(prepared, fitted, steps))
-
-
-def _encoded(
-    prepared: Prepared, fitted: Iterator[tuple[Delta, Step]], steps: list[Step]
-) -> Iterator[tuple[str, Array]]:
-    for delta, step in fitted:
-        steps.append(step)
-        yield from prepared.writer.encode(step.module, delta)
-        if prepared.file and len(steps) % RELEASE_EVERY == 0:
-            prepared.file.release()
-    if lossy := fit.too_lossy(steps):
-        raise refusal(prepared, lossy)
+        yield Computed(digest, steps, encoded(fitted))
 
 
 @contextmanager
@@ -80,18 +76,18 @@ def store(prepared: Prepared, typed: str) -> Iterator[Written]:
     `typed`: the command that the file records. Raises OutputError if the disk cannot be written.
     """
     with computed(prepared) as made:
-        goes, result, writer = prepared.destination, prepared.result, prepared.writer
+        output, result, writer = prepared.destination, prepared.result, prepared.writer
         applied = result.scalings.values()
-        said = entry_of(prepared.adapter, made.digest, typed, applied, writer.stored, result.base_model)
-        header, metadata = prepared.header, {**prepared.metadata, KEY: said}
-        with replacing(goes, writer.size(header), force=prepared.request.force) as folder:
-            file = folder / goes.names[0]
+        entry = entry_of(prepared.adapter, made.digest, typed, applied, writer.stored, result.base_model)
+        header, metadata = prepared.header, {**prepared.metadata, KEY: entry}
+        with replacing(output, writer.size(header), force=prepared.request.force) as folder:
+            file = folder / output.names[0]
             file.parent.mkdir(exist_ok=True)
             sums = writer.write(file, header, made.tensors, metadata)
-            beside = replace(result, metadata={**result.metadata, KEY: said})
+            beside = replace(result, metadata={**result.metadata, KEY: entry})
             for name, text in writer.beside(beside).items():
                 (folder / name).write_text(text, "utf-8")
-            yield Written(folder, file, sums, metadata, made.steps, made.digest)
+            yield Written(folder, file, sums, metadata, made)
 
 
 def source(adapter: Adapter, digest: str | None) -> dict[str, Any]:
@@ -106,19 +102,25 @@ def source(adapter: Adapter, digest: str | None) -> dict[str, Any]:
 def entry_of(
     adapter: Adapter, digest: str | None, typed: str, applied: Iterable[float], stored: str, base: str | None
 ) -> str:
-    """Our entry in the header of a file that was made of `adapter`, by the command `typed`."""
-    described = source(adapter, digest)
+    """Our entry in the header of a file that the command `typed` made of `adapter`.
+
+    No folders and no dates: the same input gives the same bytes. `applied`: the scalings that its readers apply.
+    """
+    scale, described = adapter.scale, source(adapter, digest)
     if adapter.source:
         described["path"] = recorded(adapter.source.file.path)
-    return entry(
-        typed,
-        described,
-        adapter.scale,
-        adapter.scalings,
-        sorted(set(applied)),
-        stored,
-        base,
-        [variant.name for variant in fits(adapter)],
-        history(adapter.metadata),
-        adapter.architecture if adapter.shown or not adapter.source else None,
-    )
+    trained: dict[str, Any] = {"provenance": scale.provenance, "source": scale.portable, "scalings": adapter.scalings}
+    shown = adapter.architecture if adapter.shown or not adapter.source else None
+    optional = {"earlier": history(adapter.metadata), "architecture": shown}
+    entry = {
+        "tool": f"loraforge {__version__}",
+        "command": typed,
+        "source": described,
+        "scale": trained | ({"program": scale.program} if scale.program else {}),
+        "stored": stored,
+        "applied": sorted(set(applied)),
+        "base_model": base,
+        "fits": [variant.name for variant in fits(adapter)],
+        **{name: value for name, value in optional.items() if value},
+    }
+    return json.dumps(entry, sort_keys=True)

@@ -6,17 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import Literal, Unpack
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import meets
-from loraforge.adapter.proof import compare, pair_up
+from loraforge.adapter.proof import Comparison, compare, pair_up
 from loraforge.conversion.read import read_file
 from loraforge.conversion.real_loader import load_back
 from loraforge.conversion.report import scale_text
 from loraforge.document import Document
 from loraforge.errors import LoraforgeError, adding
 from loraforge.files.digest import scan
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.hub.fetch_base import base_folder
@@ -26,10 +27,6 @@ from loraforge.scale.rule import Choice, Scale
 from loraforge.scale.stated import Stated, choice_of, takes_stated
 from loraforge.text import command, fraction, listed, told
 
-if TYPE_CHECKING:
-    from loraforge.adapter.proof import Comparison
-    from loraforge.files.tensorfile import TensorFile
-
 Loader = Literal["diffusers", "peft"]
 
 SHOWN = 10
@@ -38,7 +35,7 @@ SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two adapters, and at what scale it was read."""
+    """One of the two adapters, and the scale at which it was read."""
 
     path: str
     format: str
@@ -50,11 +47,8 @@ class Side:
         if not self.scalings:
             return f"{self.path} ({self.format}): not one module"
         at = ", ".join(map(fraction, self.scalings))
-        known = (
-            scale_text(self.scale, self.scalings)
-            if self.scale.provenance != "ambiguous"
-            else "nothing is recorded: taken for 1"
-        )
+        unknown = self.scale.provenance == "ambiguous"
+        known = "nothing is recorded: taken for 1" if unknown else scale_text(self.scale, self.scalings)
         return f"{self.path} ({self.format}), read at scale {at} ({known})"
 
 
@@ -69,12 +63,12 @@ class Segment:
     worst: float
     """The largest difference of a row, as a share of the row's size in A."""
     strength: float | None
-    """How much of A's update B's is; None where A's is zero."""
+    """B's update as a multiple of A's; None if A's is zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification(Document):
-    """What a comparison found. Its JSON follows schemas/verify.schema.json."""
+    """The result of a comparison. Its JSON follows schemas/verify.schema.json."""
 
     schema = "verify"
 
@@ -82,14 +76,14 @@ class Verification(Document):
     b: Side
     same: bool
     strength: float | None
-    """B is this many times A, everywhere; None where no one number fits."""
+    """B is this many times A, everywhere; None if no single number fits."""
     segments: tuple[Segment, ...]
     only_in_a: tuple[str, ...]
     only_in_b: tuple[str, ...]
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The verdict for a terminal, and the worst modules where it is bad."""
+        """The verdict for a terminal, and the worst modules if the two differ."""
         out = [f"A  {self.a.line()}", f"B  {self.b.line()}"]
         rows = sum(segment.rows for segment in self.segments)
         worst = max((segment.worst for segment in self.segments), default=0.0)
@@ -105,11 +99,10 @@ class Verification(Document):
         for name, paths in (("A", self.only_in_a), ("B", self.only_in_b)):
             if paths:
                 out.append(f"  only {name} adapts {len(paths)} modules: {listed(list(paths), 4)}")
-        if self.strength is not None:
+        if self.strength is not None or not off:
             return out
-        if off:
-            width = max(len(s.module) for s in off[:SHOWN])
-            out.append(f"  {'module, the worst first':<{width}}  rows off    worst row   B / A")
+        width = max(len(s.module) for s in off[:SHOWN])
+        out.append(f"  {'module, the worst first':<{width}}  rows off    worst row   B / A")
         for s in off[:SHOWN]:
             strength = "-" if s.strength is None else f"{s.strength:.4g}"
             out.append(f"  {s.module:<{width}}  {f'{s.rows_off} of {s.rows}':<11} {s.worst:<11.1e} {strength}")
@@ -129,9 +122,9 @@ def verify(
     """Compare the updates of two adapters of any formats and layouts, row by row, in float64.
 
     With `in_` instead of `b`: compare the adapter with what the real loader has in its layers after loading
-    it (`base`: a folder with the transformer's config.json). A scale that is recorded nowhere and not stated is
-    taken for 1.0. What states a scale is said of the one that records none; where both do, of A, and refused if it is
-    another; `as_in` is said of A. Rounding to the coarser element type is no difference, up to 1 % of a module.
+    it (`base`: a folder with the transformer's config.json). A scale that is neither recorded nor stated is taken for
+    1.0. A stated scale applies to the adapter that records none. If both record one, it applies to A, and is refused
+    if it differs; `as_in` applies to A. Rounding to the coarser element type is no difference, up to 1 % of a module.
 
     Raises a LoraforgeError when one of them cannot be read.
     """
@@ -143,7 +136,7 @@ def verify(
     asked = () if choice == plain or choice.stated.as_in else (a, b)
     unknown = [source for source in asked if source is not None and _unknown(source)]
     sides = {side: [p for p in drop if meets(locate(side, None, Choice())[2], p)] for side in (a, b) if side and drop}
-    if lost := [pattern for pattern in drop if not any(pattern in found for found in sides.values())]:
+    if lost := [pattern for pattern in drop if not any(pattern in matching for matching in sides.values())]:
         _read(a, plain, lost)
     one, notes, file, name = _read(a, choice if a in unknown or not unknown else plain, sides.get(a, ()))
     if b is not None:
@@ -162,19 +155,19 @@ def verify(
         file.release()
         other_file.release()
 
-    pairs, alone = pair_up(one, other)
-    found = compare(pairs, lambda _: True, release)
-    same = not (alone.first or alone.second) and all(comparison.holds for comparison in found)
+    pairs, (only_a, only_b) = pair_up(one, other)
+    results = compare(pairs, lambda _: True, release)
+    same = not (only_a or only_b) and all(comparison.holds for comparison in results)
     return Verification(
-        a=_side(file, name, one),
-        b=_side(other_file, other_name, other),
+        a=Side(told(file.path), name, one.scale, one.scalings),
+        b=Side(told(other_file.path), other_name, other.scale, other.scalings),
         same=same,
-        strength=None if same or alone.first or alone.second else _strength(found),
+        strength=None if same or only_a or only_b else _strength(results),
         segments=tuple(
-            Segment(c.module, c.rows, c.off, c.error, None if math.isnan(c.strength) else c.strength) for c in found
+            Segment(c.module, c.rows, c.off, c.error, None if math.isnan(c.strength) else c.strength) for c in results
         ),
-        only_in_a=alone.first,
-        only_in_b=alone.second,
+        only_in_a=tuple(only_a),
+        only_in_b=tuple(only_b),
         notes=(*notes, *more),
     )
 
@@ -192,21 +185,17 @@ def _unknown(source: str | Path) -> bool:
 
 def _read(source: str | Path, choice: Choice, drop: Sequence[str]) -> tuple[Adapter, tuple[str, ...], TensorFile, str]:
     choice = replace(choice, drop=tuple(drop))
-    form, place, file = locate(source, None, choice)
+    form, located, file = locate(source, None, choice)
     if form is None:
         raise not_an_adapter(file)
     adapter = read_file(form, file, choice)
-    return adapter, (*place.notes, *adapter.notes), file, form.name
+    return adapter, (*located.notes, *adapter.notes), file, form.name
 
 
-def _side(file: TensorFile, name: str, adapter: Adapter) -> Side:
-    return Side(told(file.path), name, adapter.scale, adapter.scalings)
-
-
-def _strength(found: Sequence[Comparison]) -> float | None:
-    """The one factor between the two, or None where they differ in more than a factor."""
-    known = [c for c in found if c.strength == c.strength]
-    if not known or any(c.off and math.isnan(c.strength) for c in found):
+def _strength(comparisons: Sequence[Comparison]) -> float | None:
+    """The one factor between the two; None if they differ in more than a factor."""
+    known = [c for c in comparisons if c.strength == c.strength]
+    if not known or any(c.off and math.isnan(c.strength) for c in comparisons):
         return None  # where A does nothing, no number makes it B
     middle = sorted(c.strength for c in known)[len(known) // 2]
     one = all(c.scaled <= c.allowed and abs(c.strength - middle) <= c.allowed * abs(middle) for c in known)

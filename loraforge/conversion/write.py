@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -43,37 +43,26 @@ def write(
 ) -> Report:
     """Write what `read` gave, or an Adapter made in Python; the arguments are those of `loraforge convert`.
 
-    `typed` is the command that the written file records of its origin. Returns the report. Raises a
-    LoraforgeError, with nothing written, when the adapter does not fit the target or the written file
-    does not do what the adapter does.
+    `typed` is the command that the written file records as its origin. Returns the report. Raises a LoraforgeError,
+    with nothing written, if the adapter does not fit the target or if the written file makes another update.
     """
     wanted = Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only, pad_ranks)
-    place = Path(out) if out else None
+    path = Path(out) if out else None
     name = recorded(adapter.source.file.path) if adapter.source else "made-in-python"
-    typed = typed or command("loraforge", "convert", name, "--to", to)
-    return written(adapter, WriteRequest(to, place, wanted, dtype, base_model, tuple(drop), dry_run, force), typed)
-
-
-def written(adapter: Adapter, request: WriteRequest, typed: str) -> Report:
-    """The same, of a request."""
+    request = WriteRequest(to, path, wanted, dtype, base_model, tuple(drop), dry_run, force)
     prepared = prepare(adapter, request)
-    if request.dry_run:
-        outcome = _measured(prepared)
+    if dry_run:  # every number is computed, and none is written
+        with computed(prepared) as made:
+            deque(made.tensors, maxlen=0)
+            outcome = Outcome(made.digest, tuple(made.steps), _foreseen(prepared))
     else:
-        with store(prepared, typed) as files:
+        with store(prepared, typed or command("loraforge", "convert", name, "--to", to)) as files:
             outcome = prove(prepared, files)
     return _report(prepared, outcome)
 
 
-def _measured(prepared: Prepared) -> Outcome:
-    """What a dry run finds: every number is computed, and none is written."""
-    with computed(prepared) as made:
-        deque(made.tensors, maxlen=0)
-        return Outcome(made.digest, tuple(made.steps), _foreseen(prepared))
-
-
 def _foreseen(prepared: Prepared) -> tuple[Program, ...]:
-    """What programs would do with a file that is not written, as far as its header tells it."""
+    """What programs would do with a file that is not written, as far as its header determines it."""
     if prepared.writer.stored == "config":
         return ()
     target, path = prepared.target, prepared.destination.file
@@ -88,12 +77,12 @@ def _foreseen(prepared: Prepared) -> tuple[Program, ...]:
 
 def _report(prepared: Prepared, outcome: Outcome) -> Report:
     adapter, use, target = prepared.adapter, prepared.use, prepared.target.name
-    goes = prepared.destination.file
+    file = prepared.destination.file
     return Report(
         source=source(adapter, outcome.digest),
-        output={"path": str(goes), "format": target, "written": not prepared.request.dry_run},
+        output={"path": str(file), "format": target, "written": not prepared.request.dry_run},
         architecture=adapter.architecture,
-        evidence=prepared.evidence,
+        evidence=adapter.shown or (None if prepared.file else "named in Python"),
         scale=adapter.scale,
         scalings=adapter.scalings,
         stored=prepared.writer.stored,
@@ -105,14 +94,7 @@ def _report(prepared: Prepared, outcome: Outcome) -> Report:
         others=dict(adapter.others),
         dropped_modules=prepared.dropped_modules,
         dropped_metadata=prepared.dropped_metadata,
-        notes=(
-            *prepared.notes,
-            *use.notes,
-            *named_paths(goes),
-            *_odd_ranks(target, prepared.result.ranks),
-            *(["its update is zero: it was never trained, or the wrong tensors were saved"] if outcome.idle else []),
-            *([] if prepared.unfetched else _advice(prepared, outcome)),
-        ),
+        notes=(*prepared.notes, *use.notes, *named_paths(file), *_advice(prepared, outcome)),
         load=use.load,
         not_with=not_with(adapter.architecture, target) or use.not_with,
         provided=use.provided,
@@ -120,15 +102,16 @@ def _report(prepared: Prepared, outcome: Outcome) -> Report:
     )
 
 
-def _odd_ranks(to: str, ranks: Mapping[str, int]) -> Iterator[str]:
-    """What becomes of modules of several ranks in programs that take one rank for all."""
-    if where := mixed_ranks(to, ranks):
-        said = f"its modules have ranks {', '.join(map(str, sorted(set(ranks.values()))))}"
-        yield f"{said}: {where} would apply them at a wrong scale, without a word. For these: --pad-ranks"
-
-
 def _advice(prepared: Prepared, outcome: Outcome) -> Iterator[str]:
-    """What a user should know of scales that switch off, and how to avoid a rounding that can be avoided."""
+    """Notes on several ranks, an update of zero, scales that switch the adapter off, and avoidable rounding."""
+    ranks = prepared.result.ranks
+    if where := mixed_ranks(prepared.target.name, ranks):
+        text = f"its modules have ranks {', '.join(map(str, sorted(set(ranks.values()))))}"
+        yield f"{text}: {where} would apply them at a wrong scale, without a word. For these: --pad-ranks"
+    if outcome.idle:
+        yield "its update is zero: it was never trained, or the wrong tensors were saved"
+    if prepared.unfetched:
+        return
     least, dtype = min(prepared.adapter.scalings), prepared.request.dtype
     if least <= 0:
         yield f"a scale of {least:g}, as you stated it, switches the adapter off or inverts it"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
 from loraforge.diagnosis.examine import diagnosed
+from loraforge.diagnosis.result import Diagnosis
 from loraforge.diagnosis.verdict import Kind, Verdict
 from loraforge.errors import LoraforgeError, adding
 from loraforge.facts.given_settings import parse
@@ -22,9 +23,6 @@ from loraforge.names.catalog import architecture
 from loraforge.programs.table import runtime
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command
-
-if TYPE_CHECKING:
-    from loraforge.diagnosis.result import Diagnosis
 
 
 @takes_stated
@@ -43,57 +41,53 @@ def doctor(
 ) -> Diagnosis:
     """Diagnose the adapter in `source`, a path or an address on the Hub; the arguments are those of `loraforge doctor`.
 
-    Of a file on the Hub the header alone is judged, unless `fetch`, or a `base` to try it in.
+    Only the header of a file on the Hub is judged, unless called with `fetch` or with a `base`.
 
-    Raises LoraforgeError only for what the user got wrong: a path that is not there, an unknown runtime.
+    Raises LoraforgeError only for mistakes of the user: a path that does not exist, an unknown runtime.
     """
     given = parse(settings)
     if variant is not None:
         variant_settings(variant)
     if address(source) is None and not Path(source).exists() and group_of(Path(source)) is None:
         raise LoraforgeError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
-    found, adapter = diagnosed(
-        source, base, runtime(runtime_).name if runtime_ else None, stated, drop, fetch=fetch or base is not None
-    )
-    if adapter and adapter.source and adapter.source.file.spread:
-        why = f"in {len(adapter.source.file.maps)} files, and loaders read one"
-        found = _elsewhere_whole(found, source, Kind.IN_PARTS, why)
-    elif adapter and adapter.source and adapter.source.file.within:
+    program = runtime(runtime_).name if runtime_ else None
+    diagnosis, adapter = diagnosed(source, base, program, stated, drop, fetch=fetch or base is not None)
+    file = adapter.source.file if adapter and adapter.source else None
+    if file and file.spread:
+        why = f"in {len(file.maps)} files, and loaders read one"
+        diagnosis = _elsewhere_whole(diagnosis, source, Kind.IN_PARTS, why)
+    elif file and file.within:
         why = "among the weights of a whole model, and loaders read noise from that"
-        found = _elsewhere_whole(found, source, Kind.IN_MODEL, why)
+        diagnosis = _elsewhere_whole(diagnosis, source, Kind.IN_MODEL, why)
     if error is not None:
         entries = tuple(entry.to_dict(language(), source) for entry in find(error))
-        unknown = () if entries else ("no failure text that is known stands in what --error was given",)
-        if entries and found.healthy:
-            unknown = (
-                "nothing in this file explains that text: another file, or another program (--runtime), gave it",
-            )
-        found = replace(found, errors=entries, notes=(*found.notes, *unknown))
+        notes = [] if entries else ["no failure text that is known stands in what --error was given"]
+        if entries and diagnosis.healthy:
+            notes = ["nothing in this file explains that text: another file, or another program (--runtime), gave it"]
+        diagnosis = replace(diagnosis, errors=entries, notes=(*diagnosis.notes, *notes))
     if adapter and (given or like):
         rank = max(delta[0].rank for delta in adapter.modules.values())
-        found = replace(found, settings=tuple(compare(given, _variant(adapter, variant), like=like, rank=rank)))
-    return found
+        diagnosis = replace(diagnosis, settings=tuple(compare(given, _variant(adapter, variant), like=like, rank=rank)))
+    return diagnosis
 
 
-def _elsewhere_whole(found: Diagnosis, source: str | Path, kind: Kind, why: str) -> Diagnosis:
-    """The same of an adapter that is no file by itself, so that no row of the table is of it."""
-    if found.judgement.kind not in (Kind.AS_TRAINED, Kind.NOTHING):
-        return replace(found, outlooks=())
-    does = "be as trained" if found.judgement.kind is Kind.AS_TRAINED else "act"
-    whole = f"it lies {why}; as one file it would {does}"
-    mend = adding("--to", "diffusers", why="one file").added_to("loraforge", "convert", source)
-    return replace(found, judgement=Verdict(kind, whole), outlooks=(), remedies=(mend,))
+def _elsewhere_whole(diagnosis: Diagnosis, source: str | Path, kind: Kind, why: str) -> Diagnosis:
+    """The diagnosis of an adapter that is not a file of its own; without the table, which judges whole files."""
+    if diagnosis.judgement.kind not in (Kind.AS_TRAINED, Kind.NOTHING):
+        return replace(diagnosis, outlooks=())
+    effect = "be as trained" if diagnosis.judgement.kind is Kind.AS_TRAINED else "act"
+    whole = f"it lies {why}; as one file it would {effect}"
+    remedy = adding("--to", "diffusers", why="one file").added_to("loraforge", "convert", source)
+    return replace(diagnosis, judgement=Verdict(kind, whole), outlooks=(), remedies=(remedy,))
 
 
 def _variant(adapter: Adapter, stated: str | None) -> str:
-    """The model whose settings count: stated, recorded, or the only one with these shapes."""
+    """The model whose settings apply: the stated one, the recorded one, or the only one with these shapes."""
     if stated is not None:
         return stated
     known = [v for v in architecture(adapter.architecture).variants if v.repo == adapter.base_model] or fits(adapter)
     if len(known) == 1:
         return known[0].name
     every = known or architecture(adapter.architecture).variants
-    raise LoraforgeError(
-        "which model it is for is neither recorded nor told by its shapes, and the right settings depend on it.",
-        *(adding("--variant", v.name) for v in every),
-    )
+    text = "which model it is for is neither recorded nor told by its shapes, and the right settings depend on it."
+    raise LoraforgeError(text, *(adding("--variant", v.name) for v in every))

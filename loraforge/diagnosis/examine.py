@@ -1,12 +1,12 @@
-"""What a file is examined for, in order; the first fault that is found is the verdict."""
+"""Examines a file for each fault, in order; the first fault decides the verdict."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter, Source
 from loraforge.adapter.drop import without
@@ -15,9 +15,9 @@ from loraforge.base.fuse import fuse, other_base
 from loraforge.base.retention import lines as retained
 from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.report import base_text, scale_text
-from loraforge.diagnosis.factors import numbers
+from loraforge.diagnosis.factors import Numbers, numbers
 from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import Kind, Verdict, judge, named, ranks, remedies, trained
+from loraforge.diagnosis.verdict import Kind, Verdict, judge, listed_scales, named, remedies
 from loraforge.errors import (
     BaseError,
     ConversionError,
@@ -49,18 +49,15 @@ from loraforge.scale.run_folders import as_typed
 from loraforge.scale.stated import Stated, choice_of
 from loraforge.text import command, fraction, megabytes, told
 
-if TYPE_CHECKING:
-    from loraforge.diagnosis.factors import Numbers
-
 
 def diagnosed(
-    path: str | Path, base: str | Path | None, wanted: str | None, stated: Stated,
+    path: str | Path, base: str | Path | None, program: str | None, stated: Stated,
     drop: Sequence[str] = (), *, fetch: bool, named: str | None = None,
 ) -> tuple[Diagnosis, Adapter | None]:  # fmt: skip
-    """What is to be said of the file itself, and the adapter in it where there is one. `named`: the base it is for."""
+    """The diagnosis of the file, and the adapter in it or None. `named`: the base model that the user states."""
     choice = choice_of(stated, drop=drop)
     try:
-        form, place, file = locate(path, None, choice, fetch=fetch)
+        form, located, file = locate(path, None, choice, fetch=fetch)
     except HubError:
         raise
     except LoraforgeError as fault:
@@ -73,39 +70,31 @@ def diagnosed(
         if form and _reads(form, file):
             raise
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
-        named_so = form is None or type(fault) in (FormatError, NamesError)
+        unknown_names = form is None or type(fault) in (FormatError, NamesError)
         hopeless = _hopeless(path, _unread(fault), fault)
-        return _by_names(hopeless, form, file, wanted) if named_so else hopeless, None
-    adapter = replace(adapter, source=Source(Path(path), file, form.name, place.run))
-    found = _judged(path, form, file, adapter, place.notes, base, wanted, stated, drop)
-    return replace(found, remedies=tuple(_less(remedy, drop) for remedy in found.remedies)), adapter
-
-
-def _less(remedy: Try, drop: Sequence[str]) -> Try:
-    """A conversion with the patterns of what is left out; any other remedy as it is."""
-    more = (word for pattern in drop for word in ("--drop", pattern))
-    return replace(remedy, options=(*remedy.options, *more)) if remedy.verb == "convert" else remedy
+        return _by_names(hopeless, form, file, program) if unknown_names else hopeless, None
+    adapter = replace(adapter, source=Source(Path(path), file, form.name, located.run))
+    diagnosis = _judged(path, form, file, adapter, located.notes, base, program, stated, drop)
+    drops = [word for pattern in drop for word in ("--drop", pattern)]
+    completed = (replace(r, options=(*r.options, *drops)) if r.verb == "convert" else r for r in diagnosis.remedies)
+    return replace(diagnosis, remedies=tuple(completed)), adapter
 
 
 def _reads(form: Format, file: TensorFile) -> bool:
-    """Whether the file can be read where the user states nothing: then what the user stated is at fault."""
-    try:
+    """Whether the file can be read if the user states nothing: then the statement is at fault."""
+    with suppress(LoraforgeError):
         read_adapter(form, file, Choice())
-    except LoraforgeError:
-        return False
-    return True
+        return True
+    return False
+
+
+_REFUSED = {BaseError: Kind.WRONG_BASE, NoAdapterError: Kind.NOTHING, VariantError: Kind.MORE_THAN_FACTORS}
 
 
 def _unread(fault: LoraforgeError) -> Verdict:
-    """The verdict on a file that is not read as an adapter, by the kind of the refusal."""
-    match fault:
-        case BaseError():
-            return Verdict(Kind.WRONG_BASE, fault.message)
-        case NoAdapterError():
-            return Verdict(Kind.NOTHING, f"in {known_titles()}: {fault.message}")
-        case VariantError():
-            return Verdict(Kind.MORE_THAN_FACTORS, fault.message)
-    return Verdict(Kind.BROKEN, fault.message)
+    """The verdict on a file that cannot be read as an adapter, by the kind of the refusal."""
+    kind = next((kind for error, kind in _REFUSED.items() if isinstance(fault, error)), Kind.BROKEN)
+    return Verdict(kind, f"in {known_titles()}: {fault.message}" if kind is Kind.NOTHING else fault.message)
 
 
 def _hopeless(path: str | Path, verdict: Verdict, error: LoraforgeError) -> Diagnosis:
@@ -114,77 +103,77 @@ def _hopeless(path: str | Path, verdict: Verdict, error: LoraforgeError) -> Diag
     return Diagnosis(str(path), verdict, (), (), (), tuple(mend))
 
 
-def _by_names(found: Diagnosis, form: Format | None, file: TensorFile, wanted: str | None) -> Diagnosis:
-    """What is to be said of a file no format here reads, where a program applies modules of it all the same.
+def _by_names(diagnosis: Diagnosis, form: Format | None, file: TensorFile, program: str | None) -> Diagnosis:
+    """The diagnosis, extended if some program applies modules of a file that no format here can read.
 
-    With a table where it is no broken file of a format we know: of one, names do not tell what a program makes.
+    The table of programs is added only if the format is unknown: in a broken file of a known one, names say little.
     """
-    rows = tuple(row for row in by_names(file) if wanted in (None, row.runtime))
+    rows = tuple(row for row in by_names(file) if program in (None, row.runtime))
     if not any(row.applied for row in rows):
-        return found
+        return diagnosis
     best = max(rows, key=lambda row: row.applied / row.modules)
-    why = f"{best.title} knows {best.applied} of its {best.modules} modules by their names; {found.why}"
+    why = f"{best.title} knows {best.applied} of its {best.modules} modules by their names; {diagnosis.why}"
     if form is not None:
-        return replace(found, judgement=replace(found.judgement, why=why))
+        return replace(diagnosis, judgement=replace(diagnosis.judgement, why=why))
     fact = ("file", f"{told(file.path)} (no format here reads it), {len(file.tensors)} tensors")
-    return replace(found, judgement=Verdict(Kind.FOREIGN_FORMAT, why), facts=(fact,), outlooks=rows)
+    return replace(diagnosis, judgement=Verdict(Kind.FOREIGN_FORMAT, why), facts=(fact,), outlooks=rows)
 
 
 def _judged(
     path: str | Path, form: Format, file: TensorFile, adapter: Adapter, notes: Sequence[str],
-    base: str | Path | None, wanted: str | None, stated: Stated, drop: Sequence[str],
+    base: str | Path | None, program: str | None, stated: Stated, drop: Sequence[str],
 ) -> Diagnosis:  # fmt: skip
 
-    found = None if file.absent else numbers(adapter, file)
-    seen = (outlook(runtime(wanted), form, file, adapter),) if wanted else outlooks(form, file, adapter)
-    own = next((o for o in seen if wanted or runtime(o.runtime).format == form.name), None)
-    own = own or next((o for o in seen if o.applied), None)
-    there = _InBase() if base is None else _in_base(path, base, stated, drop)
-    if there.fits and not adapter.shown:
+    measured = None if file.absent else numbers(adapter, file)
+    rows = (outlook(runtime(program), form, file, adapter),) if program else outlooks(form, file, adapter)
+    own = next((o for o in rows if program or runtime(o.runtime).format == form.name), None)
+    own = own or next((o for o in rows if o.applied), None)
+    in_base = _InBase() if base is None else _in_base(path, base, stated, drop)
+    if in_base.fits and not adapter.shown:
         adapter = replace(adapter, shown=f"its modules are those of {told(Path(str(base)))}")
     unshown = doubt(adapter)
-    misfit = there.misfit or (misnamed(adapter, adapter.base_model) if adapter.base_model else "")
-    verdict = judge(adapter, found, own, misfit, unshown)
-    unread = there.unread if verdict.kind is Kind.AS_TRAINED else None
+    misfit = in_base.misfit or (misnamed(adapter, adapter.base_model) if adapter.base_model else "")
+    verdict = judge(adapter, measured, own, misfit, unshown)
+    unread = in_base.unread if verdict.kind is Kind.AS_TRAINED else None
     if unread:
         verdict = Verdict(Kind.BASE_UNREAD, unread.message)
-    kinds = sorted({w.A.dtype.name for delta in adapter.modules.values() for w in delta})
-    of = f"{len(adapter.modules)} modules of rank {ranks(adapter)}, {', '.join(found.dtypes if found else kinds)}"
+    weights = [w for delta in adapter.modules.values() for w in delta]
+    ranks = ", ".join(map(str, sorted({w.rank for w in weights})))
+    dtypes = measured.dtypes if measured else sorted({w.A.dtype.name for w in weights})
+    modules = f"{len(adapter.modules)} modules of rank {ranks}, {', '.join(dtypes)}"
+    scale = f"{listed_scales(adapter.scalings)} ({scale_text(adapter.scale, adapter.scalings)})"
+    if adapter.scale.provenance == "ambiguous":
+        scale = f"unknown: {adapter.scale.source}"
     facts = [
-        ("file", f"{told(file.path)} ({form.name}), {of}"),
+        ("file", f"{told(file.path)} ({form.name}), {modules}"),
         ("model", unshown or f"{architecture(adapter.architecture).title}: {adapter.shown}"),
-        ("scale", _scale(adapter)),
-        ("size", _size(found) if found else f"needs the tensors ({megabytes(file.absent)}): --fetch gets them"),
-        *there.facts,
+        ("scale", scale),
+        ("size", _size(measured) if measured else f"needs the tensors ({megabytes(file.absent)}): --fetch gets them"),
+        *in_base.facts,
         ("base", adapter.base_model or base_text([v.name for v in fits(adapter)], adapter.architecture)),
-        *_elsewhere(path, seen, own if verdict.kind is Kind.AS_TRAINED else None),
+        *_elsewhere(path, rows, own if verdict.kind is Kind.AS_TRAINED else None),
     ]
-    subnormal = found.subnormal if found else ()
-    few = f"in {named(subnormal)} a tenth of the numbers or more lie below float16's normal range: fewer bits"
-    other = other_base(adapter, there.variants)
-    said = (
-        *notes,
-        *adapter.notes,
-        *([other] if other else []),
-        *_contradicted(file, adapter),
-        *((few,) if subnormal else ()),
-    )
+    more = [other] if (other := other_base(adapter, in_base.variants)) else []
+    more += _contradicted(file, adapter)
+    if measured and (low := measured.subnormal):
+        more.append(f"in {named(low)} a tenth of the numbers or more lie below float16's normal range: fewer bits")
     loaded = own is None or own.applied == len(adapter.modules)
-    dead = found is not None and (len(found.dead) == len(adapter.modules) or (verdict.kind is Kind.IN_PART and loaded))
-    mend = (
-        (replace(r.added_to("loraforge", "doctor", path, "--base", base or ""), why="") for r in unread.remedies)
-        if unread
-        else remedies(path, adapter, verdict, own, choice_of(stated).stated, dead=dead)
-    )
-    stamp = _whole_entry(file, seen, verdict)
+    all_dead = measured is not None and len(measured.dead) == len(adapter.modules)
+    dead = all_dead or (measured is not None and verdict.kind is Kind.IN_PART and loaded)
+    mend = remedies(path, adapter, verdict, own, choice_of(stated).stated, dead=dead)
+    if unread:
+        again = ("loraforge", "doctor", path, "--base", base or "")
+        mend = (replace(remedy.added_to(*again), why="") for remedy in unread.remedies)
+    stamp = _whole_entry(file, rows, verdict)
     fix = stamp if stamp and own and own.lacks else (*stamp, *mend)
-    sizes = {module: size for module, size in found.sizes.items() if math.isfinite(size)} if found else {}
-    return Diagnosis(str(path), verdict, tuple(facts), seen, said, fix, sizes)
+    sizes = {module: size for module, size in measured.sizes.items() if math.isfinite(size)} if measured else {}
+    every_note = (*notes, *adapter.notes, *more)
+    return Diagnosis(str(path), verdict, tuple(facts), rows, every_note, fix, sizes)
 
 
-def _whole_entry(file: TensorFile, seen: Sequence[Outlook], verdict: Verdict) -> tuple[Try, ...]:
+def _whole_entry(file: TensorFile, rows: Sequence[Outlook], verdict: Verdict) -> tuple[Try, ...]:
     """The command that completes a header entry at which some versions stop for what it lacks."""
-    titles = [o.title for o in seen if o.lacks]
+    titles = [o.title for o in rows if o.lacks]
     if not titles or file.absent or verdict.kind in (Kind.BROKEN, Kind.WRONG_BASE):
         return ()
     why = f"completes the header entry, for {', '.join(titles)}"
@@ -192,23 +181,23 @@ def _whole_entry(file: TensorFile, seen: Sequence[Outlook], verdict: Verdict) ->
 
 
 def _elsewhere(path: str | Path, outlooks: Sequence[Outlook], own: Outlook | None) -> list[tuple[str, str]]:
-    """Where a file that is right in one program is not right in others, and how to make one that is."""
-    found: dict[str, list[str]] = {}
+    """The programs in which a file that is right in its own one is wrong, and how to make a file for them."""
+    programs: dict[str, list[str]] = {}
     for other in outlooks if own else ():
         what = "does nothing" if other.raises or not other.applied else does(other)
         if what and own and other.runtime != own.runtime:
-            found.setdefault(what, []).append(other.runtime)
-    if not found:
+            programs.setdefault(what, []).append(other.runtime)
+    if not programs:
         return []
-    said = "; ".join(f"{what} in {', '.join(names)}" for what, names in found.items())
-    return [("elsewhere", f"{said}. For another program: {command('loraforge', 'convert', path)} --for NAME")]
+    text = "; ".join(f"{what} in {', '.join(names)}" for what, names in programs.items())
+    return [("elsewhere", f"{text}. For another program: {command('loraforge', 'convert', path)} --for NAME")]
 
 
 def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
-    """A note where the file records a scale, and a training configuration beside it another for the same rank.
+    """A note if a training configuration near the file states another scale than the file, for the same rank.
 
-    No verdict: what lies beside a file, or above it, may be of another run. Nor where we wrote the file: its scale is
-    another on purpose.
+    This is no verdict: the configuration may belong to another run. No note if loraforge folded the scale in: then the
+    scales differ on purpose.
     """
     if adapter.scale.provenance != "recorded" or len(adapter.scalings) != 1 or origin(file.metadata).folded:
         return ()
@@ -222,21 +211,21 @@ def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _InBase:
-    """What becomes of the adapter in a base model."""
+    """The result of fusing the adapter into a base model, as a dry run."""
 
     misfit: str = ""
     """Why it does not fit."""
     facts: tuple[tuple[str, str], ...] = ()
     variants: tuple[str, ...] = ()
-    """The names of the released models that the base has the shapes of."""
+    """Names of the released models whose shapes the base has."""
     unread: LoraforgeError | None = None
     """Why the base cannot be read."""
     fits: bool = False
-    """Whether every module has its weight there, of its shape."""
+    """Whether the base has a weight of the right shape for every module."""
 
 
 def _in_base(path: str | Path, base: str | Path, stated: Stated, drop: Sequence[str]) -> _InBase:
-    """What of it would survive being fused there. Raises LoraforgeError where there is no base of that name."""
+    """Fuse it in a dry run and say how much would survive. Raises LoraforgeError if the base does not exist."""
     tries: list[Stated] = [stated]
     if not any(value for key, value in stated.items() if key != "architecture"):
         tries.append({**stated, "trained_scale": 1.0})
@@ -256,13 +245,7 @@ def _in_base(path: str | Path, base: str | Path, stated: Stated, drop: Sequence[
     return _InBase()
 
 
-def _scale(adapter: Adapter) -> str:
-    if adapter.scale.provenance == "ambiguous":
-        return f"unknown: {adapter.scale.source}"
-    return f"{trained(adapter)} ({scale_text(adapter.scale, adapter.scalings)})"
-
-
-def _size(found: Numbers) -> str:
-    sizes = sorted(found.sizes.items(), key=lambda item: item[1])
+def _size(measured: Numbers) -> str:
+    sizes = sorted(measured.sizes.items(), key=lambda item: item[1])
     (least, low), (most, high) = sizes[0], sizes[-1]
     return f"|D| {low:.3g} ({least}) to {high:.3g} ({most}) per module"

@@ -25,17 +25,17 @@ class Diagnosis(Document):
     outlooks: tuple[Outlook, ...]
     notes: tuple[str, ...]
     remedies: tuple[Try, ...]
-    """What mends it, the best first."""
+    """The best first."""
     sizes: dict[str, float] = field(default_factory=dict)
-    """Module -> |D|, the Frobenius norm of its update at the scale it was read at."""
+    """Module -> |D|, the Frobenius norm of its update at the scale at which it was read."""
     errors: tuple[dict[str, Any], ...] = ()
-    """What the failure texts mean that the user pasted, the likeliest first: entries of schemas/explain.schema.json."""
+    """The meaning of the pasted failure texts, the likeliest first: entries of schemas/explain.schema.json."""
     settings: tuple[Finding, ...] = ()
-    """What the user runs it with, beside what the model, or a known program, runs with."""
+    """The user's settings, compared with those of the model or of a known program."""
 
     @property
     def verdict(self) -> str:
-        """What it does, in few words."""
+        """The verdict in few words."""
         return self.judgement.text
 
     @property
@@ -45,7 +45,7 @@ class Diagnosis(Document):
 
     @property
     def fix(self) -> tuple[str, ...]:
-        """Commands that mend it, the best first."""
+        """Commands that repair it, the best first."""
         return tuple(map(str, self.remedies))
 
     @property
@@ -84,6 +84,6 @@ class Diagnosis(Document):
 
 def _beside(finding: Finding) -> str:
     given = "not given" if finding.given is None else finding.given
-    other = "not" if finding.severity == "wrong" else "there"
-    wanted = "" if finding.wanted is None else f", {other} {finding.wanted}"
-    return f"{finding.key} {given}{wanted}: {finding.consequence}"
+    word = "not" if finding.severity == "wrong" else "there"
+    expected = "" if finding.wanted is None else f", {word} {finding.wanted}"
+    return f"{finding.key} {given}{expected}: {finding.consequence}"

@@ -1,4 +1,4 @@
-"""The verdict on an adapter, from what its numbers, its scale and the program it runs in say; and what mends it."""
+"""The verdict on an adapter, from its numbers, its scale and the program that loads it; and the remedies."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.algebra.lora import CEILING
+from loraforge.diagnosis.factors import Numbers
 from loraforge.errors import Try, adding
 from loraforge.format.registry import formats
 from loraforge.programs.measured import strength_text
@@ -17,9 +17,6 @@ from loraforge.programs.outlook import Outlook
 from loraforge.programs.table import runtime
 from loraforge.scale.rule import Statement
 from loraforge.text import command, fraction, listed
-
-if TYPE_CHECKING:
-    from loraforge.diagnosis.factors import Numbers
 
 
 class Kind(Enum):
@@ -56,7 +53,7 @@ class Verdict:
     why: str
     """One sentence for a reader; no code decides by it."""
     numbers: tuple[float, ...] = ()
-    """The scales it may have been trained at, or the ratios of the scale that is applied to that of training."""
+    """The scales it may have been trained at, or the ratios of the applied scale to the scale of training."""
 
     @property
     def text(self) -> str:
@@ -64,19 +61,18 @@ class Verdict:
         if self.kind is Kind.OTHER_STRENGTH:
             return strength_text(self.numbers)
         choices = " or ".join(f"{scale:g}" for scale in self.numbers)
-        text: str = self.kind.value
-        return text.format(choices=choices, scales=listed_scales(self.numbers))
+        return str(self.kind.value).format(choices=choices, scales=listed_scales(self.numbers))
 
 
-def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: str, unshown: str = "") -> Verdict:
-    """The verdict. `found`: None where the header alone is known. `unshown`: why nobody knows what it is."""
+def judge(adapter: Adapter, measured: Numbers | None, own: Outlook | None, misfit: str, unshown: str = "") -> Verdict:
+    """The verdict. `measured`: None if only the header is known. `unshown`: why the architecture is unknown."""
     total = len(adapter.modules)
-    if found and found.broken:
+    if measured and measured.broken:
         why = "the training diverged, or a conversion to float16 overflowed"
-        return Verdict(Kind.BROKEN, f"NaN or infinity in {named(found.broken)}: {why}")
+        return Verdict(Kind.BROKEN, f"NaN or infinity in {named(measured.broken)}: {why}")
     if misfit:
         return Verdict(Kind.WRONG_BASE, misfit)
-    if found and len(found.dead) == total:
+    if measured and len(measured.dead) == total:
         why = "A or B of every module is zero: it was never trained, or the wrong tensors were saved"
         return Verdict(Kind.NOTHING, why)
     if own and own.raises:
@@ -91,25 +87,25 @@ def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: 
         return Verdict(Kind.SCALE_AMBIGUOUS, f"{adapter.scale.source}{applies}", tuple(different.values()))
     if adapter.scale.program or adapter.scale.provenance == "assumed":
         what = "its scale is not that of training" if adapter.scale.program else "the scale is assumed"
-        return Verdict(Kind.SCALE_ASSUMED, f"{what}: {adapter.scale.source}{applies}", scalings(adapter))
+        return Verdict(Kind.SCALE_ASSUMED, f"{what}: {adapter.scale.source}{applies}", adapter.scalings)
     if own and own.ratios not in ((), (1.0,)):
-        why = f"{own.title} applies {listed_scales(own.scalings)}, and training used {trained(adapter)}"
+        why = f"{own.title} applies {listed_scales(own.scalings)}, and training used {listed_scales(adapter.scalings)}"
         return Verdict(Kind.OTHER_STRENGTH, why, own.ratios)
     if own and own.otherwise:
         return Verdict(Kind.IN_PART, f"{own.title} applies {own.otherwise}")
     if own and own.applied < total:
         return Verdict(Kind.IN_PART, f"{own.title} applies {own.applied} of the {total} modules")
-    if found and found.dead:
-        return Verdict(Kind.IN_PART, f"A or B of {named(found.dead)} is zero")
-    if found and found.coarse:
-        why = f"{named(found.coarse)}: numbers so small that float16 rounds off more than {CEILING:.0%} of the update"
-        mend = "unless they were trained in it; convert the original to --dtype fp32 or bf16"
-        return Verdict(Kind.COARSE, f"{why}, {mend}")
+    if measured and measured.dead:
+        return Verdict(Kind.IN_PART, f"A or B of {named(measured.dead)} is zero")
+    if measured and measured.coarse:
+        why = f"numbers so small that float16 rounds off more than {CEILING:.0%} of the update"
+        remedy = "unless they were trained in it; convert the original to --dtype fp32 or bf16"
+        return Verdict(Kind.COARSE, f"{named(measured.coarse)}: {why}, {remedy}")
     if unshown:
         return Verdict(Kind.NO_ARCHITECTURE, unshown)
     if own is None:
         return Verdict(Kind.NO_PROGRAM, "no program is known that loads this format as it is")
-    if found is None:
+    if measured is None:
         why = f"by its header {own.title} applies all {total} modules at the scale of training"
         return Verdict(Kind.NO_TENSORS, f"{why}; whether their numbers are whole needs the tensors")
     return Verdict(Kind.AS_TRAINED, f"{own.title} applies all {total} modules at the scale of training")
@@ -118,7 +114,7 @@ def judge(adapter: Adapter, found: Numbers | None, own: Outlook | None, misfit: 
 def remedies(
     path: str | Path, adapter: Adapter, verdict: Verdict, own: Outlook | None, stated: Statement, *, dead: bool
 ) -> Iterator[Try]:
-    """The command, and what to change in the program where no file can be right in it."""
+    """The commands to type, and what to change in the program if no file can be right in it."""
     if verdict.kind is Kind.AS_TRAINED:
         return
     again = ("loraforge", "doctor", path)
@@ -139,7 +135,7 @@ def remedies(
 
 
 def _conversion(path: str | Path, adapter: Adapter, own: Outlook | None, stated: Statement) -> Iterator[Try]:
-    """The conversion that makes a file which is right in the program, and what to change there."""
+    """The conversion that makes a file that the program applies as trained, and what to change in the program."""
     to = runtime(own.runtime).format if own else "diffusers"
     scale = stated.options if adapter.scale.provenance == "given" else ()
     known = formats().get(to)
@@ -156,25 +152,11 @@ def _conversion(path: str | Path, adapter: Adapter, own: Outlook | None, stated:
         yield Try(f"# then: {own.instead}")
 
 
-def ranks(adapter: Adapter) -> str:
-    """The distinct ranks, for a reader."""
-    return ", ".join(map(str, sorted({w.rank for delta in adapter.modules.values() for w in delta})))
-
-
-def scalings(adapter: Adapter) -> tuple[float, ...]:
-    """The distinct scales of training."""
-    return tuple(sorted({w.scaling for delta in adapter.modules.values() for w in delta}))
-
-
-def trained(adapter: Adapter) -> str:
-    """The distinct scales of training, for a reader."""
-    return listed_scales(scalings(adapter))
-
-
 def listed_scales(scalings: Sequence[float]) -> str:
+    """Scales, for a reader."""
     return ", ".join(map(fraction, scalings)) or "nothing"
 
 
 def named(modules: Sequence[str]) -> str:
-    """Modules, the first of many."""
+    """A list of modules for a reader, cut after three."""
     return f"{len(modules)} modules ({listed(list(modules), 3)})" if len(modules) > 1 else "".join(modules)

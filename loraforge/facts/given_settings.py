@@ -44,7 +44,7 @@ def checked(pairs: Iterable[tuple[str, Any]]) -> Settings:
             raise LoraforgeError(f"there is no setting {shown(key)}; there are {', '.join(KEYS)}.", _example(near))
         if key in settings:
             raise LoraforgeError(f"{key} is given twice.", _example(key))
-        read = _READERS[KEYS[key]](value.strip() if isinstance(value, str) else value)
+        read = KINDS[KEYS[key]][0](value.strip() if isinstance(value, str) else value)
         if read is None:
             raise LoraforgeError(f"{key} is {KEYS[key]}, not {shown(value)}.", _example(key))
         settings[key] = read
@@ -52,26 +52,24 @@ def checked(pairs: Iterable[tuple[str, Any]]) -> Settings:
 
 
 def _example(key: str) -> Try:
-    return adding("--settings", f"{key}={EXAMPLES[KEYS[key]]}")
+    return adding("--settings", f"{key}={KINDS[KEYS[key]][1]}")
 
 
 def _file(path: Path) -> list[tuple[str, Any]]:
     """The pairs of a JSON object, with repeated keys. Raises FileError if there is none in the file."""
     try:
         with path.open("rb") as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
             raise ValueError("more than a megabyte")
-        pairs = json.loads(text, object_pairs_hook=tuple)
+        pairs = json.loads(content, object_pairs_hook=tuple)
     except OSError as error:
-        raise FileError(
-            f"{path} is neither KEY=VALUE nor a file that can be read: {error.strerror}.",
-            adding("--settings", "num_frames=49"),
-        ) from None
+        text = f"{path} is neither KEY=VALUE nor a file that can be read: {error.strerror}."
+        raise FileError(text, _example("num_frames")) from None
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not JSON: {error}.", adding("--settings", "num_frames=49")) from None
+        raise FileError(f"{path} is not JSON: {error}.", _example("num_frames")) from None
     if not isinstance(pairs, tuple):
-        raise FileError(f"{path} holds no JSON object of settings.", adding("--settings", "num_frames=49"))
+        raise FileError(f"{path} holds no JSON object of settings.", _example("num_frames"))
     return list(pairs)
 
 
@@ -115,24 +113,23 @@ def _matching(pattern: str) -> Callable[[object], str | None]:
     return lambda value: value if isinstance(value, str) and re.fullmatch(pattern, value) else None
 
 
-_YES_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+def _yes_no(value: object) -> bool | None:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    return words.get(value.lower()) if isinstance(value, str) else value if isinstance(value, bool) else None
 
-_READERS: dict[str, Callable[[Any], Value | None]] = {
-    "a positive whole number": _whole,
-    "a whole number from 0": lambda value: _whole(value, 0),
-    "a number": _number,
-    "true or false": lambda value: _YES_NO.get(value.lower()) if isinstance(value, str) else _true_or_false(value),
-    "the name of a class": _matching(r"[A-Za-z_]\w{0,99}"),
-    "leading, linspace or trailing": _matching("leading|linspace|trailing"),
-    "float16, bfloat16 or float32": _dtype,
-    "cpu, cuda or cuda:N": _matching(r"(cpu|mps|xpu|npu|cuda)(:[0-9]{1,3})?"),
-    "names of components": _components,
+
+KINDS: dict[str, tuple[Callable[[Any], Value | None], str]] = {
+    "a positive whole number": (_whole, "49"),
+    "a whole number from 0": (lambda value: _whole(value, 0), "42"),
+    "a number": (_number, "1.0"),
+    "true or false": (_yes_no, "true"),
+    "the name of a class": (_matching(r"[A-Za-z_]\w{0,99}"), "CogVideoXDPMScheduler"),
+    "leading, linspace or trailing": (_matching("leading|linspace|trailing"), "trailing"),
+    "float16, bfloat16 or float32": (_dtype, "bfloat16"),
+    "cpu, cuda or cuda:N": (_matching(r"(cpu|mps|xpu|npu|cuda)(:[0-9]{1,3})?"), "cpu"),
+    "names of components": (_components, "transformer"),
 }
-
-
-def _true_or_false(value: object) -> bool | None:
-    return value if isinstance(value, bool) else None
-
+"""What a value must be, in words -> the reader of such a value (None if it is not one), and an example."""
 
 KEYS = {
     "scheduler": "the name of a class",
@@ -153,18 +150,6 @@ KEYS = {
     "fuse_components": "names of components",
 }
 """Every setting -> what its value must be, in words."""
-
-EXAMPLES = {
-    "a positive whole number": "49",
-    "a whole number from 0": "42",
-    "a number": "1.0",
-    "true or false": "true",
-    "the name of a class": "CogVideoXDPMScheduler",
-    "leading, linspace or trailing": "trailing",
-    "float16, bfloat16 or float32": "bfloat16",
-    "cpu, cuda or cuda:N": "cpu",
-    "names of components": "transformer",
-}
 
 
 def words(value: Value | None) -> str:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from loraforge.facts.given_settings import KEYS, Settings, Value, checked, words
-from loraforge.facts.variants import USUAL_RANK, _preset, preset, settings, table
+from loraforge.facts.variants import USUAL_RANK, VariantSettings, preset, preset_entry, settings, table
 from loraforge.text import listed
-
-if TYPE_CHECKING:
-    from loraforge.facts.variants import VariantSettings
 
 Severity: TypeAlias = Literal["wrong", "differs", "fine"]
 Judgement: TypeAlias = tuple[Value | None, Severity, str]
@@ -44,10 +41,11 @@ def compare(given: Settings, variant: str, *, like: str | None = None, rank: int
     """
     given, wants = checked(given.items()), settings(variant)
     wanted = _strength_where_given(preset(like, variant, rank=rank), given) if like else {}
+    entry = preset_entry(like) if like else {}
     findings: list[Finding] = []
     for key in KEYS:
-        finding = Finding(key, given[key], *_judged(key, given, wants, rank), _source(key)) if key in given else None
-        entry = _preset(like) if like else {}
+        source = table()["sources"][key]
+        finding = Finding(key, given[key], *_judged(key, given, wants, rank), source) if key in given else None
         final = finding is not None and (finding.severity == "wrong" or key in entry.get("as_variant", ()))
         if key in wanted and not final:
             compared = _with_preset(key, given, wanted[key], entry)
@@ -55,10 +53,6 @@ def compare(given: Settings, variant: str, *, like: str | None = None, rank: int
         if finding is not None:
             findings.append(finding)
     return findings
-
-
-def _source(key: str) -> str:
-    return str(table()["sources"][key])
 
 
 def _strength_where_given(values: Settings, given: Settings) -> Settings:
@@ -72,20 +66,16 @@ def _strength_where_given(values: Settings, given: Settings) -> Settings:
 
 def _with_preset(key: str, given: Settings, wanted: Value, entry: Mapping[str, Any]) -> Finding:
     """The given value, or else Diffusers' default, compared with that of a preset."""
-    default = table()["defaults"].get(key)
+    default = {"adapter_strength": 1.0, **table()["defaults"]}.get(key)
     value: Value | None = given.get(key, tuple(default) if isinstance(default, list) else default)
-    if key == "adapter_strength" and value is None:
-        value = 1.0
-    still_differs = entry.get("still_differs", {}).get(key)
-    judged: tuple[Severity, str] = ("fine", "")
     if value is None:
-        judged = "differs", f"not given; {entry['title']}: {words(wanted)}"
+        consequence = f"not given; {entry['title']}: {words(wanted)}"
     elif not _same(key, value, wanted):
         why = _UNLIKE.get(key, "not the same video")
-        judged = "differs", f"{'' if key in given else 'by default; '}{entry['title']}: {words(wanted)}; {why}"
-    elif still_differs:
-        judged = "differs", still_differs
-    return Finding(key, value, wanted, *judged, entry["source"])
+        consequence = f"{'' if key in given else 'by default; '}{entry['title']}: {words(wanted)}; {why}"
+    else:
+        consequence = entry.get("still_differs", {}).get(key, "")
+    return Finding(key, value, wanted, "differs" if consequence else "fine", consequence, entry["source"])
 
 
 _UNLIKE = {
@@ -100,64 +90,72 @@ _UNLIKE = {
 def _same(key: str, one: Value, other: Value) -> bool:
     if key == "generator_device":
         return str(one).partition(":")[0] == str(other).partition(":")[0]
-    if isinstance(one, float) or isinstance(other, float):
-        return (
-            isinstance(one, int | float) and isinstance(other, int | float) and math.isclose(one, other, rel_tol=1e-6)
-        )
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-6)
     return one == other
 
 
-def _judged(key: str, given: Settings, wants: VariantSettings, rank: int | None) -> Judgement:
-    if key in _RULES:
-        return _RULES[key](given, wants)
+def _judged(key: str, given: Mapping[str, Any], wants: VariantSettings, rank: int | None) -> Judgement:
     if key in STRENGTHS:
         return _strength(key, given, rank)
+    if key in _RULES:
+        return _RULES[key](given, wants)
     wanted = getattr(wants, key, None)
     if wanted is None or _same(key, given[key], wanted):
         return wanted, "fine", ""
-    return wanted, "differs", _USUAL.get(key, "")
+    return wanted, *_OTHER[key](given[key], wants)
 
 
-_USUAL = {
-    "num_inference_steps": "more steps take longer, fewer blur; two runs agree only with the same number",
-    "fps": "the same frames, played at another speed than the model learnt",
-}
-
-
-def _real(given: Settings, key: str) -> float:
-    value = given[key]
-    assert isinstance(value, int | float)
-    return float(value)
-
-
-def _count(given: Settings, key: str) -> int:
-    value = given[key]
-    assert isinstance(value, int)
-    return value
-
-
-def _scheduler(given: Settings, wants: VariantSettings) -> Judgement:
-    name = given["scheduler"]
-    if name == wants.scheduler:
-        return wants.scheduler, "fine", ""
+def _scheduler(name: str, wants: VariantSettings) -> tuple[Severity, str]:
     if name in table()["schedulers"]:
-        return wants.scheduler, "differs", "both work; CogVideo recommends the other one for this variant"
+        return "differs", "both work; CogVideo recommends the other one for this variant"
     why = "not one of the two schedulers that the pipeline is written for"
     if wants.snr_shift_scale != 1:
         why += f", and it has no snr_shift_scale ({wants.snr_shift_scale:g} here), so its noise schedule is another one"
-    return wants.scheduler, "wrong", why
+    return "wrong", why
 
 
-def _spacing(given: Settings, wants: VariantSettings) -> Judgement:
-    spacing, wanted = given["timestep_spacing"], wants.timestep_spacing
-    if spacing == wanted:
-        return wanted, "fine", ""
+def _spacing(spacing: str, _: VariantSettings) -> tuple[Severity, str]:
     if spacing == "leading":
-        return wanted, "wrong", "it skips the last timestep: the model gets pure noise and is told that there is less"
-    return wanted, "differs", "not the timesteps at which the model is usually sampled"
+        return "wrong", "it skips the last timestep: the model gets pure noise and is told that there is less"
+    return "differs", "not the timesteps at which the model is usually sampled"
 
 
-def _dynamic(given: Settings, wants: VariantSettings) -> Judgement:
+def _guidance(value: float, _: VariantSettings) -> tuple[Severity, str]:
+    if value <= 1:
+        return "differs", "no guidance: the prompt and the adapter's effect on it are weak"
+    return "differs", "the prompt and the adapter's effect on it are stronger or weaker"
+
+
+def _dtype(name: str, wants: VariantSettings) -> tuple[Severity, str]:
+    if name in wants.dtypes_wrong:
+        return "wrong", wants.dtypes_wrong[name]
+    if name == "float32":
+        return "differs", "twice the memory and slower; no less exact"
+    return "differs", "not the element type the model was trained in"
+
+
+def _tokens(count: int, wants: VariantSettings) -> tuple[Severity, str]:
+    wanted = wants.max_sequence_length
+    if wants.positions != "rotary":
+        return "wrong", f"Diffusers fails: the positions are laid out for {wanted} text tokens"
+    return "differs", "longer prompts are cut" if count < wanted else f"the model was trained with {wanted} text tokens"
+
+
+_STEPS = "more steps take longer, fewer blur; two runs agree only with the same number"
+_OTHER: dict[str, Callable[[Any, VariantSettings], tuple[Severity, str]]] = {
+    "scheduler": _scheduler,
+    "timestep_spacing": _spacing,
+    "guidance_scale": _guidance,
+    "num_inference_steps": lambda *_: ("differs", _STEPS),
+    "fps": lambda *_: ("differs", "the same frames, played at another speed than the model learnt"),
+    "torch_dtype": _dtype,
+    "max_sequence_length": _tokens,
+}
+"""What another value than the variant's own means, where that is the one right value."""
+
+
+def _dynamic(given: Mapping[str, Any], wants: VariantSettings) -> Judgement:
     scheduler = given.get("scheduler", wants.scheduler)
     varying = [name for name, entry in table()["schedulers"].items() if entry["use_dynamic_cfg"]]
     wanted = scheduler in varying
@@ -168,17 +166,8 @@ def _dynamic(given: Settings, wants: VariantSettings) -> Judgement:
     return wanted, "differs", "the guidance is the same in every step; with the DPM scheduler it should vary"
 
 
-def _guidance(given: Settings, wants: VariantSettings) -> Judgement:
-    value = _real(given, "guidance_scale")
-    if _same("guidance_scale", value, wants.guidance_scale):
-        return wants.guidance_scale, "fine", ""
-    if value <= 1:
-        return wants.guidance_scale, "differs", "no guidance: the prompt and the adapter's effect on it are weak"
-    return wants.guidance_scale, "differs", "the prompt and the adapter's effect on it are stronger or weaker"
-
-
-def _frames(given: Settings, wants: VariantSettings) -> Judgement:
-    count = _count(given, "num_frames")
+def _frames(given: Mapping[str, Any], wants: VariantSettings) -> Judgement:
+    count = given["num_frames"]
     valid = wants.nearest(count)
     near = valid[0] if len(valid) == 1 else " or ".join(map(str, valid))
     if count not in wants.counts:
@@ -192,52 +181,41 @@ def _frames(given: Settings, wants: VariantSettings) -> Judgement:
     return count, "fine", ""
 
 
-def _size(key: str, given: Settings, wants: VariantSettings) -> Judgement:
-    height, width = (
-        _count(given, side) if side in given else int(getattr(wants, side)) for side in ("height", "width")
-    )
+def _size(key: str, given: Mapping[str, Any], wants: VariantSettings) -> Judgement:
+    height, width = given.get("height", wants.height), given.get("width", wants.width)
     wanted: int = getattr(wants, key)
     if wants.allows(height, width) or given[key] == wanted:
         return given[key] if wants.allows(height, width) else wanted, "fine", ""
+    usual = f"{wants.height}x{wants.width}"  # in the order of Diffusers' parameters
     swapped = "; are height and width swapped?" if (width, height) == (wants.height, wants.width) else ""
-    if _count(given, key) % SPATIAL:
+    if given[key] % SPATIAL:
         return wanted, "wrong", f"not a multiple of {SPATIAL}: it cannot be cut into patches{swapped}"
     if wants.positions == "learned":
-        return wanted, "wrong", f"Diffusers refuses: the learned positions are for {height_by(wants)}{swapped}"
-    rule = f"{height_by(wants)}{f' ({wants.sides})' if wants.sides else ''}"
+        return wanted, "wrong", f"Diffusers refuses: the learned positions are for {usual}{swapped}"
+    rule = f"{usual} ({wants.sides})" if wants.sides else usual
     return wanted, "differs", f"not a size this model was made for: {rule}{swapped}"
 
 
-def height_by(wants: VariantSettings) -> str:
-    """Height and width in the order of Diffusers' parameters."""
-    return f"{wants.height}x{wants.width}"
+def _fused(given: Mapping[str, Any], _: VariantSettings) -> Judgement:
+    wanted = ("transformer",)
+    if others := [name for name in given["fuse_components"] if name not in wanted]:
+        return wanted, "wrong", f"fuse_lora raises ValueError: CogVideoX has no {listed(others)} to fuse"
+    return wanted, "fine", ""
 
 
-def _dtype(given: Settings, wants: VariantSettings) -> Judgement:
-    name = str(given["torch_dtype"])
-    if name in wants.dtypes_wrong:
-        return wants.torch_dtype, "wrong", wants.dtypes_wrong[name]
-    if name == wants.torch_dtype:
-        return wants.torch_dtype, "fine", ""
-    if name == "float32":
-        return wants.torch_dtype, "differs", "twice the memory and slower; no less exact"
-    return wants.torch_dtype, "differs", "not the element type the model was trained in"
+_RULES: dict[str, Callable[[Mapping[str, Any], VariantSettings], Judgement]] = {
+    "use_dynamic_cfg": _dynamic,
+    "num_frames": _frames,
+    "height": lambda given, wants: _size("height", given, wants),
+    "width": lambda given, wants: _size("width", given, wants),
+    "fuse_components": _fused,
+}
+"""How settings are judged that have several right values, or one that other settings decide."""
 
 
-def _tokens(given: Settings, wants: VariantSettings) -> Judgement:
-    count, wanted = _count(given, "max_sequence_length"), wants.max_sequence_length
-    if count == wanted:
-        return wanted, "fine", ""
-    if wants.positions != "rotary":
-        return wanted, "wrong", f"Diffusers fails: the positions are laid out for {wanted} text tokens"
-    if count < wanted:
-        return wanted, "differs", "longer prompts are cut"
-    return wanted, "differs", f"the model was trained with {wanted} text tokens"
-
-
-def _strength(key: str, given: Settings, rank: int | None) -> Judgement:
-    value = _real(given, key)
-    product = math.prod([_real(given, name) for name in STRENGTHS if name in given])
+def _strength(key: str, given: Mapping[str, Any], rank: int | None) -> Judgement:
+    value = float(given[key])
+    product = math.prod(given[name] for name in STRENGTHS if name in given)
     if value == 1:
         return 1.0, "fine", ""
     if value == 0:
@@ -249,26 +227,3 @@ def _strength(key: str, given: Settings, rank: int | None) -> Judgement:
         why = f"1/{rank or USUAL_RANK}, as with SAT's lora_alpha 1 and in cli_demo before 2025-02-24: right only for a "
         return 1.0, "differs", f"{why}file that SAT trained and that holds no scale; others have almost no effect"
     return 1.0, "differs", "1 acts as trained where the file holds or records its scale"
-
-
-def _fused(given: Settings, _: VariantSettings) -> Judgement:
-    wanted = ("transformer",)
-    names = given["fuse_components"]
-    others = [name for name in names if name not in wanted] if isinstance(names, tuple) else []
-    if others:
-        return wanted, "wrong", f"fuse_lora raises ValueError: CogVideoX has no {listed(others)} to fuse"
-    return wanted, "fine", ""
-
-
-_RULES: dict[str, Callable[[Settings, VariantSettings], Judgement]] = {
-    "scheduler": _scheduler,
-    "timestep_spacing": _spacing,
-    "use_dynamic_cfg": _dynamic,
-    "guidance_scale": _guidance,
-    "num_frames": _frames,
-    "height": lambda given, wants: _size("height", given, wants),
-    "width": lambda given, wants: _size("width", given, wants),
-    "torch_dtype": _dtype,
-    "max_sequence_length": _tokens,
-    "fuse_components": _fused,
-}

@@ -18,7 +18,7 @@ MOST = 4_000_000
 NEAR = 4_000
 """Distance, in characters, within which the words of `near` and `unless` are looked for."""
 TRIES = 500
-"""The most places per failure text that are tried because its last piece was found there."""
+"""How many occurrences of its last piece are tried per failure text."""
 GAPS = {"#": 12, "*": 300, "**": 60_000}
 """The most characters that each wildcard matches."""
 
@@ -58,53 +58,43 @@ class Symptom:
         """The entry of the JSON document in one language; `file` is the adapter in its commands."""
         return {
             "id": self.id,
-            "title": self.said("title", lang),
+            "title": self.text("title", lang),
             "texts": list(self.any),
             "exact": self.exact,
-            "cause": self.said("cause", lang),
-            "check": self.said("check", lang),
+            "cause": self.text("cause", lang),
+            "check": self.text("check", lang),
             "check_command": filled(self.check_command, file),
-            "fix": self.said("fix", lang),
+            "fix": self.text("fix", lang),
             "fix_command": filled(self.fix_command, file),
             "sources": list(self.sources),
         }
 
-    def said(self, field: str, lang: str) -> str:
+    def text(self, field: str, lang: str) -> str:
         """The field `title`, `cause`, `check` or `fix` in a language: en or zh."""
-        text: str = getattr(self, f"{field}_zh" if lang == "zh" else field)
-        return text
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The position of a failure text in a log, and how many of its characters are not wildcards."""
-
-    start: int
-    end: int
-    literal: int
+        return str(getattr(self, f"{field}_zh" if lang == "zh" else field))
 
 
 @cache
 def symptoms() -> Mapping[str, Symptom]:
     """Every known failure, by its id."""
-    return {name: _symptom(name, entry) for name, entry in package_table("facts/symptoms").items()}
-
-
-def _symptom(name: str, entry: Mapping[str, Any]) -> Symptom:
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-    return Symptom(id=name, **fields)
+    known = {}
+    for name, entry in package_table("facts/symptoms").items():
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        }
+        known[name] = Symptom(name, **fields)
+    return known
 
 
 def find(text: str) -> list[Symptom]:
     """The failures whose text occurs in a log: the longest literal text first, then the last in the log."""
     log = normal(text)
-    matches = dict[str, Place]()
+    ranks = dict[str, tuple[int, int]]()
     for symptom in symptoms().values():
-        places = list(filter(None, (_place(log, fragment, symptom) for fragment in symptom.any)))
-        if places:
-            matches[symptom.id] = max(places, key=_rank)
-    less_specific = {name for match in matches for name in symptoms()[match].over}
-    order = sorted(matches.keys() - less_specific, key=lambda name: _rank(matches[name]), reverse=True)
+        if matches := [match for fragment in symptom.any if (match := _match(log, fragment, symptom))]:
+            ranks[symptom.id] = max(matches)
+    less_specific = {name for match in ranks for name in symptoms()[match].over}
+    order = sorted(ranks.keys() - less_specific, key=lambda name: ranks[name], reverse=True)
     return [symptoms()[name] for name in order]
 
 
@@ -118,9 +108,7 @@ def normal(text: str) -> str:
 
 def filled(template: str | None, file: str | Path) -> str | None:
     """A command with the adapter's path for `{file}`, quoted for a shell; None if there is no command."""
-    if template is None:
-        return None
-    return command(*(Path(file) if word == "{file}" else word for word in template.split()))
+    return template and command(*(Path(file) if word == "{file}" else word for word in template.split()))
 
 
 def language() -> str:
@@ -131,10 +119,6 @@ def language() -> str:
     return "en"
 
 
-def _rank(place: Place) -> tuple[int, int]:
-    return place.literal, place.end
-
-
 @cache
 def _pieces(fragment: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The literal pieces of a fragment, and the largest distance between each and the next."""
@@ -142,8 +126,11 @@ def _pieces(fragment: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(parts[::2]), tuple(GAPS[wild] for wild in parts[1::2])
 
 
-def _place(log: str, fragment: str, symptom: Symptom) -> Place | None:
-    """The last place of a fragment with a `near` word and no `unless` word around it, or None."""
+def _match(log: str, fragment: str, symptom: Symptom) -> tuple[int, int] | None:
+    """The last occurrence of a fragment with a `near` word and no `unless` word around it, or None.
+
+    It is returned as the number of characters in it that are not wildcards, and its end in the log.
+    """
     pieces, gaps = _pieces(fragment)
     limit = len(log)
     for _ in range(TRIES):
@@ -156,7 +143,7 @@ def _place(log: str, fragment: str, symptom: Symptom) -> Place | None:
             continue
         around = log[max(0, start - NEAR) : end + NEAR]
         if (not symptom.near or _has(around, symptom.near)) and not _has(around, symptom.unless):
-            return Place(start, end + len(pieces[-1]), sum(map(len, pieces)))
+            return sum(map(len, pieces)), end + len(pieces[-1])
     return None
 
 

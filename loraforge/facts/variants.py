@@ -8,7 +8,6 @@ from typing import Any
 
 from loraforge.errors import LoraforgeError, Try, adding
 from loraforge.facts.given_settings import KEYS, Settings, Value
-from loraforge.facts.given_settings import parse as parse
 from loraforge.tables import package_table
 from loraforge.text import shown
 
@@ -71,9 +70,8 @@ class VariantSettings:
         return sorted({*below, *above})
 
     def allows(self, height: int, width: int) -> bool:
-        return (height, width) == (self.height, self.width) or (
-            self.sides is not None and self.sides.allow(height, width)
-        )
+        usual = (height, width) == (self.height, self.width)
+        return usual or (self.sides is not None and self.sides.allow(height, width))
 
 
 def table() -> dict[str, Any]:
@@ -99,24 +97,23 @@ def preset(name: str, variant: str, *, rank: int | None = None) -> Settings:
 
     Raises LoraforgeError if the program or the variant is unknown, or if the program does not run the variant.
     """
-    entry, wants = _preset(name), settings(variant)
+    entry, wants = preset_entry(name), settings(variant)
     runs = entry.get("variants", [variant])
     if variant not in runs:
-        raise LoraforgeError(
-            f"{entry['title']} does not run {variant}, only {', '.join(runs)}.",
-            adding("--like", "cli_demo", why="CogVideo's script that runs every variant"),
-        )
+        text = f"{entry['title']} does not run {variant}, only {', '.join(runs)}."
+        raise LoraforgeError(text, adding("--like", "cli_demo", why="CogVideo's script that runs every variant"))
     values: dict[str, Value] = {key: getattr(wants, key) for key in entry.get("as_variant", ())}
-    for key, value in entry["values"].items():
-        values[key] = tuple(value) if isinstance(value, list) else value
+    values |= {key: tuple(value) if isinstance(value, list) else value for key, value in entry["values"].items()}
     if values.get("adapter_strength") == "1/rank":
         values["adapter_strength"] = 1 / (rank or USUAL_RANK)
     return {key: values[key] for key in KEYS if key in values}
 
 
-def _preset(name: str) -> dict[str, Any]:
+def preset_entry(name: str) -> Mapping[str, Any]:
+    """The entry of a preset in the table. Raises LoraforgeError if it is unknown."""
     _known(name, table()["presets"], "preset", adding("--like", "cli_demo"))
-    return dict(table()["presets"][name])
+    entry: Mapping[str, Any] = table()["presets"][name]
+    return entry
 
 
 def _known(name: str, names: Mapping[str, Any], what: str, *remedies: Try) -> None:

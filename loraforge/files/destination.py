@@ -41,103 +41,98 @@ def destination(
     would state too. Raises OutputError when a file exists (unless `force`), cannot exist, lies inside a
     source, or has the suffix of another kind; and when the folder holds what the configuration would speak for.
     """
-    place = out or Path(default)
+    target = out or Path(default)
     try:
-        found = _named(place, tuple(names), to)
-        for name in found.names:
+        chosen = _named(target, tuple(names), to)
+        files = [chosen.folder / name for name in chosen.names]
+        for file in files:
             for source in sources:
-                _apart(found.folder / name, source, default, found)
-            _free(found.folder / name, found, force=force)
-        own = {found.folder / name for name in found.names}
-        others = sorted({path for pattern in governs for path in found.folder.glob(pattern)} - own)
+                _check_outside(file, source, default, chosen)
+            _check_free(file, chosen, force=force)
+        others = sorted({path for pattern in governs for path in chosen.folder.glob(pattern)} - set(files))
     except (OSError, ValueError, RuntimeError) as error:
-        raise OutputError(f"{_short(place)} cannot be written: {_reason(error)}.", _elsewhere(names[0])) from error
+        raise _cannot_be_written(target, error, names[0]) from error
     if others:
-        raise OutputError(
-            f"{found.folder} holds {others[0].relative_to(found.folder)}, for which {' and '.join(found.names[1:])} "
-            "would speak too, with a scale that is not its own.",
-            adding("-o", _beside(found), why="a folder of its own"),
-        )
-    return found
+        what = f"{chosen.folder} holds {others[0].relative_to(chosen.folder)}, for which {' and '.join(names[1:])}"
+        text = f"{what} would speak too, with a scale that is not its own."
+        raise OutputError(text, adding("-o", _beside(chosen), why="a folder of its own"))
+    return chosen
 
 
-def _named(place: Path, names: tuple[str, ...], to: str) -> Destination:
-    """What a destination means: a file where its suffix says so and one is enough, else a folder."""
-    if place.suffix not in TENSORS or place.is_dir():
-        one = len(names) == 1 and place.suffix == ".safetensors"
-        return Destination(place.parent, (place.name,)) if one else Destination(place, names)
-    if len(names) > 1:
-        raise OutputError(f"{place}: {to} is a folder of {', '.join(names)}.", adding("-o", place.with_suffix("")))
-    if place.suffix != ".safetensors":
-        right = place.with_suffix(".safetensors")
-        raise OutputError(f"{place}: what is written is a safetensors file.", adding("-o", right))
-    return Destination(place.parent, (place.name,))
+def _named(target: Path, names: tuple[str, ...], to: str) -> Destination:
+    """The file `target` if its suffix says so and there is one to write, else the folder `target`."""
+    if target.suffix in TENSORS and not target.is_dir():
+        if len(names) > 1:
+            text = f"{target}: {to} is a folder of {', '.join(names)}."
+            raise OutputError(text, adding("-o", target.with_suffix("")))
+        if target.suffix != ".safetensors":
+            right = adding("-o", target.with_suffix(".safetensors"))
+            raise OutputError(f"{target}: what is written is a safetensors file.", right)
+    one = len(names) == 1 and target.suffix == ".safetensors"
+    return Destination(target.parent, (target.name,)) if one else Destination(target, names)
 
 
-def _apart(file: Path, source: Path, default: str, found: Destination) -> None:
+def _check_outside(file: Path, source: Path, default: str, chosen: Destination) -> None:
     whole, origin = file.resolve(), source.resolve()
-    if whole != origin and not (source.is_dir() and whole.is_relative_to(origin)):
-        return
-    beside = Path(os.path.relpath(origin.parent)) / default
-    elsewhere = _elsewhere(file.name) if len(found.names) == 1 else adding("-o", _beside(found), why="beside it")
-    raise OutputError(
-        f"{file} lies inside the source {source}, which is left as it is.",
-        adding("-o", beside, why="beside it") if source.is_dir() else elsewhere,
-    )
+    if whole == origin or (source.is_dir() and whole.is_relative_to(origin)):
+        if source.is_dir():
+            remedy = adding("-o", Path(os.path.relpath(origin.parent)) / default, why="beside it")
+        else:
+            one = len(chosen.names) == 1
+            remedy = _elsewhere(file.name) if one else adding("-o", _beside(chosen), why="beside it")
+        raise OutputError(f"{file} lies inside the source {source}, which is left as it is.", remedy)
 
 
-def _free(file: Path, found: Destination, *, force: bool) -> None:
+def _check_free(file: Path, chosen: Destination, *, force: bool) -> None:
     if file.is_dir():
         raise OutputError(f"{file} is a folder, not a file.", _elsewhere(file.name))
     if file.exists() and not force:
-        other = file.with_stem(f"{file.stem}-2") if len(found.names) == 1 else _beside(found)
-        raise OutputError(
-            f"{file} exists.", adding("--force", why="replace it"), adding("-o", other, why="another name")
-        )
+        other = file.with_stem(f"{file.stem}-2") if len(chosen.names) == 1 else _beside(chosen)
+        remedies = adding("--force", why="replace it"), adding("-o", other, why="another name")
+        raise OutputError(f"{file} exists.", *remedies)
 
 
-def _beside(found: Destination) -> Path:
-    return found.folder.with_name(f"{found.folder.name}-2")
+def _beside(chosen: Destination) -> Path:
+    return chosen.folder.with_name(f"{chosen.folder.name}-2")
 
 
 @contextmanager
-def replacing(place: Destination, nbytes: int, *, force: bool = True) -> Iterator[Path]:
+def replacing(target: Destination, nbytes: int, *, force: bool = True) -> Iterator[Path]:
     """A temporary folder whose files take their places when the block ends well, and vanish when it does not.
 
     A folder that is new appears in one step. In one that exists each file is replaced in one step, the
     tensor file first. Raises OutputError when the disk cannot be written or has no `nbytes` left, and,
     unless `force`, when one of the files has appeared meanwhile.
     """
-    folder = place.folder
+    folder, names, first = target.folder, target.names, target.file
     temporary = (folder if folder.exists() else folder.parent) / f".{os.urandom(8).hex()}.part"
     made: list[Path] = []
     try:
-        made = [above for above in (temporary.parent, *temporary.parent.parents) if not above.exists()]
+        made = [above for above in temporary.parents if not above.exists()]
         temporary.mkdir(parents=True)
         free = shutil.disk_usage(temporary).free
         if free < nbytes:
-            raise OutputError(
-                f"{place.file} needs {nbytes:,} bytes, and {free:,} are free on its disk.", _elsewhere(place.file.name)
-            )
+            text = f"{first} needs {nbytes:,} bytes, and {free:,} are free on its disk."
+            raise OutputError(text, _elsewhere(first.name))
         yield temporary
-        for name in place.names:
+        for name in names:
             with (temporary / name).open("rb+") as stream:
                 os.fsync(stream.fileno())
-        for name in place.names:
-            _free(folder / name, place, force=force)
+        for name in names:
+            _check_free(folder / name, target, force=force)
         if folder.exists():
-            for name in place.names:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (temporary / name).replace(folder / name)
-                sync_folder((folder / name).parent)
+            for name in names:
+                file = folder / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).replace(file)
+                sync_folder(file.parent)
         else:
             temporary.replace(folder)
         made = []
         sync_folder(folder)
         sync_folder(folder.parent)
     except (OSError, RecursionError) as error:
-        name = place.file.name
-        raise OutputError(f"{_short(place.file)} cannot be written: {_reason(error)}.", _elsewhere(name)) from error
+        raise _cannot_be_written(first, error, first.name) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         for above in made:
@@ -149,12 +144,10 @@ def _elsewhere(name: str) -> Try:
     return adding("-o", Path.home() / Path(name).name[-100:], why="another place")
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _short(file: Path) -> str:
-    return str(file) if len(str(file)) <= 200 else f"...{str(file)[-200:]}"
+def _cannot_be_written(path: Path, error: Exception, name: str) -> OutputError:
+    short = str(path) if len(str(path)) <= 200 else f"...{str(path)[-200:]}"
+    reason = getattr(error, "strerror", None) or error
+    return OutputError(f"{short} cannot be written: {reason}.", _elsewhere(name))
 
 
 def sync_folder(folder: Path) -> None:

@@ -56,11 +56,9 @@ def scan(file: TensorFile, keys: Sequence[str]) -> str:
         if n % RELEASE_EVERY == 0:
             file.release()
     if broken:
-        raise FormatError(
-            f"{file.path}: {len(broken)} tensors contain NaN or infinity: {listed(broken, 5)}. "
-            "Training diverged; take an earlier checkpoint.",
-            command("ls", file.path.absolute().parent.parent),
-        )
+        text = f"{file.path}: {len(broken)} tensors contain NaN or infinity: {listed(broken, 5)}."
+        look = command("ls", file.path.absolute().parent.parent)
+        raise FormatError(f"{text} Training diverged; take an earlier checkpoint.", look)
     return f"sha256:{digest.hexdigest()}"
 
 

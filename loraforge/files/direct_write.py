@@ -11,9 +11,8 @@ import mmap
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import NamedTuple, Self
 
 from loraforge.files.tensorfile import Chunk
 
@@ -23,8 +22,7 @@ _ALIGNED = 4096
 _WRITERS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class _Slot:
+class _Slot(NamedTuple):
     """What one piece needs while it is under way: memory at a page's beginning, and a place in the file of its own."""
 
     file: io.FileIO
@@ -43,10 +41,10 @@ class DirectFile:
         self._begun: deque[Future[_Slot]] = deque()
         self._filled, self._written = 0, 0
 
-    def __enter__(self) -> DirectFile:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 self._end()

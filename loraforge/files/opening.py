@@ -14,16 +14,17 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.files.torch_read import read_torch
 from loraforge.text import command
 
+_OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _BEGINNINGS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "git lfs pull"),
-    (b"<!doctype html", "a web page, probably an error page saved in place of the file", None),
-    (b"<html", "a web page, probably an error page saved in place of the file", None),
-    (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", "a torch file in the format from before 2020", None),
+    ((b"<!doctype html", b"<html"), "a web page, probably an error page saved in place of the file", None),
+    (_OLD_TORCH.lower(), "a torch file in the format from before 2020", None),
     (b"\x80", "a bare pickle, not a tensor file", None),
     (b"\x1f\x8b", "a gzip archive; unpack it first", None),
-    (b"GGUF", "a GGUF model", None),
+    (b"gguf", "a GGUF model", None),
     (b"{", "a JSON text", None),
 )
+"""How another kind of file begins, in lower case; what it is; and the command to type, if not the usual one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,11 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
         if not head:
             what = "empty (0 bytes): the save or the download failed" if is_file else "no file"
             raise FileError(f"{path} is {what}.", look)
-        raise FileError(*_other(path, head))
+        start = head.lstrip().lower()
+        kinds = ((kind, remedy) for begin, kind, remedy in _BEGINNINGS if start.startswith(begin))
+        what = "neither a safetensors file nor a torch archive (or it is damaged at the start)"
+        what, remedy = next(kinds, (what, None))
+        raise FileError(f"{path} is {what}.", remedy or command("file", path))
     try:
         file = container.open(path)
     except FileError as error:
@@ -96,18 +101,6 @@ def snapshot(folder: Path) -> tuple[Path, tuple[str, ...]]:
     chosen = [child for child in held if child.name == name] or (held if not name else [])
     if len(chosen) != 1:
         text = f"{folder} is a folder of the Hub's cache, with {len(held)} snapshots and no main among them: which?"
-        raise FileError(
-            text, *([command("loraforge", "inspect", child) for child in held[:5]] or [command("ls", "-l", folder)])
-        )
+        remedies = [command("loraforge", "inspect", child) for child in held[:5]] or [command("ls", "-l", folder)]
+        raise FileError(text, *remedies)
     return chosen[0], (f"took the snapshot {chosen[0].name[:12]} of {folder.resolve().name}",)
-
-
-def _other(path: Path, head: bytes) -> tuple[str, str]:
-    start = head.lstrip().lower()
-    kind, remedy = next(
-        ((what, fix) for begin, what, fix in _BEGINNINGS if start.startswith(begin.lower())), (None, None)
-    )
-    return (
-        f"{path} is {kind or 'neither a safetensors file nor a torch archive (or it is damaged at the start)'}.",
-        remedy or command("file", path),
-    )

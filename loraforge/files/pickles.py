@@ -45,7 +45,6 @@ _RUNS_CODE = frozenset(
 """Modules and functions no training checkpoint has a use for. Safety does not rest on this list: nothing
 is ever imported. It lets us say that a file is hostile, instead of reading past it."""
 
-
 _RUNS_CODE_ANYWHERE = frozenset(
     "os sys subprocess posix nt importlib ctypes builtins eval exec system popen __import__ __globals__".split()
 )
@@ -75,18 +74,16 @@ def load(
         for opcode, argument, _ in pickletools.genops(data):
             machine.count += 1
             if machine.count > MOST_OPCODES or len(machine.marks) > MOST_DEPTH or len(machine.stack) > MOST_STACK:
-                raise HostileError(
-                    f"{where}: its pickle is larger or deeper than any checkpoint's (opcode {machine.count})."
-                )
-            step = _STEPS.get(opcode.name)
-            if step is None:
+                what = f"larger or deeper than any checkpoint's (opcode {machine.count})"
+                raise HostileError(f"{where}: its pickle is {what}.")
+            if opcode.name not in _STEPS:
                 raise HostileError(f"{where}: its pickle uses {opcode.name}, which no checkpoint needs.")
-            step(machine, argument)
-    except (HostileError, FileError):
-        raise
+            _STEPS[opcode.name](machine, argument)
+        if machine.marks:
+            raise ValueError("a mark is never closed")
+        return machine.stack.pop(), tuple(sorted(machine.globals))
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeError, OverflowError) as error:
         raise FileError(f"{where}: its pickle is damaged ({type(error).__name__}: {error}).") from error
-    return machine.result, tuple(sorted(machine.globals))
 
 
 class _Machine:
@@ -97,7 +94,6 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.globals: set[str] = set()
         self.count = 0
-        self.result: Any = None
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -108,6 +104,15 @@ class _Machine:
 
     def since_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    def last(self, count: int) -> list[Any]:
+        """The `count` topmost values, taken off the stack."""
+        start = len(self.stack) - count
+        if start < 0:
+            raise IndexError("stack underflow")
+        items = self.stack[start:]
+        del self.stack[start:]
         return items
 
     def put(self, index: int) -> None:
@@ -124,167 +129,82 @@ class _Machine:
         self.globals.add(dotted)
         return Global(dotted)
 
-    def call(self, function: Any, arguments: Any) -> Any:
+    def stack_global(self) -> None:
+        module, attribute = self.last(2)
+        if not (isinstance(attribute, str) and isinstance(module, str)):
+            raise ValueError("a global is named by something else than text")
+        self.push(self.name(f"{module}.{attribute}"))
+
+    def reduce(self) -> None:
+        function, arguments = self.last(2)
         known = self.calls.get(function.name) if isinstance(function, Global) else None
         if known is not None and isinstance(arguments, tuple):
-            return known(*arguments)
-        return Opaque(function.name if isinstance(function, Global | Opaque) else type(function).__name__)
+            self.push(known(*arguments))
+        else:
+            self.opaque(function, arguments, default=type(function).__name__)
 
-    def set_items(self, target: Any, items: list[Any]) -> None:
-        if isinstance(target, dict):
+    def opaque(self, kind: Any, *_arguments: Any, default: str = "object") -> None:
+        """Push an Opaque in place of the object that a type or a function would make."""
+        self.push(Opaque(kind.name if isinstance(kind, Global | Opaque) else default))
+
+    def append(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        if isinstance(target := self.stack[-1], dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
                 # a key is hashed: a deep tuple would overflow the stack, and huge numbers can all share one hash
                 plain = key is None or isinstance(key, str | bytes) or (isinstance(key, int) and abs(key) < 1 << 63)
                 target[key if plain else Opaque(type(key).__name__)] = value
 
-    def build(self) -> None:
-        self.stack.pop()  # the state of an object we did not build, or of an OrderedDict's attributes
+    def dictionary(self) -> None:
+        items = self.since_mark()
+        self.push({})
+        self.set_items(items)
 
 
-def _extend(target: Any, items: list[Any]) -> None:
-    if isinstance(target, list):
-        target.extend(items)
-
-
-def _reduce(m: _Machine, _: Any) -> None:
-    arguments = m.stack.pop()
-    m.stack[-1] = m.call(m.stack[-1], arguments)
-
-
-def _new(m: _Machine, count: int) -> None:
-    del m.stack[-count:]
-    m.stack[-1] = Opaque(getattr(m.stack[-1], "name", "object"))
-
-
-def _stack_global(m: _Machine, _: Any) -> None:
-    attribute, module = m.stack.pop(), m.stack.pop()
-    if not (isinstance(attribute, str) and isinstance(module, str)):
-        raise ValueError("a global is named by something else than text")
-    m.push(m.name(f"{module}.{attribute}"))
-
-
-def _object(m: _Machine, name: str | None) -> None:
-    items = m.since_mark()
-    m.push(Opaque(m.name(name.replace(" ", ".", 1)).name if name else getattr(items[0], "name", "object")))
-
-
-def _tuple(size: int) -> Callable[[_Machine, Any], None]:
-    def step(m: _Machine, _: Any) -> None:
-        if len(m.stack) < size:
-            raise IndexError("stack underflow")
-        items = tuple(m.stack[len(m.stack) - size :])
-        del m.stack[len(m.stack) - size :]
-        m.push(items)
-
-    return step
-
-
-def _set_items(m: _Machine, _: Any) -> None:
-    items = m.since_mark()
-    m.set_items(m.stack[-1], items)
-
-
-def _append(m: _Machine, _: Any) -> None:
-    item = m.stack.pop()
-    _extend(m.stack[-1], [item])
-
-
-def _set_item(m: _Machine, _: Any) -> None:
-    value, key = m.stack.pop(), m.stack.pop()
-    m.set_items(m.stack[-1], [key, value])
-
-
-def _appends(m: _Machine, _: Any) -> None:
-    items = m.since_mark()
-    _extend(m.stack[-1], items)
-
-
-def _dictionary(m: _Machine, _: Any) -> None:
-    items, table = m.since_mark(), dict[Any, Any]()
-    m.set_items(table, items)
-    m.push(table)
-
-
-def _opaque_set(m: _Machine, _: Any) -> None:
-    m.since_mark()
-    m.push(Opaque("builtins.frozenset"))
-
-
-def _pop(m: _Machine, _: Any) -> None:
-    if m.stack:
-        m.stack.pop()
-    else:
-        m.since_mark()
-
-
-def _forget(m: _Machine, _: Any) -> None:
-    m.since_mark()
-
-
-def _stop(m: _Machine, _: Any) -> None:
-    if m.marks:
-        raise ValueError("a mark is never closed")
-    m.result = m.stack.pop()
-
-
-def _nothing(m: _Machine, _: Any) -> None:
-    pass
-
-
-def _literal(m: _Machine, value: Any) -> None:
-    m.push(value)
-
-
-def _constant(value: Any) -> Callable[[_Machine, Any], None]:
-    return lambda m, _: m.push(value)
-
-
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+_STEPS: dict[str, Callable[[_Machine, Any], object]] = {
     **dict.fromkeys(
         "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE "
         "SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split(),
-        _literal,
+        _Machine.push,
     ),
-    **dict.fromkeys(("PROTO", "FRAME"), _nothing),
-    "NONE": _constant(None),
-    "NEWTRUE": _constant(True),
-    "NEWFALSE": _constant(False),
+    **dict.fromkeys("PROTO FRAME STOP".split(), lambda *_: None),
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
     "EMPTY_DICT": lambda m, _: m.push({}),
     "EMPTY_LIST": lambda m, _: m.push([]),
-    "EMPTY_TUPLE": _tuple(0),
-    "EMPTY_SET": _constant(Opaque("builtins.set")),
-    "TUPLE1": _tuple(1),
-    "TUPLE2": _tuple(2),
-    "TUPLE3": _tuple(3),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "EMPTY_SET": lambda m, _: m.push(Opaque("builtins.set")),
+    "TUPLE1": lambda m, _: m.push(tuple(m.last(1))),
+    "TUPLE2": lambda m, _: m.push(tuple(m.last(2))),
+    "TUPLE3": lambda m, _: m.push(tuple(m.last(3))),
     "TUPLE": lambda m, _: m.push(tuple(m.since_mark())),
     "LIST": lambda m, _: m.push(m.since_mark()),
-    "DICT": _dictionary,
-    "FROZENSET": _opaque_set,
+    "DICT": lambda m, _: m.dictionary(),
+    "FROZENSET": lambda m, _: m.opaque(Opaque("builtins.frozenset"), m.since_mark()),
     "MARK": lambda m, _: m.mark(),
-    "POP": _pop,
-    "POP_MARK": _forget,
+    "POP": lambda m, _: m.stack.pop() if m.stack else m.since_mark(),
+    "POP_MARK": lambda m, _: m.since_mark(),
     "DUP": lambda m, _: m.push(m.stack[-1]),
-    "APPEND": _append,
-    "APPENDS": _appends,
-    "ADDITEMS": _forget,
-    "SETITEM": _set_item,
-    "SETITEMS": _set_items,
-    "PUT": lambda m, i: m.put(i),
-    "BINPUT": lambda m, i: m.put(i),
-    "LONG_BINPUT": lambda m, i: m.put(i),
+    "APPEND": lambda m, _: m.append(m.last(1)),
+    "APPENDS": lambda m, _: m.append(m.since_mark()),
+    "ADDITEMS": lambda m, _: m.since_mark(),
+    "SETITEM": lambda m, _: m.set_items(m.last(2)),
+    "SETITEMS": lambda m, _: m.set_items(m.since_mark()),
+    **dict.fromkeys("PUT BINPUT LONG_BINPUT".split(), _Machine.put),
     "MEMOIZE": lambda m, _: m.put(len(m.memo)),
-    "GET": lambda m, i: m.push(m.memo[i]),
-    "BINGET": lambda m, i: m.push(m.memo[i]),
-    "LONG_BINGET": lambda m, i: m.push(m.memo[i]),
+    **dict.fromkeys("GET BINGET LONG_BINGET".split(), lambda m, slot: m.push(m.memo[slot])),
     "GLOBAL": lambda m, name: m.push(m.name(name.replace(" ", ".", 1))),
-    "STACK_GLOBAL": _stack_global,
+    "STACK_GLOBAL": lambda m, _: m.stack_global(),
     "BINPERSID": lambda m, _: m.push(m.persistent(m.stack.pop())),
-    "REDUCE": _reduce,
-    "NEWOBJ": lambda m, _: _new(m, 1),
-    "NEWOBJ_EX": lambda m, _: _new(m, 2),
-    "INST": _object,
-    "OBJ": _object,
-    "BUILD": lambda m, _: m.build(),
-    "STOP": _stop,
+    "REDUCE": lambda m, _: m.reduce(),
+    "NEWOBJ": lambda m, _: m.opaque(*m.last(2)),
+    "NEWOBJ_EX": lambda m, _: m.opaque(*m.last(3)),
+    "INST": lambda m, name: m.opaque(m.name(name.replace(" ", ".", 1)), m.since_mark()),
+    "OBJ": lambda m, _: m.opaque(m.since_mark()[0]),
+    "BUILD": lambda m, _: m.stack.pop(),  # the state of an object that is not built, or an OrderedDict's attributes
 }
 """Extension codes, out-of-band buffers and textual persistent ids are missing on purpose."""

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Partial:
     done: dict[str, Any]
 
     def finish(self, name: str, record: Mapping[str, Any]) -> None:
-        """Note that a file is whole, once it is on the disk."""
+        """Put a file on the disk, and note that it is whole."""
         file = self.folder / name
         with file.open("rb+") as stream:
             os.fsync(stream.fileno())
@@ -48,18 +49,18 @@ class Partial:
 
 
 def check_place(out: Path, names: Sequence[str], sources: Sequence[Path], *, force: bool) -> None:
-    """Raise OutputError when `out` exists (unless `force`, and it holds nothing but `names`) or lies in a source.
+    """Raise OutputError if `out` exists (unless `force`, and it holds nothing but `names`) or lies in a source.
 
-    `names`: of the files in the result. Where that is `out`'s own, the result is a file.
+    `names`: the files of the result. If the only one is called as `out`, the result is a file.
     """
     try:
-        _apart(out, sources)
-        _apart(_unfinished(out), sources)
-        _free(out, names, force=force)
+        for path, source in product((out, _unfinished(out)), sources):
+            _check_outside(path, source)
+        _check_free(out, names, force=force)
     except (OSError, RuntimeError) as error:  # a name that is too long, or links in a circle
-        place = adding("-o", Path.home() / out.name[:100], why="another place")
+        elsewhere = adding("-o", Path.home() / out.name[:100], why="another place")
         reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{out!s:.1000} cannot be written: {reason}.", place) from error
+        raise OutputError(f"{out!s:.1000} cannot be written: {reason}.", elsewhere) from error
 
 
 def _unfinished(out: Path) -> Path:
@@ -71,25 +72,23 @@ def is_file(out: Path, names: Sequence[str]) -> bool:
     return list(names) == [out.name]
 
 
-def _apart(out: Path, sources: Sequence[Path]) -> None:
-    whole = out.resolve()
-    for source in sources:
-        origin = source.resolve()
-        if whole == origin or (source.is_dir() and whole.is_relative_to(origin)) or origin.is_relative_to(whole):
-            beside = Path(os.path.relpath(origin.parent)) / f"{origin.stem}-fused{out.suffix}"
-            text = f"{out} would replace or lie inside {source}, which is left as it is."
-            raise OutputError(text, adding("-o", beside, why="beside it"))
+def _check_outside(out: Path, source: Path) -> None:
+    whole, origin = out.resolve(), source.resolve()
+    if origin.is_relative_to(whole) or (source.is_dir() and whole.is_relative_to(origin)):
+        beside = Path(os.path.relpath(origin.parent)) / f"{origin.stem}-fused{out.suffix}"
+        text = f"{out} would replace or lie inside {source}, which is left as it is."
+        raise OutputError(text, adding("-o", beside, why="beside it"))
 
 
-def _free(out: Path, names: Sequence[str], *, force: bool) -> None:
+def _check_free(out: Path, names: Sequence[str], *, force: bool) -> None:
     if out.suffix in TENSORS and not is_file(out, names):
         text = f"{out} is the name of a file, and the result is a folder of {names[0]} and more."
         raise OutputError(text, adding("-o", out.with_suffix("")))
     if not (out.exists() or out.is_symlink()):
         return
     other = adding("-o", out.with_name(f"{out.stem}-2{out.suffix}"), why="another name")
-    held = {str(p.relative_to(out)) for p in out.rglob("*") if not p.is_dir()} if out.is_dir() else set()
-    strange = sorted(held - {str(Path(name)) for name in (*names, PROGRESS)})
+    files = {path.relative_to(out) for path in out.rglob("*") if not path.is_dir()}
+    strange = sorted(map(str, files - set(map(Path, (*names, PROGRESS)))))
     if strange or out.is_symlink():
         raise OutputError(f"{out} exists and is no such model: it holds {(strange or ['a link'])[0]}.", other)
     if out.is_file() and not is_file(out, names):
@@ -114,25 +113,30 @@ def resumable(
     try:
         made = [above for above in folder.parents if not above.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        look = command("ls", "-l", folder)
         if any(folder.iterdir()) and not ((folder / PROGRESS).exists() or (folder / _LOCK).exists()):
-            raise OutputError(f"{folder} is in the way, and loraforge did not make it.", command("ls", "-l", folder))
+            raise OutputError(f"{folder} is in the way, and loraforge did not make it.", look)
         lock = FileLock(folder / _LOCK)
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
-            raise OutputError(f"another loraforge is writing {out}.", command("ls", "-l", folder)) from error
+            raise OutputError(f"another loraforge is writing {out}.", look) from error
         try:
             if new and out.exists():
                 _unmake(folder, made)
-                raise OutputError(
-                    f"{out} exists: another loraforge has just written it.", adding("--force", why="replace it")
-                )
-            under_way = _resumed(folder, plan)
-            worth_keeping = bool(under_way.done)
+                text = f"{out} exists: another loraforge has just written it."
+                raise OutputError(text, adding("--force", why="replace it"))
+            partial = _resumed(folder, plan)
+            worth_keeping = bool(partial.done)
             try:
-                _check_space(out, folder, {n: size for n, size in nbytes.items() if n not in under_way.done})
+                free = shutil.disk_usage(folder).free
+                needed = sum(size for name, size in nbytes.items() if name not in partial.done)
+                if free < needed:
+                    elsewhere = adding("-o", Path.home() / out.name, why="another disk")
+                    text = f"{out} needs {needed:,} bytes, and {free:,} are free on its disk."
+                    raise OutputError(text, elsewhere)
                 worth_keeping = False  # what fails from here on would fail again
-                yield under_way
+                yield partial
             except LoraforgeError:
                 if not worth_keeping:
                     _unmake(folder, made)
@@ -143,16 +147,8 @@ def resumable(
         finally:
             lock.release()
     except OSError as error:
-        raise OutputError(
-            f"{out} cannot be written: {error.strerror or error}.", command("ls", "-l", out.parent)
-        ) from error
-
-
-def _check_space(out: Path, folder: Path, nbytes: Mapping[str, int]) -> None:
-    free, needed = shutil.disk_usage(folder).free, sum(nbytes.values())
-    if free < needed:
-        place = adding("-o", Path.home() / out.name, why="another disk")
-        raise OutputError(f"{out} needs {needed:,} bytes, and {free:,} are free on its disk.", place)
+        text = f"{out} cannot be written: {error.strerror or error}."
+        raise OutputError(text, command("ls", "-l", out.parent)) from error
 
 
 def _unmake(folder: Path, made: Sequence[Path]) -> None:
@@ -164,27 +160,24 @@ def _unmake(folder: Path, made: Sequence[Path]) -> None:
 
 
 def _resumed(folder: Path, plan: str) -> Partial:
-    """What an earlier run left, where it followed the same plan; else an empty folder."""
+    """What an earlier run left, if it followed the same plan; else an empty folder."""
     try:
-        said = json.loads((folder / PROGRESS).read_bytes())
+        progress = json.loads((folder / PROGRESS).read_bytes())
     except (OSError, ValueError, RecursionError):
-        said = {}
-    said = said if isinstance(said, dict) else {}
-    done = said.get("done", {}) if said.get("plan") == plan else {}
-    whole = {
-        name: record
-        for name, record in done.items()
-        if (folder / name).is_file() and (folder / name).stat().st_size == record["size"]
-    }
-    if said.get("plan") != plan:
+        progress = None
+    partial = Partial(folder, plan, {})
+    if isinstance(progress, dict) and progress.get("plan") == plan:
+        for name, record in progress.get("done", {}).items():
+            if (folder / name).is_file() and (folder / name).stat().st_size == record["size"]:
+                partial.done[name] = record
+    else:
         for child in folder.iterdir():
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)
             elif child.name != _LOCK:
                 child.unlink()
-    found = Partial(folder, plan, whole)
-    found.save()
-    return found
+    partial.save()
+    return partial
 
 
 def _appear(folder: Path, out: Path, alone: str | None) -> None:

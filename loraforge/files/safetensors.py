@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from loraforge.algebra.dtypes import BYTES, name_of
+from loraforge.algebra.lora import Array
 from loraforge.errors import FileError
-from loraforge.files.tensorfile import HEADER_LIMIT, TensorFile, TensorInfo
+from loraforge.files.tensorfile import HEADER_LIMIT, Chunk, TensorFile, TensorInfo
 from loraforge.text import command
 
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array
-    from loraforge.files.tensorfile import Chunk
+Header = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Key -> element type as safetensors names it, and shape."""
 
 
 def begins_safetensors(head: bytes) -> bool:
@@ -39,15 +39,13 @@ def read_safetensors(path: Path) -> TensorFile:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length), object_pairs_hook=_no_repeats)
     except (SafetensorError, ValueError, RecursionError) as error:
-        if odd := _no_texts(path):
-            name, value = odd
-            raise FileError(
-                f"{path}: its header entry {name:.80} is {value!r:.40}, and safetensors allows texts alone: no loader "
-                "opens the file. Its tensors may be whole: whoever wrote it can write the entry as a text.",
-            ) from error
-        raise FileError(
-            f"{path} is not a healthy safetensors file: {error}. Download or save it again.", remedy
-        ) from error
+        if odd := _not_texts(path):
+            name, value = odd[0]
+            what = f"{path}: its header entry {name:.80} is {value!r:.40}, and safetensors allows texts alone"
+            whole = "Its tensors may be whole: whoever wrote it can write the entry as a text."
+            raise FileError(f"{what}: no loader opens the file. {whole}") from error
+        text = f"{path} is not a healthy safetensors file: {error}. Download or save it again."
+        raise FileError(text, remedy) from error
     metadata = header.pop("__metadata__", {})
     tensors = {}
     for key, entry in header.items():
@@ -57,20 +55,15 @@ def read_safetensors(path: Path) -> TensorFile:
     return TensorFile(path, "safetensors", path.stat().st_size, tensors, metadata)
 
 
-def _no_texts(path: Path) -> tuple[str, object] | None:
-    """The first entry of the metadata that is no text, in a header that is JSON all the same."""
+def _not_texts(path: Path) -> list[tuple[str, object]]:
+    """The entries of the metadata that are not texts, in a header that is JSON all the same."""
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if length <= min(HEADER_LIMIT, path.stat().st_size) else None
-    except (OSError, ValueError, RecursionError):
-        return None
-    entries = header.get("__metadata__") if isinstance(header, dict) else None
-    return (
-        next(((k, v) for k, v in entries.items() if not isinstance(v, str)), None)
-        if isinstance(entries, dict)
-        else None
-    )
+            header = json.loads(stream.read(length if length <= min(HEADER_LIMIT, path.stat().st_size) else 0))
+            return [(key, value) for key, value in header["__metadata__"].items() if not isinstance(value, str)]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return []  # no such header
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -82,7 +75,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def write_safetensors(
     path: Path,
-    header: Mapping[str, tuple[str, tuple[int, ...]]],
+    header: Header,
     tensors: Iterable[tuple[str, Array | Iterable[Chunk]]],
     metadata: Mapping[str, str],
 ) -> dict[str, int]:
@@ -108,9 +101,7 @@ def write_safetensors(
     return sums
 
 
-def safetensors_header(
-    header: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> tuple[bytes, dict[str, int]]:
+def safetensors_header(header: Header, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
     """What stands before the tensors, and the byte at which each begins."""
     table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offsets, end = dict[str, int](), 0
@@ -125,7 +116,7 @@ def safetensors_header(
     return len(text).to_bytes(8, "little") + text, {key: start + offset for key, offset in offsets.items()}
 
 
-def file_order(header: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+def file_order(header: Header) -> list[str]:
     """The keys as they lie in a file: wide element types first, so that every tensor is aligned, and by name."""
     return sorted(header, key=lambda key: (-BYTES[header[key][0]], key))
 

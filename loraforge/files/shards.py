@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path, PurePath
 
 from loraforge.errors import FileError, Try
@@ -62,30 +63,34 @@ def group_of(path: Path) -> Group | None:
 
     Raises FileError where the index cannot be read.
     """
-    there = path.is_file()
-    for index in sorted(entry for entry in path.parent.glob("*.index*.json") if is_index(entry)):
+    is_file = path.is_file()
+    for index in _indices(path.parent):
         whole = whole_name(index.name)
-        if index == path or (not there and path.name == whole):
+        if index == path or (not is_file and path.name == whole):
             return _indexed(index)
-        ours = there and path.name != whole
-        if ours and path.name in (_indexed(index).names if whole_name(path.name) == whole else _named(index)):
+        part = is_file and path.name != whole
+        if part and path.name in (_indexed(index).names if whole_name(path.name) == whole else _named(index)):
             return _indexed(index)
-    names = [path.name] if there else [entry.name for entry in path.parent.glob("*-of-*")]
+    names = [path.name] if is_file else [entry.name for entry in path.parent.glob("*-of-*")]
     for name in names:
         match = _NUMBERED.fullmatch(name)
-        if match and 1 < int(match["count"]) <= _MANY and (there or whole_name(name) == path.name):
+        if match and 1 < int(match["count"]) <= _MANY and (is_file or whole_name(name) == path.name):
             start, end = match["stem"], f"-of-{match['count']}{match['suffix'] or ''}"
             every = tuple(f"{start}-{n:05d}{end}" for n in range(1, int(match["count"]) + 1))
             return Group(path.with_name(whole_name(name)), every)
     return None
 
 
-def _named(index: Path) -> set[str]:
-    """The files that an index names; none where it cannot be read: it may be of something else."""
+def _indices(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.glob("*.index*.json") if is_index(entry))
+
+
+def _named(index: Path) -> tuple[str, ...]:
+    """The files that an index names; empty if it cannot be read: it may belong to something else."""
     try:
-        return set(_indexed(index).names)
+        return _indexed(index).names
     except FileError:
-        return set()
+        return ()
 
 
 def _indexed(index: Path) -> Group:
@@ -113,9 +118,9 @@ def alone(paths: Iterable[Path]) -> list[Path]:
     return list(kept.values())
 
 
-def _beside(file: TensorFile) -> None:
-    """Raises FileError where an index beside a file says that its tensors are a part, and their file is not here."""
-    for index in sorted(entry for entry in file.path.parent.glob("*.index*.json") if is_index(entry)):
+def _check_whole(file: TensorFile) -> None:
+    """Raises FileError if an index beside a file says that its tensors are a part, and their file is not here."""
+    for index in _indices(file.path.parent):
         if not _named(index):
             continue
         group = _indexed(index)
@@ -124,9 +129,8 @@ def _beside(file: TensorFile) -> None:
         if part and not any((index.parent / name).exists() for name in names):
             text = f"{file.path} is not all of it: by {index.name} its tensors are those of {listed(sorted(names), 3)}"
             what = f"{len(file.tensors)} of the {len(group.places)} of {group.whole.name}"
-            raise FileError(
-                f"{text}, {what}. Give the files the names in the index.", command("ls", "-l", index.parent)
-            )
+            look = command("ls", "-l", index.parent)
+            raise FileError(f"{text}, {what}. Give the files the names in the index.", look)
 
 
 def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
@@ -136,31 +140,26 @@ def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
     """
     group = group_of(path)
     if group is None:
-        file, said = look(path)
-        _beside(file)
-        return file, said
-    folder = path.parent
-    ls = command("ls", "-l", folder)
+        file, warnings = look(path)
+        _check_whole(file)
+        return file, warnings
+    folder, ls = path.parent, command("ls", "-l", path.parent)
     why = f"by {group.index.name}" if group.index else "by its name"
     if missing := [name for name in group.names if not (folder / name).is_file()]:
         what = f"{path} is not all of it: {group.whole.name} lies in {len(group.names)} files, {why}"
         raise FileError(f"{what}, and {listed(missing, 5)} is not here. Copy or download it too.", ls)
-    both = [look(folder / name) for name in group.names]
-    files = [file for file, _ in both]
-    first: dict[str, TensorFile] = {}
-    for file in files:
-        if twice := sorted(first.keys() & file.tensors.keys()):
-            other = first[twice[0]].path.name
-            text = f"{file.path} and {other} both hold {listed(twice, 3)}: they are not parts of one adapter."
-            raise FileError(text, Try(ls, "give the one that is meant, in a folder of its own"))
-        first |= dict.fromkeys(file.tensors, file)
-    real = {key: name for name, file in zip(group.names, files, strict=True) for key in file.tensors}
-    wrong = sorted(key for key in real.keys() | group.places.keys() if real.get(key) != group.places.get(key))
+    files, warned = zip(*(look(folder / name) for name in group.names), strict=True)
+    holder: dict[str, str] = {}
+    for name, file in zip(group.names, files, strict=True):
+        if twice := sorted(holder.keys() & file.tensors.keys()):
+            both = f"{file.path} and {holder[twice[0]]} both hold {listed(twice, 3)}"
+            remedy = Try(ls, "give the one that is meant, in a folder of its own")
+            raise FileError(f"{both}: they are not parts of one adapter.", remedy)
+        holder |= dict.fromkeys(file.tensors, name)
+    wrong = sorted(key for key in holder.keys() | group.places.keys() if holder.get(key) != group.places.get(key))
     if group.index and wrong:
-        text = (
-            f"{group.index} and the files beside it do not agree, in {listed(wrong, 3)}: they are of different saves."
-        )
-        raise FileError(text, ls)
+        text = f"{group.index} and the files beside it do not agree, in {listed(wrong, 3)}"
+        raise FileError(f"{text}: they are of different saves.", ls)
     metadata: dict[str, str] = {}
     for file in files:
         if odd := sorted(k for k in metadata.keys() & file.metadata.keys() if metadata[k] != file.metadata[k]):
@@ -181,4 +180,4 @@ def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
         globals=files[0].globals,
         maps=tuple(part for file in files for part in file.maps),
     )
-    return whole, [*(text for _, said in both for text in said), f"read {listed(list(group.names), 3)} as one, {why}"]
+    return whole, [*chain(*warned), f"read {listed(list(group.names), 3)} as one, {why}"]

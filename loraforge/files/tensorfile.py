@@ -7,16 +7,13 @@ import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loraforge.algebra.dtypes import BYTES, FACTORS, numpy_type
+from loraforge.algebra.lora import Array
 from loraforge.errors import FileError, adding
 from loraforge.text import megabytes
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array
 
 KEY = "loraforge"
 """Our own entry, of the file's origin (schemas/provenance.schema.json; of base weights, fused.schema.json)."""
@@ -52,10 +49,7 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        size = BYTES[self.dtype]
-        for length in self.shape:
-            size *= length
-        return size
+        return BYTES[self.dtype] * math.prod(self.shape)
 
 
 @dataclass(slots=True)
@@ -76,11 +70,6 @@ class FileMap:
             with self.path.open("rb") as stream:
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         return self._map
-
-    def scatter(self) -> None:
-        """Tell the system that what is read lies far apart, so that it does not read on from there."""
-        if hasattr(self.memory(), "madvise"):
-            self.memory().madvise(mmap.MADV_RANDOM)
 
     def release(self, *span: int) -> None:
         """Give the pages read so far back to the system: all, or those of a span (first byte, length)."""
@@ -140,31 +129,26 @@ class TensorFile:
         part, dtype = self.maps[info.map], numpy_type(info.dtype)
         if part.absent:  # what has a shape and no numbers: whoever counts with them gets NaN, which every check refuses
             return np.broadcast_to(np.asarray(math.nan if info.dtype in FACTORS else 0).astype(dtype), info.shape)
-        if info.strides is None:
-            flat = np.frombuffer(part.memory(), dtype, info.nbytes // dtype.itemsize, info.offset)
-            return flat.reshape(info.shape)
-        reach = 1 + sum((n - 1) * stride for n, stride in zip(info.shape, info.strides, strict=True))
-        flat = np.frombuffer(part.memory(), dtype, reach, info.offset)
-        steps = [stride * dtype.itemsize for stride in info.strides]
-        return np.lib.stride_tricks.as_strided(flat, info.shape, steps, writeable=False)
+        strides = None if info.strides is None else [stride * dtype.itemsize for stride in info.strides]
+        return np.ndarray(info.shape, dtype, part.memory(), info.offset, strides)
 
     def scatter(self) -> None:
         """Tell the system that what is read lies far apart, so that it does not read on from there."""
-        for part in self.maps:
-            part.scatter()
+        for memory in (part.memory() for part in self.maps):
+            if hasattr(memory, "madvise"):
+                memory.madvise(mmap.MADV_RANDOM)
 
     def release(self, key: str | None = None) -> None:
         """Give the pages read so far, or those of one tensor, back to the system.
 
         Views stay valid; a later access reads again.
         """
-        if key is None:
+        info = self.tensors[key] if key is not None else None
+        if info is None:
             for part in self.maps:
                 part.release()
-            return
-        info = self.tensors[key]
-        start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        if info.strides is None and info.nbytes:
+        elif info.strides is None and info.nbytes:
+            start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
             self.maps[info.map].release(start, info.offset + info.nbytes - start)
 
 

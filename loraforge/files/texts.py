@@ -15,30 +15,28 @@ from loraforge.text import command, shown
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object in a file. Raises FileError where there is none."""
+    look = command("ls", "-l", file)
     try:
-        found = json.loads(file.read_text("utf-8"))
+        value = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{file} cannot be read as JSON: {error}.", command("ls", "-l", file)) from error
-    if not isinstance(found, dict):
-        raise FileError(f"{file} holds no JSON object.", command("ls", "-l", file))
-    return found
+        raise FileError(f"{file} cannot be read as JSON: {error}.", look) from error
+    if not isinstance(value, dict):
+        raise FileError(f"{file} holds no JSON object.", look)
+    return value
 
 
 def read_yaml(path: Path) -> Any:
-    """What a training YAML holds. Raises ScaleError when it is missing, too large or not such a text."""
+    """The document of a training YAML. Raises ScaleError if it is missing, too large or not such a text."""
     if not path.is_file():
         raise ScaleError(f"{path} does not exist.", command("ls", "-l", path.parent))
-    try:
-        large = path.stat().st_size > 1 << 18
-        document = None if large else parse_yaml(path.read_bytes())
-    except Exception as error:  # PyYAML raises what it likes on odd text, as an IndexError for `!!int ""`
-        raise ScaleError(
-            f"{path} cannot be read as YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
-            adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha"),
-        ) from error
-    if large:
+    if path.stat().st_size > 1 << 18:
         raise ScaleError(f"{path} has more than 256 kB: it is no training YAML.", command("ls", "-l", path))
-    return document
+    try:
+        return parse_yaml(path.read_bytes())
+    except Exception as error:  # PyYAML raises what it likes on odd text, as an IndexError for `!!int ""`
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        remedy = adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha")
+        raise ScaleError(f"{path} cannot be read as YAML: {first}.", remedy) from error
 
 
 def parse_yaml(text: str | bytes, *, objects: bool = False) -> Any:

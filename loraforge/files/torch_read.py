@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraforge.algebra.dtypes import BYTES
+from loraforge.algebra.dtypes import BYTES, NAMES
 from loraforge.errors import FileError
 from loraforge.files.pickles import MOST_BYTES, Global, HostileError, Opaque, load
 from loraforge.files.tensorfile import KEY, TensorFile, TensorInfo
@@ -17,17 +19,13 @@ from loraforge.text import command
 WRAPPERS = ("module", "model", "state_dict")
 """Keys under which trainers put the state dict: SAT and DeepSpeed, older SAT, Lightning."""
 
-_STORAGES = {
+STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
     "BoolStorage": "BOOL", "ComplexFloatStorage": "C64", "UntypedStorage": "U8",
 }  # fmt: skip
-_DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
-    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
-}  # fmt: skip
+"""torch's storage classes -> element types."""
+_DTYPES = NAMES | {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,59 +46,51 @@ def read_torch(path: Path) -> TensorFile:
         with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
             records = _records(archive, path)
             spans = _spans(records, stream, size, path)
-            text = {name: _text(name, archive, records[name], path) for name in _MOST if name in records}
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,  # of zipfile, for a compression or a version it does not know
-        EOFError,
-        RuntimeError,
-        ValueError,
-        OverflowError,
-        OSError,
-    ) as error:
-        raise FileError(
-            f"{path} is a damaged torch archive ({error}). Copy or download it again.", command("ls", "-l", path)
-        ) from error
-    if "data.pkl" not in text:
-        raise FileError(
-            f"{path} is a zip archive, but not one torch.save wrote: it has no data.pkl.", command("unzip", "-l", path)
-        )
-    if text.get("byteorder", b"little").strip() != b"little":
-        raise FileError(
-            f"{path} was written on a big-endian machine. Load and save it there with torch, little-endian."
-        )
-    storages = {}
-    for name, (start, end) in spans.items():
-        if name.startswith("data/"):
-            storages[name.removeprefix("data/")] = (start, end - start)
-    tree, names = load(text["data.pkl"], str(path), _calls(str(path)), _persistent(storages, str(path)))
-    tops = tuple(key for key in tree if isinstance(key, str)) if isinstance(tree, dict) else ()
-    counts = {key: tree[key] for key in tops if type(tree[key]) is int} if isinstance(tree, dict) else {}
-    ours = tree.get(KEY) if isinstance(tree, dict) else None
+            content = {name: _content(name, archive, records[name], path) for name in _MOST if name in records}
+    # zipfile raises NotImplementedError, a RuntimeError, for a compression or a version that it does not know
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OverflowError, OSError) as error:
+        text = f"{path} is a damaged torch archive ({error}). Copy or download it again."
+        raise FileError(text, command("ls", "-l", path)) from error
+    if "data.pkl" not in content:
+        text = f"{path} is a zip archive, but not one torch.save wrote: it has no data.pkl."
+        raise FileError(text, command("unzip", "-l", path))
+    if content.get("byteorder", b"little").strip() != b"little":
+        text = f"{path} was written on a big-endian machine. Load and save it there with torch, little-endian."
+        raise FileError(text)
+    storages = {name[5:]: (start, end - start) for name, (start, end) in spans.items() if name.startswith("data/")}
+    tree, names = load(content["data.pkl"], str(path), _calls(str(path)), _persistent(storages, str(path)))
+    top = state_dict = _with_text_keys(tree)
     wrappers: list[str] = []
-    while isinstance(tree, dict) and (
-        inner := next((key for key in WRAPPERS if isinstance(tree.get(key), dict)), None)
-    ):
+    while inner := next((key for key in WRAPPERS if isinstance(state_dict.get(key), dict)), None):
         wrappers.append(inner)
-        tree = tree[inner]
+        state_dict = _with_text_keys(state_dict[inner])
         if len(wrappers) > len(WRAPPERS):
             raise HostileError(f"{path}: its state dict is wrapped more than {len(WRAPPERS)} times.")
-    items = {key: value for key, value in tree.items() if isinstance(key, str)} if isinstance(tree, dict) else {}
-    tensors = {key: value for key, value in items.items() if isinstance(value, TensorInfo)}
-    opaque = {
-        key: value.name if isinstance(value, Opaque) else type(value).__name__
-        for key, value in items.items()
-        if not isinstance(value, TensorInfo)
-    }
-    metadata = {KEY: ours} if isinstance(ours, str) else {}
-    return TensorFile(path, "torch", size, tensors, metadata, tops, counts, tuple(wrappers), opaque, names)
+    tensors = {key: value for key, value in state_dict.items() if isinstance(value, TensorInfo)}
+    others = {key: value for key, value in state_dict.items() if key not in tensors}
+    return TensorFile(
+        path=path,
+        kind="torch",
+        size=size,
+        tensors=tensors,
+        metadata={KEY: top[KEY]} if isinstance(top.get(KEY), str) else {},
+        tops=tuple(top),
+        counts={key: value for key, value in top.items() if type(value) is int},
+        wrappers=tuple(wrappers),
+        opaque={key: v.name if isinstance(v, Opaque) else type(v).__name__ for key, v in others.items()},
+        globals=names,
+    )
+
+
+def _with_text_keys(tree: Any) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if isinstance(key, str)} if isinstance(tree, dict) else {}
 
 
 _MOST = {"data.pkl": MOST_BYTES, "byteorder": 16}
 """The records that are read whole -> the most bytes they may have."""
 
 
-def _text(name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
+def _content(name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
     if info.file_size > _MOST[name]:
         raise HostileError(f"{path}: its {name} has {info.file_size:,} bytes; none needs more than {_MOST[name]:,}.")
     return archive.read(info)
@@ -110,17 +100,13 @@ def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
     """The archive's records by name, without the folder torch puts them in."""
     records: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        parts = info.filename.split("/")
-        if info.filename.startswith("/") or "\\" in info.filename or ".." in parts or ":" in info.filename:
-            raise HostileError(
-                f"{path}: its archive has a record named {info.filename!r}, a path that leads out of it."
-            )
+        whole = info.filename
+        if whole.startswith("/") or "\\" in whole or ".." in whole.split("/") or ":" in whole:
+            raise HostileError(f"{path}: its archive has a record named {whole!r}, a path that leads out of it.")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise FileError(
-                f"{path}: its record {info.filename} is compressed or encrypted; torch.save stores plainly. Unpack it.",
-                command("unzip", "-l", path),
-            )
-        name = info.filename.partition("/")[2] or info.filename
+            text = f"{path}: its record {whole} is compressed or encrypted; torch.save stores plainly. Unpack it."
+            raise FileError(text, command("unzip", "-l", path))
+        name = whole.partition("/")[2] or whole
         if name in records:
             raise HostileError(f"{path}: its archive has two records named {name!r}.")
         records[name] = info
@@ -135,9 +121,7 @@ def _spans(records: Mapping[str, zipfile.ZipInfo], stream: Any, size: int, path:
         header = stream.read(30)
         if len(header) != 30 or header[:4] != b"PK\x03\x04":
             raise HostileError(f"{path}: its record {name} is not where the archive says.")
-        start = (
-            info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        )
+        start = info.header_offset + 30 + sum(struct.unpack("<2H", header[26:]))  # behind a name and an extra field
         if start + info.file_size > size or info.file_size != info.compress_size:
             raise HostileError(f"{path}: its record {name} claims {info.file_size} bytes, more than the file has.")
         spans[name] = start, start + info.file_size
@@ -152,16 +136,14 @@ def _spans(records: Mapping[str, zipfile.ZipInfo], stream: Any, size: int, path:
 def _persistent(storages: Mapping[str, tuple[int, int]], where: str) -> Callable[[Any], _Storage]:
     def resolve(identity: Any) -> _Storage:
         match identity:
-            case ("storage", Global(name=name), str(key), str(), int(count)) if kind := _STORAGES.get(
-                name.rpartition(".")[2]
-            ):
+            case ("storage", Global(name=name), str(key), str(), int(count)) if name.rpartition(".")[2] in STORAGES:
+                kind = STORAGES[name.rpartition(".")[2]]
                 if key not in storages:
                     raise FileError(f"{where}: storage {key} is missing from the archive.")
                 offset, nbytes = storages[key]
                 if count * BYTES[kind] > nbytes or count < 0:
-                    raise HostileError(
-                        f"{where}: storage {key} claims {count} elements of {kind}; the archive has {nbytes} bytes."
-                    )
+                    text = f"storage {key} claims {count} elements of {kind}; the archive has {nbytes} bytes"
+                    raise HostileError(f"{where}: {text}.")
                 return _Storage(kind, offset, nbytes)
         raise HostileError(f"{where}: its pickle has a persistent id that is no torch storage.")
 
@@ -179,22 +161,13 @@ def _calls(where: str) -> dict[str, Callable[..., Any]]:
             raise HostileError(f"{where}: a tensor has a shape and strides that do not go together.")
         if not all(type(n) is int and 0 <= n < 1 << 48 for n in (offset, *shape, *strides)):
             raise HostileError(f"{where}: a tensor has a shape, stride or offset that is no such number.")
-        reach = (
-            offset + 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if 0 not in shape else 0
-        )
-        if reach * BYTES[kind] > storage.nbytes:
+        last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        if 0 not in shape and (last + 1) * BYTES[kind] > storage.nbytes:
             raise HostileError(f"{where}: a tensor of shape {list(shape)} reaches past the end of its storage.")
-        dense, step = [], 1
-        for length in reversed(shape):
-            dense.append(step)
-            step *= max(length, 1)
-        contiguous = all(length <= 1 or a == b for length, a, b in zip(shape, strides, reversed(dense), strict=True))
-        return TensorInfo(
-            kind,
-            tuple(shape),
-            storage.offset + offset * BYTES[kind],
-            None if contiguous or 0 in shape else tuple(strides),
-        )
+        dense = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        contiguous = all(n == 1 or a == b for n, a, b in zip(shape, strides, dense, strict=True))
+        start = storage.offset + offset * BYTES[kind]
+        return TensorInfo(kind, shape, start, None if contiguous or 0 in shape else strides)
 
     def typed(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any) -> Any:
         kind = _DTYPES.get(dtype.name.removeprefix("torch.")) if isinstance(dtype, Global) else None
@@ -207,10 +180,6 @@ def _calls(where: str) -> dict[str, Callable[..., Any]]:
         "torch._utils._rebuild_parameter": lambda data, *_: data,
         "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
         "torch.Size": lambda shape=(): shape,
-        "collections.OrderedDict": lambda pairs=(): dict(pairs) if not pairs else _pairs(pairs),
+        # the pairs, as protocol 0 writes them; only text keys, which are safe to hash
+        "collections.OrderedDict": lambda pairs=(): {key: value for key, value in pairs if isinstance(key, str)},
     }
-
-
-def _pairs(pairs: Any) -> dict[str, Any]:
-    """An OrderedDict given as a list of pairs, as protocol 0 writes it; only text keys, which are safe to hash."""
-    return {key: value for key, value in pairs if isinstance(key, str)}

@@ -8,27 +8,21 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from loraforge.algebra.dtypes import BYTES
+from loraforge.algebra.lora import Array
 from loraforge.errors import ConversionError
-from loraforge.files.safetensors import chunks_of
-from loraforge.files.tensorfile import Chunk, TensorFile, TensorInfo
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array
+from loraforge.files.safetensors import Header, chunks_of
+from loraforge.files.tensorfile import Chunk, TensorFile
+from loraforge.files.torch_read import STORAGES
 
 Plain = int | float | str | bool | None
 
-_TYPES = {
-    "F64": "DoubleStorage", "F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage",
-    "I64": "LongStorage", "I32": "IntStorage", "I16": "ShortStorage", "I8": "CharStorage", "U8": "ByteStorage",
-    "BOOL": "BoolStorage", "C64": "ComplexFloatStorage",
-}  # fmt: skip
+_TYPES = {dtype: name for name, dtype in STORAGES.items() if name != "UntypedStorage"}
 """Element types for which torch has a storage class -> that class."""
 
 _ALIGNMENT = 64
@@ -37,7 +31,7 @@ _ALIGNMENT = 64
 
 def write_torch(
     path: Path,
-    header: Mapping[str, tuple[str, tuple[int, ...]]],
+    header: Header,
     tensors: Iterable[tuple[str, Array | Iterable[Chunk]]],
     *,
     wrapper: str = "module",
@@ -59,9 +53,9 @@ def write_torch(
         _put(archive, stream, "data.pkl", len(tree), [tree])
         # No .format_version: it would tell torch to compute where records lie from torch's own writer's habits.
         _put(archive, stream, "byteorder", 6, [b"little"])
-        for number, (key, (dtype, shape)) in enumerate(header.items()):
-            size = math.prod(shape) * BYTES[dtype]
-            sums[key] = _put(archive, stream, f"data/{number}", size, _content(key, dtype, shape, given))
+        for number, (key, entry) in enumerate(header.items()):
+            size = math.prod(entry[1]) * BYTES[entry[0]]
+            sums[key] = _put(archive, stream, f"data/{number}", size, _content(key, entry, given))
         for key, _ in given:
             raise ValueError(f"{key} came, and was not announced")
         _put(archive, stream, "version", 2, [b"3\n"])  # torch.load insists on it: last, so that half a file is none
@@ -74,32 +68,29 @@ def copy_chunks(file: TensorFile, key: str, size: int = 1 << 24) -> Iterator[byt
     A tensor that is not contiguous is held whole.
     """
     info = file.tensors[key]
-    content = file.raw(key) if info.strides is None else memoryview(_gathered(file, info, info.strides))
+    if info.strides is None:
+        content = file.raw(key)
+    else:  # elements as so many bytes without a meaning: numpy need not know their type
+        width, memory = BYTES[info.dtype], file.maps[info.map].memory()
+        strides = [stride * width for stride in info.strides]
+        content = memoryview(np.ndarray(info.shape, f"V{width}", memory, info.offset, strides).tobytes())
     for start in range(0, len(content), size):
         piece = bytes(content[start : start + size])
         file.release()
         yield piece
 
 
-def _gathered(file: TensorFile, info: TensorInfo, strides: tuple[int, ...]) -> bytes:
-    width = BYTES[info.dtype]
-    reach = 1 + sum((n - 1) * stride for n, stride in zip(info.shape, strides, strict=True))
-    span = replace(file, tensors={"": replace(info, dtype="U8", shape=(reach * width,), strides=None)}).raw("")
-    # elements as so many bytes without a meaning: numpy need not know their type
-    return np.ndarray(info.shape, f"V{width}", span, 0, [stride * width for stride in strides]).tobytes()
-
-
 def _content(
-    key: str, dtype: str, shape: tuple[int, ...], given: Iterator[tuple[str, Array | Iterable[Chunk]]]
+    key: str, entry: tuple[str, tuple[int, ...]], given: Iterator[tuple[str, Array | Iterable[Chunk]]]
 ) -> Iterator[Chunk]:
-    """The bytes of the next tensor, once it has proved to be the one announced.
+    """The bytes of the next tensor. Raises ValueError if it is not the announced one.
 
-    Takes it itself, so that no caller's variable keeps it alive while the one after it is made.
+    It takes the tensor itself, so that no variable of a caller keeps it alive while the next one is made.
     """
     name, tensor = next(given, (None, ()))
     if name != key:
         raise ValueError(f"{key} was announced, and {'nothing' if name is None else name} came")
-    yield from chunks_of(key, (dtype, shape), tensor)
+    yield from chunks_of(key, entry, tensor)
 
 
 def _put(archive: zipfile.ZipFile, stream: BinaryIO, name: str, size: int, chunks: Iterable[Chunk]) -> int:
@@ -117,7 +108,7 @@ def _put(archive: zipfile.ZipFile, stream: BinaryIO, name: str, size: int, chunk
     return info.CRC
 
 
-def _pickled(header: Mapping[str, tuple[str, tuple[int, ...]]], wrapper: str, extra: Mapping[str, Plain]) -> bytes:
+def _pickled(header: Header, wrapper: str, extra: Mapping[str, Plain]) -> bytes:
     """The pickle, opcode by opcode: the stdlib's writer would import torch to name its functions."""
     if wrapper in extra:
         raise ValueError(f"{wrapper} is where the tensors go, and cannot be an extra value")

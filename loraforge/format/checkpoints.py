@@ -1,8 +1,9 @@
-"""Which checkpoint of a training output folder to take: the trainers of Diffusers and PEFT number them alike."""
+"""Which checkpoint of a training output folder to take. The trainers of Diffusers and PEFT number them the same way."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,12 +18,12 @@ _FILE = re.compile(r"checkpoint-([0-9]{1,18})\.safetensors")
 
 
 def choose(folder: Path, names: Sequence[str], choice: Choice) -> Found | None:
-    """The tensor file of a training output folder, with a note of the choice; or the file itself, where it is one.
+    """The tensor file of a training output folder, with a note on the choice; `folder` itself if it is a file.
 
     A checkpoint is `checkpoint-N/NAME` (accelerate's), `lora_weights/N/NAME` (finetrainers') or
-    `checkpoint-N.safetensors`; a NAME of the folder itself is the final result. None where there is nothing.
+    `checkpoint-N.safetensors`; a NAME in the folder itself is the final result. None if there is none of them.
 
-    Raises FileError when the iteration asked for is not there, or is there twice.
+    Raises FileError if the requested iteration is missing, or exists twice.
     """
     if folder.is_file():
         return Found(folder, folder.stem if folder.name not in names else folder.resolve().parent.name)
@@ -30,53 +31,48 @@ def choose(folder: Path, names: Sequence[str], choice: Choice) -> Found | None:
     own = _NUMBERED.fullmatch(whole.name)
     run = f"{whole.parent.name}-{own[1]}" if own and whole.name != own[1] else whole.name
     final = next((folder / name for name in names if (folder / name).is_file()), None)
-    found, empty = _checkpoints(folder, names)
-    if final is None and not found:
+    numbered, empty = _checkpoints(folder, names)
+    if final is None and not numbered:
         return None
     if choice.ema:
-        raise FileError(
-            f"{folder} has no averaged weights (-ema): only SAT's trainer writes them.", command("ls", "-l", folder)
-        )
-    everything = listed([str(n) for n in sorted(found)]) or "no numbered ones"
+        text = f"{folder} has no averaged weights (-ema): only SAT's trainer writes them."
+        raise FileError(text, command("ls", "-l", folder))
+    everything = listed([str(n) for n in sorted(numbered)]) or "no numbered ones"
     if choice.iteration is not None:
         if final is not None and own and int(own[1]) == choice.iteration:
             return Found(final, run)
-        if choice.iteration not in found:
-            newest = [adding("--iteration", str(n)) for n in sorted(found)[-3:]] or [Try(command("ls", "-l", folder))]
-            raise FileError(f"{folder} has no checkpoint {choice.iteration} (it has {everything}).", *newest)
-        asked = f"took checkpoint {choice.iteration} of {run}, as asked; it has {everything}"
-        return Found(_one(found[choice.iteration]), f"{run}-{choice.iteration}", (asked,))
-    if final is not None:
+        if choice.iteration not in numbered:
+            newest = [adding("--iteration", str(n)) for n in sorted(numbered)[-3:]]
+            text = f"{folder} has no checkpoint {choice.iteration} (it has {everything})."
+            raise FileError(text, *(newest or [Try(command("ls", "-l", folder))]))
+        number = choice.iteration
+        notes = [f"took checkpoint {number} of {run}, as asked; it has {everything}"]
+    elif final is not None:
         note = f"took {final.name} of {run} itself, its final result; --iteration N takes another of {everything}"
-        return Found(final, run, (note,) if found else ())
-    last = max(found)
-    notes = [f"took checkpoint {last} of {run}, the newest of {everything}"] if len(found) > 1 else []
-    if later := [path for number, path in sorted(empty.items()) if number > last]:
-        notes.append(f"{listed([path.name for path in later], 3)} of {run} holds no adapter, and was passed over")
-    return Found(_one(found[last]), f"{run}-{last}", tuple(notes))
-
-
-def _one(paths: list[Path]) -> Path:
+        return Found(final, run, (note,) if numbered else ())
+    else:
+        number = max(numbered)
+        notes = [f"took checkpoint {number} of {run}, the newest of {everything}"] if len(numbered) > 1 else []
+        if later := [empty[n].name for n in sorted(empty) if n > number]:
+            notes.append(f"{listed(later, 3)} of {run} holds no adapter, and was passed over")
+    paths = numbered[number]
     if len(paths) > 1:
-        raise FileError(
-            f"{paths[0]} and {paths[1]} have the same number: give the one you mean.",
-            *(command("loraforge", "inspect", path) for path in paths[:3]),
-        )
-    return paths[0]
+        text = f"{paths[0]} and {paths[1]} have the same number: give the one you mean."
+        raise FileError(text, *(command("loraforge", "inspect", path) for path in paths[:3]))
+    return Found(paths[0], f"{run}-{number}", tuple(notes))
 
 
 def _checkpoints(folder: Path, names: Sequence[str]) -> tuple[dict[int, list[Path]], dict[int, Path]]:
-    """Number -> the tensor files with it; and number -> what is called like a checkpoint and holds none."""
-    places = [folder, *(child for child in [folder / "lora_weights"] if child.is_dir())]
-    found: dict[int, list[Path]] = {}
-    empty: dict[int, Path] = {}
+    """Number -> its tensor files; and number -> the folder that is named like a checkpoint but has no tensor file."""
+    numbered, empty = defaultdict[int, list[Path]](list), dict[int, Path]()
+    places = [place for place in (folder, folder / "lora_weights") if place.is_dir()]
     for child in sorted(child for place in places for child in place.iterdir()):
         if match := _FILE.fullmatch(child.name) if child.is_file() else None:
-            found.setdefault(int(match[1]), []).append(child)
+            numbered[int(match[1])].append(child)
         elif match := _NUMBERED.fullmatch(child.name):
             file = next((child / name for name in names if (child / name).is_file()), None)
             if file is not None:
-                found.setdefault(int(match[1]), []).append(file)
+                numbered[int(match[1])].append(file)
             elif child.name != match[1]:  # a bare number may be anything
                 empty[int(match[1])] = child
-    return found, empty
+    return numbered, empty

@@ -1,27 +1,26 @@
-"""A format that is only data: how it spells names, which layouts it follows, where its scale stands."""
+"""A format that is only data: how it spells names, which layouts it follows, where it stores its scale."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from loraforge.adapter.adapter import Adapter, Storage
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
 from loraforge.format.keys import KeyStyle, Spelling
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
 from loraforge.names.catalog import architecture, architectures, having, matching, outdone
+from loraforge.names.layout import Architecture
 from loraforge.scale.rule import Choice
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
-    from loraforge.names.layout import Architecture
 
 
 class DataWriter(LoraFileWriter):
-    """Writes one file: the scale in alpha tensors where the format has them, else folded into A and B."""
+    """Writes one file: the scale in alpha tensors if the format has them, otherwise folded into A and B."""
 
     def __init__(self, form: DataFormat, _: Wanted) -> None:
         self.form, self.style = form, form.style
@@ -31,9 +30,6 @@ class DataWriter(LoraFileWriter):
 
     def scaling(self, _: int) -> float | None:
         return None if self.native else 1.0
-
-    def header(self, _: Target) -> dict[str, str]:
-        return {"format": "pt"}
 
     def use(self, path: Path, _: Target) -> Use:
         provided = f", in loaders that read {self.form.style.spellings[0].alpha}" if self.native else ""
@@ -52,55 +48,41 @@ class DataFormat:
         self._layouts: Mapping[str, str] | str = table["layouts"]
         self.family: str | None = table.get("family")
         self.others: Mapping[str, str] = table.get("others", {})
-        self.style = KeyStyle(
-            tuple(Spelling(**entry) for entry in table["spellings"]),
-            tuple(table.get("prefixes", [""])),
-            sep=table.get("separator", "."),
-            column=table.get("magnitude", "vector") == "column",
-        )
-        self.storage = Storage(magnitude=bool(self.style.spellings[0].magnitude))
+        spellings = tuple(Spelling(**entry) for entry in table["spellings"])
+        prefixes, column = tuple(table.get("prefixes", [""])), table.get("magnitude") == "column"
+        self.style = KeyStyle(spellings, prefixes, sep=table.get("separator", "."), column=column)
+        self.storage = Storage(magnitude=bool(spellings[0].magnitude))
         self.file: str = table.get("file", f"{self.name}.safetensors")
         self.load: str = table.get("load", "{path}")
         self.not_with: str = table.get("not_with", NOT_TWICE)
-        self.writer: Callable[[Wanted], Writer] | None = self._writer if table.get("writes", True) else None
+        writes: bool = table.get("writes", True)
+        self.writer: Callable[[Wanted], Writer] | None = partial(DataWriter, self) if writes else None
 
     @property
     def layouts(self) -> Mapping[str, str]:
-        """Architecture -> layout; of those that are installed."""
+        """Architecture -> layout, for the installed architectures."""
         return self.layouts_in(architectures())
 
     def layouts_in(self, known: Mapping[str, Architecture]) -> Mapping[str, str]:
-        """The same, of these architectures."""
+        """The same, for these architectures."""
         return having(self._layouts, known) if isinstance(self._layouts, str) else self._layouts
-
-    def _writer(self, wanted: Wanted) -> Writer:
-        return DataWriter(self, wanted)
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         return checkpoints.choose(source, (self.file,), choice)
 
     def claims(self, file: TensorFile) -> bool:
-        if of_training(file) or self._architecture(file) is None:
-            return False
-        return not outdone(self._paths(file), self.layouts, self.style.sep)
+        known = not of_training(file) and self._architecture(file) is not None
+        return known and not outdone(self._paths(file), self.layouts, self.style.sep)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         name = self._architecture(file, choice.architecture)
         if name is None:
             raise not_an_adapter(file, f"{self.name} adapter")
-        return read_lora_file(
-            file,
-            choice,
-            self.style,
-            architecture(name),
-            self.layouts[name],
-            writes=self.family or self.name,
-            others=self.others,
-        )
+        arch, layout, writes = architecture(name), self.layouts[name], self.family or self.name
+        return read_lora_file(file, choice, self.style, arch, layout, writes=writes, others=self.others)
 
     def _architecture(self, file: TensorFile, wanted: str | None = None) -> str | None:
-        hits = self._paths(file)
-        return matching(hits, self.layouts, self.style.sep, wanted) if hits else None
+        return matching(self._paths(file), self.layouts, self.style.sep, wanted)
 
     def _paths(self, file: TensorFile) -> list[str]:
         return [hit.path for hit in self.style.hits(file.tensors)]

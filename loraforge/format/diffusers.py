@@ -1,4 +1,4 @@
-"""Diffusers: `pytorch_lora_weights.safetensors`, names prefixed by the component, its scale in the header or nowhere.
+"""Diffusers: `pytorch_lora_weights.safetensors`, names prefixed by the component, the scale in the header or nowhere.
 
 Sources: diffusers loaders/lora_base.py (file name, `lora_adapter_metadata`), loaders/peft.py (prefix, and
 `save_lora_adapter`, which writes bare names), utils/state_dict_utils.py (older spellings), finetrainers
@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from loraforge.adapter.adapter import Adapter, Storage
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
 from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle, Spelling
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
@@ -24,13 +25,7 @@ from loraforge.scale import peft_config
 from loraforge.scale.recorded import header_configs
 from loraforge.scale.rule import Choice
 
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
-
-STYLE = KeyStyle(
-    spellings=(*PEFT_SPELLINGS, Spelling(".lora.down.weight", ".lora.up.weight")),
-    prefixes=(f"{COMPONENT}.", ""),
-)
+STYLE = KeyStyle((*PEFT_SPELLINGS, Spelling(".lora.down.weight", ".lora.up.weight")), (f"{COMPONENT}.", ""))
 FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
 
@@ -48,18 +43,15 @@ class DiffusersWriter(LoraFileWriter):
 
     def header(self, target: Target) -> dict[str, str]:
         least = peft_config.config(target.ranks, target.scalings, dora=target.dora)
-        # component-prefixed, and nothing but what is needed: unprefixed or unknown keys make diffusers raise
+        # prefixed by the component, and only what is needed: diffusers raises for unprefixed or unknown keys
         metadata = {f"{COMPONENT}.{key}": value for key, value in least.items()}
         return {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, indent=2, sort_keys=True)}
 
     def use(self, path: Path, _: Target) -> Use:
-        # always with its name: Diffusers looks for none where HF_HUB_OFFLINE is set
-        return Use(
-            f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})"
-            "   # strength 1.0, no other number",
-            NOT_TWICE,
-            ", where a loader reads the scale in the header (others apply 1.0)" if self.stored == "metadata" else "",
-        )
+        # always with the file name: Diffusers does not look for one if HF_HUB_OFFLINE is set
+        load = f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})"
+        reads = ", where a loader reads the scale in the header (others apply 1.0)"
+        return Use(f"{load}   # strength 1.0, no other number", NOT_TWICE, reads if self.stored == "metadata" else "")
 
 
 class DiffusersFormat:
@@ -73,7 +65,7 @@ class DiffusersFormat:
 
     @property
     def layouts(self) -> Mapping[str, str]:
-        """Every architecture of which Diffusers' names are known."""
+        """Every architecture with a layout of Diffusers' names."""
         return having("diffusers")
 
     def find(self, source: Path, choice: Choice) -> Found | None:
@@ -82,7 +74,7 @@ class DiffusersFormat:
     def claims(self, file: TensorFile) -> bool:
         hits = STYLE.hits(file.tensors)
         paths = [hit.path for hit in hits]
-        if matching(paths, self.layouts) is None:  # as Diffusers: no module of the model is called so
+        if matching(paths, self.layouts) is None:  # Diffusers too finds no module of these names
             return False
         return not outdone(paths, self.layouts) if any(hit.prefix for hit in hits) else bool(header_configs(file))
 

@@ -1,4 +1,4 @@
-"""What is wrong with keys that are not understood, one problem for each kind."""
+"""What is wrong with the keys and shapes of an adapter, one problem for each kind."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from loraforge.text import listed
 if TYPE_CHECKING:
     from loraforge.format.keys import KeyStyle
 
+Tensors = Mapping[str, TensorInfo]
+
 _REFUSED = {
     r"lora_B\.([^.]+\.)?bias": "a bias of the LoRA itself (lora_bias), which this version does not convert",
     r"hada_(w[12]_[ab]|t[12])": "LoHa",
@@ -22,31 +24,32 @@ _REFUSED = {
     r"lora_embedding_[AB]": "a LoRA of an embedding, of which {title} has none",
     r"alpha": "an alpha tensor, which records a scale and which this format is not read with: keep it",
 }
-"""What the end of a key means that no LoRA of this kind has."""
+"""The end of a key that no LoRA of this kind has -> what it means."""
 _WHOLE = {
     r"(?<!lora_A\.)(?<!lora_B\.)(weight|bias)": "a whole weight saved beside the LoRA (modules_to_save)",
     r"diff": "a weight difference (.diff), the whole change of a weight saved beside the LoRA",
     r"diff_b": "a bias difference (.diff_b), the whole change of a bias saved beside the LoRA",
 }
-"""The same of the key of a module that is known; of any other it means nothing."""
+"""The same, for the keys of known modules only."""
 
 
-def _mixed(spelled: Mapping[str, str], factors: Iterable[set[str]]) -> str:
-    """Why keys of several spellings are refused: one adapter spelled in a mixture, or several adapters."""
-    keys = listed(sorted(spelled.values()), 4)
-    if sum(map(len, factors := list(factors))) == len(set().union(*factors)):
-        return (
-            f"it is one adapter in a mixture of several spellings, which is not read: {keys}. All of them belong to it."
-        )
+def mixed(spelled: Mapping[str, str], factors: Iterable[set[str]]) -> str:
+    """Why keys of several spellings are refused: one adapter in mixed spellings, or several adapters."""
+    keys, groups = listed(sorted(spelled.values()), 4), list(factors)
+    if sum(map(len, groups)) == len(set().union(*groups)):  # no factor is spelled twice
+        what = "it is one adapter in a mixture of several spellings, which is not read"
+        return f"{what}: {keys}. All of them belong to it."
     return f"it holds several adapters, or one in several spellings: {keys}. Which of them is meant is not known"
 
 
-def _unknown(keys: list[str], arch: Architecture) -> Iterator[str]:
+def unknown(keys: list[str], arch: Architecture) -> Iterator[str]:
     """One problem per kind of key that is not understood, with the first of its kind."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for key in keys:
         what, whole = _meaning(key, _REFUSED), _meaning(key, _WHOLE)
-        if whole and any(layout.locate(stem) for layout in arch.layouts.values() for stem in _stems(key)):
+        words = key.split(".")[:-1]
+        tails = [".".join(words[start:]) for start in range(min(len(words), 4))]  # whatever prefix the module has
+        if whole and any(layout.locate(tail) for layout in arch.layouts.values() for tail in tails):
             what = what or whole
         kinds["a bundled embedding" if key.startswith("bundle_emb") else what.format(title=arch.title)].append(key)
     for what, group in kinds.items():
@@ -59,27 +62,43 @@ def _meaning(key: str, endings: Mapping[str, str]) -> str:
     return next((what for ending, what in endings.items() if re.search(rf"(?:^|[._])(?:{ending})$", key)), "")
 
 
-def _stems(key: str) -> Iterable[str]:
-    """The tails of a key without its last word: one of them is the module, whatever prefix it has."""
-    words = key.split(".")[:-1]
-    return (".".join(words[start:]) for start in range(min(len(words), 4)))
-
-
-def _pair_faults(
-    path: str, keys: Mapping[str, str], tensors: Mapping[str, TensorInfo], style: KeyStyle
+def module_faults(
+    path: str, parts: list[dict[str, str]], tensors: Tensors, arch: Architecture, layout: Layout, style: KeyStyle
 ) -> Iterator[str]:
+    """What is wrong with the tensors of one module; `parts`: the keys of each pair of factors, by factor."""
+    faults = [fault for keys in parts for fault in _pair_faults(path, keys, tensors, style)]
+    yield from faults
+    if faults:
+        return
+    stack = layout.stacked(path)
+    A, *_ = shapes = [tensors[keys["A"]].shape for keys in parts]
+    if len(A) > 2 and arch.variants:  # where no model is known, nothing says which module is a convolution
+        kernels, plain = arch.kernels(stack), layout.plain_kernel(path, A[2:])
+        if not kernels:
+            yield f"{path} is no convolution, and its A has shape {list(A)}"
+        elif layout.kernel(path, plain) != A[2:] or len(plain) not in kernels:
+            yield f"{path}: its A has shape {list(A)}, which is not how this format has that convolution"
+    if style.parts:
+        heights, widths = [tensors[keys["B"]].shape[0] for keys in parts], {shape[1] for shape in shapes}
+        if arch.sizes(stack, sum(heights)) != heights:
+            yield f"{path}: its parts have {heights} rows"
+        elif len(widths) > 1:
+            yield f"{path}: its parts have {sorted(widths)} inputs"
+
+
+def _pair_faults(path: str, keys: Mapping[str, str], tensors: Tensors, style: KeyStyle) -> Iterator[str]:
     dimensions = (2,) if style.parts else (2, 4, 5)
     for factor in ("A", "B"):
         if factor not in keys:
             yield f"{path} has no {factor}"
             continue
-        info = tensors[keys[factor]]
+        key, info = keys[factor], tensors[keys[factor]]
         if info.dtype not in FACTORS:
-            yield f"{keys[factor]} is {info.dtype}, not a floating type of 16 bits or more"
+            yield f"{key} is {info.dtype}, not a floating type of 16 bits or more"
         if info.repeats:
-            yield f"{keys[factor]} repeats its numbers (strides {list(info.strides or ())})"
+            yield f"{key} repeats its numbers (strides {list(info.strides or ())})"
         if len(info.shape) not in dimensions or 0 in info.shape:
-            yield f"{keys[factor]} has shape {list(info.shape)}, not two dimensions with a rank of 1 or more"
+            yield f"{key} has shape {list(info.shape)}, not two dimensions with a rank of 1 or more"
     if not {"A", "B"} <= keys.keys():
         return
     a, b = tensors[keys["A"]].shape, tensors[keys["B"]].shape
@@ -96,27 +115,3 @@ def _pair_faults(
             yield f"{have}, not floating numbers, one per row: {list(want)}"
         if info.repeats:
             yield f"{keys['magnitude']} repeats its numbers (strides {list(info.strides or ())})"
-
-
-def _kernel_faults(path: str, shape: tuple[int, ...], layout: Layout, kernels: set[int]) -> list[str]:
-    """What is wrong with an A of more than two dimensions."""
-    plain = layout.plain_kernel(path, shape[2:])
-    if not kernels:
-        return [f"{path} is no convolution, and its A has shape {list(shape)}"]
-    if layout.kernel(path, plain) != shape[2:] or len(plain) not in kernels:
-        return [f"{path}: its A has shape {list(shape)}, which is not how this format has that convolution"]
-    return []
-
-
-def _part_faults(
-    path: str,
-    parts: list[dict[str, str]],
-    tensors: Mapping[str, TensorInfo],
-    arch: Architecture,
-    segments: tuple[str, ...],
-) -> list[str]:
-    heights = [tensors[keys["B"]].shape[0] for keys in parts]
-    if arch.sizes(segments, sum(heights)) != heights:
-        return [f"{path}: its parts have {heights} rows"]
-    widths = {tensors[keys["A"]].shape[1] for keys in parts}
-    return [f"{path}: its parts have {sorted(widths)} inputs"] if len(widths) > 1 else []

@@ -8,55 +8,51 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
 
 from loraforge.adapter.drop import patterns_for
 from loraforge.algebra.dtypes import FACTORS, numpy_type
-from loraforge.algebra.lora import LoraWeight
+from loraforge.algebra.lora import Array, Delta, LoraWeight
 from loraforge.errors import FormatError, NamesError
 from loraforge.files.tensorfile import TensorFile, TensorInfo
-from loraforge.format.key_faults import _kernel_faults, _mixed, _pair_faults, _part_faults, _unknown
+from loraforge.format.key_faults import mixed, module_faults, unknown
 from loraforge.names.layout import Architecture
 from loraforge.text import listed
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array, Delta, LoraWeight
 
 FACTOR_NAMES = ("A", "B", "magnitude", "alpha")
 
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """The suffixes that follow a module path. `{name}` stands for the name of one adapter."""
+    """The suffixes that follow a module path. `{name}` is the name of an adapter."""
 
     A: str
     B: str
     magnitude: str = ""
-    """DoRA's; empty where the format has none."""
+    """DoRA's; empty if the format has none."""
     alpha: str = ""
-    """Of a tensor that holds lora_alpha; empty where the format has none."""
+    """The suffix of a tensor that holds lora_alpha; empty if the format has none."""
 
 
 PEFT_SPELLINGS = (
     Spelling(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
     Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".lora_magnitude_vector.{name}.weight"),
 )
-"""As saved, and as it stands in a model that was saved whole."""
+"""As PEFT saves an adapter, and as the keys are in a model that was saved whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """What one key says."""
+    """A key, taken apart."""
 
     path: str
     factor: str
     """A, B, magnitude or alpha."""
     part: int
     spelled: str
-    """How, without the module: all keys of one file are spelled alike."""
+    """The spelling without the module path: it is the same for all keys of a file."""
     prefix: str
 
 
@@ -72,26 +68,26 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class KeyStyle:
-    """The spellings a format reads; the first, behind the first prefix, is the one it writes."""
+    """The spellings that a format reads. It writes the first one, behind the first prefix."""
 
     spellings: tuple[Spelling, ...]
     prefixes: tuple[str, ...] = ("",)
     parts: bool = False
     """`.0`, `.1`, ... after the suffix: one pair per stacked segment."""
     sep: str = "."
-    """What stands for the dots of a module path: kohya's names have `_`."""
+    """What replaces the dots of a module path: `_` in kohya's names."""
     column: bool = False
-    """Magnitudes are stored as [rows, 1], as LyCORIS has them, not as [rows]."""
+    """Magnitudes are stored as [rows, 1], as LyCORIS does, not as [rows]."""
 
     def parse(self, key: str) -> Hit | None:
-        """What a key says; None where it is not of this style."""
+        """A key, taken apart; None if it is not of this style."""
         stem, part = key, 0
         if self.parts:
             stem, _, number = key.rpartition(".")
             if not (number.isascii() and number.isdecimal() and str(int(number[:6])) == number):
                 return None
             part = int(number)
-        prefix = next((prefix for prefix in self.prefixes if stem.startswith(prefix)), None)
+        prefix = next(filter(stem.startswith, self.prefixes), None)
         if prefix is None:
             return None
         for spelling in self.spellings:
@@ -103,71 +99,60 @@ class KeyStyle:
         return None
 
     def hits(self, keys: Iterable[str]) -> list[Hit]:
-        """What the keys of this style say."""
         return [hit for key in keys if (hit := self.parse(key))]
 
     def find(self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str) -> dict[str, list[Keys]]:
         """Module path -> the keys of its pairs in order, judged by names and shapes alone.
 
-        Raises FormatError that lists every fault: keys outside the layout, modules no LoRA adapts, a lone A or B,
-        two spellings, ranks that disagree, empty shapes, element types no factor has, parts missing.
+        Raises FormatError that lists every fault: keys outside the layout, modules that no LoRA adapts, A without B,
+        two spellings, ranks that disagree, empty shapes, wrong element types, missing parts.
         """
         found: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
         spelled, factors = dict[str, str](), defaultdict[str, set[str]](set)
-        problems, unknown, spare = list[str](), list[str](), list[str]()
-        stacks = {}
+        strange, orphans, own = list[str](), list[str](), arch.layouts[layout]
         for key in tensors:
             hit = self.parse(key)
-            place = arch.layouts[layout].locate(hit.path, self.sep) if hit else None
-            if hit is None or place is None:
-                unknown.append(key)
+            located = own.locate(hit.path, self.sep) if hit else None
+            if hit is None or located is None:
+                strange.append(key)
                 continue
-            template, index = place
-            path = template.fill(index)
+            template, index = located
             spelled.setdefault(hit.spelled, key)
             factors[hit.spelled].add(hit.factor)
-            found[path][hit.part].setdefault(hit.factor, key)
-            stacks[path] = arch.layouts[layout].modules[template]
-        if unknown:
-            problems += _unknown(unknown, arch)
+            found[template.fill(index)][hit.part].setdefault(hit.factor, key)
         if len(spelled) > 1:
-            raise FormatError(_mixed(spelled, factors.values()))
-        modules = {}
-        for path, blocks in sorted(found.items()):
-            if all(keys.keys() == {"alpha"} for keys in blocks.values()):
-                orphans = [keys["alpha"] for keys in blocks.values()]
-                spare += orphans
-                problems.append(f"{orphans[0]} is an alpha of {path}, which has no A and no B in the file")
-                continue
-            if what := arch.unadapted.get(stacks[path][0]):
+            raise FormatError(mixed(spelled, factors.values()))
+        names = list(unknown(strange, arch))
+        problems, modules = list(names), {}
+        for path, parts in sorted(found.items()):
+            stack = own.stacked(path)
+            want = len(stack) if self.parts else 1
+            pairs = [keys for _, keys in sorted(parts.items())]
+            if all(keys.keys() == {"alpha"} for keys in pairs):
+                orphans += [keys["alpha"] for keys in pairs]
+                problems.append(f"{pairs[0]['alpha']} is an alpha of {path}, which has no A and no B in the file")
+            elif what := arch.unadapted.get(stack[0]):
                 problems.append(f"{path} is a {what}, which no LoRA adapts")
-                continue
-            want = len(stacks[path]) if self.parts else 1
-            if sorted(blocks) != list(range(want)):
-                problems.append(f"{path} has parts {sorted(blocks)}, not the {want} of {', '.join(stacks[path])}")
-                continue
-            faults = [fault for _, keys in sorted(blocks.items()) for fault in _pair_faults(path, keys, tensors, self)]
-            if not faults and arch.variants and len(shape := tensors[blocks[0]["A"]].shape) > 2:
-                faults = _kernel_faults(path, shape, arch.layouts[layout], arch.kernels(stacks[path]))
-            if not faults and self.parts:
-                faults = _part_faults(path, [blocks[n] for n in range(want)], tensors, arch, stacks[path])
-            problems += faults
-            if not faults:
-                modules[path] = [Keys(**blocks[n]) for n in range(want)]
+            elif sorted(parts) != list(range(want)):
+                problems.append(f"{path} has parts {sorted(parts)}, not the {want} of {', '.join(stack)}")
+            elif faults := list(module_faults(path, pairs, tensors, arch, own, self)):
+                problems += faults
+            else:
+                modules[path] = [Keys(**keys) for keys in pairs]
         if problems:
-            only_those = len(problems) == len(spare) + bool(unknown) * len(list(_unknown(unknown, arch)))
-            kind = NamesError if unknown else FormatError
-            raise kind(listed(problems), *(patterns_for([*unknown, *spare]) if only_those else ()))
+            only_those = len(problems) == len(names) + len(orphans)
+            kind = NamesError if strange else FormatError
+            raise kind(listed(problems), *(patterns_for([*strange, *orphans]) if only_those else ()))
         return modules
 
     def decode(
         self, file: TensorFile, found: Mapping[str, list[Keys]], scaling: Callable[[str, int], float]
     ) -> dict[str, Delta]:
-        """The updates behind the keys, as views of the file. `scaling` takes module path and rank."""
+        """The updates of the keys, as views of the file. `scaling` is called with module path and rank."""
 
         def weight(path: str, keys: Keys) -> LoraWeight:
             A, B = file[keys.A], file[keys.B]
-            magnitude = None if keys.magnitude is None else file[keys.magnitude].reshape(-1)
+            magnitude = file[keys.magnitude].reshape(-1) if keys.magnitude else None
             rank, kernel = A.shape[0], A.shape[2:]
             return LoraWeight(A.reshape(rank, -1), B.reshape(-1, rank), scaling(path, rank), magnitude, kernel)
 
@@ -184,42 +169,40 @@ class KeyStyle:
             yield f"{stem}{spelling.B}{end}", w.B.reshape(w.rows, w.rank, *ones) if ones else w.B
             if w.magnitude is not None:
                 yield f"{stem}{spelling.magnitude}{end}", w.magnitude.reshape(self.length_shape(w.rows, len(ones)))
-            if spelling.alpha:
-                yield f"{stem}{spelling.alpha}{end}", _alpha(w)
+            if spelling.alpha:  # one number, in float32 unless that would round it
+                alpha = np.asarray(w.scaling * w.rank, np.float64)
+                short = alpha.astype(np.float32)
+                yield f"{stem}{spelling.alpha}{end}", short if short == alpha else alpha
 
     def length_shape(self, rows: int, kernel: int) -> tuple[int, ...]:
-        """Shape of a stored magnitude, of a module with a kernel of so many dimensions."""
+        """The shape of a stored magnitude; `kernel`: the number of dimensions of the module's kernel."""
         if self.column:
             return (rows, 1, *(1,) * kernel)
         return (1, rows, *(1,) * kernel) if kernel else (rows,)
 
 
 def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float]:
-    """Module path -> what its alpha tensor says, for the modules that have one. Raises FormatError for a wrong one."""
-    said: dict[str, float] = {}
+    """Module path -> the value of its alpha tensor, if it has one. Raises FormatError if it is not one number."""
+    values: dict[str, float] = {}
     for path, pairs in found.items():
         if (key := pairs[0].alpha) is None:
             continue
         info = file.tensors[key]
-        if math.prod(info.shape) != 1 or info.dtype not in (*FACTORS, *_SMALL, *_INTEGERS):
+        if math.prod(info.shape) != 1 or info.dtype not in (*FACTORS, *_ALPHA_TYPES):
             raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
-        raw = bytes(file.raw(key))  # not the tensor: of one that was not fetched, no number may be made
-        if info.dtype in _INTEGERS:
-            said[path] = int.from_bytes(raw, "little", signed=info.dtype.startswith("I"))
-        else:
-            small = _SMALL.get(info.dtype)
-            said[path] = float(np.frombuffer(raw, getattr(ml_dtypes, small) if small else numpy_type(info.dtype))[0])
-    return said
+        kind = _ALPHA_TYPES.get(info.dtype) or numpy_type(info.dtype)
+        # `raw` refuses a tensor that was not fetched; file[key] would give numbers for it
+        values[path] = np.frombuffer(file.raw(key), kind)[0].item()
+    return values
 
 
-_INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
-_SMALL = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-
-
-def _alpha(w: LoraWeight) -> Array:
-    """lora_alpha as trainers store it: one number, in float32 unless that would round it."""
-    alpha = np.asarray(w.scaling * w.rank, np.float64)
-    return alpha if alpha.astype(np.float32) != alpha else alpha.astype(np.float32)
+_ALPHA_TYPES = {
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+"""The types that an alpha may have and a factor may not."""
 
 
 def ranks(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) -> dict[str, int]:

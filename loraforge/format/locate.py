@@ -21,7 +21,8 @@ from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
 _MOST = 50
-"""Files of a folder that are opened to see what they are."""
+"""How many files of a folder are opened to see what they are."""
+_Located = tuple[Format, Found]
 
 
 def locate(
@@ -29,79 +30,78 @@ def locate(
 ) -> tuple[Format | None, Found, TensorFile]:
     """The format of a source, the file in it that holds the tensors, and that file, opened.
 
-    The format is the one called `name`, else the only one that claims the file; None where none does. Of a file on
-    the Hub the header alone is fetched where not `fetch`.
-    Raises FileError or FormatError when nothing can be opened or several formats claim the file, HubError when the
-    Hub has it not.
+    The format is the one called `name`, otherwise the only one that claims the file; None if no format does. Without
+    `fetch`, only the header of a file on the Hub is downloaded.
+    Raises FileError or FormatError if nothing can be opened or several formats claim the file, HubError if the file is
+    not on the Hub.
     """
     hub = reach(given)
-    source, notes = (hub.source, ()) if hub else _meant(Path(given))
+    source, notes = (hub.source, ()) if hub else _resolved(Path(given))
     _check(source, choice)
-    wanted = [named(name)] if name else list(formats().values())
-    found, faults = _search(wanted, source, choice)
-    if not found and faults:
+    tried = [named(name)] if name else list(formats().values())
+    located, faults = _search(tried, source, choice)
+    if not located and faults:
         raise faults[0]
     look = open_tensors if hub is None else hub.whole if fetch else hub.header
-    if not found:
-        only, note = hub.only() if hub else _only(wanted, source, look, bool(name))
-        if only and (choice.iteration is not None or choice.ema):
-            flag = "--ema" if choice.ema else "--iteration"
+    if not located:
+        only, note = hub.only() if hub else _only(tried, source, look, bool(name))
+        if only and (flag := _choosing(choice)):
             what = f"{flag} chooses among the checkpoints of a run, and {source} has none"
             raise FileError(f"{what}: it holds {only.name}.", command("loraforge", "inspect", only))
-        placed = _search(wanted, only, choice)[0] if only else []
-        found = [(form, replace(at, notes=(note, *at.notes))) for form, at in placed]
-    if not found:
+        in_file = _search(tried, only, choice)[0] if only else []
+        located = [(form, replace(one, notes=(note, *one.notes))) for form, one in in_file]
+    if not located:
         what = f"no {name} checkpoint" if name else "nothing that any format reads"
         folders = (child for child in sorted(source.iterdir()) if child.is_dir())
-        below = (child for child in folders if tensor_files(child) or any(_finds(f, child) for f in wanted))
+        below = (child for child in folders if tensor_files(child) or any(_search(tried, child, Choice())))
         remedies = [command("loraforge", "inspect", child) for child in islice(below, 3)]
         remote = perhaps(str(given)) if hub is None else None
         other = [command("ls", "-l", source), *([remote] if remote else [])]
         raise FileError(f"{source} has {what} in it.", *(remedies or other))
     opened = {}
-    for path in dict.fromkeys(place.path for _, place in found):
+    for path in dict.fromkeys(one.path for _, one in located):
         file, warnings = shards.opened(path, look)
         file, taken = taken_out(file)
         file, left = left_out(file, choice.drop)
         opened[path] = file, [*warnings, *taken, *left]
-    claiming = [(entry, place) for entry, place in found if name or entry.claims(opened[place.path][0])]
+    claiming = [(form, one) for form, one in located if name or form.claims(opened[one.path][0])]
     if not claiming and not faults and hub is None and source.is_dir():  # a file under another format's name
-        each = {at.path: at for _, at in found}.values()
-        claiming = [(entry, at) for at in each for entry in wanted if entry.claims(opened[at.path][0])]
+        files = {one.path: one for _, one in located}.values()
+        claiming = [(form, one) for one in files for form in tried if form.claims(opened[one.path][0])]
     if not claiming and faults:
         raise faults[0]
     if len(claiming) > 1:
         raise _several(source, claiming)
-    form, place = claiming[0] if claiming else (None, found[0][1])
-    file, warnings = opened[place.path]
-    run = shards.whole_name(place.run).removesuffix(".safetensors").removesuffix(".bin")
-    return form, Found(file.path, run, (*notes, *place.notes, *warnings)), file
+    form, chosen = claiming[0] if claiming else (None, located[0][1])
+    file, warnings = opened[chosen.path]
+    run = shards.whole_name(chosen.run).removesuffix(".safetensors").removesuffix(".bin")
+    return form, Found(file.path, run, (*notes, *chosen.notes, *warnings)), file
 
 
-def _meant(source: Path) -> tuple[Path, tuple[str, ...]]:
-    """What a path stands for, and notes: the name of a whole in several files, a folder of the Hub's cache."""
+def _resolved(source: Path) -> tuple[Path, tuple[str, ...]]:
+    """The path to read, and notes, for the name of a model in several files or a folder of the Hub's cache."""
     try:
         if not source.exists() and (group := shards.group_of(source)):
-            there = (source.with_name(name) for name in group.names)
-            return group.index or next((path for path in there if path.is_file()), source), ()
+            files = (source.with_name(name) for name in group.names)
+            return group.index or next((path for path in files if path.is_file()), source), ()
         return snapshot(source)
-    except (OSError, ValueError):  # what is no path at all is told of as such
+    except (OSError, ValueError):  # not a path at all: `_check` says so
         return source, ()
 
 
-def _only(wanted: Sequence[Format], source: Path, look: shards.Look, named: bool) -> tuple[Path | None, str]:
-    """The one file of a folder that is an adapter, whatever it is called, and a note; None where no file is there.
+def _only(tried: Sequence[Format], source: Path, look: shards.Look, named: bool) -> tuple[Path | None, str]:
+    """The only adapter in a folder, whatever its name, and a note; None if the folder has no tensor file.
 
-    Where none is an adapter and there is one file, that file. Raises FileError that names those it could be.
+    A single file is returned even if it is no adapter. Raises FileError that names the candidates.
     """
     files = tensor_files(source)
     adapters = list[Path]()
     for path in files[:_MOST] if len(files) > 1 else ():
         try:
             file, _ = shards.opened(path, look)
-            if any(named or form.claims(file) for form, _ in _search(wanted, path, Choice())[0]):
+            if any(named or form.claims(file) for form, _ in _search(tried, path, Choice())[0]):
                 adapters.append(path)
-        except FileError:  # told where it is given by itself
+        except FileError:  # its fault is reported if the file is given by itself
             continue
     if len(left := adapters or files) > 1:
         what = "adapters" if adapters else "tensor files, none of them an adapter"
@@ -112,51 +112,44 @@ def _only(wanted: Sequence[Format], source: Path, look: shards.Look, named: bool
     return left[0], f"took {left[0].name}, the only {'adapter' if adapters else 'tensor file'} in {source.name}"
 
 
-def _search(
-    wanted: Sequence[Format], source: Path, choice: Choice
-) -> tuple[list[tuple[Format, Found]], list[FileError]]:
-    """What each format finds in a source, and the faults of those that find a folder of their kind and no more."""
-    found, faults = list[tuple[Format, Found]](), list[FileError]()
-    for entry in wanted:
+def _search(tried: Sequence[Format], source: Path, choice: Choice) -> tuple[list[_Located], list[FileError]]:
+    """What each format finds in a source, and the faults of the folders that a format recognises but cannot use."""
+    located, faults = list[_Located](), list[FileError]()
+    for form in tried:
         try:
-            found += [(entry, place)] if (place := entry.find(source, choice)) else []
-        except FileError as error:  # it is a folder of that kind, and has what another wants or nobody
+            if found := form.find(source, choice):
+                located.append((form, found))
+        except FileError as error:
             faults.append(error)
-    return found, faults
+    return located, faults
 
 
 def _check(source: Path, choice: Choice) -> None:
     try:
         source.lstat()
     except (OSError, ValueError) as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be looked at ({error})"
         lines: list[Try | str] = [command("ls", "-l", source.parent)]
-        if isinstance(error, FileNotFoundError):
-            hub = perhaps(str(source))
-            lines = [*([hub] if hub else []), *(lines if source.parent.exists() else [])]
-        raise FileError(f"{source} {reason}.", *(lines or ["ls -l"])) from error
+        if not isinstance(error, FileNotFoundError):
+            raise FileError(f"{source} cannot be looked at ({error}).", *lines) from error
+        hub = perhaps(str(source))
+        lines = [*([hub] if hub else []), *(lines if source.parent.exists() else [])]
+        raise FileError(f"{source} does not exist.", *(lines or ["ls -l"])) from error
     if not (source.is_file() or source.is_dir()):
         raise FileError(f"{source} is neither a file nor a folder.", command("ls", "-l", source))
-    if source.is_file() and (choice.iteration is not None or choice.ema):
-        flag = "--ema" if choice.ema else "--iteration"
-        raise FileError(
-            f"{flag} chooses among the checkpoints of a folder, and {source} is one file.",
-            command("ls", "-l", source.absolute().parent),
-        )
+    if source.is_file() and (flag := _choosing(choice)):
+        text = f"{flag} chooses among the checkpoints of a folder, and {source} is one file."
+        raise FileError(text, command("ls", "-l", source.absolute().parent))
 
 
-def _several(source: Path, claiming: list[tuple[Format, Found]]) -> LoraforgeError:
-    each = [command("loraforge", "inspect", "--from", entry.name, place.path) for entry, place in claiming]
-    if len({place.path for _, place in claiming}) == 1:
-        kinds = " and ".join(entry.name for entry, _ in claiming)
-        path = claiming[0][1].path
+def _choosing(choice: Choice) -> str:
+    """The option that chooses a checkpoint; empty if none was given."""
+    return "--ema" if choice.ema else "" if choice.iteration is None else "--iteration"
+
+
+def _several(source: Path, claiming: list[_Located]) -> LoraforgeError:
+    each = [command("loraforge", "inspect", "--from", form.name, one.path) for form, one in claiming]
+    if len({one.path for _, one in claiming}) == 1:
+        kinds, path = " and ".join(form.name for form, _ in claiming), claiming[0][1].path
         return FormatError(f"{path} holds names of several formats, {kinds}: say which with --from.", *each)
-    names = " and ".join(f"{place.path.name} ({entry.name})" for entry, place in claiming)
+    names = " and ".join(f"{one.path.name} ({form.name})" for form, one in claiming)
     return FormatError(f"{source} holds {names}: give the file, and its format with --from.", *each)
-
-
-def _finds(entry: Format, folder: Path) -> bool:
-    try:
-        return entry.find(folder, Choice()) is not None
-    except FileError:
-        return True  # a folder of that kind, with a fault of its own to tell

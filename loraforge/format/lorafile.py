@@ -1,18 +1,17 @@
-"""What the formats of one safetensors file share: reading its keys and its scale, and writing it."""
+"""What formats with one safetensors file share: reading its keys and its scale, and writing it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import COMPONENTS
-from loraforge.algebra.lora import prune
+from loraforge.algebra.lora import Array, Delta, prune
 from loraforge.errors import FormatError, adding
 from loraforge.files.safetensors import write_safetensors
-from loraforge.files.tensorfile import TensorInfo
+from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.keys import KeyStyle, alphas, ranks
 from loraforge.format.protocol import Header, Target
 from loraforge.hub.address import renamed
@@ -23,10 +22,6 @@ from loraforge.scale.recorded import Record, looked, search
 from loraforge.scale.resolve import resolve
 from loraforge.scale.rule import Choice
 from loraforge.text import command
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array, Delta
-    from loraforge.files.tensorfile import TensorFile
 
 
 def read_lora_file(
@@ -40,68 +35,61 @@ def read_lora_file(
     base_model: str | None = None,
     others: Mapping[str, str] = MappingProxyType({}),
 ) -> Adapter:
-    """The adapter in a file of (A, B) keys, at the scale that is recorded in any of the places that can.
+    """The adapter in a file of (A, B) keys, at the scale that the file or its neighbours record.
 
-    `writes` is the format's name in trainers.toml, `others` what begins the keys of adapters of other components.
-    Raises FormatError and ScaleError.
+    `writes`: the name of the format in trainers.toml. `others`: prefix of the keys of another component -> its name.
+    Raises FormatError if the keys are wrong, ScaleError if the scale is unknown or contradictory.
     """
-    tensors, notes = file.tensors, tuple[str, ...]()
     _own(file, others, arch.title)
     look = command("loraforge", "inspect", file.path)
-    strange = [f"{key} ({name})" for key, name in file.opaque.items()]
-    if strange:
+    if strange := [f"{key} ({name})" for key, name in file.opaque.items()]:
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
     try:
-        found = style.find(tensors, arch, layout)
+        pairs = style.find(file.tensors, arch, layout)
+        stored = alphas(pairs, file)
     except FormatError as error:
         raise type(error)(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
-    sizes = ranks(found, file.tensors)
-    try:
-        said = alphas(found, file)
-    except FormatError as error:
-        raise FormatError(f"{file.path}: {error.message}", look) from error
-    dora = any(keys.magnitude for pairs in found.values() for keys in pairs)
+    sizes = ranks(pairs, file.tensors)
+    dora = any(keys.magnitude for each in pairs.values() for keys in each)
     known = origin(file.metadata)
 
     def live() -> dict[str, int]:
-        whole = {} if file.absent else style.decode(file, found, lambda *_: 1.0)
+        whole = {} if file.absent else style.decode(file, pairs, lambda *_: 1.0)
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 
-    record = search(Record(file, choice, sizes, said, dora, known, peft=writes == "peft", live=live))
+    record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live))
     unknown = looked(file, writes, record.notes)
     rule, scale = resolve(record.rules, choice.stated, sizes, default=None, unknown=unknown, bare=choice.program)
     return Adapter(
         architecture=arch.name,
         layout=layout,
-        modules=style.decode(file, found, rule.of),
+        modules=style.decode(file, pairs, rule.of),
         scale=known.settle(scale, rule, choice.stated, sizes, str(file.path)),
         ranks_recorded=rule.has_rank,
-        keys=tuple(sorted(tensors)),
+        keys=tuple(sorted(file.tensors)),
         metadata=file.metadata,
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
-        notes=(*notes, *record.notes),
+        notes=tuple(record.notes),
         candidates=(*record.near, *candidates(sizes, writes)) if scale.provenance == "ambiguous" else (),
         configs=record.configs,
     )
 
 
 def _own(file: TensorFile, others: Mapping[str, str], title: str) -> None:
-    """Raises FormatError for tensors of other components: nothing of an adapter is left out unasked."""
+    """Raises FormatError for tensors of other components: they are left out only if the user says so."""
     known = {**COMPONENTS, **others}
-    foreign = [key for key in sorted(file.tensors) if key.startswith(tuple(known))]
-    if not foreign:
-        return
-    starts = sorted({next(start for start in known if key.startswith(start)) for key in foreign})
-    what = next(known[start] for start in starts if foreign[0].startswith(start))
-    raise FormatError(
-        f"{file.path}: {len(foreign)} of its tensors adapt the {what} ({foreign[0]}, ...), which this format "
-        f"can carry and {title} pipelines do not load. Say that they may be left out.",
-        adding(*(word for start in starts for word in ("--drop", f"{start}*"))),
-    )
+    foreign = {key: start for key in sorted(file.tensors) if (start := next(filter(key.startswith, known), ""))}
+    if foreign:
+        first, start = next(iter(foreign.items()))
+        raise FormatError(
+            f"{file.path}: {len(foreign)} of its tensors adapt the {known[start]} ({first}, ...), which this format "
+            f"can carry and {title} pipelines do not load. Say that they may be left out.",
+            adding(*(word for start in sorted({*foreign.values()}) for word in ("--drop", f"{start}*"))),
+        )
 
 
 class LoraFileWriter:
-    """The parts of a Writer that follow from its key style."""
+    """The parts of a Writer that follow from its key style, for a safetensors file without other files."""
 
     style: KeyStyle
     governs: tuple[str, ...] = ()
@@ -117,7 +105,8 @@ class LoraFileWriter:
     ) -> dict[str, int]:
         return write_safetensors(path, header, tensors, metadata)
 
-    def beside(self, target: Target) -> dict[str, str]:
-        """No other files."""
-        del target
+    def header(self, _: Target) -> dict[str, str]:
+        return {"format": "pt"}
+
+    def beside(self, _: Target) -> dict[str, str]:
         return {}

@@ -1,7 +1,8 @@
-"""Says what a tensor file is when it is no adapter, from its names alone, and what to give instead."""
+"""Says what a tensor file is if it is no adapter, from its names alone, and what to give instead."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from loraforge.names.lookalike import lora_paths, odd_words, other_model
 from loraforge.text import command, listed
 
 _SAT_RUN = "Give the mp_rank_00_model_states.pt that the LoRA run wrote."
-_PLUGIN = "The plugin loraforge-{}, which is not installed, reads it if it knows its modules: see docs/plugins.md."
+_DIFFUSERS_FILE = "Give the pytorch_lora_weights.safetensors that trainer saved."
 _LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
 
 
@@ -30,34 +31,38 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
     if not of_training(file) and (error := _misspelt(file)):
         return error
     names = f", with names like {listed(list(file.tensors), 3)}" if file.tensors else ""
-    return NoAdapterError(
-        f"{file.path} holds no {wanted}. It has {len(file.tensors)} tensors{names}.",
-        command("loraforge", "inspect", "--skeleton", file.path),
-    )
+    text = f"{file.path} holds no {wanted}. It has {len(file.tensors)} tensors{names}."
+    return NoAdapterError(text, _skeleton(file))
 
 
 def foreign(file: TensorFile) -> NoAdapterError | None:
-    """The refusal of another model's adapter; None where the names are not told to be one's."""
+    """The refusal of another model's adapter; None if the names are of no model that is known."""
     paths = lora_paths(file.tensors)
     other = other_model(paths.values())
-    if other is None:
-        return None
-    what = f"an adapter whose modules are not named as those of {known_titles()}: it looks like one of {other}"
-    return NoAdapterError(f"{file.path} is {what}. Its names are like {_three(list(paths))}.", _skeleton(file))
+    return _of_names(file, f"{_not_named()}: it looks like one of {other}") if other else None
 
 
 def _misspelt(file: TensorFile) -> NoAdapterError | None:
-    """The refusal of an adapter whose modules are known, and are spelled as no format here has them."""
+    """The refusal of an adapter with known modules in a spelling that no format has; None if there are no LoRA keys."""
     paths = lora_paths(file.tensors)
     if not paths:
         return None
     if (odd := odd_words(file.tensors)) is None:
-        what = f"an adapter whose modules are not named as those of {known_titles()}"
-        return NoAdapterError(f"{file.path} is {what}. Its names are like {_three(list(paths))}.", _skeleton(file))
+        return _of_names(file, _not_named())
     arch, words = odd
     others = f" (which {other} has too)" if (other := other_model(paths.values(), tied=True)) else ""
-    text = f"{file.path} is an adapter of {arch.title}'s modules{others}, in a spelling that is not read: {words}."
-    return NoAdapterError(f"{text} Its names are like {_three(list(paths))}.", _skeleton(file))
+    return _of_names(file, f"an adapter of {arch.title}'s modules{others}, in a spelling that is not read: {words}")
+
+
+def _of_names(file: TensorFile, what: str) -> NoAdapterError:
+    """The refusal of an adapter for its names, with three of them, from different modules if possible."""
+    keys = list(lora_paths(file.tensors))
+    names = listed(keys[:: max(1, len(keys) // 3)][:3])
+    return NoAdapterError(f"{file.path} is {what}. Its names are like {names}.", _skeleton(file))
+
+
+def _not_named() -> str:
+    return f"an adapter whose modules are not named as those of {known_titles()}"
 
 
 def _skeleton(file: TensorFile) -> str:
@@ -69,27 +74,17 @@ def known_titles() -> str:
     return " or ".join(arch.title for arch in architectures().values())
 
 
-def _three(keys: list[str]) -> str:
-    """Three of the keys, of different modules where there are."""
-    return listed(keys[:: max(1, len(keys) // 3)][:3])
-
-
 def _base(file: TensorFile) -> str | None:
-    """The architecture of which weights of the most kinds of module are there, and at least three, in any layout."""
-    stems = [_stem(key) for key in file.tensors if key.endswith(".weight")]
-    counts = {
-        arch.title: max(
-            (len({p[0] for stem in stems if (p := layout.locate(stem))}) for layout in arch.layouts.values()), default=0
-        )
+    """The title of the architecture whose layouts recognise the most module kinds (at least three), or None."""
+    weights = [key.removeprefix(SAT_PREFIX) for key in file.tensors if key.endswith(".weight")]
+    paths = [re.sub(r"(\.original)?(\.base_layer)?\.weight$", "", key) for key in weights]
+    counts = [
+        (len({located[0] for path in paths if (located := layout.locate(path))}), arch.title)
         for arch in architectures().values()
-    }
-    best = max(counts, key=lambda title: counts[title])
-    return best if counts[best] >= 3 else None
-
-
-def _stem(key: str) -> str:
-    """The module path of a base weight, as its trainers save it."""
-    return key.removeprefix(SAT_PREFIX).removesuffix(".weight").removesuffix(".base_layer").removesuffix(".original")
+        for layout in arch.layouts.values()
+    ]
+    most, title = max(counts, key=lambda count: count[0])
+    return title if most >= 3 else None
 
 
 def _any(*starts: str) -> Callable[[TensorFile], bool]:
@@ -100,12 +95,12 @@ def _optimizer(file: TensorFile) -> bool:
     return "optimizer_state_dict" in file.tops or {"state", "param_groups"} <= set(file.tops)
 
 
-def _names(*parts: str) -> Callable[[TensorFile], bool]:
-    return lambda file: any(part in key for key in file.tensors for part in parts)
+def _trainers(file: TensorFile) -> bool:
+    return of_training(file) and any(".lora_A." in key or ".base_layer." in key for key in file.tensors)
 
 
 def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
-    """The adapter alone, where a model was saved with its LoRA layers in it, and a note; any other file as it is."""
+    """Only the adapter, and a note, if the file is a model with LoRA layers in it; otherwise the file as it is."""
     mine = {key: info for key, info in file.tensors.items() if ".lora_" in key or "modules_to_save" in key}
     if not mine or not any(".base_layer." in key for key in file.tensors) or "ds_version" in file.tops:
         return file, ()
@@ -114,7 +109,7 @@ def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
 
 
 def _diffsynth(file: TensorFile) -> bool:
-    """Wan's blocks are called so too in Diffusers, and have an attn2."""
+    """Whether the names are DiffSynth's. Wan's in Diffusers begin the same way, but have an attn2."""
     return bool(file.tensors) and all(key.startswith("blocks.") and ".attn1.to_" in key for key in file.tensors)
 
 
@@ -123,7 +118,7 @@ def _installed(form: str) -> bool:
 
 
 def _spelled(start: str, form: str) -> Callable[[TensorFile], bool]:
-    """Whether it is in the names of a format that a plugin would add: all keys begin so, and the words end them."""
+    """Whether a file has the names of a format that a plugin would add: every key begins with `start`."""
 
     def is_it(file: TensorFile) -> bool:
         paths = lora_paths(file.tensors)
@@ -136,37 +131,33 @@ def _spelled(start: str, form: str) -> Callable[[TensorFile], bool]:
 
 
 def of_training(file: TensorFile) -> bool:
-    """Whether it is a trainer's own state: DeepSpeed's, or a whole model with PEFT's layers still in it."""
+    """Whether it is a trainer's own state: DeepSpeed's, or a whole model that still has PEFT's layers."""
     return "ds_version" in file.tops or any(".base_layer." in key for key in file.tensors)
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of file that is no adapter of a format that is read."""
+    """A kind of file that no format reads."""
 
     what: str
     instead: str
-    """What to give instead, or what reads it."""
+    """A sentence: what to give instead, or what reads it."""
     matches: Callable[[TensorFile], bool]
     is_adapter: bool = False
 
 
+def _named(names: str, plugin: str, matches: Callable[[TensorFile], bool]) -> _Kind:
+    reads = f"The plugin loraforge-{plugin}, which is not installed, reads it if it knows its modules"
+    return _Kind(f"an adapter in {names}", f"{reads}: see docs/plugins.md.", matches, is_adapter=True)
+
+
 _KINDS = (
     _Kind("an optimizer state", "Give the weights that were saved beside it.", _optimizer),
-    _Kind(
-        "a checkpoint of a Diffusers or PEFT trainer",
-        "Give the pytorch_lora_weights.safetensors that trainer saved.",
-        lambda file: of_training(file) and _names(".lora_A.", ".base_layer.")(file),
-    ),
-    *(
-        _Kind(f"an adapter in {names}", _PLUGIN.format(plugin), matches, is_adapter=True)
-        for names, plugin, matches in (
-            ("kohya's names (lora_unet_...)", "kohya", _spelled("lora_unet_", "kohya")),
-            ("VideoX-Fun's names (lora_unet__...)", "kohya", _spelled("lora_unet__", "cogvideox-fun")),
-            ("ComfyUI's names", "comfyui", _spelled("diffusion_model.", "comfyui-native")),
-            ("DiffSynth's names", "diffsynth", lambda file: _diffsynth(file) and not _installed("diffsynth")),
-        )
-    ),
+    _Kind("a checkpoint of a Diffusers or PEFT trainer", _DIFFUSERS_FILE, _trainers),
+    _named("kohya's names (lora_unet_...)", "kohya", _spelled("lora_unet_", "kohya")),
+    _named("VideoX-Fun's names (lora_unet__...)", "kohya", _spelled("lora_unet__", "cogvideox-fun")),
+    _named("ComfyUI's names", "comfyui", _spelled("diffusion_model.", "comfyui-native")),
+    _named("DiffSynth's names", "diffsynth", lambda file: _diffsynth(file) and not _installed("diffsynth")),
     _Kind("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
     _Kind("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
     _Kind("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),

@@ -1,8 +1,8 @@
 """PEFT: a folder of `adapter_model.safetensors` and `adapter_config.json`, which records its scale.
 
-Also the bare state dicts that CogKit and VideoX-Fun (`--use_peft_lora`) write: the same names, and no configuration.
+Also the bare state dicts that CogKit and VideoX-Fun (`--use_peft_lora`) write: the same names without configuration.
 
-Sources: peft utils/save_and_load.py (keys), utils/constants.py (file names), config.py (what may be left out),
+Sources: peft utils/save_and_load.py (keys), utils/constants.py (file names), config.py (optional entries),
 CogKit utils/lora.py, VideoX-Fun utils/lora_utils.py.
 """
 
@@ -13,10 +13,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.errors import FileError, VariantError
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
 from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
@@ -31,16 +32,13 @@ from loraforge.scale.rule import Choice
 from loraforge.scale.run_folders import adapters
 from loraforge.text import command
 
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
-
 STYLE = KeyStyle(PEFT_SPELLINGS, prefixes=("base_model.model.", ""))
 FILES = PEFT_FILES
 CONFIG = PEFT_CONFIG
 
 
 class PeftWriter(LoraFileWriter):
-    """Writes a folder `PeftModel.from_pretrained` loads: the tensors as they were, the scale in the configuration."""
+    """Writes a folder for `PeftModel.from_pretrained`: unchanged tensors, the scale in the configuration."""
 
     style = STYLE
     files: tuple[str, ...] = (FILES[0], CONFIG)
@@ -48,13 +46,10 @@ class PeftWriter(LoraFileWriter):
     stored: Literal["tensors", "metadata", "config"] = "config"
 
     def __init__(self, _: Wanted) -> None:
-        """There is nothing to choose."""
+        """No option applies."""
 
     def scaling(self, _: int) -> float | None:
         return None
-
-    def header(self, _: Target) -> dict[str, str]:
-        return {"format": "pt"}
 
     def beside(self, target: Target) -> dict[str, str]:
         least = peft_config.config(target.ranks, target.scalings, dora=target.dora, older=True)
@@ -62,11 +57,9 @@ class PeftWriter(LoraFileWriter):
         return {CONFIG: json.dumps(entries, indent=2, sort_keys=True) + "\n"}
 
     def use(self, path: Path, _: Target) -> Use:
-        return Use(
-            f"PeftModel.from_pretrained(pipe.transformer, {str(path.parent)!r})   # strength 1.0, no other number",
-            "pipe.load_lora_weights, which knows none of PEFT's names: it warns and loads nothing",
-            f", with the {CONFIG} beside it",
-        )
+        load = f"PeftModel.from_pretrained(pipe.transformer, {str(path.parent)!r})   # strength 1.0, no other number"
+        not_with = "pipe.load_lora_weights, which knows none of PEFT's names: it warns and loads nothing"
+        return Use(load, not_with, f", with the {CONFIG} beside it")
 
 
 class PeftFormat:
@@ -80,13 +73,13 @@ class PeftFormat:
 
     @property
     def layouts(self) -> Mapping[str, str]:
-        """Every architecture of which Diffusers' names are known: PEFT uses the model's own."""
+        """Every architecture with a layout of Diffusers' names: PEFT uses the names of the model."""
         return having("diffusers")
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         found = checkpoints.choose(source, FILES, choice)
-        others = sorted(path.parent.name for path in source.glob(f"*/{CONFIG}"))
-        others = [name for name in others if not name.startswith("checkpoint-")]
+        names = sorted(path.parent.name for path in source.glob(f"*/{CONFIG}"))
+        others = [name for name in names if not name.startswith("checkpoint-")]
         if found and others and found.path.parent == source:
             note = f"{source.name} holds other adapters too, in folders of their own: {', '.join(others[:5])}"
             return replace(found, notes=(*found.notes, note))
@@ -97,11 +90,9 @@ class PeftFormat:
     def claims(self, file: TensorFile) -> bool:
         hits = STYLE.hits(file.tensors)
         if config_path(file):
-            # diffusion-pipe's folder has a configuration too, and the original names behind the component's
+            # diffusion-pipe's folder has a configuration too, but the original names behind the component
             return not outdone([hit.path.removeprefix(f"{COMPONENT}.") for hit in hits], self.layouts)
-        if of_training(file):
-            return False
-        if matching([hit.path for hit in hits], self.layouts) is None:
+        if of_training(file) or matching([hit.path for hit in hits], self.layouts) is None:
             return False
         return any(hit.prefix for hit in hits) or not header_configs(file)
 
@@ -113,19 +104,13 @@ class PeftFormat:
         hits = [hit.path for hit in STYLE.hits(file.tensors)]
         if not hits:
             raise not_an_adapter(file, "PEFT adapter")
+        arch = best_known(hits, self.layouts, choice.architecture)
         base = (config or {}).get("base_model_name_or_path")
-        return read_lora_file(
-            file,
-            choice,
-            STYLE,
-            best_known(hits, self.layouts, choice.architecture),
-            "diffusers",
-            writes=self.name,
-            base_model=base if is_repo(base) else None,
-        )
+        base_model = base if is_repo(base) else None
+        return read_lora_file(file, choice, STYLE, arch, "diffusers", writes=self.name, base_model=base_model)
 
 
 def config_path(file: TensorFile) -> Path | None:
-    """The configuration that speaks for a tensor file; None where it is not called as PEFT calls it, or has none."""
+    """The configuration of a tensor file; None if it has none, or does not have one of PEFT's names."""
     path = file.path.with_name(CONFIG)
     return path if file.path.name in FILES and os.path.lexists(path) else None

@@ -1,33 +1,31 @@
-"""What a format is, and the formats that are built in. To add one, see CONTRIBUTING.md."""
+"""What a format is. To add one, see CONTRIBUTING.md."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from loraforge.adapter.adapter import Adapter, Storage
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array, Delta
-    from loraforge.files.tensorfile import TensorFile
-    from loraforge.scale.rule import Choice
+from loraforge.algebra.lora import Array, Delta
+from loraforge.files.tensorfile import TensorFile
+from loraforge.scale.rule import Choice
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The one file of a source that holds the tensors."""
+    """The file of a source that holds the tensors."""
 
     path: Path
     run: str
-    """What to call the result by default: `lora-disney-1000`."""
+    """The default name of the result: `lora-disney-1000`."""
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the user wants of the written file. A format names in `options` those it knows; the others are refused."""
+    """How the user wants the file written. A format lists the fields it knows in `options`; the others are refused."""
 
     scale_in: Literal["tensors", "metadata"] = "tensors"
     target_alpha: float | None = None
@@ -38,14 +36,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The names and numbers of an adapter that fits the format, before its tensors are at hand."""
+    """An adapter that fits the format, before its tensors are computed: names, shapes and scaling."""
 
     outlines: Mapping[str, Delta]
     """Module path -> weights of the final shape, type and scaling, without numbers."""
     metadata: Mapping[str, str]
-    """What the written file says of its origin, and what stays true of the source's header."""
+    """The origin of the written file, and the entries of the source's header that are still true."""
     base_model: str | None
-    """A Hub id, as far as it is known."""
+    """A Hub id; None if not known."""
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -65,14 +63,14 @@ NOT_TWICE = "a second scale: the file is right at strength 1.0"
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What the report says of a written file."""
+    """How to use a written file, for the report."""
 
     load: str
     """The line that loads it at strength 1.0."""
     not_with: str
-    """The well-known way that would not."""
+    """The well-known way that would load it wrongly."""
     provided: str = ""
-    """What must hold for strength 1.0 to be right; empty where it always is."""
+    """The condition under which strength 1.0 is right; empty if it always is."""
     notes: tuple[str, ...] = ()
 
 
@@ -84,26 +82,26 @@ class Writer(Protocol):
     """How a format is written. The core does the algebra first: a writer spells names and lays files out."""
 
     files: tuple[str, ...]
-    """What a written folder holds, the tensor file first. A lone one may also be written under another name."""
+    """The files of a written folder, the tensor file first. A single file may also get another name."""
     governs: tuple[str, ...]
-    """Patterns of tensor files in a folder whose scale a written configuration would state too."""
+    """Patterns of other tensor files in the folder, whose scale a written configuration would change."""
     stored: Literal["tensors", "metadata", "config"]
-    """Where the scale goes."""
+    """Where the scale is stored."""
 
     def scaling(self, rank: int) -> float | None:
-        """What readers apply to a module of this rank; None where each module's own scaling is stored."""
+        """The scaling that readers apply to a module of this rank; None if each module's own scaling is stored."""
 
     def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
         """The keys and tensors of one module."""
 
     def header(self, target: Target) -> dict[str, str]:
-        """The metadata of the tensor file. Raises ConversionError when the adapter does not fit where it goes."""
+        """The metadata of the tensor file. Raises ConversionError if the adapter does not fit its base."""
 
     def beside(self, target: Target) -> dict[str, str]:
         """The texts of the other files, by name."""
 
     def size(self, header: Header) -> int:
-        """Bytes the tensor file takes."""
+        """The size of the tensor file in bytes."""
 
     def write(
         self, path: Path, header: Header, tensors: Iterable[tuple[str, Array]], metadata: Mapping[str, str]
@@ -115,30 +113,30 @@ class Writer(Protocol):
 
 
 class Format(Protocol):
-    """One way of storing adapters. Implementations import numpy, if at all, inside their methods."""
+    """One way of storing adapters."""
 
     name: str
-    """What `--from` and `--to` take."""
+    """The value of `--from` and `--to`."""
     summary: str
     """One phrase for `loraforge formats`."""
     options: frozenset[str]
-    """The fields of Wanted its writer knows."""
+    """The fields of Wanted that its writer knows."""
     storage: Storage
     """What a written file can hold."""
 
     @property
     def layouts(self) -> Mapping[str, str]:
-        """Architecture -> the layout its module paths follow."""
+        """Architecture -> the layout of its module paths."""
 
     @property
     def writer(self) -> Callable[[Wanted], Writer] | None:
-        """Makes the writer of one file; None where the format is only read."""
+        """Makes the writer of one file; None if the format is only read."""
 
     def find(self, source: Path, choice: Choice) -> Found | None:
-        """The file to read in a folder of this format; None where the folder is not one."""
+        """The file to read in a folder of this format; None if the folder is of another kind."""
 
     def claims(self, file: TensorFile) -> bool:
-        """Say whether this file is of this format, judged by keys and header alone."""
+        """Whether this file is of this format, judged by keys and header alone."""
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
-        """The adapter in the file. Raises FormatError saying what the file is instead."""
+        """The adapter in the file. Raises FormatError that says what the file is instead."""

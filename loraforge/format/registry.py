@@ -1,46 +1,43 @@
-"""Which formats there are, and how the one for a source is found."""
+"""The formats that are installed, and the plugins they come from."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from loraforge.errors import FormatError, Try, adding
-from loraforge.format.builtin import FORMATS
 from loraforge.format.data import DataFormat
+from loraforge.format.diffusers import DiffusersFormat
+from loraforge.format.peft import PeftFormat
 from loraforge.format.protocol import Format
+from loraforge.format.sat import SatFormat
 from loraforge.fusion.choose import read_backends
 from loraforge.names.catalog import read_architectures, read_data_files
 from loraforge.plugin.host import BUILT_IN, Plugin, load
 from loraforge.plugin.registry import Reading, Registry, current
 from loraforge.text import command
 
+FORMATS: tuple[Format, ...] = (SatFormat(), DiffusersFormat(), PeftFormat())
+"""The formats that are built in."""
 _MEMBERS = ("name", "summary", "layouts", "options", "storage", "writer", "find", "claims", "read")
 """What a format must have; see `loraforge.formats.Format`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Formats:
-    """Every format by name, and the plugin each comes from."""
-
-    by_name: dict[str, Format]
-    owners: dict[str, str]
+Formats = tuple[dict[str, Format], dict[str, str]]
+"""Every format by name, and the plugin that each comes from."""
 
 
 def read_formats(registry: Registry) -> Reading[Formats]:
-    """Every format. What is none, or has a name already taken, is noted with its plugin and left out."""
-    found, owners = dict[str, Format](), dict[str, str]()
-    reading = Reading(Formats(found, owners))
+    """Every format. An object that is no format, or has a name already taken, is left out and noted as a fault."""
+    by_name, owners = dict[str, Format](), dict[str, str]()
+    reading = Reading((by_name, owners))
 
     def add(owner: str, form: Format) -> None:
         if form.name in owners:
-            taken = f"format {form.name!r} is already added by {owners[form.name]}; this one is left out"
-            reading.fault(owner, taken)
-            return
-        found[form.name], owners[form.name] = form, owner
-        reading.adds.append((owner, f"format {form.name}"))
+            reading.fault(owner, f"format {form.name!r} is already added by {owners[form.name]}; this one is left out")
+        else:
+            by_name[form.name], owners[form.name] = form, owner
+            reading.adds.append((owner, f"format {form.name}"))
 
     ours = [(BUILT_IN, form) for form in FORMATS]
     for owner, item in [*ours, *registry.read(load).value.returned["loraforge_formats"]]:
@@ -51,23 +48,21 @@ def read_formats(registry: Registry) -> Reading[Formats]:
         if lacking or not isinstance(name, str) or re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) is None:
             why = f"without {', '.join(lacking)}" if lacking else f"with the name {name!r:.60}"
             reading.fault(owner, f"loraforge_formats returned {type(item).__name__} {why}: that is no format")
-            continue
-        add(owner, item)
+        else:
+            add(owner, item)
     known = registry.read(read_architectures).value[0]
     for file in registry.read(read_data_files).value:
         if "format" not in file.tables:
             continue
         form = DataFormat(file.tables["format"])
         layouts = form.layouts_in(known)
-        unknown = [
-            f"{arch}/{used}" for arch, used in layouts.items() if arch in known and used not in known[arch].layouts
-        ]
-        if not unknown and not layouts.keys() & known.keys():
-            unknown = [f"{arch}/{used}" for arch, used in layouts.items()] or ["of the name it gives"]
+        unknown = [f"{arch}/{n}" for arch, n in layouts.items() if arch in known and n not in known[arch].layouts]
+        if not layouts.keys() & known.keys():
+            unknown = [f"{arch}/{n}" for arch, n in layouts.items()] or ["of the name it gives"]
         if unknown:
             reading.fault(file.owner, f"{file.name}: there is no layout {', '.join(unknown)}")
-            continue
-        add(file.owner, form)
+        else:
+            add(file.owner, form)
     return reading
 
 
@@ -75,7 +70,7 @@ _READERS = (load, read_data_files, read_architectures, read_formats, read_backen
 
 
 def known_plugins() -> dict[str, Plugin]:
-    """Every plugin by name, with all that it adds and all that is wrong with it."""
+    """Every plugin by name, with everything it adds and all its faults."""
     readings: list[Reading[Any]] = [current().read(reader) for reader in _READERS]
     return {
         name: replace(
@@ -88,32 +83,29 @@ def known_plugins() -> dict[str, Plugin]:
 
 
 def broken() -> list[Plugin]:
-    """The plugins with something wrong."""
+    """The plugins that have faults."""
     return [plugin for plugin in known_plugins().values() if plugin.errors]
 
 
 def formats() -> Mapping[str, Format]:
     """Every format by name."""
-    return current().read(read_formats).value.by_name
+    return current().read(read_formats).value[0]
 
 
 def owners() -> Mapping[str, str]:
-    """The plugin each format comes from."""
-    return current().read(read_formats).value.owners
+    """The plugin that each format comes from."""
+    return current().read(read_formats).value[1]
 
 
 def named(name: str, flag: str = "--from") -> Format:
-    """The format of that name. Raises FormatError with the names there are, and the plugins that failed.
+    """The format of that name. Raises FormatError with the known names and the plugins that failed.
 
-    `flag` is the option it was given by, for the remedies.
+    `flag`: the option that gave the name, for the remedies.
     """
     if name not in formats():
         if family := [form for form in formats().values() if getattr(form, "family", None) == name]:
-            text = (
-                f"{name!r} is {len(family)} formats: "
-                + "; ".join(f"{f.name}, {f.summary}" for f in family)
-                + ". Which?"
-            )
+            each = "; ".join(f"{f.name}, {f.summary}" for f in family)
+            text = f"{name!r} is {len(family)} formats: {each}. Which?"
             raise FormatError(text, *(adding(flag, f.name, why=f.summary) for f in family))
         faulty = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in broken()]
         text = f"there is no format {name!r}; there are {', '.join(formats())}."

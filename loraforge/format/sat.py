@@ -1,6 +1,6 @@
-"""SAT: what CogVideo's `sat/` trainer writes. A DeepSpeed run folder, base weights and all, its scale only in a YAML.
+"""SAT: what CogVideo's `sat/` trainer writes. A DeepSpeed run folder with the base weights; the scale is in a YAML.
 
-This file reads it; satwrite.py writes it.
+This file reads it; sat_write.py writes it.
 
 Sources: SwissArmyTransformer sat/model/finetune/lora2.py (keys, scaling = lora_alpha / r, lora_alpha = 1),
 sat/training/model_io.py (folders, `latest`, `-ema`), CogVideo sat/configs/*_lora.yaml.
@@ -9,17 +9,19 @@ sat/training/model_io.py (folders, `latest`, `-ema`), CogVideo sat/configs/*_lor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.errors import FileError, FormatError, ScaleError, Try, adding
+from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_yaml
 from loraforge.format.keys import Keys
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import Found, Wanted, Writer
 from loraforge.format.sat_names import CHECKPOINT, CONFIG, LORA_SECTION, ORIGIN, SAT_PREFIX, STYLE, components, is_lora
-from loraforge.format.sat_run import _choose, _only_shard, _run_name, _shards, undivided
+from loraforge.format.sat_run import choose, only_shard, run_name, shards, undivided
 from loraforge.format.sat_write import SatWriter
 from loraforge.names.catalog import architecture
 from loraforge.names.layout import Architecture
@@ -29,9 +31,6 @@ from loraforge.scale.resolve import resolve
 from loraforge.scale.rule import Choice, Rule, number, overriding
 from loraforge.scale.run_folders import as_typed, of_several_runs, own
 from loraforge.text import command, listed, shown, told
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
 
 
 class SatFormat:
@@ -44,54 +43,51 @@ class SatFormat:
     storage = Storage(parts=True, one_rank=True, magnitude=False, segments=frozenset({"q", "k", "v", "o"}))
 
     def writer(self, wanted: Wanted) -> Writer:
-        """A writer over the base the user named."""
-        found = wanted.base
-        if found and found.is_dir():
-            place = self.find(found, Choice()) or self.below(found)
-            if place is None:
-                raise FileError(f"--base {found} has no SAT checkpoint in it.", command("ls", "-l", found))
-            found = place.path
-        return SatWriter(wanted, found)
+        """A writer that copies the base which the user names."""
+        base = wanted.base
+        if base and base.is_dir():
+            checkpoint = self.find(base, Choice()) or self.below(base)
+            if checkpoint is None:
+                raise FileError(f"--base {base} has no SAT checkpoint in it.", command("ls", "-l", base))
+            base = checkpoint.path
+        return SatWriter(wanted, base)
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         if source.is_file():
-            return Found(source, _run_name(source))
-        if _shards(source):
-            return Found(_only_shard(source), _run_name(source / CHECKPOINT))
-        checkpoints = {child.name for child in source.iterdir() if child.is_dir() and _shards(child)}
+            return Found(source, run_name(source))
+        if shards(source):
+            return Found(only_shard(source), run_name(source / CHECKPOINT))
+        checkpoints = {child.name for child in source.iterdir() if child.is_dir() and shards(child)}
         if not checkpoints and not (source / "latest").is_file():
             return None
-        chosen, note = _choose(source, checkpoints, choice)
-        file = _only_shard(source / chosen)
-        return Found(file, _run_name(file), (note,))
+        chosen, note = choose(source, checkpoints, choice)
+        file = only_shard(source / chosen)
+        return Found(file, run_name(file), (note,))
 
     def below(self, folder: Path) -> Found | None:
-        """The checkpoint in the one subfolder that has any, as the released models are laid out.
+        """The checkpoint in the only subfolder that has one: the layout of the released models.
 
-        Raises FileError that names them where there are several.
+        Raises FileError that names the subfolders if there are several.
         """
         children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
-        holding = [child for child in children if _shards(child) or (child / "latest").is_file()]
+        holding = [child for child in children if shards(child) or (child / "latest").is_file()]
         if len(holding) > 1:
             text = f"{folder} holds several SAT checkpoints, in {listed([child.name for child in holding])}: which?"
             raise FileError(text, *(Try(str(child), instead=str(folder)) for child in holding[:5]))
-        place = self.find(holding[0], Choice()) if holding else None
-        return place and Found(place.path, place.run, (f"took {holding[0].name} of {folder.name}", *place.notes))
+        located = self.find(holding[0], Choice()) if holding else None
+        return located and replace(located, notes=(f"took {holding[0].name} of {folder.name}", *located.notes))
 
     def claims(self, file: TensorFile) -> bool:
-        return any(".matrix_A." in key or ".matrix_B." in key for key in file.tensors) or any(
-            key.startswith((SAT_PREFIX, "mixins.", "transformer.layers.")) for key in file.tensors
-        )
+        starts, factors = (SAT_PREFIX, "mixins.", "transformer.layers."), (".matrix_A.", ".matrix_B.")
+        return any(key.startswith(starts) or any(factor in key for factor in factors) for key in file.tensors)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         undivided(file)
         arch = architecture("cogvideox")
         lora = {key: info for key, info in file.tensors.items() if _looks_like_lora(key)}
-        strange = [f"{key} ({name})" for key, name in file.opaque.items() if _looks_like_lora(key)]
-        if strange:
-            raise FormatError(
-                f"{file.path}: LoRA tensors are stored as objects this tool does not build: {listed(strange)}."
-            )
+        if strange := [f"{key} ({name})" for key, name in file.opaque.items() if _looks_like_lora(key)]:
+            text = f"LoRA tensors are stored as objects this tool does not build: {listed(strange)}."
+            raise FormatError(f"{file.path}: {text}")
         if not any(is_lora(key) for key in lora):
             raise not_an_adapter(file, "SAT LoRA")
         try:
@@ -132,12 +128,14 @@ def _one_rank(file: TensorFile, path: str, pairs: list[Keys]) -> int:
     return ranks.pop()
 
 
-def _recorded(
-    file: Path, choice: Choice, ranks: Mapping[str, int]
-) -> tuple[list[Rule], dict[str, str], tuple[str, ...]]:
-    """The scale that the run's YAML records, and what loraforge wrote there of its origin.
+_Recorded = tuple[list[Rule], dict[str, str], tuple[str, ...]]
+"""Rules of scale, the metadata of the source's header, notes."""
 
-    The YAML is the one named by the user, else that in the folder of its run.
+
+def _recorded(file: Path, choice: Choice, ranks: Mapping[str, int]) -> _Recorded:
+    """The scale that the run's YAML records, and the origin that loraforge wrote into it.
+
+    The YAML is the one that the user names, otherwise the one in the folder of the run.
     """
     if choice.stated.override:
         return [], {}, ()
@@ -148,32 +146,25 @@ def _recorded(
     section = _section(document)
     if not isinstance(section, dict):
         if choice.training_config:
-            raise ScaleError(
-                f"{path} has no {'.'.join(LORA_SECTION)}: it does not configure SAT's LoRA.",
-                command("grep", "-n", "lora", path),
-            )
+            text = f"{path} has no {'.'.join(LORA_SECTION)}: it does not configure SAT's LoRA."
+            raise ScaleError(text, command("grep", "-n", "lora", path))
         return [], {}, (f"{path.name} has no lora_config section, so it records no scale",)
     r, alpha = number(section.get("r")), number(section.get("lora_alpha", 1))
     if r is None or alpha is None:
-        raise ScaleError(
-            f"{path}: r {shown(section.get('r'))}, lora_alpha {shown(section.get('lora_alpha'))} are no numbers.",
-            overriding("--alpha", 1, "if the run did not set lora_alpha"),
-        )
-    odd = sorted({rank for rank in ranks.values() if rank != r})
+        text = f"{path}: r {shown(section.get('r'))}, lora_alpha {shown(section.get('lora_alpha'))} are no numbers."
+        raise ScaleError(text, overriding("--alpha", 1, "if the run did not set lora_alpha"))
+    if odd := sorted({rank for rank in ranks.values() if rank != r}):
+        have = ", ".join(map(str, odd))
+        text = f"{path} says r {r:g}, but the tensors of {file} have rank {have}: it belongs to another run."
+        raise ScaleError(text, overriding("--alpha", 1, "if training used SAT's default lora_alpha"))
     default = "lora_alpha" not in section
-    said = f"r {r:g}, lora_alpha not set: SAT's default 1," if default else f"r {r:g}, lora_alpha {alpha:g}"
+    text = f"r {r:g}, lora_alpha not set: SAT's default 1," if default else f"r {r:g}, lora_alpha {alpha:g}"
     where = told(path) if path == choice.training_config else as_typed(path, file)
-    rule = Rule(f"{said} in {where}", alpha=alpha, file=where, has_rank=True)
-    if odd and not choice.stated.override:
-        raise ScaleError(
-            f"{path} says r {r:g}, but the tensors of {file} have rank {', '.join(map(str, odd))}: "
-            "it belongs to another run.",
-            overriding("--alpha", 1, "if training used SAT's default lora_alpha"),
-        )
-    origins = document.get(ORIGIN) if isinstance(document, dict) else None
+    rule = Rule(f"{text} in {where}", alpha=alpha, file=where, has_rank=True)
+    origins = document.get(ORIGIN)
     texts = origins.items() if isinstance(origins, dict) else ()
     metadata = {key: text for key, text in texts if isinstance(key, str) and isinstance(text, str)}
-    return [] if odd else [rule], metadata, ()
+    return [rule], metadata, ()
 
 
 def _section(document: Any) -> Any:
@@ -183,27 +174,27 @@ def _section(document: Any) -> Any:
 
 
 def _near(file: TensorFile, ranks: Mapping[str, int]) -> list[Try]:
-    """What to type where configurations near by say that SAT's default may not be what training used."""
+    """What to type if configurations near by show that training may not have used SAT's default."""
     whose, others = around(file.path, ranks, siblings=False)
-    found = [(path, said) for path, said in [*([whose] if whose else []), *others] if said.rank in ranks.values()]
-    if all(said.alpha == 1 for _, said in found):
+    configs = [(path, one) for path, one in [*([whose] if whose else []), *others] if one.rank in ranks.values()]
+    if all(config.alpha == 1 for _, config in configs):
         return []
     tries = []
-    for path, said in found[:3]:
-        where, scale = as_typed(path, file.path), said.scaling(min(ranks.values()))
+    for path, config in configs[:3]:
+        where, scale = as_typed(path, file.path), config.scaling(min(ranks.values()))
         sats = not where.startswith("hf://") and path.suffix == ".yaml" and isinstance(_section(read_yaml(path)), dict)
         stated = ("--training-config", where) if sats else ("--trained-scale", f"{scale:.12g}")
-        tries.append(adding(*stated, why=f"if {where} is of its run ({said.said}): scale {scale:g}", scale=scale))
+        tries.append(adding(*stated, why=f"if {where} is of its run ({config.said}): scale {scale:g}", scale=scale))
     default = 1 / min(ranks.values())
     return [*tries, adding("--alpha", "1", why=f"if the run did not set lora_alpha: scale {default:g}", scale=default)]
 
 
 def _evidence(file: TensorFile, arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Segment -> shape of the base weight in this file, for modules that hold one segment."""
-    found = {}
+    """Segment -> shape of its base weight in this file, for modules that hold one segment."""
+    shapes = {}
     for key, info in file.tensors.items():
         path = key.removeprefix(SAT_PREFIX).removesuffix(".weight").removesuffix(".original")
-        place = arch.layouts["sat"].locate(path) if key.endswith(".weight") else None
-        if place and len(segments := arch.layouts["sat"].modules[place[0]]) == 1:
-            found[segments[0]] = info.shape
-    return found
+        segments = arch.layouts["sat"].stacked(path) if key.endswith(".weight") else ()
+        if len(segments) == 1:
+            shapes[segments[0]] = info.shape
+    return shapes

@@ -7,19 +7,6 @@ from collections.abc import Iterable
 
 from loraforge.format.keys import KeyStyle, Spelling
 
-
-def components(keys: Iterable[str]) -> dict[str, int]:
-    count = Counter(
-        next((name for start, name in _COMPONENTS.items() if key.startswith(start)), "other") for key in keys
-    )
-    return dict(sorted(count.items()))
-
-
-def is_lora(key: str) -> bool:
-    """Whether a key is of SAT's LoRA."""
-    return "matrix_A" in key or "matrix_B" in key
-
-
 CHECKPOINT = "mp_rank_00_model_states.pt"
 CONFIG = "training_config.yaml"
 LORA_SECTION = ("model", "network_config", "params", "modules", "lora_config", "params")
@@ -32,3 +19,14 @@ SAT_PREFIX = "model.diffusion_model."
 _COMPONENTS = {SAT_PREFIX: "transformer (base)", "conditioner.": "text encoder (T5)", "first_stage_model.": "VAE"}
 
 STYLE = KeyStyle((Spelling(".matrix_A", ".matrix_B"),), prefixes=(SAT_PREFIX, ""), parts=True)
+
+
+def is_lora(key: str) -> bool:
+    """Whether a key is of SAT's LoRA."""
+    return "matrix_A" in key or "matrix_B" in key
+
+
+def components(keys: Iterable[str]) -> dict[str, int]:
+    """Component of a SAT checkpoint -> how many of its keys there are."""
+    names = (next((name for start, name in _COMPONENTS.items() if key.startswith(start)), "other") for key in keys)
+    return dict(sorted(Counter(names).items()))

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraforge.errors import FileError, Try, adding
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format.sat_names import CHECKPOINT
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
 
-
-def _shards(folder: Path) -> list[str]:
+def shards(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.glob("*model_states.pt") if p.is_file())
 
 
-def _only_shard(folder: Path) -> Path:
-    """The checkpoint of a folder that has exactly one; anything split over ranks is refused."""
-    names = _shards(folder)
-    split = [name for name in names if name.startswith(("z3_rank_", "zero_pp_rank_"))]
-    if split:
+def only_shard(folder: Path) -> Path:
+    """The only checkpoint of a folder. Raises FileError if it is split over ranks, or not there."""
+    names = shards(folder)
+    if split := [name for name in names if name.startswith(("z3_rank_", "zero_pp_rank_"))]:
         raise FileError(
             f"{folder} is a DeepSpeed ZeRO-3 checkpoint: its weights are cut into {len(split)} pieces like {split[0]}. "
             "Train with ZeRO stage 2 (SAT's default), or gather them with DeepSpeed's zero_to_fp32.py first.",
@@ -40,16 +36,14 @@ _PART = re.compile(r"mp_rank_([0-9]{2})_model_states\.pt")
 
 
 def undivided(file: TensorFile) -> None:
-    """Raises FileError for one part of several: by its name, by what lies beside it, or as it says itself."""
-    folder = file.path.absolute().parent
-    why = ""
+    """Raises FileError for one of several parts, shown by the file's own count, its name, or the files beside it."""
+    folder, why = file.path.absolute().parent, ""
     if (parts := file.counts.get("mp_world_size", 1)) > 1:
         why = f"its mp_world_size is {parts}"
     elif match := _PART.fullmatch(file.path.name):
         others = [p.name for p in sorted(folder.glob("mp_rank_*_model_states.pt")) if p.name != file.path.name]
-        why = (
-            f"beside it lies {listed(others, 3)}" if others else "" if match[1] == "00" else "it is not the first part"
-        )
+        first = match[1] == "00"
+        why = f"beside it lies {listed(others, 3)}" if others else "" if first else "it is not the first part"
     if why:
         raise _divided(file.path, why)
 
@@ -63,50 +57,39 @@ def _divided(path: Path, why: str) -> FileError:
     )
 
 
-def _choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]:
-    """The iteration folder to take, and a sentence that says which and why."""
+def choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]:
+    """The iteration folder to take, and a note that says which and why. Raises FileError if there is no such one."""
     plain = sorted(int(name) for name in checkpoints if name.isdecimal())
     averaged = sorted(int(name.removesuffix("-ema")) for name in checkpoints if re.fullmatch(r"\d+-ema", name))
     have, ending = (averaged, "-ema") if choice.ema else (plain, "")
     everything = listed([str(n) for n in plain] + [f"{n}-ema" for n in averaged]) or "none"
-    latest = _latest(run / "latest")
-    others = f"; the run has {everything}"
-    name = run.resolve().name
+    latest, name, others = _latest(run / "latest"), run.resolve().name, f"; the run has {everything}"
     if choice.ema and not averaged:
         raise FileError(f"{run} has no averaged weights (-ema); it has {everything}.", command("ls", "-l", run))
     if choice.iteration is not None:
+        chosen = f"{choice.iteration}{ending}"
         if choice.iteration not in have:
-            raise FileError(
-                f"{run} has no checkpoint {choice.iteration}{ending} (it has {everything}).", *_iterations(run, have)
-            )
-        return (
-            f"{choice.iteration}{ending}",
-            f"took iteration {choice.iteration}{ending} of {name}, as asked{others}",
-        )
+            raise FileError(f"{run} has no checkpoint {chosen} (it has {everything}).", *_iterations(run, have))
+        return chosen, f"took iteration {chosen} of {name}, as asked{others}"
     if latest is not None:
         chosen = f"{latest.removesuffix('-ema')}{ending}" if choice.ema else latest
         if chosen not in checkpoints:
-            said = f"{run / 'latest'} names {chosen!r}, but there is no such checkpoint (found: {everything})."
-            raise FileError(said, *_iterations(run, have))
-        return (
-            chosen,
-            f"took iteration {chosen} of {name}, which `latest` names{others if len(checkpoints) > 1 else ''}",
-        )
-    if not have and len(checkpoints) == 1 and not choice.ema:
+            text = f"{run / 'latest'} names {chosen!r}, but there is no such checkpoint (found: {everything})."
+            raise FileError(text, *_iterations(run, have))
+        others = others if len(checkpoints) > 1 else ""
+        return chosen, f"took iteration {chosen} of {name}, which `latest` names{others}"
+    if have:
+        newest = f"{have[-1]}{ending}"
+        return newest, f"took iteration {newest} of {name}, the newest; there is no `latest`{others}"
+    if len(checkpoints) == 1:
         (only,) = checkpoints
         return only, f"took {only} of {name}, the only one; there is no `latest`"
-    if not have:
-        lines = [command("loraforge", "inspect", run / name) for name in sorted(checkpoints)[:5]]
-        said = f"{run} has no numbered checkpoint (it has {listed(sorted(checkpoints)) or 'none'})."
-        raise FileError(said, *(lines or [command("ls", "-l", run)]))
-    return (
-        f"{have[-1]}{ending}",
-        f"took iteration {have[-1]}{ending} of {name}, the newest; there is no `latest`{others}",
-    )
+    remedies = [command("loraforge", "inspect", run / child) for child in sorted(checkpoints)[:5]]
+    raise FileError(f"{run} has no numbered checkpoint (it has {listed(sorted(checkpoints))}).", *remedies)
 
 
 def _latest(file: Path) -> str | None:
-    """What a run's `latest` names; None where there is none."""
+    """The checkpoint that a run's `latest` names, or None."""
     if not file.is_file():
         return None
     with file.open("rb") as stream:
@@ -119,8 +102,8 @@ def _iterations(run: Path, have: list[int]) -> list[Try]:
     return [adding("--iteration", str(n)) for n in have[-3:]] or [Try(command("ls", "-l", run))]
 
 
-def _run_name(file: Path) -> str:
-    """`<run>-<iteration>` for a checkpoint in SAT's folders, else the file's own stem."""
+def run_name(file: Path) -> str:
+    """`<run>-<iteration>` for a checkpoint in SAT's folders, otherwise the file's own stem."""
     folder = file.resolve().parent
     if file.name == CHECKPOINT and re.fullmatch(r"\d+(-ema)?|release", folder.name):
         return f"{folder.parent.name}-{folder.name}"

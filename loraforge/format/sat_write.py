@@ -1,42 +1,42 @@
-"""Writes SAT run folders: the base checkpoint streamed through with the LoRA beside it, and the YAML that scales it.
+"""Writes SAT run folders: the base checkpoint with the LoRA beside it, streamed, and the YAML with the scale.
 
 Sources: SwissArmyTransformer sat/training/model_io.py (`latest`, iteration folders, `{"module": ...}`),
-sat/model/finetune/lora2.py (`.original.`, one rank, scaling = lora_alpha / r; what it adapts), which loads one
-checkpoint and leaves at random whatever that does not hold.
+sat/model/finetune/lora2.py (`.original.`, one rank, scaling = lora_alpha / r; what it adapts). SAT loads one
+checkpoint, and leaves at random what is not in it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
+from loraforge.algebra.lora import Array
 from loraforge.errors import ConversionError, FileError, VerificationError, adding
 from loraforge.files.digest import changed
 from loraforge.files.opening import open_tensors
-from loraforge.files.tensorfile import TensorFile, TensorInfo
+from loraforge.files.tensorfile import TensorFile
 from loraforge.files.torch_write import copy_chunks, write_torch
+from loraforge.format.lorafile import LoraFileWriter
 from loraforge.format.protocol import Header, Target, Use, Wanted
 from loraforge.format.sat_names import CHECKPOINT, CONFIG, ITERATION, LORA_SECTION, ORIGIN, SAT_PREFIX, STYLE, is_lora
 from loraforge.text import command, listed
 
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array, Delta
 
-
-class SatWriter:
+class SatWriter(LoraFileWriter):
     """Writes a run folder that SAT loads, or one of bare LoRA tensors."""
 
+    style = STYLE
     files: tuple[str, ...] = (f"{ITERATION}/{CHECKPOINT}", "latest", CONFIG)
     governs: tuple[str, ...] = ("*/*model_states.pt", "*model_states.pt")
     stored: Literal["tensors", "metadata", "config"] = "config"
 
     def __init__(self, wanted: Wanted, base: Path | None) -> None:
-        """`base`: the checkpoint file that `wanted.base` stands for."""
+        """`base`: the checkpoint file of `wanted.base`. Raises ConversionError if the options contradict each other."""
         if (base is None) != wanted.lora_only:
             both = "--base and --lora-only exclude each other."
             none = "--to sat needs the base model's SAT checkpoint: SAT loads a base and its LoRA from one file."
@@ -48,27 +48,25 @@ class SatWriter:
             )
         self.alpha = 1.0 if wanted.target_alpha is None else float(wanted.target_alpha)
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ConversionError(
-                f"--target-alpha {self.alpha:g} is no lora_alpha SAT can use.", adding("--target-alpha", "1")
-            )
+            text = f"--target-alpha {self.alpha:g} is no lora_alpha SAT can use."
+            raise ConversionError(text, adding("--target-alpha", "1"))
         self.base = _open_base(base) if base else None
 
     def scaling(self, rank: int) -> float | None:
         return self.alpha / rank
 
-    def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
-        return STYLE.encode(path, delta)
-
     def header(self, target: Target) -> dict[str, str]:
-        """Nothing: a torch checkpoint has no header. Raises ConversionError where the base is of another size."""
-        base = self.base.tensors if self.base else {}
-        problems = []
-        for path, delta in target.outlines.items() if self.base else ():
+        """Empty: a torch checkpoint has no header. Raises ConversionError if the base has another size."""
+        if self.base is None:
+            return {}
+        base, problems = self.base.tensors, []
+        for path, delta in target.outlines.items():
             want = (sum(w.rows for w in delta), delta[0].A.shape[1])
-            have = next((base[key].shape for key in _weights(path) if key in base), None)
+            keys = (f"{SAT_PREFIX}{path}.weight", f"{SAT_PREFIX}{path}.original.weight")
+            have = next((base[key].shape for key in keys if key in base), None)
             if have != want:
                 problems.append(f"{path} is {list(have)}" if have else f"it has no {path}")
-        if self.base and problems:
+        if problems:
             raise ConversionError(
                 f"{self.base.path} is not the base of this adapter, which needs {want[0]} x {want[1]} there: "
                 f"{listed(problems, 3)}. Give the base model it was trained on.",
@@ -77,26 +75,23 @@ class SatWriter:
         return {}
 
     def beside(self, target: Target) -> dict[str, str]:
-        params: dict[str, Any] = {"r": self._rank(target), "lora_alpha": _tidy(self.alpha)}
+        alpha = int(self.alpha) if self.alpha.is_integer() else self.alpha
+        params = {"r": max(target.ranks.values()), "lora_alpha": alpha}
         section: dict[str, Any] = {"target": "sat.model.finetune.lora2.LoraMixin", "params": params}
         for key in reversed(LORA_SECTION[:-1]):
             section = {key: section}
-        text = yaml.safe_dump(section, sort_keys=False) + yaml.safe_dump(
-            {ORIGIN: dict(sorted(target.metadata.items()))}
-        )
+        text = yaml.safe_dump(section, sort_keys=False) + yaml.safe_dump({ORIGIN: dict(target.metadata)})
         return {"latest": ITERATION, CONFIG: text}
 
     def size(self, header: Header) -> int:
-        base = _base_header(self.base, header) if self.base else {}
-        return sum(TensorInfo(*entry, 0).nbytes for entry in (*header.values(), *base.values()))
+        return super().size(header) + (super().size(_base_header(self.base, header)) if self.base else 0)
 
     def write(
         self, path: Path, header: Header, tensors: Iterable[tuple[str, Array]], metadata: Mapping[str, str]
     ) -> dict[str, int]:
-        del metadata  # it stands in the YAML
+        del metadata  # it is in the YAML
         if self.base is None:
             return write_torch(path, header, tensors)
-
         base, names = self.base, _renamed(self.base, header)
         copied = ((new, copy_chunks(base, key)) for key, new in names.items())
         sums = write_torch(path, {**_base_header(base, header), **header}, chain(copied, tensors))
@@ -107,26 +102,16 @@ class SatWriter:
 
     def use(self, path: Path, target: Target) -> Use:
         run = path.parent.parent
-        params = f"r {self._rank(target)}, lora_alpha {self.alpha:g}"
+        params = f"r {max(target.ranks.values())}, lora_alpha {self.alpha:g}"
         if self.base is None:
             load = f"nothing loads it alone: SAT needs the base weights in the same file (--base), and {params}"
         else:
             load = f"in SAT's inference.yaml `load: {run}`, in its model YAML the lora_config of {run / CONFIG}"
-        others = sorted({_module(key) for key in self.base.tensors if is_lora(key)} if self.base else ())
-        note = (
-            f"the LoRA that {self.base.path.name} held ({len(others)} modules) is replaced"
-            if self.base and others
-            else ""
-        )
-        return Use(
-            load,
-            f"a lora_config with other numbers: SAT takes the scale from its YAML, here {params}",
-            f", in SAT with {params}, as {CONFIG} says",
-            (note,) if note else (),
-        )
-
-    def _rank(self, target: Target) -> int:
-        return max(target.ranks.values())
+        notes = []
+        if self.base and (others := {_module(key) for key in self.base.tensors if is_lora(key)}):
+            notes.append(f"the LoRA that {self.base.path.name} held ({len(others)} modules) is replaced")
+        not_with = f"a lora_config with other numbers: SAT takes the scale from its YAML, here {params}"
+        return Use(load, not_with, f", in SAT with {params}, as {CONFIG} says", tuple(notes))
 
 
 def _renamed(base: TensorFile, header: Header) -> dict[str, str]:
@@ -156,13 +141,5 @@ def _open_base(path: Path) -> TensorFile:
     return file
 
 
-def _weights(path: str) -> tuple[str, str]:
-    return f"{SAT_PREFIX}{path}.weight", f"{SAT_PREFIX}{path}.original.weight"
-
-
 def _module(key: str) -> str:
     return key.partition(".matrix_")[0]
-
-
-def _tidy(alpha: float) -> int | float:
-    return int(alpha) if alpha.is_integer() else alpha

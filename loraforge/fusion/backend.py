@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array, LoraWeight
+from loraforge.algebra.lora import Array, LoraWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +18,13 @@ class Term:
 
     @property
     def scaling(self) -> float:
-        """What B @ A is multiplied with. Under DoRA it stands inside the norm, as PEFT has it."""
+        """The factor of B @ A. With DoRA it is inside the norm, as in PEFT."""
         return self.weight.scaling * self.strength
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What became of an update D of weights W when W + D was rounded, over any number of entries. They add up."""
+    """Measures an update D of weights W after W + D is rounded, over any number of entries. Sums can be added."""
 
     entries: int = 0
     unchanged: int = 0
@@ -46,15 +45,15 @@ class Sums:
 
 
 class FusionBackend(Protocol):
-    """Something that computes on a device. Implementations import what they need inside their methods."""
+    """Adds updates on a device. Implementations import large libraries inside their methods."""
 
     name: str
-    """What `--backend` takes."""
+    """The value of `--backend`."""
     summary: str
     """One phrase for `loraforge plugins list` and error messages."""
 
     def devices(self) -> tuple[str, ...]:
-        """The devices it can use here, the fastest first; empty where it cannot run. Must not be slow."""
+        """The devices it can use here, the fastest first; empty if it cannot run. Must be fast."""
 
     def fuse(self, weight: Array, terms: Sequence[Term], dtype: Any, device: str) -> tuple[Array, Sums]:
         """Add the updates to `weight` [rows, in] and round once, to numpy's `dtype`.

@@ -1,4 +1,4 @@
-"""Which fusion backends there are, and which one to take."""
+"""Lists the fusion backends and chooses one of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MEMBERS = ("name", "summary", "devices", "fuse")
 
 
 def read_backends(registry: Registry) -> Reading[dict[str, FusionBackend]]:
-    """Every backend by name. What is none, or has a name already taken, is noted with its plugin and left out."""
+    """Every backend by name. Objects that are no backend, or whose name is taken, become faults of their plugin."""
     reading = Reading(dict[str, FusionBackend]())
     ours = [(BUILT_IN, backend) for backend in (NumpyBackend(), TorchBackend())]
     for owner, item in [*ours, *registry.read(load).value.returned["loraforge_fusion_backends"]]:
@@ -40,27 +40,21 @@ def backends() -> Mapping[str, FusionBackend]:
 def choose(name: str = "auto", device: str = "auto") -> tuple[FusionBackend, str]:
     """A backend and a device of it.
 
-    `auto` is a GPU where a backend has one, else the first backend that runs here. Raises LoraforgeError that
-    says what there is when no backend of that name, or none with that device, can run.
+    `auto` is a GPU if a backend has one, else the first backend that runs here. Raises LoraforgeError, which lists the
+    backends, if no backend of that name, or none with that device, can run.
     """
     known = backends()
     if name not in ("auto", *known):
         text = f"there is no fusion backend {name!r}; there are {', '.join(known)}."
         raise LoraforgeError(text, adding("--backend", "auto"))
-    able = {key: known[key].devices() for key in known if name in ("auto", key)}
-    able = {key: devices for key, devices in able.items() if devices}
+    able = {key: devices for key, b in known.items() if name in ("auto", key) and (devices := b.devices())}
     kind = device.partition(":")[0]
     fitting = {key: devices for key, devices in able.items() if device == "auto" or kind in devices}
     if not fitting:
-        said = "; ".join(
-            f"{key} ({b.summary}): {', '.join(b.devices()) or 'not installed'}" for key, b in known.items()
-        )
+        each = (f"{key} ({b.summary}): {', '.join(b.devices()) or 'not installed'}" for key, b in known.items())
         what = f"no backend can use the device {device}" if able else f"the backend {name} cannot run here"
-        raise LoraforgeError(
-            f"{what}. There are: {said}.",
-            adding("--device", "auto", "--backend", "auto"),
-            command("loraforge", "plugins", "list"),
-        )
+        auto = adding("--device", "auto", "--backend", "auto")
+        raise LoraforgeError(f"{what}. There are: {'; '.join(each)}.", auto, command("loraforge", "plugins", "list"))
     with_gpu = (key for key, devices in fitting.items() if device == "auto" and devices[0] != "cpu")
     best = next(with_gpu, next(iter(fitting)))
     return known[best], fitting[best][0] if device == "auto" else device

@@ -1,20 +1,18 @@
-"""The built-in backend: numpy, on as many threads as there are cores."""
+"""The built-in backend: numpy on the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from loraforge.algebra.half import widen
+from loraforge.algebra.lora import Array
 from loraforge.fusion.backend import Sums, Term
 
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array
-
 BLOCK = 1 << 16
-"""Elements whose passes follow each other while they are in a core's cache."""
+"""Elements that are processed together, so that they stay in a core's cache."""
 
 
 class NumpyBackend:
@@ -27,11 +25,11 @@ class NumpyBackend:
         return ("cpu",)
 
     def fuse(self, weight: Array, terms: Sequence[Term], dtype: Any, device: str) -> tuple[Array, Sums]:
-        del device  # there is one
+        del device  # always "cpu"
         wide: Any = np.float64 if weight.dtype == np.float64 else np.float32
         fused, total = np.empty(weight.shape, dtype), Sums()
         step = max(1, BLOCK // weight.shape[1])
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told by whoever looks at the result
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller checks the result for overflow
             products = [(widen(t.weight.B, wide) * wide(t.scaling)) @ widen(t.weight.A, wide) for t in terms]
             for run in (slice(row, row + step) for row in range(0, len(weight), step)):
                 W = widen(weight[run], wide)
@@ -54,7 +52,7 @@ class NumpyBackend:
 
 
 def _lengthened(W: Array, update: Array, magnitude: Array) -> Array:
-    """What DoRA adds: the rows of W + update at their own length, less W."""
+    """The update of DoRA: the rows of W + update with `magnitude` as their norms, minus W."""
     moved = W + update
     length = np.sqrt(np.einsum("ij,ij->i", moved, moved, dtype=np.float64))
     moved *= (magnitude / length).astype(W.dtype)[:, None]
@@ -63,5 +61,5 @@ def _lengthened(W: Array, update: Array, magnitude: Array) -> Array:
 
 
 def _product(x: Array, y: Array) -> float:
-    """Summed row by row in the type of x, and from there on in float64."""
+    """The sum of x * y: of each row in the type of x, over the rows in float64."""
     return float(np.einsum("ij,ij->i", x, y).astype(np.float64).sum())

@@ -1,18 +1,16 @@
-"""The backend of loraforge[torch]: CUDA where there is a GPU, else torch's threads on the CPU."""
+"""The backend of loraforge[torch]: CUDA if there is a GPU, else the CPU."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from loraforge.algebra.lora import Array
 from loraforge.fusion.backend import Sums, Term
-
-if TYPE_CHECKING:
-    from loraforge.algebra.lora import Array
 
 
 class TorchBackend:
@@ -24,7 +22,7 @@ class TorchBackend:
     def devices(self) -> tuple[str, ...]:
         if find_spec("torch") is None:
             return ()
-        if shutil.which("nvidia-smi") is None:  # importing torch takes seconds, so it is asked only where it may pay
+        if shutil.which("nvidia-smi") is None:  # importing torch takes seconds: only if there may be a GPU
             return ("cpu",)
         import torch
 
@@ -35,22 +33,22 @@ class TorchBackend:
 
         wide = torch.float64 if weight.dtype == np.float64 else torch.float32
 
-        def there(x: Array) -> torch.Tensor:
+        def on_device(x: Array) -> torch.Tensor:
             plain = np.ascontiguousarray(x)
             held = plain.view(np.int16) if plain.dtype.name == "bfloat16" else plain
             tensor = torch.from_numpy(held if held.flags.writeable else held.copy())
             return (tensor.view(torch.bfloat16) if plain.dtype.name == "bfloat16" else tensor).to(device).to(wide)
 
         with torch.inference_mode():
-            W = there(weight)
+            W = on_device(weight)
             D = torch.zeros_like(W)
             for term in terms:
                 w = term.weight
-                update = (there(w.B) * term.scaling) @ there(w.A)
+                update = (on_device(w.B) * term.scaling) @ on_device(w.A)
                 if w.magnitude is not None:
                     update += W
                     length = torch.linalg.vector_norm(update, dim=1, keepdim=True, dtype=torch.float64)
-                    update *= (there(w.magnitude).double()[:, None] / length).to(wide)
+                    update *= (on_device(w.magnitude).double()[:, None] / length).to(wide)
                     update -= W
                 D += update
             fused = (W + D).to(getattr(torch, np.dtype(dtype).name))

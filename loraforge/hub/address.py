@@ -1,4 +1,4 @@
-"""What the user calls a place on the Hugging Face Hub: `hf://user/repo`, `user/repo@v1`, an address from a browser."""
+"""Addresses on the Hugging Face Hub as users write them: `hf://user/repo`, `user/repo@v1`, a browser's address."""
 
 from __future__ import annotations
 
@@ -15,39 +15,37 @@ from loraforge.text import command
 
 _BARE = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", re.ASCII)
 _FILES = (*TENSORS, ".toml", ".yaml", ".json")
-"""Suffixes of what is a file beside us where it could be a repository too."""
+"""Suffixes of a text that is meant as a file, though it could be the id of a repository."""
 _SCHEMES = ("hf://", "https://", "http://", "huggingface.co/", "hf.co/")
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _ROUTES = ("tree", "blob", "resolve", "raw")
-"""What stands in a browser's address before the revision."""
+"""Words before the revision in a browser's address."""
 _KINDS = ("models", "datasets", "spaces", "kernels", "buckets")
-"""What may stand before `user/name`: the Hub keeps them apart."""
+"""Words that may precede `user/name`: the kinds of repository."""
 _EXACT = re.compile(r"(refs/(pr|convert)/[^/]+|[0-9a-f]{40}|main)(?=/|$)")
-"""Revisions that do not go on behind a `/`."""
+"""Revisions that cannot continue after a `/`."""
 _REPO = re.compile(
     r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9][\w.-]{0,95}(?<![.-])/[A-Za-z0-9][\w.-]{0,95}(?<![.-])", re.ASCII
 )
 _LONGEST = 244
-"""Characters of a branch's name: Git keeps it as a file."""
+"""Characters of the name of a branch, which Git stores as a file."""
 RENAMED = {"THUDM": "zai-org"}
-"""Owner of CogVideoX on the Hub until 2025 -> the one it has now."""
+"""Owner of CogVideoX on the Hub until 2025 -> owner now."""
 
 
 def is_repo(text: object) -> bool:
-    """Whether it can be the id of a repository: `user/name`, no path of a machine."""
+    """Whether it can be the id of a repository, `user/name`, and is no path."""
     return isinstance(text, str) and _REPO.fullmatch(text) is not None and len(text) <= 96
 
 
 def is_branch(name: str) -> bool:
-    """Whether a revision can be called so, by Git's rules of what a reference is called."""
-    odd = re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//", name)
-    parts = name.split("/")
-    ends = any(part.startswith(".") or part.endswith((".", ".lock")) for part in parts)
-    return not (odd or ends or "" in parts or name == "@" or name.startswith("-") or len(name) > _LONGEST)
+    """Whether a branch can have this name, by Git's rules for references."""
+    odd = r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(^|/)\.|\.(lock)?(/|$)|^[-/]|/$|^@?$"
+    return re.search(odd, name) is None and len(name) <= _LONGEST
 
 
 def renamed(repo: str) -> str:
-    """The same repository under its owner's name of today."""
+    """The same repository under the present name of its owner."""
     owner, _, name = repo.partition("/")
     return f"{next((new for old, new in RENAMED.items() if old.lower() == owner.lower()), owner)}/{name}"
 
@@ -59,23 +57,23 @@ class Address:
     repo: str
     """`user/name`."""
     revision: str | None = None
-    """As it was given: a branch, a tag, `refs/pr/1` or a commit. None: the main branch."""
+    """As the user wrote it: a branch, a tag, `refs/pr/1` or a commit. None: the main branch."""
     path: str = ""
     bare: bool = False
-    """Given as `user/repo`, which may have been meant as a path."""
+    """Whether it was written as `user/repo`, which may have been meant as a path."""
     loose: bool = False
-    """Whether the revision may go on in the path: a branch may be called feature/x. Only the Hub can tell."""
+    """Whether the revision may continue in the path, as in a branch feature/x: only the Hub knows."""
 
     def __str__(self) -> str:
         return self.at(self.path)
 
     def at(self, path: str = "") -> str:
-        """The address of a file or folder in the same revision, of the repository itself without one."""
+        """The address of `path` in the same revision, or of the repository if it is empty."""
         revision = f"@{self.revision}" if self.revision else ""
         return f"hf://{self.repo}{revision}{f'/{path}' if path else ''}"
 
     def settled(self, names: Iterable[str]) -> Address:
-        """With the longest of these revisions that fits, where it was not certain which was meant."""
+        """The same with the longest of these revisions that fits, if the revision was uncertain."""
         words = f"{self.revision}/{self.path}".split("/")
         known = set(names)
         for n in range(len(words) if self.loose else 0, 0, -1):
@@ -85,9 +83,9 @@ class Address:
 
 
 def address(source: str | Path) -> Address | None:
-    """The place on the Hub that `source` names; None where it is a path. What exists on this machine is a path.
+    """The address on the Hub that `source` names; None if it is a path, as is all that exists on this machine.
 
-    Raises HubError for an address that leads to no repository of models.
+    Raises HubError for an address that is not one of a repository of models.
     """
     text = str(source)
     if isinstance(source, Path) or not (text.startswith(_SCHEMES) or _bare(text)):
@@ -96,15 +94,13 @@ def address(source: str | Path) -> Address | None:
 
 
 def parsed(text: str) -> Address | None:
-    """The place on the Hub that a text names, whatever exists on this machine; None where it cannot be one.
+    """The address on the Hub that a text names, whatever exists on this machine; None if it cannot be one.
 
-    Raises HubError for an address of which a part could not be obeyed.
+    Raises HubError for an address with a part that cannot be obeyed.
     """
     scheme = text.startswith(_SCHEMES)
     try:
         kind, repo, revision, exact, path = _split(text) if scheme else _parts(text)
-        if kind != "models" and not scheme:
-            return None
         if kind != "models":
             raise ValueError(f"it is a {kind.removesuffix('s')}; adapters and base models are looked for in models.")
         if not is_repo(repo):
@@ -117,12 +113,11 @@ def parsed(text: str) -> Address | None:
         if not scheme:
             return None
         raise HubError(f"{text} is no address of a model on the Hub: {error}", _example(text)) from error
-    loose = bool(revision and path) and not exact
-    return Address(repo, revision or None, path, bare=not scheme, loose=loose)
+    return Address(repo, revision or None, path, bare=not scheme, loose=bool(revision and path) and not exact)
 
 
 def _parts(body: str) -> tuple[str, str, str, bool, str]:
-    """Kind, repository, revision, whether that is certainly all of it, and path, of what follows `hf://`."""
+    """Kind, repository, revision, whether it is certain, and path, of the text after `hf://`."""
     kind, _, rest = body.partition("/")
     if kind not in _KINDS and f"{kind}s" not in _KINDS:
         kind, rest = "models", body
@@ -140,7 +135,7 @@ def _parts(body: str) -> tuple[str, str, str, bool, str]:
 
 
 def _split(text: str) -> tuple[str, str, str, bool, str]:
-    """The same of a whole address."""
+    """The same for a whole address."""
     if text.startswith("hf://"):
         return _parts(text.removeprefix("hf://"))
     url = urlsplit(text if "://" in text else f"https://{text}")
@@ -158,7 +153,7 @@ def _split(text: str) -> tuple[str, str, str, bool, str]:
     kept, route, rest = "/".join(words[:start]), words[start : start + 1], words[start + 1 :]
     if route and (route[0] not in _ROUTES or "@" in kept or (not rest and route[0] != "tree")):
         raise ValueError(f"/{'/'.join(words[start:])} is no page of its files.")
-    # a part that has a / in it stays one part
+    # a part with an escaped / stays one part
     behind = "/".join(unquote(word).replace("/", "%2F") for word in rest)
     return _parts(f"{kept}@{behind}" if behind else kept)
 
@@ -166,25 +161,24 @@ def _split(text: str) -> tuple[str, str, str, bool, str]:
 def _bare(text: str) -> bool:
     """Whether a text without a scheme can only be `user/repo` or `user/repo@revision`."""
     repo = text.partition("@")[0]
-    if _BARE.fullmatch(text) is None or repo.endswith(_FILES) or not is_repo(repo):
-        return False
-    return not Path(text).exists()
+    can_be = _BARE.fullmatch(text) is not None and is_repo(repo) and not repo.endswith(_FILES)
+    return can_be and not Path(text).exists()
 
 
 def meant(text: str) -> tuple[str, str]:
-    """The repository that a wrong address may mean, empty where none can be told; and the host in it."""
+    """The repository that a wrong address may mean, empty if unknown, and its host."""
     scheme, _, rest = text.rpartition("://")
     has_host = scheme.startswith("http") or text.startswith(_SCHEMES[3:])
     host, *parts = rest.split("/") if has_host else ["", *rest.split("/")]
     parts = [part for part in parts if part not in ("", "models")]
-    if set(parts[:1]) & set(_KINDS):  # what is no model, under whatever name
+    if set(parts[:1]) & set(_KINDS):  # a data set, space, ...
         return "", host
     repo = re.split("[@?#]", "/".join(parts[:2]))[0].removesuffix(".git")
     return (repo if is_repo(repo) else ""), host
 
 
 def _example(text: str) -> str:
-    """The line for the repository that a wrong address may mean; of a mirror, how to read from it."""
+    """The command for the repository that a wrong address may mean; for a mirror, with its endpoint."""
     repo, host = meant(text)
     if not repo:
         return "loraforge inspect --help"
@@ -193,7 +187,7 @@ def _example(text: str) -> str:
 
 
 def perhaps(text: str) -> Try | None:
-    """The line for a path that is not there and may have been meant for the Hub; None where it cannot be one."""
+    """The command for a missing path that may be meant as a repository; None if it cannot be one."""
     repo = "/".join(text.strip("/").split("/")[:2])
     if text.startswith(("/", "~", ".")) or not is_repo(repo):
         return None

@@ -1,4 +1,4 @@
-"""The client of the Hugging Face Hub: its refusals in our words, and patience while it is busy.
+"""The client of the Hugging Face Hub: its errors as ours, and retries while it is busy.
 
 Written against huggingface_hub 0.34 to 2.x, whose exceptions have the same names and whose HTTP libraries differ:
 requests up to 0.36, httpx, and httpx2 from 2.0 on. None of them is imported here.
@@ -18,30 +18,27 @@ from loraforge.text import HUB, hub_client
 BUSY = (408, 429, 500, 502, 503, 504)
 _TRIES = 6
 _LONGEST = 30.0
-"""Seconds that are waited for at most between two tries."""
+"""Seconds: the longest pause between two tries."""
 
 T = TypeVar("T")
+Wait = Callable[[str], None]
+"""Called with the reason before each pause."""
 
 
 @contextmanager
 def asking(repo: str, what: str = "") -> Iterator[None]:
-    """Turn what the client raises into a HubError that says what of `repo` cannot be had, and what to type."""
+    """Turn the client's errors into a HubError: what of `repo` is not available, and the command to type."""
     from huggingface_hub import errors
 
     try:
         yield
-    except (
-        *_NO_ANSWER,
-        errors.LocalEntryNotFoundError,
-        errors.OfflineModeIsEnabled,
-        transport_error(),
-    ) as error:
+    except (*_NO_ANSWER, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, transport_error()) as error:
         real = _behind(error)
         raise _in_our_words(real, repo, what) from real
 
 
 def _behind(error: BaseException) -> BaseException:
-    """What went wrong, where it comes wrapped in an error of another kind."""
+    """The cause of an error that only wraps another one, else the error."""
     from huggingface_hub import errors
 
     wrapped = isinstance(error, errors.LocalEntryNotFoundError) or not isinstance(error, transport_error())
@@ -49,7 +46,7 @@ def _behind(error: BaseException) -> BaseException:
 
 
 _NO_ANSWER = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError)
-"""What the client raises over an answer that is none of the Hub's, as of a proxy that wants a login; over its cache."""
+"""Raised if the answer did not come from the Hub (a login proxy), or if the cache is broken."""
 
 
 def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:
@@ -57,28 +54,26 @@ def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:
 
     match error:
         case errors.GatedRepoError():
-            text = f"{repo} is gated: its owner lets in who agrees to the terms at {HUB}/{repo}."
             page = Try(f"python -m webbrowser {HUB}/{repo}", "agree there") if _token() else login()
-            return HubError(text, page)
+            return HubError(f"{repo} is gated: its owner lets in who agrees to the terms at {HUB}/{repo}.", page)
         case errors.RepositoryNotFoundError():
             who = Try("hf auth whoami", "who you are there, if it is private") if _token() else login()
             return HubError(f"there is no model {repo} on the Hub that you may see.", who)
         case errors.OfflineModeIsEnabled():
-            line = f"HF_HUB_OFFLINE=0 loraforge inspect {what}" if what else "hf auth whoami"
-            return HubError(
-                f"{what or repo} is not in the cache, and HF_HUB_OFFLINE is set.", Try(line, "with the network")
-            )
+            online = Try(f"HF_HUB_OFFLINE=0 loraforge inspect {what}" if what else "hf auth whoami", "with the network")
+            return HubError(f"{what or repo} is not in the cache, and HF_HUB_OFFLINE is set.", online)
         case errors.HfHubHTTPError() if error.response is not None:
             return _refused(repo, error)
     if isinstance(error, transport_error() | errors.LocalEntryNotFoundError):
         why = " ".join(str(error).split())[:200] or type(error).__name__
         cache = " What is in the cache can be used with HF_HUB_OFFLINE=1." if what else ""
-        text = f"the Hub cannot be reached, for {repo}: {why}.{cache}"
-        return HubError(text, Try("hf auth whoami", "does the network work?"))
+        return HubError(
+            f"the Hub cannot be reached, for {repo}: {why}.{cache}", Try("hf auth whoami", "does the network work?")
+        )
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if isinstance(error, OSError):
-        place = Try("hf env", "where it lies")
-        return HubError(f"the cache of the Hub's client cannot be used, for {repo}: {why}.", place)
+        text = f"the cache of the Hub's client cannot be used, for {repo}: {why}."
+        return HubError(text, Try("hf env", "where it lies"))
     text = f"what answers for the Hub is not the Hub, or {repo} is not as its client knows it ({why})."
     return HubError(text, Try("hf auth whoami", "is it the Hub?"))
 
@@ -90,7 +85,7 @@ def _token() -> str | None:
 
 
 def login() -> Try:
-    """How to log in. A token in the environment counts before the one that is saved."""
+    """How to log in. A token in the environment has priority over the saved one."""
     where = f"with a token of {HUB}/settings/tokens"
     again = "hf auth login --force" if hub_client() >= (1, 32) else "hf auth login"
     if os.environ.get("HF_TOKEN"):
@@ -99,7 +94,7 @@ def login() -> Try:
 
 
 def transport_error() -> type[Exception]:
-    """What the HTTP library raises over anything: the base of what the client's own error is made of."""
+    """The base of all errors of the HTTP library that the client uses."""
     from huggingface_hub.errors import HfHubHTTPError
 
     library = HfHubHTTPError.__bases__[0]
@@ -108,23 +103,21 @@ def transport_error() -> type[Exception]:
 
 @contextmanager
 def streamed(url: str, headers: Mapping[str, str]) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """The status of the answer to a GET and its body as it comes, with the client's own patience."""
+    """The status and the body, in blocks, of the answer to a GET; the client retries by itself."""
     from huggingface_hub import utils
 
-    web: Any = utils  # which loads its names when they are asked for
-    every = {"headers": {**web.build_hf_headers(), **headers}}
-    if not hasattr(web, "http_stream_backoff"):  # requests'
-        with web.http_backoff("GET", url, stream=True, retry_on_status_codes=BUSY, **every) as answer:
-            web.hf_raise_for_status(answer)
-            yield answer.status_code, answer.iter_content(1 << 16)
-        return
-    with web.http_stream_backoff("GET", url, follow_redirects=True, **every) as answer:
+    web: Any = utils  # its names are loaded lazily, which mypy does not see
+    options: dict[str, Any] = {"follow_redirects": True}
+    get = getattr(web, "http_stream_backoff", None)
+    if get is None:  # a client that uses requests
+        get, options = web.http_backoff, {"stream": True, "retry_on_status_codes": BUSY}
+    with get("GET", url, headers={**web.build_hf_headers(), **headers}, **options) as answer:
         web.hf_raise_for_status(answer)
-        yield answer.status_code, answer.iter_bytes()
+        yield answer.status_code, answer.iter_content(1 << 16) if "stream" in options else answer.iter_bytes()
 
 
 def unreached(error: object) -> bool:
-    """Whether it says no more than that the Hub cannot be asked now."""
+    """Whether the error only says that the Hub cannot be reached now."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
@@ -147,34 +140,34 @@ def _refused(repo: str, error: Any) -> HubError:
     return HubError(f"the Hub refused it, for {repo}: HTTP {status}{f', {said}' if said else ''}.", "hf auth whoami")
 
 
-def patiently(call: Callable[[], T], wait: Callable[[str], None] = lambda _: None) -> T:
-    """What `call` returns; called again, after a pause, while the Hub is busy or the connection breaks.
+def patiently(call: Callable[[], T], wait: Wait = lambda _: None) -> T:
+    """What `call` returns; called again after a pause while the Hub is busy or the connection breaks.
 
-    The client itself has no patience for creating a repository and for the commit. `wait` is told why.
+    The client itself does not retry the creation of a repository or a commit. `wait` is called with the reason.
     """
     from huggingface_hub import errors
 
     transport = transport_error()
-    for attempt in range(_TRIES):
+    for attempt in range(_TRIES - 1):
         try:
             return call()
         except (transport, RuntimeError, errors.LocalEntryNotFoundError) as wrapped:
             error = _behind(wrapped)
             answer = error.response if isinstance(error, errors.HfHubHTTPError) else None
             given_up = not isinstance(error, transport) or (answer is not None and answer.status_code not in BUSY)
-            if isinstance(wrapped, RuntimeError):  # of an upload: the client has tried for long, but not over a 429
+            if isinstance(wrapped, RuntimeError):  # of an upload, which the client retries itself, except for 429
                 given_up = answer is None or answer.status_code != 429
-            if given_up or attempt + 1 == _TRIES:
+            if given_up:
                 raise
             pause = _pause(answer, attempt)
             why = f"HTTP {answer.status_code}" if answer is not None else type(error).__name__
             state = "is busy" if answer is not None else "does not answer"
             wait(f"the Hub {state} ({why}): trying again in {pause:g} s")
             time.sleep(pause)
-    raise AssertionError("unreachable")
+    return call()
 
 
 def _pause(answer: Any, attempt: int) -> float:
-    """Seconds: what the Hub asks for, else twice as many with every try."""
+    """Seconds to wait: as the Hub asks, else doubled with each try."""
     asked = answer.headers.get("Retry-After", "") if answer is not None else ""
     return min(float(asked), _LONGEST) if asked.isdecimal() else min(0.5 * 2**attempt, _LONGEST)

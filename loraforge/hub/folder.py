@@ -1,7 +1,7 @@
-"""A repository on the Hub laid out as a folder, so that what finds and reads an adapter on a disk does so there too.
+"""A repository on the Hub as a folder, so that the code that reads adapters from a disk works for it too.
 
-Every file has its name and size and nothing in it. Of what is looked at, the header alone is fetched, by range
-requests; the configurations beside it are fetched whole.
+Every file has its name and size but no content. Only the header of a tensor file that is opened is downloaded, by range
+requests; the configurations beside it are downloaded whole.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from loraforge.files.opening import open_tensors
 from loraforge.files.shards import alone, is_index
 from loraforge.files.tensorfile import FileMap, TensorFile
 from loraforge.hub.address import address
-from loraforge.hub.repo import Repo, open_repo
-from loraforge.text import hf, megabytes, stands_for
+from loraforge.hub.repo import Repo, open_repo, page
+from loraforge.text import megabytes
 
 _FIRST = 1 << 16
-"""Bytes asked for first: the header of most adapters is in them."""
+"""Bytes of the first request: enough for the header of most adapters."""
 _LONGEST = 1 << 24
-"""Bytes of header that are fetched without being asked for; one of an adapter has a hundredth."""
+"""Bytes of the longest header that is downloaded; that of an adapter is a hundred times shorter."""
 _CONFIGS = frozenset({*BESIDE, "adapter_config.json", "model_config.yaml"})
 _MOST = 1 << 20
-"""Bytes of a configuration that is fetched."""
+"""Bytes of the longest configuration that is downloaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """A revision of a repository, and the folder that stands for it."""
+    """A revision of a repository, and the folder that represents it."""
 
     repo: Repo
     folder: Path
 
     @property
     def source(self) -> Path:
-        """What the address names."""
+        """The path that the address names."""
         return self.folder / self.repo.address.path
 
     def header(self, path: Path) -> tuple[TensorFile, list[str]]:
-        """The tensor file that `path` stands for, as `open_tensors` gives it, with no more than its header fetched.
+        """The tensor file at `path`, as from `open_tensors`, with only its header downloaded.
 
-        A file that is in the cache, or no longer than a header, is there whole. Raises FileError where the names are
-        not in one place, as in a torch archive.
+        A file that is in the cache, or no longer than a header, is whole. Raises FileError for a torch archive, which
+        has no header.
         """
         name = self._configured(path)
         if (cached := self.repo.cached(name)) is not None:
@@ -66,34 +66,30 @@ class Reached:
         return replace(file, maps=(FileMap(path, absent),)), warnings
 
     def whole(self, path: Path) -> tuple[TensorFile, list[str]]:
-        """The tensor file that `path` stands for, from the cache of the Hub's client, fetched where it is not there."""
+        """The whole tensor file at `path`, from the cache of the Hub's client; downloaded if it is missing."""
         name = self._configured(path)
         return self._opened(self.repo.fetch(name), name)
 
     def only(self) -> tuple[Path, str]:
-        """The one tensor file below the address, and a note; where no file has a name that loaders look for.
+        """The only tensor file below the address, and a note, for a repository without the usual file names.
 
-        Raises HubError that names the candidates.
+        Raises HubError that lists the files if there is none or more than one.
         """
         below = [name for name in self.repo.files if (self.folder / name).is_relative_to(self.source)]
         plain = [name for name in below if ".safetensors" in name]
         every = plain or [name for name in below if name.endswith(TENSORS)]
         whole = alone(self.folder / name for name in every if not is_index(PurePosixPath(name)))
-        found = [path.relative_to(self.folder).as_posix() for path in whole]
-        if len(found) != 1:
-            what = "has no adapter in it" if not found else f"has {len(found)} tensor files: say which"
-            raise self.repo.missing(what)
-        return self.folder / found[0], f"took {found[0]}, the only one in {self.repo.address}"
+        names = [path.relative_to(self.folder).as_posix() for path in whole]
+        if len(names) != 1:
+            raise self.repo.missing(f"has {len(names)} tensor files: say which" if names else "has no adapter in it")
+        return self.folder / names[0], f"took {names[0]}, the only one in {self.repo.address}"
 
     def _opened(self, cached: Path, name: str) -> tuple[TensorFile, list[str]]:
-        self._known_as(cached.parents[name.count("/")])
+        self.repo.known_as(cached.parents[name.count("/")])
         return open_tensors(cached)
 
-    def _known_as(self, folder: Path) -> None:
-        stands_for(folder, self.repo.address.at(), f"hf://{self.repo.address.repo}@{self.repo.commit}")
-
     def _configured(self, path: Path) -> str:
-        """The name of a file in the repository, once the configurations beside and above it are there."""
+        """The name of the file in the repository, after downloading the configurations beside and above it."""
         name = path.relative_to(self.folder).as_posix()
         for folder in list(PurePosixPath(name).parents)[:3]:
             for config in _CONFIGS:
@@ -106,9 +102,9 @@ class Reached:
 
 
 def reach(source: str | Path) -> Reached | None:
-    """The repository that `source` names on the Hub, laid out; None where `source` is a path.
+    """The repository on the Hub that `source` names, as a folder; None if `source` is a path.
 
-    Raises HubError where there is nothing of that name.
+    Raises HubError if it does not exist.
     """
     where = address(source)
     if where is None:
@@ -117,10 +113,10 @@ def reach(source: str | Path) -> Reached | None:
     where = repo.address
     temporary = Path(tempfile.mkdtemp(prefix="loraforge-")).resolve()
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    # as deep as a search for training configurations goes up, so that it ends among ours
+    # deep enough that a search for training configurations, upwards, stays in our folders
     folder = temporary / "hub" / where.repo
-    found = Reached(repo, folder)
-    found._known_as(folder)
+    reached = Reached(repo, folder)
+    repo.known_as(folder)
     folder.mkdir(parents=True)
     for name, size in repo.files.items():
         try:
@@ -129,9 +125,9 @@ def reach(source: str | Path) -> Reached | None:
                 stream.truncate(size)
         except OSError as error:
             text = f"{where.at(name)}, of {size:,} bytes, cannot be a file on this machine: {error.strerror}."
-            raise HubError(text, hf("models", "ls", where.repo, page=f"{where.repo}/tree/main")) from error
+            raise HubError(text, page(where)) from error
         if PurePosixPath(name).name == "latest" or is_index(PurePosixPath(name)):
-            found._small(name)
-    if where.path and not found.source.exists():
+            reached._small(name)
+    if where.path and not reached.source.exists():
         raise repo.missing(f"has no {where.path}")
-    return found
+    return reached

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -27,9 +27,15 @@ Shapes = Mapping[str, tuple[int, int]]
 class Checked:
     """What held."""
 
-    lines: tuple[str, ...]
+    pairs: tuple[str, ...]
+    """A line for each, and for what no layout knows."""
     dimensions: Mapping[str, tuple[str, str]]
     """Segment -> rows and inputs in symbols, where several pairs agree; empty after one pair."""
+
+    def lines(self) -> list[str]:
+        """The report for a terminal; the sizes as TOML."""
+        sizes = [f'{segment} = ["{rows}", "{inputs}"]' for segment, (rows, inputs) in self.dimensions.items()]
+        return [*self.pairs, *(["", "[dimensions]", *sizes] if sizes else [])]
 
 
 def check(file: Path, pairs: Sequence[tuple[Path, Path]]) -> Checked:
@@ -61,14 +67,14 @@ def _moved(arch: Architecture, a: Checkpoint, b: Checkpoint) -> tuple[Shapes, in
         raise LoraforgeError(text, command("loraforge", "layouts"))
     known_a, known_b = _known(of_a, a), _known(of_b, b)
     shapes = {key: a.info(key).shape for key in known_a}
-    plan = route(shapes, arch, of_a.name, of_b.name, [Variant("", "", 0, {}, frozenset())])
+    pieces, _ = route(shapes, arch, of_a.name, of_b.name, [Variant("", "", 0, {}, frozenset())])
     carried = {
         key: parts
-        for key, parts in plan.pieces.items()
+        for key, parts in pieces.items()
         if key in known_b or not all(of_a.needless(part.key) for part in parts)
     }
     wrong = [key for key, parts in carried.items() if key not in known_b or not _equal(a, b, key, parts)]
-    if wrong := sorted({*wrong, *(known_b - carried.keys())}):
+    if wrong := sorted({*wrong, *(key for key in known_b if key not in carried)}):
         text = f"{b.path} is not what {arch.title}'s layouts make of {a.path}, in {listed(wrong, 5)}."
         raise LoraforgeError(text, command("loraforge", "layouts", "learn", a.path, b.path, "-o", "other.toml"))
     rest = [
@@ -77,15 +83,16 @@ def _moved(arch: Architecture, a: Checkpoint, b: Checkpoint) -> tuple[Shapes, in
         for key in side.keys
         if key not in known and not layout.needless(key)
     ]
-    return dict(_sizes(arch, of_b, b, known_b)), len(carried), rest
+    return _sizes(arch, of_b, b), len(carried), rest
 
 
 def _layout(arch: Architecture, side: Checkpoint) -> Layout:
     return max(arch.layouts.values(), key=lambda layout: len(_known(layout, side)))
 
 
-def _known(layout: Layout, side: Checkpoint) -> set[str]:
-    return {key for key in side.keys if layout.locate(key.rpartition(".")[0])}
+def _known(layout: Layout, side: Checkpoint) -> dict[str, None]:
+    keys = (key for path, keys in side.modules.items() if layout.locate(path) for key in keys)
+    return dict.fromkeys(key for key in keys if side.holds_numbers(key))
 
 
 def _equal(a: Checkpoint, b: Checkpoint, key: str, parts: Sequence[Piece]) -> bool:
@@ -96,14 +103,15 @@ def _equal(a: Checkpoint, b: Checkpoint, key: str, parts: Sequence[Piece]) -> bo
     )
 
 
-def _sizes(
-    arch: Architecture, layout: Layout, side: Checkpoint, keys: Iterable[str]
-) -> Iterator[tuple[str, tuple[int, int]]]:
-    for key in keys:
-        shape = side.info(key).shape
-        stack = layout.stacked(key.rpartition(".")[0])
-        if key.endswith(".weight") and len(shape) > 1:
-            yield from ((s, (rows, shape[1])) for s, rows in zip(stack, arch.sizes(stack, shape[0]) or (), strict=True))
+def _sizes(arch: Architecture, layout: Layout, side: Checkpoint) -> Shapes:
+    """Rows and inputs of each segment's weight, if those are the same in all blocks."""
+    every = defaultdict[str, set[tuple[int, int]]](set)
+    for path in side.modules:
+        if f"{path}.weight" in side.modules[path] and side.is_matrix(f"{path}.weight"):
+            stack, shape = layout.stacked(path), side.info(f"{path}.weight").shape
+            for segment, rows in zip(stack, arch.sizes(stack, shape[0]) or () if stack else (), strict=True):
+                every[segment].add((rows, shape[1]))
+    return {segment: next(iter(every[segment])) for segment in arch.segments if len(every[segment]) == 1}
 
 
 _MOST = 16

@@ -28,6 +28,17 @@ class Update:
     scaling: float
     magnitude: Any = None
 
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(t.isfinite().all()) for t in (self.A, self.B, self.magnitude) if t is not None)
+
+    def to(self, dtype: Any) -> Update:
+        """The update with its tensors in a type; unchanged if the type is None."""
+        if dtype is None:
+            return self
+        magnitude = None if self.magnitude is None else self.magnitude.to(dtype)
+        return Update(self.A.to(dtype), self.B.to(dtype), self.scaling, magnitude)
+
     def off(self, A: Any, B: Any) -> float:
         """The relative difference, in Frobenius norms, between this update and that of other factors of any rank."""
         import torch
@@ -65,10 +76,8 @@ def place_of(layer: Any, group: Any) -> Place:
 
         device, away = torch.device(aligned.execution_device), True
     elif group is not None and group.offload_to_disk_path:
-        device, away = (
-            group.onload_device,
-            True,
-        )  # a group is read back by position, so that new tensors are not part of it
+        # a group is read back by position, so that new tensors are not part of it
+        device, away = group.onload_device, True
     return Place(device, dtype if dtype.is_floating_point else None, away)
 
 
@@ -87,8 +96,8 @@ def _hook(module: Any, name: str) -> Any:
 class Cast:
     """An update, and the same converted to the type of its layer."""
 
-    wanted: Update
-    held: Update
+    exact: Update
+    rounded: Update
     place: Place
 
     @property
@@ -99,7 +108,7 @@ class Cast:
     @property
     def off(self) -> float:
         """The relative error of the update from that conversion."""
-        return self.wanted.off(self.held.A, self.held.B)
+        return self.exact.off(self.rounded.A, self.rounded.B)
 
 
 class TypeTooNarrowError(LoraforgeError):
@@ -116,24 +125,13 @@ def placed(transformer: Any, updates: Mapping[str, Update]) -> dict[str, Cast]:
     for path, update in updates.items():
         layer = modules[path]
         place = place_of(getattr(layer, "base_layer", layer), group)
-        casts[path] = cast = Cast(update, _cast(update, place), place)
+        casts[path] = cast = Cast(update, update.to(place.dtype), place)
         if why := next((why for why, hinders in _HINDERED.items() if hinders(cast)), None):
             problems.setdefault(why, []).append(path)
     for why, paths in problems.items():
         kind = TypeTooNarrowError if why in _OF_TYPE else LoraforgeError
-        raise kind(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *_REMEDIES[why])
+        raise kind(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *_REMEDIES.get(why, ()))
     return casts
-
-
-def _cast(update: Update, place: Place) -> Update:
-    if place.dtype is None:
-        return update
-    magnitude = None if update.magnitude is None else update.magnitude.to(place.dtype)
-    return Update(update.A.to(place.dtype), update.B.to(place.dtype), update.scaling, magnitude)
-
-
-def _finite(update: Update) -> bool:
-    return all(bool(t.isfinite().all()) for t in (update.A, update.B, update.magnitude) if t is not None)
 
 
 _META = "the base weights are on `meta`, and no offload loads them layer by layer"
@@ -144,29 +142,25 @@ _DORA = "a DoRA needs the base weights, which are offloaded or in float8"
 _ROUNDED = f"rounding to the type of the transformer changes the update by more than {CEILING:.0%} of its size"
 _HINDERED: Mapping[str, Callable[[Cast], bool]] = {
     _META: lambda cast: cast.place.device.type == "meta",
-    _DORA: lambda cast: cast.wanted.magnitude is not None and (cast.place.away or cast.is_narrow),
+    _DORA: lambda cast: cast.exact.magnitude is not None and (cast.place.away or cast.is_narrow),
     _FLOAT8: lambda cast: cast.is_narrow,
-    _NAN: lambda cast: not _finite(cast.wanted),
-    _LARGE: lambda cast: not _finite(cast.held),
+    _NAN: lambda cast: not cast.exact.is_finite,
+    _LARGE: lambda cast: not cast.rounded.is_finite,
     _ROUNDED: lambda cast: cast.off > CEILING,
 }
 """Obstacle -> whether it applies. Checked in this order, before the transformer is changed."""
 _OF_TYPE = (_FLOAT8, _LARGE, _ROUNDED)
 """The obstacles that a wider type of the transformer removes."""
 _WIDER = Try("pipe.transformer.to(torch.bfloat16)", "before load_into; or torch.float32")
-_REMEDIES: Mapping[str, tuple[Try, ...]] = {
-    _META: (Try("pipe = DiffusionPipeline.from_pretrained(...)", "which fills the weights; then load_into"),),
-    _DORA: (Try("load_into(pipe, adapter)", "before the offload or the casting is switched on"),),
-    _FLOAT8: (
-        Try(
-            "pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)",
-            "before load_into, which then keeps its layers in bfloat16",
-        ),
-    ),
-    _NAN: (),
-    _LARGE: (_WIDER,),
-    _ROUNDED: (_WIDER,),
+_CASTING = "pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)"
+_REMEDIES: Mapping[str, list[Try]] = {
+    _META: [Try("pipe = DiffusionPipeline.from_pretrained(...)", "which fills the weights; then load_into")],
+    _DORA: [Try("load_into(pipe, adapter)", "before the offload or the casting is switched on")],
+    _FLOAT8: [Try(_CASTING, "before load_into, which then keeps its layers in bfloat16")],
+    _LARGE: [_WIDER],
+    _ROUNDED: [_WIDER],
 }
+"""Obstacle -> what to do about it; nothing helps against NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +179,10 @@ class Asked:
         return self.layer.lora_A[self.name].weight, self.layer.lora_B[self.name].weight
 
 
-def idle(transformer: Any, name: str, wanted: Mapping[str, Update], strength: float) -> Iterator[str]:
+def idle(transformer: Any, name: str, updates: Mapping[str, Update], strength: float) -> Iterator[str]:
     """`why: path` for every layer of the adapter `name` that does not add `strength` times its update."""
     modules = dict(transformer.named_modules())
-    for path, update in wanted.items():
+    for path, update in updates.items():
         asked = Asked(modules.get(path), modules.get(path.rpartition(".")[0]), path, name, update, strength)
         if why := next((why for why, holds in _IDLE.items() if holds(asked)), None):
             yield f"{why}: {path}"

@@ -6,16 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraforge.live.effect import Effect, judged
 from loraforge.live.probe import relative
+from loraforge.live.runner import Clip
 from loraforge.media.metrics import flicker, psnr, ssim
 from loraforge.media.sheet import contact_sheet, side_by_side
 from loraforge.media.video import write_video
-
-if TYPE_CHECKING:
-    from loraforge.live.runner import Clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +34,6 @@ class Compared:
         finite = [value for value in self.psnr if value is not None]
         worst = f"PSNR {min(finite):.1f} dB, SSIM {min(self.ssim):.3f} at worst" if finite else "the same frames"
         return f"latents {self.latents:.3g} off, {worst}; flicker {self.flicker:.2f}"
-
-
-def strengths(wanted: Sequence[float]) -> list[float]:
-    """The strengths to run at, with 0 (the base model) first; only 1 if none are `wanted`."""
-    return [0.0, *sorted({value for value in wanted if value})] if wanted else [1.0]
 
 
 def compared(clips: Mapping[float, Clip]) -> tuple[Compared, ...]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from loraforge._version import __version__
 from loraforge.errors import FileError, LoraforgeError
-from loraforge.facts.given_settings import Settings, checked
 from loraforge.files.digest import scan
 from loraforge.live.plan import RunPlan
 from loraforge.live.runner import versions
@@ -65,20 +64,14 @@ class Manifest:
         """The JSON text of the file."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
-    def given(self, more: Settings) -> Settings:
-        """Its settings, overridden by `more`."""
-        return {**checked(self.settings.items()), **more}
-
     def check(self, plan: RunPlan) -> None:
         """Raise LoraforgeError if an adapter, the image or the video is not the one of this run."""
         for part, (adapter, _) in zip(self.adapters, plan.adapters, strict=True):
             if adapter.source and scan(adapter.source.file, adapter.keys) != part.digest:
-                raise LoraforgeError(
-                    f"{told(adapter.source.path)} has changed since the manifest was written: its tensors differ.",
-                    command("loraforge", "inspect", adapter.source.path),
-                )
-        for name, path in (("image", plan.image), ("video", plan.video)):
-            if name in self.inputs and str(path) == str(getattr(self, name)) and _digest(path) != self.inputs[name]:
+                text = f"{told(adapter.source.path)} has changed since the manifest was written: its tensors differ."
+                raise LoraforgeError(text, command("loraforge", "inspect", adapter.source.path))
+        for name, path in plan.inputs.items():
+            if name in self.inputs and str(path) == getattr(self, name) and _digest(path) != self.inputs[name]:
                 raise LoraforgeError(f"{path} is not the {name} of the manifest.", command("ls", "-l", str(path)))
 
 
@@ -89,43 +82,28 @@ def manifest_of(plan: RunPlan, latents: str, folder: Path, *, factor: float, **h
     """
     parts = []
     for adapter, strength in plan.adapters:
-        source = adapter.source
-        parts.append(
-            Part(
-                _path(source.path, folder) if source else "made-in-python",
-                scan(source.file, adapter.keys) if source else "",
-                factor * strength,
-                adapter.scalings,
-                f"{adapter.scale.provenance}: {adapter.scale.portable}",
-            )
-        )
+        source, scale = adapter.source, f"{adapter.scale.provenance}: {adapter.scale.portable}"
+        path = _path(source.path, folder) if source else "made-in-python"
+        digest = scan(source.file, adapter.keys) if source else ""
+        parts.append(Part(path, digest, factor * strength, adapter.scalings, scale))
     return Manifest(
-        base=_path(plan.base.path, folder),
-        variant=plan.variant,
-        pipeline=plan.pipeline,
-        adapters=tuple(parts),
-        prompt=plan.prompt,
-        negative_prompt=plan.negative_prompt,
+        base=_path(plan.base.path, folder), variant=plan.variant, pipeline=plan.pipeline, adapters=tuple(parts),
+        prompt=plan.prompt, negative_prompt=plan.negative_prompt, settings=plan.settings, latents=latents,
         image=_path(plan.image, folder) if plan.image else None,
         video=_path(plan.video, folder) if plan.video else None,
-        inputs={name: _digest(path) for name, path in (("image", plan.image), ("video", plan.video)) if path},
-        settings=dict(plan.settings),
-        latents=latents,
-        versions=versions(),
-        **how,
-    )
+        inputs={name: _digest(path) for name, path in plan.inputs.items()}, versions=versions(), **how,
+    )  # fmt: skip
 
 
 def _path(path: Path, folder: Path) -> str:
     """The path as it is recorded: a Hub address with its commit, an absolute path, or one relative to `folder`."""
-    pinned = recorded(path)
-    if pinned.startswith("hf://") or path.is_absolute():
-        return pinned if pinned.startswith("hf://") else str(path)
-    return Path(os.path.relpath(path, folder)).as_posix()
+    if (pinned := recorded(path)).startswith("hf://"):
+        return pinned
+    return str(path) if path.is_absolute() else Path(os.path.relpath(path, folder)).as_posix()
 
 
-def _digest(path: Path | None) -> str:
-    with Path(path or "").open("rb") as stream:
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -145,9 +123,9 @@ def read_manifest(path: Path) -> Manifest:
     fields = {key: value for key, value in document.items() if key != "schema"}
     for key in ("base", "image", "video"):
         fields[key] = fields[key] and _resolved(fields[key], path.parent)
-    parts = ({**part, "path": _resolved(part["path"], path.parent)} for part in fields["adapters"])
-    fields["adapters"] = tuple(Part(**{**part, "scalings": tuple(part["scalings"])}) for part in parts)
-    return Manifest(**fields)
+    for part in fields["adapters"]:
+        part |= {"path": _resolved(part["path"], path.parent), "scalings": tuple(part["scalings"])}
+    return Manifest(**{**fields, "adapters": tuple(Part(**part) for part in fields["adapters"])})
 
 
 def _resolved(text: str, folder: Path) -> str:

@@ -6,23 +6,21 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loraforge.adapter.adapter import Adapter
 from loraforge.errors import OutputError, adding
 from loraforge.live.compare import Compared, names, pictures
 from loraforge.live.manifest import Manifest
+from loraforge.live.plan import Adapters
+from loraforge.live.request import RunRequest
 from loraforge.live.runner import Clip
 from loraforge.media.video import write_video
 from loraforge.text import command
 
 
-def _place(
-    out: str | Path | None, read: Sequence[tuple[Adapter, float]], compare: Sequence[float],
-    inputs: Sequence[str | Path], *, force: bool,
-) -> Path:  # fmt: skip
+def video_path(request: RunRequest, adapters: Adapters) -> Path:
     """The path of the video. Raises OutputError if a file exists (unless `force`), or if the path cannot be written."""
-    source = read[0][0].source
+    source = adapters[0][0].source
     default = f"{source.run if source else 'run'}.mp4"
-    video = Path(out) if out else Path(default)
+    video = Path(request.out or default)
     video = video / default if video.is_dir() else video
     if video.suffix.lower() != ".mp4":
         raise OutputError(f"{video}: the name of the video must end in .mp4.", adding("-o", video.with_suffix(".mp4")))
@@ -32,29 +30,30 @@ def _place(
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{video.parent} cannot be written.", adding("-o", Path.home() / video.name))
     other = adding("-o", video.with_stem(f"{video.stem}-2"), why="another name")
-    for file in (video, _manifest_name(video), *(names(video) if compare else ())):
-        if any(file.resolve() == Path(given).resolve() for given in inputs):
+    for file in (video, manifest_path(video), *(names(video) if request.compare else ())):
+        if any(file.resolve() == Path(given).resolve() for given in request.inputs):
             raise OutputError(f"{file} is read by this run, which would replace it.", other)
-        if file.exists() and not force:
+        if file.exists() and not request.force:
             raise OutputError(f"{file} exists.", adding("--force", why="replace it"), other)
     return video
 
 
-def _manifest_name(video: Path) -> Path:
+def manifest_path(video: Path) -> Path:
+    """The path of the manifest that belongs to a video."""
     return video.with_suffix(".json")
 
 
-def _write(
+def write(
     video: Path, clip: Clip, manifest: Manifest, clips: Mapping[float, Clip], results: Sequence[Compared], fps: int
 ) -> tuple[Path, ...]:
     """Write the video and the files beside it, the manifest last: if it exists, the others are complete.
 
     Returns the paths of the comparison pictures.
     """
-    _manifest_name(video).unlink(missing_ok=True)
+    manifest_path(video).unlink(missing_ok=True)
     write_video(video, clip.frames, fps, force=True)
     others = pictures(clips, results, video, fps) if clips else ()
     temporary = video.with_name(f".{video.stem}.json.part")
     temporary.write_text(manifest.text(), "utf-8")
-    temporary.replace(_manifest_name(video))
+    temporary.replace(manifest_path(video))
     return others

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
@@ -16,79 +16,78 @@ from loraforge.base.opening import open_base
 from loraforge.base.updates import updates
 from loraforge.conversion.read import read
 from loraforge.errors import ConversionError, LoraforgeError, adding
-from loraforge.facts.given_settings import Settings, Value
+from loraforge.facts.given_settings import Settings
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.variants import preset, settings
 from loraforge.files.texts import read_json
-from loraforge.hub.address import address, is_repo
+from loraforge.hub.address import address
 from loraforge.hub.fetch_base import base_folder
 from loraforge.media.video import read_video
 from loraforge.names.catalog import architecture
 from loraforge.names.layout import COMPONENT
 from loraforge.text import command, listed, told
 
+if TYPE_CHECKING:
+    from loraforge.live.request import RunRequest
+
+Adapters = Sequence[tuple[Adapter, float]]
+"""Adapters, each with its strength."""
 SHORT = {
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--guidance",
-    "num_frames": "--frames",
-    "seed": "--seed",
-}
-"""Settings that are options too, which count before `--settings`."""
+    "num_inference_steps": "--steps", "guidance_scale": "--guidance", "num_frames": "--frames", "seed": "--seed",
+}  # fmt: skip
+"""Settings that have an option of their own, which overrides `--settings`."""
 OFFLOADS = ("none", "model", "sequential", "group")
 KEYS = (
     "scheduler", "timestep_spacing", "use_dynamic_cfg", "guidance_scale", "num_inference_steps", "num_frames", "fps",
     "height", "width", "torch_dtype", "max_sequence_length", "generator_device", "seed",
 )  # fmt: skip
-"""The settings of variants.toml that a call of a pipeline has; the others are of fusing and of strengths."""
+"""The settings of variants.toml that a pipeline is called with; the others are for fusing and for strengths."""
 ALWAYS: Settings = {"generator_device": "cpu", "seed": 42}
-"""What nothing about a model decides: noise from the CPU is the same on every machine."""
+"""Defaults that do not depend on the model: noise from the CPU is the same on every machine."""
 FAMILY = "cogvideox"
 """The architecture whose pipelines are run."""
-TO_VIDEO, FROM_IMAGE, FROM_VIDEO = (
-    "CogVideoXPipeline",
-    "CogVideoXImageToVideoPipeline",
-    "CogVideoXVideoToVideoPipeline",
-)
+TO_VIDEO, FROM_IMAGE, FROM_VIDEO = (f"CogVideoX{kind}Pipeline" for kind in ("", "ImageToVideo", "VideoToVideo"))
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """A run, settled. Everything here stands in its manifest."""
+    """A run in which everything is decided. All of it is recorded in its manifest."""
 
     base: BaseModel
-    adapters: tuple[tuple[Adapter, float], ...]
+    adapters: Adapters
     variant: str
-    pipeline: str
-    """Diffusers' class."""
-    prompt: str
-    negative_prompt: str
-    image: Path | None
-    video: Path | None
-    settings: dict[str, Value]
+    settings: dict[str, Any]
     notes: tuple[str, ...]
+    pipeline: str = ""
+    """The class of Diffusers; empty if the transformer runs alone."""
+    prompt: str = ""
+    negative_prompt: str = ""
+    image: Path | None = None
+    video: Path | None = None
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """`image` or `video` -> its path, if the run has one."""
+        return {name: path for name, path in (("image", self.image), ("video", self.video)) if path}
 
 
-def opened(
-    sources: Sequence[str | Path], strengths: Sequence[float], stated: Mapping[str, Any]
-) -> list[tuple[Adapter, float]]:
-    """The adapters at their strengths; 1 each where none is given."""
+def opened(sources: Sequence[str | Path], strengths: Sequence[float], stated: Mapping[str, Any]) -> Adapters:
+    """Read the adapters, each with its strength: 1 if no strengths are given."""
     adapters = [read(source, **stated) for source in sources]
     if other := next((adapter.architecture for adapter in adapters if adapter.architecture != FAMILY), None):
         ours, its = (architecture(name).title for name in (FAMILY, other))
         raise LoraforgeError(f"an adapter is one of {its}, and what is run is {ours}.", "loraforge run --help")
     numbers = list(strengths) or [1.0] * len(adapters)
     if len(numbers) != len(adapters):
-        text = (
-            f"{len(numbers)} strengths for {len(adapters)} adapters: give --strength once per adapter, in their order."
-        )
-        raise LoraforgeError(text, adding(*["--strength", "1"] * len(adapters), why="as trained, each"))
+        text = f"{len(numbers)} strengths for {len(adapters)} adapters: give --strength once per adapter, in their"
+        raise LoraforgeError(f"{text} order.", adding(*["--strength", "1"] * len(adapters), why="as trained, each"))
     if odd := [number for number in numbers if not math.isfinite(number)]:
         raise LoraforgeError(f"the strength {odd[0]} is no number.", adding("--strength", "1"))
-    return list(zip(adapters, numbers, strict=True))
+    return tuple(zip(adapters, numbers, strict=True))
 
 
-def base_of(adapters: Sequence[tuple[Adapter, float]], stated: str | Path | None) -> str | Path:
-    """The base model: stated, or the one the adapters name. Raises LoraforgeError with the lines that name one."""
+def base_of(adapters: Adapters, stated: str | Path | None) -> str | Path:
+    """The base model that is stated, or else the one that the adapters name. Raises LoraforgeError if it is unknown."""
     if stated is not None:
         return stated
     named = {adapter.base_model for adapter, _ in adapters if adapter.base_model}
@@ -100,95 +99,70 @@ def base_of(adapters: Sequence[tuple[Adapter, float]], stated: str | Path | None
     raise LoraforgeError(f"{why}: say which with --base.", *(adding("--base", repo) for repo in every))
 
 
-def planned(
-    adapters: Sequence[tuple[Adapter, float]],
-    base: str | Path,
-    *,
-    prompt: str,
-    negative_prompt: str = "",
-    image: str | Path | None = None,
-    video: str | Path | None = None,
-    given: Settings,
-    like: str | None = None,
-    anyway: bool = False,
-) -> RunPlan:
-    """Settle a run. Raises a LoraforgeError for what would fail, or be wrong, after minutes of loading."""
+def planned(adapters: Adapters, base: str | Path, request: RunRequest) -> RunPlan:
+    """The plan of a run. Raises LoraforgeError for all that would fail, or be wrong, after minutes of loading."""
+    given, anyway, video = request.given, request.anyway, request.video
     early = _variant_by_name(base)
     if early:  # before gigabytes are fetched
         _refuse_wrong(given, early, anyway=anyway)
-    found = _pipeline_folder(base)
-    variant = variant_of(found)
-    _fitting(found, adapters)
-    pipeline = _pipeline(found, image, video)
-    values, own = _settings(found, variant.name, given, like)
+    model = _pipeline_folder(base)
+    variant = variant_of(model)
+    _check_fit(model, adapters)
+    pipeline = _pipeline(model, request.image, video)
+    values, own = _settings(model, variant.name, given, request.like)
     _refuse_wrong(given, variant.name, anyway=anyway, own=own)
-    _refuse_size(values, found)
+    _refuse_size(values, model)
     if pipeline == FROM_VIDEO and video is not None:
-        _refuse_short(Path(video), variant.name, int(str(values["num_frames"])))
+        _refuse_short(Path(video), variant.name, values["num_frames"])
     notes = [f"{told(a.source.path)}: {note}" for a, _ in adapters if a.source for note in a.notes]
     if len({str(a.source.path.resolve()) for a, _ in adapters if a.source}) < len(adapters):
         notes.append("the same adapter is given more than once: its updates add up")
-    repo = variant.repo
-    for adapter, _ in adapters:
-        if adapter.base_model and adapter.base_model != repo:
-            notes.append(f"an adapter is for {adapter.base_model}, and the base is {variant.name} by its shapes")
+    others = [a.base_model for a, _ in adapters if a.base_model and a.base_model != variant.repo]
+    notes += [f"an adapter is for {other}, and the base is {variant.name} by its shapes" for other in others]
     return RunPlan(
-        found,
-        tuple(adapters),
-        variant.name,
-        pipeline,
-        prompt,
-        negative_prompt,
-        Path(image) if image else None,
+        model, adapters, variant.name, values, tuple(dict.fromkeys((*model.notes, *notes))), pipeline,
+        request.prompt, request.negative_prompt, Path(request.image) if request.image else None,
         Path(video) if video else None,
-        values,
-        tuple(dict.fromkeys((*found.notes, *notes))),
-    )
+    )  # fmt: skip
 
 
-def checkable(adapters: Sequence[tuple[Adapter, float]], base: str | Path, given: Settings) -> RunPlan:
-    """What a run of the transformer alone needs: also of a base that is no whole pipeline."""
-    found = open_base(base_folder(base, only=COMPONENT))
-    if found.kind not in ("pipeline", "transformer"):
-        text = f"{told(found.path)} is no folder that Diffusers loads: convert it first."
-        raise LoraforgeError(
-            text, command("loraforge", "convert-base", found.path, "--to", "diffusers", "-o", "transformer")
-        )
-    _fitting(found, adapters)
-    variant = variant_of(found).name
+def checkable(adapters: Adapters, base: str | Path, given: Settings) -> RunPlan:
+    """The plan of a run of the transformer alone; `base` may be a transformer without the rest of its pipeline."""
+    model = open_base(base_folder(base, only=COMPONENT))
+    if model.kind not in ("pipeline", "transformer"):
+        text = f"{told(model.path)} is no folder that Diffusers loads: convert it first."
+        convert = command("loraforge", "convert-base", model.path, "--to", "diffusers", "-o", "transformer")
+        raise LoraforgeError(text, convert)
+    _check_fit(model, adapters)
+    variant = variant_of(model).name
     _refuse_wrong(given, variant, anyway=False)
-    values: dict[str, Value] = {"torch_dtype": settings(variant).torch_dtype, **given}
-    return RunPlan(found, tuple(adapters), variant, "", "", "", None, None, values, found.notes)
+    return RunPlan(model, adapters, variant, {"torch_dtype": settings(variant).torch_dtype, **given}, model.notes)
 
 
 def _variant_by_name(base: str | Path) -> str | None:
-    """The variant of a base on the Hub, where its name is that of a released one."""
+    """The variant of a base on the Hub if its name is that of a released one, else None."""
     where = address(base)
-    if where is None or not is_repo(where.repo):
-        return None
-    return next((v.name for v in architecture(FAMILY).variants if v.repo == where.repo), None)
+    return next((v.name for v in architecture(FAMILY).variants if where and v.repo == where.repo), None)
 
 
 def _pipeline_folder(base: str | Path) -> BaseModel:
-    found = open_base(base_folder(base))
-    if found.kind != "pipeline" or found.architecture.name != FAMILY:
-        what = f"is a {found.kind} of {found.architecture.title}"
+    model = open_base(base_folder(base))
+    name = told(model.path)
+    if model.kind != "pipeline" or model.architecture.name != FAMILY:
+        text = f"{name} is a {model.kind} of {model.architecture.title}; a run needs a whole CogVideoX pipeline, with"
+        example = adding("--base", "zai-org/CogVideoX-5b", why="for example")
+        raise LoraforgeError(f"{text} its text encoder and VAE.", example)
+    parts = [part for part, kind in read_json(model.path / "model_index.json").items() if isinstance(kind, list)]
+    if missing := sorted(part for part in parts if not (model.path / part).is_dir()):
         raise LoraforgeError(
-            f"{told(found.path)} {what}; a run needs a whole CogVideoX pipeline, with its text encoder and VAE.",
-            adding("--base", "zai-org/CogVideoX-5b", why="for example"),
-        )
-    parts = [name for name, kind in read_json(found.path / "model_index.json").items() if isinstance(kind, list)]
-    lacking = sorted(part for part in parts if not (found.path / part).is_dir())
-    if lacking:
-        raise LoraforgeError(
-            f"{told(found.path)} has no {listed(lacking)}: a run needs the whole pipeline.",
+            f"{name} has no {listed(missing)}: a run needs the whole pipeline.",
             adding("--check", why="needs the transformer alone"),
-            *(adding("--base", variant.repo, why="the released one") for variant in found.variants[:1]),
+            *(adding("--base", variant.repo, why="the released one") for variant in model.variants[:1]),
         )
-    return found
+    return model
 
 
-def _fitting(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> None:
+def _check_fit(base: BaseModel, adapters: Adapters) -> None:
     for adapter, _ in adapters:
         try:
             updates(base, [(adapter, 1.0)])
@@ -197,7 +171,7 @@ def _fitting(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> None
 
 
 def _pipeline(base: BaseModel, image: str | Path | None, video: str | Path | None) -> str:
-    """The class that takes these inputs. Raises LoraforgeError where the base cannot."""
+    """The class that takes these inputs. Raises LoraforgeError if the base cannot take them."""
     own = str(read_json(base.path / "model_index.json").get("_class_name"))
     name = told(base.path)
     if own not in (TO_VIDEO, FROM_IMAGE, FROM_VIDEO):
@@ -206,40 +180,32 @@ def _pipeline(base: BaseModel, image: str | Path | None, video: str | Path | Non
         if path is not None and not Path(path).is_file():
             raise LoraforgeError(f"{flag} {path} does not exist.", command("ls", "-l", Path(path).parent))
     if image is not None and video is not None:
-        raise LoraforgeError(
-            "--image and --video exclude each other: a run begins with one of them.", "loraforge run --help"
-        )
+        text = "--image and --video exclude each other: a run begins with one of them."
+        raise LoraforgeError(text, "loraforge run --help")
+    if own == FROM_IMAGE and image is None:
+        text = f"{name} makes a video of a first frame: give it."
+        raise LoraforgeError(text, adding("--image", "first_frame.png"))
+    if own != FROM_IMAGE and image is not None:
+        why = "the model for a first frame; it needs an adapter of its own"
+        text = f"{name} makes videos of text alone, and has no place for --image."
+        raise LoraforgeError(text, adding("--base", "zai-org/CogVideoX-5b-I2V", why=why))
     if own == FROM_IMAGE:
-        if image is None:
-            raise LoraforgeError(
-                f"{name} makes a video of a first frame: give it.", adding("--image", "first_frame.png")
-            )
         return FROM_IMAGE
-    if image is not None:
-        raise LoraforgeError(
-            f"{name} makes videos of text alone, and has no place for --image.",
-            adding(
-                "--base", "zai-org/CogVideoX-5b-I2V", why="the model for a first frame; it needs an adapter of its own"
-            ),
-        )
     return FROM_VIDEO if video is not None else TO_VIDEO
 
 
 def _settings(
     base: BaseModel, variant: str, given: Settings, like: str | None
-) -> tuple[dict[str, Value], frozenset[str]]:
-    """Every setting of the call, and those that the base's own configuration decides, as no released one does."""
-    wants, config, arch = settings(variant), own_config(base), base.architecture
-    values: dict[str, Value] = {key: getattr(wants, key) for key in KEYS if hasattr(wants, key)}
+) -> tuple[dict[str, Any], frozenset[str]]:
+    """Every setting of the call, and the keys of those in which this base differs from the released model."""
+    usual, config, arch = settings(variant), own_config(base), base.architecture
     released = {**arch.config, **next(v.config for v in arch.variants if v.name == variant)}
     own = {
-        key: int(config[name]) * times
-        for key, name, times in _OWN
-        if config.get(name, released[name]) != released[name]
+        key: int(config[name]) * unit for key, name, unit in _OWN if config.get(name, released[name]) != released[name]
     }
-    known = preset(like, variant) if like else {}
-    values |= {**own, **ALWAYS, **{key: value for key, value in known.items() if key in KEYS}}
-    return values | {key: value for key, value in given.items() if key in KEYS}, frozenset(own)
+    defaults = {key: getattr(usual, key) for key in KEYS if hasattr(usual, key)}
+    values = {**defaults, **own, **ALWAYS, **(preset(like, variant) if like else {}), **given}
+    return {key: value for key, value in values.items() if key in KEYS}, frozenset(own)
 
 
 _OWN = (
@@ -247,38 +213,39 @@ _OWN = (
     ("width", "sample_width", PIXELS),
     ("max_sequence_length", "max_text_seq_length", 1),
 )
-"""Setting, the entry of the transformer's config.json that decides it, and what one of it is there."""
+"""Setting, the entry of the transformer's config.json that decides it, and the size of its unit."""
 
 
 def _refuse_wrong(given: Settings, variant: str, *, anyway: bool, own: frozenset[str] = frozenset()) -> None:
     """Raise LoraforgeError for every given setting that is wrong for the variant, with what is right."""
-    odd = [key for key in given if key not in KEYS]
-    if odd:
+    if odd := [key for key in given if key not in KEYS]:
         raise LoraforgeError(f"{odd[0]} is no setting of a run; there are {', '.join(KEYS)}.", "loraforge run --help")
     wrong = [f for f in compare(given, variant) if f.severity == "wrong" and f.key not in own]
     if not wrong or anyway:
         return
     text = "; ".join(f"{f.key} {f.given} is wrong for {variant}: {f.consequence}" for f in wrong)
-    right = {f.key: f.wanted for f in wrong if f.wanted is not None}
-    if "num_frames" in right:  # of two that are right, as 9 or 17, the first
-        right["num_frames"] = settings(variant).nearest(int(str(given["num_frames"])))[0]
-    words = [w for k, v in right.items() for w in ((SHORT[k], str(v)) if k in SHORT else ("--settings", f"{k}={v}"))]
+    words = list[str]()
+    for key, right in ((f.key, f.wanted) for f in wrong if f.wanted is not None):
+        if key == "num_frames":  # if two are right, as 9 or 17, the first
+            right = settings(variant).nearest(int(str(given[key])))[0]
+        words += (SHORT[key], str(right)) if key in SHORT else ("--settings", f"{key}={right}")
     ways = [adding(*words)] if words else []
     raise LoraforgeError(f"{text}.", *ways, adding("--anyway", why="run it all the same"))
 
 
-def _refuse_size(values: Mapping[str, Value], base: BaseModel) -> None:
-    """Raise LoraforgeError where height or width is no multiple of a patch: the pipeline would fail, or cut."""
-    step = PIXELS * int(own_config(base).get("patch_size", 2))
-    for key in ("height", "width"):
-        size = int(str(values[key]))
-        if size % step:
-            near = max(step, round(size / step) * step)
-            text = f"{key} {size} is no multiple of {step}, the pixels of a patch."
+def _refuse_size(values: Mapping[str, Any], base: BaseModel) -> None:
+    """Raise LoraforgeError if the base cannot make frames of this size, or would cut them."""
+    config, sides = own_config(base), ("height", "width")
+    step = PIXELS * int(config.get("patch_size", 2))
+    for key in sides:
+        if values[key] % step:
+            near = max(step, round(values[key] / step) * step)
+            text = f"{key} {values[key]} is no multiple of {step}, the pixels of a patch."
             raise LoraforgeError(text, adding("--settings", f"{key}={near}"))
-    config = own_config(base)
-    learned = {key: int(config[f"sample_{key}"]) * PIXELS for key in ("height", "width") if _is_learned(config, key)}
-    if any(int(str(values[key])) != size for key, size in learned.items()):
+    if not config.get("use_learned_positional_embeddings"):
+        return
+    learned = {key: int(config[f"sample_{key}"]) * PIXELS for key in sides if f"sample_{key}" in config}
+    if any(values[key] != size for key, size in learned.items()):
         raise LoraforgeError(
             f"height {values['height']} and width {values['width']} are no size of {told(base.path)}: its positions "
             f"are learned for {learned['height']} x {learned['width']}, and Diffusers runs it at no other.",
@@ -286,23 +253,10 @@ def _refuse_size(values: Mapping[str, Value], base: BaseModel) -> None:
         )
 
 
-def _is_learned(config: Mapping[str, Any], key: str) -> bool:
-    return bool(config.get("use_learned_positional_embeddings")) and f"sample_{key}" in config
-
-
 def _refuse_short(video: Path, variant: str, num_frames: int) -> None:
-    """Raise LoraforgeError where the video has fewer frames than the run is to have."""
-    there = len(read_video(video, num_frames)[0])
-    if there < num_frames:
-        fits = [count for count in settings(variant).counts if count <= there][-1:]
-        text = f"{video} has {there} frames, and the run is to have {num_frames}."
-        raise LoraforgeError(text, *(f"--frames {count}" for count in fits))
-
-
-def component_sizes(base: BaseModel) -> dict[str, int]:
-    """Component of the pipeline -> bytes of its weights as stored."""
-    return {
-        folder.name: sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        for folder in sorted(base.path.iterdir())
-        if folder.is_dir() and any(folder.glob("*.safetensors"))
-    } or {COMPONENT: 0}
+    """Raise LoraforgeError if the video has fewer frames than the run is to have."""
+    count = len(read_video(video, num_frames)[0])
+    if count < num_frames:
+        shorter = [valid for valid in settings(variant).counts if valid <= count][-1:]
+        text = f"{video} has {count} frames, and the run is to have {num_frames}."
+        raise LoraforgeError(text, *(f"--frames {valid}" for valid in shorter))

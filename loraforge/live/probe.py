@@ -18,7 +18,6 @@ FRAMES, HEIGHT, WIDTH = 2, 32, 48
 """Size of the latents: frames (twice as many if two make a patch); height and width if the model takes any size."""
 TIMESTEP = 500
 """The middle of the noise schedule."""
-SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +57,13 @@ def probe(
             progress()
     off, half, full = outputs
     changes = relative(half, off), relative(full, off)
+    kind = str(transformer.dtype).removeprefix("torch.")
     if not all(map(math.isfinite, (*changes, weights))):
-        kind = str(transformer.dtype).removeprefix("torch.")
         raise LoraforgeError(
             f"the transformer's output is NaN or infinity in {kind} with the adapters on: no effect can be measured.",
             adding("--settings", "torch_dtype=float32", why="a wider type"),
             adding("--strength", "1", why="as trained"),
         )
-    kind = str(transformer.dtype).removeprefix("torch.")
     return Probe((0.5, 1.0), changes, weights, judged(*changes, weights, kind, linear=linear), kind)
 
 
@@ -75,17 +73,16 @@ def relative(other: Any, base: Any) -> float:
     return difference / size if size else math.inf if difference else 0.0
 
 
-def inputs(transformer: Any, seed: int = SEED) -> dict[str, Any]:
+def inputs(transformer: Any, seed: int = 0) -> dict[str, Any]:
     """Keyword arguments of a call of the transformer: the same on every machine, drawn on the CPU in float32."""
     import torch
 
     config = transformer.config
     generator = torch.Generator("cpu").manual_seed(seed)
-    pair = config.patch_size_t or 1
     fixed = config.use_learned_positional_embeddings or not config.use_rotary_positional_embeddings
     height = config.sample_height if fixed else min(config.sample_height, HEIGHT)
     width = config.sample_width if fixed else min(config.sample_width, WIDTH)
-    frames = FRAMES * pair
+    frames = FRAMES * (config.patch_size_t or 1)
 
     def noise(*shape: int) -> Any:
         return torch.randn(shape, generator=generator).to(transformer.device, transformer.dtype)
@@ -108,7 +105,6 @@ def _rotary(config: Any, frames: int, height: int, width: int, device: Any) -> A
     from diffusers.pipelines.cogvideo import pipeline_cogvideox
 
     cut: Any = pipeline_cogvideox.get_resize_crop_region_for_grid  # untyped
-
     size, pair = config.patch_size, config.patch_size_t
     grid = (height // size, width // size)
     whole = (config.sample_height // size, config.sample_width // size)
@@ -116,5 +112,5 @@ def _rotary(config: Any, frames: int, height: int, width: int, device: Any) -> A
     if pair is None:
         crops = cut(grid, whole[1], whole[0])
         return get_3d_rotary_pos_embed(crops_coords=crops, temporal_size=frames, **common)
-    slots = (frames + pair - 1) // pair
+    slots = frames // pair
     return get_3d_rotary_pos_embed(crops_coords=None, temporal_size=slots, grid_type="slice", max_size=whole, **common)

@@ -1,4 +1,4 @@
-"""What a run is to do, as it was stated; it can be laid over the manifest of an earlier run."""
+"""The options of a run, which may override those in the manifest of an earlier run."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from loraforge.errors import LoraforgeError
-from loraforge.facts.given_settings import Settings
+from loraforge.facts.given_settings import Settings, checked
 from loraforge.live.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """The options of `run`. What is None, or empty, is decided by a manifest, or by the base model."""
+    """The options of `run`. A manifest or the base model decides those that are None or empty."""
 
     adapters: tuple[str | Path, ...]
     strength: tuple[float, ...]
     stated: Mapping[str, Any]
-    """Stated: at what scale the adapters were trained."""
+    """The keywords of `Stated`: the scale at which the adapters were trained."""
     base: str | Path | None
     prompt: str
     negative_prompt: str
@@ -42,7 +42,7 @@ class RunRequest:
     """The run that is repeated."""
 
     def over(self, again: Manifest) -> RunRequest:
-        """The same run, with what it leaves open as in `again`. Raises LoraforgeError if it names adapters."""
+        """The same run, with its open options taken from `again`. Raises LoraforgeError if it names adapters."""
         if self.adapters:
             raise LoraforgeError("the manifest names its adapters: give it alone.", "loraforge run --help")
         words = ("base", "prompt", "negative_prompt", "image", "video", "offload", "anyway")
@@ -55,7 +55,7 @@ class RunRequest:
             adapters=tuple(part.path for part in again.adapters),
             strength=self.strength or tuple(part.strength for part in again.adapters),
             stated=self.stated if any(self.stated.values()) else again.stated,
-            given=again.given(self.given),
+            given={**checked(again.settings.items()), **self.given},
             device=again.device if self.device == "auto" else self.device,
             again=again,
         )
@@ -67,6 +67,6 @@ class RunRequest:
 
     @property
     def how(self) -> dict[str, Any]:
-        """How it is computed."""
+        """The options of how it is computed, with their defaults."""
         tiling, slicing = self.tiling is not False, self.slicing is not False
         return {"offload": self.offload or "none", "tiling": tiling, "slicing": slicing}

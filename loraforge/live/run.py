@@ -1,30 +1,29 @@
-"""Run an adapter in a CogVideoX pipeline, and say by numbers what it does there."""
+"""Runs adapters in a CogVideoX pipeline, and measures their effect."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from loraforge.adapter.adapter import Adapter
 from loraforge.document import Document
 from loraforge.errors import LoraforgeError, adding
 from loraforge.facts.given_settings import Settings, checked, parse
-from loraforge.live.compare import Compared, compared, effect, strengths
+from loraforge.live import runner
+from loraforge.live.compare import Compared, compared, effect
 from loraforge.live.effect import Effect
 from loraforge.live.manifest import Manifest, manifest_of, read_manifest
-from loraforge.live.outputs import _manifest_name, _place, _write
-from loraforge.live.plan import RunPlan, base_of, checkable, opened, planned
+from loraforge.live.outputs import manifest_path, video_path, write
+from loraforge.live.plan import Adapters, RunPlan, base_of, checkable, opened, planned
 from loraforge.live.probe import Probe, probe
 from loraforge.live.request import RunRequest
-from loraforge.live.runner import Clip, Running, check_memory, check_offload, device_of, transformer_of, versions
+from loraforge.live.runner import Clip, Progress, Running
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import fraction, told
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport(Document):
     """What a run did. Its JSON follows schemas/run.schema.json."""
 
@@ -35,37 +34,35 @@ class RunReport(Document):
     pipeline: str
     adapters: tuple[dict[str, Any], ...]
     settings: dict[str, Any]
-    output: str | None
-    manifest: str | None
-    others: tuple[str, ...]
-    """The other files of a comparison: side by side, and the contact sheet."""
-    shown: float
-    """What the strengths were multiplied with in the video: 1, unless a comparison went without 1."""
-    latents: str | None
+    output: str | None = None
+    manifest: str | None = None
+    others: tuple[str, ...] = ()
+    """The other files of a comparison: the videos side by side, and the contact sheet."""
+    shown: float = 1.0
+    """The factor on the strengths in the video: 1, unless a comparison left out 1."""
+    latents: str | None = None
     """Digest of the latents of the video."""
-    probe: Probe | None
-    compared: tuple[Compared, ...]
+    probe: Probe | None = None
+    compared: tuple[Compared, ...] = ()
     effect: Effect | None
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The report for a terminal: what was run with, what came out, and what the adapters did."""
+        """The report for a terminal: what was run, the effect of the adapters, and the files."""
         out = [f"{self.base} ({self.variant}, {self.pipeline})"]
         out += [f"  adapter   {a['path']} at strength {a['strength']:g} ({a['scale']})" for a in self.adapters]
         values = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         out += [f"  settings  {values}"] if values else []
         if self.probe:
-            at = ", ".join(
-                f"{change:.3g} at {strength:g}"
-                for strength, change in zip(self.probe.strengths, self.probe.changes, strict=True)
-            )
+            pairs = zip(self.probe.strengths, self.probe.changes, strict=True)
+            at = ", ".join(f"{change:.3g} at {strength:g}" for strength, change in pairs)
             out.append(f"  change    of the transformer's output, as a share of its norm: {at} ({self.probe.dtype})")
         out += [f"  at {one.strength:<6g} {one.line()}" for one in self.compared]
         if self.effect:
             out.append(f"  effect    {self.effect.verdict}: {self.effect.why}")
         at = "" if self.shown == 1.0 else f" (at {self.shown:g} times these strengths)"
-        named = {"video": f"{self.output}{at}" if self.output else None, "manifest": self.manifest}
-        out += [f"  {label:<9} {path}" for label, path in named.items() if path]
+        out += [f"  video     {self.output}{at}"] if self.output else []
+        out += [f"  manifest  {self.manifest}"] if self.manifest else []
         return [*out, *(f"  {'' if n else 'beside it':<9} {path}" for n, path in enumerate(self.others))]
 
 
@@ -95,13 +92,13 @@ def run(
     manifest: str | Path | None = None,
     anyway: bool = False,
     force: bool = False,
-    progress: Callable[[int, int], None] = lambda _done, _all: None,
+    progress: Progress = lambda _done, _all: None,
     **stated: Unpack[Stated],
 ) -> RunReport:
     """Run `adapters` in the pipeline of `base`; the arguments are those of `loraforge run`.
 
-    `progress` is told how many steps are done, and of how many. Raises a LoraforgeError, before weights are loaded
-    where that can be told by then, and with no file written.
+    `progress` is called with the number of steps that are done, and of all. Raises a LoraforgeError, before weights
+    are loaded if that can be known by then, and with no file written.
     """
     again = read_manifest(Path(manifest)) if manifest else None
     short = {"num_inference_steps": steps, "guidance_scale": guidance, "num_frames": frames, "seed": seed}
@@ -116,126 +113,90 @@ def run(
     if not request.adapters:
         raise LoraforgeError("there is no adapter to run.", "loraforge run --help")
     read = opened(request.adapters, request.strength, request.stated)
-    settled, request = base_of(read, request.base), replace(request, device=device_of(request.device))
+    model, request = base_of(read, request.base), replace(request, device=runner.device_of(request.device))
     if check and compare:
         raise LoraforgeError("--check and --compare are two measurements: one at a time.", "loraforge run --help")
     if not any(number for _, number in read) and (check or compare):
         raise LoraforgeError("every strength is 0: there is nothing to measure.", adding("--strength", "1"))
-    return (_checked if check else _filmed)(read, settled, request, progress)
+    return (_check if check else _make_video)(read, model, request, progress)
 
 
-Read = Sequence[tuple[Adapter, float]]
-"""The adapters, and their strengths."""
-Progress = Callable[[int, int], None]
-
-
-def _filmed(read: Read, base: str | Path, request: RunRequest, progress: Progress) -> RunReport:
-    """The video, its manifest, and what a comparison shows."""
+def _make_video(read: Adapters, base: str | Path, request: RunRequest, progress: Progress) -> RunReport:
+    """Write the video and its manifest, and the results of a comparison."""
     if not request.prompt and request.again is None:
-        raise LoraforgeError(
-            "a run needs a prompt: what the video is to show.", adding("--prompt", "a panda plays the guitar")
-        )
-    check_offload(request.how["offload"], request.device)
-    plan = planned(
-        read, base, prompt=request.prompt, negative_prompt=request.negative_prompt,
-        image=request.image, video=request.video, given=request.given, like=request.like, anyway=request.anyway,
-    )  # fmt: skip
-    place = _place(request.out, read, request.compare, request.inputs, force=request.force)
+        text = "a run needs a prompt: what the video is to show."
+        raise LoraforgeError(text, adding("--prompt", "a panda plays the guitar"))
+    runner.check_offload(request.how["offload"], request.device)
+    plan = planned(read, base, request)
+    video = video_path(request, read)
     if request.again:
         request.again.check(plan)
     clips, weights = _clips(plan, request, progress)
     shown = 1.0 if 1.0 in clips else max(clips, key=abs)
     main, compare = clips[shown], bool(request.compare)
-    how = {"stated": _plain(request.stated), "anyway": request.anyway, "device": request.device, **request.how}
-    made = manifest_of(plan, main.digest, place.parent, factor=shown, **how)
-    found = compared(clips) if compare else ()
-    others = _write(place, main, made, clips if compare else {}, found, int(str(plan.settings["fps"])))
+    stated = {key: str(value) if isinstance(value, Path) else value for key, value in request.stated.items()}
+    how = {"stated": stated, "anyway": request.anyway, "device": request.device, **request.how}
+    manifest = manifest_of(plan, main.digest, video.parent, factor=shown, **how)
+    results = compared(clips) if compare else ()
+    others = write(video, main, manifest, clips if compare else {}, results, plan.settings["fps"])
     linear = not any(adapter.dora for adapter, _ in read)
-    dtype, count = str(plan.settings["torch_dtype"]), int(str(plan.settings["num_inference_steps"]))
+    dtype, count = plan.settings["torch_dtype"], plan.settings["num_inference_steps"]
     return RunReport(
-        base=told(plan.base.path),
-        variant=plan.variant,
-        pipeline=plan.pipeline,
-        adapters=_described(read),
-        settings=dict(plan.settings),
-        output=str(place),
-        manifest=str(_manifest_name(place)),
-        others=tuple(map(str, others)),
-        shown=shown,
-        latents=main.digest,
-        probe=None,
-        compared=found,
-        effect=effect(found, weights, dtype, count, linear=linear) if compare else None,
+        base=told(plan.base.path), variant=plan.variant, pipeline=plan.pipeline, adapters=_described(read),
+        settings=plan.settings, output=str(video), manifest=str(manifest_path(video)), others=tuple(map(str, others)),
+        shown=shown, latents=main.digest, compared=results,
+        effect=effect(results, weights, dtype, count, linear=linear) if compare else None,
         notes=(*plan.notes, *_repeated(request.again, main)),
-    )
+    )  # fmt: skip
 
 
 def _clips(plan: RunPlan, request: RunRequest, progress: Progress) -> tuple[dict[float, Clip], float]:
-    """Factor of the strengths -> clip, and of a comparison the size of the updates as a share of their weights."""
-    check_memory(plan, request.device, request.how["offload"])
+    """Factor on the strengths -> clip; and for a comparison the size of the updates relative to their weights."""
+    runner.check_memory(plan, request.device, request.how["offload"])
     running = Running(plan, tiling=request.how["tiling"], slicing=request.how["slicing"])
     weights = running.adapted.weights() if request.compare else 0.0
     running.place(request.device, request.how["offload"])
-    at, clips = strengths(request.compare), dict[float, Clip]()
-    for n, factor in enumerate(at):
+    factors = [0.0, *sorted({*request.compare} - {0.0})] if request.compare else [1.0]  # 0 is the base model
+    clips = dict[float, Clip]()
+    for factor in factors:
         running.adapted.at(factor)
-        clips[factor] = running.clip(partial(_overall, progress, n, len(at)))
+        clips[factor] = running.clip(lambda done, steps: progress(len(clips) * steps + done, len(factors) * steps))
     return clips, weights
 
 
-def _checked(read: Read, base: str | Path, request: RunRequest, progress: Progress) -> RunReport:
-    """The transformer alone, on and off."""
+def _check(read: Adapters, base: str | Path, request: RunRequest, progress: Progress) -> RunReport:
+    """Run the transformer alone, with the adapters on and off."""
     plan = checkable(read, base, request.given)
     steps = iter(range(1, 4))
-    transformer = transformer_of(plan, request.device)
-    found = probe(
+    transformer = runner.transformer_of(plan, request.device)
+    result = probe(
         transformer.module, transformer.at, transformer.weights(), linear=not any(adapter.dora for adapter, _ in read),
         progress=lambda: progress(next(steps), 3),
     )  # fmt: skip
     return RunReport(
-        base=told(plan.base.path),
-        variant=plan.variant,
-        pipeline=type(transformer.module).__name__,
-        adapters=_described(read),
-        settings={"torch_dtype": plan.settings["torch_dtype"]},
-        output=None,
-        manifest=None,
-        others=(),
-        shown=1.0,
-        latents=None,
-        probe=found,
-        compared=(),
-        effect=found.effect,
-        notes=plan.notes,
-    )
+        base=told(plan.base.path), variant=plan.variant, pipeline=type(transformer.module).__name__,
+        adapters=_described(read), settings={"torch_dtype": plan.settings["torch_dtype"]}, probe=result,
+        effect=result.effect, notes=plan.notes,
+    )  # fmt: skip
 
 
-def _overall(progress: Progress, before: int, runs: int, done: int, steps: int) -> None:
-    """The steps of one of several runs, told as steps of all."""
-    progress(before * steps + done, runs * steps)
-
-
-def _plain(stated: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in stated.items()}
-
-
-def _described(read: Read) -> tuple[dict[str, Any], ...]:
-    found = []
+def _described(read: Adapters) -> tuple[dict[str, Any], ...]:
+    described = []
     for adapter, strength in read:
         at = "at scale" if adapter.scale.program else "trained at"
-        said = f"{at} {', '.join(map(fraction, adapter.scalings))}, {adapter.scale.provenance}: {adapter.scale.source}"
+        scale = f"{at} {', '.join(map(fraction, adapter.scalings))}, {adapter.scale.provenance}: {adapter.scale.source}"
         path = told(adapter.source.path) if adapter.source else "made in Python"
-        found.append({"path": path, "strength": strength, "scale": said})
-    return tuple(found)
+        described.append({"path": path, "strength": strength, "scale": scale})
+    return tuple(described)
 
 
 def _repeated(again: Manifest | None, clip: Clip) -> tuple[str, ...]:
-    """What is to be said of a run that was to be as an earlier one."""
+    """A note on whether a repeated run gave the latents of the earlier one, and if not, why; () if none is repeated."""
     if again is None:
         return ()
     if again.latents == clip.digest:
         return ("the latents are those of the manifest, bit for bit",)
-    now = versions()
+    now = runner.versions()
     other = [f"{name} {was}, now {now.get(name)}" for name, was in again.versions.items() if now.get(name) != was]
     why = ", ".join(other) or "a setting, the base or the machine is another"
     return (f"the latents are not those of the manifest: {why}",)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from loraforge.errors import LoraforgeError, Try
 
 _ATTRIBUTES = ("peft_config", "_hf_peft_config_loaded", "_prepare_lora_hotswap_kwargs")
-_NOTHING = object()
 
 
 def layers(transformer: Any, name: str | None = None) -> Iterator[tuple[str, Any]]:
@@ -40,7 +39,7 @@ class LiveState:
     def __init__(self, transformer: Any, name: str) -> None:
         self.transformer, self.name = transformer, name
         self.layers = {path: _state(layer) for path, layer in layers(transformer)}
-        self.attributes = {name: vars(transformer).get(name, _NOTHING) for name in _ATTRIBUTES}
+        self.attributes = {name: vars(transformer)[name] for name in _ATTRIBUTES if name in vars(transformer)}
         self.frozen = [(parameter, parameter.requires_grad) for parameter in transformer.parameters()]
         self.processors = dict(getattr(transformer, "attn_processors", {}))
 
@@ -53,30 +52,28 @@ class LiveState:
         """Restore everything. Hooks are never changed by loading."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted", UserWarning)
-            self._undo()
-
-    def _undo(self) -> None:
-        for path, layer in list(layers(self.transformer)):
-            before = self.layers.get(path)
-            if before is None:
-                parent, _, child = path.rpartition(".")
-                setattr(self.transformer.get_submodule(parent), child, layer.get_base_layer())
-                continue
-            if self.name in layer._all_available_adapter_names():
-                layer.delete_adapter(self.name)
-            layer._active_adapter, layer._disable_adapters = list(before.active), before.disabled
-            if before.weight is not None:
-                layer.get_base_layer().weight.data.copy_(before.weight)
-                layer.merged_adapters = list(before.merged)
+            for path, layer in list(layers(self.transformer)):
+                self._undo(path, layer)
         getattr(self.transformer, "peft_config", {}).pop(self.name, None)
-        for name, value in self.attributes.items():
-            if value is not _NOTHING:
-                setattr(self.transformer, name, value)
-            elif name in vars(self.transformer):
-                delattr(self.transformer, name)
+        for name in _ATTRIBUTES:
+            vars(self.transformer).pop(name, None)
+        vars(self.transformer).update(self.attributes)
         if self.processors:
             self.transformer.set_attn_processor(dict(self.processors))
         self.keep_gradients()
+
+    def _undo(self, path: str, layer: Any) -> None:
+        before = self.layers.get(path)
+        if before is None:
+            parent, _, child = path.rpartition(".")
+            setattr(self.transformer.get_submodule(parent), child, layer.get_base_layer())
+            return
+        if self.name in layer._all_available_adapter_names():
+            layer.delete_adapter(self.name)
+        layer._active_adapter, layer._disable_adapters = list(before.active), before.disabled
+        if before.weight is not None:
+            layer.get_base_layer().weight.data.copy_(before.weight)
+            layer.merged_adapters = list(before.merged)
 
 
 def _state(layer: Any) -> LayerState:
@@ -108,5 +105,4 @@ def guarded(transformer: Any, name: str) -> Iterator[LiveState]:
             Try("pip install --upgrade diffusers peft", "if one is much older than the other"),
         ) from error
     finally:
-        with suppress(Exception):
-            logging.set_verbosity(level)
+        logging.set_verbosity(level)

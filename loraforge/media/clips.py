@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from loraforge.errors import LoraforgeError
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Frames = npt.NDArray[np.uint8]
-    """[frames, height, width, 3], RGB, levels 0..255."""
+Frames = npt.NDArray[np.uint8]
+"""[frames, height, width, 3], RGB, levels 0..255."""
 
 
 def alike(clips: Sequence[Frames], *texts: Sequence[str]) -> tuple[int, int, int]:

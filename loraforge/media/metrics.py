@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loraforge.errors import LoraforgeError, of_pipeline
-from loraforge.media.clips import alike
-
-if TYPE_CHECKING:
-    from loraforge.media.clips import Frames
+from loraforge.media.clips import Frames, alike
 
 _LEVELS = 255
 """The largest possible difference between two pixels."""
@@ -48,9 +44,8 @@ def ssim(a: Frames, b: Frames) -> tuple[float, ...]:
     """
     _, height, width = alike((a, b))
     if min(height, width) < _WINDOW:
-        raise LoraforgeError(
-            f"SSIM compares windows of {_WINDOW} x {_WINDOW} pixels, and the frames have {width} x {height}."
-        )
+        window = f"{_WINDOW} x {_WINDOW}"
+        raise LoraforgeError(f"SSIM compares windows of {window} pixels, and the frames have {width} x {height}.")
     with of_pipeline("SSIM"):
         from skimage.metrics import structural_similarity
     return tuple(

@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loraforge.errors import of_pipeline
-from loraforge.media.clips import alike
+from loraforge.media.clips import Frames, alike
 from loraforge.text import plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont
-
-    from loraforge.media.clips import Frames
 
 _IN_A_ROW = 4
 """The most clips in a row of a film; more are put into rows of about equal length."""
@@ -34,7 +31,7 @@ _PICTURE = (160, 480)
 _LONGEST = 200
 """The most characters of a text; no page has room for more."""
 _GAP = 8
-_WHITE, _BLACK, _GREY = 255, 0, 96
+_WHITE, _BLACK, _GREY = (255, 255, 255), (0, 0, 0), (96, 96, 96)
 
 
 def side_by_side(clips: Sequence[Frames], labels: Sequence[str]) -> Frames:
@@ -52,7 +49,7 @@ def side_by_side(clips: Sequence[Frames], labels: Sequence[str]) -> Frames:
     strips = _strips(labels, cell)
     strip = strips[0].shape[0]
     shape = (count, rows * (strip + height) + (rows - 1) * _GAP, columns * cell + (columns - 1) * _GAP, 3)
-    film = np.full(shape, _WHITE, np.uint8)
+    film = np.full(shape, 255, np.uint8)
     for n, (clip, text) in enumerate(zip(clips, strips, strict=True)):
         top, left = n // columns * (strip + height + _GAP), n % columns * (cell + _GAP)
         film[:, top : top + strip, left : left + cell] = text
@@ -68,32 +65,33 @@ def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequenc
     2400 pixels wide. Raises LoraforgeError if the clips differ in shape or do not have one label and note each.
     """
     with of_pipeline("a contact sheet"):
-        from PIL import Image, ImageDraw
+        from PIL import Image, ImageDraw, ImageFont
 
     count, height, width = alike(clips, labels, notes)
+    labels, notes = ([plain(text, _LONGEST) for text in texts] for texts in (labels, notes))
     shown = _spread(count, frames)
     picture = _fitted(width, height, len(shown))
     across = len(shown) * (picture[0] + _GAP) + _GAP
     size = min(30, max(16, across // 70))
-    large, small = _font(size), _font(max(14, size * 4 // 5))
-    wanted = max([large.getlength(_plain(t)) for t in labels] + [small.getlength(_plain(t)) for t in notes])
-    whole = min(_WIDEST, max(across, math.ceil(wanted) + 2 * _GAP))
+    large, small = (ImageFont.load_default(points) for points in (size, max(14, size * 4 // 5)))
+    text_width = max([large.getlength(label) for label in labels] + [small.getlength(note) for note in notes])
+    page_width = min(_WIDEST, max(across, math.ceil(text_width) + 2 * _GAP))
     line = size * 3 // 2
     row = 3 * line + picture[1] + 2 * _GAP  # label, note, pictures, numbers
-    page = Image.new("RGB", (whole, len(clips) * row + _GAP), (_WHITE,) * 3)
+    page = Image.new("RGB", (page_width, len(clips) * row + _GAP), _WHITE)
     draw = ImageDraw.Draw(page)
     for n, (clip, label, note) in enumerate(zip(clips, labels, notes, strict=True)):
         top = n * row + _GAP
-        _write(draw, (_GAP, top), _cut(_plain(label), large, whole - 2 * _GAP), large, _BLACK)
-        _write(draw, (_GAP, top + line), _cut(_plain(note), small, whole - 2 * _GAP), small, _GREY)
+        draw.text((_GAP, top), _cut(label, large, page_width - 2 * _GAP), _BLACK, large)
+        draw.text((_GAP, top + line), _cut(note, small, page_width - 2 * _GAP), _GREY, small)
         top += 2 * line
         for m, number in enumerate(shown):
             left = _GAP + m * (picture[0] + _GAP)
             method = Image.Resampling.NEAREST if picture[0] >= width else Image.Resampling.LANCZOS
             page.paste(Image.fromarray(clip[number]).resize(picture, method), (left, top))
-            _write(draw, (left, top + picture[1] + 2), f"frame {number}", small, _GREY)
+            draw.text((left, top + picture[1] + 2), f"frame {number}", _GREY, small)
         if n:
-            draw.line((0, n * row, whole, n * row), (208,) * 3)
+            draw.line((0, n * row, page_width, n * row), (208,) * 3)
     return page
 
 
@@ -116,48 +114,34 @@ def _fitted(width: int, height: int, columns: int) -> tuple[int, int]:
 def _strips(labels: Sequence[str], width: int) -> list[Frames]:
     """A white strip [height, width, 3] for each label; all are as high as the label with the most lines needs."""
     with of_pipeline("a label"):
-        from PIL import Image, ImageDraw
+        from PIL import Image, ImageDraw, ImageFont
 
     size = max(14, width // 28)  # a row of four, scaled to a screen of 1920 pixels, has letters of about 14 pixels
-    font = _font(size)
+    font = ImageFont.load_default(size)
     margin, line = size // 4, size * 5 // 4
     texts = [_lines(label, font, width - 2 * margin) for label in labels]
     height = max(map(len, texts)) * line + size // 2
     strips = list[Any]()
     for text in texts:
-        strip = Image.new("RGB", (width, height), (_WHITE,) * 3)
+        strip = Image.new("RGB", (width, height), _WHITE)
         top = height - len(text) * line - margin  # near its own picture, away from the one above
         for n, words in enumerate(text):
-            _write(ImageDraw.Draw(strip), (margin, top + n * line), words, font, _BLACK)
+            ImageDraw.Draw(strip).text((margin, top + n * line), words, _BLACK, font)
         strips.append(np.asarray(strip))
     return strips
 
 
-def _lines(text: str, font: FreeTypeFont, width: int) -> list[str]:
+def _lines(text: str, font: Any, width: int) -> list[str]:
     """The text in one line, or in two if it is too long; the last one is cut to fit."""
-    first, rest = "", _plain(text).split()
+    first, rest = "", plain(text, _LONGEST).split()
     while rest and (not first or font.getlength(f"{first} {rest[0]}") <= width):
         first = f"{first} {rest.pop(0)}".strip()
     return [_cut(line, font, width) for line in (first, " ".join(rest)) if line] or [""]
 
 
-def _plain(text: str) -> str:
-    return plain(text, _LONGEST)
-
-
-def _cut(text: str, font: FreeTypeFont, width: int) -> str:
+def _cut(text: str, font: Any, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text}..."
-
-
-def _write(draw: Any, corner: tuple[int, int], text: str, font: FreeTypeFont, level: int) -> None:
-    draw.text(corner, text, fill=(level,) * 3, font=font)
-
-
-def _font(size: int) -> Any:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size=size)

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,11 @@ import numpy as np
 
 from loraforge.errors import FileError, LoraforgeError, OutputError, Try, adding, of_pipeline
 from loraforge.files.destination import destination, replacing
+from loraforge.media.clips import Frames
 from loraforge.text import command, plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from loraforge.media.clips import Frames
 
 _EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
 """How colours are converted. ffmpeg's default is faster, but darkens by one level and differs between processors."""
@@ -68,11 +68,12 @@ def write_video(path: Path, frames: Iterable[Frames], fps: int, *, force: bool =
         height, width = first.shape[:2]
         size = f"{width + width % 2}x{height + height % 2}"
         words = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", size, "-framerate", str(fps), "-i", "pipe:0"]
-        failure = _encode([*words, *_ENCODING, f"file:{folder / path.name}"], _padded(first, feed))
+        odd = ((0, height % 2), (0, width % 2), (0, 0))
+        padded = (np.pad(frame, odd, "edge").tobytes() for frame in chain([first], feed))
+        failure = _encode([*words, *_ENCODING, f"file:{folder / path.name}"], padded)
         if failure is not None:
-            raise OutputError(
-                f"{path} cannot be written: ffmpeg {failure}.", adding("-o", Path.home() / path.name, why="elsewhere")
-            )
+            elsewhere = adding("-o", Path.home() / path.name, why="elsewhere")
+            raise OutputError(f"{path} cannot be written: ffmpeg {failure}.", elsewhere)
 
 
 def read_video(path: Path, most: int | None = None) -> tuple[Frames, float]:
@@ -106,7 +107,9 @@ def read_image(path: Path) -> Image:
         with Image.open(path, formats=_PICTURES) as stored:
             upright = ImageOps.exif_transpose(stored)
             if upright.mode.startswith("I"):
-                return _of_sixteen_bits(upright)
+                # 16-bit grey: keep the upper eight bits, as the versions of Pillow differ in how `convert` does it
+                grey = np.clip(np.asarray(upright, np.int64), 0, 0xFFFF) >> 8
+                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
@@ -116,36 +119,17 @@ def read_image(path: Path) -> Image:
         raise FileError(f"{path} is no picture that can be read: {why}.", Try(command("file", path))) from error
 
 
-def _of_sixteen_bits(picture: Image) -> Image:
-    """A 16-bit grey image reduced to its upper eight bits: the versions of Pillow differ in how `convert` does it."""
-    from PIL import Image
-
-    grey = (np.clip(np.asarray(picture, np.int64), 0, 0xFFFF) >> 8).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
-
-
 def _checked(frames: Iterable[Frames], path: Path) -> Iterator[Frames]:
     """The frames, one by one. Raises OutputError at one that is not uint8 [height, width, 3], or not like the first."""
     shape = None
     for n, frame in enumerate(frames):
         shape = shape or frame.shape
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype.name != "uint8" or not frame.size:
-            raise OutputError(
-                f"{path}: frame {n} is an array of {frame.dtype.name} {list(frame.shape)}, "
-                "instead of uint8 [height, width, 3]."
-            )
+            kind = f"an array of {frame.dtype.name} {list(frame.shape)}"
+            raise OutputError(f"{path}: frame {n} is {kind}, instead of uint8 [height, width, 3].")
         if frame.shape != shape:
             raise OutputError(f"{path}: frame {n} has the shape {list(frame.shape)}, and frame 0 {list(shape)}.")
         yield frame
-
-
-def _padded(first: Frames, others: Iterator[Frames]) -> Iterator[bytes]:
-    """The bytes of each frame, with the last column or row repeated if their number is odd."""
-    height, width = first.shape[:2]
-    more = ((0, height % 2), (0, width % 2), (0, 0))
-    yield np.pad(first, more, "edge").tobytes()
-    for frame in others:
-        yield np.pad(frame, more, "edge").tobytes()
 
 
 def _encode(words: Sequence[str], frames: Iterator[bytes]) -> str | None:
@@ -176,12 +160,9 @@ def _decode(path: Path, words: Sequence[str]) -> bytes:
     _must_exist(path)
     reading = ["-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS, "-xerror", "-i", f"file:{path}"]
     form = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", f"scale={_EXACT}", "-c:v", "rawvideo"]
-    process = _started(
-        [*reading, *form, "-pix_fmt", "rgb24", *words, "pipe:1"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    words = [*reading, *form, "-pix_fmt", "rgb24", *words, "pipe:1"]
+    pipe = subprocess.PIPE
+    process = _started(words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
     try:
         decoded, messages = process.communicate()
     finally:
@@ -211,9 +192,9 @@ def _started(words: Sequence[str], **streams: Any) -> Any:
 def _ending(status: int, messages: bytes) -> str:
     """How ffmpeg failed: the signal that killed it, its first message, or its exit status."""
     lines = [line for line in messages.decode("utf-8", "replace").splitlines() if line.strip()]
-    if status < 0 or not lines:
-        return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-    return f"says: {plain(lines[0], 300).removesuffix('.')}"
+    if status < 0:
+        return f"was ended by signal {-status}"
+    return f"says: {plain(lines[0], 300).removesuffix('.')}" if lines else f"ended with status {status}"
 
 
 def _must_exist(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Builds an architecture from its tables, and refuses layouts that are no bijection with its segments."""
+"""Builds an architecture from its tables, and refuses layouts that are not a bijection with its segments."""
 
 from __future__ import annotations
 
@@ -15,35 +15,15 @@ from loraforge.names.layout import Architecture, Layout, Template, Variant, _is_
 
 
 def parse(data: Mapping[str, Any], where: str) -> Architecture:
-    """Build an architecture from its TOML, which follows its schema, after checking that every layout is a bijection.
+    """Build an architecture from its TOML, which follows its schema, and check that every layout is a bijection.
 
-    Raises LayoutError that lists all problems of the file, not just the first.
+    Raises LayoutError that lists all problems of the file.
     """
     problems = [*_wrong_segments(data)]
     ratios, kinds = data.get("rows", {}), data.get("unadapted", {})
-    layouts = {
-        name: Layout(
-            name,
-            {Template(path): tuple(stack) for path, stack in table.get("modules", {}).items()},
-            frozenset(table.get("absent", ())) | _left_out(table, kinds),
-            {Template(key): reason for key, reason in table.get("dropped", {}).items()},
-            {Template(path): axis for path, axis in table.get("unit_axes", {}).items()},
-            tuple(map(Template, table.get("own", ()))),
-        )
-        for name, table in data.get("layouts", {}).items()
-    }
-    variants = tuple(
-        Variant(
-            name,
-            v.get("repo", ""),
-            v.get("blocks", 0),
-            {s: tuple(shape) for s, shape in v.get("shapes", {}).items()},
-            frozenset(v.get("absent", ())),
-            v.get("config", {}),
-            v.get("pipeline", ""),
-        )
-        for name, v in data.get("variants", {}).items()
-    )
+    layouts = {name: _layout(name, table, kinds) for name, table in data.get("layouts", {}).items()}
+    variants = tuple(_variant(name, table) for name, table in data.get("variants", {}).items())
+    sizes = {segment: (term(rows), term(inputs)) for segment, (rows, inputs) in data.get("dimensions", {}).items()}
     arch = Architecture(
         data.get("architecture", ""),
         data.get("title", ""),
@@ -54,12 +34,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
         {segment: what for what, segments in kinds.items() for segment in segments},
         data.get("config", {}),
         data.get("told_by", ""),
-        {
-            s: (one, two)
-            for s, texts in data.get("dimensions", {}).items()
-            for one, two in [map(term, texts)]
-            if one and two
-        },
+        {segment: (rows, inputs) for segment, (rows, inputs) in sizes.items() if rows and inputs},
         data.get("pipelines", {}),
     )
     problems += [*_wrong_dimensions(data, arch), *_wrong_classes(arch)]
@@ -72,17 +47,25 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
     return arch
 
 
-def _left_out(table: Mapping[str, Any], kinds: Mapping[str, Any]) -> frozenset[str]:
-    """The segments no LoRA adapts, where a layout is for LoRA alone and does not place them."""
-    placed = {segment for stack in table.get("modules", {}).values() for segment in stack}
-    every = {segment for segments in kinds.values() for segment in segments} if table.get("lora_only") else set()
-    return frozenset(every - placed)
+def _layout(name: str, table: Mapping[str, Any], kinds: Mapping[str, Any]) -> Layout:
+    """The layout of a table. A layout for LoRA alone need not place the segments that no LoRA adapts."""
+    modules = {Template(path): tuple(stack) for path, stack in table.get("modules", {}).items()}
+    unadapted = {segment for segments in kinds.values() for segment in segments} if table.get("lora_only") else set()
+    absent = unadapted.difference(*modules.values()).union(table.get("absent", ()))
+    dropped = {Template(key): reason for key, reason in table.get("dropped", {}).items()}
+    axes = {Template(path): axis for path, axis in table.get("unit_axes", {}).items()}
+    return Layout(name, modules, frozenset(absent), dropped, axes, tuple(map(Template, table.get("own", ()))))
+
+
+def _variant(name: str, table: Mapping[str, Any]) -> Variant:
+    shapes = {segment: tuple(shape) for segment, shape in table.get("shapes", {}).items()}
+    repo, blocks, absent = table.get("repo", ""), table.get("blocks", 0), frozenset(table.get("absent", ()))
+    return Variant(name, repo, blocks, shapes, absent, table.get("config", {}), table.get("pipeline", ""))
 
 
 def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
-    """Segments that are named outside the layouts and do not exist, and lists of them that contradict each other."""
-    kinds, variants = data.get("unadapted", {}), data.get("variants", {})
-    told_by = data.get("told_by")
+    """Segments that are named outside the layouts but do not exist, and lists that contradict each other."""
+    kinds, variants, told_by = data.get("unadapted", {}), data.get("variants", {}), data.get("told_by")
     named = {
         "rows": list(data.get("rows", {})),
         "parameters": list(data.get("parameters", {})),
@@ -91,9 +74,9 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
         **{f"unadapted {what!r}": segments for what, segments in kinds.items()},
         **{f"variant {name}": [*v.get("shapes", {}), *v.get("absent", ())] for name, v in variants.items()},
     }
-    for place, segments in named.items():
+    for table, segments in named.items():
         unknown = sorted(set(segments) - set(data.get("segments", ())))
-        yield from (Fault(f"{place}: unknown segment {segment!r}", (segment,)) for segment in unknown)
+        yield from (Fault(f"{table}: unknown segment {segment!r}", (segment,)) for segment in unknown)
     for segment, count in Counter(segment for segments in kinds.values() for segment in segments).items():
         if count > 1:
             yield Fault(f"unadapted: segment {segment!r} is listed {count} times", (segment,))
@@ -108,15 +91,14 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _wrong_dimensions(data: Mapping[str, Any], arch: Architecture) -> Iterator[Fault]:
-    """Sizes that are none, that contradict the rows of a stack, or a released variant."""
+    """Sizes that are malformed, or contradict the rows of a stack or a released variant."""
     for segment, texts in data.get("dimensions", {}).items():
         if segment not in arch.dimensions:
             yield Fault(f"dimensions: {list(texts)} of {segment!r} are not rows and inputs like '4 d', 'd' or '64'")
     for layout in arch.layouts.values():
         for template, stack in layout.modules.items():
-            sizes = [
-                (arch.segments[s], arch.dimensions[s][0]) for s in stack if s in arch.segments.keys() & arch.dimensions
-            ]
+            known = [s for s in stack if s in arch.segments.keys() & arch.dimensions]
+            sizes = [(arch.segments[s], arch.dimensions[s][0]) for s in known]
             for (ratio, (times, symbol)), (other, (more, same)) in pairwise(sizes):
                 if symbol == same and ratio * more != other * times:
                     text = f"the rows of {template.text!r} are not as dimensions has them"
@@ -127,7 +109,7 @@ def _wrong_dimensions(data: Mapping[str, Any], arch: Architecture) -> Iterator[F
 
 
 def _wrong_classes(arch: Architecture) -> Iterator[Fault]:
-    """Pipelines that are not listed, and sizes of a configuration that nothing measures."""
+    """Pipelines that are not listed, and sizes of a configuration that no weight shows."""
     yield from faults("config", arch.config, arch)
     for variant in arch.variants:
         yield from faults(f"variant {variant.name}: config", variant.config, arch)
@@ -136,7 +118,7 @@ def _wrong_classes(arch: Architecture) -> Iterator[Fault]:
 
 
 def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, frozenset[str]]]) -> Iterator[Fault]:
-    """What keeps the modules from being a bijection with the segments. `holes`: those of the layouts seen so far."""
+    """Why the modules are not a bijection with the segments. `holes`: those of the layouts checked so far."""
     owner: dict[str, Template] = {}
     templates = list(layout.modules)
     for n, template in enumerate(templates):
@@ -157,8 +139,8 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
             owner.setdefault(segment, template)
             other, indexed = holes.setdefault(segment, (layout.name, template.holes))
             if indexed != template.holes:
-                here, there = (", ".join(sorted(names)) or "no block number" for names in (template.holes, indexed))
-                text = f"segment {segment!r} is indexed differently in layout {other!r}: by {there}, here by {here}"
+                by, here = (", ".join(sorted(names)) or "no block number" for names in (indexed, template.holes))
+                text = f"segment {segment!r} is indexed differently in layout {other!r}: by {by}, here by {here}"
                 yield Fault(text, (segment,))
         if len({(arch.named((segment,)), arch.unadapted.get(segment)) for segment in stack}) > 1:
             text = f"{template.text!r} stacks segments whose parameters, or kinds, are not the same"
@@ -174,13 +156,12 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
 
 
 def _misdropped(layout: Layout, arch: Architecture) -> Iterator[Fault]:
-    """Dropped keys that are ambiguous, or that are carried in every variant."""
+    """Dropped keys that are ambiguous, or that belong to a module of every variant."""
     templates = list(layout.dropped)
     for n, template in enumerate(templates):
         yield from _malformed(template)
-        for earlier in templates[:n]:
-            if template.overlaps(earlier):
-                yield Fault(f"dropped {earlier.text!r} and {template.text!r} can match the same key")
+        for earlier in filter(template.overlaps, templates[:n]):
+            yield Fault(f"dropped {earlier.text!r} and {template.text!r} can match the same key")
         for module, stack in layout.modules.items():
             mine = any(template.overlaps(Template(f"{module.text}.{name}")) for name in arch.named(stack))
             if mine and not any(variant.absent.issuperset(stack) for variant in arch.variants):

@@ -1,4 +1,4 @@
-"""Which architectures there are: the built-in ones, and what plugins add to them."""
+"""The known architectures: the built-in ones, and what plugins add to them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from loraforge.text import command
 
 Table = dict[str, Any]
 Known = tuple[dict[str, Architecture], dict[str, Table]]
-"""Architectures by name, and the tables each is made of."""
+"""Architectures by name, and the tables of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataTables:
-    """A healthy data file."""
+    """A data file without faults."""
 
     owner: str
-    """The plugin it comes from."""
+    """The plugin that it comes from."""
     tables: Table
     name: str
-    """Of the file."""
+    """The file's name."""
 
 
 def read_data_files(registry: Registry) -> Reading[list[DataTables]]:
-    """The data files that plugins add. What is none, or has a fault, is noted and left out."""
+    """The data files that plugins add. A file with a fault, or an object of another kind, is noted and left out."""
     reading = Reading(list[DataTables]())
     returned = registry.read(load).value.returned
     for hook in ("loraforge_architectures", "loraforge_formats"):
@@ -54,7 +54,7 @@ def read_architectures(registry: Registry) -> Reading[Known]:
 
 
 def _assembled(files: Iterable[DataTables]) -> Reading[Known]:
-    """The built-in architectures with the layouts of data files. One with a fault is noted and left out."""
+    """The built-in architectures with the layouts of data files. A file with a fault is noted and left out."""
     tables = package_tables("names/architectures")
     known = {name: bijection.parse(data, f"{name}.toml") for name, data in tables.items()}
     reading = Reading((known, tables))
@@ -71,7 +71,7 @@ def _assembled(files: Iterable[DataTables]) -> Reading[Known]:
 
 
 class TakenError(FormatError):
-    """A data file gives a name that an architecture or a layout has already."""
+    """A data file uses the name of an existing architecture or layout."""
 
     def __init__(self, message: str, layouts: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -79,9 +79,9 @@ class TakenError(FormatError):
 
 
 def joined(data: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The tables of an architecture with the layouts of a data file, or those of the file where it is a new one.
+    """The tables of an architecture with the layouts of a data file, or the tables of the file if it is a new one.
 
-    Raises FormatError when the name of the architecture or of a layout is taken, or there is nothing to add to.
+    Raises FormatError if the name of the architecture or of a layout is taken, or the architecture is not known.
     """
     name, own = data["architecture"], {key: value for key, value in data.items() if key != "format"}
     if "segments" in data:
@@ -96,30 +96,30 @@ def joined(data: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def data_files() -> list[DataTables]:
-    """Every healthy data file."""
+    """Every data file without faults."""
     return current().read(read_data_files).value
 
 
 def architectures() -> Mapping[str, Architecture]:
-    """Every architecture by name, with the layouts plugins add."""
+    """Every architecture by name, with the layouts that plugins add."""
     return current().read(read_architectures).value[0]
 
 
 def architecture_tables(without: str) -> Mapping[str, Mapping[str, Any]]:
-    """The tables each architecture is made of, less what the data file of this name adds."""
+    """The tables of each architecture, without those that the data file of this name adds."""
     return _assembled(file for file in data_files() if file.name != without).value[1]
 
 
 def architecture(name: str) -> Architecture:
-    """An architecture by name. Raises FormatError with the names there are."""
-    if name not in architectures():  # what --architecture was given, or a plugin names
+    """An architecture by name. Raises FormatError with the known names."""
+    if name not in architectures():  # a value of --architecture, or of a plugin
         text = f"there is no architecture {name!r}; there are {', '.join(architectures())}."
         raise FormatError(text, command("loraforge", "layouts"))
     return architectures()[name]
 
 
 def having(name: str, known: Mapping[str, Architecture] | None = None) -> dict[str, str]:
-    """Every architecture (of `known`) that has a layout of this name -> that name, as a format's `layouts` has it."""
+    """Every architecture (of `known`) with a layout of this name -> that name: the `layouts` of a format."""
     known = architectures() if known is None else known
     return {arch: name for arch, entry in known.items() if name in entry.layouts}
 
@@ -127,10 +127,10 @@ def having(name: str, known: Mapping[str, Architecture] | None = None) -> dict[s
 def matching(
     paths: Collection[str], layouts: Mapping[str, str], sep: str = ".", wanted: str | None = None
 ) -> str | None:
-    """The architecture, of those a format has a layout for, that knows at least half of the module paths, if any.
+    """The architecture in `layouts` that knows the most module paths, and at least half of them; None if none does.
 
-    Not all: a key that is not understood is to be named, not to make a file nobody's. Not one: layouts share names.
-    With `wanted`: that one, whether or not another knows more.
+    Half, not all: a file with a strange key still has a format, which names that key. Half, not one: layouts share
+    names. With `wanted`: that architecture, even if another knows more.
     """
     counts = _known_of(paths, layouts, sep)
     best = wanted if wanted in counts else max(counts, key=lambda name: counts[name], default=None)
@@ -138,13 +138,13 @@ def matching(
 
 
 def best_known(paths: Collection[str], layouts: Mapping[str, str], wanted: str | None) -> Architecture:
-    """The architecture, of those a format has a layout for, that knows most of the paths; `wanted` if it knows any."""
+    """The architecture in `layouts` that knows the most paths; `wanted` if it knows any."""
     counts = _known_of(paths, layouts, ".")
     return architecture(wanted if wanted and counts.get(wanted) else max(counts, key=lambda name: counts[name]))
 
 
 def holding(paths: Collection[str], layouts: Mapping[str, str]) -> list[str]:
-    """Every architecture, of those a format has a layout for, that has all of the modules."""
+    """Every architecture in `layouts` that has all of the modules."""
     return [name for name, count in _known_of(paths, layouts, ".").items() if count == len(paths)]
 
 
@@ -157,17 +157,14 @@ def _known_of(paths: Collection[str], layouts: Mapping[str, str], sep: str) -> d
 
 
 def outdone(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -> bool:
-    """Whether a layout that a format does not follow knows more kinds of the modules than those it follows.
+    """Whether a layout outside of `layouts` knows more module kinds than those in it.
 
-    Then another format's names are meant, even where the prefix and some of the names are the same.
+    Then the names are another format's, even if the prefix and some of the names are the same.
     """
     kinds = {re.sub(r"\d+", "", path, count=1): path for path in paths}.values()  # of many blocks, one
-    mine, others = 0, 0
+    own, others = [0], [0]
     for name, arch in architectures().items():
         for known in arch.layouts.values():
             count = sum(known.locate(path, sep) is not None for path in kinds)
-            if layouts.get(name) == known.name:
-                mine = max(mine, count)
-            else:
-                others = max(others, count)
-    return others > mine
+            (own if layouts.get(name) == known.name else others).append(count)
+    return max(others) > max(own)

@@ -1,4 +1,4 @@
-"""Checks a plugin's data file the way it will be loaded, and says everything that is wrong with it at once."""
+"""Checks a plugin's data file the way it will be loaded, and lists all its faults at once."""
 
 from __future__ import annotations
 
@@ -13,35 +13,32 @@ from loraforge.text import command
 
 
 def check(file: Path) -> tuple[list[str], list[Problem]]:
-    """What a data file adds, and its problems. Raises LoraforgeError when there is no such file."""
+    """What a data file adds, and its problems. Raises LoraforgeError if the file does not exist."""
     if not file.is_file():
         raise LoraforgeError(f"{file} is no file.", command("ls", "-l", file.parent))
     data, problems = look(file)
     if problems:  # what follows needs the types to be right
         return [], problems
     text = file.read_text("utf-8")
-    problems += _layouts(data, text, file.name)
-    problems += _format(data, text)
     adds = [f"layout {data['architecture']}/{name}" for name in data.get("layouts", {})]
-    return adds + ([f"format {data['format']['name']}"] if "format" in data else []), problems
+    adds += [f"format {data['format']['name']}"] if "format" in data else []
+    return adds, [*(_layouts(data, text, file.name) if "layouts" in data else ()), *_format(data, text)]
 
 
 def _layouts(data: dict[str, Any], text: str, name: str) -> list[Problem]:
-    if "layouts" not in data:
-        return []
     try:
         parse(joined(data, architecture_tables(name)), str(data["architecture"]))
     except LayoutError as error:
         return [Problem(line_of(text, _where(fault, data)), f"{fault}.", "") for fault in error.problems]
     except FormatError as error:
         taken = error.layouts[:1] if isinstance(error, TakenError) else ()
-        place = ["layouts", *taken] if taken else ["architecture"]
-        return [Problem(line_of(text, place), f"{error.message}.", "")]
+        entry = ["layouts", *taken] if taken else ["architecture"]
+        return [Problem(line_of(text, entry), f"{error.message}.", "")]
     return []
 
 
 def _where(fault: Fault, data: dict[str, Any]) -> list[str]:
-    """The table of a fault that shows at load time, or the entry of the first module it names."""
+    """The path in the file of the first module that a fault names, or of its layout."""
     for layout, table in data["layouts"].items():
         for module, stack in table["modules"].items():
             if {module, *stack} & set(fault.names):
@@ -50,17 +47,14 @@ def _where(fault: Fault, data: dict[str, Any]) -> list[str]:
 
 
 def _format(data: dict[str, Any], text: str) -> list[Problem]:
-    form = data.get("format", {})
-    problems = []
-    layouts = form.get("layouts", {})
+    problems, layouts = list[Problem](), data.get("format", {}).get("layouts", {})
     for arch, layout in layouts.items() if isinstance(layouts, dict) else ():
-        if arch not in architectures() and data.get("architecture") != arch:
-            continue  # of a plugin that need not be there
-        known = set(architectures()[arch].layouts) if arch in architectures() else set()
-        if data.get("architecture") == arch:
-            known |= set(data.get("layouts", {}))
-        if layout not in known:
-            there = f"There are {', '.join(sorted(known))}." if known else f"There is no architecture {arch}."
+        own = data.get("architecture") == arch
+        known = {*(data.get("layouts", ()) if own else ())}
+        known |= architectures()[arch].layouts.keys() if arch in architectures() else set()
+        if layout not in known and (known or own):  # any other is of a plugin that need not be installed
             line = line_of(text, ["format", "layouts", arch])
-            problems.append(Problem(line, f"format.layouts names {arch}/{layout}, which there is not.", there))
+            what = f"format.layouts names {arch}/{layout}, which there is not."
+            hint = f"There are {', '.join(sorted(known))}." if known else f"There is no architecture {arch}."
+            problems.append(Problem(line, what, hint))
     return problems

@@ -1,7 +1,7 @@
-"""Diffusers' config.json as the data of an architecture has it: numbers, and sizes that the weights tell.
+"""Diffusers' config.json as an architecture's data states it: numbers, and sizes that follow from the weights.
 
-A size is a text in braces: `{x}` is a symbol of the dimensions, `{d / 64}` a share of one, and `{blocks q}` how many
-numbered blocks there are where the segment q stands.
+A size is a text in braces: `{x}` is a symbol of the dimensions, `{d / 64}` a share of one, and `{blocks q}` the number
+of blocks that have the segment q.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _SIZE = re.compile(r"\{((?:blocks )?\w+)(?: / (\w+))?\}")
 
 
 def entries(arch: Architecture, variant: Variant | None) -> dict[str, Any]:
-    """The entries of a variant as its data has them; None for one that only other variants have."""
+    """The entries of a variant as its data states them; None for an entry that only other variants have."""
     others = {name: None for other in arch.variants for name in other.config}
     return {**others, **arch.config, **(variant.config if variant else {})}
 
 
 def fixed(arch: Architecture, variant: Variant) -> dict[str, Any]:
-    """The entries that no weight tells."""
+    """The entries that do not follow from the weights."""
     return {name: value for name, value in entries(arch, variant).items() if not _is_size(value)}
 
 
 def sizes(arch: Architecture, placed: Iterable[Placed]) -> dict[str, int]:
-    """What the weights tell: symbol -> its value, `blocks SEGMENT` -> the number of blocks."""
+    """The sizes that follow from the weights: symbol -> its value, `blocks SEGMENT` -> the number of blocks."""
     every = list(placed)
     sized = [Sized(path, s, shape[0], shape[1] if len(shape) > 1 else 1) for path, s, _, shape in every if shape]
     kinds, counts = arch.block_kinds(), dict[str, int]()
@@ -44,28 +44,28 @@ def sizes(arch: Architecture, placed: Iterable[Placed]) -> dict[str, int]:
 
 
 def filled(values: Mapping[str, Any], known: Mapping[str, int], *, any_share: bool = False) -> dict[str, Any]:
-    """The entries with their sizes as numbers; those of which the size is not known are left out.
+    """The entries with their sizes as numbers. An entry whose size is not known is left out.
 
-    `any_share`: a width that cannot be shared as the entry says, or of which the shares are not known, is one share:
-    for a model whose shapes alone matter.
+    `any_share`: a width that is not divisible as the entry says, or by an unknown number, is one share. This is for a
+    model of which only the shapes matter.
     """
-    found, known = {name: value for name, value in values.items() if not _is_size(value)}, dict(known)
+    numbers, known = {name: value for name, value in values.items() if not _is_size(value)}, dict(known)
     texts = {name: match for name, value in values.items() if _is_size(value) and (match := _SIZE.fullmatch(value))}
     for name, match in sorted(texts.items(), key=lambda item: item[1][2] is None):  # shares first: they may settle one
         whole, by = known.get(match[1]), match[2]
         if whole is None:
             continue
-        share = 1 if by is None else int(by) if by.isdecimal() else known.get(by, found.get(by))
+        share = 1 if by is None else int(by) if by.isdecimal() else known.get(by, numbers.get(by))
         if share and whole % share == 0:
-            found[name] = whole // share
+            numbers[name] = whole // share
         elif any_share:
-            found[name] = 1
-            (found if by in values else known)[by] = whole
-    return found
+            numbers[name] = 1
+            (numbers if by in values else known)[by] = whole
+    return numbers
 
 
 def faults(where: str, config: Mapping[str, Any], arch: Architecture) -> Iterator[Fault]:
-    """Sizes of a configuration that nothing measures."""
+    """The sizes of a configuration that do not follow from any weight."""
     symbols = {symbol for pair in arch.dimensions.values() for _, symbol in pair}
     for name, value in config.items():
         if not _is_size(value):

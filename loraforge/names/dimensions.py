@@ -17,13 +17,13 @@ _TERM = re.compile(r"(?:([1-9][0-9]*)(?: |$))?([a-z][a-z0-9_]*)?")
 
 def term(text: str) -> Term | None:
     """`4 d`, `d` or `64` as a term; None for anything else."""
-    found = _TERM.fullmatch(text)
-    return (int(found[1] or 1), found[2] or "") if found and text and not text.endswith(" ") else None
+    match = _TERM.fullmatch(text)
+    return (int(match[1] or 1), match[2] or "") if match and text and not text.endswith(" ") else None
 
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """A segment of a file, and the shape of the weight it is for."""
+    """A segment in a file, and the shape of its base weight."""
 
     module: str
     segment: str
@@ -36,17 +36,17 @@ class Sized:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """One value per symbol, as far as the file says, and the modules that do not agree with it."""
+    """One value per symbol, as far as the file shows it, and the modules that contradict it."""
 
     values: Mapping[str, int]
     odd: tuple[Sized, ...]
-    """The fewest that contradict; empty where everything agrees."""
+    """The smallest set of modules that contradict the others; empty if everything agrees."""
     split: bool = False
-    """Whether no side is in the majority: then `odd` holds both."""
+    """Whether neither side has a majority; then `odd` holds both."""
 
 
 def solve(found: Sequence[Sized], table: Mapping[str, Sizes]) -> Solution:
-    """The sizes of the model that these weights are of. Segments without an entry say nothing."""
+    """The sizes of the model that these weights belong to. Segments without an entry in `table` are not used."""
     known = [one for one in dict.fromkeys(found) if one.segment in table]
     votes: dict[str, Counter[int]] = defaultdict(Counter)
     for one in known:
@@ -54,7 +54,8 @@ def solve(found: Sequence[Sized], table: Mapping[str, Sizes]) -> Solution:
             if symbol and value:
                 votes[symbol][value] += 1
     values = {symbol: counts.most_common(1)[0][0] for symbol, counts in votes.items()}
-    odd = tuple(one for one in known if any(not _agrees(*said, values) for said in _says(one, table[one.segment])))
+    expected = {**values, "": 1}
+    odd = tuple(one for one in known if any(expected.get(s) != v for s, v in _says(one, table[one.segment])))
     tied = any(len(top := counts.most_common(2)) == 2 and top[0][1] == top[1][1] for counts in votes.values())
     if not odd or not tied:
         return Solution(values, odd)
@@ -64,13 +65,9 @@ def solve(found: Sequence[Sized], table: Mapping[str, Sizes]) -> Solution:
 
 
 def _says(one: Sized, sizes: Sizes) -> Iterator[tuple[str, int]]:
-    """Symbol and value, 0 where the size is no multiple; for a number alone, whether it is that number."""
+    """Symbol and value, 0 if the size is not a multiple; for a number alone, 1 if the size is that number."""
     for (times, symbol), size in zip(sizes, (one.rows, one.inputs), strict=True):
         yield (symbol, 0 if size % times else size // times) if symbol else ("", int(size == times))
-
-
-def _agrees(symbol: str, value: int, values: Mapping[str, int]) -> bool:
-    return bool(value) and (not symbol or values.get(symbol) == value)
 
 
 def wanted(segment: str, table: Mapping[str, Sizes], values: Mapping[str, int]) -> str:
@@ -79,5 +76,5 @@ def wanted(segment: str, table: Mapping[str, Sizes], values: Mapping[str, int]) 
 
 
 def agree(values: Mapping[str, int], other: Mapping[str, int], symbols: Iterable[str]) -> bool:
-    """Whether two models have these symbols alike, as far as both are known."""
+    """Whether two models have the same values for these symbols, as far as both are known."""
     return all(values[s] == other[s] for s in symbols if s in values and s in other)

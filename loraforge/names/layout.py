@@ -11,7 +11,7 @@ from typing import Any
 from loraforge.names.dimensions import Sized, Sizes, Solution, solve
 
 COMPONENT = "transformer"
-"""What Diffusers calls the part of a pipeline that LoRAs adapt: a folder, and the first word of names and entries."""
+"""Diffusers' name of the part of a pipeline that LoRAs adapt: a folder, and the prefix of keys and entries."""
 
 Index = tuple[tuple[str, int], ...]
 """Block numbers by hole name, sorted: `(("i", 3),)`."""
@@ -19,7 +19,7 @@ Index = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A module path in which a token `{name}` stands for one block number."""
+    """A module path in which a token `{name}` is a hole for one block number."""
 
     text: str
 
@@ -32,11 +32,11 @@ class Template:
 
     @property
     def container(self) -> str:
-        """What stands before the first block number; the whole path if there is none."""
+        """The path before the first block number; the whole path if there is none."""
         return ".".join(takewhile(lambda token: not _is_hole(token), self.tokens()))
 
     def match(self, path: str, sep: str = ".") -> Index | None:
-        """The block numbers that make this template `path`, or None. Token by token, no regex."""
+        """The block numbers with which this template is `path`, or None if it does not match."""
         mine, theirs, index = self.tokens(sep), path.split(sep), {}
         if len(mine) != len(theirs):
             return None
@@ -51,7 +51,7 @@ class Template:
         return self.text.format(**dict(index))
 
     def overlaps(self, other: Template, sep: str = ".") -> bool:
-        """Can one path match both? Exact, because a hole is always one whole token of digits."""
+        """Whether a path can match both. Exact, because a hole is always one whole token of digits."""
         mine, theirs = self.tokens(sep), other.tokens(sep)
         return len(mine) == len(theirs) and all(
             a == b or (_is_hole(a) and (_is_hole(b) or _is_number(b))) or (_is_hole(b) and _is_number(a))
@@ -69,7 +69,7 @@ def _is_hole(token: str) -> bool:
 
 
 def _is_number(token: str) -> bool:
-    """A block number as programs write it: no sign, no leading zero, at most six digits."""
+    """Whether it is a block number as programs write it: no sign, no leading zero, at most six digits."""
     return token.isascii() and token.isdecimal() and len(token) <= 6 and str(int(token)) == token
 
 
@@ -84,43 +84,40 @@ class Layout:
     modules: Mapping[Template, tuple[str, ...]]
     absent: frozenset[str] = frozenset()
     dropped: Mapping[Template, str] = field(default_factory=dict)
-    """Key templates of a base checkpoint that only this layout has -> why leaving them behind loses nothing."""
+    """Key templates of a base checkpoint that only this layout has -> why nothing is lost without them."""
     unit_axes: Mapping[Template, int] = field(default_factory=dict)
-    """Convolution -> the axis of its weight, [out, in, ...], that has length 1 here and is missing elsewhere."""
+    """Convolution -> the axis of its weight, [out, in, ...], that has length 1 here and does not exist elsewhere."""
     own: tuple[Template, ...] = ()
-    """Modules no other model is known to have: where a file adapts one, its architecture is shown."""
+    """Modules that no other known model has: an adapter of one of them is surely of this architecture."""
 
     def kernel(self, path: str, kernel: tuple[int, ...]) -> tuple[int, ...]:
-        """A convolution's kernel as this layout has it, from how the others have it."""
-        axis = self._unit_axis(path)
-        return kernel if axis is None or not kernel else (*kernel[: axis - 2], 1, *kernel[axis - 2 :])
+        """The shape of a convolution's kernel in this layout, from its shape in the others."""
+        axis = self._unit_axis(path) if kernel else None
+        return kernel if axis is None else (*kernel[: axis - 2], 1, *kernel[axis - 2 :])
 
     def plain_kernel(self, path: str, kernel: tuple[int, ...]) -> tuple[int, ...]:
         """The inverse of `kernel`."""
-        axis = self._unit_axis(path)
-        return kernel if axis is None or not kernel else (*kernel[: axis - 2], *kernel[axis - 1 :])
+        axis = self._unit_axis(path) if kernel else None
+        return kernel if axis is None else (*kernel[: axis - 2], *kernel[axis - 1 :])
 
     def _unit_axis(self, path: str) -> int | None:
-        if not self.unit_axes:
-            return None
-        place = self.locate(path)
-        return self.unit_axes.get(place[0]) if place else None
+        located = self.locate(path)
+        return self.unit_axes.get(located[0]) if located else None
 
     def stacked(self, path: str) -> tuple[str, ...]:
-        """The segments a module of this layout stacks."""
-        place = self.locate(path)
-        return self.modules[place[0]] if place else ()
+        """The segments that a module stacks; empty if the layout has no such module."""
+        located = self.locate(path)
+        return self.modules[located[0]] if located else ()
 
     def locate(self, path: str, sep: str = ".") -> tuple[Template, Index] | None:
-        """The template and block numbers of a module path, or None where the layout has no such module."""
+        """The template and block numbers of a module path, or None if the layout has no such module."""
         for template in self.modules:
-            index = template.match(path, sep)
-            if index is not None:
+            if (index := template.match(path, sep)) is not None:
                 return template, index
         return None
 
     def needless(self, key: str) -> str | None:
-        """Why a key of a base checkpoint may be left behind, or None."""
+        """Why a key of a base checkpoint may be dropped; None if it may not."""
         return next((reason for template, reason in self.dropped.items() if template.match(key) is not None), None)
 
 
@@ -132,16 +129,16 @@ class Variant:
     repo: str
     blocks: int
     shapes: Mapping[str, tuple[int, ...]]
-    """Base weight shape of the segments that differ between variants."""
+    """Base weight shapes of the segments that differ between variants."""
     absent: frozenset[str]
-    """Segments this variant has not got."""
+    """Segments that this variant does not have."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Its entries of Diffusers' config.json where they are not the architecture's."""
+    """The entries of its Diffusers config.json that differ from the architecture's."""
     pipeline: str = ""
     """Diffusers' class that runs it; empty if not known."""
 
     def objection(self, segment: str, index: Index, shape: tuple[int, ...]) -> str | None:
-        """Why a weight of this shape at this place cannot belong to the variant, or None."""
+        """Why a weight of this segment, block and shape cannot belong to the variant; None if it can."""
         if segment in self.absent:
             return f"{self.name} has no {segment}"
         if any(number >= self.blocks for _, number in index):
@@ -163,15 +160,15 @@ class Architecture:
     parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of the parameters of the segments that have others than weight and bias."""
     unadapted: Mapping[str, str] = field(default_factory=dict)
-    """Segment -> what it is, for those that no LoRA adapts."""
+    """Segment that no LoRA adapts -> what it is."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Entries of Diffusers' config.json, sizes in braces: see names/diffusers_config.py."""
     told_by: str = ""
-    """The segment whose shape past dim 0 tells the variants apart, whatever the width of the model."""
+    """The segment whose shape after dim 0 differs between the variants, whatever the width of the model."""
     dimensions: Mapping[str, Sizes] = field(default_factory=dict)
-    """Segment -> rows and inputs of its weight in symbols; empty where nothing states them."""
+    """Segment -> rows and inputs of its weight in symbols; empty if they are not stated."""
     pipelines: Mapping[str, str] = field(default_factory=dict)
-    """Diffusers' classes that run it -> the Hub's word for what they do: `text-to-video`."""
+    """Diffusers' classes that run it -> the Hub's name of their task: `text-to-video`."""
 
     @property
     def transformer(self) -> str:
@@ -179,7 +176,7 @@ class Architecture:
         return str(self.config.get("_class_name", ""))
 
     def block_kinds(self) -> dict[str, str]:
-        """Segment -> the kind of numbered blocks it stands in, by the layout that places most in the fewest kinds."""
+        """Segment -> its kind of numbered blocks, by the layout that places most segments in the fewest kinds."""
         kinds = [
             {s: template.container for template, stack in layout.modules.items() if template.holes for s in stack}
             for layout in self.layouts.values()
@@ -196,15 +193,15 @@ class Architecture:
         return self.parameters.get(segments[0], WEIGHT_AND_BIAS) if segments else ()
 
     def like(self, shape: tuple[int, ...]) -> tuple[Variant, ...]:
-        """The variants whose `told_by` weight has this shape past dim 0: also those of another width."""
+        """The variants whose `told_by` weight has this shape after dim 0, of any width."""
         return tuple(v for v in self.variants if v.shapes.get(self.told_by, shape)[1:] == shape[1:])
 
     def kernels(self, segments: tuple[str, ...]) -> set[int]:
-        """The dimensions of the kernels variants have there; empty where none has a convolution."""
+        """How many dimensions the kernels of these segments have; empty if no variant has a convolution there."""
         sizes = {len(variant.shapes.get(segment, ())) for variant in self.variants for segment in segments}
         return {size - 2 for size in sizes if size > 2}
 
     def sizes(self, segments: tuple[str, ...], rows: int) -> list[int] | None:
-        """Rows of each stacked segment when the module has `rows` in all; None if they do not divide."""
+        """Rows of each stacked segment if the module has `rows` in total; None if they cannot be divided."""
         ratios = [self.segments[segment] for segment in segments]
         return None if rows % sum(ratios) else [rows // sum(ratios) * ratio for ratio in ratios]

@@ -1,4 +1,4 @@
-"""What an adapter looks like whose names no format reads: another model's, or a known one's behind an odd word."""
+"""What an adapter looks like if no format reads its names: another model's, or a known one's with an odd word."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _FACTOR = re.compile(
     re.DOTALL,
 )
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "processor")
-"""Words that training wraps around a module, which may stand anywhere in a path."""
+"""Words that wrappers of training add anywhere in a module path."""
 _READ = (
     "transformer.", "base_model.model.", "diffusion_model.", "lora_unet_", "lora_unet__", ".lora_A", ".lora_B",
     ".lora_down", ".lora_up", ".lora.down", ".lora.up", ".lora_magnitude_vector", ".dora_scale", ".alpha",
 )  # fmt: skip
-"""What is odd only beside another of these: each is of some format."""
+"""Words of the known formats: each is odd only beside those of another format."""
 _FUSED = {"to_qkv": "q, k and v in one, as fuse_qkv_projections makes them", "to_kv": "k and v in one"}
 
 
 def lora_paths(keys: Iterable[str]) -> dict[str, str]:
-    """Key -> the module path in it, with whatever stands before it; for the keys that end as an adapter's."""
-    return {key: found["path"] for key in keys if (found := _FACTOR.fullmatch(key))}
+    """Key -> its module path with any prefix, for the keys that end like an adapter's."""
+    return {key: match["path"] for key in keys if (match := _FACTOR.fullmatch(key))}
 
 
 def models() -> Mapping[str, Mapping[str, Any]]:
@@ -38,14 +38,14 @@ def models() -> Mapping[str, Mapping[str, Any]]:
 
 @cache
 def _pattern(title: str, names: str, sep: str) -> re.Pattern[str] | None:
-    """The names of a model's modules; None where it has none of that kind."""
-    told = models()[title].get(names, ())
-    text = "|".join(told).replace("{i}", r"\d+").replace(".*", "\0").replace(".", sep).replace("\0", ".*")
-    return re.compile(f"(?:{text})") if told else None
+    """The names of a model's modules; None if it has no names of that kind."""
+    modules = models()[title].get(names, ())
+    text = "|".join(modules).replace("{i}", r"\d+").replace(".*", "\0").replace(".", sep).replace("\0", ".*")
+    return re.compile(f"(?:{text})") if modules else None
 
 
 def sharing(paths: Collection[str], names: str, sep: str = ".") -> tuple[str, ...]:
-    """The models that have every one of these modules, under names of this kind (a layout's name)."""
+    """The models that have all of these modules, under names of this kind (a layout's name)."""
     names = "comfyui" if names == "original" else names
     flat = re.escape(sep)
     tried = [p.replace(".", sep) for p in paths]
@@ -54,11 +54,11 @@ def sharing(paths: Collection[str], names: str, sep: str = ".") -> tuple[str, ..
 
 
 def other_model(paths: Iterable[str], *, tied: bool = False) -> str | None:
-    """The model that most kinds of modules are called as, and at least half; None where it is one that is known here.
+    """The other model with the most of these module kinds, and at least half; None if an architecture has as many.
 
-    With `tied`: also one that has no more of them than an architecture that is known here.
+    With `tied`: None only if an architecture has more.
     """
-    kinds = {re.sub(r"(?<=[._])\d+(?=[._])", "0", path) for path in paths}  # of many blocks, one
+    kinds = {re.sub(r"(?<=[._])\d+(?=[._])", "0", path) for path in paths}  # one for all blocks
     counts = {
         title: sum(any(p and re.search(rf"(?:^|[._])(?:{p.pattern})$", path) for p in _both(title)) for path in kinds)
         for title in models()
@@ -79,42 +79,35 @@ def _ours() -> set[str]:
 
 
 def of_repo(repo: str) -> str | None:
-    """The other model that a repository holds, as far as its name is known."""
-    return next(
-        (t for t, m in models().items() if repo.lower().startswith(tuple(map(str.lower, m.get("repos", ()))))), None
-    )
+    """The other model in a repository, by the repository's name; None if not known."""
+    starts = {start.lower(): title for title, model in models().items() for start in model.get("repos", ())}
+    return next((title for start, title in starts.items() if repo.lower().startswith(start)), None)
 
 
 def of_words(text: str) -> str | None:
-    """The other model that a header entry names; the longest word counts."""
-    said = re.sub(r"[^a-z0-9]", "", text.lower())
-    hits = [(len(word), title) for title, m in models().items() for word in m.get("words", ()) if said.startswith(word)]
+    """The other model that a header entry names, by the longest word; None if it names none."""
+    name = re.sub(r"[^a-z0-9]", "", text.lower())
+    hits = [(len(word), title) for title, m in models().items() for word in m.get("words", ()) if name.startswith(word)]
     return max(hits)[1] if hits else None
 
 
 def odd_words(keys: Iterable[str]) -> tuple[Architecture, str] | None:
-    """The architecture whose modules the keys name, and what stands there besides; None unless that is most of them."""
-    found = [(key, hit) for key, path in lora_paths(keys).items() if (hit := _located(path))]
-    total = len(lora_paths(keys))
-    if not found or 2 * len(found) < total:
+    """The architecture of the modules in the keys, and the odd words around them; None if fewer than half are known."""
+    matches = [match for key in keys if (match := _FACTOR.fullmatch(key))]
+    found = [(match["word"], hit) for match in matches if (hit := _located(match["path"]))]
+    if not found or 2 * len(found) < len(matches):
         return None
-    every = dict.fromkeys(word for key, (_, words) in found for word in (*words, *_endings(key)))
+    every = dict.fromkeys(word for factor, (_, words) in found for word in (*words, factor))
     odd = [word for word in every if word not in _READ]
     return found[0][1][0], ", ".join(f"`{word}`" for word in odd or [*every])
 
 
-def _endings(key: str) -> list[str]:
-    """How a key names its factor, without what every format reads."""
-    match = _FACTOR.fullmatch(key)
-    return [match["word"]] if match else []
-
-
 def _located(path: str) -> tuple[Architecture, tuple[str, ...]] | None:
-    """The architecture that has a module at the end of a path, and the words of the path that are not of its name."""
+    """The architecture with a module at the end of this path, and the words of the path that are not its name."""
     words = path.split(".")
     wrapped = [word for word in words if word in _WRAPPERS]
     bare = [word for word in words if word not in _WRAPPERS]
-    tries: list[tuple[str, str, str]] = []  # what stands before, the module, what joins its words
+    tries: list[tuple[str, str, str]] = []  # prefix, module, separator
     tries += [("".join(f"{w}." for w in bare[:n]), ".".join(bare[n:]), ".") for n in range(min(len(bare), 5))]
     tail = bare[-1]
     cuts = [n + 1 for n, letter in enumerate(tail) if letter == "_"][:4]
@@ -127,6 +120,6 @@ def _located(path: str) -> tuple[Architecture, tuple[str, ...]] | None:
             plain = module_.removesuffix(fused) + "to_k" if fused else module_
             for arch in architectures().values():
                 if any(layout.locate(plain, sep) for layout in arch.layouts.values()):
-                    said = (f"{fused}: {_FUSED[fused]}",) if fused else ()
-                    return arch, (*([before] if before else []), *(f"{w}." for w in wrapped), *after, *said)
+                    note = (f"{fused}: {_FUSED[fused]}",) if fused else ()
+                    return arch, (*([before] if before else []), *(f"{w}." for w in wrapped), *after, *note)
     return None

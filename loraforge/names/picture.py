@@ -1,4 +1,4 @@
-"""An architecture to look at: its layouts side by side, as a table, as Mermaid and as Graphviz. Pure text, no numpy."""
+"""Pictures of an architecture: its layouts side by side as a table, as Mermaid and as Graphviz. No numpy."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ from loraforge.names.layout import Architecture, Layout
 def table(arch: Architecture) -> list[list[str]]:
     """A header, then a row per segment: its name, its module in every layout, the variants that have it.
 
-    Where a module stacks several segments, its place among them follows, `module [2/3]`.
+    If the module stacks several segments, its position among them follows: `module [2/3]`.
     """
     layouts = list(arch.layouts.values())
     rows = [["segment", *(layout.name for layout in layouts), "variants"]]
-    rows += [[s, *(_module(layout, s) for layout in layouts), _owners(arch, s) or "all"] for s in arch.segments]
-    return rows
+    return rows + [[s, *(_module(layout, s) for layout in layouts), _owners(arch, s) or "all"] for s in arch.segments]
 
 
 def dropped(arch: Architecture) -> list[list[str]]:
-    """A header, then a row per key that only one layout has: the layout, the key, why nothing is lost with it."""
-    rows = [
-        [layout.name, key.text, reason] for layout in arch.layouts.values() for key, reason in layout.dropped.items()
-    ]
-    return [["layout", "key", "dropped because"], *rows]
+    """A header, then a row per key that only one layout has: the layout, the key, why nothing is lost without it."""
+    rows = [["layout", "key", "dropped because"]]
+    return rows + [[used.name, key.text, why] for used in arch.layouts.values() for key, why in used.dropped.items()]
 
 
 def mermaid(arch: Architecture) -> str:
@@ -35,7 +32,7 @@ def mermaid(arch: Architecture) -> str:
         lines += [f"  subgraph {group.id}[{_quoted(group.title, '#quot;')}]"]
         lines += [f"    {node}[{_quoted(label, '#quot;')}]" for node, label in group.nodes]
         lines.append("  end")
-    lines += [f"  {start} -->|{place}| {end}" if place else f"  {start} --> {end}" for start, end, place in edges]
+    lines += [f"  {start} -->{f'|{nth}|' if nth else ''} {end}" for start, end, nth in edges]
     return "\n".join(lines) + "\n"
 
 
@@ -47,9 +44,7 @@ def dot(arch: Architecture) -> str:
         lines += [f"  subgraph cluster_{group.id} {{", f"    label={_quoted(group.title, _DOT)};"]
         lines += [f"    {node} [label={_quoted(label, _DOT)}];" for node, label in group.nodes]
         lines.append("  }")
-    lines += [
-        f'  {start} -> {end} [label="{place}"];' if place else f"  {start} -> {end};" for start, end, place in edges
-    ]
+    lines += [f"  {start} -> {end}" + (f' [label="{nth}"];' if nth else ";") for start, end, nth in edges]
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -64,7 +59,7 @@ class _Group:
 
 
 _Edge = tuple[str, str, str]
-"""From, to, and the place in the stack where there are several."""
+"""From, to, and the position in a stack of several segments."""
 
 
 def _graph(arch: Architecture) -> tuple[list[_Group], list[_Edge]]:
@@ -74,52 +69,47 @@ def _graph(arch: Architecture) -> tuple[list[_Group], list[_Edge]]:
     named = {segment: f"segment_{segment}" for segment in arch.segments}
     for n, layout in enumerate(arch.layouts.values()):
         nodes = {template: f"module_{n}_{m}" for m, template in enumerate(layout.modules)}
-        for repeated, where in ((True, "every block"), (False, "once")):
-            inside = [(node, template.text) for template, node in nodes.items() if bool(template.holes) == repeated]
-            groups += [_Group(f"layout_{n}_{where[:1]}", f"{layout.name}, {where}", inside)] if inside else []
+        groups += _boxes(f"layout_{n}", layout.name, [(bool(t.holes), node, t.text) for t, node in nodes.items()])
         lost = [(f"dropped_{n}_{m}", f"{key.text}: {why}") for m, (key, why) in enumerate(layout.dropped.items())]
         groups += [_Group(f"dropped_{n}", f"only in {layout.name}, dropped", lost)] if lost else []
         for template, stack in layout.modules.items():
             for segment in stack:
                 pair = (nodes[template], named[segment])
                 start, end = pair if n == 0 else reversed(pair)
-                edges.append((start, end, _place(stack, segment)))
+                edges.append((start, end, _position(stack, segment)))
         if n == 0:
-            groups += _segments(arch, named, blocked)
+            labels = {s: f"{s} (only {owners})" if (owners := _owners(arch, s)) else s for s in arch.segments}
+            groups += _boxes("segments", "segments", [(s in blocked, named[s], labels[s]) for s in arch.segments])
     return groups, edges
 
 
-def _segments(arch: Architecture, named: dict[str, str], blocked: set[str]) -> Iterator[_Group]:
+def _boxes(prefix: str, title: str, nodes: Sequence[tuple[bool, str, str]]) -> Iterator[_Group]:
+    """A box of the nodes that are in every block, and one of the others. A node: whether it is, identifier, label."""
     for repeated, where in ((True, "every block"), (False, "once")):
-        inside = []
-        for segment in arch.segments:
-            if (segment in blocked) == repeated:
-                owners = _owners(arch, segment)
-                inside.append((named[segment], f"{segment} (only {owners})" if owners else segment))
-        if inside:
-            yield _Group(f"segments_{where[:1]}", f"segments, {where}", inside)
+        if inside := [(node, label) for in_block, node, label in nodes if in_block == repeated]:
+            yield _Group(f"{prefix}_{where[:1]}", f"{title}, {where}", inside)
 
 
-def _place(stack: Sequence[str], segment: str) -> str:
+def _position(stack: Sequence[str], segment: str) -> str:
     return f"{stack.index(segment) + 1}/{len(stack)}" if len(stack) > 1 else ""
 
 
 def _module(layout: Layout, segment: str) -> str:
     for template, stack in layout.modules.items():
         if segment in stack:
-            place = _place(stack, segment)
-            return f"{template.text} [{place}]" if place else template.text
+            nth = _position(stack, segment)
+            return f"{template.text} [{nth}]" if nth else template.text
     return "-"
 
 
 def _owners(arch: Architecture, segment: str) -> str:
-    """The variants that have the segment; nothing where all have."""
+    """The variants that have the segment; empty if all have it."""
     owners = [variant.name for variant in arch.variants if segment not in variant.absent]
     return "" if len(owners) == len(arch.variants) else ", ".join(owners) or "none"
 
 
 _DOT = r"\""
-"""How Graphviz writes a quotation mark inside a text."""
+"""A quotation mark inside a text of Graphviz."""
 
 
 def _quoted(text: str, mark: str) -> str:

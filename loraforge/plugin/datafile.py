@@ -17,14 +17,16 @@ from loraforge.tables import SCHEMAS, schema
 def read(file: DataFile) -> dict[str, Any]:
     """The tables of a data file that follows the schema. Raises PluginDataError with every problem.
 
-    That a text is sound is remembered by its digest, in the user's cache.
+    The user's cache remembers by its digest that a text has no fault.
     """
     mark = _mark(file)
     if mark and mark.exists():
         return tomli.loads(file.read_text("utf-8"))
-    from loraforge.plugin.schema_check import checked  # with the validator, which takes 100 ms
+    from loraforge.plugin.schema_check import PluginDataError, look  # with the validator, which takes 100 ms
 
-    data = checked(file)
+    data, problems = look(file)
+    if problems:
+        raise PluginDataError(file.name, problems)
     if mark:
         with suppress(OSError):
             mark.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +35,7 @@ def read(file: DataFile) -> dict[str, Any]:
 
 
 def _mark(file: DataFile) -> Path | None:
-    """The file that exists when this text was found sound by this schema; None where it cannot be read."""
+    """The file that exists if this text has no fault by this schema; None if the text cannot be read."""
     try:
         texts = [file.read_text("utf-8"), *map(schema, SCHEMAS)]
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The hooks a plugin implements. Each returns what it adds; the registry knows whose it is."""
+"""The hooks that a plugin implements. Each returns what the plugin adds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Loads plugins: installed packages, files named with --plugin, and the user's own folder.
 
-A plugin that fails to import, misspells a hook or returns nonsense is named, with its package, and takes nobody down.
-Only this file knows pluggy.
+A plugin that fails to import, misspells a hook or returns nonsense is reported with its package, and stops nothing.
+Only this file and hooks.py use pluggy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from loraforge.text import command
 
 GROUP = "loraforge"
 ENVIRONMENT = "LORAFORGE_PLUGINS"
-"""A list of names, separated by commas: only those are loaded. Empty: none."""
+"""The names of the plugins to load, separated by commas. Empty: none."""
 
 BUILT_IN = "loraforge"
 HOOKS = ("loraforge_formats", "loraforge_architectures", "loraforge_fusion_backends")
@@ -44,28 +44,28 @@ class DataFile(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """One plugin, and what became of it."""
+    """A plugin, what it adds, and its faults."""
 
     name: str
     package: str
-    """Distribution and version; the path of a file."""
+    """Distribution and version, or the path of a file."""
     remove: str
-    """How to get rid of it."""
+    """How to remove it."""
     adds: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Every plugin there is, loaded as far as possible and asked for all that it adds."""
+    """Every plugin, loaded as far as possible, and everything they add."""
 
     plugins: dict[str, Plugin]
     returned: dict[str, list[tuple[str, Any]]]
-    """Hook -> what the plugins return for it, item by item, each with its plugin's name."""
+    """Hook -> the items that the plugins return for it, each with its plugin's name."""
 
 
 def load(registry: Registry) -> Reading[Host]:
-    """Load and ask every plugin, each once."""
+    """Load every plugin, and call each of its hooks once."""
     plugins = {BUILT_IN: Plugin(BUILT_IN, BUILT_IN, "")}
     reading = Reading(Host(plugins, {}))
     manager = pluggy.PluginManager(GROUP)
@@ -75,7 +75,7 @@ def load(registry: Registry) -> Reading[Host]:
         plugins[name] = replace(plugin, name=name)
         try:
             manager.register(loader(), name=name)
-            manager.check_pending()  # a misspelt hook is an error, not a silence
+            manager.check_pending()  # raises for a misspelt hook
             if not manager.get_hookcallers(manager.get_plugin(name)):
                 reading.fault(name, "it implements no hook, so it adds nothing")
         except (Exception, SystemExit) as error:
@@ -94,7 +94,7 @@ def load(registry: Registry) -> Reading[Host]:
 
 
 def _wanted(files: tuple[Path, ...]) -> Iterator[tuple[Plugin, Callable[[], Any]]]:
-    """Each plugin that is to be loaded, and what loads it."""
+    """Each plugin to load, and the function that loads it."""
     listed = os.environ.get(ENVIRONMENT)
     only = None if listed is None else {name.strip() for name in listed.split(",")}
     points = sorted(entry_points(group=GROUP), key=lambda p: (p.dist.name if p.dist else "", p.name))
@@ -111,14 +111,14 @@ def _wanted(files: tuple[Path, ...]) -> Iterator[tuple[Plugin, Callable[[], Any]
 
 
 class Toml:
-    """A data file as a plugin: it adds what its tables say."""
+    """A data file as a plugin: it adds what its tables describe."""
 
     def __init__(self, file: DataFile) -> None:
         self.file = file
 
     @hooks.hookimpl
     def loraforge_formats(self) -> list[DataFile]:
-        """The file itself; whoever reads the results looks inside."""
+        """The file itself; its tables are read later."""
         return [self.file]
 
 

@@ -1,4 +1,4 @@
-"""The registry: the plugins of this process, and what is made of them. Whoever asks first changes no answer."""
+"""The registry: the plugins of this process, and what readers make of them, whatever their order."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Reading(Generic[T]):
-    """What one reader makes of the plugins: a value, and what it has to say of each plugin by name."""
+    """The result of one reader: a value, and what each plugin adds or does wrong."""
 
     value: T
     adds: list[tuple[str, str]] = field(default_factory=list)
-    """Plugin and what it adds, as `format kohya`."""
+    """Plugin and what it adds: `format kohya`."""
     faults: list[tuple[str, str]] = field(default_factory=list)
-    """Plugin and what is wrong with it."""
+    """Plugin and its fault."""
 
     def fault(self, plugin: str, error: BaseException | str) -> None:
-        """Note what is wrong with a plugin, in one line."""
+        """Note a fault of a plugin, in one line."""
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         self.faults.append((plugin, plain(" ".join(text.split()), 600)))
 
 
 class Registry:
-    """The installed plugins, those of the user's folder, and `files`. Nothing is loaded before a reader asks."""
+    """The installed plugins, those of the user's folder, and `files`. They are loaded when a reader needs them."""
 
     def __init__(self, files: tuple[Path, ...] = ()) -> None:
         self.files = files
         self._readings: dict[Any, Any] = {}
 
     def read(self, reader: Callable[[Registry], Reading[T]]) -> Reading[T]:
-        """What `reader`, a function of the registry alone, makes of it; each is run once."""
+        """The result of `reader`, which depends on the registry alone and is called once."""
         if reader not in self._readings:
             self._readings[reader] = reader(self)
         reading: Reading[T] = self._readings[reader]
@@ -60,7 +60,7 @@ def use(registry: Registry) -> None:
 def use_plugin(path: str | Path) -> None:
     """Load a plugin file (.toml or .py) besides the installed ones, from now on.
 
-    Raises LoraforgeError when it is neither. What is wrong inside it is reported by `loraforge plugins list`.
+    Raises LoraforgeError if it is neither. `loraforge plugins list` reports the faults inside it.
     """
     file = Path(path)
     if file.suffix not in (".toml", ".py") or not file.is_file():

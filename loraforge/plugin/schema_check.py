@@ -1,4 +1,4 @@
-"""Finds every fault of a document by its schema, at once. A file by itself, because the validator loads slowly."""
+"""Finds every fault of a document by its schema. In its own file because the validator loads slowly."""
 
 from __future__ import annotations
 
@@ -35,23 +35,15 @@ class Problem:
 
 
 class PluginDataError(LoraforgeError):
-    """A data file is not what the schema says; every problem is listed."""
+    """A data file does not follow the schema; every problem is listed."""
 
     def __init__(self, name: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__(f"{name}: " + "; ".join(map(str, self.problems)))
 
 
-def checked(file: DataFile) -> dict[str, Any]:
-    """The tables of a data file. Raises PluginDataError with every problem."""
-    data, problems = look(file)
-    if problems:
-        raise PluginDataError(file.name, problems)
-    return data
-
-
 def look(file: DataFile) -> tuple[dict[str, Any], list[Problem]]:
-    """The tables of a data file, and what is wrong with it by the schema."""
+    """The tables of a data file, and its problems by the schema."""
     try:
         text = file.read_text("utf-8")
     except (OSError, ValueError) as error:
@@ -62,15 +54,15 @@ def look(file: DataFile) -> tuple[dict[str, Any], list[Problem]]:
         data = tomli.loads(text)
     except (tomli.TOMLDecodeError, RecursionError) as error:
         line = re.search(r"at line (\d+)", str(error))
-        what = re.sub(r" \(at line.*", "", str(error)) + "."
+        what = re.sub(r" \(at line.*", "", str(error))
         hint = "TOML quotes names that have dots or braces." if what.startswith("Expected") else ""
-        return {}, [Problem(int(line[1]) if line else None, what, hint)]
+        return {}, [Problem(int(line[1]) if line else None, f"{what}.", hint)]
     problems = list(dict.fromkeys(_problem(text, error) for error in _errors(data)))  # one error per missing entry
     return data, problems or list(_alike(data, text))
 
 
 def _alike(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
-    """Suffixes of one spelling that a key could end in both."""
+    """Suffixes of one spelling that the same key could end with."""
     for spelling in data.get("format", {}).get("spellings", ()):
         for one, other in permutations(spelling, 2):
             if spelling[one].endswith(spelling[other]) and (one < other or spelling[one] != spelling[other]):
@@ -80,22 +72,19 @@ def _alike(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
 
 
 def line_of(text: str, path: Iterable[str | int]) -> int | None:
-    """The line of a TOML text where the deepest part of `path` that can be found stands."""
+    """The line of the deepest part of `path` that is in a TOML text; None if no part is."""
     names = [part for part in path if isinstance(part, str)]
     best, depth, table = None, 0, list[str]()
     for number, line in enumerate(text.splitlines(), 1):
         bare = line.strip()
         if header := re.match(r"\[+([^\]]+)\]", bare):
-            table = _names(header[1])
+            entry = table = _names(header[1])
         elif assigned := re.match(r"""((?:[\w.-]|"[^"]*"|'[^']*')+)\s*=""", bare):
-            here = [*table, *_names(assigned[1])]
-            if names[: len(here)] == here and len(here) > depth:
-                best, depth = number, len(here)
-            continue
+            entry = [*table, *_names(assigned[1])]
         else:
             continue
-        if names[: len(table)] == table and len(table) > depth:
-            best, depth = number, len(table)
+        if names[: len(entry)] == entry and len(entry) > depth:
+            best, depth = number, len(entry)
     return best
 
 
@@ -111,37 +100,27 @@ def _errors(data: Mapping[str, Any]) -> list[Any]:
 
 
 def _problem(text: str, error: Any) -> Problem:
-    path = list(error.absolute_path)
-    place = ".".join(map(str, path)) or "the file"
+    path, rule, instance = list(error.absolute_path), error.validator_value, error.instance
+    place, hint = ".".join(map(str, path)) or "the file", error.schema.get("description", "")
+    value = plain(json.dumps(instance, default=str), 60)
+    what = f"is {value}, which does not go with {error.validator} {plain(str(rule), 80)}"
     if error.validator == "additionalProperties":
-        unknown = sorted(set(error.instance) - set(error.schema.get("properties", ())))
-        known = ", ".join(sorted(error.schema.get("properties", ())))
-        return Problem(line_of(text, [*path, unknown[0]]), f"{place} has no {', '.join(unknown)}.", f"It has {known}.")
-    if error.validator == "dependentRequired":
-        missing = [
-            f"{key} (for {one})"
-            for one, keys in error.validator_value.items()
-            if one in error.instance
-            for key in keys
-            if key not in error.instance
-        ]
-        first = next(one for one in error.validator_value if one in error.instance)
-        return Problem(line_of(text, [first]), f"{place} lacks {', '.join(missing)}.", "It stands above every [table].")
-    if error.validator == "type":
-        value = plain(json.dumps(error.instance, default=str), 60)
-        hint = f"Write [{value}]." if error.validator_value == "array" else error.schema.get("description", "")
-        return Problem(line_of(text, path), f"{place} is {value}, and must be of type {error.validator_value}.", hint)
-    if error.validator == "required":
-        missing = sorted(set(error.validator_value) - set(error.instance))
-        return Problem(line_of(text, path), f"{place} lacks {', '.join(missing)}.", "")
-    allowed = error.schema.get("description", "")
-    value = plain(json.dumps(error.instance, default=str), 60)
-    what = f"{place} is {value}, which does not go with {error.validator} {plain(str(error.validator_value), 80)}."
-    return Problem(line_of(text, path), what, allowed)
+        known = sorted(error.schema.get("properties", ()))
+        unknown = sorted(set(instance) - set(known))
+        path, what, hint = [*path, unknown[0]], f"has no {', '.join(unknown)}", f"It has {', '.join(known)}."
+    elif error.validator == "dependentRequired":
+        given = [(one, keys) for one, keys in rule.items() if one in instance]
+        missing = [f"{key} (for {one})" for one, keys in given for key in keys if key not in instance]
+        path, what, hint = [given[0][0]], f"lacks {', '.join(missing)}", "It stands above every [table]."
+    elif error.validator == "required":
+        what, hint = f"lacks {', '.join(sorted(set(rule) - set(instance)))}", ""
+    elif error.validator == "type":
+        what, hint = f"is {value}, and must be of type {rule}", f"Write [{value}]." if rule == "array" else hint
+    return Problem(line_of(text, path), f"{place} {what}.", hint)
 
 
 def first_fault(document: object, name: str) -> str:
-    """What is wrong with a document by the schema of this name, and where, in one line; empty if nothing is."""
+    """The first fault of a document by the schema of this name, with its path, in one line; empty if there is none."""
     error = best_match(Draft202012Validator(json.loads(schema(name))).iter_errors(document))
     if error is None:
         return ""

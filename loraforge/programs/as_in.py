@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.errors import LoraforgeError, ScaleError, Try, adding
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format.protocol import Format
 from loraforge.programs.outlook import outlook, scales
-from loraforge.programs.table import Runtime, running, runtime, runtimes
+from loraforge.programs.table import Runtime, running, runtimes
 from loraforge.scale.rule import Choice, Scale, Statement
 from loraforge.text import listed
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
 
 _PLAIN = Statement(trained_scale=1.0, override=True)
 """Reads the modules of a file without the scale that it records."""
@@ -37,10 +34,10 @@ def read_at(form: Format, file: TensorFile, choice: Choice) -> Adapter:
 def _kept(form: Format, file: TensorFile, choice: Choice, name: str) -> Adapter:
     if choice.training_config is not None:
         raise ScaleError("--as-in keeps what a program does, and --training-config says what training used: give one.")
-    known = runtimes()
-    if name not in known:
-        raise ScaleError(f"there is no program {name!r}; there are {', '.join(known)}.", *_offered(form, file, choice))
-    program, adapter = runtime(name), form.read(file, replace(choice, stated=_PLAIN))
+    if name not in runtimes():
+        text = f"there is no program {name!r}; there are {', '.join(runtimes())}."
+        raise ScaleError(text, *_offered(form, file, choice))
+    program, adapter = runtimes()[name], form.read(file, replace(choice, stated=_PLAIN))
     applied, why = _applied(program, form, file, adapter)
     if why:
         others = _offered(form, file, choice)
@@ -69,10 +66,8 @@ def _applied(program: Runtime, form: Format, file: TensorFile, adapter: Adapter)
 
 def scaled(adapter: Adapter, applied: Mapping[str, float]) -> Adapter:
     """The same modules at the scales in `applied`; modules that are not in it get 0."""
-    modules = {
-        path: tuple(replace(w, scaling=applied.get(path, 0.0)) for w in delta)
-        for path, delta in adapter.modules.items()
-    }
+    deltas = adapter.modules.items()
+    modules = {path: tuple(replace(w, scaling=applied.get(path, 0.0)) for w in delta) for path, delta in deltas}
     return replace(adapter, modules=modules)
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from loraforge.files.tensorfile import TensorFile
 from loraforge.programs.outlook import Outlook, Stop, stops
-from loraforge.programs.table import Outcome, Runtime, is_factor, runtimes
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
+from loraforge.programs.table import Outcome, Runtime, is_down, is_factor, runtimes
 
 
 def by_names(file: TensorFile) -> tuple[Outlook, ...]:
@@ -19,8 +16,7 @@ def by_names(file: TensorFile) -> tuple[Outlook, ...]:
     One row for each program; empty if none of them applies a module.
     """
     modules = {key.split(".lora")[0] for key in file.tensors if is_factor(key)}
-    ranks = {key: info.shape[0] for key, info in file.tensors.items() if is_factor(key) and info.shape}
-    ranks = {key: rank for key, rank in ranks.items() if "lora_A" in key or "down" in key}
+    ranks = {key: info.shape[0] for key, info in file.tensors.items() if is_down(key) and info.shape}
     rows = []
     for program in (entry.of(file) for entry in runtimes().values()):
         outcomes = {key: program.outcome(key) for key in file.tensors}
@@ -31,8 +27,10 @@ def by_names(file: TensorFile) -> tuple[Outlook, ...]:
             applied = 0
         lost = Counter(key.split(".")[0] for key, outcome in outcomes.items() if outcome in ("ignored", "warned"))
         kinds = tuple(f"{kind} x{count}" for kind, count in lost.items())[:4]
-        known = (program.name, program.title, raising, applied, len(modules), (), (), kinds, program.instead)
-        rows.append(Outlook(*known, "", program.program, program.run))
+        rows.append(Outlook(
+            program.name, program.title, raising, applied, len(modules), ratios=(), scalings=(), lost=kinds,
+            instead=program.instead, program=program.program, run=program.run,
+        ))  # fmt: skip
     return tuple(rows) if any(row.applied for row in rows) else ()
 
 
@@ -42,7 +40,6 @@ def _misshapen(program: Runtime, file: TensorFile, outcomes: Mapping[str, Outcom
     for key, outcome in outcomes.items():
         shape = file.tensors[key].shape
         if outcome == "applied" and is_factor(key):
-            is_a = "lora_A" in key or "down" in key
-            rank = 0 if len(shape) < 2 or 0 in shape else shape[0 if is_a else 1]
+            rank = 0 if len(shape) < 2 or 0 in shape else shape[0 if is_down(key) else 1]
             ranks.setdefault(program.module(key), set()).add(rank)
     return any(0 in both or len(both) > 1 for both in ranks.values())

@@ -56,8 +56,9 @@ def does(own: Outlook) -> str:
         return f"stops at {own.raises}"
     if not own.applied:
         return "does nothing"
-    part = f"applies {own.applied} of {own.modules} modules" if own.applied < own.modules else ""
-    return part or own.otherwise or strength_text(own.ratios)
+    if own.applied < own.modules:
+        return f"applies {own.applied} of {own.modules} modules"
+    return own.otherwise or strength_text(own.ratios)
 
 
 def programs(outlooks: Sequence[Outlook], to: str) -> tuple[Program, ...]:

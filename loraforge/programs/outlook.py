@@ -11,17 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.errors import LoraforgeError
+from loraforge.files.tensorfile import TensorFile
 from loraforge.format.protocol import Format
-from loraforge.programs.table import is_factor, running
+from loraforge.programs.table import Outcome, Run, Runtime, is_down, is_factor, running
 from loraforge.scale.rule import Choice
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
-    from loraforge.programs.table import Outcome, Run, Runtime
 
 _MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 
@@ -74,21 +71,19 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
 
     `memo` keeps what was read for one program, for others that see the same part of the file.
     """
-    program, title = program.of(file), program.title
+    program = program.of(file)
     outcomes, kept = _outcomes(program, file, adapter)
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
-    stop = next(stops(program, file, outcomes, ranks), Stop(""))
-    raising = stop.at
+    raising, lacks = next(stops(program, file, outcomes, ranks), Stop(""))
     applied = _applied_scalings(program, form, file, kept, {} if memo is None else memo)
     if program.whole and len(applied) < len(adapter.modules):
         applied = {}
     if not raising and program.nothing and not any(program.module(key, adapter.architecture) for key in outcomes):
         raising = "a file with nothing it knows"
-    known = adapter.scale.provenance != "ambiguous" and not raising
     otherwise = "" if raising else _otherwise(outcomes, adapter, applied)
     trained = {path: delta[0].scaling for path, delta in adapter.modules.items()}
     ratios = set[float]()
-    if known and not otherwise:
+    if adapter.scale.provenance != "ambiguous" and not raising and not otherwise:
         ratios = {applied[path] / trained[path] for path in applied if trained.get(path)}
     lost: Counter[str] = Counter()
     for key, outcome in outcomes.items():
@@ -96,21 +91,13 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
             kind = next((f for f in program.keys if f in key and key.startswith(program.prefixes)), "")
             lost[kind if kind and outcome == program.keys[kind] != "applied" else key.split(".")[0]] += 1
     return Outlook(
-        program.name,
-        title,
-        raising,
-        0 if raising else len(applied),
-        len(adapter.modules),
-        tuple(sorted({float(f"{ratio:.12g}") for ratio in ratios})),
-        () if raising else tuple(sorted(set(applied.values()))),
-        tuple(f"{kind} x{count}" for kind, count in lost.items()),
-        program.instead,
-        otherwise,
-        program.program,
-        program.run if adapter.architecture == program.architecture else (),
-        stop.lacks,
-        any(kind.startswith(_MAGNITUDES) for kind in lost),
-    )
+        program.name, program.title, raises=raising, applied=0 if raising else len(applied),
+        modules=len(adapter.modules), ratios=tuple(sorted({float(f"{ratio:.12g}") for ratio in ratios})),
+        scalings=() if raising else tuple(sorted(set(applied.values()))),
+        lost=tuple(f"{kind} x{count}" for kind, count in lost.items()), instead=program.instead, otherwise=otherwise,
+        program=program.program, run=program.run if adapter.architecture == program.architecture else (),
+        lacks=lacks, bare=any(kind.startswith(_MAGNITUDES) for kind in lost),
+    )  # fmt: skip
 
 
 def scales(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) -> dict[str, float]:
@@ -231,7 +218,7 @@ def _wrong_rank(program: Runtime, adapter: Adapter, file: TensorFile) -> Mapping
     ranks = {path: delta[0].rank for path, delta in adapter.modules.items()}
     if not odd_ranks(program, ranks) or program.sees & file.metadata.keys():
         return {}
-    ups = [info for key, info in file.tensors.items() if is_factor(key) and ("_B" in key or "up" in key)]
+    ups = [info for key, info in file.tensors.items() if is_factor(key) and not is_down(key)]
     first = min(ups, key=lambda info: info.offset).shape[1]
     return {path: first / rank for path, rank in ranks.items()}
 
@@ -248,13 +235,9 @@ def _otherwise(outcomes: Mapping[str, Outcome], adapter: Adapter, applied: Mappi
     dora = [path for path, delta in adapter.modules.items() if any(w.magnitude is not None for w in delta)]
     if not dora or not applied:
         return ""
-    lost = [key for key, outcome in outcomes.items() if outcome != "applied" and _is_magnitude(key)]
-    if lost:
+    magnitudes = (key for key in outcomes if any(word in key for word in _MAGNITUDES))
+    if lost := [key for key in magnitudes if outcomes[key] != "applied"]:
         return f"without the magnitudes of DoRA ({len(lost)} are passed over)"
     trained = {path: delta[0].scaling for path, delta in adapter.modules.items()}
     scaled = [path for path in dora if path in applied and abs(applied[path] / (trained[path] or 1.0) - 1) > 1e-9]
     return "DoRA at another scale, which is no factor of its update" if scaled else ""
-
-
-def _is_magnitude(key: str) -> bool:
-    return any(word in key for word in _MAGNITUDES)

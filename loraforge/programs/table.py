@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from loraforge.errors import LoraforgeError, adding
+from loraforge.files.tensorfile import TensorFile
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import Template
 from loraforge.tables import package_table
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
 
 Outcome = Literal["applied", "ignored", "warned", "raises"]
 
@@ -108,9 +106,10 @@ class Runtime:
             return replace(self, prefixes=self.prefixes[:1], others="ignored", alone=False)
         if not self.without or any(self.without["key"] in key for key in file.tensors):
             return self
-        other = {key: value for key, value in self.without.items() if key != "key"}
         cleared: dict[str, Any] = {"header_fields": (), "header_needs": (), "header_prefix": "", "without": None}
-        return replace(self, **cleared | _values(other))
+        rules = cleared | _values(self.without)
+        del rules["key"]
+        return replace(self, **rules)
 
 
 @lru_cache(8192)
@@ -125,39 +124,30 @@ def _known(modules: tuple[str, ...], family: str, layout: str, path: str, sep: s
 def runtimes() -> Mapping[str, Runtime]:
     """Name -> program."""
     table = package_table("programs/programs")
-    return {name: _made(name, _inherited(table, name)) for name in table}
+    return {name: Runtime(name, **_values(_inherited(table, name))) for name in table}
 
 
 def _inherited(table: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
     """An entry with the missing fields of the entry that it is `like`; `run` is not inherited."""
-    entry = table[name]
+    entry = dict(table[name])
     if "like" not in entry:
         return entry
-    parent = {key: value for key, value in _inherited(table, entry["like"]).items() if key != "run"}
+    parent = _inherited(table, entry.pop("like"))
+    parent.pop("run", None)
     return {**parent, **entry, "keys": {**parent["keys"], **entry.get("keys", {})}}
-
-
-def _made(name: str, entry: dict[str, Any]) -> Runtime:
-    return Runtime(name=name, **_values({key: value for key, value in entry.items() if key != "like"}))
 
 
 def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Values of TOML converted to the types of the fields of Runtime."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-    if "run" in entry:
-        values["run"] = tuple(Run(**run) for run in entry["run"])
-    if "sees" in entry:
-        values["sees"] = frozenset(entry["sees"])
-    return values
+    kinds: dict[str, Any] = {"run": lambda runs: tuple(Run(**run) for run in runs), "sees": frozenset}
+    return {key: kinds.get(key, tuple)(value) if isinstance(value, list) else value for key, value in entry.items()}
 
 
 def runtime(name: str) -> Runtime:
     """A program by name. Raises LoraforgeError, which lists the known names, if it is unknown."""
     if name not in runtimes():
-        text = f"there is no runtime {name!r}; there are {', '.join(runtimes())}."
-        raise LoraforgeError(
-            text, *(adding("--runtime", known, why=entry.title) for known, entry in runtimes().items())
-        )
+        remedies = [adding("--runtime", known, why=entry.title) for known, entry in runtimes().items()]
+        raise LoraforgeError(f"there is no runtime {name!r}; there are {', '.join(runtimes())}.", *remedies)
     return runtimes()[name]
 
 
@@ -180,3 +170,8 @@ def named(path: Path) -> tuple[str, ...]:
 def is_factor(key: str) -> bool:
     """Whether a key is named like an A or a B."""
     return any(word in key for word in (".lora_A", ".lora_B", ".lora_up", ".lora_down", ".lora.up", ".lora.down"))
+
+
+def is_down(key: str) -> bool:
+    """Whether a key is named like an A."""
+    return any(word in key for word in (".lora_A", ".lora_down", ".lora.down"))

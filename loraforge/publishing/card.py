@@ -1,4 +1,4 @@
-"""The model card: the fields the Hub reads, and a text that says what the file is and how to run it as it is.
+"""The model card: the fields that the Hub reads, and a text that says what the file is and how to run it.
 
 Sources: hub-docs model-cards.md, model-cards-components.md, models-widgets.md; huggingface.js for the `lora` tag.
 """
@@ -14,8 +14,8 @@ from loraforge.hub.address import is_repo, renamed
 from loraforge.names.layout import Architecture, Variant
 from loraforge.publishing.front_matter import fields, join, merged, split, written
 from loraforge.publishing.private import private
-from loraforge.publishing.snippet import EXAMPLE, Snippet, snippet
-from loraforge.text import plain
+from loraforge.publishing.snippet import EXAMPLE, snippet
+from loraforge.text import HUB, plain
 
 BEGIN, END = "<!-- loraforge: from here -->", "<!-- loraforge: to here; write outside of these two lines -->"
 _MARK = "<!-- loraforge:"
@@ -29,7 +29,7 @@ class Facts:
     kind: str
     """`adapter`, or `merge` for base weights with adapters in them."""
     as_trained: bool
-    """Whether the scale of training is recorded or given, and the file acts at it."""
+    """Whether the scale of training is known, and the file acts at it."""
     format: str
     """Of an adapter; of base weights, `pipeline`, `transformer` or `file`."""
     architecture: Architecture
@@ -39,26 +39,24 @@ class Facts:
     weights: str
     """Name of the tensor file."""
     rows: tuple[tuple[str, str], ...]
-    """What is known of the training and the file, label -> text."""
+    """Label and text of each fact of the training and the file."""
     commands: tuple[str, ...]
-    """What made the file, the oldest first."""
-    prompts: tuple[str, ...]
-    samples: tuple[str, ...]
-    """Names in the repository, one for each of the first prompts."""
-    example: str | None
-    """The prompt of the snippet."""
+    """The commands that made the file, the oldest first."""
     trigger: str | None
+    prompts: tuple[str, ...] = ()
+    samples: tuple[str, ...] = ()
+    """Names in the repository, one for each of the first prompts."""
+    example: str | None = None
+    """The prompt of the snippet."""
 
 
 def card_fields(facts: Facts, licence: Mapping[str, str]) -> dict[str, Any]:
-    """The front matter, in the order the Hub's own documentation has."""
+    """The front matter, in the order of the Hub's documentation."""
     library = {"diffusers": "diffusers", "peft": "peft", "pipeline": "diffusers", "transformer": "diffusers"}
-    tags = ["lora"] if facts.kind == "adapter" else ["merge"]
-    task = facts.architecture.pipelines.get(facts.variant.pipeline) if facts.variant else None
     name = library.get(facts.format)
-    tags += [
-        word for word in (name, task, facts.architecture.name, "template:sd-lora" if facts.samples else "") if word
-    ]
+    task = facts.architecture.pipelines.get(facts.variant.pipeline) if facts.variant else None
+    kind, gallery = "lora" if facts.kind == "adapter" else "merge", "template:sd-lora" if facts.samples else ""
+    tags = [word for word in (kind, name, task, facts.architecture.name, gallery) if word]
     made: dict[str, Any] = {
         **licence,
         "base_model": facts.base_model,
@@ -76,17 +74,17 @@ def card_fields(facts: Facts, licence: Mapping[str, str]) -> dict[str, Any]:
 
 
 def new_card(facts: Facts, licence: Mapping[str, str]) -> str:
-    """A card where there was none."""
+    """The first card of a repository."""
     title = facts.repo.partition("/")[2]
     gallery = "\n<Gallery />\n" if facts.samples else ""
     return join(written(card_fields(facts, licence)), f"\n# {title}\n{gallery}\n{section(facts)}\n")
 
 
 def updated_card(old: str, facts: Facts, licence: Mapping[str, str], stated: frozenset[str]) -> tuple[str, list[str]]:
-    """The card of a repository with our fields and section in it, and notes of what it says otherwise.
+    """The card of a repository with our fields and section, and notes where the card says something else.
 
-    What its owner wrote stays, but for the fields that are `stated` now, lists that lack a word of ours, a base model
-    that is no id of a repository, and our own section between its two marks.
+    What its owner wrote stays, except: fields that are `stated` now, lists without a word of ours, a base model that
+    is not the id of a repository, and our section between its two marks.
     """
     front, body = split(old)
     had, notes = fields(front, f"https://huggingface.co/{facts.repo}/blob/main/README.md"), list[str]()
@@ -95,9 +93,8 @@ def updated_card(old: str, facts: Facts, licence: Mapping[str, str], stated: fro
         old_value = had.get(key)
         if key == "tags" and isinstance(old_value, str):
             old_value = [word.strip() for word in old_value.split(",") if word.strip()]
-            notes.append(
-                f"the card's tags were one text; they are a list now, {', '.join(old_value)!s:.100} among them"
-            )
+            words = ", ".join(old_value)
+            notes.append(f"the card's tags were one text; they are a list now, {words:.100} among them")
         if key in ("tags", "widget") and isinstance(old_value, list | None):
             known = [entry for entry in old_value or () if not _replaced(entry, value)]
             new[key] = [*known, *(entry for entry in value if entry not in known)]
@@ -109,7 +106,7 @@ def updated_card(old: str, facts: Facts, licence: Mapping[str, str], stated: fro
             new[key] = [value] if isinstance(old_value, list) else value
         elif key != "widget" and old_value != value:
             notes.append(f"the card says {key} {old_value!s:.100}, not {value!s:.100}: left as its owner has it")
-    if "license" in stated:  # what the other licence was called, and where it stands, goes with it
+    if "license" in stated:  # name and link belong to the old licence
         new |= {key: None for key in ("license_name", "license_link") if key in had and key not in new}
     if (BEGIN in body) != (END in body):
         notes.append("one of the two marks around our section is gone from the card: its text is left as it is")
@@ -119,19 +116,19 @@ def updated_card(old: str, facts: Facts, licence: Mapping[str, str], stated: fro
 
 
 def _replaced(entry: Any, new: Sequence[Any]) -> bool:
-    """Whether an entry of the widget shows what a new one shows, with another prompt."""
+    """Whether an entry of the widget shows the same output as a new one, with another prompt."""
     shown = [one["output"] for one in new if isinstance(one, dict) and "output" in one]
     return isinstance(entry, dict) and entry.get("output") in shown and entry not in new
 
 
 def _same_base(old: Any, new: str) -> bool:
-    """Whether what stands there is a path of a machine, or the same model under the name it had."""
+    """Whether the old value is no repository (a path), or the same model under an earlier name."""
     (one,) = old if isinstance(old, list) and len(old) == 1 else (old,)
     return not isinstance(one, list) and (not is_repo(one) or renamed(str(one)) == new)
 
 
 def _with_section(body: str, text: str) -> str:
-    # its owner may have taken away one of the two marks: from the last beginning to the end that follows
+    # the owner may have removed one of the marks: replace from the last beginning to the end that follows
     end = body.find(END, max(body.find(BEGIN), 0))
     begin = body.rfind(BEGIN, 0, max(end, 0))
     if begin >= 0:
@@ -140,28 +137,29 @@ def _with_section(body: str, text: str) -> str:
 
 
 def section(facts: Facts) -> str:
-    """What we say of the file, between two marks by which it is found again."""
+    """Our text about the file, between two marks that identify it later."""
     text = "\n".join(_section(facts))
     return f"{BEGIN}\n{text.replace(_MARK, _MARK.replace('<', '&lt;'))}\n{END}"
 
 
 def _section(facts: Facts) -> Iterator[str]:
     model = facts.architecture, facts.variant
-    made = snippet(facts.repo, facts.base_model, facts.format, facts.weights, *model, _prompt(facts))
-    yield from _what(facts)
+    use = snippet(facts.repo, facts.base_model, facts.format, facts.weights, *model, _prompt(facts))
+    yield _what(facts)
     if facts.trigger:
         words = plain(facts.trigger, 200).replace("`", "'")
         yield f"\nIts prompts have `{words}` in them."
     yield "\n## Use\n"
-    yield from _use(made, facts)
+    yield use or f"Load `{facts.weights}` at strength 1.0 in a program that reads the format {facts.format}."
     yield "\n## What it is\n"
     yield "| | |\n|---|---|"
     for label, text in facts.rows:
-        yield f"| {label} | {_cell(text)} |"
+        cell = plain(text, 500).replace("|", "\\|").replace("<", "&lt;")
+        yield f"| {label} | {cell} |"
     if facts.commands:
         yield "\n## How it was made\n"
         yield "```sh"
-        # anybody can write a header: a command is one line of its own, which ends no fence
+        # a header may hold any text: each command becomes one line, which cannot end the fence
         yield from (line if line.startswith("loraforge ") else f"# {line}" for line in map(plain, facts.commands))
         yield "```"
 
@@ -169,39 +167,22 @@ def _section(facts: Facts) -> Iterator[str]:
 _UNKNOWN = "as loaders read it. No file records the scale of its training, so that may have been stronger or weaker."
 
 
-def _what(facts: Facts) -> Iterator[str]:
-    base = (
-        f"[{facts.base_model}](https://huggingface.co/{facts.base_model})"
-        if facts.base_model
-        else facts.architecture.title
-    )
+def _what(facts: Facts) -> str:
+    name = facts.base_model
+    base = f"[{name}]({HUB}/{name})" if name else facts.architecture.title
     if facts.kind == "adapter":
         how = "that is the scale of its training." if facts.as_trained else _UNKNOWN
-        yield f"A LoRA for {base}, to be run at strength 1.0: {how}"
-    else:
-        yield f"{base} with LoRA adapters added to its weights for good. No adapter is to be loaded on top."
+        return f"A LoRA for {base}, to be run at strength 1.0: {how}"
+    return f"{base} with LoRA adapters added to its weights for good. No adapter is to be loaded on top."
 
 
 def _prompt(facts: Facts) -> str:
-    """The prompt of the snippet: one that is shown, else an example, with the trigger words before it."""
+    """The prompt of the snippet: one of the card, else an example after the trigger words."""
     if facts.example:
         return facts.example
     return f"{facts.trigger} {EXAMPLE[0].lower()}{EXAMPLE[1:]}" if facts.trigger else EXAMPLE
 
 
-def _use(made: Snippet | None, facts: Facts) -> Iterator[str]:
-    if made is None:
-        yield f"Load `{facts.weights}` at strength 1.0 in a program that reads the format {facts.format}."
-        return
-    yield f"```sh\n{made.install}\n```\n"
-    yield f"```python\n{made.code}\n```"
-    yield from (f"\n{remark}" for remark in made.remarks)
-
-
-def _cell(text: str) -> str:
-    return plain(text, 500).replace("|", "\\|").replace("<", "&lt;")
-
-
-def rows(pairs: Sequence[tuple[str, str | None]]) -> tuple[tuple[str, str], ...]:
-    """The pairs that have a text, and one for everybody's eyes."""
-    return tuple((label, text) for label, text in pairs if text and not private(text))
+def rows(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Label and text of each that is not empty and holds nothing private."""
+    return tuple((label, text) for label, text in texts.items() if text and not private(text))

@@ -1,4 +1,4 @@
-"""What a model card must hold for the Hub to show and find it; checked here, before anything is sent.
+"""What the Hub requires of a model card, checked before anything is sent.
 
 Sources: hub-docs model-cards.md (fields, base_model, licence), huggingface.js tasks (pipeline tags).
 """
@@ -58,11 +58,9 @@ def _licence(card: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _widget(widget: Any) -> Iterator[str]:
-    if widget is None:
-        return
-    if not isinstance(widget, list):
+    if widget is not None and not isinstance(widget, list):
         yield f"widget is {widget!r:.60}; it must be a list of a text and an output each"
         return
-    for entry in widget:
+    for entry in widget or ():
         if not isinstance(entry, dict):
             yield f"widget has {entry!r:.60} in it; each must have a text and an output"

@@ -1,24 +1,25 @@
-"""A repository that is to be written: as it is now, and the one commit that changes it."""
+"""The repository to publish in: its state before the push, and the one commit that changes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from loraforge.errors import HubError, Try, adding
-from loraforge.hub.client import asking, patiently, unreached
+from loraforge.hub.client import Wait, asking, patiently, unreached
+from loraforge.publishing.front_matter import edit
 from loraforge.publishing.outgoing import Outgoing
 from loraforge.text import hf
 
 _MOST_CARD = 10 << 20
-"""Bytes; the Hub takes no longer file as it is."""
+"""Bytes: the Hub accepts no longer regular file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A repository as it is before the commit; `commit` is None where there is none of that name."""
+    """A repository before the commit; `commit` is None if it does not exist."""
 
     repo: str
     url: str
@@ -26,55 +27,44 @@ class Remote:
     commit: str | None
     private: bool
     hashes: Mapping[str, str]
-    """Name -> the sha256 of a large file, git's hash of a small one."""
+    """Name -> sha256 of a large file, git hash of a small one."""
     card: str
     notes: tuple[str, ...] = ()
     known: bool = True
-    """Whether the Hub could be asked; a dry run goes on where it could not."""
+    """Whether the Hub could be reached; a dry run continues without it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What the commit became."""
+def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Wait) -> Remote:
+    """The repository as it is. A dry run continues, with a note, if the Hub cannot be reached.
 
-    commit: str
-    pull_request: str | None
-
-
-def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Callable[[str], None]) -> Remote:
-    """The repository as it is. A dry run goes on, with a note, where the Hub cannot be asked.
-
-    Raises HubError where the revision is not there.
+    Raises HubError if the revision does not exist.
     """
     from huggingface_hub import HfApi, constants, errors
 
     api = HfApi()
-    url = f"{constants.ENDPOINT}/{repo}"
+    absent = Remote(repo, f"{constants.ENDPOINT}/{repo}", revision, commit=None, private=False, hashes={}, card="")
     try:
         with asking(repo):
             info = patiently(lambda: api.model_info(repo, revision=revision, files_metadata=True), wait)
     except HubError as error:
-        unasked = unreached(error.__cause__)
-        if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
-            error = HubError("HF_HUB_OFFLINE is set: nothing can be published.", "HF_HUB_OFFLINE=0 hf auth whoami")
-        if isinstance(error.__cause__, errors.RepositoryNotFoundError) and not isinstance(
-            error.__cause__, errors.GatedRepoError
-        ):
-            return Remote(repo, url, revision, None, False, {}, "")
-        if isinstance(error.__cause__, errors.RevisionNotFoundError):
+        cause = error.__cause__
+        if isinstance(cause, errors.RepositoryNotFoundError) and not isinstance(cause, errors.GatedRepoError):
+            return absent
+        if isinstance(cause, errors.RevisionNotFoundError):
             make = Try(hf("repos", "branch", "create", repo, str(revision), page=f"{repo}/branches"), "make it")
             raise HubError(f"{repo} has no revision {revision}.", make) from error
-        if dry_run and unasked:
-            note = f"what {repo} holds is not known: {error.message}"
-            return Remote(repo, url, revision, None, False, {}, "", (note,), known=False)
+        if dry_run and unreached(cause):
+            offline = isinstance(cause, errors.OfflineModeIsEnabled)
+            why = "HF_HUB_OFFLINE is set: nothing can be published." if offline else error.message
+            return replace(absent, notes=(f"what {repo} holds is not known: {why}",), known=False)
         raise
     hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in info.siblings or ()}
     card = _card(api, repo, info.sha) if "README.md" in hashes else ""
-    return Remote(repo, url, revision, info.sha, bool(info.private), hashes, card)
+    return replace(absent, commit=info.sha, private=bool(info.private), hashes=hashes, card=card)
 
 
 def _card(api: Any, repo: str, commit: str | None) -> str:
-    """The card as its owner wrote it. Raises HubError where it could not be written again as it is."""
+    """The card as its owner wrote it. Raises HubError if it could not be written back unchanged."""
     from huggingface_hub import constants
 
     with asking(repo, f"hf://{repo}/README.md"):
@@ -83,90 +73,78 @@ def _card(api: Any, repo: str, commit: str | None) -> str:
         text = stream.read(_MOST_CARD + 1)
     where = f"{constants.ENDPOINT}/{repo}/blob/main/README.md"
     if len(text) > _MOST_CARD:
-        raise HubError(
-            f"the card of {repo} is too long to be changed without losing some of it.",
-            Try(f"python -m webbrowser {where}", "edit it there"),
-        )
+        raise HubError(f"the card of {repo} is too long to be changed without losing some of it.", edit(where))
     try:
         return text.decode()
     except UnicodeDecodeError as error:
-        raise HubError(
-            f"the card of {repo} is no UTF-8: mend it there first.",
-            Try(f"python -m webbrowser {where}", "edit it there"),
-        ) from error
+        raise HubError(f"the card of {repo} is no UTF-8: mend it there first.", edit(where)) from error
 
 
 def commit(
-    there: Remote,
-    files: Sequence[Outgoing],
-    message: str,
-    *,
-    private: bool,
-    create_pr: bool,
-    wait: Callable[[str], None],
-) -> Made:
-    """Make the repository where there is none, and change it in one commit on top of the one that was looked at.
+    before: Remote, files: Sequence[Outgoing], message: str, *, private: bool, create_pr: bool, wait: Wait
+) -> tuple[str, str | None]:
+    """Create the repository if it does not exist, and change it in one commit on top of the one that was read.
 
-    Raises HubError that says in which state the repository is: the old one, the new one, or that nobody can tell.
+    Returns the commit and the address of the pull request, None without one. Raises HubError that says whether the
+    repository is in its old state, in its new one, or in an unknown one.
     """
     try:
-        parent = there.commit or _create(there, private=private, wait=wait)
+        parent = before.commit or _create(before, private=private, wait=wait)
     except HubError as error:
-        raise _left(error, f"{there.repo} {'is as it was' if there.commit else 'was not made'}") from error
+        raise _left(error, f"{before.repo} was not made") from error
     try:
-        with asking(there.repo):
-            return patiently(lambda: _commit(there, parent, files, message, create_pr=create_pr), wait)
+        with asking(before.repo):
+            return patiently(lambda: _commit(before, parent, files, message, create_pr=create_pr), wait)
     except HubError as error:
-        return _state(there, parent, files, error, create_pr=create_pr)
+        return _state(before, parent, files, error, create_pr=create_pr)
 
 
 def _left(error: HubError, state: str, *more: Try) -> HubError:
-    """The same refusal, with the state in which it left the repository."""
+    """The refusal with the state of the repository."""
     made = HubError(error.message, *more, *error.remedies)
     made.state = f"{state}."
     return made
 
 
-def _create(there: Remote, *, private: bool, wait: Callable[[str], None]) -> str:
+def _create(before: Remote, *, private: bool, wait: Wait) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with asking(there.repo):
-        patiently(lambda: api.create_repo(there.repo, private=private, exist_ok=True), wait)
-        info = patiently(lambda: api.model_info(there.repo), wait)
+    with asking(before.repo):
+        patiently(lambda: api.create_repo(before.repo, private=private, exist_ok=True), wait)
+        info = patiently(lambda: api.model_info(before.repo), wait)
     return str(info.sha)
 
 
-def _commit(there: Remote, parent: str, files: Sequence[Outgoing], message: str, *, create_pr: bool) -> Made:
+def _commit(
+    before: Remote, parent: str, files: Sequence[Outgoing], message: str, *, create_pr: bool
+) -> tuple[str, str | None]:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    made = HfApi().create_commit(
-        there.repo,
-        [CommitOperationAdd(file.name, file.content) for file in files],
-        commit_message=message,
-        revision=there.revision,
-        create_pr=create_pr,
-        parent_commit=parent,
-    )
-    return Made(made.oid, made.pr_url)
+    added = [CommitOperationAdd(file.name, file.content) for file in files]
+    options: dict[str, Any] = {"revision": before.revision, "create_pr": create_pr, "parent_commit": parent}
+    made = HfApi().create_commit(before.repo, added, commit_message=message, **options)
+    return made.oid, made.pr_url
 
 
-def _state(there: Remote, parent: str, files: Sequence[Outgoing], error: HubError, *, create_pr: bool) -> Made:
-    """Look what became of a commit that ended in an error: its answer may be all that was lost."""
+def _state(
+    before: Remote, parent: str, files: Sequence[Outgoing], error: HubError, *, create_pr: bool
+) -> tuple[str, str | None]:
+    """Look at the repository after a commit that failed: perhaps only the answer was lost."""
     if create_pr:
-        raise _left(error, f"{there.repo} is as it was; whether the pull request was made, its page says") from error
+        raise _left(error, f"{before.repo} is as it was; whether the pull request was made, its page says") from error
     try:
-        now = remote(there.repo, there.revision, dry_run=False, wait=lambda _: None)
+        now = remote(before.repo, before.revision, dry_run=False, wait=lambda _: None)
     except HubError:
-        text = f"whether the commit arrived in {there.repo} is not known: the Hub does not answer"
+        text = f"whether the commit arrived in {before.repo} is not known: the Hub does not answer"
         raise _left(error, text, Try("hf auth whoami", "is the Hub there?")) from error
     if all(now.hashes.get(file.name) in (file.sha256, file.git_hash) for file in files) and now.commit:
-        return Made(now.commit, None)
-    new = "" if there.commit else "; it was made for this push, and is empty"
+        return now.commit, None
+    new = "" if before.commit else "; it was made for this push, and is empty"
     if now.commit != parent:
         head = (now.commit or "")[:8]
-        moved = HubError(f"somebody has committed to {there.repo} meanwhile: nothing was sent. Type it again.")
-        raise _left(moved, f"{there.repo} is as they left it, at {head}") from error
+        moved = HubError(f"somebody has committed to {before.repo} meanwhile: nothing was sent. Type it again.")
+        raise _left(moved, f"{before.repo} is as they left it, at {head}") from error
     status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
     propose = [adding("--create-pr", why="propose it to the owner instead")] if status == 403 else []
-    raise _left(error, f"{there.repo} is as it was, at {parent[:8]}{new}", *propose) from error
+    raise _left(error, f"{before.repo} is as it was, at {parent[:8]}{new}", *propose) from error

@@ -1,4 +1,4 @@
-"""What a file or folder is that is to be published: its files, and what the card says of it."""
+"""What is published of a file or folder: its files, and the facts for the card."""
 
 from __future__ import annotations
 
@@ -32,21 +32,19 @@ from loraforge.text import command, fraction
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What leaves, and what is said of it."""
+    """The files to send, and the facts for the card."""
 
     facts: Facts
     files: tuple[Outgoing, ...]
-    weights: str
-    """The name of the tensor file, or of the first of several."""
     notes: tuple[str, ...]
 
 
 def published(
     source: Path, repo: str, base_model: str | None, stated: Stated, drop: Sequence[str], work: Path
 ) -> Published:
-    """What `source` is. `base_model` was stated, or stands in the repository's card.
+    """What is published of `source`. `base_model` comes from the user or from the card in the repository.
 
-    Raises HubError where the file by itself would not act as trained, or its base model is not known.
+    Raises HubError if the file by itself would not act as trained, or if its base model is not known.
     """
     if base := _model(source):
         if drop:
@@ -57,7 +55,7 @@ def published(
 
 
 def _model(source: Path) -> BaseModel | None:
-    """The base weights in `source`; None where it holds something else."""
+    """The base weights in `source`; None if it holds something else."""
     folder = source.is_dir() and ((source / "model_index.json").exists() or (source / "config.json").exists())
     if not folder and not source.is_file():
         return None
@@ -73,56 +71,56 @@ def _model(source: Path) -> BaseModel | None:
 def _of_adapter(
     source: Path, repo: str, base_model: str | None, stated: Stated, drop: Sequence[str], work: Path
 ) -> Published:
-    # what is stated is compared with the file; --as-in only lets it pass where no scale is known
+    # a stated scale is compared with the file; --as-in counts only if no scale is known
     keep = stated["as_loaded"] or stated["as_in"]
     plain: Stated = {**stated, "as_loaded": False, "as_in": None}
-    found, adapter = diagnosed(source, None, None, plain, drop, fetch=True, named=base_model)
+    diagnosis, adapter = diagnosed(source, None, None, plain, drop, fetch=True, named=base_model)
     as_loaded = bool(keep) and adapter is not None and adapter.scale.provenance in ("assumed", "ambiguous")
     if as_loaded and adapter and adapter.scale.provenance == "ambiguous":
-        found, adapter = diagnosed(source, None, None, stated, drop, fetch=True, named=base_model)
+        diagnosis, adapter = diagnosed(source, None, None, stated, drop, fetch=True, named=base_model)
     again = Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes")
     if adapter is None or adapter.source is None:
-        raise HubError(f"{source} cannot be published: {found.why}", *found.remedies)
+        raise HubError(f"{source} cannot be published: {diagnosis.why}", *diagnosis.remedies)
     file, form = adapter.source.file, adapter.source.format
     if file.kind != "safetensors":
         raise HubError(f"{file.path} is a torch checkpoint, a pickle: what is published is a safetensors file.", again)
     if unshown := doubt(adapter):
-        arch_ = adding("--architecture", adapter.architecture, why="if it is one")
-        raise HubError(f"{source} cannot be published: {unshown}.", arch_, *_bases(adapter))
-    known = adapter.scale.provenance in ("recorded", "given")  # then a program that reads the format is all that lacks
+        remedy = adding("--architecture", adapter.architecture, why="if it is one")
+        released = [adding("--base-model", variant.repo) for variant in fits(adapter)]
+        raise HubError(f"{source} cannot be published: {unshown}.", remedy, *released)
+    known = adapter.scale.provenance in ("recorded", "given")  # then only a program is missing
     right = (Kind.AS_TRAINED, *[Kind.NO_PROGRAM] * known, *(SCALE_UNKNOWN if as_loaded else ()))
-    if found.judgement.kind not in right:
-        raise _not_as_trained(source, found, adapter)
+    if diagnosis.judgement.kind not in right:
+        raise _not_as_trained(source, diagnosis, adapter)
     arch = architecture(adapter.architecture)
     base, notes = _base(base_model, adapter, arch)
-    files, said = of_adapter(file, form, base, work)
+    files, changes = of_adapter(file, form, base, work)
     variant = next((v for v in arch.variants if v.repo == base), None)
     facts = Facts(
         repo=repo, kind="adapter", as_trained=not as_loaded, format=form,
         architecture=arch, base_model=base, variant=variant, weights=files[0].name,
-        rows=_rows(adapter, found), commands=_commands(adapter),
-        prompts=(), samples=(), example=None,
+        rows=_rows(adapter, diagnosis), commands=tuple(step["command"] for step in reversed(history(adapter.metadata))),
         trigger=next(iter(trigger_words(cleaned(file.metadata)[0]).values()), None),
     )  # fmt: skip
-    return Published(facts, tuple(files), files[0].name, (*found.notes, *notes, *said))
+    return Published(facts, tuple(files), (*diagnosis.notes, *notes, *changes))
 
 
-def _not_as_trained(source: Path, found: Diagnosis, adapter: Adapter) -> HubError:
-    """The refusal, with lines that make a file which can be published; they publish nothing by themselves."""
+def _not_as_trained(source: Path, diagnosis: Diagnosis, adapter: Adapter) -> HubError:
+    """The refusal; its remedies write a file that can be published, and publish nothing themselves."""
     start, remedies = ("loraforge", "convert", source, "--to", "diffusers"), []
-    for remedy in found.remedies:
-        if remedy.verb == "doctor":  # what it would state, said to convert
+    for remedy in diagnosis.remedies:
+        if remedy.verb == "doctor":  # its options belong to convert
             remedies.append(replace(remedy, of=start, why=f"{remedy.why}; then push what it writes"))
         elif remedy.verb == "convert":
             remedies.append(replace(remedy, why="then push what it writes"))
     if adapter.scale.provenance in ("ambiguous", "assumed"):
         remedies.append(adding("--as-loaded", why="publish what loaders make of it today"))
-    text = f"{source}, by itself, is not what was trained: {found.verdict}: {found.why}. Nothing was sent."
-    return HubError(text, *(remedies or found.remedies))
+    text = f"{source}, by itself, is not what was trained: {diagnosis.verdict}: {diagnosis.why}. Nothing was sent."
+    return HubError(text, *(remedies or diagnosis.remedies))
 
 
 def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str, list[str]]:
-    """The base model as a Hub id. Raises HubError where it is not known: without it no one finds the adapter."""
+    """The base model as a Hub id, and notes. Raises HubError if it is unknown: nobody would find the adapter."""
     right = [variant.repo for variant in fits(adapter) if variant.repo]
     if base := stated or adapter.base_model:
         return base, list(check_base(adapter, base))
@@ -134,32 +132,25 @@ def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str
     )
 
 
-def _bases(adapter: Adapter) -> list[Try]:
-    """The released models that it fits: another that is stated would not show what it is."""
-    return [adding("--base-model", variant.repo) for variant in fits(adapter)]
-
-
-def _rows(adapter: Adapter, found: Diagnosis) -> tuple[tuple[str, str], ...]:
+def _rows(adapter: Adapter, diagnosis: Diagnosis) -> tuple[tuple[str, str], ...]:
     deltas = adapter.modules.values()
-    right = found.outlooks if adapter.scale.provenance in ("recorded", "given") else ()
+    right = diagnosis.outlooks if adapter.scale.provenance in ("recorded", "given") else ()
     ranks = ", ".join(map(str, sorted({w.rank for delta in deltas for w in delta})))
-    ends = Counter(
-        path.rpartition(".")[2] if not path.endswith(".0") else path[:-2].rpartition(".")[2] for path in adapter.modules
-    )
-    return rows(
-        [
-            ("modules", f"{len(adapter.modules)}: {', '.join(f'{name} x{count}' for name, count in ends.items())}"),
-            ("rank", ranks),
-            ("element type", ", ".join(sorted({w.A.dtype.name for delta in deltas for w in delta}))),
-            ("scale in training", _trained(adapter)),
-            ("acts as trained in", acting(right) or None),
-            *_modelspec(adapter),
-        ]
-    )
+    counts = Counter(path.removesuffix(".0").rpartition(".")[2] for path in adapter.modules)
+    pairs = {
+        "modules": f"{len(adapter.modules)}: {', '.join(f'{name} x{count}' for name, count in counts.items())}",
+        "rank": ranks,
+        "element type": ", ".join(sorted({w.A.dtype.name for delta in deltas for w in delta})),
+        "scale in training": _trained(adapter),
+        "acts as trained in": acting(right),
+    }
+    header = cleaned(adapter.metadata)[0]
+    words = ("title", "author", "description", "date", "usage_hint")  # of the model specification
+    return rows({**pairs, **{name: header.get(f"modelspec.{name}", "") for name in words}})
 
 
 def _trained(adapter: Adapter) -> str:
-    """The scale of training and who says it: of the first file of the chain, where there is one."""
+    """The scale of training and its source, from the first file of the history if there is one."""
     steps = history(adapter.metadata)
     if steps:
         first = steps[-1]["scale"]
@@ -168,48 +159,30 @@ def _trained(adapter: Adapter) -> str:
     return f"{', '.join(map(fraction, scalings))} ({adapter.scale.provenance}: {adapter.scale.portable})"
 
 
-def _modelspec(adapter: Adapter) -> list[tuple[str, str | None]]:
-    """What the header says in the words of the model specification."""
-    start = "modelspec."
-    wanted = ("title", "author", "description", "date", "usage_hint")
-    metadata = cleaned(adapter.metadata)[0]
-    return [(name, metadata.get(start + name)) for name in wanted]
-
-
-def _commands(adapter: Adapter) -> tuple[str, ...]:
-    return tuple(step["command"] for step in reversed(history(adapter.metadata)))
-
-
 def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Published:
-    said, adapters = own_entry(base.files[0].metadata), held(base)
+    entry, adapters = own_entry(base.files[0].metadata), held(base)
     if not adapters:
-        raise HubError(
-            f"{base.path} is a base model without adapters in it, as far as its header says: there is nothing of ours "
-            "to publish.",
-            command("loraforge", "fuse", base.path, "ADAPTER", "-o", "OUT"),
-        )
-    guessed = [entry["path"] for entry in adapters if entry.get("provenance") not in ("recorded", "given")]
+        text = f"{base.path} is a base model without adapters in it, as far as its header says"
+        fuse = command("loraforge", "fuse", base.path, "ADAPTER", "-o", "OUT")
+        raise HubError(f"{text}: there is nothing of ours to publish.", fuse)
+    guessed = [each["path"] for each in adapters if each.get("provenance") not in ("recorded", "given")]
     if guessed and not as_loaded:
-        raise HubError(
-            f"{base.path} holds {guessed[0]} at a scale that was only assumed. Fuse it again with the scale stated.",
-            adding("--as-loaded", why="publish it as it is"),
-        )
+        text = f"{base.path} holds {guessed[0]} at a scale that was only assumed. Fuse it again with the scale stated."
+        raise HubError(text, adding("--as-loaded", why="publish it as it is"))
     repos = [variant.repo for variant in base.variants if variant.repo]
     if stated is None and len(repos) != 1:
-        raise HubError(
-            "which base model it was is not told by its shapes, and the card must say it.",
-            *(adding("--base-model", repo) for repo in repos),
-        )
+        text = "which base model it was is not told by its shapes, and the card must say it."
+        raise HubError(text, *(adding("--base-model", repo) for repo in repos))
     repo = stated or repos[0]
     files, notes = of_model(base)
     variant = next((v for v in base.architecture.variants if v.repo == repo), None)
     facts = Facts(
         repo="", kind="merge", as_trained=not guessed, format=base.kind,
         architecture=base.architecture, base_model=repo, variant=variant, weights=base.files[0].path.name,
-        rows=rows([(f"adapter {n}", _held(entry)) for n, entry in enumerate(adapters, 1)]),
-        commands=(str(said.get("command", "")),), prompts=(), samples=(), example=None, trigger=None,
+        rows=rows({f"adapter {n}": _held(each) for n, each in enumerate(adapters, 1)}),
+        commands=(str(entry.get("command", "")),), trigger=None,
     )  # fmt: skip
-    return Published(facts, tuple(files), files[0].name, tuple(notes))
+    return Published(facts, tuple(files), tuple(notes))
 
 
 def _held(entry: Mapping[str, Any]) -> str:

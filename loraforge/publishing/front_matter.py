@@ -1,26 +1,23 @@
-"""The YAML at the head of a model card: what stands in it, and how ours is merged in without touching the rest."""
+"""The YAML at the head of a model card: reading it, and merging fields into it without changing the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from loraforge.errors import HubError, Try
 
-if TYPE_CHECKING:
-    import yaml
-
 _FENCE = "---"
 _LONG = 1 << 30
-"""Letters in a line, so that none is folded."""
+"""Line width for PyYAML, so that no line is folded."""
 _MOST = 100_000
-"""Values in the head of a card, with those counted again that are referred to again."""
+"""Values in the head of a card; a part that is referred to twice counts twice."""
 
 
 def split(card: str) -> tuple[str, str]:
-    """The YAML between the first two lines of `---`, and the text after them; no YAML where a card has none."""
+    """The YAML between the first two lines of `---`, empty if there is none, and the text after it."""
     card = card.removeprefix("\ufeff").replace("\r\n", "\n")
     lines = card.lstrip().split("\n")  # as the Hub, which passes over empty lines before the first
     if lines[0].rstrip() != _FENCE:
@@ -32,57 +29,56 @@ def split(card: str) -> tuple[str, str]:
 
 
 def join(front: str, body: str) -> str:
-    """A card of the two."""
+    """The card with this YAML and text."""
     return f"{_FENCE}\n{front}{_FENCE}\n{body}"
 
 
 def fields(front: str, where: str) -> dict[str, Any]:
-    """What the YAML says. Raises HubError where it is none, or no mapping."""
+    """The fields of the YAML. Raises HubError if it is invalid or not a mapping."""
     try:
         if _size(yaml.compose(front, Loader=yaml.SafeLoader), {}) > _MOST:
-            raise HubError(f"the head of {where} is too large, or contains itself: mend it there first.", _edit(where))
-        found = yaml.safe_load(front)
+            raise HubError(f"the head of {where} is too large, or contains itself: mend it there first.", edit(where))
+        values = yaml.safe_load(front)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         at = f" (line {line + 2})" if line is not None else ""
-        raise HubError(f"the head of {where} is no YAML{at}: mend it there first.", _edit(where)) from error
-    if found is not None and not isinstance(found, dict):
-        raise HubError(f"the head of {where} is no table of fields: mend it there first.", _edit(where))
-    return found or {}
+        raise HubError(f"the head of {where} is no YAML{at}: mend it there first.", edit(where)) from error
+    if values is not None and not isinstance(values, dict):
+        raise HubError(f"the head of {where} is no table of fields: mend it there first.", edit(where))
+    return values or {}
 
 
 def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """How many values there are in a part of a YAML; too many where it contains itself."""
+    """The number of values in a part of the YAML; above the limit if it contains itself."""
     if node is None or isinstance(node.value, str):
         return 1
     if id(node) not in known:
-        known[id(node)] = _MOST + 1  # as long as it is not done
+        known[id(node)] = _MOST + 1  # until it is counted
         parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
         known[id(node)] = min(1 + sum(_size(part, known) for part in parts), _MOST + 1)
     return known[id(node)]
 
 
-def _edit(where: str) -> Try:
+def edit(where: str) -> Try:
+    """The remedy that opens the card at the address `where` in a browser."""
     return Try(f"python -m webbrowser {where}", "edit it there")
 
 
 def merged(front: str, new: Mapping[str, Any]) -> str:
-    """The YAML with these fields set, those of None taken away. Lines, comments and order of all others stay.
+    """The YAML with these fields set, or removed if None. Lines, comments and order of all others stay.
 
-    Where the YAML is of a kind that no line can be changed in (an anchor in a value of ours, braces around it all),
-    every value stays, and the layout does not.
+    If single lines cannot be changed (an anchor in a value of ours, braces around everything), only the values stay.
     """
     old = yaml.safe_load(front) or {}
     changes = {key: value for key, value in new.items() if old.get(key) != value}
     if not changes:
         return front
-    wanted = written(
-        {key: value for key, value in {**old, **changes}.items() if value is not None or key not in changes}
-    )
+    kept = {key: value for key, value in {**old, **changes}.items() if value is not None or key not in changes}
+    wanted = written(kept)
     for longer in (True, False):
         made = _edited(front, old, changes, longer=longer)
         try:
-            # as text, for a YAML may refer to a part of itself many times over
+            # compared as text: a YAML may refer to one part of itself many times
             if written(yaml.safe_load(made)) == wanted:
                 return made
         except (yaml.YAMLError, ValueError, TypeError):
@@ -91,7 +87,7 @@ def merged(front: str, new: Mapping[str, Any]) -> str:
 
 
 def _edited(front: str, old: Mapping[str, Any], changes: Mapping[str, Any], *, longer: bool) -> str:
-    """The text with each value in its place, and new fields at the end. `longer`: lists get what they lack behind."""
+    """The text with each value replaced, and new fields at the end. `longer`: lists are extended in place."""
     tree = yaml.compose(front, Loader=yaml.SafeLoader)
     table = tree if isinstance(tree, yaml.MappingNode) else None
     pairs = {key.value: (key, value) for key, value in table.value} if table else {}
@@ -104,14 +100,15 @@ def _edited(front: str, old: Mapping[str, Any], changes: Mapping[str, Any], *, l
         else:
             end = max(_end(front, value), name.end_mark.index + 1)
             text = "" if wants is None else _lines({key: wants}, margin).strip()
-            end += wants is None and front[end : end + 1] == "\n"  # a field that goes takes its line with it
+            if wants is None and front[end : end + 1] == "\n":
+                end += 1  # the line of a removed field
             front = front[: name.start_mark.index] + text + front[end:]
     more = {key: value for key, value in changes.items() if key not in pairs and value is not None}
     return front + ("" if front.endswith("\n") or not front else "\n") + (_lines(more, margin) if more else "")
 
 
 def _end(front: str, value: yaml.Node) -> int:
-    """Where a value ends: a list or table by lines goes on, for YAML, over the comments before what comes next."""
+    """Where a value ends, without the comments after it, which YAML counts to a list or table."""
     end = int(value.end_mark.index)
     lines = front[value.start_mark.index : end].splitlines(keepends=True)
     while len(lines) > 1 and (not lines[-1].strip() or lines[-1].lstrip().startswith("#")):
@@ -120,7 +117,7 @@ def _end(front: str, value: yaml.Node) -> int:
 
 
 def _appended(front: str, value: yaml.CollectionNode, more: list[Any]) -> str:
-    """The text with more at the end of a list."""
+    """The text with more entries at the end of a list."""
     if value.flow_style:
         inside = yaml.safe_dump(more, default_flow_style=True, allow_unicode=True, width=_LONG).strip()[1:-1]
         end = value.end_mark.index - 1
@@ -135,10 +132,10 @@ def _lines(values: Any, margin: str) -> str:
 
 
 def written(values: Mapping[str, Any] | list[Any]) -> str:
-    """Fields as YAML, in their order, no line folded."""
+    """Fields as YAML, in this order, no line folded."""
 
     class Dumper(yaml.SafeDumper):
-        """Which escapes what PyYAML writes as it is and reads as a space or the end of a line."""
+        """Escapes characters that PyYAML would read back as whitespace."""
 
         def represent_str(self, text: str) -> yaml.ScalarNode:
             odd = any(not c.isprintable() and c != "\n" for c in text)

@@ -1,17 +1,16 @@
-"""What leaves for the Hub: the files that a loader needs, by name, and nothing that lies beside them."""
+"""The files to send: those that a loader needs, by name, and no others."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraforge.base.model import BaseModel
-from loraforge.errors import FileError, HubError, Try
+from loraforge.errors import FileError, HubError
 from loraforge.files.opening import open_tensors
 from loraforge.files.safetensors import write_safetensors
 from loraforge.files.tensorfile import KEY, TensorFile
@@ -21,7 +20,7 @@ from loraforge.publishing.private import cleaned, cleaned_json, secrets_in
 from loraforge.text import command
 
 CANONICAL = {"diffusers": "pytorch_lora_weights.safetensors", "peft": "adapter_model.safetensors"}
-"""Format -> the one name its loader looks for."""
+"""Format -> the file name that its loader looks for."""
 SAMPLES = {
     ".mp4": (4, b"ftyp"),
     ".webm": (0, b"\x1aE\xdf\xa3"),
@@ -31,23 +30,23 @@ SAMPLES = {
     ".jpeg": (0, b"\xff\xd8\xff"),
     ".webp": (8, b"WEBP"),
 }
-"""Suffix of a sample -> where in the file which bytes stand."""
+"""Suffix of a sample -> offset and bytes that identify the kind of file."""
 _COMPONENT_FILES = re.compile(
     r"(config|scheduler_config|tokenizer_config|special_tokens_map|added_tokens|tokenizer|generation_config|"
     r"preprocessor_config|vocab)\.json|merges\.txt|spiece\.model|[\w-][\w.-]*\.safetensors(\.index\.json)?"
 )
-"""What a folder of a pipeline's component holds that a loader reads."""
+"""Files of a pipeline component that a loader reads."""
 _CONFIGURATIONS = re.compile(
     r"(.*/)?((\w+_)?config|model_index|special_tokens_map|[\w.-]+\.safetensors\.index)\.json"
 )  # a tokenizer's vocabulary may have anything in it
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)\b[\w.-]*\.safetensors")
-"""What the components of a pipeline call theirs."""
+"""Names of weights in the components of a pipeline."""
 _OTHER_TENSORS = re.compile(r"optimizer|scheduler|random_states|checkpoint")
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One file as it will stand in the repository."""
+    """One file as it will be in the repository."""
 
     name: str
     content: Path | bytes
@@ -56,7 +55,7 @@ class Outgoing:
 
     @property
     def git_hash(self) -> str:
-        """What git calls a small file with this content."""
+        """The git hash of this content."""
         data = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
@@ -71,61 +70,56 @@ def outgoing(name: str, content: Path | bytes) -> Outgoing:
 
 
 def of_adapter(file: TensorFile, form: str, base_model: str | None, work: Path) -> tuple[list[Outgoing], list[str]]:
-    """The tensor file under its canonical name, PEFT's configuration with it, and notes of what stays here.
+    """The tensor file under its canonical name, PEFT's configuration, and notes of what is not sent.
 
-    A header or a configuration with something private in it is written anew in `work`, the tensors as they are.
-    Raises HubError where the entry of loraforge itself would be lost with it.
+    A header or configuration with private parts is rewritten in `work`, with the same tensors. Raises HubError if
+    the history that loraforge recorded would be lost.
     """
     name = CANONICAL.get(form, file.path.name)
     metadata, notes = cleaned(file.metadata)
     content = file.path.resolve()
     if notes or file.dropped or file.spread:
         if KEY in file.metadata and KEY not in metadata:
-            raise HubError(
-                f"the history in the header of {file.path} has a path or a token in it, which would be published.",
-                command("loraforge", "inspect", "--history", file.path),
-            )
+            text = f"the history in the header of {file.path} has a path or a token in it, which would be published."
+            raise HubError(text, command("loraforge", "inspect", "--history", file.path))
         content = work / "cleaned.safetensors"
         header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
         write_safetensors(content, header, ((key, [file.raw(key)]) for key in file.tensors), metadata)
-    files, said = [outgoing(name, content)], list(notes)
-    if form == "peft":
-        text, more = _configuration(_no_way_out(file.path.with_name(CONFIG), file.path.parent), base_model)
-        files.append(outgoing(CONFIG, text.encode()))
-        said += more
-    return files, said
+    if form != "peft":
+        return [outgoing(name, content)], list(notes)
+    text, more = _configuration(_no_way_out(file.path.with_name(CONFIG), file.path.parent), base_model)
+    return [outgoing(name, content), outgoing(CONFIG, text.encode())], [*notes, *more]
 
 
 def _no_way_out(path: Path, folder: Path) -> Path:
-    """The same path. Raises HubError where it is a link to somewhere else; the Hub's own cache is made of links."""
+    """The same path. Raises HubError for a link out of the folder, other than those of the Hub's own cache."""
     real = path.resolve()
     if path.is_symlink() and not real.is_relative_to(folder.resolve()) and real.parent.name != "blobs":
-        raise HubError(
-            f"{path} is a link that leads out of its folder: what it leads to stays here.", command("ls", "-l", path)
-        )
+        text = f"{path} is a link that leads out of its folder: what it leads to stays here."
+        raise HubError(text, command("ls", "-l", path))
     return path
 
 
 def _configuration(path: Path, base_model: str | None) -> tuple[str, tuple[str, ...]]:
-    """PEFT's configuration, its base model named as on the Hub."""
+    """PEFT's configuration with the base model as on the Hub, and notes."""
     text = path.read_text("utf-8")
-    said = json.loads(text)
+    config = json.loads(text)
     notes: tuple[str, ...] = ()
-    if base_model and said.get("base_model_name_or_path") != base_model:
-        was = said.get("base_model_name_or_path")
+    if base_model and config.get("base_model_name_or_path") != base_model:
+        was = config.get("base_model_name_or_path")
         notes = (f"{CONFIG} said base_model_name_or_path {was!r:.100}; it says {base_model} now",) if was else ()
-        text = json.dumps({**said, "base_model_name_or_path": base_model}, indent=2, sort_keys=True) + "\n"
+        text = json.dumps({**config, "base_model_name_or_path": base_model}, indent=2, sort_keys=True) + "\n"
     text, more = cleaned_json(text, path.name)
     return text, (*notes, *more)
 
 
 def of_model(base: BaseModel) -> tuple[list[Outgoing], list[str]]:
-    """A model folder as `from_pretrained` wants it, and notes of what stays here.
+    """The files of a model folder that `from_pretrained` reads, and notes of what is not sent.
 
-    Raises HubError where a shard's header holds something private, FileError where a file cannot be read.
+    Raises HubError if the header of a shard holds something private, FileError if a file cannot be read.
     """
     shards = {file.path.resolve() for file in base.files}
-    files, said = list[Outgoing](), list[str]()
+    files, notes = list[Outgoing](), list[str]()
     for name, path in _parts(base):
         if path.suffix == ".safetensors":
             own = path.resolve() in shards
@@ -137,37 +131,37 @@ def of_model(base: BaseModel) -> tuple[list[Outgoing], list[str]]:
             files.append(outgoing(name, path.resolve()))
             continue
         try:
-            text, notes = cleaned_json(path.read_text("utf-8"), name)
+            text, removed = cleaned_json(path.read_text("utf-8"), name)
         except ValueError as error:
             raise FileError(f"{path} is no JSON: {error}.", command("ls", "-l", path)) from error
         files.append(outgoing(name, text.encode()))
-        said += notes
-    return files, said
+        notes += removed
+    return files, notes
 
 
 def _parts(base: BaseModel) -> Iterator[tuple[str, Path]]:
-    """Name in the repository -> file, of what the loader of this kind of folder reads."""
+    """Name in the repository and path of each file that the loader of this kind of folder reads."""
     if base.kind == "file":
         yield base.files[0].path.name, base.files[0].path
         return
     if base.kind == "transformer":
         yield from _component(base.path, "")
         return
-    yield "model_index.json", base.path / "model_index.json"
-    for part in sorted(read_json(base.path / "model_index.json")):
+    yield (index := base.path / "model_index.json").name, index
+    for part in sorted(read_json(index)):
         if not part.startswith("_") and re.fullmatch(r"\w+", part) and (base.path / part).is_dir():
             yield from _component(base.path / part, f"{part}/")
 
 
 def _component(folder: Path, start: str) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.iterdir()):
-        wanted = _COMPONENT_FILES.fullmatch(path.name)
-        if wanted and path.is_file() and not (path.suffix == ".safetensors" and _OTHER_TENSORS.search(path.name)):
+        is_read = _COMPONENT_FILES.fullmatch(path.name)
+        if is_read and path.is_file() and not (path.suffix == ".safetensors" and _OTHER_TENSORS.search(path.name)):
             yield start + path.name, _no_way_out(path, folder)
 
 
 def of_sample(path: Path) -> Outgoing:
-    """A picture or video for the card, named by its content: another one is another file. Raises FileError."""
+    """A picture or video for the card, named by its content. Raises FileError if it is neither."""
     suffix = path.suffix.lower()
     if suffix not in SAMPLES:
         raise FileError(f"{path} is no video or picture: {', '.join(SAMPLES)} can be shown.", command("ls", "-l", path))
@@ -178,13 +172,6 @@ def of_sample(path: Path) -> Outgoing:
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
     if head[at:] != mark:
-        raise FileError(
-            f"{path} does not begin as a {suffix} file does: it is something else.", Try(command("file", path))
-        )
+        raise FileError(f"{path} does not begin as a {suffix} file does: it is something else.", command("file", path))
     made = outgoing("", path)
     return replace(made, name=f"samples/{made.sha256[:8]}{suffix}")
-
-
-def workplace() -> tempfile.TemporaryDirectory[str]:
-    """A folder for what is written anew before it leaves."""
-    return tempfile.TemporaryDirectory(prefix="loraforge-push-")

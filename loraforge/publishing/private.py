@@ -1,4 +1,4 @@
-"""What must not leave this machine: paths of it and tokens, wherever a header or a configuration has them."""
+"""What must not leave this machine: its paths and tokens, in a header or a configuration."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PATH = re.compile(
     r"""|file://"""
 )
 _PUBLIC = re.compile(r"\b(?!file:)[a-z][a-z0-9+.-]+://[\w.:/%#?&=~+@-]*|\bdata:[\w/+.-]+;base64,[A-Za-z0-9+/=]*")
-"""Addresses, and pictures in base64: there are slashes in them, and no paths."""
+"""Addresses, and pictures in base64: they have slashes, but are no paths."""
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
-"""A letter as it stands in JSON, of which many header entries are made."""
+"""An escaped letter of JSON: many header entries are JSON."""
 _TOKEN = re.compile(
     r"hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}|(?:sk|ghp|gho|github_pat|glpat)[-_][A-Za-z0-9_-]{20,}"
     r"|AKIA[0-9A-Z]{16}|AIza[\w-]{35}|xox[a-z]-[\w-]{10,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\."
@@ -28,8 +28,8 @@ _TOKEN = re.compile(
 
 
 def private(text: str) -> str:
-    """What in a text is not for others: `a path of this machine`, `a token`; empty where there is nothing."""
-    text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+    """What is private in a text: `a path of a machine` or `a token`; empty if nothing is."""
+    text = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
     if _TOKEN.search(text):
         return "a token"
     text = _PUBLIC.sub(" ", re.sub(r"\\+/", "/", text))  # as some write a slash in JSON
@@ -37,40 +37,40 @@ def private(text: str) -> str:
 
 
 def cleaned(metadata: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """A header's entries without those that hold something private, and a note for each of these."""
+    """The entries of a header without the private ones, and a note for each that is left out."""
     kept = {key: text for key, text in metadata.items() if not private(f"{key} {text}")}
     return kept, tuple(f"left out of the header: {secret}" for secret in secrets_in(metadata))
 
 
 def secrets_in(metadata: Mapping[str, str]) -> list[str]:
     """What is private in a header, one phrase for each entry: `training_args, in which there is a token`."""
-    found = {key: what for key, text in metadata.items() if (what := private(f"{key} {text}"))}
-    return [f"{_named(key)}, in which there is {what}" for key, what in found.items()]
+    secrets = {key: private(f"{key} {text}") for key, text in metadata.items()}
+    return [f"{_named(key)}, in which there is {secret}" for key, secret in secrets.items() if secret]
 
 
 def _named(key: str) -> str:
-    """What to call an entry in a message, which shows no token."""
+    """The name of an entry for a message, which must not show a token."""
     return key if private(key) != "a token" else "an entry named after a token"
 
 
 def cleaned_json(text: str, name: str) -> tuple[str, tuple[str, ...]]:
-    """A JSON document with null for every text that is private, without keys that are; else the same text.
+    """A JSON document with null in place of private texts and without private keys, and notes.
 
-    Raises ValueError where it is no JSON.
+    The text is unchanged if nothing is private. Raises ValueError if it is not JSON.
     """
     notes: list[str] = []
 
     def clean(value: Any, where: str) -> Any:
         if isinstance(value, dict):
-            named = {key: what for key in value if (what := private(key))}
-            notes.extend(f"left out of {name}: {_named(key)}, in which there is {what}" for key, what in named.items())
-            return {key: clean(entry, f"{where}.{key}") for key, entry in value.items() if key not in named}
+            secrets = {key: secret for key in value if (secret := private(key))}
+            notes.extend(f"left out of {name}: {_named(key)}, in which there is {s}" for key, s in secrets.items())
+            return {key: clean(entry, f"{where}.{key}") for key, entry in value.items() if key not in secrets}
         if isinstance(value, list):
             return [clean(entry, where) for entry in value]
-        if isinstance(value, str) and (what := private(value)):
-            notes.append(f"left out of {name}: {where.lstrip('.')}, in which there is {what}")
+        if isinstance(value, str) and (secret := private(value)):
+            notes.append(f"left out of {name}: {where.lstrip('.')}, in which there is {secret}")
             return None
         return value
 
-    made = clean(json.loads(text), "")
-    return (json.dumps(made, indent=2, ensure_ascii=False) + "\n" if notes else text), tuple(notes)
+    document = clean(json.loads(text), "")
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n" if notes else text), tuple(notes)

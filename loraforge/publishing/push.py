@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Unpack
 
 from loraforge.adapter.fits import no_repository, repository
@@ -17,11 +18,11 @@ from loraforge.hub.repo import licence_of, settled
 from loraforge.publishing.card import Facts, new_card, updated_card
 from loraforge.publishing.card_check import problems
 from loraforge.publishing.commit import Remote, commit, remote
-from loraforge.publishing.contents import Published, published
-from loraforge.publishing.front_matter import fields, split
-from loraforge.publishing.outgoing import Outgoing, of_sample, outgoing, workplace
+from loraforge.publishing.contents import published
+from loraforge.publishing.front_matter import edit, fields, split
+from loraforge.publishing.outgoing import Outgoing, of_sample, outgoing
 from loraforge.scale.stated import Stated, takes_stated
-from loraforge.text import command, hf
+from loraforge.text import HUB, command, hf
 
 State = Literal["unchanged", "planned", "committed"]
 
@@ -36,12 +37,12 @@ class PushReport(Document):
     url: str
     state: State
     commit: str | None
-    """The repository's commit now; None where it does not exist yet."""
+    """The commit of the repository now; None if it does not exist yet."""
     pull_request: str | None
     created: bool
-    """Whether the repository is, or would be, a new one."""
+    """Whether the repository is, or would be, new."""
     visibility: Literal["public", "private"]
-    """Of a new repository as asked for, of an old one as it is."""
+    """As asked for if the repository is new, else as it is."""
     revision: str
     message: str
     files: tuple[dict[str, Any], ...]
@@ -52,7 +53,7 @@ class PushReport(Document):
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The report for a terminal: the files, then what became of the repository, in the last line."""
+        """The report for a terminal: the files, then the state of the repository in the last line."""
         width = max(len(file["name"]) for file in self.files)
         out = [
             f"  {file['state']:<8} {file['name']:<{width}} {file['size']:>14,} bytes  sha256 {file['sha256'][:16]}"
@@ -67,7 +68,7 @@ class PushReport(Document):
         return [self.url, *out, self.outcome()]
 
     def outcome(self) -> str:
-        """In which state the repository is."""
+        """The state of the repository, in one line."""
         if self.state == "unchanged":
             return f"nothing has changed: no commit; {self.repo} is as it was, at {(self.commit or '')[:8]}"
         if self.state == "planned":
@@ -99,66 +100,52 @@ def push(
     wait: Callable[[str], None] = lambda _: None,
     **stated: Unpack[Stated],
 ) -> PushReport:
-    """Publish `source` in `repo`; the arguments are those of `loraforge push`. `wait` is told of pauses.
+    """Publish `source` in `repo`; the arguments are those of `loraforge push`. `wait` is called before each pause.
 
-    Raises a LoraforgeError, with the repository as it was, when the file by itself does not act as trained, when the
-    card would be a bad one, or when the Hub refuses. The message says in which state the repository is.
+    Raises a LoraforgeError, with the repository unchanged, if the file by itself does not act as trained, if the card
+    would be invalid, or if the Hub refuses. The message says in which state the repository is.
     """
     to = destination(repo)
     revision, repo = _branch(repo, to, revision, dry_run=dry_run), to.repo
     shown = [of_sample(Path(path)) for path in sample]
     _check(source, base_model, prompt, sample)
-    with workplace() as work:
-        there = remote(repo, revision, dry_run=dry_run, wait=wait)
-        _reachable(there, private=private)
-        old = fields(split(there.card)[0], f"https://huggingface.co/{repo}/blob/main/README.md")
+    with TemporaryDirectory(prefix="loraforge-push-") as work:
+        before = remote(repo, revision, dry_run=dry_run, wait=wait)
+        _reachable(before, private=private)
+        old = fields(split(before.card)[0], _card_page(repo))
         chosen = repository(base_model) if base_model else _base_of(old)
         what = published(Path(source), repo, chosen, stated, drop, Path(work))
-        trigger_words = trigger or what.facts.trigger or _words(old.get("instance_prompt"))
-        samples, example = tuple(file.name for file in shown), _example(prompt, old)
         facts = replace(
-            what.facts, repo=repo, prompts=tuple(prompt), samples=samples, example=example, trigger=trigger_words
-        )
+            what.facts, repo=repo, prompts=tuple(prompt), samples=tuple(file.name for file in shown),
+            example=_example(prompt, old), trigger=trigger or what.facts.trigger or _words(old.get("instance_prompt")),
+        )  # fmt: skip
         given = {"license": license, "license_name": license_name, "license_link": license_link}
         licence, doubts = _licence(given, old, facts.base_model)
-        card, said = _card(there, facts, licence, _stated(base_model, given, trigger))
+        typed = {"base_model": base_model, **given, "instance_prompt": trigger}
+        card, changes = _card(before, facts, licence, frozenset(key for key, value in typed.items() if value))
         files = [*what.files, *shown, outgoing("README.md", card.encode())]
-        message = commit_message or _message(there, what)
-        notes = (*there.notes, *what.notes, *doubts, *said)
-        done = _planned(there, files, card, message, notes, private=private, of_model=facts.kind != "adapter")
-        sent = [file for file, described in zip(files, done.files, strict=True) if described["state"] != "same"]
+        weights = what.files[0].name
+        planned = PushReport(
+            repo=repo, url=before.url, state="planned", commit=before.commit, pull_request=None,
+            created=before.commit is None and before.known,
+            visibility="private" if (private if before.commit is None else before.private) else "public",
+            revision=before.revision or "main",
+            message=commit_message or f"{'Update' if weights in before.hashes else 'Add'} {weights}",
+            files=tuple(_described(file, before) for file in files),
+            stale=_stale(before, files) if facts.kind == "adapter" else (),
+            card=card, notes=(*before.notes, *what.notes, *doubts, *changes),
+        )  # fmt: skip
+        sent = [file for file, described in zip(files, planned.files, strict=True) if described["state"] != "same"]
         if dry_run or not sent:
-            return done if sent else replace(done, state="unchanged")
-        made = commit(there, sent, message, private=private, create_pr=create_pr, wait=wait)
-        return replace(done, state="committed", commit=made.commit, pull_request=made.pull_request)
-
-
-def _planned(
-    there: Remote, files: Sequence[Outgoing], card: str, message: str, notes: tuple[str, ...],
-    *, private: bool, of_model: bool,
-) -> PushReport:  # fmt: skip
-    """The report of a push that has sent nothing yet."""
-    return PushReport(
-        repo=there.repo,
-        url=there.url,
-        state="planned",
-        commit=there.commit,
-        pull_request=None,
-        created=there.commit is None and there.known,
-        visibility="private" if (private if there.commit is None else there.private) else "public",
-        revision=there.revision or "main",
-        message=message,
-        files=tuple(_described(file, there) for file in files),
-        stale=() if of_model else _stale(there, files),
-        card=card,
-        notes=notes,
-    )
+            return planned if sent else replace(planned, state="unchanged")
+        sha, request = commit(before, sent, planned.message, private=private, create_pr=create_pr, wait=wait)
+        return replace(planned, state="committed", commit=sha, pull_request=request)
 
 
 def destination(text: str) -> Address:
-    """The repository that a text names, `user/name`, `user/name@branch` or its address. Nobody is asked.
+    """The repository that a text names: `user/name`, `user/name@branch` or its address. The Hub is not asked.
 
-    Raises HubError where a part of the text could not be obeyed.
+    Raises HubError if a part of the text cannot be obeyed.
     """
     repo = meant(text)[0]
     instead = [Try(repo, "the repository", instead=text)] if repo else ["loraforge push --help"]
@@ -181,7 +168,7 @@ def _of_a_file(text: str, where: Address) -> HubError:
 
 
 def _branch(text: str, where: Address, given: str | None, *, dry_run: bool) -> str | None:
-    """The branch that the address and `--revision` name. Raises HubError where they are two."""
+    """The branch that the address and `--revision` name. Raises HubError if they differ."""
     try:
         where = settled(where)
     except HubError:
@@ -189,55 +176,46 @@ def _branch(text: str, where: Address, given: str | None, *, dry_run: bool) -> s
             raise
     if where.path and not where.loose:
         raise _of_a_file(text, where)
-    said = f"{where.revision}/{where.path}" if where.loose else where.revision
-    if said and given is not None and said != given:
-        ours = adding("--revision", said, why="as the address says")
+    named = f"{where.revision}/{where.path}" if where.loose else where.revision
+    if named and given is not None and named != given:
+        ours = adding("--revision", named, why="as the address says")
         theirs = Try(where.repo, f"{given}, as --revision says", instead=text)
-        raise HubError(f"{text} names the revision {said}, and --revision {given}: which?", ours, theirs)
-    instead = Try(where.repo, "main", instead=text)
-    if (name := said if given is None else given) is not None and not is_branch(name):
-        raise HubError(
-            f"{name!r} is no name that a branch can have.",
-            adding("--revision", "main") if given is not None else instead,
-        )
+        raise HubError(f"{text} names the revision {named}, and --revision {given}: which?", ours, theirs)
+    name = named if given is None else given
+    if name is not None and not is_branch(name):
+        remedy = Try(where.repo, "main", instead=text) if given is None else adding("--revision", "main")
+        raise HubError(f"{name!r} is no name that a branch can have.", remedy)
     return name
 
 
-def _reachable(there: Remote, *, private: bool) -> None:
-    """Raise HubError for what is wanted of the repository and cannot be had, before anything is made."""
-    if there.commit is None and there.known and there.revision not in (None, "main"):
-        raise HubError(
-            f"{there.repo} does not exist, and a new repository begins with main: leave out --revision the first time.",
-            hf("repos", "create", there.repo, page="new"),
-        )
-    if private and there.commit is not None and not there.private:
-        raise HubError(
-            f"{there.repo} exists and is public: --private is for a new one.",
-            hf("repos", "settings", there.repo, "--private", page=f"{there.repo}/settings"),
-        )
+def _reachable(before: Remote, *, private: bool) -> None:
+    """Raise HubError if the repository cannot be what the options ask for, before anything is created."""
+    if before.commit is None and before.known and before.revision not in (None, "main"):
+        text = "does not exist, and a new repository begins with main: leave out --revision the first time."
+        raise HubError(f"{before.repo} {text}", hf("repos", "create", before.repo, page="new"))
+    if private and before.commit is not None and not before.private:
+        settings = hf("repos", "settings", before.repo, "--private", page=f"{before.repo}/settings")
+        raise HubError(f"{before.repo} exists and is public: --private is for a new one.", settings)
 
 
 def _example(prompts: Sequence[str], card: Mapping[str, Any]) -> str | None:
-    """The prompt of the snippet: stated now, else the first that the card shows."""
+    """The prompt of the snippet: the one given now, else the first in the card."""
     widget = card.get("widget")
     shown = [entry.get("text") for entry in widget if isinstance(entry, dict)] if isinstance(widget, list) else []
     return next((text for text in (*prompts, *shown) if isinstance(text, str) and text), None)
 
 
-def _words(said: Any) -> str | None:
-    return said if isinstance(said, str) and said.strip() else None
+def _words(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], samples: Sequence[str | Path]) -> None:
     where = address(source)
     if where is not None and not where.bare:
-        raise HubError(
-            f"{source} is on the Hub: what is published comes from this machine.",
-            Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes"),
-        )
+        convert = Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes")
+        raise HubError(f"{source} is on the Hub: what is published comes from this machine.", convert)
     if not Path(source).exists() and group_of(Path(source)) is None:
         raise HubError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
-
     if base_model is not None and repository(base_model) is None:
         refused = no_repository(base_model)
         raise HubError(f"{refused.message} The Hub refuses cards with paths.", *refused.remedies)
@@ -246,60 +224,45 @@ def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], s
 
 
 def _base_of(card: Mapping[str, Any]) -> str | None:
-    """The base model that an existing card names, where it is one and a repository."""
-    said = card.get("base_model")
-    (one,) = said if isinstance(said, list) and len(said) == 1 else (said,)
+    """The base model that an existing card names; None unless it is one repository."""
+    base = card.get("base_model")
+    (one,) = base if isinstance(base, list) and len(base) == 1 else (base,)
     return renamed(one) if isinstance(one, str) and is_repo(one) else None
 
 
 def _licence(
     given: Mapping[str, str | None], old: Mapping[str, Any], base: str | None
 ) -> tuple[dict[str, str], list[str]]:
-    """The licence: as stated, else as the card has it, else the base model's; never made up."""
+    """The licence: as given, else as in the card, else of the base model; never invented."""
     stated = {key: value for key, value in given.items() if value}
     if stated or old.get("license"):
         return stated, []
-    found, why = licence_of(base) if base else ({}, "no base model is known.")
-    if found:
-        return found, [f"the licence is the base model's: {', '.join(found.values())}"]
+    licence, why = licence_of(base) if base else ({}, "no base model is known.")
+    if licence:
+        return licence, [f"the licence is the base model's: {', '.join(licence.values())}"]
     return {}, [f"the card names no licence, as {why} --license NAME states one"]
 
 
-def _stated(base_model: str | None, licence: Mapping[str, str | None], trigger: str | None) -> frozenset[str]:
-    """The fields of the card that the user typed now, over what stands there."""
-    typed = {"base_model": base_model, **licence, "instance_prompt": trigger}
-    return frozenset(key for key, value in typed.items() if value)
-
-
-def _card(there: Remote, facts: Facts, licence: Mapping[str, str], stated: frozenset[str]) -> tuple[str, list[str]]:
-    """The card, checked. Raises HubError that lists what is wrong with it."""
-    card, notes = updated_card(there.card, facts, licence, stated) if there.card else (new_card(facts, licence), [])
-    where = f"https://huggingface.co/{facts.repo}/blob/main/README.md"
-    if wrong := list(problems(fields(split(card)[0], where))):
+def _card(before: Remote, facts: Facts, licence: Mapping[str, str], stated: frozenset[str]) -> tuple[str, list[str]]:
+    """The new card and notes. Raises HubError that lists what is wrong with the card."""
+    card, notes = updated_card(before.card, facts, licence, stated) if before.card else (new_card(facts, licence), [])
+    page = _card_page(facts.repo)
+    if wrong := list(problems(fields(split(card)[0], page))):
         text = f"the card of {facts.repo} would not be a right one: {'; '.join(wrong)}. Nothing was sent."
-        raise HubError(
-            text,
-            *(
-                [Try(f"python -m webbrowser {where}", "edit it there")]
-                if there.card
-                else [adding("--license", "other", "--license-name", "NAME")]
-            ),
-        )
+        raise HubError(text, edit(page) if before.card else adding("--license", "other", "--license-name", "NAME"))
     return card, notes
 
 
-def _described(file: Outgoing, there: Remote) -> dict[str, Any]:
-    known = there.hashes.get(file.name)
+def _card_page(repo: str) -> str:
+    return f"{HUB}/{repo}/blob/main/README.md"
+
+
+def _described(file: Outgoing, before: Remote) -> dict[str, Any]:
+    known = before.hashes.get(file.name)
     state = "new" if known is None else "same" if known in (file.sha256, file.git_hash) else "changed"
     return {"name": file.name, "size": file.size, "sha256": file.sha256, "state": state}
 
 
-def _stale(there: Remote, files: Sequence[Outgoing]) -> tuple[str, ...]:
-    ours = {file.name for file in files}
-    return tuple(
-        sorted(name for name in there.hashes if name.endswith(TENSORS) and "/" not in name and name not in ours)
-    )
-
-
-def _message(there: Remote, what: Published) -> str:
-    return f"{'Update' if there.commit and what.weights in there.hashes else 'Add'} {what.weights}"
+def _stale(before: Remote, files: Sequence[Outgoing]) -> tuple[str, ...]:
+    others = before.hashes.keys() - {file.name for file in files}
+    return tuple(sorted(name for name in others if name.endswith(TENSORS) and "/" not in name))

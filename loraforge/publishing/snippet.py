@@ -1,8 +1,7 @@
-"""The lines of Python in a model card: complete, at strength 1.0, with what the base model calls for.
+"""The Python code in a model card: complete, at strength 1.0, with the settings that the base model needs.
 
-The classes are those of the architecture's TOML, the settings those of variants.toml; a model without settings there
-is called with Diffusers' own. Source: PEFT's `PeftModel.from_pretrained`, which puts the adapter into the transformer
-it is given.
+The classes come from the architecture's TOML, the settings from variants.toml; a model without settings there runs
+with those of Diffusers. Source: PEFT's `PeftModel.from_pretrained`, which changes the transformer it is called with.
 """
 
 from __future__ import annotations
@@ -15,38 +14,31 @@ from loraforge.names.layout import Architecture, Variant
 
 EXAMPLE = "A panda plays the guitar by a stream in a bamboo forest, soft light, calm water"
 _DEFAULT_SIZE = (480, 720)
-"""What the released configurations make the pipeline's default, but for those of 1.5, which say another."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snippet:
-    """What a reader copies."""
-
-    install: str
-    code: str
-    remarks: tuple[str, ...]
+"""Height and width that the pipeline takes by default, for all released models but 1.5."""
 
 
 def snippet(
     repo: str, base: str | None, form: str, weights: str, arch: Architecture, variant: Variant | None, prompt: str
-) -> Snippet | None:
-    """The lines that run what is in `repo`; None where nothing known in Python runs it as it is."""
+) -> str | None:
+    """Markdown: how to install and run what is in `repo`; None if no known Python library runs it as it is."""
     if variant is None or not variant.pipeline or form not in ("diffusers", "peft", "pipeline", "transformer"):
         return None
     if base is None and form != "pipeline":
         return None
     wants = known_settings(variant.name)
     model = _Model(variant.pipeline, arch.transformer, arch.pipelines[variant.pipeline], wants)
-    packages = "diffusers transformers accelerate sentencepiece imageio imageio-ffmpeg"
+    packages = "torch diffusers transformers accelerate sentencepiece imageio imageio-ffmpeg"
     packages += " peft" if form in ("diffusers", "peft") else ""
-    lines = [*_imports(form, model), "", *_model(repo, str(base), form, weights, model), "", *_run(model, prompt)]
-    remarks = [f"{variant.name} makes {wants.frames_rule.replace(', ', ' frames, ')}, shown at {wants.fps} a second."
-               ] if wants else []  # fmt: skip
-    remarks.append(
+    code = [*_imports(form, model), "", *_model(repo, str(base), form, weights, model), "", *_run(model, prompt)]
+    text = ["```sh", f"pip install {packages}", "```\n", "```python", *code, "```\n"]
+    if wants:
+        frames = wants.frames_rule.replace(", ", " frames, ")
+        text.append(f"{variant.name} makes {frames}, shown at {wants.fps} a second.\n")
+    text.append(
         "Where the GPU is too small, put `pipe.enable_model_cpu_offload()` in the place of `pipe.to(device)`, "
         "and `pipe.vae.enable_tiling()` after it."
     )
-    return Snippet(f"pip install torch {packages}", "\n".join(lines), tuple(remarks))
+    return "\n".join(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +52,7 @@ class _Model:
 
     @property
     def given(self) -> tuple[str, str] | None:
-        """Function that loads what the pipeline is given beside a prompt, and the argument; None for text alone."""
+        """The function that loads the picture or video, and the argument; None if the pipeline takes only text."""
         return _GIVEN.get(self.task.partition("-")[0])
 
     @property
@@ -72,7 +64,7 @@ _GIVEN = {
     "image": ("load_image", 'image=load_image("first_frame.png")'),
     "video": ("load_video", 'video=load_video("input.mp4")'),
 }
-"""First word of a task -> how what it is given is loaded."""
+"""First word of a task -> the function that loads its input, and the argument."""
 
 
 def _imports(form: str, model: _Model) -> Iterator[str]:
@@ -134,5 +126,5 @@ def _settings(wants: VariantSettings) -> Iterator[str]:
 
 
 def _literal(text: str) -> str:
-    """The text in Python, without what would be a comment in Markdown, as the marks of our section are."""
+    """The text as a Python literal without `<!--`, which would end our section of the card."""
     return repr(text).replace("<!--", "\\x3c!--")

@@ -1,4 +1,4 @@
-"""Scales that an adapter without a record may have been trained at, for the refusal to offer."""
+"""The scales at which an adapter without a record may have been trained, as remedies of the error."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def candidates(ranks: Mapping[str, int], writes: str) -> list[Try]:
             continue
         alpha, rank = trainer["alpha"], trainer["ranks"][0]
         kept, ratio = alpha / values[-1], alpha / rank
-        if values == [rank for rank in trainer["ranks"] if rank in values]:
-            found = [("--trained-by", name, kept, trainer["title"])]
+        if set(values) <= set(trainer["ranks"]):
+            ways = [("--trained-by", name, kept, trainer["title"])]
         elif alpha == rank:
-            found = [("--trained-scale", "1", 1.0, trainer["title"])]
-        elif alpha == 1:  # SAT's, which no configuration sets
-            found = [("--alpha", "1", kept, trainer["title"])]
-        else:  # who changes the rank may have changed alpha with it
-            found = [
+            ways = [("--trained-scale", "1", 1.0, trainer["title"])]
+        elif alpha == 1:  # SAT's default, which no configuration sets
+            ways = [("--alpha", "1", kept, trainer["title"])]
+        else:  # whoever changed the rank may have changed alpha too
+            ways = [
                 ("--alpha", f"{alpha}", kept, f"{trainer['title']}, alpha left at {alpha}"),
                 ("--trained-scale", f"{ratio:g}", ratio, f"{trainer['title']}, alpha changed with the rank"),
             ]
-        for option, value, scaling, why in found:
+        for option, value, scaling, why in ways:
             if scaling not in seen:
                 seen.add(scaling)
                 tries.append(adding(option, value, why=f"{why}: scale {scaling:g}", scale=scaling))

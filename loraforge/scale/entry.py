@@ -1,4 +1,4 @@
-"""One place that records a scale: the words it uses, and what it says of alpha, rank and patterns."""
+"""An entry of a training configuration or launch script that states alpha, rank or patterns, and its names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RSLORA = ("use_rslora", "rslora")
 PATTERNS = ("alpha_pattern", "rank_pattern")
 NAMES = frozenset((*ALPHAS, *RANKS, *RSLORA, *PATTERNS))
 BARE = ("alpha", "rank", "r")
-"""Names that mean other things too (a blend, a process): they yield to a plainer one in the same mapping."""
+"""Names with other meanings too (a blend, a process): ignored if the same mapping has a clearer name."""
 
 
 class _Entry(NamedTuple):

@@ -24,18 +24,17 @@ _REFERENCE = re.compile(r"(?i)\$(?:env:)?([a-z_]\w*)|\$[{(](?:env:)?([a-z_]\w*)[
 
 
 def _script(text: str, path: Path) -> list[list[_Entry]]:
-    """The options of all commands of a script, as one group: it states one alpha, or it is refused."""
+    """The options of all commands of a script, as one group: a script with two alphas is refused."""
     starts = list(accumulate((len(line) + 1 for line in text.split("\n")), initial=0))
-    # Comments are blanked and continued lines joined, every character in its place.
+    # Comments become blanks and continued lines are joined; every character keeps its position.
     code = _NOT_RUN.sub(lambda match: match[0] if match[0][0] in "\"'" else re.sub(r"[^\n]", " ", match[0]), text)
     code = re.sub(r"[\\^`][ \t]*\n[ \t\n]*\n(?=[ \t]*-)", lambda match: "\0".rjust(len(match[0])), code)
     code = re.sub(r"[\\^`][ \t]*\n", lambda match: " " * len(match[0]), code)
     if lost := re.search(rf"\0[^\n]*?{_OPTION.pattern}", code):
-        raise _wrong(
-            path, f"line {bisect_right(starts, lost.start(1))}: a comment or gap above --{lost[1]} ends its command."
-        )
+        line = bisect_right(starts, lost.start(1))
+        raise _wrong(path, f"line {line}: a comment or gap above --{lost[1]} ends its command.")
     variables = dict[str, dict[str, int]]()
-    for match in _ASSIGNED.finditer(code):  # `A+=1`, `A = B / 2`, `for A in`: no one line says all
+    for match in _ASSIGNED.finditer(code):  # `A+=1`, `A = B / 2`, `for A in`: the value is not in one line
         value = match[0].strip() if match[2] or match[4] or match[5] else match[3]
         variables.setdefault(match[1], {}).setdefault(value, bisect_right(starts, match.end() - 1))
     options = [(m[1].replace("-", "_"), m[2], bisect_right(starts, m.start())) for m in _OPTION.finditer(code)]
@@ -43,7 +42,7 @@ def _script(text: str, path: Path) -> list[list[_Entry]]:
 
 
 def _value(text: str, switch: bool, variables: dict[str, dict[str, int]], path: Path) -> object:
-    for _ in range(8):  # variables that name each other have no end
+    for _ in range(8):  # at most 8, as variables can refer to each other
         reference = _REFERENCE.fullmatch(text)
         given = variables.get(reference[reference.lastindex or 0], {}) if reference else {}
         if len(given) > 1:

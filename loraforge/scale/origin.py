@@ -1,4 +1,4 @@
-"""What a file says of its origin: our own header entry, and which entries of others stay true after a conversion."""
+"""What a file says of its origin: our own header entry, and which foreign entries stay true after a conversion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from loraforge._version import __version__
 from loraforge.errors import ScaleError
 from loraforge.files.tensorfile import KEY
 from loraforge.scale.resolve import given
@@ -23,37 +22,30 @@ _HASHES = re.compile(r"sshs_.*|modelspec\.hash_sha256")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a file converted by loraforge says of its source; empty where it says nothing we wrote."""
+    """What a file converted by loraforge says about its source; empty if loraforge did not write it."""
 
     scale: Scale | None = None
     base_model: str | None = None
     folded: bool = False
-    """The scale stands in the tensors: they are right at 1.0."""
+    """Whether the scale is in the tensors: they are right at 1.0."""
     applied: tuple[float, ...] = ()
-    """The distinct scalings readers were to apply when it was written; empty where the entry does not say."""
+    """The distinct scalings that readers should apply, as of when it was written; empty if the entry has none."""
 
     def settle(self, scale: Scale, rule: Rule, stated: Statement, ranks: Mapping[str, int], where: str) -> Scale:
         """How well the scale is known, given that `rule` records it now.
 
-        A scale we recorded ourselves is no better known than it was in the source, unless it is stated now.
-        Raises ScaleError when what is recorded is not what was written beside these tensors.
+        A scale that loraforge recorded is known no better than it was in the source, unless it is stated now.
+        Raises ScaleError if the recorded scale is not the one that was written with these tensors.
         """
         if scale.provenance != "recorded" or self.scale is None:
             return scale
-        self._check(rule, ranks, where)
-        return (given(stated, ranks) if self.scale.provenance == "assumed" else None) or self.scale
-
-    def _check(self, rule: Rule, ranks: Mapping[str, int], where: str) -> None:
         now = sorted({rule.of(path, rank) for path, rank in ranks.items()})
         if not self.applied or (_all_in(now, self.applied) and _all_in(self.applied, now)):
-            return
-        then = ", ".join(f"{value:g}" for value in self.applied)
-        here = ", ".join(f"{value:g}" for value in now)
-        choices = [
-            overriding("--trained-scale", values[0], f"use {what}")
-            for values, what in ((self.applied, "what was written"), (now, "what it says now"))
-            if len(values) == 1
-        ]
+            claim = given(stated, ranks) if self.scale.provenance == "assumed" else None
+            return Scale("given", claim.said) if claim else self.scale
+        then, here = (", ".join(f"{value:g}" for value in values) for values in (self.applied, now))
+        ways = ((self.applied, "what was written"), (now, "what it says now"))
+        choices = [overriding("--trained-scale", values[0], f"use {what}") for values, what in ways if len(values) == 1]
         raise ScaleError(
             f"{where}: loraforge wrote these tensors to act at scale {then}, and {rule.said} makes it {here}. "
             "One of the two was changed since, or they are of different conversions.",
@@ -62,66 +54,23 @@ class Origin:
 
 
 def _all_in(some: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether each of the numbers is one of the others, but for rounding."""
+    """Whether each of the numbers is among the others, up to rounding."""
     return all(any(math.isclose(one, other, rel_tol=1e-9) for other in others) for one in some)
 
 
-def entry(
-    typed: str,
-    source: Mapping[str, Any],
-    scale: Scale,
-    scalings: Sequence[float],
-    applied: Sequence[float],
-    stored: str,
-    base_model: str | None,
-    fits: Sequence[str],
-    earlier: Sequence[Mapping[str, Any]] = (),
-    architecture: str | None = None,
-) -> str:
-    """The entry for a written file. No paths and no dates: the same input gives the same bytes.
-
-    `source` has path (as `recorded` gives it), format, size and digest. `scalings` are those of training, `applied`
-    what readers of the file apply, each distinct and sorted. `earlier`: the `history` in the source's own entry.
-    `architecture`: that of the adapter, where it was shown.
-    """
-    said = {
-        "tool": f"loraforge {__version__}",
-        "command": typed,
-        "source": dict(source),
-        "scale": {
-            "provenance": scale.provenance,
-            "source": scale.portable,
-            "scalings": list(scalings),
-            **({"program": scale.program} if scale.program else {}),
-        },
-        "stored": stored,
-        "applied": list(applied),
-        "base_model": base_model,
-        "fits": list(fits),
-        **({"earlier": [dict(step) for step in earlier]} if earlier else {}),
-        **({"architecture": architecture} if architecture else {}),
-    }
-    return json.dumps(said, sort_keys=True)
-
-
-def digests(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Of the file this one was converted from, and of those before it, the latest first, as far as they are known."""
-    return tuple(step["source"]["digest"] for step in history(metadata))
-
-
 def history(metadata: Mapping[str, str]) -> tuple[dict[str, Any], ...]:
-    """The conversions that led to a file, the latest first: tool, command, source and scale as `entry` has them.
+    """The conversions that led to a file, the latest first: tool, command, source and scale as they were written.
 
-    Anybody can write a header: what is not as we write it is left out.
+    Anybody can write a header: an entry of another shape is left out.
     """
-    said = own_entry(metadata)
-    earlier = said.get("earlier") if isinstance(said, dict) else None
-    steps = [_step(step) for step in (said, *(earlier if isinstance(earlier, list) else ()))]
+    own = own_entry(metadata)
+    earlier = own.get("earlier") if isinstance(own, dict) else None
+    steps = [_step(step) for step in (own, *(earlier if isinstance(earlier, list) else ()))]
     return tuple(step for step in steps if step)
 
 
-def _step(said: Any) -> dict[str, Any] | None:
-    match said:
+def _step(entry: Any) -> dict[str, Any] | None:
+    match entry:
         case {
             "tool": str(tool),
             "command": str(typed),
@@ -135,7 +84,7 @@ def _step(said: Any) -> dict[str, Any] | None:
 
 
 def own_entry(metadata: Mapping[str, str]) -> Any:
-    """What our entry of a header holds. Anybody can write a header, so what cannot be read counts as nothing."""
+    """The content of our entry in a header. Anybody can write a header: None if it cannot be read."""
     try:
         return json.loads(metadata.get(KEY, "null"))
     except (ValueError, RecursionError):
@@ -143,7 +92,7 @@ def own_entry(metadata: Mapping[str, str]) -> Any:
 
 
 def origin(metadata: Mapping[str, str]) -> Origin:
-    """What our entry in a header says; anything else than expected counts as nothing."""
+    """What our entry in a header says; an entry of another shape counts as none."""
     match said := own_entry(metadata):
         case {"scale": {"provenance": "recorded" | "given" | "assumed" as provenance, "source": str(words)}}:
             base, program = said.get("base_model"), said["scale"].get("program")
@@ -157,14 +106,14 @@ def origin(metadata: Mapping[str, str]) -> Origin:
 
 
 def _trained(metadata: Mapping[str, str]) -> tuple[float, ...]:
-    """The scalings of training: those of the first of the conversions that hand on what the last one says of them."""
+    """The scalings of training: those of the earliest conversion with the same source of the scale as the last."""
     steps = history(metadata)
     same = list(takewhile(lambda step: step["scale"]["source"] == steps[0]["scale"]["source"], steps))
     return tuple(float(value) for value in same[-1]["scale"]["scalings"]) if same else ()
 
 
 def carried_over(metadata: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The entries of others that stay true of the same adapter in another file, and the keys of those that do not."""
+    """The foreign entries that stay true of the adapter in another file, and the keys of those that do not."""
     old = {key for key, text in metadata.items() if _HASHES.fullmatch(key) or states_scale(key, text)}
     kept = {key: text for key, text in metadata.items() if key not in (KEY, *old)}
     return kept, tuple(sorted(metadata.keys() - kept.keys() - {KEY}))

@@ -1,7 +1,7 @@
-"""Matches regular expressions that strangers wrote, by Python's own rules, without letting one run for ever.
+"""Matches regular expressions from untrusted files by Python's own rules, without letting one run for ever.
 
-A pattern of a file can take longer than anybody lives. Names without a repetition, as nearly all are, cannot, and are
-matched here; the others go to a process of their own, which is stopped after a while.
+Patterns without a repetition, which nearly all are, cannot run long and are matched here. The others are matched in a
+process of their own, which is stopped after a while.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from loraforge.errors import LoraforgeError
+from loraforge.errors import ScaleError
+from loraforge.scale.rule import BELIEVE
 from loraforge.text import listed
 
 SECONDS = 3.0
@@ -39,27 +40,24 @@ print(json.dumps(found))
 """
 
 
-class PatternError(LoraforgeError):
-    """A pattern that is none, or that takes too long."""
+def full_matches(patterns: Collection[str], texts: Collection[str], where: str, tail: str = "{}") -> list[set[str]]:
+    """For each pattern, the texts that it matches as a whole. `tail`: the template into which each pattern is put.
 
-
-def full_matches(patterns: Sequence[str], texts: Sequence[str], tail: str = "{}") -> list[set[str]]:
-    """For each pattern, the texts it matches as a whole. `tail` is what the pattern is put into first.
-
-    Raises PatternError for a pattern that is no regular expression, and when they take too long.
+    Raises ScaleError, which names `where`, if a pattern is no regular expression or if matching takes too long.
     """
     if len(patterns) > MOST or any(len(pattern) > LONGEST for pattern in patterns):
-        raise PatternError(f"patterns: more than {MOST:,}, or one of more than {LONGEST:,} letters")
+        raise ScaleError(f"{where}: patterns: more than {MOST:,}, or one of more than {LONGEST:,} letters.", BELIEVE)
     hard = [pattern for pattern in patterns if not _SIMPLE.fullmatch(pattern)]
-    found = dict(zip(hard, _apart(hard, texts, tail), strict=True)) if hard else {}
+    matches = dict(zip(hard, _apart(hard, list(texts), where, tail), strict=True)) if hard else {}
     for pattern in patterns:
-        if pattern not in found:
+        if pattern not in matches:
             match = re.compile(tail.replace("{}", pattern)).fullmatch
-            found[pattern] = {text for text in texts if match(text)}
-    return [found[pattern] for pattern in patterns]
+            matches[pattern] = {text for text in texts if match(text)}
+    return [matches[pattern] for pattern in patterns]
 
 
-def _apart(patterns: Sequence[str], texts: Sequence[str], tail: str) -> list[set[str]]:
+def _apart(patterns: Sequence[str], texts: Sequence[str], where: str, tail: str) -> list[set[str]]:
+    which = f"{where}: the pattern {listed(list(patterns), 1):.80}"
     try:
         done = subprocess.run(  # noqa: S603, our own program; what the stranger wrote is its input
             [sys.executable, "-I", "-S", "-c", PROGRAM],
@@ -70,12 +68,12 @@ def _apart(patterns: Sequence[str], texts: Sequence[str], tail: str) -> list[set
             timeout=SECONDS,
             check=True,
         )
-        found = json.loads(done.stdout)
+        results = json.loads(done.stdout)
     except subprocess.TimeoutExpired as error:
-        raise PatternError(f"the pattern {listed(list(patterns), 1):.80} takes too long to match") from error
+        raise ScaleError(f"{which} takes too long to match.", BELIEVE) from error
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
-        raise PatternError(f"the pattern {listed(list(patterns), 1):.80} cannot be matched") from error
-    for pattern, places in zip(patterns, found, strict=True):
-        if isinstance(places, str):
-            raise PatternError(f"the pattern {pattern:.80} is no regular expression ({places:.80})")
-    return [{texts[n] for n in places} for places in found]
+        raise ScaleError(f"{which} cannot be matched.", BELIEVE) from error
+    for pattern, matched in zip(patterns, results, strict=True):
+        if isinstance(matched, str):
+            raise ScaleError(f"{where}: the pattern {pattern:.80} is no regular expression ({matched:.80}).", BELIEVE)
+    return [{texts[n] for n in matched} for matched in results]

@@ -1,4 +1,4 @@
-r"""PEFT's own rules: what a LoraConfig says of each module's rank and scaling, and the least one that says it.
+r"""PEFT's own rules: the rank and scaling that a LoraConfig gives each module, and the smallest such LoraConfig.
 
 Sources: peft tuners/lora/layer.py (scaling, initialisations), tuners/lora/model.py and utils/other.py (patterns are
 regular expressions matched as `(.*\.)?(key)$`, the first that matches wins), tuners/tuners_utils.py
@@ -7,20 +7,17 @@ regular expressions matched as `(.*\.)?(key)$`, the first that matches wins), tu
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from loraforge.errors import ScaleError
-from loraforge.scale.patterns import PatternError, full_matches
-from loraforge.scale.rule import Rule, number, overriding
+from loraforge.scale.patterns import full_matches
+from loraforge.scale.rule import BELIEVE, Rule, number, over, overriding
 from loraforge.text import listed, shown
 
-_BELIEVE = (overriding("--trained-scale", 1, "if the strength was right as loaders apply it"),)
-
 _HARMLESS_STARTS = ("gaussian", "eva", "orthogonal", "mica")
-"""Ways of filling A and B at the start that leave the base weights alone."""
+"""Initialisations of A and B that do not change the base weights."""
 
 _PLAIN: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "peft_type": (lambda value: value in (None, "LORA"), "is another method than LoRA"),
@@ -29,9 +26,7 @@ _PLAIN: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "lora_bias": (lambda value: not value, "has a bias in the LoRA itself"),
     "fan_in_fan_out": (lambda value: not value, "has weights stored the other way round"),
     "init_lora_weights": (
-        lambda value: (
-            value in (None, True, False) or (isinstance(value, str) and value.lower().startswith(_HARMLESS_STARTS))
-        ),
+        lambda value: value in (None, True, False) or str(value).lower().startswith(_HARMLESS_STARTS),
         "changed the base weights when training began, so that A and B alone are not the update (PEFT converts it: "
         "save_pretrained with path_initial_model_for_weight_conversion)",
     ),
@@ -43,63 +38,52 @@ _PLAIN: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         )
     },
 }  # fmt: skip
-"""LoraConfig entries that change what A and B mean -> when they do not, and what they say otherwise."""
+"""LoraConfig entries that can change the meaning of A and B -> when they do not, and what they mean otherwise."""
 
 
 def unsupported(config: Mapping[str, Any]) -> str | None:
-    """The entries of a LoraConfig that make it more than A and B; None where it is a plain LoRA or DoRA."""
-    odd = [
-        f"{key} {_brief(config[key])} ({what})"
-        for key, (is_plain, what) in _PLAIN.items()
-        if key in config and not is_plain(config[key])
-    ]
-    return listed(odd) or None
+    """The entries of a LoraConfig that make it more than A and B; None if it is a plain LoRA or DoRA."""
+    odd = [(key, what) for key, (is_plain, what) in _PLAIN.items() if key in config and not is_plain(config[key])]
+    return listed([f"{key} {_brief(config[key])} ({what})" for key, what in odd]) or None
 
 
 def rule(
-    config: Mapping[str, Any],
-    ranks: Mapping[str, int],
-    where: str,
-    file: str = "",
+    config: Mapping[str, Any], ranks: Mapping[str, int], where: str, file: str = "",
     live: Callable[[], Mapping[str, int]] = dict,
-) -> Rule:
-    """What a LoraConfig says of each module's scaling. `where` it stands, `file` where that is a path.
+) -> Rule:  # fmt: skip
+    """The scaling that a LoraConfig gives each module. `where` it was found; `file`: the same if that is a path.
 
-    `live`: module path -> components that are not exactly zero, asked where a rank contradicts the tensors.
+    `live`: returns module path -> components that are not exactly zero; called if a rank contradicts the tensors.
 
-    Raises ScaleError when a value has the wrong type, a rank contradicts the tensors, a pattern matches
-    no module, or a pattern takes too long to match.
+    Raises ScaleError if a value has the wrong type, if a rank contradicts the tensors, or if a pattern matches no
+    module or takes too long to match.
     """
     r, alpha, rslora = number(config.get("r")), number(config.get("lora_alpha")), config.get("use_rslora", False)
     if not file and alpha is not None and "r" not in config and not (config.keys() & {"rank_pattern", "alpha_pattern"}):
-        scalings = {path: alpha / math.sqrt(rank) for path, rank in ranks.items()} if rslora else {}
-        return Rule(f"lora_alpha {alpha:g} in {where}", alpha=alpha, exceptions=scalings, file=file)
+        return Rule(f"lora_alpha {alpha:g} in {where}", alpha, rslora=bool(rslora), file=file)
     if r is None or alpha is None:
-        raise ScaleError(
-            f"{where}: r {shown(config.get('r'))}, lora_alpha {shown(config.get('lora_alpha'))} are no numbers.",
-            *_BELIEVE,
-        )
+        said = f"r {shown(config.get('r'))}, lora_alpha {shown(config.get('lora_alpha'))}"
+        raise ScaleError(f"{where}: {said} are no numbers.", BELIEVE)
     if not isinstance(rslora, bool | None):
-        raise ScaleError(f"{where}: use_rslora is {shown(rslora)}, neither true nor false.", *_BELIEVE)
+        raise ScaleError(f"{where}: use_rslora is {shown(rslora)}, neither true nor false.", BELIEVE)
     declared = _given(config, "rank_pattern", ranks, r, where)
     alphas = _given(config, "alpha_pattern", ranks, alpha, where)
     if odd := [path for path, rank in ranks.items() if declared[path] != rank]:
-        raise _other_rank(odd, declared, ranks, live(), where, alphas, math.sqrt if rslora else float)
-    exceptions = {path: alphas[path] / (math.sqrt(rank) if rslora else rank) for path, rank in ranks.items()}
+        raise _other_rank(odd, declared, ranks, live(), where, alphas, bool(rslora))
+    exceptions = {path: over(alphas[path], rank, rslora=bool(rslora)) for path, rank in ranks.items()}
     values = f"r {r:g}, lora_alpha {alpha:g}{', rslora' if rslora else ''}"
-    said = f"{values} in {where}"
-    return Rule(said, alpha, exceptions=exceptions, file=file, values=values, has_rank=True)
+    return Rule(f"{values} in {where}", alpha, exceptions=exceptions, file=file, values=values, has_rank=True)
 
 
 def _other_rank(
     odd: list[str], declared: Mapping[str, float], ranks: Mapping[str, int], live: Mapping[str, int],
-    where: str, alphas: Mapping[str, float], divisor: Callable[[float], float],
+    where: str, alphas: Mapping[str, float], rslora: bool,
 ) -> ScaleError:  # fmt: skip
-    """The refusal of ranks that are not the tensors'; padded tensors keep the scale of the rank that is declared."""
+    """The error for ranks other than those of the tensors; padded tensors keep the scale of the declared rank."""
     first, text = odd[0], f"{where} says r {declared[odd[0]]:g} for {odd[0]}, but its tensors have rank {ranks[odd[0]]}"
     if not all(0 < live.get(path, ranks[path]) <= declared[path] < ranks[path] for path in odd):
-        return ScaleError(f"{text}.", *_BELIEVE)
-    scales = {float(f"{alphas[path] / divisor(declared[path]):.12g}") for path in ranks}
+        return ScaleError(f"{text}.", BELIEVE)
+    scales = {float(f"{over(alphas[path], declared[path], rslora=rslora):.12g}") for path in ranks}
     tries = [overriding("--trained-scale", s, f"what it says of its r: scale {s:g}") for s in scales]
     return ScaleError(
         f"{text}, of which {ranks[first] - live[first]} components are exactly zero: they were padded, as PEFT does to "
@@ -109,9 +93,9 @@ def _other_rank(
 
 
 def untargeted(config: Mapping[str, Any], paths: Collection[str], where: str) -> list[str]:
-    """The modules that `target_modules` and what narrows it leave out, and that PEFT would therefore not load.
+    """The modules that `target_modules` and the entries that narrow it leave out: PEFT would not load them.
 
-    Raises ScaleError when an entry has a type it cannot have.
+    Raises ScaleError if an entry has a wrong type.
     """
     targets, left = config.get("target_modules"), config.get("exclude_modules")
     meant = _named(targets, paths, f"{where}: target_modules")
@@ -124,44 +108,35 @@ def untargeted(config: Mapping[str, Any], paths: Collection[str], where: str) ->
 
 
 def _named(targets: object, paths: Collection[str], where: str) -> set[str]:
-    """The paths a list of endings or a regular expression means."""
+    """The paths that a list of endings or a regular expression matches."""
     if isinstance(targets, str):
-        return _full_matches([targets], paths, where)[0]
+        return full_matches([targets], paths, where)[0]
     if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
-        known = frozenset(targets)
-        return {path for path in paths if any(tail in known for tail in _tails(path))}
+        known = frozenset(targets)  # a set, as a list from an untrusted file may be long
+        return {p for p in paths if any(".".join(p.split(".")[n:]) in known for n in range(p.count(".") + 1))}
     if targets is not None:
-        raise ScaleError(f"{where} is {_brief(targets)}, neither a list of names nor a pattern.", *_BELIEVE)
+        raise ScaleError(f"{where} is {_brief(targets)}, neither a list of names nor a pattern.", BELIEVE)
     return set()
 
 
-def _tails(path: str) -> list[str]:
-    tokens = path.split(".")
-    return [".".join(tokens[start:]) for start in range(len(tokens))]
-
-
 def _of_layers(config: Mapping[str, Any], paths: Collection[str], where: str) -> set[str]:
-    """The paths whose first block number is among `layers_to_transform`; all, where that is not given."""
-    wanted = config.get("layers_to_transform")
-    if wanted is None or wanted == []:
+    """The paths whose first block number is in `layers_to_transform`; all if that is not given."""
+    blocks = config.get("layers_to_transform")
+    if blocks is None or blocks == []:
         return set(paths)
-    wanted = wanted if isinstance(wanted, list) else [wanted]
+    blocks = blocks if isinstance(blocks, list) else [blocks]
     stems = config.get("layers_pattern") or []
     stems = [stems] if isinstance(stems, str) else stems
     if not isinstance(stems, list) or not all(isinstance(stem, str) and stem.isidentifier() for stem in stems):
-        raise ScaleError(f"{where}: layers_pattern is {_brief(stems)}, not a plain name.", *_BELIEVE)
-    found = set()
-    for path in paths:
+        raise ScaleError(f"{where}: layers_pattern is {_brief(stems)}, not a plain name.", BELIEVE)
+
+    def block(path: str) -> int | None:
+        """The first number after a stem; without stems, the first after two tokens, as in PEFT's pattern."""
         tokens = path.split(".")
-        # without a name: the first number that has two tokens before it, as PEFT's pattern asks for
-        numbers = [
-            int(token)
-            for n, token in enumerate(tokens[:-1])
-            if token.isdecimal() and (tokens[n - 1] in stems if stems else n >= 2)
-        ]
-        if numbers and numbers[0] in wanted:
-            found.add(path)
-    return found
+        places = [n for n, token in enumerate(tokens[:-1]) if token.isdecimal()]
+        return next((int(tokens[n]) for n in places if (tokens[n - 1] in stems if stems else n >= 2)), None)
+
+    return {path for path in paths if (number := block(path)) is not None and number in blocks}
 
 
 def config(
@@ -169,25 +144,20 @@ def config(
 ) -> dict[str, Any]:
     """The smallest LoraConfig that gives every module its rank and scaling, and names no other module.
 
-    Both patterns are always there: Diffusers 0.34 to 0.39 looks for them without a default.
+    Both patterns are always present: Diffusers 0.34 to 0.39 reads them without a default.
 
-    `older`: for PEFT before 0.15 too, which looks a whole path up as it stands and knows no anchored pattern. Its
-    keys follow the others, so that newer versions, which take the first that matches, never need them.
+    `older`: for PEFT before 0.15 too, which looks up whole paths and knows no anchored patterns. The keys for it follow
+    the others, so that newer versions, which take the first match, never use them.
     """
     alphas = {path: _tidy(scalings[path] * rank) for path, rank in ranks.items()}
     (r, alpha), _ = Counter((ranks[path], alphas[path]) for path in sorted(ranks)).most_common(1)[0]
     least: dict[str, Any] = {"r": r, "lora_alpha": alpha, "target_modules": sorted(ranks)}
-    odd: dict[str, dict[str, float]] = {
-        "rank_pattern": {path: rank for path, rank in sorted(ranks.items()) if rank != r},
-        "alpha_pattern": {path: a for path, a in sorted(alphas.items()) if a != alpha},
-    }
     plain = {path for path in ranks if not any(q.endswith(f".{path}") for q in ranks)} if older else set()
-    patterns = {
-        name: {_anchored(path): value for path, value in said.items()}
-        | {path: value for path, value in said.items() if path in plain}
-        for name, said in odd.items()
-    }
-    return least | patterns | ({"use_dora": True} if dora else {})
+    for name, values, most in (("rank_pattern", ranks, r), ("alpha_pattern", alphas, alpha)):
+        odd = {path: value for path, value in sorted(values.items()) if value != most}
+        least[name] = {"^" + path.replace(".", r"\."): value for path, value in odd.items()}
+        least[name] |= {path: value for path, value in odd.items() if path in plain}
+    return least | ({"use_dora": True} if dora else {})
 
 
 def _given(
@@ -196,36 +166,25 @@ def _given(
     """Module path -> the value of the first pattern that matches it, else the default."""
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict):
-        raise ScaleError(f"{where}: {name} is {_brief(patterns)}, not a table.", *_BELIEVE)
+        raise ScaleError(f"{where}: {name} is {_brief(patterns)}, not a table.", BELIEVE)
     values = dict.fromkeys(ranks, default)
-    matched = dict(zip(patterns, _full_matches(list(patterns), ranks, f"{where}: {name}", r"(.*\.)?({})"), strict=True))
+    matches = full_matches(patterns, ranks, f"{where}: {name}", r"(.*\.)?({})")
+    matched = dict(zip(patterns, matches, strict=True))
     for key, value in reversed(patterns.items()):  # the first that matches wins
         given = number(value)
         if given is None and matched[key]:
-            raise ScaleError(f"{where}: {name} gives {key:.80} the value {shown(value)}, not a number.", *_BELIEVE)
+            raise ScaleError(f"{where}: {name} gives {key:.80} the value {shown(value)}, not a number.", BELIEVE)
         values |= dict.fromkeys(matched[key], given or 0.0)
-    idle = [key for key in patterns if not matched[key]]
-    if idle:
+    if idle := [key for key in patterns if not matched[key]]:
         word = "lora_alpha" if name == "alpha_pattern" else "r"
         meant = overriding("--alpha", default, f"if {word} {default:g} holds for all")
         raise ScaleError(
             f"{where}: {name} has {shown(idle[0])}: {shown(patterns[idle[0]])}, which matches none of the {len(ranks)} "
             f"modules (like {next(iter(ranks))}), where {word} {default:g} applies: which of the two training used is "
             "not known.",
-            *((meant,) if name == "alpha_pattern" else _BELIEVE),
+            meant if name == "alpha_pattern" else BELIEVE,
         )
     return values
-
-
-def _full_matches(patterns: list[str], paths: Collection[str], where: str, tail: str = "{}") -> list[set[str]]:
-    try:
-        return full_matches(patterns, list(paths), tail)
-    except PatternError as error:
-        raise ScaleError(f"{where}: {error.message}.", *_BELIEVE) from error
-
-
-def _anchored(path: str) -> str:
-    return "^" + path.replace(".", r"\.")
 
 
 def _tidy(alpha: float) -> int | float:

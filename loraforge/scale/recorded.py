@@ -1,70 +1,62 @@
-"""What records the scale of an adapter file: every place that can, looked at in one search for every format."""
+"""Finds what records the scale of an adapter file: one search through every place that can, for every format."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding
+from loraforge.files.tensorfile import TensorFile
 from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
 from loraforge.scale.origin import Origin
-from loraforge.scale.rule import Rule, overriding
+from loraforge.scale.rule import Choice, Rule, over, overriding
 from loraforge.scale.run_folders import above, adapters, as_typed, beside, is_anothers, of_several_runs, own, places
 from loraforge.scale.training_config import TrainingScale, read_text, read_training_config, stated_in
 from loraforge.text import command, listed, shown, told
-
-if TYPE_CHECKING:
-    from loraforge.files.tensorfile import TensorFile
-    from loraforge.scale.rule import Choice
 
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_CONFIG = "adapter_config.json"
 _MOST_BYTES = 1 << 24
 _OFFERED = 4
 _UNSET = ("", "none", "null", "dynamic", "auto")
-"""What trainers write for an alpha that no number says."""
+"""What trainers write if alpha is not a number."""
 
 
 @dataclass(slots=True)
 class Record:
-    """One search, and what it found."""
+    """One search and its results."""
 
     file: TensorFile
     choice: Choice
     ranks: Mapping[str, int]
     """Module path -> rank."""
     alphas: Mapping[str, float]
-    """Module path -> what its alpha tensor says."""
+    """Module path -> value of its alpha tensor."""
     dora: bool
     origin: Origin
     peft: bool
-    """Whether the names in the file are PEFT's, so that its configuration speaks of nothing else."""
+    """Whether the names in the file are PEFT's, so that a PEFT configuration beside it describes this file."""
     live: Callable[[], Mapping[str, int]]
-    """Module path -> its components that are not exactly zero."""
+    """Module path -> number of its components that are not exactly zero."""
     rules: list[Rule] = field(default_factory=list)
     near: list[Try] = field(default_factory=list)
-    """What states a scale, and may be of another adapter."""
+    """Remedies from configurations that state a scale but may belong to another adapter."""
     notes: list[str] = field(default_factory=list)
     configs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The LoraConfigs that describe the file, by where they stand."""
+    """Where it was found -> a LoraConfig that describes the file."""
 
     @property
     def believed(self) -> bool:
-        """Whether what is recorded counts."""
+        """Whether recorded scales count; not with --override-scale."""
         return not self.choice.stated.override
 
-    @property
-    def complete(self) -> bool:
-        return any(rule.covers is None or rule.covers >= self.ranks.keys() for rule in self.rules)
-
     def offer(self, path: Path, scaling: float, said: str) -> None:
-        """Name a configuration that would be believed if the user names it."""
+        """Offer a configuration that counts only if the user names it."""
         where = as_typed(path, self.file.path)
         if where != told(where) or where.startswith("hf://"):  # a file on the Hub has no path that can be typed
             stated, why = ("--trained-scale", f"{scaling:.12g}"), f"if {where} is of its run"
@@ -74,28 +66,27 @@ class Record:
 
 
 def search(record: Record) -> Record:
-    """Look into every place, in this order. Raises FormatError and ScaleError for what contradicts the tensors."""
-    for place in PLACES if not record.choice.program else PLACES[:3]:
-        place.look(record)
+    """Look in every place, in order. Raises FormatError or ScaleError if a record contradicts the tensors."""
+    for look in list(PLACES.values())[: 3 if record.choice.program else None]:
+        look(record)
     del record.near[_OFFERED:]
     return record
 
 
 def looked(file: TensorFile, writes: str, found: Iterable[str] = ()) -> str:
-    """Where the scale of a file was looked for and is not. `found`: what was found and could not be used."""
+    """The sentence saying where a scale was looked for in vain. `found`: records that could not be used."""
     folder = as_typed(file.path.absolute().parent, file.path)
-    names = ", ".join(place.name for place in PLACES)
     unusable = "; ".join(found)
     what = f"no alpha that can be used is recorded ({unusable}; " if unusable else "no alpha is recorded ("
-    return f"{what}looked for {names}, in {folder}), and trainers that write {writes} files differ"
+    return f"{what}looked for {', '.join(PLACES)}, in {folder}), and trainers that write {writes} files differ"
 
 
 def header_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
-    """Entry -> the LoraConfig in it, without the component's prefix; none where it speaks of text encoders only.
+    """Header entry -> the LoraConfig in it, without the component's prefix; not those of text encoders.
 
-    Raises ScaleError when an entry is not JSON.
+    Raises ScaleError if an entry is not JSON.
     """
-    found = {}
+    configs = {}
     for key in places()["header"]["configs"]:
         if key not in file.metadata:
             continue
@@ -104,20 +95,20 @@ def header_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             look = command("loraforge", "inspect", file.path)
             raise ScaleError(f"{file.path}: its header entry {key} is not JSON.", look) from error
-        parts = dict[str, dict[str, Any]]()
+        components = dict[str, dict[str, Any]]()
         for name, entry in value.items() if isinstance(value, dict) else ():
             component, _, word = name.rpartition(".")
             more = entry.items() if isinstance(entry, dict) and ("r" in entry or "lora_alpha" in entry) else ()
-            parts.setdefault(component, {})[word] = entry
-            parts.setdefault(name, {}).update(more)
-        mine = {name: part for name, part in parts.items() if ("r" in part or "lora_alpha" in part) and _adapts(name)}
+            components.setdefault(component, {})[word] = entry
+            components.setdefault(name, {}).update(more)
+        mine = {n: part for n, part in components.items() if ("r" in part or "lora_alpha" in part) and _adapts(n)}
         for name in [name for name in (COMPONENT, "") if name in mine][:1] or mine:
-            found[key if name in (COMPONENT, "") else f"{key} ({name})"] = mine[name]
-    return found
+            configs[key if name in (COMPONENT, "") else f"{key} ({name})"] = mine[name]
+    return configs
 
 
 def _adapts(component: str) -> bool:
-    """Whether a component that a header names is no text encoder."""
+    """Whether a component named in a header is not a text encoder."""
     return not component.startswith(tuple(places()["header"]["text_encoders"]))
 
 
@@ -129,10 +120,10 @@ def _configs(record: Record) -> None:
 
 
 def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str = "") -> None:
-    """One rule per LoraConfig of a file, by the place it stands in; none where it is not to be believed.
+    """Add one rule per LoraConfig, keyed by where it was found; none if recorded scales do not count.
 
-    Raises FormatError when one describes more than A and B or leaves out a module of the file, and
-    ScaleError when it contradicts the tensors.
+    Raises FormatError if a config describes more than A and B or leaves out a module of the file, and ScaleError if it
+    contradicts the tensors.
     """
     path, ranks = record.file.path, record.ranks
     look = command("loraforge", "inspect", path)
@@ -152,26 +143,21 @@ def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str
             left = peft_config.untargeted(config, ranks, where)
         except ScaleError as error:
             raise ScaleError(f"{path}: {error.message}", *error.remedies) from error
-        narrowed = ", ".join(
-            key for key in ("target_modules", "exclude_modules", "layers_to_transform") if config.get(key)
-        )
         if left:
-            raise FormatError(
-                f"{path}: its {where} leaves out (by {narrowed}) {listed(left, 3)}, whose tensors are in "
-                "the file: PEFT would not load them, so the two do not belong together.",
-                look,
-            )
+            narrowing = ("target_modules", "exclude_modules", "layers_to_transform")
+            narrowed = ", ".join(key for key in narrowing if config.get(key))
+            text = f"{path}: its {where} leaves out (by {narrowed}) {listed(left, 3)}, whose tensors are in the file: "
+            raise FormatError(f"{text}PEFT would not load them, so the two do not belong together.", look)
 
 
 def _peft(record: Record) -> None:
-    """The configuration beside the file: PEFT's own of a file that is called so, else where all of it fits."""
+    """adapter_config.json beside the file: obeyed for a file with PEFT's name, else used only if all of it fits."""
     path = record.file.path.with_name(PEFT_CONFIG)
     mine = record.file.path.name in PEFT_FILES
+    where = as_typed(path.absolute(), record.file.path)
     if mine and record.peft and path.exists():
-        where = as_typed(path.absolute(), record.file.path)
         _believe(record, {where: config} if (config := read_config(path)) else {}, where)
     elif record.believed and path.is_file():
-        where = as_typed(path.absolute(), record.file.path)
         try:
             config = read_config(path)
             alone = mine or [file.name for file in adapters(path.parent)] in ([], [record.file.path.name])
@@ -193,14 +179,14 @@ def _peft(record: Record) -> None:
 def _tensors(record: Record) -> None:
     if not record.alphas or not record.believed:
         return
-    said, every = record.alphas, sorted(set(record.alphas.values()))
+    alphas, every = record.alphas, sorted(set(record.alphas.values()))
     text = f"alpha {every[0]:g}" if len(every) == 1 else f"alphas from {every[0]:g} to {every[-1]:g}"
-    scalings = {path: alpha / record.ranks[path] for path, alpha in said.items()}
-    record.rules.append(Rule(f"{text} in its alpha tensors", exceptions=scalings, covers=frozenset(said)))
+    scalings = {path: alpha / record.ranks[path] for path, alpha in alphas.items()}
+    record.rules.append(Rule(f"{text} in its alpha tensors", exceptions=scalings, covers=frozenset(alphas)))
 
 
 def _plain(record: Record) -> None:
-    """Single values: an alpha over the rank it stands with, or over that of each tensor."""
+    """Single values: an alpha over the rank recorded with it, or over the rank of each tensor."""
     words, groups = places()["header"], dict[str, dict[str, float]]()
     flags = {component for component, word, text in _words(record, words["rslora"]) if text.lower() in ("true", "1")}
     for component, word, text in _words(record, (*words["alpha"], *words["rank"])):
@@ -211,16 +197,16 @@ def _plain(record: Record) -> None:
                 record.notes.append(f"its header says {word} {shown(text)}, which is no number: not used")
             continue
         groups.setdefault(component, {})[word] = value
-    ours = record.origin.scale is not None  # what was true of the source is not of what we made of it
-    for component, said in groups.items() if record.believed and not ours else ():
-        ranks = {word: value for word, value in said.items() if word in words["rank"]}
-        for word, alpha in said.items():
+    ours = record.origin.scale is not None  # what was true of the source need not be true of our result
+    for component, values in groups.items() if record.believed and not ours else ():
+        ranks = {word: value for word, value in values.items() if word in words["rank"]}
+        for word, alpha in values.items():
             if word in words["alpha"]:
                 _one(record, component, word, alpha, ranks, rslora=component in flags)
 
 
 def _words(record: Record, words: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Component, word and text of the entries of the header with these names; sd-scripts' stand by themselves."""
+    """Component, word and text of the header entries with these names; those of sd-scripts are a component."""
     for name, text in record.file.metadata.items():
         component, _, word = name.rpartition(".")
         if word in words and _adapts(component):
@@ -229,37 +215,36 @@ def _words(record: Record, words: Iterable[str]) -> Iterator[tuple[str, str, str
 
 def _one(record: Record, component: str, word: str, alpha: float, stated: Mapping[str, float], *, rslora: bool) -> None:
     name = f"{component}.{word}" if component not in ("", "ss") else word
-    covers = {path for path, rank in record.ranks.items() if all(rank == said for said in stated.values())}
+    covers = {path for path, rank in record.ranks.items() if all(rank == value for value in stated.values())}
     beside = ", ".join(f"{other} {value:g}" for other, value in stated.items())
-    said = f"{name} {alpha:g}{f', {beside}' if beside else ''}{', rslora' if rslora else ''} in its header"
+    statement = f"{name} {alpha:g}{f', {beside}' if beside else ''}{', rslora' if rslora else ''} in its header"
     if not covers:
-        have = ", ".join(map(str, sorted(set(record.ranks.values()))))
-        if record.complete:
-            record.notes.append(f"{said}, and its tensors have rank {have}: not used")
+        ranks = ", ".join(map(str, sorted(set(record.ranks.values()))))
+        if any(rule.covers is None or rule.covers >= record.ranks.keys() for rule in record.rules):
+            record.notes.append(f"{statement}, and its tensors have rank {ranks}: not used")
             return
-        tries = [overriding("--alpha", alpha, f"if alpha {alpha:g} holds at rank {have}")]
+        tries = [overriding("--alpha", alpha, f"if alpha {alpha:g} holds at rank {ranks}")]
         rank = next(iter(stated.values()))
         if rank > 0 and len(set(stated.values())) == 1:
-            scale = alpha / (math.sqrt(rank) if rslora else rank)
+            scale = over(alpha, rank, rslora=rslora)
             tries.append(overriding("--trained-scale", scale, f"if its scale is right: {scale:g}"))
-        text = f"{record.file.path}: {said}, but its tensors have rank {have}."
-        raise ScaleError(text, *tries)
-    scalings = {path: alpha / math.sqrt(record.ranks[path]) for path in covers} if rslora else {}
-    record.rules.append(Rule(said, alpha, exceptions=scalings, covers=frozenset(covers), has_rank=bool(stated)))
+        raise ScaleError(f"{record.file.path}: {statement}, but its tensors have rank {ranks}.", *tries)
+    record.rules.append(Rule(statement, alpha, rslora=rslora, covers=frozenset(covers), has_rank=bool(stated)))
 
 
 def _documents(record: Record) -> None:
     for key in places()["header"]["documents"] if record.believed and record.origin.scale is None else ():
         try:
-            said = read_text(record.file.metadata.get(key, ""), Path(f"{key}.json"))
+            config = read_text(record.file.metadata.get(key, ""), Path(f"{key}.json"))
         except ScaleError:  # it states none, or is no configuration
             continue
-        if said.rank in (None, *record.ranks.values()):
-            _one(record, "", key, said.alpha, {} if said.rank is None else {"rank": said.rank}, rslora=said.rslora)
+        if config.rank in (None, *record.ranks.values()):
+            rank = {} if config.rank is None else {"rank": config.rank}
+            _one(record, "", key, config.alpha, rank, rslora=config.rslora)
 
 
 def _own(record: Record) -> None:
-    """Our own entry: the tensors hold the scale, or what stood beside them gave all modules one."""
+    """Our own entry: the scale is in the tensors, or all modules were written with one scale."""
     if record.rules or not record.believed:
         return
     if record.origin.folded:
@@ -270,21 +255,22 @@ def _own(record: Record) -> None:
 
 
 def _training(record: Record) -> None:
-    """The training configuration that the user named; else, where nothing is recorded, one of the run's own folder.
+    """The training configuration that the user names; if nothing is recorded, one in the run's own folder.
 
-    Raises ScaleError when the named one states none, or another rank than the tensors'.
+    Raises ScaleError if the named one states no scale, or another rank than that of the tensors.
     """
     named = record.choice.training_config
     if named and record.believed:
         record.rules.append(_named(record, named))
     elif not record.rules and record.believed:
-        whose, others = around(record.file.path, record.ranks)
-        if whose:
-            record.rules.append(_rule(whose[1], record, whose[0]))
-        for path, said in others:
-            if not whose and (scaling := _offered(said, record.ranks)) is not None:
-                record.offer(path, scaling, said.said)
-            elif not whose and path.parent in own(record.file.path):
+        mine, others = around(record.file.path, record.ranks)
+        if mine:
+            record.rules.append(_rule(mine[1], record, mine[0]))
+        ranks = set(record.ranks.values())
+        for path, config in others:
+            if config.rank is None or ranks == {config.rank}:
+                record.offer(path, config.scaling(min(ranks)), config.said)
+            elif path.parent in own(record.file.path):
                 where = as_typed(path, record.file.path)
                 record.notes.append(f"{where} states a scale, but not for an adapter of this rank: not used")
 
@@ -294,25 +280,23 @@ def _named(record: Record, named: Path) -> Rule:
         trial = replace(record, rules=[])
         _believe(trial, {told(named): read_config(named)}, told(named))
         return trial.rules[0]
-    said = read_training_config(named)
-    if said.rank is not None and set(record.ranks.values()) != {said.rank}:
-        raise ScaleError(
-            f"{named} says rank {said.rank:g}, but the tensors of {record.file.path} have rank "
-            f"{', '.join(map(str, sorted(set(record.ranks.values()))))}: it belongs to another run.",
-            command("loraforge", "inspect", record.file.path),
-        )
-    return _rule(said, record, named)
+    config = read_training_config(named)
+    if config.rank is not None and set(record.ranks.values()) != {config.rank}:
+        ranks = ", ".join(map(str, sorted(set(record.ranks.values()))))
+        text = f"{named} says rank {config.rank:g}, but the tensors of {record.file.path} have rank {ranks}"
+        raise ScaleError(f"{text}: it belongs to another run.", command("loraforge", "inspect", record.file.path))
+    return _rule(config, record, named)
 
 
 def around(
     file: Path, ranks: Mapping[str, int], *, siblings: bool = True
 ) -> tuple[tuple[Path, TrainingScale] | None, list[tuple[Path, TrainingScale]]]:
-    """The configuration that is the run's own, and those that may be of another run, the nearest first."""
+    """The run's own configuration or None, and those that may belong to another run, the nearest first."""
     others, mine = list[tuple[Path, TrainingScale]](), list[tuple[Path, TrainingScale]]()
     for folder in own(file):
-        found = stated_in(folder)
-        sound = [(path, said) for path, said in found.items() if said]
-        one = len(sound) == len(found) and len({(said.alpha, said.rslora) for _, said in sound}) == 1
+        configs = stated_in(folder)
+        sound = [(path, said) for path, said in configs.items() if said]
+        one = len(sound) == len(configs) and len({(said.alpha, said.rslora) for _, said in sound}) == 1
         fits = sound and set(ranks.values()) == {sound[0][1].rank}
         if one and fits and not is_anothers(sound[0][1].output, folder, file) and not of_several_runs(folder):
             mine.append(sound[0])
@@ -324,21 +308,14 @@ def around(
     return None, others
 
 
-def _offered(said: TrainingScale, ranks: Mapping[str, int]) -> float | None:
-    """The scaling it would give; None where it is not for an adapter of these ranks."""
-    values = set(ranks.values())
-    return said.scaling(min(values)) if said.rank is None or values == {said.rank} else None
-
-
-def _rule(said: TrainingScale, record: Record, path: Path) -> Rule:
+def _rule(config: TrainingScale, record: Record, path: Path) -> Rule:
     where = as_typed(path.absolute(), record.file.path) if path != record.choice.training_config else told(path)
-    scalings = {name: said.scaling(rank) for name, rank in record.ranks.items()} if said.rslora else {}
-    has_rank = said.rank is not None
-    return Rule(f"{said.said} in {where}", said.alpha, exceptions=scalings, file=where, has_rank=has_rank)
+    has_rank = config.rank is not None
+    return Rule(f"{config.said} in {where}", config.alpha, rslora=config.rslora, file=where, has_rank=has_rank)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """PEFT's configuration. Raises FormatError when it cannot be read."""
+    """PEFT's configuration. Raises FormatError if it cannot be read."""
     look = command("ls", "-l", path)
     if not path.is_file():  # opening a pipe would wait for ever
         raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.", look)
@@ -357,20 +334,13 @@ def read_config(path: Path) -> dict[str, Any]:
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One place that can record a scale."""
-
-    name: str
-    look: Callable[[Record], None]
-
-
-PLACES = (
-    Place("lora_adapter_metadata, lora_config", _configs),
-    Place("adapter_config.json", _peft),
-    Place("alpha tensors", _tensors),
-    Place("header entries lora_alpha, network_alpha, alpha, ss_network_alpha", _plain),
-    Place("ot_config, training_config, ss_network_args", _documents),
-    Place("loraforge's own entry", _own),
-    Place("training configurations of its run", _training),
-)
+PLACES: Mapping[str, Callable[[Record], None]] = {
+    "lora_adapter_metadata, lora_config": _configs,
+    "adapter_config.json": _peft,
+    "alpha tensors": _tensors,
+    "header entries lora_alpha, network_alpha, alpha, ss_network_alpha": _plain,
+    "ot_config, training_config, ss_network_args": _documents,
+    "loraforge's own entry": _own,
+    "training configurations of its run": _training,
+}
+"""Every place that can record a scale, by its name for a reader -> the function that looks there."""

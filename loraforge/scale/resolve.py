@@ -1,4 +1,4 @@
-"""Decides what scaling an adapter was trained at, from what files record and the user states. Never from a guess."""
+"""Decides the scaling an adapter was trained at from what files record and the user states, never by guessing."""
 
 from __future__ import annotations
 
@@ -17,66 +17,55 @@ STATES = frozenset(
 
 
 def resolve(
-    recorded: Sequence[Rule],
-    stated: Statement,
-    ranks: Mapping[str, int],
-    *,
-    default: Rule | None,
-    unknown: str,
-    bare: bool = False,
-) -> tuple[Rule, Scale]:
+    recorded: Sequence[Rule], stated: Statement, ranks: Mapping[str, int], *,
+    default: Rule | None, unknown: str, bare: bool = False,
+) -> tuple[Rule, Scale]:  # fmt: skip
     """The rule that holds, and its provenance.
 
-    `ranks`: module path -> rank. `default` is the only rule that can apply where nothing is recorded,
-    or None where known trainers write indistinguishable files: then the scale is ambiguous, read as
-    1.0; `unknown` says where it was looked for. `bare`: modules without a record act at 1.0, as in programs.
+    `ranks`: module path -> rank. `default` is the rule that holds if nothing is recorded; None if known trainers write
+    indistinguishable files: then the scale is ambiguous and read as 1.0, and `unknown` says where it was looked for.
+    `bare`: modules without a record act at 1.0, as in programs.
 
-    Raises ScaleError when two recorded values disagree, when the statement contradicts the record
-    (unless it overrides), when some modules alone have a record, or when a value is 0, negative or not a number and
-    the user did not say so.
+    Raises ScaleError if two recorded values disagree, if the statement contradicts the record (unless it overrides), if
+    only some modules have a record, or if a recorded value is 0, negative or not a number.
     """
-    given = _given(stated, ranks)
-    if given is not None and (stated.override or not recorded):
-        return given, Scale("given", given.said)
+    claim = given(stated, ranks)
+    if claim is not None and (stated.override or not recorded):
+        return claim, Scale("given", claim.said)
     for rule in recorded:
         _check(rule, ranks)
     for rule in recorded[1:]:
         _agree(recorded[0], rule, ranks)
-    if given is not None:
+    if claim is not None:
         for rule in recorded:
-            _agree(rule, given, ranks, adding("--override-scale", why=f"use {given.said}"))
+            _agree(rule, claim, ranks, adding("--override-scale", why=f"use {claim.said}"))
     whole = [rule for rule in recorded if rule.covers is None or rule.covers >= ranks.keys()]
     if whole:
         return whole[0], Scale("recorded", whole[0].said, whole[0].file)
-    if given is not None:
-        return given, Scale("given", given.said)
+    if claim is not None:
+        return claim, Scale("given", claim.said)
     if recorded and bare:
-        said = {path: recorded[0].of(path, rank) for path, rank in _both(ranks, recorded[0])}
-        return Rule(recorded[0].said, scaling=1.0, exceptions=said), Scale("recorded", recorded[0].said)
+        scalings = {path: recorded[0].of(path, rank) for path, rank in _both(ranks, recorded[0])}
+        return Rule(recorded[0].said, scaling=1.0, exceptions=scalings), Scale("recorded", recorded[0].said)
     if recorded:
         raise _in_part(recorded[0], ranks)
     if default is not None:
         return default, Scale("assumed", default.said, default.file)
-    return UNKNOWN, Scale("ambiguous", unknown)
-
-
-UNKNOWN = Rule("nothing is recorded", scaling=1.0)
+    return Rule("nothing is recorded", scaling=1.0), Scale("ambiguous", unknown)
 
 
 def _in_part(rule: Rule, ranks: Mapping[str, int]) -> ScaleError:
-    """The refusal of a scale that some modules alone record: what those say is offered before what loaders do."""
+    """The error if only some modules record a scale; theirs is offered before the one that loaders apply."""
     covers = rule.covers or frozenset()
     bare = [path for path in ranks if path not in covers]
-    said = {float(f"{rule.of(path, ranks[path]):.12g}") for path in covers}
+    scales = {float(f"{rule.of(path, ranks[path]):.12g}") for path in covers}
     alphas = {float(f"{rule.of(path, ranks[path]) * ranks[path]:.12g}") for path in covers}
     tries = []
-    if len(said) == 1:
-        (scale,) = said
-        tries.append(overriding("--trained-scale", scale, f"as the others: scale {scale:g}"))
+    if len(scales) == 1:
+        tries = [overriding("--trained-scale", s, f"as the others: scale {s:g}") for s in scales]
     elif len(alphas) == 1:
-        (alpha,) = alphas
-        tries.append(overriding("--alpha", alpha, f"as the others: alpha {alpha:g}, over each rank"))
-    if said != {1.0}:
+        tries = [overriding("--alpha", a, f"as the others: alpha {a:g}, over each rank") for a in alphas]
+    if scales != {1.0}:
         tries.append(overriding("--trained-scale", 1, "if 1.0 is right for all: scale 1"))
     return ScaleError(
         f"{rule.said}: that is the scale of {len(covers)} modules, and {len(bare)} have none ({listed(bare, 3)}): "
@@ -85,14 +74,8 @@ def _in_part(rule: Rule, ranks: Mapping[str, int]) -> ScaleError:
     )
 
 
-def given(stated: Statement, ranks: Mapping[str, int]) -> Scale | None:
-    """The provenance of what the user states; None where nothing is stated, or only that nothing is known."""
-    rule = _given(stated, ranks)
-    return Scale("given", rule.said) if rule else None
-
-
-def _given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
-    """The rule that is stated."""
+def given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
+    """The rule that the user states; None if nothing is stated. Raises ScaleError if no training can have used it."""
     for option, value in (("--alpha", stated.alpha), ("--trained-scale", stated.trained_scale)):
         if value is not None and not math.isfinite(value):
             raise ScaleError(f"{option} {value} is not a number an adapter can be trained at.", adding(option, "1"))
@@ -106,8 +89,7 @@ def _given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
     if stated.trained_by not in trainers:
         raise ScaleError(f"there is no trainer {stated.trained_by!r}; there are {', '.join(trainers)}.")
     trainer = trainers[stated.trained_by]
-    odd = sorted({rank for rank in ranks.values() if rank not in trainer["ranks"]})
-    if odd:
+    if odd := sorted(set(ranks.values()) - set(trainer["ranks"])):
         usual = " or ".join(map(str, trainer["ranks"]))
         kept = f"if only the rank was changed: scale {trainer['alpha'] / odd[0]:g}"
         raise ScaleError(
@@ -115,33 +97,28 @@ def _given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
             f"rank {', '.join(map(str, odd))}, so its run was configured differently. State the alpha it used.",
             adding("--alpha", f"{trainer['alpha']}", why=kept),
         )
-    return Rule(
-        f"--trained-by {stated.trained_by}: {trainer['title']}, lora_alpha {trainer['alpha']}", alpha=trainer["alpha"]
-    )
+    said = f"--trained-by {stated.trained_by}: {trainer['title']}, lora_alpha {trainer['alpha']}"
+    return Rule(said, alpha=trainer["alpha"])
 
 
 def _check(rule: Rule, ranks: Mapping[str, int]) -> None:
     for path, rank in _both(ranks, rule):
         scaling = rule.of(path, rank)
         if not math.isfinite(scaling) or scaling <= 0:
-            raise ScaleError(
-                f"{rule.said}: no training ends well at a scaling of {scaling:g}. State what it used.",
-                overriding("--alpha", 1, "SAT's default"),
-            )
+            text = f"{rule.said}: no training ends well at a scaling of {scaling:g}. State what it used."
+            raise ScaleError(text, overriding("--alpha", 1, "SAT's default"))
 
 
 def _agree(one: Rule, other: Rule, ranks: Mapping[str, int], *remedies: Try) -> None:
     for path, rank in _both(ranks, one, other):
         a, b = one.of(path, rank), other.of(path, rank)
         if not math.isclose(a, b, rel_tol=1e-9):
-            choices = [
-                overriding("--trained-scale", value, f"use {said}") for value, said in ((a, one.said), (b, other.said))
-            ]
-            raise ScaleError(
-                f"two scales for {path}: {a:g} ({one.said}), but {b:g} ({other.said}).", *(remedies or choices)
-            )
+            text = f"two scales for {path}: {a:g} ({one.said}), but {b:g} ({other.said})."
+            ways = ((a, one.said), (b, other.said))
+            choices = [overriding("--trained-scale", value, f"use {said}") for value, said in ways]
+            raise ScaleError(text, *(remedies or choices))
 
 
 def _both(ranks: Mapping[str, int], *rules: Rule) -> list[tuple[str, int]]:
-    """The modules that each of the rules speaks of, and their ranks."""
+    """The modules that all of the rules cover, and their ranks."""
     return [(p, rank) for p, rank in ranks.items() if all(rule.covers is None or p in rule.covers for rule in rules)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,16 +23,21 @@ class Scale:
     source: str
     """One phrase: which file, key or flag said so, and what it said."""
     file: str = ""
-    """The path in `source`, as the user knows it; empty where no file beside the adapter said so."""
+    """The path in `source`, as the user knows it; empty if no file beside the adapter said so."""
     program: str = ""
-    """The program whose behaviour is kept (`--as-in`); empty where the scale is that of training."""
+    """The program whose behaviour is kept (`--as-in`); empty if the scale is that of training."""
     trained: tuple[float, ...] = ()
-    """The scalings of training, where loraforge wrote the file and its own entry tells them."""
+    """The scalings of training, if loraforge wrote the file and its own entry records them."""
 
     @property
     def portable(self) -> str:
         """`source` without folders: what a written file may say."""
         return self.source.replace(self.file, re.split(r"[\\/]", self.file)[-1]) if self.file else self.source
+
+
+def over(alpha: float, rank: float, *, rslora: bool) -> float:
+    """The scaling: alpha over the rank, or over its square root."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +48,23 @@ class Rule:
     """Who said it, and what: `lora_alpha 4 in training_config.yaml`."""
     alpha: float | None = None
     scaling: float | None = None
+    rslora: bool = False
+    """Whether alpha is divided by the square root of the rank."""
     exceptions: Mapping[str, float] = field(default_factory=dict)
-    """Module path -> scaling, where it differs."""
+    """Module path -> scaling, if it differs."""
     covers: frozenset[str] | None = None
-    """The modules it speaks of; None for all."""
+    """The modules that the rule is about; None for all."""
     file: str = ""
     """The path in `said` of the file that says so, as the user knows it."""
     values: str = ""
-    """`said` without where it stands, if a configuration says it."""
+    """`said` without the path, if it is from a configuration."""
     has_rank: bool = False
-    """Whether it records the rank too, which was compared with the tensors' before it was believed."""
+    """Whether the rank was recorded along with it, and agreed with the tensors."""
 
     def of(self, path: str, rank: int) -> float:
         if path in self.exceptions:
             return self.exceptions[path]
-        return self.scaling if self.scaling is not None else (self.alpha or 0.0) / rank
+        return self.scaling if self.scaling is not None else over(self.alpha or 0.0, rank, rslora=self.rslora)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,7 @@ class Statement:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The options of the command line that make it."""
+        """The same as options of the command line."""
         numbers = {"alpha": self.alpha, "trained_scale": self.trained_scale}
         names = {"trained_by": self.trained_by, "as_in": self.as_in, "override_scale": self.override}
         return tuple(options({**numbers, **names}))
@@ -80,18 +88,18 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which of several checkpoints the user wants, and what they say of its scale."""
+    """Which of several checkpoints the user wants, and what they state about its scale."""
 
     iteration: int | None = None
     ema: bool = False
     training_config: Path | None = None
     stated: Statement = field(default_factory=Statement)
     drop: tuple[str, ...] = ()
-    """Patterns of what may be left out."""
+    """Patterns of modules and tensors to leave out."""
     architecture: str | None = None
-    """What `--architecture` names."""
+    """The name given with `--architecture`."""
     program: bool = False
-    """Read it as programs do: a module of which nothing is recorded acts at 1.0, and no neighbour is asked."""
+    """Read it as programs do: a module without a record acts at 1.0, and no file beside it is read."""
 
 
 AS_LOADED = "diffusers"
@@ -99,8 +107,12 @@ AS_LOADED = "diffusers"
 
 
 def overriding(option: str, value: float, why: str) -> Try:
-    """The remedy that states a scale, whatever files record."""
+    """The remedy that states a scale over whatever files record."""
     return adding(option, f"{value:.12g}", "--override-scale", why=why)
+
+
+BELIEVE = overriding("--trained-scale", 1, "if the strength was right as loaders apply it")
+"""The remedy if a LoraConfig is wrong."""
 
 
 def number(value: object) -> float | None:

@@ -1,4 +1,4 @@
-"""Which folder is a run's own: where a configuration is of the adapter's run, and where it is only near it."""
+"""Which folders belong to an adapter's run: whether a configuration is of that run, or only near it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _FACTOR = re.compile(rb"lora[._]([AaBb]\b|up|down)|matrix_A|lokr_|hada_")
 """In the names of an adapter's tensors."""
 _HEAD, _MOST_FILES = 1 << 20, 500
 _MOST_FOLDERS = 20
-"""Folders beside a run's, of which one may be worth naming; among more, naming one is noise."""
+"""If more folders than this lie beside a run's, naming one of them is noise."""
 UP = 3
-"""Folders above a file that are looked at, its own among them."""
+"""Number of folders above a file that are searched, including its own."""
 
 
 def places() -> dict[str, Any]:
@@ -37,38 +37,37 @@ def states_scale(name: str, text: str = "alpha") -> bool:
 
 
 def own(file: Path) -> list[Path]:
-    """The folders of the run that wrote `file`, the nearest first: where it lies, and what a trainer puts that into."""
+    """The folders of the run that wrote `file`, the nearest first: its own, and those that trainers put it into."""
     folder = file.absolute().parent
-    found = [folder]
+    folders = [folder]
     for row in places()["results"]:
         words = row["folder"].split("/")
         tail = folder.parts[-len(words) :]
         pattern = re.escape(row["folder"]).replace(r"\{n\}", "[0-9]{1,18}")
         deep = len(folder.parts) > len(words) and row.get("file", file.name) == file.name
         if deep and re.fullmatch(pattern, "/".join(tail)):
-            found += [*folder.parents[: len(words)]]
-    return list(dict.fromkeys(found))
+            folders += [*folder.parents[: len(words)]]
+    return list(dict.fromkeys(folders))
 
 
 def above(file: Path) -> list[Path]:
-    """The folders above a file that are not its run's."""
-    mine = own(file)
-    return [folder for folder in file.absolute().parents[:UP] if folder not in mine]
+    """The folders above a file that do not belong to its run."""
+    return [folder for folder in file.absolute().parents[:UP] if folder not in own(file)]
 
 
 def beside(file: Path) -> list[Path]:
-    """The folders beside that of its run: other runs', as a rule."""
+    """The folders beside that of its run, which usually belong to other runs; none if there are too many."""
     mine = own(file)
     try:
         with os.scandir(mine[-1].parent) as entries:
-            found = sorted(islice((entry.path for entry in entries if entry.is_dir()), _MOST_FOLDERS + 1))
+            folders = sorted(islice((entry.path for entry in entries if entry.is_dir()), _MOST_FOLDERS + 1))
     except OSError:
         return []
-    return [folder for folder in map(Path, found) if folder not in mine] if len(found) <= _MOST_FOLDERS else []
+    return [folder for folder in map(Path, folders) if folder not in mine] if len(folders) <= _MOST_FOLDERS else []
 
 
 def adapters(folder: Path) -> list[Path]:
-    """The adapters that lie in a folder itself, less what loraforge made of one."""
+    """The adapters directly in a folder, except those that loraforge wrote."""
     try:
         with os.scandir(folder) as entries:
             files = [Path(entry.path) for entry in islice(entries, _MOST_FILES) if entry.is_file()]
@@ -79,13 +78,13 @@ def adapters(folder: Path) -> list[Path]:
 
 
 def of_several_runs(folder: Path) -> bool:
-    """Whether its adapters have names that checkpoints of one run have not: what lies beside may be of any of them."""
+    """Whether its adapters differ in more than checkpoint numbers: a configuration may belong to any of them."""
     differ = re.compile(places()["checkpoints"]["differ_in"])
     return len({differ.sub("", path.stem.lower()) for path in adapters(folder)}) > 1
 
 
 def is_anothers(output: str, folder: Path, file: Path) -> bool:
-    """Whether the `output_dir` of a configuration in `folder` is another run's than that of `file`, and is there."""
+    """Whether the `output_dir` of a configuration in `folder` exists and is not that of the run of `file`."""
     name = re.split(r"[\\/]+", output.rstrip("\\/"))[-1]
     if name in ("", ".", "..", *(mine.name for mine in own(file))):
         return False
@@ -93,17 +92,15 @@ def is_anothers(output: str, folder: Path, file: Path) -> bool:
 
 
 def as_typed(path: Path, file: Path) -> str:
-    """A path beside `file`, as the user would type it: relative where that one was."""
+    """A path beside `file`, as the user would type it: relative if `file` is."""
     return told(path if file.is_absolute() else os.path.relpath(path))
 
 
 def _is_adapter(path: Path) -> bool:
-    """Judged by the names at its beginning. What cannot be read may be one."""
+    """Judged by the tensor names at the beginning of the file. A file that cannot be read may be one."""
     try:
         with path.open("rb") as stream:
             head = stream.read(_HEAD)
     except OSError:
         return True
-    if b'"loraforge":' in head:
-        return False
-    return _FACTOR.search(head) is not None or not any(head)
+    return b'"loraforge":' not in head and (_FACTOR.search(head) is not None or not any(head))

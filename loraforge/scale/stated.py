@@ -1,10 +1,10 @@
-"""What a user states of an adapter where no file records it: the keywords that nine verbs share."""
+"""What a user states about an adapter if no file records it: the keywords that nine verbs share."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import ParamSpec, TypedDict, TypeVar, get_type_hints
 
@@ -54,10 +54,8 @@ def takes_stated(verb: Callable[P, R]) -> Callable[P, R]:
     plain = inspect.signature(verb)
     own = [each for each in plain.parameters.values() if each.kind is not each.VAR_KEYWORD]
     defaults = {name: False if kind is bool else None for name, kind in _TYPES.items() if name not in plain.parameters}
-    more = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_TYPES[name])
-        for name, default in defaults.items()
-    ]
+    keyword = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+    more = [keyword(name, default=default, annotation=_TYPES[name]) for name, default in defaults.items()]
     whole = plain.replace(parameters=[*own, *more])
 
     @wraps(verb)
@@ -65,46 +63,32 @@ def takes_stated(verb: Callable[P, R]) -> Callable[P, R]:
         for name in options:
             if name not in whole.parameters:
                 raise TypeError(f"{verb.__name__}() got an unexpected keyword argument {name!r}")
-        for name, default in defaults.items():
-            options.setdefault(name, default)
-        return verb(*args, **options)
+        return verb(*args, **defaults | options)  # type: ignore[arg-type]
 
     checked.__signature__ = whole  # type: ignore[attr-defined]  # where inspect looks for it
-    checked.__doc__ = (
-        f"{verb.__doc__}\n    The keywords that state facts of the training: help('{__name__}.Stated')\n    "
-    )
+    more_help = f"The keywords that state facts of the training: help('{__name__}.Stated')"
+    checked.__doc__ = f"{verb.__doc__}\n    {more_help}\n    "
     return checked
 
 
 def choice_of(stated: Stated, *, iteration: int | None = None, ema: bool = False, drop: Sequence[str] = ()) -> Choice:
-    """How an adapter is to be read. Raises ScaleError if two things are stated."""
-    config = stated.get("training_config")
-    return Choice(
-        iteration, ema, Path(config) if config else None, _statement(stated), tuple(drop), stated.get("architecture")
-    )
+    """How to read an adapter. Raises ScaleError if the scale is stated in two ways."""
+    config, arch = stated.get("training_config"), stated.get("architecture")
+    return Choice(iteration, ema, Path(config) if config else None, _statement(stated), tuple(drop), arch)
 
 
 def _statement(stated: Stated) -> Statement:
     as_loaded, as_in = stated.get("as_loaded", False), stated.get("as_in")
     if as_loaded and as_in not in (None, AS_LOADED):
         raise ScaleError(f"--as-loaded is --as-in {AS_LOADED}, and --as-in {as_in} is another: give one of them.")
-    made = Statement(
-        stated.get("alpha"),
-        stated.get("trained_scale"),
-        stated.get("trained_by"),
-        AS_LOADED if as_loaded else as_in,
-        stated.get("override_scale", False),
-    )
-    options = {
-        "--alpha": made.alpha, "--trained-scale": made.trained_scale,
-        "--trained-by": made.trained_by, "--as-in": made.as_in,
-    }  # fmt: skip
-    given = [option for option, value in options.items() if value is not None]
+    alpha, trained_scale, trained_by = stated.get("alpha"), stated.get("trained_scale"), stated.get("trained_by")
+    ways = {"--alpha": alpha, "--trained-scale": trained_scale, "--trained-by": trained_by}
+    ways["--as-in"] = as_in = AS_LOADED if as_loaded else as_in
+    given = [option for option, value in ways.items() if value is not None]
+    override = stated.get("override_scale", False)
     if len(given) > 1:
         raise ScaleError(f"{' and '.join(given)} say the same thing in different ways: give one of them.")
-    if made.override and not given:
-        raise ScaleError(
-            "--override-scale goes with the scale to believe: --alpha, --trained-scale or --trained-by.",
-            overriding("--alpha", 1, "if the run did not set lora_alpha"),
-        )
-    return made
+    if override and not given:
+        text = "--override-scale goes with the scale to believe: --alpha, --trained-scale or --trained-by."
+        raise ScaleError(text, overriding("--alpha", 1, "if the run did not set lora_alpha"))
+    return Statement(alpha, trained_scale, trained_by, as_in, override)

@@ -1,4 +1,4 @@
-"""Finds the scale a run used in what its trainer, its trackers or the user's launch script wrote down.
+"""Finds the scale that a run used in the files of its trainer, its trackers or the user's launch script.
 
 Sources: CogVideo sat/configs/*_lora.yaml and finetune/*.sh, cogvideox-factory, finetrainers and VideoX-Fun launch
 scripts, sd-scripts config files, accelerate tracking.py (`hparams.yml` in logs/<project>/<time>/), wandb config.yaml.
@@ -21,7 +21,7 @@ from loraforge.files.neighbours import BESIDE
 from loraforge.files.texts import once, parse_yaml
 from loraforge.scale.entry import ALPHAS, BARE, NAMES, PATTERNS, RANKS, RSLORA, SAT_DEFAULT, _Entry, _wrong
 from loraforge.scale.launch_script import _script
-from loraforge.scale.rule import number
+from loraforge.scale.rule import number, over
 from loraforge.text import command, plain, shown
 
 OUTPUTS = ("output_dir", "output_path")
@@ -29,7 +29,7 @@ MOST_BYTES, MOST_MAPPINGS, DEEPEST = 1 << 20, 20_000, 64
 
 
 class _SilentError(ScaleError):
-    """The file states no scale, or cannot be read: another one may."""
+    """The file states no scale or cannot be read: the search goes on."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(f"{path} {what}.", command("ls", "-l", path))
@@ -44,27 +44,27 @@ class TrainingScale:
     rslora: bool
     said: str
     output: str = ""
-    """Where it says that the run writes; empty where it does not say, or says several."""
+    """The output folder that it states; empty if it states none or several."""
 
     def scaling(self, rank: int) -> float:
-        """Of a module of this rank."""
-        return self.alpha / (math.sqrt(rank) if self.rslora else rank)
+        """The scaling of a module of this rank."""
+        return over(self.alpha, rank, rslora=self.rslora)
 
 
 def read_training_config(path: Path) -> TrainingScale:
-    """The one alpha that a YAML, JSON or TOML file or a launch script states, and the rank beside it.
+    """The alpha that a YAML, JSON or TOML file or a launch script states, and the rank with it.
 
-    Raises ScaleError when the file cannot be read, states none or two, or states what is no number.
+    Raises ScaleError if the file cannot be read, states no alpha or two, or a value that is not a number.
     """
     return read_text(_text(path), path)
 
 
 def read_text(text: str, path: Path) -> TrainingScale:
-    """The same of a text; `path` says what it is by its suffix, and what to call it."""
+    """The same for a text; `path` gives its kind, by the suffix, and its name in messages."""
     read = _document if path.suffix.lower() in _PARSERS else _script
     alphas, ranks, flags = list[_Entry](), list[_Entry](), list[_Entry]()
     outputs = set[str]()
-    # Only these words state an alpha; a search among neighbours need not parse what lacks them.
+    # Only these words state an alpha; a file without them need not be parsed.
     for group in read(text, path) if re.search("alpha|lora_config", text) else []:
         flags += _named(group, RSLORA)
         outputs |= {entry.value for entry in _named(group, OUTPUTS) if isinstance(entry.value, str)}
@@ -86,16 +86,16 @@ def read_text(text: str, path: Path) -> TrainingScale:
 
 def stated_in(folder: Path) -> dict[Path, TrainingScale | None]:
     """The configurations in a folder that state a lora alpha; None for one that contradicts itself."""
-    found = dict[Path, TrainingScale | None]()
+    scales = dict[Path, TrainingScale | None]()
     logged = [*folder.glob("logs/*/hparams.yml"), *folder.glob("logs/*/*/hparams.yml")]
     for path in [folder / name for name in BESIDE] + logged * (len(logged) == 1):
         try:
-            found[path] = read_training_config(path)
+            scales[path] = read_training_config(path)
         except _SilentError:
             continue
         except ScaleError:
-            found[path] = None
-    return found
+            scales[path] = None
+    return scales
 
 
 def _named(group: list[_Entry], names: Iterable[str]) -> list[_Entry]:
@@ -104,7 +104,7 @@ def _named(group: list[_Entry], names: Iterable[str]) -> list[_Entry]:
 
 
 def _agreed(path: Path, entries: list[_Entry]) -> list[tuple[_Entry, float]]:
-    """The first entry and its value, if there is any and all say the same."""
+    """The first entry and its value; empty without entries. Raises ScaleError if they differ."""
     values = list[tuple[_Entry, float]]()
     for entry in entries:
         value = float(entry.value) if isinstance(entry.value, bool) and entry.name in RSLORA else number(entry.value)
@@ -135,7 +135,7 @@ def _document(text: str, path: Path) -> Iterator[list[_Entry]]:
     """The entries of each mapping of a document. Each is visited once, however many aliases name it."""
     try:
         root = _PARSERS[path.suffix.lower()](text)
-    except Exception as error:  # parsers raise what they like on odd text: PyYAML an IndexError for `!!int ""`
+    except Exception as error:  # parsers may raise anything: PyYAML raises IndexError for `!!int ""`
         why = plain(str(error).partition("\n")[0], 200) or type(error).__name__
         raise _SilentError(path, f"cannot be read as {path.suffix[1:].upper()}: {why}") from error
     seen, queue = set[int](), list[tuple[tuple[str, ...], object]]([((), root)])

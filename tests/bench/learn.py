@@ -46,16 +46,16 @@ def write(folder: Path, blocks: int, width: int) -> None:
     probe(folder / "zeros.safetensors", folder / "a.safetensors", force=True)
     (folder / "zeros.safetensors").unlink()
     file = read_safetensors(folder / "a.safetensors")
-    plan = route({key: info.shape for key, info in file.tensors.items()}, arch, "sat", "diffusers", [variant])
+    pieces, _ = route({key: info.shape for key, info in file.tensors.items()}, arch, "sat", "diffusers", [variant])
 
     def moved() -> Iterator[tuple[str, np.ndarray]]:
-        for key, parts in plan.pieces.items():
+        for key, parts in pieces.items():
             yield key, np.concatenate([file[part.key][part.start : part.stop] for part in parts])
             file.release()
 
     shapes = {
         key: ("BF16", (sum(part.stop - part.start for part in parts), *file.tensors[parts[0].key].shape[1:]))
-        for key, parts in plan.pieces.items()
+        for key, parts in pieces.items()
     }
     write_safetensors(folder / "b.safetensors", shapes, moved(), {})
 

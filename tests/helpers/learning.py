@@ -10,7 +10,7 @@ import numpy as np
 import tomli
 from safetensors.numpy import save_file
 
-from loraforge.base.route import carry
+from helpers.carry import carry
 from loraforge.names.bijection import parse
 from loraforge.names.catalog import architecture
 from loraforge.names.layout import Architecture

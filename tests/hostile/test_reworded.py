@@ -26,7 +26,7 @@ from loraforge.scale.rule import Rule, Scale
 
 CASES = {name: (fault.make, fault.words) for name, fault in FAULTS.items()} | HEALTHY
 STATED = dict.fromkeys(("alpha", "trained_scale", "trained_by", "training_config", "as_in")) | {
-    "override_scale": False, "architecture": "cogvideox", "drop": ()
+    "override_scale": False, "architecture": "cogvideox"
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def diagnosed(file: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> 
 def pushed(file: Path, work: Path, *, as_loaded: bool) -> tuple[Any, ...]:
     work.mkdir()
     try:
-        what = published(file, "me/style", "zai-org/CogVideoX-2b", {**STATED, "as_loaded": as_loaded}, work)
+        what = published(file, "me/style", "zai-org/CogVideoX-2b", {**STATED, "as_loaded": as_loaded}, (), work)
     except LoraforgeError as error:
         return type(error), added(error.remedies)
     return what.weights, what.facts.as_trained

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tomli
 import torch
+from helpers.carry import carry
 from helpers.oracle import DATA, SAT_CASES, Case
 from safetensors.torch import load_file
 
-from loraforge.base.route import carry
 from loraforge.names import layout
 from loraforge.names.bijection import parse
 from loraforge.names.catalog import architecture
@@ -174,8 +174,8 @@ def test_every_variant_goes_to_sat_and_back_at_its_real_size(variant: layout.Var
             key: (sum(part.stop - part.start for part in parts), *of[parts[0].key][1:]) for key, parts in pieces.items()
         }
 
-    sat = sizes(route(shapes, arch, "diffusers", "sat", [variant]).pieces, shapes)
+    sat = sizes(route(shapes, arch, "diffusers", "sat", [variant])[0], shapes)
     hidden = shapes["norm_final.weight"][0]
     assert sat["mixins.adaln_layer.adaLN_modulations.0.1.weight"] == (12 * hidden, 512)
     assert ("mixins.pos_embed.pos_embedding" in sat) == (variant.name == "CogVideoX-5B-I2V")
-    assert sizes(route(sat, arch, "sat", "diffusers", [variant]).pieces, sat) == shapes
+    assert sizes(route(sat, arch, "sat", "diffusers", [variant])[0], sat) == shapes

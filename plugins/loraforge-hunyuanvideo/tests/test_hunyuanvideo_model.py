@@ -9,10 +9,10 @@ import pytest
 import torch
 from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_hunyuan_video_transformer_to_diffusers
+from helpers.carry import carry
 from hunyuan import HEIGHTS, HUNYUAN, INPUTS, WIDTH, dense, load, of_base_weights, random_adapter, saved
 
 import loraforge
-from loraforge.base.route import carry
 from loraforge.names.catalog import architecture
 
 

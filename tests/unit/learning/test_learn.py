@@ -145,7 +145,7 @@ def test_one_block_more_and_one_less_than_learned(tmp_path: Path) -> None:
     for blocks in (1, 2, 4):
         other = cogvideox(blocks=blocks, seed=1, d=16, h=4, t=6, x=10)
         a, b = saved(tmp_path / "a2.safetensors", other), saved(tmp_path / "b2.safetensors", as_diffusers(other))
-        (line,) = check(done.path, [(a, b)]).lines
+        (line,) = check(done.path, [(a, b)]).lines()
         assert f" {len(as_diffusers(other))} tensors" in line
     other["time_embed.0.weight"][0, 0] += 1
     with pytest.raises(LoraforgeError, match=r"not what .* in time_embedding\.linear_1\.weight"):
