@@ -58,7 +58,7 @@ def layouts(ctx: click.Context, name: str | None, kind: str | None) -> None:
         table(columns, cells)
 
 
-@layouts.command(short_help="Write a checkpoint of rows that all differ, for a converter to be run on.")
+@layouts.command(short_help="Write a checkpoint whose rows differ, to run a converter on.")
 @click.argument("source", metavar="A", type=PATH)
 @value("-o --out", "PATH", "File to write (.safetensors).", type=PATH, required=True)
 @flag("-f --force", "Replace an earlier result.")

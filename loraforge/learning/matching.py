@@ -46,7 +46,7 @@ def match(a: Checkpoint, b: Checkpoint) -> Matches:
     """Find each tensor of B in A, and compare every bit of what is found."""
     of_a, of_b = hash_rows(a, b)
     found = Matches()
-    index = _Index(of_a, of_b)
+    index = _Index(of_a)
     vectors = [key for key in b.keys if not b.is_matrix(key)]
     for key in b.keys:
         if b.is_matrix(key) and key in of_b and (runs := index.runs(of_b[key])) and _same(a, b, key, runs):
@@ -71,22 +71,21 @@ def match(a: Checkpoint, b: Checkpoint) -> Matches:
 
 
 class _Index:
-    """The rows of both sides by their hashes."""
+    """The rows of A by their hashes."""
 
-    def __init__(self, of_a: Mapping[str, Array], of_b: Mapping[str, Array]) -> None:
+    def __init__(self, of_a: Mapping[str, Array]) -> None:
         self.of_a, self.keys = of_a, list(of_a)
         self.bases = np.cumsum([0, *(len(rows) for rows in of_a.values())])
         self.rows = np.concatenate([*of_a.values(), _NONE])
         self.order = np.argsort(self.rows, kind="stable")
         self.known, counts = np.unique(self.rows, return_counts=True)
-        twice, times = np.unique(np.concatenate([*of_b.values(), _NONE]), return_counts=True)
-        self.once = (counts == 1) & ~np.isin(self.known, twice[times > 1])
+        self.once = counts == 1
         self.first = np.cumsum([0, *counts])[:-1]
 
     def runs(self, rows: Array) -> tuple[Run, ...] | None:
         """The runs of A that tile these rows of B; None where rows are unknown, or where more than one tiling fits.
 
-        A row that both sides have once says where it is from; the rows between such ones belong to the run that
+        A row that A has once says where it is from; the rows between such ones belong to the run that
         goes on over them, if that leaves neither a gap nor a choice.
         """
         if not len(self.known):

@@ -50,11 +50,11 @@ def whole_stacks(modules: Sequence[Module], left_out: Left) -> list[Module]:
             spans[piece.path].append((piece.start, piece.stop))
             rows[piece.path] = piece.rows
         broken = {path for path, parts in spans.items() if sum(stop - start for start, stop in parts) != rows[path]}
-        lost = [module.path for module in modules if any(piece.path in broken for piece in module.pieces)]
-        if not lost:
+        stranded = [module.path for module in modules if any(piece.path in broken for piece in module.pieces)]
+        if not stranded:
             return list(modules)
-        left_out["as it is stacked with one that is left out"] += lost
-        modules = [module for module in modules if module.path not in lost]
+        left_out["as it is stacked with one that is left out"] += stranded
+        modules = [module for module in modules if module.path not in stranded]
 
 
 def cut(modules: Iterable[Module], arch: Architecture, layout: Layout, left_out: Left) -> list[Module]:

@@ -113,7 +113,7 @@ def _generalised(modules: Sequence[Module]) -> Iterator[Entry]:
         holes = dict[int, str]()
         for n, column in enumerate(zip(*others, strict=True)):
             equal = [v for v in varying if column == tuple(row[v] for row in table)]
-            if len(set(column)) > 1 and len(equal) != 1:  # arithmetic, or one of two that always count alike
+            if len(set(column)) > 1 and not equal:  # arithmetic
                 yield from map(_literal, modules)
                 return
             holes |= {n: names[equal[0]]} if len(set(column)) > 1 else {}
