@@ -1,4 +1,4 @@
-"""Where a result goes, and that it appears there whole or not at all."""
+"""Decides where a result is written, and makes it appear there whole or not at all."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def destination(
     to: str = "this format",
     governs: Sequence[str] = (),
 ) -> Destination:
-    """The files to write: in the folder `out`, or `out` itself where it ends in .safetensors and there is one file.
+    """The files to write: in the folder `out`, or `out` itself if it ends in .safetensors and there is one file.
 
-    `sources` are read and left as they are. `governs` are patterns of files whose scale a written configuration
-    would state too. Raises OutputError when a file exists (unless `force`), cannot exist, lies inside a
-    source, or has the suffix of another kind; and when the folder holds what the configuration would speak for.
+    `default` is the name of the result if `out` is None. `governs` are patterns of files for which a written
+    configuration would state a scale too. Raises OutputError if a file exists (unless `force`), cannot exist, lies
+    inside one of the `sources`, or has the suffix of another kind; or if the folder has a file that `governs` matches.
     """
     target = out or Path(default)
     try:
@@ -98,11 +98,11 @@ def _beside(chosen: Destination) -> Path:
 
 @contextmanager
 def replacing(target: Destination, nbytes: int, *, force: bool = True) -> Iterator[Path]:
-    """A temporary folder whose files take their places when the block ends well, and vanish when it does not.
+    """A temporary folder; its files move to `target` if the block succeeds, and are removed if it raises.
 
-    A folder that is new appears in one step. In one that exists each file is replaced in one step, the
-    tensor file first. Raises OutputError when the disk cannot be written or has no `nbytes` left, and,
-    unless `force`, when one of the files has appeared meanwhile.
+    A new folder appears in one step. In a folder that exists, each file is replaced in one step, the tensor
+    file first. Raises OutputError if the disk cannot be written or has less than `nbytes` left, or if one of
+    the files has appeared meanwhile (unless `force`).
     """
     folder, names, first = target.folder, target.names, target.file
     temporary = (folder if folder.exists() else folder.parent) / f".{os.urandom(8).hex()}.part"
@@ -151,7 +151,7 @@ def _cannot_be_written(path: Path, error: Exception, name: str) -> OutputError:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk."""
+    """Write the entries of a folder to the disk."""
     if os.name == "posix":  # Windows cannot open a folder; there the rename itself is journalled
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""One pass over an adapter's tensors before anything is done with them: a digest, and that they are numbers."""
+"""Reads all tensors of an adapter once, before any other use: for their digest, and for NaN and infinities."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from loraforge.text import command, listed
 from loraforge.threads import in_order
 
 _PIECE = 1 << 24
-"""Bytes after which what has been read of a large tensor is let go of."""
+"""Bytes of a large tensor after which the pages read so far are released."""
 
 
 def changed(file: TensorFile, sums: Mapping[str, int]) -> list[str]:
-    """The keys whose bytes have another CRC-32 than `sums` says, and those that one of the two lacks."""
+    """The keys whose bytes have another CRC-32 than in `sums`, and those that are only in one of the two."""
 
     def checksum(key: str) -> int:
         content, value = file.raw(key), 0
@@ -32,15 +32,15 @@ def changed(file: TensorFile, sums: Mapping[str, int]) -> list[str]:
         return value
 
     shared = [key for key in sums if key in file.tensors]
-    with in_order(checksum, shared) as read:
-        other = [key for key, checksum in zip(shared, read, strict=True) if checksum != sums[key]]
-    return [*other, *sorted(sums.keys() ^ file.tensors.keys())]
+    with in_order(checksum, shared) as actual:
+        wrong = [key for key, value in zip(shared, actual, strict=True) if value != sums[key]]
+    return [*wrong, *sorted(sums.keys() ^ file.tensors.keys())]
 
 
 def scan(file: TensorFile, keys: Sequence[str]) -> str:
     """`sha256:...` over the tensors in key order: key, element type, shape, bytes.
 
-    Raises FormatError that lists every tensor with a NaN or an infinity.
+    Raises FormatError that names the tensors with a NaN or an infinity.
     """
     digest, broken = hashlib.sha256(), []
     for n, key in enumerate(sorted(keys)):
@@ -63,7 +63,7 @@ def scan(file: TensorFile, keys: Sequence[str]) -> str:
 
 
 def scan_modules(modules: Mapping[str, Delta]) -> str:
-    """The same for an adapter made in Python, over its factors in order. Raises FormatError as `scan` does."""
+    """The digest of an adapter made in Python, over its factors in order. Raises FormatError like `scan`."""
     digest, broken = hashlib.sha256(), []
     for path, delta in sorted(modules.items()):
         for n, w in enumerate(delta):

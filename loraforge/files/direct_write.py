@@ -1,7 +1,7 @@
-"""Writes large files past the page cache, behind the caller's back.
+"""Writes large files past the page cache, on threads.
 
-Gigabytes through the page cache cost a system more time than computing them, and push out what else is cached.
-Where there are no such writes, the same goes through the cache.
+Writing gigabytes through the page cache takes longer than computing them, and evicts what else is cached.
+On a system without such writes, the same bytes are written through the cache.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import NamedTuple, Self
 from loraforge.files.tensorfile import Chunk
 
 PIECE = 1 << 24
-"""Bytes written at once; a multiple of every block size."""
+"""Bytes per write; a multiple of every block size."""
 _ALIGNED = 4096
 _WRITERS = 2
 
 
 class _Slot(NamedTuple):
-    """What one piece needs while it is under way: memory at a page's beginning, and a place in the file of its own."""
+    """What one piece needs while it is written: page-aligned memory, and a file handle with its own position."""
 
     file: io.FileIO
     piece: mmap.mmap
 
 
 class DirectFile:
-    """A file that is written from its beginning to its end. Raises OSError when it cannot be written."""
+    """A file that is written from beginning to end. Raises OSError if it cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -64,14 +64,14 @@ class DirectFile:
                 self._send(PIECE)
 
     def _send(self, size: int) -> None:
-        """Give the filled piece to a writer, and make sure that there is an empty one."""
+        """Give the filled piece to a writer, and wait for an empty one if none is left."""
         self._begun.append(self._pool.submit(self._put, self._free.pop(), size, self._written))
         self._written, self._filled = self._written + self._filled, 0
         if not self._free:
             self._free.append(self._begun.popleft().result())
 
-    def _put(self, slot: _Slot, size: int, place: int) -> _Slot:
-        slot.file.seek(place)
+    def _put(self, slot: _Slot, size: int, position: int) -> _Slot:
+        slot.file.seek(position)
         if slot.file.write(memoryview(slot.piece)[:size]) != size:
             raise OSError("the disk took a part of what it was given: it is full")
         return slot
@@ -88,7 +88,7 @@ class DirectFile:
 
 
 def _opened(path: Path) -> io.FileIO:
-    """The file, past the cache where its disk can do that."""
+    """The file, opened for writes past the cache if its disk supports them."""
     direct = getattr(os, "O_DIRECT", 0)
     try:
         return io.FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | direct))

@@ -1,4 +1,4 @@
-"""The names by which files are known: those of tensor files, and of the configurations that lie beside them."""
+"""Names of files: suffixes of tensor files, and the configurations that are beside them."""
 
 from __future__ import annotations
 

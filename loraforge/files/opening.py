@@ -1,4 +1,4 @@
-"""Opens a tensor file by what it contains, whatever it is called, and says what it is when it is none."""
+"""Opens a tensor file by its content, not its name, and says what another file is."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ class Container:
     """One way to store tensors, in a file or in a folder of files."""
 
     kind: str
-    """What messages call it, and `TensorFile.kind`."""
+    """Its name in messages, and `TensorFile.kind`."""
     suffixes: tuple[str, ...]
-    """A file of another suffix is read all the same, with a warning."""
+    """A file with another suffix is read too, with a warning."""
     recognises: Callable[[bytes, Path], bool]
-    """Whether a path is one, by its first 64 bytes (none for a folder) and its name."""
+    """Whether a path is one; called with its first 64 bytes (none for a folder) and the path."""
     open: Callable[[Path], TensorFile]
-    """Reads names, shapes and metadata, and runs nothing of the file. Raises FileError where that is impossible."""
+    """Reads names, shapes and metadata, and runs nothing in the file. Raises FileError if it cannot be read."""
 
 
 CONTAINERS = (
     Container("torch", TORCH, lambda head, _: head.startswith(b"PK\x03\x04"), read_torch),
     Container("safetensors", SAFETENSORS, lambda head, _: begins_safetensors(head), read_safetensors),
 )
-"""All that are read; the first that recognises a path opens it. Another one is a line here and a file beside this."""
+"""The first that recognises a path opens it. To add one: a line here, and a file beside this one."""
 
 
 def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
-    """The tensor file at `path`, and warnings (a suffix that says otherwise).
+    """The tensor file at `path`, and warnings (of a suffix of another kind).
 
-    Raises FileError that says what the file is when it is neither safetensors nor a torch archive.
+    Raises FileError that says what the file is, if it is neither safetensors nor a torch archive.
     """
     look = command("ls", "-l", path)
     try:
@@ -82,16 +82,16 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
 
 
 def tensor_files(folder: Path) -> list[Path]:
-    """What lies in a folder and is called as tensor files are, one path for each set of shards; safetensors first."""
+    """The files of a folder with names of tensor files, one per set of shards; only safetensors if there are any."""
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TENSORS or is_numbered(path)]
     files = alone(path for path in files if path.is_file())
     return [path for path in files if ".safetensors" in path.name.lower()] or files
 
 
 def snapshot(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """What a folder of the Hub's cache (`models--user--name`) stands for: the files of main; any other as it is.
+    """The snapshot of `main` in a folder of the Hub's cache (`models--user--name`), and a note; else the folder itself.
 
-    Raises FileError that names the snapshots where it cannot be told which.
+    Raises FileError that names the snapshots if it is not clear which is that of `main`.
     """
     if not (folder / "snapshots").is_dir() or not folder.resolve().name.startswith("models--"):
         return folder, ()

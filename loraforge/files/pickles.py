@@ -1,8 +1,8 @@
-"""A pickle is data: replays the opcodes of a pickle and builds containers, numbers and texts, never an object.
+"""Reads a pickle as data: replays its opcodes and builds containers, numbers and texts, never an object.
 
-Knows nothing of tensors. No global is imported, no callable is called but the ones handed in, and the
-result is never walked, compared or printed here. Own interpreter, because the C one resolves extension
-codes without asking, sizes its memo by an attacker's number, and hashes what it is given as a key.
+Knows nothing of tensors. No global is imported, only the callables passed in are called, and the result is
+never walked, compared or printed here. This is an interpreter of our own, because the one in C resolves extension
+codes without asking, sizes its memo by a number from the file, and hashes any object as a key.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class HostileError(FileError):
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """What stands where a pickle wanted an object of a type we do not build."""
+    """In place of an object of a type that is not built: its name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A dotted name a pickle mentions."""
+    """A dotted name in a pickle, which is not imported."""
 
     name: str
 
@@ -42,13 +42,13 @@ _RUNS_CODE = frozenset(
     "builtins.eval builtins.exec builtins.compile builtins.open builtins.__import__ builtins.breakpoint builtins.input "
     "torch.load torch.hub torch.jit torch.storage._load_from_bytes numpy.load numpy.testing".split()
 )
-"""Modules and functions no training checkpoint has a use for. Safety does not rest on this list: nothing
-is ever imported. It lets us say that a file is hostile, instead of reading past it."""
+"""Modules and functions that no training checkpoint needs. Safety does not depend on this list, because nothing
+is ever imported: it is there to call a file hostile instead of ignoring the name."""
 
 _RUNS_CODE_ANYWHERE = frozenset(
     "os sys subprocess posix nt importlib ctypes builtins eval exec system popen __import__ __globals__".split()
 )
-"""The same behind any module, as in `somewhere.os.system`."""
+"""The same after any module, as in `somewhere.os.system`."""
 
 
 def _runs_code(name: str) -> bool:
@@ -60,12 +60,12 @@ def _runs_code(name: str) -> bool:
 def load(
     data: bytes, where: str, calls: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any]
 ) -> tuple[Any, tuple[str, ...]]:
-    """The value a pickle describes, and the dotted names it mentions.
+    """The value that a pickle describes, and the dotted names in it, sorted.
 
-    `calls` maps the dotted names that may be called to what stands in for them; any other call gives
+    `calls` maps the dotted names that may be called to the functions called in their place; any other call gives
     an Opaque. `persistent` resolves persistent ids.
 
-    Raises HostileError or FileError, naming the opcode or global met.
+    Raises HostileError or FileError that names the opcode or the global.
     """
     if len(data) > MOST_BYTES:
         raise HostileError(f"{where}: its pickle has {len(data)} bytes; no checkpoint needs more than {MOST_BYTES}.")

@@ -1,4 +1,4 @@
-"""A result of many gigabytes that is made beside its place, survives being killed, and appears when it is whole."""
+"""Makes a result of many gigabytes beside its destination: resumed after a kill, and moved there once it is whole."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from loraforge.files.neighbours import TENSORS
 from loraforge.text import command
 
 PROGRESS = "loraforge-progress.json"
-"""In the unfinished folder: the plan it follows, and what each finished file is known to be."""
+"""In the unfinished folder: its plan, and a record of each finished file."""
 _LOCK = "loraforge.lock"
 
 
 @dataclass(slots=True)
 class Partial:
-    """A folder under way. Files listed in `done` are whole."""
+    """An unfinished folder. The files in `done` are whole."""
 
     folder: Path
     plan: str
@@ -41,7 +41,7 @@ class Partial:
         self.save()
 
     def save(self) -> None:
-        """Write the list down, in one step."""
+        """Write the progress file, in one step."""
         text = json.dumps({"plan": self.plan, "done": self.done})
         new = self.folder / f"{PROGRESS}.new"
         new.write_text(text, "utf-8")
@@ -68,7 +68,7 @@ def _unfinished(out: Path) -> Path:
 
 
 def is_file(out: Path, names: Sequence[str]) -> bool:
-    """Whether a result of these files is a file itself, not a folder."""
+    """Whether a result of these files is a single file, not a folder."""
     return list(names) == [out.name]
 
 
@@ -101,13 +101,12 @@ def _check_free(out: Path, names: Sequence[str], *, force: bool) -> None:
 def resumable(
     out: Path, plan: str, nbytes: Mapping[str, int], *, alone: bool = False, new: bool = False
 ) -> Iterator[Partial]:
-    """The folder `OUT.partial`, which becomes `out` when the block ends well and stays when it does not.
+    """The folder `OUT.partial`, which becomes `out` if the block succeeds, and stays if it raises.
 
-    `plan` is a hash of everything the result depends on: what an earlier run with the same plan finished counts as
-    done; with another plan it starts again. `nbytes`: file -> bytes it will take. `alone`: there is one file, and `out`
-    is that file. `new`: nothing may have the name, though another process may
-    have given it since that was checked. Raises OutputError when another process is at it, when the folder is not ours,
-    when the disk is too small or cannot be written.
+    `plan` is a hash of everything the result depends on: files that an earlier run with the same plan finished count
+    as done; with another plan the work starts again. `nbytes`: file -> its size in bytes. `alone`: the only file of
+    the folder becomes `out`. `new`: refuse if `out` exists by now. Raises OutputError if another process is writing
+    it, if the folder is not ours, or if the disk is too small or cannot be written.
     """
     folder = _unfinished(out)
     try:
@@ -152,9 +151,9 @@ def resumable(
 
 
 def _unmake(folder: Path, made: Sequence[Path]) -> None:
-    """Remove a folder, and those that were made for it."""
+    """Remove a folder, and the folders above that were made for it."""
     shutil.rmtree(folder)
-    with suppress(OSError):  # somebody put something there
+    with suppress(OSError):  # another program has put a file there
         for above in made:
             above.rmdir()
 
@@ -181,7 +180,7 @@ def _resumed(folder: Path, plan: str) -> Partial:
 
 
 def _appear(folder: Path, out: Path, alone: str | None) -> None:
-    """Give the result, which is the file `alone` or the folder, its name; in one step where nothing had it."""
+    """Move the file `alone`, or the folder if it is None, to `out`; in one step if `out` does not exist."""
     old = None
     if out.exists():
         old = out.with_name(f".{out.name}.{os.urandom(4).hex()}.old")
@@ -190,7 +189,7 @@ def _appear(folder: Path, out: Path, alone: str | None) -> None:
         (folder / alone).replace(out)
         shutil.rmtree(folder)
     else:
-        folder.rename(out)  # with the lock in it: who comes between finds it held, or finds `out`
+        folder.rename(out)  # with the lock in it: another process finds the lock held, or `out`
         for name in (PROGRESS, _LOCK):
             (out / name).unlink(missing_ok=True)
     sync_folder(out.parent)

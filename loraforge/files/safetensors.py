@@ -1,4 +1,4 @@
-"""The container of safetensors: read, and written in any order of tensors."""
+"""Reads safetensors files, and writes them with their tensors in any order."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def begins_safetensors(head: bytes) -> bool:
 
 
 def read_safetensors(path: Path) -> TensorFile:
-    """Open a safetensors file. The safetensors library checks the header before we believe a word of it.
+    """Open a safetensors file. The safetensors library checks the header first.
 
-    Raises FileError when the header lies, overlaps, repeats a key or is not JSON.
+    Raises FileError if the header is not JSON, repeats a key, or does not describe the file.
     """
     remedy = command("loraforge", "inspect", path)
     try:
@@ -56,7 +56,7 @@ def read_safetensors(path: Path) -> TensorFile:
 
 
 def _not_texts(path: Path) -> list[tuple[str, object]]:
-    """The entries of the metadata that are not texts, in a header that is JSON all the same."""
+    """The entries of the metadata that are not texts; empty if the header is not JSON."""
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -79,11 +79,11 @@ def write_safetensors(
     tensors: Iterable[tuple[str, Array | Iterable[Chunk]]],
     metadata: Mapping[str, str],
 ) -> dict[str, int]:
-    """Write a safetensors file: `header` (key -> dtype, shape) first, then the tensors in whatever order they come.
+    """Write a safetensors file: the header, then the tensors in any order.
 
-    Each comes as an array, or as pieces of its raw bytes. Returns the CRC-32 of each tensor's bytes. The file depends
-    on the arguments alone: keys are in `file_order`, and the header is padded to 8 bytes. Raises ValueError when a
-    tensor is missing or is not what the header announced.
+    Each tensor is an array, or pieces of its raw bytes. Returns the CRC-32 of each tensor's bytes. The file depends
+    on the arguments alone: keys are in `file_order`, and the header is padded to 8 bytes. Raises ValueError if a
+    tensor is missing or differs from its entry in the header.
     """
     text, offsets = safetensors_header(header, metadata)
     sums: dict[str, int] = {}
@@ -102,7 +102,7 @@ def write_safetensors(
 
 
 def safetensors_header(header: Header, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """What stands before the tensors, and the byte at which each begins."""
+    """The bytes before the tensors, and the position in the file at which each tensor begins."""
     table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offsets, end = dict[str, int](), 0
     for key in file_order(header):
@@ -117,12 +117,12 @@ def safetensors_header(header: Header, metadata: Mapping[str, str]) -> tuple[byt
 
 
 def file_order(header: Header) -> list[str]:
-    """The keys as they lie in a file: wide element types first, so that every tensor is aligned, and by name."""
+    """The keys in the order of their tensors: wide element types first, so that all are aligned, then by name."""
     return sorted(header, key=lambda key: (-BYTES[header[key][0]], key))
 
 
 def chunks_of(key: str, entry: tuple[str, tuple[int, ...]], tensor: Array | Iterable[Chunk]) -> Iterator[Chunk]:
-    """The bytes of a tensor in row-major order. Raises ValueError where it is not of the announced type and shape."""
+    """The bytes of a tensor in row-major order. Raises ValueError if its type, shape or size is not that of `entry`."""
     if isinstance(tensor, np.ndarray):
         if (name_of(tensor.dtype), tensor.shape) != (entry[0], tuple(entry[1])):
             raise ValueError(f"{key} is {tensor.dtype} {tensor.shape}, not {entry[0]} {entry[1]}")

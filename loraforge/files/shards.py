@@ -1,4 +1,4 @@
-"""An adapter whose tensors are spread over several files, by an index beside them or by numbered names: read as one.
+"""Reads an adapter that is split into several files, by an index beside them or by their numbered names, as one.
 
 Sources: huggingface_hub serialization/_base.py (names of shards), transformers modeling_utils.py (their index).
 """
@@ -17,13 +17,13 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.text import command, listed
 
 Look = Callable[[Path], tuple[TensorFile, list[str]]]
-"""Opens one file, and warns."""
+"""Opens one file, and returns it with warnings."""
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<n>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.\w+)?")
 _INDEX = re.compile(r"(?P<whole>.+\.(safetensors|bin|pt|pth|ckpt))\.index(\.[\w-]+)?\.json")
 _MOST = 1 << 26
-"""Bytes of an index."""
+"""The most bytes that an index may have."""
 _MANY = 1000
-"""Files that one adapter is read from at most."""
+"""The most files that one adapter may be split into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +31,25 @@ class Group:
     """The files that belong together."""
 
     whole: Path
-    """What one file with all of it would be called."""
+    """The path that one file with all tensors would have."""
     names: tuple[str, ...]
     index: Path | None = None
     places: Mapping[str, str] = field(default_factory=dict)
-    """Key -> name of the file, as the index says."""
+    """Key -> name of its file, by the index."""
 
 
 def is_index(path: PurePath) -> bool:
-    """Whether it is called as an index of shards."""
+    """Whether its name is that of an index of shards."""
     return _INDEX.fullmatch(path.name) is not None
 
 
 def is_numbered(path: Path) -> bool:
-    """Whether it is called as one shard of several."""
+    """Whether its name is that of one shard of several."""
     return _NUMBERED.fullmatch(path.name) is not None
 
 
 def whole_name(name: str) -> str:
-    """What the whole is called of which `name` is a shard or the index; the name itself where it is neither."""
+    """The name that the whole would have, if `name` is a shard or an index; otherwise `name` itself."""
     if match := _INDEX.fullmatch(name):
         return match["whole"]
     if match := _NUMBERED.fullmatch(name):
@@ -59,9 +59,9 @@ def whole_name(name: str) -> str:
 
 
 def group_of(path: Path) -> Group | None:
-    """The group that a shard, an index or the name of the whole stands for; None where it is one file by itself.
+    """The group of a shard, an index or the name of a whole; None if the path is a file by itself.
 
-    Raises FileError where the index cannot be read.
+    Raises FileError if the index cannot be read.
     """
     is_file = path.is_file()
     for index in _indices(path.parent):
@@ -110,7 +110,7 @@ def _indexed(index: Path) -> Group:
 
 
 def alone(paths: Iterable[Path]) -> list[Path]:
-    """The same files, of each group one path that stands for it."""
+    """The paths with only the first one of each group."""
     kept: dict[object, Path] = {}
     for path in paths:
         group = group_of(path)
@@ -134,9 +134,9 @@ def _check_whole(file: TensorFile) -> None:
 
 
 def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
-    """The tensor file at `path`, with all the others that belong to it, as `look` opens each.
+    """The tensor file at `path` together with the other files of its group, each opened by `look`.
 
-    Raises FileError that names what is missing, or where the index and the shards disagree.
+    Raises FileError if a file of the group is missing, or if the index and the files disagree.
     """
     group = group_of(path)
     if group is None:

@@ -16,7 +16,7 @@ from loraforge.errors import FileError, adding
 from loraforge.text import megabytes
 
 KEY = "loraforge"
-"""Our own entry, of the file's origin (schemas/provenance.schema.json; of base weights, fused.schema.json)."""
+"""The key of our entry on a file's origin (schemas/provenance.schema.json; of base weights, fused.schema.json)."""
 
 Chunk = bytes | bytearray | memoryview
 """A piece of a tensor's raw little-endian bytes."""
@@ -27,18 +27,18 @@ class TensorInfo:
     """Where a tensor lies in its file."""
 
     dtype: str
-    """As safetensors names it: F16, BF16, F32, ..."""
+    """Its name in safetensors: F16, BF16, F32, ..."""
     shape: tuple[int, ...]
     offset: int
-    """Byte of the file at which element 0 lies."""
+    """Position of element 0 in the file, in bytes."""
     strides: tuple[int, ...] | None = None
-    """In elements; None where the tensor is contiguous."""
+    """In elements; None if the tensor is contiguous."""
     map: int = 0
-    """Which of the maps of its TensorFile it lies in."""
+    """Index of its file in `TensorFile.maps`."""
 
     @property
     def repeats(self) -> bool:
-        """Whether the tensor shows some of its numbers more than once, as an expanded one does."""
+        """Whether some elements share memory, as in an expanded tensor."""
         used = sorted((stride, n) for n, stride in zip(self.shape, self.strides or (), strict=False) if n > 1)
         reach = 1
         for stride, n in used:
@@ -54,7 +54,7 @@ class TensorInfo:
 
 @dataclass(slots=True)
 class FileMap:
-    """One file on the disk, as memory from the first time that is asked for."""
+    """One file on the disk, mapped into memory at the first use."""
 
     path: Path
     absent: int = 0
@@ -72,7 +72,7 @@ class FileMap:
         return self._map
 
     def release(self, *span: int) -> None:
-        """Give the pages read so far back to the system: all, or those of a span (first byte, length)."""
+        """Release the pages read so far: all, or those of a span (first byte, length)."""
         if self._map is not None and hasattr(self._map, "madvise"):
             self._map.madvise(mmap.MADV_DONTNEED, *span)
 
@@ -82,29 +82,29 @@ class TensorFile:
     """Named tensors in one file or in several. Indexing gives a read-only view; nothing is read before that."""
 
     path: Path
-    """The file; of several files, what one with all of it would be called: what lies beside it counts for it."""
+    """The file; for several files, the path that one file with all tensors would have."""
     kind: str
     """`safetensors` or `torch`."""
     size: int
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """The header's string table; of a torch file, our own entry where its outermost dictionary has one."""
+    """The metadata of the header; for a torch file, our own entry if its outermost dictionary has one."""
     tops: tuple[str, ...] = ()
     """Keys of the outermost dictionary of a torch file."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    """The whole numbers in it, as `mp_world_size`."""
+    """The integers in it, like `mp_world_size`."""
     wrappers: tuple[str, ...] = ()
     """The keys that lead from there to the tensors (`module`)."""
     opaque: Mapping[str, str] = field(default_factory=dict)
-    """Keys that hold something else than a plain tensor -> the dotted name of what it is."""
+    """Keys of values that are not plain tensors -> the name of their type."""
     globals: tuple[str, ...] = ()
-    """Dotted names a pickle mentions. None of them was imported."""
+    """Dotted names in its pickle. None of them was imported."""
     dropped: tuple[str, ...] = ()
-    """Keys that are left out of `tensors`, as `--drop` says."""
+    """Keys that `--drop` left out of `tensors`."""
     within: int = 0
-    """How many tensors the model has that these were taken out of; 0 if they lie by themselves."""
+    """Number of tensors in the model that these were taken out of; 0 if the file has only these."""
     maps: tuple[FileMap, ...] = ()
-    """The files the tensors lie in; the one at `path` if none is given."""
+    """The files with the tensors; the one at `path` if none is given."""
 
     def __post_init__(self) -> None:
         self.maps = self.maps or (FileMap(self.path),)
@@ -116,7 +116,7 @@ class TensorFile:
 
     @property
     def spread(self) -> bool:
-        """Whether `path` stands for other files."""
+        """Whether the tensors are in other files than `path`."""
         return [part.path.name for part in self.maps] != [self.path.name]
 
     def raw(self, key: str) -> memoryview:
@@ -127,22 +127,19 @@ class TensorFile:
     def __getitem__(self, key: str) -> Array:
         info = self.tensors[key]
         part, dtype = self.maps[info.map], numpy_type(info.dtype)
-        if part.absent:  # what has a shape and no numbers: whoever counts with them gets NaN, which every check refuses
+        if part.absent:  # shapes without numbers: a computation with them gives NaN, which every check refuses
             return np.broadcast_to(np.asarray(math.nan if info.dtype in FACTORS else 0).astype(dtype), info.shape)
         strides = None if info.strides is None else [stride * dtype.itemsize for stride in info.strides]
         return np.ndarray(info.shape, dtype, part.memory(), info.offset, strides)
 
     def scatter(self) -> None:
-        """Tell the system that what is read lies far apart, so that it does not read on from there."""
+        """Tell the system that reads will be far apart, so that it does not read ahead."""
         for memory in (part.memory() for part in self.maps):
             if hasattr(memory, "madvise"):
                 memory.madvise(mmap.MADV_RANDOM)
 
     def release(self, key: str | None = None) -> None:
-        """Give the pages read so far, or those of one tensor, back to the system.
-
-        Views stay valid; a later access reads again.
-        """
+        """Release the pages read so far, or those of one tensor. Views stay valid; a later access reads again."""
         info = self.tensors[key] if key is not None else None
         if info is None:
             for part in self.maps:
@@ -153,7 +150,7 @@ class TensorFile:
 
 
 RELEASE_EVERY = 16
-"""Tensors or modules after which a loop lets go of the pages it has read."""
+"""Tensors or modules after which a loop releases the pages it has read."""
 
 HEADER_LIMIT = 100_000_000
-"""Bytes of header the safetensors library accepts."""
+"""The most bytes of header that the safetensors library accepts."""

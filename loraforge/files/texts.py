@@ -1,4 +1,4 @@
-"""Reads JSON and YAML that anybody may have written."""
+"""Reads JSON and YAML from untrusted files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loraforge.text import command, shown
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object in a file. Raises FileError where there is none."""
+    """The JSON object in a file. Raises FileError if there is none."""
     look = command("ls", "-l", file)
     try:
         value = json.loads(file.read_text("utf-8"))
@@ -33,22 +33,22 @@ def read_yaml(path: Path) -> Any:
         raise ScaleError(f"{path} has more than 256 kB: it is no training YAML.", command("ls", "-l", path))
     try:
         return parse_yaml(path.read_bytes())
-    except Exception as error:  # PyYAML raises what it likes on odd text, as an IndexError for `!!int ""`
+    except Exception as error:  # PyYAML raises any error on odd text, like IndexError for `!!int ""`
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         remedy = adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha")
         raise ScaleError(f"{path} cannot be read as YAML: {first}.", remedy) from error
 
 
 def parse_yaml(text: str | bytes, *, objects: bool = False) -> Any:
-    """One YAML document as plain values. `objects`: those of Python count as the mapping they hold, else are refused.
+    """One YAML document as plain values. `objects`: read Python objects as the mappings in them; else refuse them.
 
-    Refuses keys that stand twice in a mapping, and merge keys (`<<`), which can double a mapping at every level.
-    Raises whatever PyYAML does.
+    Refuses a key that is twice in a mapping, and merge keys (`<<`), which can double a mapping at every level.
+    Raises the errors of PyYAML.
     """
 
     class Loader(yaml.SafeLoader):
         def flatten_mapping(self, node: yaml.MappingNode) -> None:
-            """Leave merge keys in place, where nothing can construct them."""
+            """Refuse repeated keys, and leave merge keys in place: no constructor takes them."""
             once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
 
         def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
@@ -63,7 +63,7 @@ def parse_yaml(text: str | bytes, *, objects: bool = False) -> Any:
 
 
 def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """The mapping of these pairs. Raises ValueError when a key is in it twice."""
+    """The mapping of these pairs. Raises ValueError if a key is there twice."""
     for key, count in Counter(key for key, _ in pairs).items():
         if count > 1:
             raise ValueError(f"one mapping states {shown(key)} twice")

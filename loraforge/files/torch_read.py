@@ -1,4 +1,4 @@
-"""Checkpoints of torch.save: a zip of raw storages and one pickle, read without torch and without running it."""
+"""Reads checkpoints of torch.save, a zip of raw storages and one pickle, without torch and without running code."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class _Storage:
 
 
 def read_torch(path: Path) -> TensorFile:
-    """Open a torch.save archive. Tensors become views of the file; everything else is data or a name.
+    """Open a torch.save archive. Tensors become views of the file; every other object becomes data or a name.
 
-    Raises HostileError for a pickle that calls for code or for an archive that lies, FileError for a
-    damaged or unsupported one. Nothing in the file is executed or imported.
+    Nothing in the file is executed or imported. Raises HostileError if the pickle calls for code or the archive
+    does not match its own table, FileError if the file is damaged or not supported.
     """
     size = path.stat().st_size
     try:
@@ -87,7 +87,7 @@ def _with_text_keys(tree: Any) -> dict[str, Any]:
 
 
 _MOST = {"data.pkl": MOST_BYTES, "byteorder": 16}
-"""The records that are read whole -> the most bytes they may have."""
+"""The records that are read into memory -> the most bytes they may have."""
 
 
 def _content(name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
@@ -114,7 +114,7 @@ def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
 
 
 def _spans(records: Mapping[str, zipfile.ZipInfo], stream: Any, size: int, path: Path) -> dict[str, tuple[int, int]]:
-    """First and last byte of each record's data; refuses records that overlap or leave the file."""
+    """Start and end of each record's data in bytes. Raises HostileError if records overlap or leave the file."""
     spans: dict[str, tuple[int, int]] = {}
     for name, info in records.items():
         stream.seek(info.header_offset)
@@ -151,7 +151,7 @@ def _persistent(storages: Mapping[str, tuple[int, int]], where: str) -> Callable
 
 
 def _calls(where: str) -> dict[str, Callable[..., Any]]:
-    """What a state dict may call, and what stands in for it. Anything else becomes an Opaque."""
+    """The functions that a state_dict may call -> those called in their place. Any other call gives an Opaque."""
 
     def tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any, dtype: str | None = None) -> Any:
         if not isinstance(storage, _Storage):

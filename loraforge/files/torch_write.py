@@ -1,4 +1,4 @@
-"""Writes checkpoints torch.load reads, maps and trusts, without torch and one tensor at a time."""
+"""Writes checkpoints that torch.load reads and maps, without torch and one tensor at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TYPES = {dtype: name for name, dtype in STORAGES.items() if name != "UntypedSto
 """Element types for which torch has a storage class -> that class."""
 
 _ALIGNMENT = 64
-"""Every record's data begins at a multiple of this, as torch.save has it, so that a mapped tensor is aligned."""
+"""Every record's data begins at a multiple of this, as in torch.save, so that a mapped tensor is aligned."""
 
 
 def write_torch(
@@ -39,12 +39,12 @@ def write_torch(
 ) -> dict[str, int]:
     """Write `{wrapper: {key: tensor, ...}, **extra}` as torch.save lays it out.
 
-    `header` (key -> dtype, shape) gives the keys and their order, in which `tensors` must come: as arrays,
-    or as pieces of raw little-endian bytes. Only one of them is held at a time. The file depends on the
-    arguments alone, not on its name or the day. Returns the CRC-32 of each tensor's bytes.
+    `tensors` must come in the order of `header`, as arrays or as pieces of raw little-endian bytes. Only one
+    is held at a time. The file depends on the arguments alone, not on its name or the day. Returns the CRC-32 of
+    each tensor's bytes.
 
-    Raises ConversionError for an element type torch has no storage class for, before anything is written,
-    and ValueError when the tensors are not what the header announced; torch.load refuses what is left then.
+    Raises ConversionError, before anything is written, if torch has no storage class for an element type; and
+    ValueError if the tensors differ from the header, which leaves a file that torch.load refuses.
     """
     tree = _pickled(header, wrapper, extra)
     given = iter(tensors)
@@ -63,9 +63,9 @@ def write_torch(
 
 
 def copy_chunks(file: TensorFile, key: str, size: int = 1 << 24) -> Iterator[bytes]:
-    """A tensor's raw bytes in row-major order and in pieces, each page of the file given back once it is copied.
+    """A tensor's raw bytes in row-major order, in pieces of `size`; pages of the file are released once copied.
 
-    A tensor that is not contiguous is held whole.
+    A tensor that is not contiguous is held in memory whole.
     """
     info = file.tensors[key]
     if info.strides is None:
@@ -94,7 +94,7 @@ def _content(
 
 
 def _put(archive: zipfile.ZipFile, stream: BinaryIO, name: str, size: int, chunks: Iterable[Chunk]) -> int:
-    """Append a stored record and return its CRC-32; its header, which names that sum, is completed afterwards."""
+    """Append a stored record and return its CRC-32; its header, which has that sum, is completed afterwards."""
     info = zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0))
     info.create_system = 3  # the same bytes on every system
     large = size > zipfile.ZIP64_LIMIT

@@ -51,7 +51,7 @@ def pushed(file: Path, work: Path, *, as_loaded: bool) -> tuple[Any, ...]:
         what = published(file, "me/style", "zai-org/CogVideoX-2b", {**STATED, "as_loaded": as_loaded}, (), work)
     except LoraforgeError as error:
         return type(error), added(error.remedies)
-    return what.weights, what.facts.as_trained
+    return what.facts.weights, what.facts.as_trained
 
 
 def reword(patch: pytest.MonkeyPatch) -> None:
