@@ -24,10 +24,17 @@ class _Layouts(click.Group):
         return super().parse_args(ctx, args)
 
 
+class _Architecture(click.Argument):
+    """An argument that the usage of the group shows, and that of its commands does not."""
+
+    def get_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return super().get_usage_pieces(ctx) if isinstance(ctx.command, _Layouts) else []
+
+
 @click.group(
     cls=_Layouts, invoke_without_command=True, short_help="Show how the frameworks name an architecture's parameters."
 )
-@click.argument("name", metavar="ARCHITECTURE", required=False)
+@click.argument("name", metavar="ARCHITECTURE", required=False, cls=_Architecture)
 @click.option("--mermaid", "kind", flag_value="mermaid", help="Print a Mermaid diagram.")
 @click.option("--dot", "kind", flag_value="dot", help="Print a Graphviz diagram.")
 @click.pass_context

@@ -160,7 +160,7 @@ def _known(arch: Architecture, *sides: Checkpoint) -> tuple[Checkpoint, Layout]:
 def _refuse(found: Matches, a: Checkpoint, b: Checkpoint) -> None:
     """Raises LoraforgeError that lists the tensors of one side that the other has not got."""
     if not found.runs:
-        more = " that stands in one place alone" if found.undetermined else ""
+        more = "" if found.missing else " that stands in one place alone"
         text = f"{a.path} and {b.path} share no row of numbers{more}: give the same weights under two names."
         probe = command("loraforge", "layouts", "probe", a.path, "-o", "probe.safetensors")
         raise LoraforgeError(text, Try(probe, "with rows that differ; then run the converter on it"))

@@ -477,3 +477,4 @@ def test_the_command_that_shows_layouts_is_as_it_was(cli) -> None:
     assert cli("layouts", "cogvideox", "--dot").stdout == cli("layouts", "--dot", "cogvideox").stdout != shown.stdout
     assert "CogVideoX" in cli("layouts").stdout
     assert cli("layouts", "klingon").exit_code == 1
+    assert "layouts learn [OPTIONS] A B\n" in cli("layouts", "learn", "--help").stdout
