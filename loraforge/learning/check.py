@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
-from loraforge.base.route import Piece, route
+from loraforge.base.route import route
 from loraforge.errors import LoraforgeError
 from loraforge.learning.checkpoint import Checkpoint, equal, open_checkpoint
 from loraforge.names.bijection import parse
@@ -63,7 +62,7 @@ def _moved(arch: Architecture, a: Checkpoint, b: Checkpoint) -> tuple[Shapes, in
     """The sizes of the segments, how many tensors of B were compared, and the keys that no layout knows."""
     of_a, of_b = _layout(arch, a), _layout(arch, b)
     if of_a is of_b:
-        text = f"{a.path} and {b.path} both have the names of layout {of_a.name}."
+        text = f"{a.path} and {b.path} do not have the names of two layouts of {arch.title}."
         raise LoraforgeError(text, command("loraforge", "layouts"))
     known_a, known_b = _known(of_a, a), _known(of_b, b)
     shapes = {key: a.info(key).shape for key in known_a}
@@ -73,17 +72,20 @@ def _moved(arch: Architecture, a: Checkpoint, b: Checkpoint) -> tuple[Shapes, in
         for key, parts in pieces.items()
         if key in known_b or not all(of_a.needless(part.key) for part in parts)
     }
-    wrong = [key for key, parts in carried.items() if key not in known_b or not _equal(a, b, key, parts)]
+    wrong = [key for key, parts in carried.items() if key not in known_b or not equal(a, parts, b, key)]
     if wrong := sorted({*wrong, *(key for key in known_b if key not in carried)}):
         text = f"{b.path} is not what {arch.title}'s layouts make of {a.path}, in {listed(wrong, 5)}."
         raise LoraforgeError(text, command("loraforge", "layouts", "learn", a.path, b.path, "-o", "other.toml"))
     rest = [
-        key
+        (side, key)
         for side, layout, known in ((a, of_a, known_a), (b, of_b, known_b))
         for key in side.keys
         if key not in known and not layout.needless(key)
     ]
-    return _sizes(arch, of_b, b), len(carried), rest
+    if lost := [key for side, key in rest if key.endswith(".weight") and side.is_matrix(key)]:
+        text = f"{arch.title} has no module for {listed(lost, 5)}: its layouts do not hold for this size."
+        raise LoraforgeError(text, command("loraforge", "layouts", "learn", a.path, b.path, "-o", "other.toml"))
+    return _sizes(arch, of_b, b), len(carried), [key for _, key in rest]
 
 
 def _layout(arch: Architecture, side: Checkpoint) -> Layout:
@@ -93,14 +95,6 @@ def _layout(arch: Architecture, side: Checkpoint) -> Layout:
 def _known(layout: Layout, side: Checkpoint) -> dict[str, None]:
     keys = (key for path, keys in side.modules.items() if layout.locate(path) for key in keys)
     return dict.fromkeys(key for key in keys if side.holds_numbers(key))
-
-
-def _equal(a: Checkpoint, b: Checkpoint, key: str, parts: Sequence[Piece]) -> bool:
-    firsts = accumulate((part.stop - part.start for part in parts), initial=0)
-    return all(
-        equal(a, part.key, part.start, b, key, first, part.stop - part.start)
-        for part, first in zip(parts, firsts, strict=False)
-    )
 
 
 def _sizes(arch: Architecture, layout: Layout, side: Checkpoint) -> Shapes:

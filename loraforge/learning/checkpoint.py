@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -25,6 +25,7 @@ from loraforge.threads import in_order
 
 if TYPE_CHECKING:
     from loraforge.algebra.lora import Array
+    from loraforge.base.route import Piece
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
 """What the names of a transformer begin with in some files. With the first, other components may stand beside it."""
@@ -128,23 +129,27 @@ def hash_rows(a: Checkpoint, b: Checkpoint) -> tuple[dict[str, Array], dict[str,
     return tables[0], tables[1]
 
 
-def equal(a: Checkpoint, key: str, start: int, b: Checkpoint, other: str, first: int, count: int) -> bool:
-    """Whether `count` rows of one tensor are those of another, in each bit of the narrower of their types."""
-    left, right = (side.file[side.prefix + name] for side, name in ((a, key), (b, other)))
-    left, right = left.reshape(a.length(key), -1), right.reshape(b.length(other), -1)
-    if left.shape[1] != right.shape[1]:
-        return False
-    dtype = min(a.info(key).dtype, b.info(other).dtype, key=_NARROW.index)
+def equal(a: Checkpoint, pieces: Iterable[Piece], b: Checkpoint, key: str) -> bool:
+    """Whether these rows of A, stacked, begin a tensor of B, in each bit of the narrower of their types."""
+    first = 0
+    for piece in pieces:
+        if not _same_rows(a, piece, b, key, first):
+            return False
+        first += piece.stop - piece.start
+    return True
+
+
+def _same_rows(a: Checkpoint, piece: Piece, b: Checkpoint, key: str, first: int) -> bool:
+    left = a.file[a.prefix + piece.key].reshape(a.length(piece.key), -1)[piece.start : piece.stop]
+    right = b.file[b.prefix + key].reshape(b.length(key), -1)[first : first + len(left)]
+    dtype = min(a.info(piece.key).dtype, b.info(key).dtype, key=_NARROW.index)
     step = max(1, _PIECE // max(1, left[:1].nbytes))
-    same = all(
-        np.array_equal(
-            _bits(left[start + n : start + min(n + step, count)], dtype),
-            _bits(right[first + n : first + min(n + step, count)], dtype),
-        )
-        for n in range(0, count, step)
+    same = left.shape == right.shape and all(
+        np.array_equal(_bits(left[n : n + step], dtype), _bits(right[n : n + step], dtype))
+        for n in range(0, len(left), step)
     )
-    a.file.release(a.prefix + key)
-    b.file.release(b.prefix + other)
+    a.file.release(a.prefix + piece.key)
+    b.file.release(b.prefix + key)
     return same
 
 

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loraforge.base.route import Piece
 from loraforge.learning.checkpoint import Checkpoint, equal, hash_rows
 
 if TYPE_CHECKING:
     from loraforge.algebra.lora import Array
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Rows (of a vector: elements) `start` to `stop` of a tensor of A."""
-
-    key: str
-    start: int
-    stop: int
-
-    @property
-    def count(self) -> int:
-        return self.stop - self.start
-
-
 @dataclass(slots=True)
 class Matches:
     """What of B is what of A. Each tensor of B is in one of the first three."""
 
-    runs: dict[str, tuple[Run, ...]] = field(default_factory=dict)
+    runs: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
     """Key of B -> the rows of A that it stacks, as few runs as there are."""
     undetermined: set[str] = field(default_factory=set)
     """Keys of B whose numbers are found in several places of A, or in several of B."""
@@ -49,16 +37,16 @@ def match(a: Checkpoint, b: Checkpoint) -> Matches:
     index = _Index(of_a)
     vectors = [key for key in b.keys if not b.is_matrix(key)]
     for key in b.keys:
-        if b.is_matrix(key) and key in of_b and (runs := index.runs(of_b[key])) and _same(a, b, key, runs):
+        if b.is_matrix(key) and key in of_b and (runs := index.runs(of_b[key])) and equal(a, runs, b, key):
             found.runs[key] = runs
-    attempts: tuple[Callable[[str], tuple[Run, ...] | None], ...] = (
+    attempts: tuple[Callable[[str], tuple[Piece, ...] | None], ...] = (
         lambda key: _following(a, b, key, found.runs),
         lambda key: _whole(a, b, key, index.runs(of_b[key])) if key in of_b else None,
         lambda key: _following(a, b, key, found.runs),
     )
     for attempt in attempts:
         for key in vectors:
-            if key not in found.runs and (runs := attempt(key)) and _same(a, b, key, runs):
+            if key not in found.runs and (runs := attempt(key)) and equal(a, runs, b, key):
                 found.runs[key] = runs
     open_modules = {key.rpartition(".")[0] for key in b.keys if b.is_matrix(key) and key not in found.runs}
     for key in b.keys:
@@ -82,7 +70,7 @@ class _Index:
         self.once = counts == 1
         self.first = np.cumsum([0, *counts])[:-1]
 
-    def runs(self, rows: Array) -> tuple[Run, ...] | None:
+    def runs(self, rows: Array) -> tuple[Piece, ...] | None:
         """The runs of A that tile these rows of B; None where rows are unknown, or where more than one tiling fits.
 
         A row that A has once says where it is from; the rows between such ones belong to the run that
@@ -97,7 +85,7 @@ class _Index:
         source = self.order[self.first[place[sure]]]
         owner = np.searchsorted(self.bases, source, "right") - 1
         cuts = np.flatnonzero((np.diff(source - sure) != 0) | (np.diff(owner) != 0)) + 1
-        tiles = list[tuple[int, Run]]()
+        tiles = list[tuple[int, Piece]]()
         bounds = [0, *(int(sure[cut]) for cut in cuts), len(rows)]
         for n, part in enumerate(np.split(np.arange(len(sure)), cuts)):
             first, last = int(sure[part[0]]), int(sure[part[-1]]) + 1
@@ -106,8 +94,8 @@ class _Index:
             low = int(sure[cuts[n - 1] - 1]) + 1 if n else 0
             before = _alike(rows[low:first][::-1], self.of_a[key][:start][::-1])
             after = _alike(rows[last : bounds[n + 1]], self.of_a[key][start + last - first :])
-            tiles.append((first - before, Run(key, start - before, start + last - first + after)))
-        ends = [first + run.count for first, run in tiles]
+            tiles.append((first - before, Piece(key, start - before, start + last - first + after)))
+        ends = [first + run.stop - run.start for first, run in tiles]
         return tuple(run for _, run in tiles) if [0, *ends] == [*(first for first, _ in tiles), len(rows)] else None
 
 
@@ -118,17 +106,19 @@ def _alike(rows: Array, others: Array) -> int:
     return int(differ[0]) if len(differ) else size
 
 
-def _whole(a: Checkpoint, b: Checkpoint, key: str, runs: tuple[Run, ...] | None) -> tuple[Run, ...] | None:
+def _whole(a: Checkpoint, b: Checkpoint, key: str, runs: tuple[Piece, ...] | None) -> tuple[Piece, ...] | None:
     """A vector that is one of A as a whole: its one run, in elements."""
-    return (Run(runs[0].key, 0, a.length(runs[0].key)),) if runs and a.length(runs[0].key) == b.length(key) else None
+    return (Piece(runs[0].key, 0, a.length(runs[0].key)),) if runs and a.length(runs[0].key) == b.length(key) else None
 
 
-def _following(a: Checkpoint, b: Checkpoint, key: str, runs: Mapping[str, tuple[Run, ...]]) -> tuple[Run, ...] | None:
+def _following(
+    a: Checkpoint, b: Checkpoint, key: str, runs: Mapping[str, tuple[Piece, ...]]
+) -> tuple[Piece, ...] | None:
     """Where a vector is if it is cut as another parameter of its module is, under the same name in A's modules."""
     module, _, name = key.rpartition(".")
     beside = [other for other in b.modules[module] if other in runs]
     for other in sorted(beside, key=lambda other: not b.is_matrix(other)):
-        follows = tuple(Run(f"{r.key.rpartition('.')[0]}.{name}", r.start, r.stop) for r in runs[other])
+        follows = tuple(Piece(f"{r.key.rpartition('.')[0]}.{name}", r.start, r.stop) for r in runs[other])
         pairs = zip(follows, runs[other], strict=True)
         if b.length(key) == b.length(other) and all(
             f.key in a.modules.get(f.key.rpartition(".")[0], ())
@@ -138,15 +128,6 @@ def _following(a: Checkpoint, b: Checkpoint, key: str, runs: Mapping[str, tuple[
         ):
             return follows
     return None
-
-
-def _same(a: Checkpoint, b: Checkpoint, key: str, runs: Iterable[Run]) -> bool:
-    first = 0
-    for run in runs:
-        if not equal(a, run.key, run.start, b, key, first, run.count):
-            return False
-        first += run.count
-    return True
 
 
 def _account(a: Checkpoint, found: Matches, of_a: Mapping[str, Array], of_b: Mapping[str, Array]) -> None:

@@ -174,13 +174,27 @@ def test_a_converter_that_swaps_is_learned_with_its_swap(tmp_path: Path) -> None
     check(done.path, [(tmp_path / "a.safetensors", tmp_path / "b.safetensors")])
 
 
+def last_differs(blocks: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """As in SD3, where the modulation of the last block has two parts, exchanged, and the others have six."""
+    random, last = np.random.default_rng(blocks), blocks - 1
+    a = {f"blocks.{i}.mod.weight": random.random((12 if i < last else 4, 5)) for i in range(blocks)}
+    b = {f"layers.{i}.norm.weight": a[f"blocks.{i}.mod.weight"] for i in range(last)}
+    return a, b | {f"layers.{last}.norm.weight": np.roll(a[f"blocks.{last}.mod.weight"], 2, axis=0)}
+
+
 def test_a_block_that_differs_stands_by_itself(tmp_path: Path) -> None:
-    """As the last block of SD3, whose modulation has two parts where the others have six."""
-    random = np.random.default_rng(0)
-    a = {f"blocks.{i}.mod.weight": random.random((12 if i < 3 else 4, 5)) for i in range(4)}
-    b = {f"layers.{i}.norm.weight": a[f"blocks.{i}.mod.weight"] for i in range(3)}
-    b["layers.3.norm.weight"] = np.roll(a["blocks.3.mod.weight"], 2, axis=0)
-    done = learn_pair(tmp_path, a, b)
+    done = learn_pair(tmp_path, *last_differs(4))
+    a, b = last_differs(4)
+    grown = a | {"new.weight": np.eye(5)}, b | {"other.weight": np.eye(5)}
+    cases = (
+        (last_differs(3), "is not what"),
+        (last_differs(6), "is not what"),
+        (grown, "no module for new.weight, other"),
+    )
+    for states, refusal in cases:
+        sides = (saved(tmp_path / f"{n}2.safetensors", state) for n, state in zip("ab", states, strict=True))
+        with pytest.raises(LoraforgeError, match=refusal):
+            check(done.path, [tuple(sides)])
     modules = learned(done.path).layouts["original"].modules
     assert {template.text for template in modules} == {f"blocks.{i}.mod" for i in range(4)}
     assert "literal   layers.3.norm" in "\n".join(done.lines())
