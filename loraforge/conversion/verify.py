@@ -41,6 +41,7 @@ class Side:
     format: str
     scale: Scale
     scalings: tuple[float, ...]
+    """The distinct scales of its modules, sorted."""
 
     def line(self) -> str:
         """The same, for a terminal."""

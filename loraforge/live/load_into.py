@@ -46,6 +46,7 @@ class Loaded:
     name: str
     """Its name in PEFT and Diffusers: for `pipe.set_adapters`, `pipe.delete_adapters`."""
     modules: int
+    """How many layers of the transformer it changes."""
     scale: Scale
     scalings: tuple[float, ...]
     """The distinct scales of training, as its layers have them."""

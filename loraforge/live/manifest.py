@@ -26,6 +26,7 @@ class Part:
     path: str
     """As it was typed; for the Hub, with the commit."""
     digest: str
+    """Of the adapter's tensors; a file that has changed is not run again."""
     strength: float
     scalings: tuple[float, ...]
     scale: str

@@ -14,6 +14,7 @@ class Program:
     """What the written file does in one program, according to programs.toml."""
 
     runtime: str
+    """Its row in the table."""
     program: str
     title: str
     versions: tuple[str, ...]
