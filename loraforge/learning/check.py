@@ -82,8 +82,8 @@ def _moved(arch: Architecture, a: Checkpoint, b: Checkpoint) -> tuple[Shapes, in
         for key in side.keys
         if key not in known and not layout.needless(key)
     ]
-    if lost := [key for side, key in rest if key.endswith(".weight") and side.is_matrix(key)]:
-        text = f"{arch.title} has no module for {listed(lost, 5)}: its layouts do not hold for this size."
+    if unknown := [key for side, key in rest if key.endswith(".weight") and side.is_matrix(key)]:
+        text = f"{arch.title} has no module for {listed(unknown, 5)}: its layouts do not hold for this size."
         raise LoraforgeError(text, command("loraforge", "layouts", "learn", a.path, b.path, "-o", "other.toml"))
     return _sizes(arch, of_b, b), len(carried), [key for _, key in rest]
 

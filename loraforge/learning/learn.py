@@ -120,9 +120,9 @@ def _modules(a: Checkpoint, b: Checkpoint, left_out: Left) -> list[Module]:
     for side in (a, b):
         if side.others:
             left_out[f"as its names do not begin with {side.prefix}"] += side.others
-    found = match(a, b)
-    _refuse(found, a, b)
-    return modules_of(found, a, b, left_out)
+    matches = match(a, b)
+    _refuse(matches, a, b)
+    return modules_of(matches, a, b, left_out)
 
 
 def _identifier(text: str) -> str:
@@ -157,15 +157,15 @@ def _known(arch: Architecture, *sides: Checkpoint) -> tuple[Checkpoint, Layout]:
     return best
 
 
-def _refuse(found: Matches, a: Checkpoint, b: Checkpoint) -> None:
+def _refuse(matches: Matches, a: Checkpoint, b: Checkpoint) -> None:
     """Raises LoraforgeError that lists the tensors of one side that the other has not got."""
-    if not found.runs:
-        more = "" if found.missing else " that stands in one place alone"
+    if not matches.runs:
+        more = "" if matches.missing else " that stands in one place alone"
         text = f"{a.path} and {b.path} share no row of numbers{more}: give the same weights under two names."
         probe = command("loraforge", "layouts", "probe", a.path, "-o", "probe.safetensors")
         raise LoraforgeError(text, Try(probe, "with rows that differ; then run the converter on it"))
     texts, words = list[str](), list[str]()
-    for keys, side, other in ((found.missing, b, a), (found.unused, a, b)):
+    for keys, side, other in ((matches.missing, b, a), (matches.unused, a, b)):
         patterns = short(sorted(keys))
         texts += [f"{side.path} has rows that {other.path} has not got, in {listed(patterns, 5)}"] if keys else []
         words += [word for p in patterns for word in ("--drop", f"{p}=not in {other.path.name}")]

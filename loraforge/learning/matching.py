@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Matches:
-    """What of B is what of A. Each tensor of B is in one of the first three."""
+    """What of B is what of A. Each key of B is in one of the first three fields."""
 
     runs: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
     """Key of B -> the rows of A that it stacks, as few runs as there are."""
     undetermined: set[str] = field(default_factory=set)
-    """Keys of B whose numbers are found in several places of A, or in several of B."""
+    """Keys of B whose numbers stand in several places of A, or in several of B."""
     missing: set[str] = field(default_factory=set)
     """Keys of B with numbers that A has not got."""
     unused: set[str] = field(default_factory=set)
@@ -31,31 +31,31 @@ class Matches:
 
 
 def match(a: Checkpoint, b: Checkpoint) -> Matches:
-    """Find each tensor of B in A, and compare every bit of what is found."""
+    """Find each tensor of B in A, and compare every bit of what matches."""
     of_a, of_b = hash_rows(a, b)
-    found = Matches()
+    matches = Matches()
     index = _Index(of_a)
     vectors = [key for key in b.keys if not b.is_matrix(key)]
     for key in b.keys:
         if b.is_matrix(key) and key in of_b and (runs := index.runs(of_b[key])) and equal(a, runs, b, key):
-            found.runs[key] = runs
+            matches.runs[key] = runs
     attempts: tuple[Callable[[str], tuple[Piece, ...] | None], ...] = (
-        lambda key: _following(a, b, key, found.runs),
+        lambda key: _following(a, b, key, matches.runs),
         lambda key: _whole(a, b, key, index.runs(of_b[key])) if key in of_b else None,
-        lambda key: _following(a, b, key, found.runs),
+        lambda key: _following(a, b, key, matches.runs),
     )
     for attempt in attempts:
         for key in vectors:
-            if key not in found.runs and (runs := attempt(key)) and equal(a, runs, b, key):
-                found.runs[key] = runs
-    open_modules = {key.rpartition(".")[0] for key in b.keys if b.is_matrix(key) and key not in found.runs}
+            if key not in matches.runs and (runs := attempt(key)) and equal(a, runs, b, key):
+                matches.runs[key] = runs
+    open_modules = {key.rpartition(".")[0] for key in b.keys if b.is_matrix(key) and key not in matches.runs}
     for key in b.keys:
-        if key not in found.runs:
+        if key not in matches.runs:
             tied = key in of_b and bool(np.isin(of_b[key], index.known).all())
             follows = not b.is_matrix(key) and key.rpartition(".")[0] in open_modules
-            (found.undetermined if tied or follows else found.missing).add(key)
-    _account(a, found, of_a, of_b)
-    return found
+            (matches.undetermined if tied or follows else matches.missing).add(key)
+    _account(a, matches, of_a, of_b)
+    return matches
 
 
 class _Index:
@@ -130,16 +130,16 @@ def _following(
     return None
 
 
-def _account(a: Checkpoint, found: Matches, of_a: Mapping[str, Array], of_b: Mapping[str, Array]) -> None:
+def _account(a: Checkpoint, matches: Matches, of_a: Mapping[str, Array], of_b: Mapping[str, Array]) -> None:
     """Find the tensors of A that are unused. What shares one with an undetermined tensor is undetermined too."""
     matrices_first = sorted(a.keys, key=lambda key: not a.is_matrix(key))
     while True:
         used = defaultdict[str, list[tuple[int, int, str]]](list)
-        for key, runs in found.runs.items():
+        for key, runs in matches.runs.items():
             for run in runs:
                 used[run.key].append((run.start, run.stop, key))
-        open_rows = np.concatenate([_NONE, *(of_b[key] for key in found.undetermined if key in of_b)])
-        found.unused = set()
+        open_rows = np.concatenate([_NONE, *(of_b[key] for key in matches.undetermined if key in of_b)])
+        matches.unused = set()
         open_modules, again = set[str](), set[str]()
         for key in matrices_first:
             spans = sorted(used[key])
@@ -154,12 +154,12 @@ def _account(a: Checkpoint, found: Matches, of_a: Mapping[str, Array], of_b: Map
                 open_modules |= {module} if a.is_matrix(key) else set()
                 again |= {other.rpartition(".")[0] for *_, other in spans}
             else:
-                found.unused.add(key)
+                matches.unused.add(key)
         if not again:
             return
-        for key in [key for key in found.runs if key.rpartition(".")[0] in again]:
-            del found.runs[key]
-            found.undetermined.add(key)
+        for key in [key for key in matches.runs if key.rpartition(".")[0] in again]:
+            del matches.runs[key]
+            matches.undetermined.add(key)
 
 
 _NONE: Array = np.empty(0, np.uint64)

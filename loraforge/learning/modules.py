@@ -18,11 +18,11 @@ _MOST_RUNS = 256
 """More than that are rows that were shuffled, which no list of segments is to repeat."""
 
 
-def modules_of(found: Matches, a: Checkpoint, b: Checkpoint, left_out: Left) -> list[Module]:
+def modules_of(matches: Matches, a: Checkpoint, b: Checkpoint, left_out: Left) -> list[Module]:
     """The modules of B whose parameters are cut alike, from parameters of the same names."""
     modules = []
     for path, keys in b.modules.items():
-        runs = [found.runs.get(key, ()) for key in keys]
+        runs = [matches.runs.get(key, ()) for key in keys]
         cuts = {tuple((r.key.rpartition(".")[0], r.start, r.stop, a.length(r.key)) for r in stack) for stack in runs}
         names = [{r.key.rpartition(".")[2] for r in stack} for stack in runs]
         if not all(runs):

@@ -1,7 +1,7 @@
 """Learns a layout from two checkpoints of real size: `learn.py FOLDER [--blocks 16] [--width 1920]`.
 
 The first run writes FOLDER/a.safetensors (bf16, in SAT's names, random; 16 blocks of 1920 are 1.8 GB) and
-FOLDER/b.safetensors (the same in Diffusers' names). Each later run learns, and prints seconds, the rate over both files,
+FOLDER/b.safetensors (the same in Diffusers' names). A later run learns, and prints seconds, the rate over both files,
 and the peak of memory: with the pages of mapped files, and without them at the end.
 """
 
