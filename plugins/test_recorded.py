@@ -205,7 +205,7 @@ def _segments(arch: str, layout: str) -> set[str]:
 
 
 def _paths(adapter: Adapter, segments: set[str]) -> list[str]:
-    layout = architecture(adapter.architecture).layouts[adapter.layout]
+    layout = adapter.model.layouts[adapter.layout]
     return [path for path in adapter.modules if set(layout.stacked(path)) & segments]
 
 

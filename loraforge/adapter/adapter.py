@@ -10,6 +10,8 @@ from typing import Any, Literal
 from loraforge.algebra.lora import Delta
 from loraforge.errors import Try
 from loraforge.files.tensorfile import TensorFile
+from loraforge.names.catalog import architecture
+from loraforge.names.layout import Architecture
 from loraforge.scale.rule import Scale
 
 Kind = Literal["exact", "rounded", "rank"]
@@ -74,6 +76,13 @@ class Adapter:
     """What proves its architecture; empty if only the module names fit, which other models have too."""
     ranks_recorded: bool = False
     """Whether the rank was recorded along with the scale, and agreed with the tensors when the adapter was read."""
+    last: int | None = None
+    """The number of the last block of its model, where that block is built differently and the adapter shows it."""
+
+    @property
+    def model(self) -> Architecture:
+        """Its architecture, with the last block that it shows."""
+        return architecture(self.architecture).ending(self.last)
 
     @property
     def scalings(self) -> tuple[float, ...]:

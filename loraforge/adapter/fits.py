@@ -9,7 +9,7 @@ from loraforge.adapter.adapter import Adapter
 from loraforge.algebra.lora import Delta, LoraWeight, rows
 from loraforge.errors import ConversionError, Try, adding
 from loraforge.hub.address import is_repo, renamed
-from loraforge.names.catalog import architecture, architectures
+from loraforge.names.catalog import architectures
 from loraforge.names.diffusers_config import Placed
 from loraforge.names.dimensions import Sized, Solution, agree, solve
 from loraforge.names.layout import Architecture, Variant
@@ -29,7 +29,7 @@ def _solved(adapter: Adapter) -> tuple[tuple[Placed, ...], Solution]:
     if not _LAST or _LAST[0][0] is not adapter.modules:
         every = tuple(_placed(adapter))
         sized = [Sized(path, s, shape[0], shape[1]) for path, s, _, shape in every if len(shape) > 1]
-        _LAST[:] = [(adapter.modules, every, solve(sized, architecture(adapter.architecture).dimensions))]
+        _LAST[:] = [(adapter.modules, every, solve(sized, adapter.model.dimensions))]
     return _LAST[0][1:]
 
 
@@ -44,7 +44,7 @@ def solved(adapter: Adapter) -> Solution:
 
 
 def _placed(adapter: Adapter) -> Iterator[Placed]:
-    arch = architecture(adapter.architecture)
+    arch = adapter.model
     layout = arch.layouts[adapter.layout]
     for segment, shape in adapter.evidence.items():
         yield f"the base's {segment}", segment, (), shape
@@ -60,7 +60,7 @@ def _placed(adapter: Adapter) -> Iterator[Placed]:
 
 def fits(adapter: Adapter) -> tuple[Variant, ...]:
     """The variants that agree with all shapes of the adapter and of base weights in its file."""
-    arch, sizes = architecture(adapter.architecture), solved(adapter).values
+    arch, sizes = adapter.model, solved(adapter).values
     shapes = {(segment, index, shape) for _, segment, index, shape in placed(adapter)}
     same_sizes = [v for v in arch.variants if agree(sizes, arch.solved(v).values, sizes)]
     return tuple(v for v in same_sizes if not any(v.objection(*shape) for shape in shapes))
@@ -71,7 +71,7 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
 
     `rank_known`: the rank is also recorded outside of the tensors, so that they are known not to be transposed.
     """
-    arch = architecture(adapter.architecture)
+    arch = adapter.model
     layout = arch.layouts[adapter.layout]
     weights = [w for delta in adapter.modules.values() for w in delta]
     if all(map(_turned, weights)) and not rank_known and not adapter.evidence:  # base weights have the sizes
@@ -127,38 +127,44 @@ def _of_blocks(arch: Architecture) -> set[str]:
     return {symbol for s in inside & arch.dimensions.keys() for _, symbol in arch.dimensions[s] if symbol}
 
 
-def highest(adapter: Adapter) -> int | None:
-    """The highest block number; None if no module is in a numbered block."""
-    return max((number for _, _, index, _ in placed(adapter) for _, number in index), default=None)
+def excess(adapter: Adapter) -> dict[int, int]:
+    """The block numbers that no released model of its width has -> how many blocks of that kind the deepest one has."""
+    known = of_width(adapter.model, solved(adapter).values)
+    numbers = {(number, s) for _, s, index, _ in placed(adapter) for _, number in index}
+    most = {number: max(v.depth(s) for v in known) for number, s in sorted(numbers) if known}
+    return {number: depth for number, depth in most.items() if number >= depth}
 
 
-def excess(adapter: Adapter) -> list[int]:
-    """The block numbers of the adapter that no released model of its width has."""
-    known = of_width(architecture(adapter.architecture), solved(adapter).values)
-    most = max((v.blocks for v in known), default=None)
-    numbers = {number for _, _, index, _ in placed(adapter) for _, number in index}
-    return sorted(number for number in numbers if most is not None and number >= most)
+def fills(adapter: Adapter, variant: Variant) -> int:
+    """The blocks of a variant, if it has just those that the adapter has of each kind; otherwise 0."""
+    kinds, tops = adapter.model.block_kinds(), dict[str, tuple[int, int]]()
+    for _, segment, index, _ in placed(adapter):
+        for _, number in index:
+            kind = kinds.get(segment, segment)
+            tops[kind] = max(number, tops.get(kind, (0, 0))[0]), variant.depth(segment)
+    most = max((depth for _, depth in tops.values()), default=0)
+    return most if all(top + 1 == depth for top, depth in tops.values()) and 2 * most >= variant.blocks else 0
 
 
 def beyond(adapter: Adapter) -> str:
     """Why the released models of its width do not have all of its blocks; empty if one has, or if there is none."""
     if not (over := excess(adapter)):
         return ""
-    known = of_width(architecture(adapter.architecture), solved(adapter).values)
+    known = of_width(adapter.model, solved(adapter).values)
     names, have = listed([v.name for v in known]), "have" if len(known) > 1 else "has"
-    return f"it adapts block {over[-1]}, and {names}, of its width, {have} {max(v.blocks for v in known)} blocks"
+    return f"it adapts block {max(over)}, and {names}, of its width, {have} {over[max(over)]} blocks"
 
 
 def unchecked(adapter: Adapter) -> str:
     """Why its shapes were not checked against each other; empty if they were."""
-    arch = architecture(adapter.architecture)
+    arch = adapter.model
     why = f"no sizes of {arch.title} are known: the shapes of its modules were not checked against each other"
     return "" if arch.dimensions else why
 
 
 def small(adapter: Adapter) -> bool:
     """Whether its base model is much narrower than every released one, like the models that tests use."""
-    arch, sizes = architecture(adapter.architecture), solved(adapter).values
+    arch, sizes = adapter.model, solved(adapter).values
     known = [(s, value) for v in arch.variants for s, value in arch.solved(v).values.items()]
     released = [(s, value) for s, value in known if s in _of_blocks(arch) & sizes.keys()]
     return bool(released) and all(SMALL * sizes[s] <= value for s, value in released)
@@ -207,7 +213,7 @@ def no_repository(base: str) -> ConversionError:
 
 def misnamed(adapter: Adapter, base: str) -> str:
     """Why the adapter cannot be for the named base model; empty if no reason is known."""
-    arch = architecture(adapter.architecture)
+    arch = adapter.model
     known = variant_of_repo(base)
     other = "" if known else of_repo(base)
     if known and known[0].name != arch.name:

@@ -14,7 +14,6 @@ from loraforge.algebra.half import widen
 from loraforge.algebra.lora import CEILING, Array, Delta, LoraWeight, is_zero, random_columns
 from loraforge.errors import VerificationError
 from loraforge.files.tensorfile import RELEASE_EVERY
-from loraforge.names.catalog import architecture
 from loraforge.threads import in_order
 
 EXACT = 1e-6
@@ -56,7 +55,7 @@ def pair_up(source: Adapter, result: Adapter) -> tuple[list[tuple[str, Delta, De
 
     A segment whose update is exactly zero changes nothing and needs no partner.
     """
-    arch = architecture(source.architecture)
+    arch = source.model
     mine, theirs = to_segments(source.modules, arch, source.layout), to_segments(result.modules, arch, result.layout)
     pairs = [(theirs[place][0], part, theirs[place][1]) for place, (_, part) in mine.items() if place in theirs]
 

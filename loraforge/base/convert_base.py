@@ -24,7 +24,7 @@ from loraforge.files.resume import check_place
 from loraforge.format.sat_names import SAT_PREFIX, components
 from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
-from loraforge.names.layout import COMPONENT, Index, Variant
+from loraforge.names.layout import COMPONENT, Index, Variant, parameter_key
 from loraforge.text import command, listed, options, recorded, told
 
 
@@ -150,7 +150,7 @@ def _gaps(base: BaseModel, variant: Variant) -> Iterator[str]:
         if variant.absent.issuperset(segments):
             continue
         for index in sorted(blocks[kinds.get(segments[0], "")]) if template.holes else [()]:
-            names = (f"{template.fill(index)}.{parameter}" for parameter in arch.named(segments))
+            names = (parameter_key(template.fill(index), name) for name in arch.named(segments, base.layout))
             yield from (name for name in names if name not in base.parameters)
 
 

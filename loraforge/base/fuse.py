@@ -25,7 +25,6 @@ from loraforge.files.resume import check_place
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
-from loraforge.names.catalog import architecture
 from loraforge.names.layout import COMPONENT
 from loraforge.scale.resolve import STATES
 from loraforge.scale.stated import Stated, takes_stated
@@ -215,7 +214,7 @@ def _advice(base: BaseModel, adapters: Sequence[Adapter], total: Retention, dtyp
 
 def other_base(adapter: Adapter, variants: Sequence[str]) -> str:
     """A note if the adapter is recorded for a base model that is none of these variants; else empty."""
-    repos = [v.repo for v in architecture(adapter.architecture).variants if v.name in variants]
+    repos = [v.repo for v in adapter.model.variants if v.name in variants]
     if not adapter.base_model or not repos or adapter.base_model in repos:
         return ""
     return f"the adapter is for {adapter.base_model}, and the base has the shapes of {' or '.join(repos)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def open_base(path: str | Path) -> BaseModel:
     if index:
         notes += _agrees(files, index, arch.layouts[layout], prefix)
     base = BaseModel(source, kind, tuple(files), arch, layout, prefix, tuple(notes), index)
+    if arch.ends_differently:
+        base = replace(base, architecture=arch.ending(arch.layouts[layout].last_block(base.parameters)))
     _check(base)
     return base
 

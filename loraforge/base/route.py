@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from loraforge.adapter.relayout import Place
 from loraforge.errors import ConversionError
-from loraforge.names.layout import Architecture, Index, Variant
+from loraforge.names.layout import Architecture, Index, Variant, parameter_key
 from loraforge.text import listed
 
 
@@ -47,7 +47,8 @@ def route(
     for template, segments in arch.layouts[target].modules.items():
         parameters = {(index, name) for name, (segment, index) in held if segment in segments}
         for index, parameter in sorted(parameters):
-            key = f"{template.fill(index)}.{parameter}"
+            names = dict(zip(arch.named(segments), arch.named(segments, target), strict=True))
+            key = parameter_key(template.fill(index), names[parameter])
             parts = {segment: held.pop((parameter, (segment, index)), None) for segment in segments}
             problems += [f"{key}: {fault}" for fault in _mismatches(parts, shapes, arch)]
             pieces[key] = tuple(part for part in parts.values() if part)
@@ -59,7 +60,7 @@ def route(
 
 
 Address = tuple[str, tuple[str, ...], Index]
-"""The name of a parameter, the segments its module stacks, and their block numbers."""
+"""The architecture's name of a parameter, the segments its module stacks, and their block numbers."""
 
 
 def _sorted_out(
@@ -94,7 +95,8 @@ def _address(key: str, arch: Architecture, layout: str) -> Address | None:
     path, _, parameter = key.rpartition(".")
     located = arch.layouts[layout].locate(path)
     segments = arch.layouts[layout].modules[located[0]] if located else ()
-    return (parameter, segments, located[1]) if located and parameter in arch.named(segments) else None
+    names = dict(zip(arch.named(segments, layout), arch.named(segments), strict=True))
+    return (names[parameter], segments, located[1]) if located and parameter in names else None
 
 
 def _mismatches(

@@ -116,7 +116,7 @@ class Evidence(NamedTuple):
 
 def evidence(adapter: Adapter, file: TensorFile, stated: str | None, named: str | None) -> Evidence:
     """The strongest evidence for the adapter's architecture."""
-    arch = architecture(adapter.architecture)
+    arch = adapter.model
     if stated == arch.name:
         return Evidence(f"--architecture {arch.name}", outweighs_header=True)
     if named and (known := variant_of_repo(named)) and known[1] in fits.fits(adapter):
@@ -157,10 +157,9 @@ def _measured(adapter: Adapter, arch: Architecture) -> Iterator[str]:
         for path in adapter.modules:
             if (located := layout.locate(path)) and located[0] in layout.own:
                 yield f"no other model is known to have an adapter of {path}"
-    top = fits.highest(adapter)
     for variant in known_width:
-        if top is not None and top + 1 == variant.blocks:
-            yield f"its {variant.blocks} blocks and its width are those of {variant.name}"
+        if blocks := fits.fills(adapter, variant):
+            yield f"its {blocks} blocks and its width are those of {variant.name}"
 
 
 def stated_by(adapter: Adapter, base: str | None) -> Adapter:
@@ -204,7 +203,7 @@ def doubt(adapter: Adapter) -> str:
 
 
 def _title(adapter: Adapter) -> str:
-    return architecture(adapter.architecture).title
+    return adapter.model.title
 
 
 def _settling(names: list[str]) -> list[Try]:

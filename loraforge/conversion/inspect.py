@@ -16,7 +16,6 @@ from loraforge.document import Document
 from loraforge.errors import LoraforgeError, as_commands
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
-from loraforge.names import catalog
 from loraforge.scale.origin import history
 from loraforge.scale.rule import Choice, Scale
 from loraforge.text import fraction, told
@@ -168,7 +167,7 @@ def inspect(
     except LoraforgeError as refusal:
         error = as_commands(refusal, *start) if form else refusal
     modules = adapter.modules if adapter else {}
-    layout = catalog.architecture(adapter.architecture).layouts[adapter.layout] if adapter else None
+    layout = adapter.model.layouts[adapter.layout] if adapter else None
     kinds = [place[0].text for place in map(layout.locate, modules) if place] if layout else []
     types = Counter(file.tensors[key].dtype for key in (adapter.keys if adapter else file.tensors))
     remedies = [remedy.command for remedy in error.remedies] if error else []

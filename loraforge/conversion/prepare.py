@@ -21,7 +21,6 @@ from loraforge.files.destination import Destination, destination
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.protocol import Format, Header, Target, Use, Wanted, Writer
 from loraforge.format.registry import formats, named
-from loraforge.names.catalog import architecture
 from loraforge.names.layout import Architecture
 from loraforge.scale.origin import carried_over
 from loraforge.text import command, listed
@@ -93,7 +92,7 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
     base_model = repository(request.base_model)
     adapter = stated_by(adapter, base_model)
     target = named(request.to, "--to")
-    arch = architecture(adapter.architecture)
+    arch = adapter.model
     layout = _layout(adapter, target, arch)
     base_model = base_model or adapter.base_model
     notes = check_base(adapter, base_model)

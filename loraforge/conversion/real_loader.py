@@ -17,7 +17,6 @@ from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import placed
 from loraforge.algebra.lora import Array, Delta, LoraWeight
 from loraforge.errors import FormatError, LoraforgeError, Try
-from loraforge.names.catalog import architecture
 from loraforge.names.diffusers_config import Placed, entries, filled, sizes
 from loraforge.names.layout import Architecture, Variant
 from loraforge.scale.rule import Scale
@@ -32,7 +31,7 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
     """
     if loader not in LOADERS:
         raise LoraforgeError(f"there is no loader {loader!r}; there are {', '.join(LOADERS)}.")
-    arch = architecture(adapter.architecture)
+    arch = adapter.model
     if not arch.transformer or not arch.pipelines:
         text = f"--in {loader} fills a model of Diffusers, and the data of {arch.title} names no class of one"
         raise LoraforgeError(f"{text}: config._class_name and pipelines.", command("loraforge", "layouts", arch.name))
@@ -86,7 +85,7 @@ def _shell(adapter: Adapter, base: Path | None) -> Any:
     """The transformer, every tensor of it a view of a single zero."""
     import torch
 
-    kind = _class(architecture(adapter.architecture).transformer)
+    kind = _class(adapter.model.transformer)
     config = _config(adapter) if base is None else _read(base)
     with torch.device("meta"):
         model = kind.from_config(config)
@@ -111,7 +110,7 @@ def _read(base: Path) -> dict[str, Any]:
 
 def _config(adapter: Adapter) -> dict[str, Any]:
     """A transformer configuration that gives every adapted module the shape of its LoRA."""
-    arch, every = architecture(adapter.architecture), placed(adapter)
+    arch, every = adapter.model, placed(adapter)
     config = filled(entries(arch, _variant(arch, every)), sizes(arch, every), any_share=True)
     # tables of positions are computed for the sample, and no LoRA is made for them
     return {name: min(value, _SAMPLE) if name.startswith("sample_") else value for name, value in config.items()}

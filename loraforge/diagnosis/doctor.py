@@ -19,7 +19,6 @@ from loraforge.facts.symptoms import find, language
 from loraforge.facts.variants import settings as variant_settings
 from loraforge.files.shards import group_of
 from loraforge.hub.address import address
-from loraforge.names.catalog import architecture
 from loraforge.programs.table import runtime
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command
@@ -85,9 +84,9 @@ def _variant(adapter: Adapter, stated: str | None) -> str:
     """The model whose settings apply: the stated one, the recorded one, or the only one with these shapes."""
     if stated is not None:
         return stated
-    known = [v for v in architecture(adapter.architecture).variants if v.repo == adapter.base_model] or fits(adapter)
+    known = [v for v in adapter.model.variants if v.repo == adapter.base_model] or fits(adapter)
     if len(known) == 1:
         return known[0].name
-    every = known or architecture(adapter.architecture).variants
+    every = known or adapter.model.variants
     text = "which model it is for is neither recorded nor told by its shapes, and the right settings depend on it."
     raise LoraforgeError(text, *(adding("--variant", v.name) for v in every))

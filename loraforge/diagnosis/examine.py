@@ -37,7 +37,6 @@ from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import known_titles, not_an_adapter
 from loraforge.format.protocol import Format
 from loraforge.hub.address import address
-from loraforge.names.catalog import architecture
 from loraforge.programs.known_names import by_names
 from loraforge.programs.measured import does
 from loraforge.programs.outlook import Outlook, outlook, outlooks
@@ -146,7 +145,7 @@ def _judged(
         scale = f"unknown: {adapter.scale.source}"
     facts = [
         ("file", f"{told(file.path)} ({form.name}), {modules}"),
-        ("model", unshown or f"{architecture(adapter.architecture).title}: {adapter.shown}"),
+        ("model", unshown or f"{adapter.model.title}: {adapter.shown}"),
         ("scale", scale),
         ("size", _size(measured) if measured else f"needs the tensors ({megabytes(file.absent)}): --fetch gets them"),
         *in_base.facts,

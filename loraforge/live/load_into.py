@@ -29,7 +29,6 @@ from loraforge.errors import ConversionError, LoraforgeError, Try
 from loraforge.format.diffusers import STYLE
 from loraforge.live.acting import Cast, Update, group_offload, idle, is_bypassed, placed
 from loraforge.live.state import LiveState, guarded, layers
-from loraforge.names.catalog import architecture
 from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
 from loraforge.scale.rule import Scale
@@ -255,7 +254,7 @@ def _activate(layer: Any, names: list[str]) -> None:
 
 def fitted(adapter: Adapter) -> list[Plan]:
     """One (A, B) for each module, under Diffusers' names. Raises ConversionError if a module has no name there."""
-    arch = architecture(adapter.architecture)
+    arch = adapter.model
     if "diffusers" not in arch.layouts:
         raise ConversionError(f"Diffusers has no names for {arch.title}.", command("loraforge", "layouts"))
     relaid = relayout.relayout(adapter.modules, arch, adapter.layout, "diffusers")

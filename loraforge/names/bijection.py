@@ -11,7 +11,7 @@ from typing import Any
 from loraforge.errors import Fault, LayoutError
 from loraforge.names.diffusers_config import faults
 from loraforge.names.dimensions import term
-from loraforge.names.layout import Architecture, Layout, Template, Variant, _is_hole
+from loraforge.names.layout import Architecture, Layout, Template, Variant, _is_hole, parameter_key
 
 
 def parse(data: Mapping[str, Any], where: str) -> Architecture:
@@ -37,7 +37,8 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
         {segment: (rows, inputs) for segment, (rows, inputs) in sizes.items() if rows and inputs},
         data.get("pipelines", {}),
     )
-    problems += [*_wrong_dimensions(data, arch), *_wrong_classes(arch)]
+    arch = replace(arch, variants=tuple(_deep(variant, arch.block_kinds()) for variant in variants))
+    problems += [*_wrong_dimensions(data, arch), *_wrong_classes(arch), *_misnamed(arch)]
     holes: dict[str, tuple[str, frozenset[str]]] = {}
     for layout in layouts.values():
         faults = [*_misplaced(layout, arch, holes), *_misdropped(layout, arch)]
@@ -54,13 +55,22 @@ def _layout(name: str, table: Mapping[str, Any], kinds: Mapping[str, Any]) -> La
     absent = unadapted.difference(*modules.values()).union(table.get("absent", ()))
     dropped = {Template(key): reason for key, reason in table.get("dropped", {}).items()}
     axes = {Template(path): axis for path, axis in table.get("unit_axes", {}).items()}
-    return Layout(name, modules, frozenset(absent), dropped, axes, tuple(map(Template, table.get("own", ()))))
+    own = tuple(map(Template, table.get("own", ())))
+    parameters = {segment: tuple(names) for segment, names in table.get("parameters", {}).items()}
+    return Layout(name, modules, frozenset(absent), dropped, axes, own, parameters)
 
 
 def _variant(name: str, table: Mapping[str, Any]) -> Variant:
     shapes = {segment: tuple(shape) for segment, shape in table.get("shapes", {}).items()}
     repo, blocks, absent = table.get("repo", ""), table.get("blocks", 0), frozenset(table.get("absent", ()))
-    return Variant(name, repo, blocks, shapes, absent, table.get("config", {}), table.get("pipeline", ""))
+    depths, blocks = (blocks, max(blocks.values())) if isinstance(blocks, Mapping) else ({}, blocks)
+    return Variant(name, repo, blocks, shapes, absent, table.get("config", {}), table.get("pipeline", ""), depths)
+
+
+def _deep(variant: Variant, kinds: Mapping[str, str]) -> Variant:
+    """The variant with the depth of every segment, from one segment of each kind of block."""
+    of_kind = {kinds.get(segment, segment): number for segment, number in variant.depths.items()}
+    return replace(variant, depths={segment: of_kind[kind] for segment, kind in kinds.items() if kind in of_kind})
 
 
 def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
@@ -73,6 +83,7 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
         "dimensions": list(data.get("dimensions", {})),
         **{f"unadapted {what!r}": segments for what, segments in kinds.items()},
         **{f"variant {name}": [*v.get("shapes", {}), *v.get("absent", ())] for name, v in variants.items()},
+        **{f"variant {n}: blocks": list(b) for n, v in variants.items() if isinstance(b := v.get("blocks"), Mapping)},
     }
     for table, segments in named.items():
         unknown = sorted(set(segments) - set(data.get("segments", ())))
@@ -127,6 +138,8 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
         if not stack:
             yield Fault(f"{template.text!r} stacks no segment", (template.text,))
         for earlier in templates[:n]:
+            if template.ends(earlier) or earlier.ends(template):
+                continue
             if template.overlaps(earlier) or template.overlaps(earlier, "_"):
                 text = f"{earlier.text!r} and {template.text!r} can match the same module"
                 yield Fault(text, (earlier.text, template.text))
@@ -142,7 +155,7 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
                 by, here = (", ".join(sorted(names)) or "no block number" for names in (indexed, template.holes))
                 text = f"segment {segment!r} is indexed differently in layout {other!r}: by {by}, here by {here}"
                 yield Fault(text, (segment,))
-        if len({(arch.named((segment,)), arch.unadapted.get(segment)) for segment in stack}) > 1:
+        if len({(arch.named((segment,), layout.name), arch.unadapted.get(segment)) for segment in stack}) > 1:
             text = f"{template.text!r} stacks segments whose parameters, or kinds, are not the same"
             yield Fault(text, (template.text,))
     for segment in arch.segments:
@@ -163,14 +176,26 @@ def _misdropped(layout: Layout, arch: Architecture) -> Iterator[Fault]:
         for earlier in filter(template.overlaps, templates[:n]):
             yield Fault(f"dropped {earlier.text!r} and {template.text!r} can match the same key")
         for module, stack in layout.modules.items():
-            mine = any(template.overlaps(Template(f"{module.text}.{name}")) for name in arch.named(stack))
+            names = arch.named(stack, layout.name)
+            mine = any(template.overlaps(Template(parameter_key(module.text, name))) for name in names)
             if mine and not any(variant.absent.issuperset(stack) for variant in arch.variants):
                 text = f"dropped {template.text!r} is a parameter of {module.text!r}, which no variant lacks"
                 yield Fault(text, (module.text,))
 
 
+def _misnamed(arch: Architecture) -> Iterator[Fault]:
+    """Names of parameters in a layout that are not one for each of the architecture's."""
+    for layout in arch.layouts.values():
+        for segment, names in layout.parameters.items():
+            if segment not in arch.segments:
+                yield Fault(f"parameters: unknown segment {segment!r}", (segment,), layout.name)
+            elif len(names) != len(usual := arch.named((segment,))):
+                text = f"parameters: {list(names)} of {segment!r} are not one for each of {list(usual)}"
+                yield Fault(text, (segment,), layout.name)
+
+
 def _malformed(template: Template) -> Iterator[Fault]:
-    tokens = template.tokens()
+    tokens = template.tokens() if template.text else []
     holes = [token for token in tokens if _is_hole(token)]
     if len(holes) > len(template.holes):
         yield Fault(f"{template.text!r} uses a block number twice", (template.text,))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import takewhile
 from typing import Any
@@ -16,10 +16,13 @@ COMPONENT = "transformer"
 Index = tuple[tuple[str, int], ...]
 """Block numbers by hole name, sorted: `(("i", 3),)`."""
 
+LAST = "last"
+"""The hole of a template for the last block alone, where that block is built differently (SD3, Mochi)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A module path in which a token `{name}` is a hole for one block number."""
+    """A module path in which a token `{name}` is a hole for one block number. The empty path is the model itself."""
 
     text: str
 
@@ -50,6 +53,11 @@ class Template:
     def fill(self, index: Index) -> str:
         return self.text.format(**dict(index))
 
+    def ends(self, other: Template) -> bool:
+        """Whether this is the other template in the last block."""
+        theirs = [f"{{{LAST}}}" if _is_hole(token) else token for token in other.tokens()]
+        return LAST in self.holes and LAST not in other.holes and theirs == self.tokens()
+
     def overlaps(self, other: Template, sep: str = ".") -> bool:
         """Whether a path can match both. Exact, because a hole is always one whole token of digits."""
         mine, theirs = self.tokens(sep), other.tokens(sep)
@@ -66,6 +74,16 @@ def _tokens(text: str, sep: str) -> list[str]:
 
 def _is_hole(token: str) -> bool:
     return token.startswith("{") and token.endswith("}")
+
+
+def _shape(tokens: list[str]) -> tuple[str, ...]:
+    """The tokens of a path or template without their numbers."""
+    return tuple("#" if token.isdecimal() or _is_hole(token) else token for token in tokens)
+
+
+def parameter_key(path: str, parameter: str) -> str:
+    """The key of a module's parameter; that of the model itself, whose path is empty, has no dot."""
+    return f"{path}.{parameter}" if path else parameter
 
 
 def _is_number(token: str) -> bool:
@@ -91,10 +109,17 @@ class Layout:
     """Convolution -> the axis of its weight, [out, in, ...], that has length 1 here and does not exist elsewhere."""
     own: tuple[Template, ...] = ()
     """Modules that no other known model has: an adapter of one of them is surely of this architecture."""
+    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the parameters of the segments that have others here than in the architecture, in the same order."""
+    last: int | None = None
+    """The number of the last block, which `{last}` stands for; None if it is not known."""
     _located: dict[tuple[str, str], tuple[Template, Index] | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     """The answers of `locate`: formats and programs ask for the same paths, ten times each."""
+    _shapes: dict[str, dict[tuple[str, ...], list[Template]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def kernel(self, path: str, kernel: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a convolution's kernel in this layout, from its shape in the others."""
@@ -120,9 +145,26 @@ class Layout:
         if (path, sep) not in self._located:
             if len(self._located) >= _MOST_LOCATED:
                 self._located.clear()
-            matches = ((template, template.match(path, sep)) for template in self.modules)
-            self._located[path, sep] = next(((one, index) for one, index in matches if index is not None), None)
+            shape = _shape(path.split(sep))
+            matches = [(one, one.match(path, sep)) for one in self._by_shape(sep).get(shape, ())]
+            located = [(one, index) for one, index in matches if index is not None]
+            located.sort(key=lambda found: (LAST in found[0].holes) != (dict(found[1]).get(LAST) == self.last))
+            self._located[path, sep] = located[0] if located else None
         return self._located[path, sep]
+
+    def _by_shape(self, sep: str) -> dict[tuple[str, ...], list[Template]]:
+        """The templates by the shape of the paths that they match, so that a path is compared with one or two."""
+        if sep not in self._shapes:
+            shapes = self._shapes[sep] = {}
+            for template in self.modules:
+                shapes.setdefault(_shape(template.tokens(sep)), []).append(template)
+        return self._shapes[sep]
+
+    def last_block(self, keys: Iterable[str]) -> int | None:
+        """The highest number of the blocks whose last one is built differently, in the keys of a whole model."""
+        starts = tuple(f"{one.container}." for one in self.modules if LAST in one.holes)
+        words = [key[len(start) :].partition(".")[0] for key in keys for start in starts if key.startswith(start)]
+        return max((int(word) for word in words if _is_number(word)), default=None)
 
     def needless(self, key: str) -> str | None:
         """Why a key of a base checkpoint may be dropped; None if it may not."""
@@ -136,6 +178,7 @@ class Variant:
     name: str
     repo: str
     blocks: int
+    """The number of its blocks; of the most numerous kind, if it has several."""
     shapes: Mapping[str, tuple[int, ...]]
     """Base weight shapes of the segments that differ between variants."""
     absent: frozenset[str]
@@ -144,13 +187,19 @@ class Variant:
     """The entries of its Diffusers config.json that differ from the architecture's."""
     pipeline: str = ""
     """Diffusers' class that runs it; empty if not known."""
+    depths: Mapping[str, int] = field(default_factory=dict)
+    """Segment -> the number of blocks of its kind; empty if all kinds have `blocks`."""
+
+    def depth(self, segment: str) -> int:
+        """The number of blocks that have this segment."""
+        return self.depths.get(segment, self.blocks)
 
     def objection(self, segment: str, index: Index, shape: tuple[int, ...]) -> str | None:
         """Why a weight of this segment, block and shape cannot belong to the variant; None if it can."""
         if segment in self.absent:
             return f"{self.name} has no {segment}"
-        if any(number >= self.blocks for _, number in index):
-            return f"{self.name} has {self.blocks} blocks"
+        if any(number >= self.depth(segment) for _, number in index):
+            return f"{self.name} has {self.depth(segment)} blocks"
         want = self.shapes.get(segment)
         return f"{segment} is {list(want)} in {self.name}, not {list(shape)}" if want and want != shape else None
 
@@ -177,6 +226,9 @@ class Architecture:
     """Segment -> rows and inputs of its weight in symbols; empty if they are not stated."""
     pipelines: Mapping[str, str] = field(default_factory=dict)
     """Diffusers' classes that run it -> the Hub's name of their task: `text-to-video`."""
+    words: tuple[str, ...] = ()
+    """What its name begins with in headers (modelspec.architecture), in small letters and digits alone."""
+    _ended: dict[int, Architecture] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def transformer(self) -> str:
@@ -196,9 +248,26 @@ class Architecture:
         shapes = [Sized(s, s, shape[0], shape[1]) for s, shape in variant.shapes.items()]
         return solve(shapes, self.dimensions)
 
-    def named(self, segments: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the parameters of a module that stacks these segments."""
-        return self.parameters.get(segments[0], WEIGHT_AND_BIAS) if segments else ()
+    def named(self, segments: tuple[str, ...], layout: str = "") -> tuple[str, ...]:
+        """Names of the parameters of a module that stacks these segments, in a layout."""
+        if not segments:
+            return ()
+        own = self.layouts[layout].parameters if layout else {}
+        return own.get(segments[0]) or self.parameters.get(segments[0], WEIGHT_AND_BIAS)
+
+    @property
+    def ends_differently(self) -> bool:
+        """Whether its last block is built differently in any layout."""
+        return any(LAST in template.holes for layout in self.layouts.values() for template in layout.modules)
+
+    def ending(self, last: int | None) -> Architecture:
+        """The architecture of a model whose last block has this number; None if it is not known."""
+        if last is None:
+            return self
+        if last not in self._ended:
+            layouts = {name: replace(layout, last=last) for name, layout in self.layouts.items()}
+            self._ended[last] = replace(self, layouts=layouts)
+        return self._ended[last]
 
     def like(self, shape: tuple[int, ...]) -> tuple[Variant, ...]:
         """The variants whose `told_by` weight has this shape after dim 0, of any width."""

@@ -19,7 +19,6 @@ from loraforge.diagnosis.examine import diagnosed
 from loraforge.diagnosis.result import Diagnosis
 from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Kind
 from loraforge.errors import HubError, LoraforgeError, Try, adding
-from loraforge.names.catalog import architecture
 from loraforge.names.layout import Architecture
 from loraforge.programs.measured import acting
 from loraforge.publishing.card import Facts, rows
@@ -92,7 +91,7 @@ def _of_adapter(
     right = (Kind.AS_TRAINED, *[Kind.NO_PROGRAM] * known, *(SCALE_UNKNOWN if as_loaded else ()))
     if diagnosis.judgement.kind not in right:
         raise _not_as_trained(source, diagnosis, adapter)
-    arch = architecture(adapter.architecture)
+    arch = adapter.model
     base, notes = _base(base_model, adapter, arch)
     files, changes = of_adapter(file, form, base, work)
     variant = next((v for v in arch.variants if v.repo == base), None)
