@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from loraforge.cli.console import PATH
+from loraforge.cli.console import PATH, show
 from loraforge.cli.options import flag, value
 from loraforge.cli.plugins import tell_broken
-from loraforge.text import command, plain
+from loraforge.text import command
 
 
 class _Layouts(click.Group):
@@ -68,8 +67,10 @@ def layouts(ctx: click.Context, name: str | None, kind: str | None) -> None:
 @layouts.command(short_help="Write a checkpoint whose rows differ, to run a converter on.")
 @click.argument("source", metavar="A", type=PATH)
 @value("-o --out", "PATH", "File to write (.safetensors).", type=PATH, required=True)
+@flag("--adapter", "Write an adapter on every matrix, for a converter of LoRAs.")
+@value("--rank", "N", "Rank of the adapter. Default: 6.", type=click.IntRange(1, 128), default=6)
 @flag("-f --force", "Replace an earlier result.")
-def probe(source: Path, out: Path, force: bool) -> None:
+def probe(source: Path, out: Path, **options: Any) -> None:
     """Write a checkpoint with the names and shapes of A, and random rows, no two of them the same.
 
     A real checkpoint has equal rows: norms of 1, biases of 0. Run a converter on the probe, and learn from both files.
@@ -80,25 +81,18 @@ def probe(source: Path, out: Path, force: bool) -> None:
     """
     from loraforge.learning.probe import probe as write
 
-    count = write(source, out, force=force)
+    count = write(source, out, **options)
     line = command("loraforge", "layouts", "learn", out, "CONVERTED", "-o", "LAYOUT.toml")
     click.echo(f"{out}: {count} tensors. Run the converter on it, then: {line}")
 
 
-def _reasons(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:
-    """`PATTERN=reason`, split."""
-    pairs = [(pattern, reason) for pattern, _, reason in (text.partition("=") for text in values)]
-    if not all(map(all, pairs)):
-        raise click.BadParameter("give PATTERN=reason.", ctx, param)
+def _split(ctx: click.Context, param: click.Parameter, given: str | tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Words in two parts, `PATTERN=reason` or `A,B`."""
+    words, sep = ([given], ",") if isinstance(given, str) else (given, "=")
+    pairs = [tuple(word.split(sep, 1)) for word in words]
+    if any(len({*pair}) != 2 or not all(pair) for pair in pairs):
+        raise click.BadParameter(f"give {param.metavar}, two words.", ctx, param)
     return pairs
-
-
-def _names(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str, str]:
-    """The names of two layouts."""
-    match = re.fullmatch(r"([a-z][a-z0-9-]*),(?!\1$)([a-z][a-z0-9-]*)", text)
-    if not match:
-        raise click.BadParameter(f"{text!r} is not two names, as original,diffusers.", ctx, param)
-    return match[1], match[2]
 
 
 @layouts.command(short_help="Find the layout in which two checkpoints differ.")
@@ -107,12 +101,13 @@ def _names(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str, 
 @value("-o --out", "PATH", "File to write (.toml).", type=PATH, required=True)
 @value("--onto", "ARCHITECTURE", "Add a layout to an architecture that knows A's or B's names.")
 @value("--architecture name", "NAME", "What to call a new architecture. Default: as the file.")
-@value("--names layouts", "A,B", "What to call both layouts. Default: original,diffusers.", callback=_names,
+@value("--names layouts", "A,B", "What to call both layouts. Default: original,diffusers.", callback=_split,
        default="original,diffusers")  # fmt: skip
 @value("--drop", "PATTERN=reason", "Leave out the tensors whose name matches (* and ?). Repeatable.", multiple=True,
-       callback=_reasons)  # fmt: skip
+       callback=_split)  # fmt: skip
 @flag("-f --force", "Replace an earlier result.")
-def learn(a: Path, b: Path, out: Path, **options: Any) -> None:
+@flag("--json json_", "Print JSON (schemas/learn.schema.json).")
+def learn(a: Path, b: Path, out: Path, layouts: list[tuple[str, str]], json_: bool, **options: Any) -> None:
     """Compare the rows of A and B, which hold the same weights under two names, and write what goes where.
 
     Best of a probe (loraforge layouts probe) and what a converter made of it. Numbers decide, never names; what they
@@ -125,13 +120,14 @@ def learn(a: Path, b: Path, out: Path, **options: Any) -> None:
     """
     from loraforge.learning.learn import learn as write
 
-    click.echo("\n".join(map(plain, write(a, b, out, **options).lines())))
+    show(write(a, b, out, layouts=layouts[0], **options), json_)
 
 
 @layouts.command(short_help="Try a layout on checkpoints of another size.")
 @click.argument("file", type=PATH)
 @click.argument("pairs", metavar="A B...", type=PATH, nargs=-1, required=True)
-def check(file: Path, pairs: tuple[Path, ...]) -> None:
+@flag("--json json_", "Print JSON (schemas/layout-check.schema.json).")
+def check(file: Path, pairs: tuple[Path, ...], json_: bool) -> None:
     """Check that FILE moves checkpoint A to B in each bit. Of two pairs (A B A2 B2), also print the sizes they share.
 
     The sizes are for a table [dimensions], which refuses an adapter whose modules are not of one model.
@@ -144,4 +140,4 @@ def check(file: Path, pairs: tuple[Path, ...]) -> None:
 
     if len(pairs) % 2:
         raise click.UsageError("Give checkpoints in pairs: A and B.")
-    click.echo("\n".join(map(plain, compare(file, list(zip(pairs[::2], pairs[1::2], strict=True))).lines())))
+    show(compare(file, list(zip(pairs[::2], pairs[1::2], strict=True))), json_)

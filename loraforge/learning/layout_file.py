@@ -6,121 +6,94 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from loraforge.learning.templates import Entry, slots
+from loraforge.learning.templates import Entry, filled, slots
 from loraforge.names.layout import WEIGHT_AND_BIAS, Architecture
 
-SPELLINGS = [
-    {"A": ".lora_A.weight", "B": ".lora_B.weight"},
-    {"A": ".lora_down.weight", "B": ".lora_up.weight", "alpha": ".alpha"},
-]
-_PREFIXES = ["diffusion_model.", "transformer.", ""]
+Tables = dict[str, Any]
+Dropped = Mapping[str, str]
+"""Key -> why nothing is lost without it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The n-th segment that a template of B stacks, as a part of a module of A."""
-
-    entry: Entry
-    n: int
-
-    @property
-    def segment(self) -> str:
-        return self.entry.segments[self.n]
-
-    @property
-    def where(self) -> str:
-        count = len(self.entry.pieces)
-        return self.entry.b.text + (f" [{self.n + 1}/{count}]" if count > 1 else "")
-
-
-def stacks(entries: Iterable[Entry]) -> dict[str, list[Part]]:
-    """Template of A -> its parts from the first row on."""
-    table = defaultdict[str, list[Part]](list)
-    for entry in entries:
-        for n, template in enumerate(entry.a):
-            table[template.text].append(Part(entry, n))
-    return {text: sorted(parts, key=lambda part: part.entry.pieces[part.n].start) for text, parts in table.items()}
+def stacks(entries: Iterable[Entry]) -> dict[str, list[tuple[Entry, int]]]:
+    """Template of A -> what it stacks from the first row on: an entry, and which of its parts."""
+    table = defaultdict[str, list[tuple[Entry, int]]](list)
+    for entry, n in ((one, n) for one in entries for n in range(len(one.a))):
+        table[entry.a[n]].append((entry, n))
+    return {text: sorted(parts, key=lambda part: part[0].spans[part[1]]) for text, parts in table.items()}
 
 
 def named(entries: Iterable[Entry]) -> Iterator[Entry]:
     """The entries with a name for each segment: the shortest end of B's path that no other has."""
     used = set[str]()
     for entry in entries:
-        every = (_numbered(stem, len(entry.pieces)) for stem in _stems(entry.b.text))
-        stack = next(stack for stack in every if not used & {*stack})
-        used |= {*stack}
-        yield entry.named(stack)
+        path = ".".join([entry.b, *sorted({b for b, _ in entry.names} - {*WEIGHT_AND_BIAS})[:1]])
+        tokens = [re.sub(r"\W+", "_", token).strip("_").lower() for token in path.replace("{i}.", "").split(".")]
+        words = [token for token in tokens if token and not token.isdecimal()]
+        stems = ["_".join(some[-k:]) for some in (words, tokens) for k in range(1, len(some) + 1)]
+        stems += [f"module_{'_'.join(tokens)}_{n}" for n in range(2, len(used) + 3)]
+        ends = [f"_{n + 1}" for n in range(len(entry.a))] if len(entry.a) > 1 else [""]
+        stem = next(stem for stem in stems if re.match("[a-z]", stem) and not used & {stem + end for end in ends})
+        used |= {stem + end for end in ends}
+        yield entry._replace(segments=tuple(stem + end for end in ends))
 
 
-def _stems(path: str) -> Iterator[str]:
-    tokens = [re.sub(r"\W+", "_", token).lower() for token in path.split(".") if not token.startswith("{")]
-    words = [token for token in tokens if not token.isdecimal()]
-    stems = ["_".join(some[-k:]) for some in (words, tokens) for k in range(1, len(some) + 1)]
-    yield from (stem for stem in stems if re.fullmatch(r"[a-z][a-z0-9_]*", stem))
-    n = 1
-    while n := n + 1:
-        yield f"module_{'_'.join(tokens)}_{n}"
-
-
-def _numbered(stem: str, count: int) -> tuple[str, ...]:
-    return (stem,) if count == 1 else tuple(f"{stem}_{n + 1}" for n in range(count))
-
-
-def new_architecture(
-    name: str, entries: Sequence[Entry], layouts: tuple[str, str], dropped: Sequence[Mapping[str, str]]
-) -> dict[str, Any]:
+def new_architecture(name: str, entries: Sequence[Entry], layouts: Sequence[str], dropped: Sequence[Dropped]) -> Tables:
     """The tables of an architecture of two layouts, A's and B's."""
-    of_a = _segments(entries)
-    rows = {piece.segment: piece.count for entry in entries for piece in entry.pieces}
-    ratios = _ratios(rows, [*(entry.segments for entry in entries), *of_a.values()])
-    odd = {s: sorted(e.parameters) for e in entries if e.parameters - {*WEIGHT_AND_BIAS} for s in e.segments}
-    fixed = [s for entry in entries if not entry.modules[0].matrix for s in entry.segments]
-    return {
-        "architecture": name,
-        "title": name,
-        "segments": [*rows],
-        **({"rows": ratios} if ratios else {}),
-        **({"parameters": odd} if odd else {}),
-        **({"unadapted": {"norm or table": fixed}} if fixed else {}),
-        "layouts": {
-            layouts[0]: _layout(of_a, dropped[0]),
-            layouts[1]: _layout({entry.b.text: [*entry.segments] for entry in entries}, dropped[1]),
+    rows = {s: stop - start for e in entries for s, (start, stop, _) in zip(e.segments, e.spans, strict=True)}
+    of_a, of_b = _segments(entries), {entry.b: [*entry.segments] for entry in entries}
+    usual = {(name, name) for name in WEIGHT_AND_BIAS}
+    odd = {s: [*zip(*e.names, strict=True)] for e in entries for s in e.segments if not {*e.names} <= usual}
+    return _given(
+        architecture=name,
+        title=name,
+        segments=[*rows],
+        rows=_ratios(rows, [*of_b.values(), *of_a.values()]),
+        parameters={segment: names[0] for segment, names in odd.items()},
+        unadapted=_given(**{"norm or table": [s for e in entries if not e.matrix for s in e.segments]}),
+        layouts={
+            layouts[0]: _layout(of_a, dropped[0], {s: n[1] for s, n in odd.items() if n[0] != n[1]}),
+            layouts[1]: _layout(of_b, dropped[1], {}),
         },
-        **_format(name, next((layout for layout in layouts if layout != "diffusers"), layouts[0])),
-    }
+    )
 
 
-def new_layout(arch: Architecture, entries: Sequence[Entry], layout: str, dropped: Mapping[str, str]) -> dict[str, Any]:
-    """The tables that add A's layout to an architecture; what was not seen in the files is absent there."""
-    modules = _segments(entries)
-    lacking = [s for s in arch.segments if not any(s in stack for stack in modules.values())]
-    table = _layout(modules, dropped)
-    table |= {"lora_only": True} if any(s in arch.unadapted for s in lacking) else {}
-    absent = [s for s in lacking if s not in arch.unadapted]
-    table |= {"absent": absent} if absent else {}
-    return {"architecture": arch.name, "layouts": {layout: table}, **_format(arch.name, layout)}
+def new_layout(arch: Architecture, known: str, entries: Sequence[Entry], layout: str, dropped: Dropped) -> Tables:
+    """The tables that add A's layout to an architecture that has B's; what was not seen in the files is absent."""
+    names = dict[str, list[str]]()
+    for entry, segment in ((one, segment) for one in entries for segment in one.segments):
+        of_b = zip(arch.named((segment,)), arch.named((segment,), known), strict=True)
+        names[segment] = [dict(entry.names).get(b, name) for name, b in of_b]
+    lacking = [segment for segment in arch.segments if segment not in names]
+    table = _given(
+        lora_only=any(segment in arch.unadapted for segment in lacking),
+        absent=[segment for segment in lacking if segment not in arch.unadapted],
+    )
+    renamed = {segment: of_a for segment, of_a in names.items() if of_a != [*arch.named((segment,))]}
+    return {"architecture": arch.name, "layouts": {layout: table | _layout(_segments(entries), dropped, renamed)}}
 
 
 def _segments(entries: Iterable[Entry]) -> dict[str, list[str]]:
-    return {text: [part.segment for part in parts] for text, parts in stacks(entries).items()}
+    return {text: [entry.segments[n] for entry, n in parts] for text, parts in stacks(entries).items()}
 
 
-def _layout(modules: Mapping[str, Sequence[str]], dropped: Mapping[str, str]) -> dict[str, Any]:
-    """`dropped`: key -> reason. Keys that differ in numbers alone become one template."""
-    groups = defaultdict[tuple[str, ...], list[str]](list)
+def _layout(modules: Mapping[str, Any], dropped: Dropped, names: Mapping[str, Any]) -> Tables:
+    """Dropped keys that differ in numbers alone become one template."""
+    groups, templates = defaultdict[str, list[str]](list), dict[str, str]()
     for key in dropped:
-        groups[slots(key)[0]].append(key)
-    templates = {_with_holes(keys): dropped[keys[0]] for keys in groups.values()}
-    return {"modules": dict(modules), **({"dropped": templates} if templates else {})}
+        groups[".".join(slots(key)[0])].append(key)
+    for keys in groups.values():
+        columns, holes = zip(*(slots(key)[1] for key in keys), strict=True), iter("ijklmnop")
+        numbers = [column[0] if len({*column}) == 1 else f"{{{next(holes)}}}" for column in columns]
+        templates[filled(slots(keys[0])[0], numbers)] = dropped[keys[0]]
+    return _given(modules=modules, parameters=names, dropped=templates)
 
 
-def _with_holes(keys: Sequence[str]) -> str:
-    columns, holes = list(zip(*(key.split(".") for key in keys), strict=True)), iter("ijklmnop")
-    return ".".join(column[0] if len(set(column)) == 1 else f"{{{next(holes)}}}" for column in columns)
+def _given(**tables: Any) -> Tables:
+    """Those that are not empty."""
+    return {name: table for name, table in tables.items() if table}
 
 
 def _ratios(rows: Mapping[str, int], every: Iterable[Sequence[str]]) -> dict[str, int]:
@@ -133,42 +106,12 @@ def _ratios(rows: Mapping[str, int], every: Iterable[Sequence[str]]) -> dict[str
     return {segment: rows[segment] // units[segment] for segment in rows if rows[segment] != units[segment]}
 
 
-def _format(name: str, layout: str) -> dict[str, Any]:
-    form = f"{name}-{layout}".replace("_", "-")
-    summary = f"{name} adapters in the names of layout {layout}"
-    return {
-        "format": {
-            "name": form, "summary": summary, "layouts": {name: layout}, "prefixes": _PREFIXES, "spellings": SPELLINGS,
-        }
-    }  # fmt: skip
-
-
-def as_toml(tables: Mapping[str, Any], comment: Iterable[str]) -> str:
-    """The text of the file: values first, then a `[table]` for each mapping of mappings or of many entries."""
-    lines = [*(f"# {line}".rstrip() for line in comment), *_table(tables, ())]
-    return "\n".join(lines) + "\n"
-
-
-def _table(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
-    inner = {
-        key: value
-        for key, value in table.items()
-        if isinstance(value, dict) and path[:1] in ((), ("layouts",)) and len(path) < 3
-    }
-    if path and (len(inner) < len(table) or not table):
-        yield from ("", f"[{'.'.join(map(_key, path))}]")
-    yield from (f"{_key(key)} = {_value(value)}" for key, value in table.items() if key not in inner)
-    for key, value in inner.items():
-        yield from _table(value, (*path, key))
-
-
-def _key(text: str) -> str:
-    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else json.dumps(text)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(key)} = {_value(inner)}" for key, inner in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+def as_toml(tables: Mapping[str, Any], path: str = "") -> str:
+    """The text of the tables: values first, then a `[table]` for each mapping."""
+    inner = {key: value for key, value in tables.items() if isinstance(value, Mapping)}
+    bare = {key: key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key) for key in tables}
+    lines = [f"\n[{path}]"] if path and len(inner) < len(tables) else []
+    lines += [
+        f"{bare[key]} = {json.dumps(value, ensure_ascii=False)}" for key, value in tables.items() if key not in inner
+    ]
+    return "\n".join([*lines, *(as_toml(table, f"{path}.{bare[key]}".strip(".")) for key, table in inner.items())])

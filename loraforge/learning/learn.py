@@ -3,63 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from loraforge.errors import LoraforgeError, OutputError, Try, adding
+from loraforge.document import Document, rows
+from loraforge.errors import FormatError, LoraforgeError, OutputError, adding
 from loraforge.files.destination import Destination, replacing
 from loraforge.learning.checkpoint import Checkpoint, open_checkpoint
-from loraforge.learning.layout_file import Part, as_toml, named, new_architecture, new_layout, stacks
-from loraforge.learning.matching import Matches, match
-from loraforge.learning.modules import Left, cut, modules_of, renamed, whole_stacks
-from loraforge.learning.templates import Entry, Module, entries
-from loraforge.names.catalog import architecture
+from loraforge.learning.layout_file import as_toml, named, new_architecture, new_layout, stacks
+from loraforge.learning.matching import match
+from loraforge.learning.templates import Entry, Left, entries, modules_of
+from loraforge.names.catalog import architecture, architecture_tables
 from loraforge.names.check import check
 from loraforge.names.layout import Architecture, Layout
 from loraforge.text import command, listed
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class Learned(Document):
     """What was written, and what a reader is to look at."""
 
-    path: Path
-    adds: tuple[str, ...]
-    entries: tuple[Entry, ...]
-    left_out: Left
-    dropped: tuple[str, ...]
+    schema: ClassVar[str] = "learn"
+    path: str
+    adds: Sequence[str]
+    templates: Mapping[str, Sequence[str]]
+    """Each template of A -> what it stacks of B."""
+    remarks: Sequence[tuple[str, str]]
+    """What is stacked, swapped, literal (of one block alone), or dropped."""
+    left_out: Mapping[str, Sequence[str]]
+    """Why -> modules, with `*` for their numbers."""
 
     def lines(self) -> list[str]:
         """The report for a terminal."""
-        modules = sum(len(entry.modules) for entry in self.entries)
-        rows = [f"{self.path}: {', '.join(self.adds)}; {modules} modules in {len(self.entries)} templates"]
-        for template, parts in stacks(self.entries).items():
-            if len(parts) > 1:
-                label = "swapped" if _swapped(parts) else "stacked"
-                rows.append(f"  {label:<9} {template} = {', '.join(part.where for part in parts)}")
-        rows += [f"  literal   {entry.b.text}: no template explains its number" for entry in self.entries if entry.odd]
-        rows += [f"  left out  {path}: {why}" for why, paths in self.left_out.items() for path in short(paths)]
-        rows += [f"  dropped   {key}" for key in short(self.dropped)]
-        if not any(entry.b.holes for entry in self.entries):
-            rows.append("  literal   no number counts blocks: give checkpoints of two blocks or more")
-        return [*rows, f"  next      {command('loraforge', 'layouts', 'check', self.path)} A2 B2   # of another size"]
-
-
-def short(paths: Sequence[str]) -> list[str]:
-    """The paths with `*` for their numbers, each once."""
-    return [*dict.fromkeys(re.sub(r"(?<![^.])[0-9]+(?![^.])", "*", path) for path in paths)]
-
-
-def _swapped(parts: Sequence[Part]) -> bool:
-    """Whether pieces of one module of B stand in another order in A."""
-    orders = defaultdict[str, list[int]](list)
-    for part in parts:
-        orders[part.entry.b.text].append(part.n)
-    return any(order != sorted(order) for order in orders.values())
+        next_line = f"{command('loraforge', 'layouts', 'check', Path(self.path))} A2 B2   # of another size"
+        title = f"{self.path}: {', '.join(self.adds)}; {len(self.templates)} templates"
+        left_out = [("left out", f"{path}: {why}") for why, paths in self.left_out.items() for path in paths]
+        return [title, *rows([*self.remarks, *left_out, ("next", next_line)])]
 
 
 def learn(
@@ -82,96 +64,124 @@ def learn(
         raise OutputError(f"{out}: a layout is a TOML file.", adding("-o", out.with_suffix(".toml")))
     if out.exists() and not force:
         raise OutputError(f"{out} exists.", adding("--force", why="replace it"))
-    name = onto or _identifier(name or out.stem)
-    sides = open_checkpoint(a, drop), open_checkpoint(b, drop)
+    name = onto or name or out.stem.lower().replace("-", "_")
+    if not onto and (name in architecture_tables(out.name) or not re.fullmatch("[a-z][a-z0-9_]*", name)):
+        text = f"{name!r} is an architecture already, or no name of one: small letters, digits and underscores."
+        raise FormatError(text, adding("--architecture", "my_model"), adding("--onto", name, why="add a layout to it"))
+    sides = {layout: open_checkpoint(path, drop) for layout, path in zip(layouts, (a, b), strict=True)}
     for pattern, _ in drop:
-        if not any(fnmatchcase(key, pattern) for side in sides for key in side.dropped):
+        if not any(fnmatchcase(key, pattern) for side in sides.values() for key in side.dropped):
             raise LoraforgeError(f"--drop {pattern}: neither {a} nor {b} has such a tensor.", _skeleton(a))
     left_out = Left(list)
     if onto:
-        every, tables = _onto(architecture(onto), *sides, layouts, left_out)
+        arch = architecture(onto)
+        layout, new, known, other = _known_side(arch, sides)
+        every = [*_in_segments(_entries(new, known, left_out), arch, layout, left_out)]
+        tables = new_layout(arch, layout.name, every, other, new.dropped)
     else:
-        every = tuple(named(entries(whole_stacks(_modules(*sides, left_out), left_out))))
-        tables = new_architecture(name, every, layouts, [side.dropped for side in sides])
+        every = [*named(_entries(*sides.values(), left_out))]
+        tables = new_architecture(name, every, layouts, [side.dropped for side in sides.values()])
+    brief = {why: _short(paths) for why, paths in left_out.items()}
+    reasons = [f"{why}: {', '.join(paths)}" for why, paths in brief.items()]
     if not every:
-        why = "; ".join(f"{listed(short(paths), 3)} {why}" for why, paths in left_out.items())
-        raise LoraforgeError(f"Of {a} and {b} nothing is left that a layout can say: {why}.", _skeleton(a))
-    text = as_toml(tables, _comment(*sides, left_out))
+        raise LoraforgeError(f"Of {a} and {b} nothing is left that a layout can say. {'; '.join(reasons)}", _skeleton(a))
+    made = f"Learned by `{command('loraforge', 'layouts', 'learn', a.name, b.name)}` from the numbers of both."
+    comment = "".join(f"# {line}\n" for line in (made, *(f"Left out, {reason}" for reason in reasons)))
+    text = f"{comment}{as_toml(tables)}\n"
     with replacing(Destination(out.parent, (out.name,)), len(text), force=force) as folder:
         (folder / out.name).write_text(text, "utf-8")
         adds, problems = check(folder / out.name)
         if problems:
             raise LoraforgeError(f"What was learned is no sound layout: {listed([*map(str, problems)], 5)}")
-    return Learned(out, tuple(adds), every, left_out, tuple(key for side in sides for key in side.dropped))
+    dropped = [("dropped", key) for key in _short([key for side in sides.values() for key in side.dropped])]
+    templates = {text: [_where(*part) for part in parts] for text, parts in stacks(every).items()}
+    return Learned(str(out), adds, templates, [*_remarks(every), *dropped], brief)
 
 
-def _onto(
-    arch: Architecture, a: Checkpoint, b: Checkpoint, layouts: tuple[str, str], left_out: Left
-) -> tuple[tuple[Entry, ...], dict[str, Any]]:
-    """The layout of the side that an architecture does not know, in its segments."""
-    known, layout = _known(arch, b, a)
-    new, name = (a, layouts[0]) if known is b else (b, layouts[1])
-    modules = cut(_modules(new, known, left_out), arch, layout, left_out)
-    every = tuple(renamed(entry, layout) for entry in entries(whole_stacks(modules, left_out)))
-    return every, new_layout(arch, every, name, new.dropped)
+def _remarks(every: Sequence[Entry]) -> Iterator[tuple[str, str]]:
+    for text, parts in stacks(every).items():
+        order = [(entry.b, n) for entry, n in parts]
+        swapped = any(x[0] == y[0] and x[1] > y[1] for k, y in enumerate(order) for x in order[:k])
+        if len(parts) > 1:
+            yield "swapped" if swapped else "stacked", f"{text} = {', '.join(_where(*part) for part in parts)}"
+    yield from (("literal", f"{entry.b}: only this block is built so") for entry in every if entry.literal)
+    if not any("{" in entry.b for entry in every):
+        yield "literal", "no number counts blocks: give checkpoints of three blocks or more"
 
 
-def _modules(a: Checkpoint, b: Checkpoint, left_out: Left) -> list[Module]:
+def _where(entry: Entry, n: int) -> str:
+    return f"{entry.b} [{n + 1}/{len(entry.a)}]" if len(entry.a) > 1 else entry.b
+
+
+def _entries(a: Checkpoint, b: Checkpoint, left_out: Left) -> list[Entry]:
+    """Raises LoraforgeError that lists the tensors of one side that the other has not got."""
     for side in (a, b):
         if side.others:
-            left_out[f"as its names do not begin with {side.prefix}"] += side.others
-    matches = match(a, b)
-    _refuse(matches, a, b)
-    return modules_of(matches, a, b, left_out)
+            left_out["another component"] += side.others
+    runs, *lacking = match(a, b)
+    texts, words = list[str](), list[str]()
+    for keys, side, other in zip(map(_short, lacking), (b, a), (a, b), strict=True):
+        texts += [f"{side.path} has rows that {other.path} has not got, in {listed(keys, 5)}"] if keys else []
+        words += [word for key in keys for word in ("--drop", f"{key}=not in {other.path.name}")]
+    if not runs:
+        probe = command("loraforge", "layouts", "probe", a.path, "-o", "probe.safetensors")
+        text = f"{a.path} and {b.path} share no row that stands in one place alone: run the converter on a probe."
+        raise LoraforgeError(text, probe)
+    if texts:
+        text = f"{'; '.join(texts)}. They are computed, transposed, or of other weights."
+        raise LoraforgeError(text, adding(*words, why="where nothing is lost without them"))
+    return entries(modules_of(runs, a, b, left_out), [*b.modules, *a.modules])
 
 
-def _identifier(text: str) -> str:
-    name = text.lower().replace("-", "_")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        text = f"{text!r} is no name of an architecture: small letters, digits and underscores."
-        raise LoraforgeError(text, adding("--architecture", re.sub(r"^[^a-z]+|[^a-z0-9_]", "", name) or "learned"))
-    return name
+def _known_side(arch: Architecture, sides: Mapping[str, Checkpoint]) -> tuple[Layout, Checkpoint, Checkpoint, str]:
+    """The layout that one side has, the other side, the one side, and what the other's layout is to be called.
 
+    Raises LoraforgeError if the architecture knows neither side, or has a layout of that name.
+    """
 
-def _comment(a: Checkpoint, b: Checkpoint, left_out: Left) -> list[str]:
-    return [
-        f"Learned by `{command('loraforge', 'layouts', 'learn', a.path.name, b.path.name)}` from the numbers of both.",
-        *(f"sha256 of the names, types and shapes of {side.path.name}: {side.digest()}" for side in (a, b)),
-        *(f"Left out, {why}: {', '.join(short(paths))}" for why, paths in left_out.items()),
-        "The last table, [format], is a guess: prefixes and suffixes are those that most programs use.",
-    ]
+    def known(pair: tuple[str, Layout]) -> float:
+        paths = sides[pair[0]].modules
+        return sum(pair[1].locate(path) is not None for path in paths) / max(1, len(paths))
 
-
-def _known(arch: Architecture, *sides: Checkpoint) -> tuple[Checkpoint, Layout]:
-    """The side that an architecture knows, and the layout it has. Raises LoraforgeError if it knows neither."""
-    best, score = None, 0.5
-    for side in sides:
-        paths = {key.rpartition(".")[0] for key in side.keys}
-        for layout in arch.layouts.values():
-            share = sum(layout.locate(path) is not None for path in paths) / max(1, len(paths))
-            best, score = ((side, layout), share) if share > score else (best, score)
-    if best is None:
-        names = " and ".join(str(side.path) for side in sides)
+    name, layout = best = max(((n, layout) for n in reversed(sides) for layout in arch.layouts.values()), key=known)
+    (other,) = sides.keys() - {name}
+    if known(best) <= 0.5:
+        names = " and ".join(str(side.path) for side in sides.values())
         text = f"Neither of {names} has the names of {arch.title}, to which the others could be added."
         raise LoraforgeError(text, command("loraforge", "layouts", arch.name))
-    return best
+    if other in arch.layouts:
+        text = f"{arch.title} has a layout {other} already."
+        raise FormatError(text, adding("--names", ",".join("new" if n == other else n for n in sides)))
+    return replace(layout, last=layout.last_block(sides[name].names)), sides[other], sides[name], other
 
 
-def _refuse(matches: Matches, a: Checkpoint, b: Checkpoint) -> None:
-    """Raises LoraforgeError that lists the tensors of one side that the other has not got."""
-    if not matches.runs:
-        more = "" if matches.missing else " that stands in one place alone"
-        text = f"{a.path} and {b.path} share no row of numbers{more}: give the same weights under two names."
-        probe = command("loraforge", "layouts", "probe", a.path, "-o", "probe.safetensors")
-        raise LoraforgeError(text, Try(probe, "with rows that differ; then run the converter on it"))
-    texts, words = list[str](), list[str]()
-    for keys, side, other in ((matches.missing, b, a), (matches.unused, a, b)):
-        patterns = short(sorted(keys))
-        texts += [f"{side.path} has rows that {other.path} has not got, in {listed(patterns, 5)}"] if keys else []
-        words += [word for p in patterns for word in ("--drop", f"{p}=not in {other.path.name}")]
-    if texts:
-        text = "; ".join(texts) + ". They are computed, transposed, or of other weights."
-        raise LoraforgeError(text, adding(*words, why="where nothing is lost without them"))
+def _in_segments(every: Sequence[Entry], arch: Architecture, layout: Layout, left_out: Left) -> Iterator[Entry]:
+    """The entries cut where segments end, their block numbers called as in the layout of B.
+
+    Raises LoraforgeError if a segment would be cut in two, or the layout has other block numbers.
+    """
+    for entry in every:
+        located, stack = layout.locate(entry.modules[0].b), layout.stacked(entry.modules[0].b)
+        sizes = arch.sizes(stack, sum(stop - start for start, stop, _ in entry.spans)) if stack else None
+        if located is None or sizes is None:
+            left_out[f"{arch.title} has no such module"] += [module.b for module in entry.modules]
+            continue
+        tokens = zip(entry.b.split("."), located[0].tokens(), strict=True)
+        holes = {mine: theirs for mine, theirs in tokens if mine != theirs}
+        spans, templates, ahead = list[tuple[int, int, int]](), list[str](), list(sizes)
+        for (start, stop, count), template in zip(entry.spans, entry.a, strict=True):
+            while start < stop:
+                spans.append((start, start := start + ahead.pop(0), count))
+                templates.append(".".join(holes.get(token, token) for token in template.split(".")))
+            if start > stop or any({mine[0], theirs[0]} != {"{"} for mine, theirs in holes.items()):
+                text = f"{located[0].text} of {arch.title} is not {entry.b}, made of {listed(entry.a)}"
+                raise LoraforgeError(f"{text}: give checkpoints of three blocks, or change {arch.name}'s TOML.")
+        yield entry._replace(b=located[0].text, a=tuple(templates), spans=tuple(spans), segments=stack)
+
+
+def _short(paths: Sequence[str]) -> list[str]:
+    """The paths with `*` for their numbers, each once."""
+    return [*dict.fromkeys(re.sub(r"(?<![^.])[0-9]+(?![^.])", "*", path) for path in paths)]
 
 
 def _skeleton(path: Path) -> str:

@@ -2,164 +2,98 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loraforge.base.route import Piece
-from loraforge.learning.checkpoint import Checkpoint, equal, hash_rows
+from loraforge.learning.checkpoint import NARROW, Checkpoint, equal
+from loraforge.threads import in_order
 
 if TYPE_CHECKING:
     from loraforge.algebra.lora import Array
 
-
-@dataclass(slots=True)
-class Matches:
-    """What of B is what of A. Each key of B is in one of the first three fields."""
-
-    runs: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
-    """Key of B -> the rows of A that it stacks, as few runs as there are."""
-    undetermined: set[str] = field(default_factory=set)
-    """Keys of B whose numbers stand in several places of A, or in several of B."""
-    missing: set[str] = field(default_factory=set)
-    """Keys of B with numbers that A has not got."""
-    unused: set[str] = field(default_factory=set)
-    """Keys of A with rows that B has not got: not even in a tensor that is undetermined."""
+Runs = dict[str, tuple[Piece, ...]]
+"""Key of B -> the rows of A that it stacks, as few runs as there are."""
 
 
-def match(a: Checkpoint, b: Checkpoint) -> Matches:
-    """Find each tensor of B in A, and compare every bit of what matches."""
-    of_a, of_b = hash_rows(a, b)
-    matches = Matches()
-    index = _Index(of_a)
-    vectors = [key for key in b.keys if not b.is_matrix(key)]
-    for key in b.keys:
-        if b.is_matrix(key) and key in of_b and (runs := index.runs(of_b[key])) and equal(a, runs, b, key):
-            matches.runs[key] = runs
-    attempts: tuple[Callable[[str], tuple[Piece, ...] | None], ...] = (
-        lambda key: _following(a, b, key, matches.runs),
-        lambda key: _whole(a, b, key, index.runs(of_b[key])) if key in of_b else None,
-        lambda key: _following(a, b, key, matches.runs),
-    )
-    for attempt in attempts:
-        for key in vectors:
-            if key not in matches.runs and (runs := attempt(key)) and equal(a, runs, b, key):
-                matches.runs[key] = runs
-    open_modules = {key.rpartition(".")[0] for key in b.keys if b.is_matrix(key) and key not in matches.runs}
-    for key in b.keys:
-        if key not in matches.runs:
-            tied = key in of_b and bool(np.isin(of_b[key], index.known).all())
-            follows = not b.is_matrix(key) and key.rpartition(".")[0] in open_modules
-            (matches.undetermined if tied or follows else matches.missing).add(key)
-    _account(a, matches, of_a, of_b)
-    return matches
+def match(a: Checkpoint, b: Checkpoint) -> tuple[Runs, list[str], list[str]]:
+    """Find each tensor of B in A, and compare every bit of what matches.
+
+    Returns the runs, the keys of B with numbers that A has not got, and the keys of A with rows that B has not got.
+    A key of B that is in neither of the first two has equal numbers in several places.
+    """
+    types = {side.info(key).dtype for side in (a, b) for key in side.names}
+    dtype, tables = next((name for name in NARROW if name in types), "F32"), list[dict[str, "Array"]]()
+    for side in (a, b):
+        keys = [key for key in side.names if side.holds_numbers(key)]
+        with in_order(partial(side.hashes, dtype=dtype), keys) as results:
+            tables.append(dict(zip(keys, results, strict=True)))
+    (of_a, of_b), runs = tables, Runs()
+    find, vectors = _finder(of_a), [key for key in of_b if not b.is_matrix(key)]
+    for key in [*(key for key in of_b if b.is_matrix(key)), *vectors, *vectors]:  # a norm may follow its bias
+        pieces = find(of_b[key])
+        if not b.is_matrix(key):
+            pieces = tuple(Piece(run.key, 0, a.length(run.key)) for run in pieces) or _following(a, b, key, runs)
+        if key not in runs and pieces and equal(a, pieces, b, key):
+            runs[key] = pieces
+    known = np.concatenate([*of_a.values(), _NONE])
+    tied = _with_module(b, {key for key in of_b.keys() - runs if np.isin(of_b[key], known).all()})
+    known = np.concatenate([*(of_b[key] for key in tied & of_b.keys()), _NONE])
+    free = {key: np.ones(a.length(key), bool) for key in a.names}
+    for run in chain(*runs.values()):
+        free[run.key][run.start : run.stop] = False
+    unused = {key: of_a.get(key, _NONE)[rows if a.is_matrix(key) else ...] for key, rows in free.items() if rows.any()}
+    spare = _with_module(a, {key for key in unused if key in of_a and np.isin(unused[key], known).all()})
+    return runs, [key for key in b.names if key not in tied and key not in runs], [k for k in unused if k not in spare]
 
 
-class _Index:
-    """The rows of A by their hashes."""
+def _finder(of_a: Mapping[str, Array]) -> Callable[[Array], tuple[Piece, ...]]:
+    """A function from the hashes of rows of B to the runs of A with these rows; empty if more than one tiling fits.
 
-    def __init__(self, of_a: Mapping[str, Array]) -> None:
-        self.of_a, self.keys = of_a, list(of_a)
-        self.bases = np.cumsum([0, *(len(rows) for rows in of_a.values())])
-        self.rows = np.concatenate([*of_a.values(), _NONE])
-        self.order = np.argsort(self.rows, kind="stable")
-        self.known, counts = np.unique(self.rows, return_counts=True)
-        self.once = counts == 1
-        self.first = np.cumsum([0, *counts])[:-1]
+    A row that A has once says where it is from; others belong to the run before or behind that goes on over them.
+    """
+    keys, rows = list(of_a), np.concatenate([*of_a.values(), _NONE])
+    bases = np.cumsum([0, *map(len, of_a.values())])
+    owner = np.repeat(np.arange(len(keys)), np.diff(bases))
+    known, first, counts = np.unique(rows, return_index=True, return_counts=True)
 
-    def runs(self, rows: Array) -> tuple[Piece, ...] | None:
-        """The runs of A that tile these rows of B; None where rows are unknown, or where more than one tiling fits.
-
-        A row that A has once says where it is from; the rows between such ones belong to the run that
-        goes on over them, if that leaves neither a gap nor a choice.
-        """
-        if not len(self.known):
-            return None
-        place = np.searchsorted(self.known, rows).clip(max=len(self.known) - 1)
-        sure = np.flatnonzero((self.known[place] == rows) & self.once[place])
+    def find(wanted: Array) -> tuple[Piece, ...]:
+        at, place = np.arange(len(wanted)), np.searchsorted(known, wanted).clip(max=max(0, len(known) - 1))
+        sure = np.flatnonzero((known[place] == wanted) & (counts[place] == 1)) if len(known) else at[:0]
         if not len(sure):
-            return None
-        source = self.order[self.first[place[sure]]]
-        owner = np.searchsorted(self.bases, source, "right") - 1
-        cuts = np.flatnonzero((np.diff(source - sure) != 0) | (np.diff(owner) != 0)) + 1
-        tiles = list[tuple[int, Piece]]()
-        bounds = [0, *(int(sure[cut]) for cut in cuts), len(rows)]
-        for n, part in enumerate(np.split(np.arange(len(sure)), cuts)):
-            first, last = int(sure[part[0]]), int(sure[part[-1]]) + 1
-            key = self.keys[owner[part[0]]]
-            start = int(source[part[0]] - self.bases[owner[part[0]]])
-            low = int(sure[cuts[n - 1] - 1]) + 1 if n else 0
-            before = _alike(rows[low:first][::-1], self.of_a[key][:start][::-1])
-            after = _alike(rows[last : bounds[n + 1]], self.of_a[key][start + last - first :])
-            tiles.append((first - before, Piece(key, start - before, start + last - first + after)))
-        ends = [first + run.stop - run.start for first, run in tiles]
-        return tuple(run for _, run in tiles) if [0, *ends] == [*(first for first, _ in tiles), len(rows)] else None
+            return ()
+        n, origin = np.searchsorted(sure, at, "right"), first[place]
+        anchors = [sure[(n - 1).clip(0)], sure[n.clip(max=len(sure) - 1)]]
+        ways = [(at + origin[anchor] - anchor).clip(0, len(rows) - 1) for anchor in anchors]
+        pairs = zip(ways, anchors, strict=True)
+        left, right = ((owner[way] == owner[origin[anchor]]) & (rows[way] == wanted) for way, anchor in pairs)
+        if not (left | right).all() or (left & right & (ways[0] != ways[1])).any():
+            return ()
+        source = np.where(left, *ways)
+        cuts = np.flatnonzero((np.diff(source) != 1) | (np.diff(owner[source]) != 0)) + 1
+        spans = [(owner[span[0]], span[0], span[-1] + 1) for span in np.split(source, cuts)]
+        return tuple(Piece(keys[n], int(start - bases[n]), int(stop - bases[n])) for n, start, stop in spans)
+
+    return find
 
 
-def _alike(rows: Array, others: Array) -> int:
-    """How many rows are equal from the first on."""
-    size = min(len(rows), len(others))
-    differ = np.flatnonzero(rows[:size] != others[:size])
-    return int(differ[0]) if len(differ) else size
-
-
-def _whole(a: Checkpoint, b: Checkpoint, key: str, runs: tuple[Piece, ...] | None) -> tuple[Piece, ...] | None:
-    """A vector that is one of A as a whole: its one run, in elements."""
-    return (Piece(runs[0].key, 0, a.length(runs[0].key)),) if runs and a.length(runs[0].key) == b.length(key) else None
-
-
-def _following(
-    a: Checkpoint, b: Checkpoint, key: str, runs: Mapping[str, tuple[Piece, ...]]
-) -> tuple[Piece, ...] | None:
+def _following(a: Checkpoint, b: Checkpoint, key: str, runs: Runs) -> tuple[Piece, ...]:
     """Where a vector is if it is cut as another parameter of its module is, under the same name in A's modules."""
     module, _, name = key.rpartition(".")
-    beside = [other for other in b.modules[module] if other in runs]
-    for other in sorted(beside, key=lambda other: not b.is_matrix(other)):
-        follows = tuple(Piece(f"{r.key.rpartition('.')[0]}.{name}", r.start, r.stop) for r in runs[other])
-        pairs = zip(follows, runs[other], strict=True)
-        if b.length(key) == b.length(other) and all(
-            f.key in a.modules.get(f.key.rpartition(".")[0], ())
-            and not a.is_matrix(f.key)
-            and a.length(f.key) == a.length(r.key)
-            for f, r in pairs
-        ):
-            return follows
-    return None
+    for other in (other for other in b.modules[module] if other in runs and b.length(other) == b.length(key)):
+        pairs = [(f"{run.key.rpartition('.')[0]}.{name}", run) for run in runs[other]]
+        if all(k in a.names and not a.is_matrix(k) and a.length(k) == a.length(run.key) for k, run in pairs):
+            return tuple(Piece(k, run.start, run.stop) for k, run in pairs)
+    return ()
 
 
-def _account(a: Checkpoint, matches: Matches, of_a: Mapping[str, Array], of_b: Mapping[str, Array]) -> None:
-    """Find the tensors of A that are unused. What shares one with an undetermined tensor is undetermined too."""
-    matrices_first = sorted(a.keys, key=lambda key: not a.is_matrix(key))
-    while True:
-        used = defaultdict[str, list[tuple[int, int, str]]](list)
-        for key, runs in matches.runs.items():
-            for run in runs:
-                used[run.key].append((run.start, run.stop, key))
-        open_rows = np.concatenate([_NONE, *(of_b[key] for key in matches.undetermined if key in of_b)])
-        matches.unused = set()
-        open_modules, again = set[str](), set[str]()
-        for key in matrices_first:
-            spans = sorted(used[key])
-            stops, starts = [0, *(stop for _, stop, _ in spans)], [*(start for start, _, _ in spans), a.length(key)]
-            if spans and stops == starts:
-                continue
-            rows, module = of_a.get(key, _NONE), key.rpartition(".")[0]
-            gaps = [rows[stop:start] for stop, start in zip(stops, starts, strict=True)] if a.is_matrix(key) else [rows]
-            twice = any(stop > start for stop, start in zip(stops, starts, strict=True))
-            tied = key in of_a and bool(np.isin(np.concatenate(gaps), open_rows).all())
-            if twice or tied or module in open_modules:
-                open_modules |= {module} if a.is_matrix(key) else set()
-                again |= {other.rpartition(".")[0] for *_, other in spans}
-            else:
-                matches.unused.add(key)
-        if not again:
-            return
-        for key in [key for key in matches.runs if key.rpartition(".")[0] in again]:
-            del matches.runs[key]
-            matches.undetermined.add(key)
+def _with_module(side: Checkpoint, keys: set[str]) -> set[str]:
+    """The keys, and all of the module of a matrix: what goes with an open matrix is open too."""
+    return keys | {key for one in keys if side.is_matrix(one) for key in side.modules[one.rpartition(".")[0]]}
 
 
 _NONE: Array = np.empty(0, np.uint64)

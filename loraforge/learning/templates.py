@@ -1,144 +1,158 @@
-"""Modules of B that differ in block numbers alone become one template, if the numbers in their names in A agree."""
+"""From tensors to modules, and from modules that differ in block numbers alone to one template."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import chain
+from typing import NamedTuple
 
+from loraforge.learning.checkpoint import Checkpoint
+from loraforge.learning.matching import Runs
 from loraforge.names.layout import Template
 
-Slots = tuple[tuple[str, ...], tuple[int, ...]]
-"""A module path with `#` for its numbers, and the numbers."""
-
-
+Left = defaultdict[str, list[str]]
+"""Why -> the modules of B that are left out for it."""
+_MOST_RUNS = 256
+"""More than that are rows that were shuffled, which no list of segments is to repeat."""
 _SLOT = "#"
 
 
-def slots(path: str) -> Slots:
-    tokens = path.split(".")
-    numbers = [n for n, token in enumerate(tokens) if Template("{i}").match(token)]
-    pattern = tuple(_SLOT if n in numbers else token for n, token in enumerate(tokens))
-    return pattern, tuple(int(tokens[n]) for n in numbers)
+class Entry(NamedTuple):
+    """A module of B, or the template of several, and what its weight stacks of A."""
 
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows `start` to `stop` of the `rows` of a module of A; `segment`: what it is called, if that is known."""
-
-    path: str
-    start: int
-    stop: int
-    rows: int
-    segment: str = ""
-
-    @property
-    def count(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """A module of B, and the pieces that its weight stacks."""
-
-    path: str
-    pieces: tuple[Piece, ...]
-    parameters: frozenset[str]
+    b: str
+    a: tuple[str, ...]
+    spans: tuple[tuple[int, int, int], ...]
+    """Rows of each of A: from where, to where, and of how many."""
+    names: tuple[tuple[str, str], ...]
+    """Of each parameter, in B and in A."""
     matrix: bool
-    """Whether its weight is one; a norm's is a vector."""
+    modules: tuple[Entry, ...] = ()
+    segments: tuple[str, ...] = ()
+    literal: bool = False
+    """Whether it has a block number that no template explains."""
+
+    def shares(self) -> list[tuple[Fraction, Fraction]]:
+        return [(Fraction(start, rows), Fraction(stop, rows)) for start, stop, rows in self.spans]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A template of B, a template of A for each piece of it, and the modules it stands for."""
-
-    b: Template
-    a: tuple[Template, ...]
-    modules: tuple[Module, ...]
-    odd: bool = False
-    """Whether it has a number that no template explained."""
-
-    @property
-    def pieces(self) -> tuple[Piece, ...]:
-        return self.modules[0].pieces
-
-    @property
-    def segments(self) -> tuple[str, ...]:
-        return tuple(piece.segment for piece in self.pieces)
-
-    def named(self, segments: Iterable[str]) -> Entry:
-        """The entry with these names of its segments."""
-        pieces = tuple(replace(p, segment=name) for p, name in zip(self.pieces, segments, strict=True))
-        return replace(self, modules=(replace(self.modules[0], pieces=pieces), *self.modules[1:]))
-
-    @property
-    def parameters(self) -> frozenset[str]:
-        return frozenset[str]().union(*(module.parameters for module in self.modules))
+def modules_of(runs: Runs, a: Checkpoint, b: Checkpoint, left_out: Left) -> list[Entry]:
+    """The modules of B whose parameters are cut alike, and are all that the modules of A have."""
+    modules = list[Entry]()
+    for path, keys in b.modules.items():
+        names = {(key.rpartition(".")[2], run.key.rpartition(".")[2]) for key in keys for run in runs.get(key, ())}
+        cuts = list[Entry]()
+        for key, stack in ((key, runs.get(key, ())) for key in keys):
+            spans = tuple((run.start, run.stop, a.length(run.key)) for run in stack)
+            matrix, of_a = (
+                b.is_matrix(key) and key == f"{path}.weight",
+                tuple(run.key.rpartition(".")[0] for run in stack),
+            )
+            cuts.append(Entry(path, of_a, spans, tuple(sorted(names)), matrix))
+        if not all(cut.a for cut in cuts):
+            left_out["equal numbers stand in several places"].append(path or ", ".join(keys))
+        elif len(cuts[0].a) > _MOST_RUNS:
+            left_out["its rows are shuffled one by one"].append(path)
+        elif any((cut.a, cut.shares()) != (cuts[0].a, cuts[0].shares()) for cut in cuts) or len(names) > len(keys):
+            left_out["its parameters are of several modules"].append(path or ", ".join(keys))
+        else:
+            modules.append(cuts[0])
+    return _whole(modules, left_out)
 
 
-def entries(modules: Iterable[Module]) -> Iterator[Entry]:
-    """Every module in exactly one entry, as few as there are: what no template explains stands there by itself.
-
-    A number becomes `{i}` if it counts 0, 1, 2, ... over the modules of one pattern, and each path of A has it too.
-    """
-    groups = defaultdict[object, list[Module]](list)
+def _whole(modules: list[Entry], left_out: Left) -> list[Entry]:
+    """Less what shares a module of A with rows that are left out, or that are in B twice."""
+    spans, broken = defaultdict[str, list[tuple[Fraction, Fraction]]](list), dict[str, str]()
+    for path, share in (
+        (path, share) for module in modules for path, share in zip(module.a, module.shares(), strict=True)
+    ):
+        spans[path].append(share)
+    for path, shares in spans.items():
+        starts, stops = zip(*sorted(shares), strict=True)
+        if (0, *stops) != (*starts, 1):
+            twice = sum(stops) - sum(starts) > 1
+            broken[path] = "parameters of one module go to several" if twice else "its other rows are left out"
     for module in modules:
-        shares = tuple((Fraction(p.start, p.rows), Fraction(p.stop, p.rows), p.segment) for p in module.pieces)
-        ratios = tuple(Fraction(piece.count, module.pieces[0].count) for piece in module.pieces)
-        patterns = tuple(slots(piece.path)[0] for piece in module.pieces)
-        groups[slots(module.path)[0], patterns, shares, ratios, module.matrix].append(module)
-    every = [entry for members in groups.values() for entry in _generalised(members)]
-    while clashing := [entry for entry in every if entry.b.holes and _clashes(entry, every)]:
-        rest = [entry for entry in every if entry not in clashing]
-        every = [replace(entry, odd=entry.odd or _clashes(entry, clashing)) for entry in rest]
-        every += [_literal(module) for entry in clashing for module in entry.modules]
-    yield from every
+        for path in [path for path in module.a if path in broken][:1]:
+            left_out[broken[path]].append(module.b or ", ".join(b for b, _ in module.names))
+    return _whole([module for module in modules if not broken.keys() & {*module.a}], left_out) if broken else modules
 
 
-def _generalised(modules: Sequence[Module]) -> Iterator[Entry]:
-    table = [slots(module.path)[1] for module in modules]
-    columns = [sorted(set(column)) for column in zip(*table, strict=True)]
-    for n, values in enumerate(columns):
-        if len(values) > 1 and values != [*range(len(values))]:  # `ff.0` and `ff.2` are no blocks
+def slots(path: str) -> tuple[list[str], list[str]]:
+    """A module path with `#` for its numbers, and the numbers."""
+    tokens = path.split(".")
+    pattern = [token if Template("{i}").match(token) is None else _SLOT for token in tokens]
+    return pattern, [token for token, slot in zip(tokens, pattern, strict=True) if slot == _SLOT]
+
+
+def filled(pattern: Iterable[str], numbers: Iterable[str]) -> str:
+    """The path with these numbers."""
+    rest = iter(numbers)
+    return ".".join(next(rest) if token == _SLOT else token for token in pattern)
+
+
+def entries(modules: Iterable[Entry], paths: Iterable[str]) -> list[Entry]:
+    """Templates for every module, as few as there are; what no template explains is one by itself.
+
+    A number becomes `{i}` if it counts 0, 1, 2, ... over the modules of one pattern, and each path of A has it too;
+    that of the highest block becomes `{last}` if this block alone is built so. `paths`: all modules of both sides.
+    """
+    groups = defaultdict[str, list[Entry]](list)
+    for module in modules:
+        patterns = [slots(path)[0] for path in (module.b, *module.a)]
+        sizes = [Fraction(stop - start, module.spans[0][2]) for start, stop, _ in module.spans]
+        odd = [pair for pair in module.names if pair[0] != pair[1]]
+        groups[repr((patterns, module.shares(), sizes, odd, module.matrix))].append(module)
+    every, last = list(chain(*map(_generalised, groups.values()))), dict[str, int]()
+    starts = {f"{Template(text).container}." for entry in every for text in (entry.b, *entry.a) if "{" in text}
+    for start, path in ((start, path) for path in paths for start in starts if path.startswith(start)):
+        number = path[len(start) :].partition(".")[0]
+        last[start] = max(last.get(start, 0), int(number) if number.isdecimal() else 0)
+    every = [_ending(entry, last) for entry in every]
+    while clashing := [entry for entry in every if "{" in entry.b and any(_clash(entry, other) for other in every)]:
+        every = [entry for entry in every if entry not in clashing]
+        every += [module._replace(modules=(module,), literal=True) for entry in clashing for module in entry.modules]
+    return every
+
+
+def _generalised(modules: Sequence[Entry]) -> Iterator[Entry]:
+    table = [[slots(path) for path in (module.b, *module.a)] for module in modules]
+    patterns = [pattern for pattern, _ in table[0]]
+    columns = [list(zip(*(numbers for _, numbers in side), strict=True)) for side in zip(*table, strict=True)]
+    is_list = all(pattern[-1] == _SLOT for pattern in patterns)  # two layers in a row, `mlp.0` and `mlp.1`: no blocks
+    for n, column in enumerate(columns[0]):
+        values = sorted({*map(int, column)})
+        if len(values) > 1 and (values != [*range(len(values))] or (is_list and n + 1 == len(columns[0]))):
             for value in values:
-                yield from _generalised([m for m, row in zip(modules, table, strict=True) if row[n] == value])
+                yield from _generalised([m for m, x in zip(modules, column, strict=True) if int(x) == value])
             return
-    varying = [n for n, values in enumerate(columns) if len(values) > 1]
-    names = {n: "{" + "ijklmnop"[k] + "}" for k, n in enumerate(varying)}
-    b = Template(_filled(slots(modules[0].path), names))
-    a = list[Template]()
-    for k in range(len(modules[0].pieces)):
-        others = [slots(module.pieces[k].path)[1] for module in modules]
-        holes = dict[int, str]()
-        for n, column in enumerate(zip(*others, strict=True)):
-            equal = [v for v in varying if column == tuple(row[v] for row in table)]
-            if len(set(column)) > 1 and not equal:  # arithmetic
-                yield from map(_literal, modules)
-                return
-            holes |= {n: names[equal[0]]} if len(set(column)) > 1 else {}
-        if sorted(holes.values()) != sorted(names.values()):
-            yield from map(_literal, modules)
-            return
-        a.append(Template(_filled(slots(modules[0].pieces[k].path), holes)))
-    yield Entry(b, tuple(a), tuple(modules))
+    varying = [column for column in columns[0] if len({*column}) > 1]
+    holes = dict(zip(varying, ("{i}", "{j}", "{k}", "{l}"), strict=False))
+    if len(holes) == len(varying) and all(sorted(c for c in s if len({*c}) > 1) == sorted(varying) for s in columns):
+        b, *a = (filled(p, (holes.get(c, c[0]) for c in side)) for p, side in zip(patterns, columns, strict=True))
+        yield modules[0]._replace(b=b, a=tuple(a), modules=tuple(modules))
+    else:  # a number that is computed from others
+        yield from (module._replace(modules=(module,), literal=True) for module in modules)
 
 
-def _filled(path: Slots, holes: dict[int, str]) -> str:
-    numbers = iter(enumerate(path[1]))
-    return ".".join(
-        next((holes.get(n, str(x)) for n, x in numbers), "") if token == _SLOT else token for token in path[0]
+def _ending(entry: Entry, last: Mapping[str, int]) -> Entry:
+    """With `{last}` for the number of the last block, if the entry is of one module that is in this block."""
+    texts, numbers = list[str](), set[int]()
+    for path in (entry.b, *entry.a):
+        start = next((s for s, number in last.items() if f"{path}.".startswith(f"{s}{number}.")), None)
+        numbers |= {last[start]} if start else set()
+        texts.append(f"{start}{{last}}{path[len(f'{start}{last[start]}') :]}" if start else path)
+    if len(entry.modules) == len(numbers) == 1 and all("{last}" in text for text in texts):
+        return entry._replace(b=texts[0], a=tuple(texts[1:]))
+    inside = any(
+        path[len(start) :][:1].isdecimal() for path in (entry.b, *entry.a) for start in last if path.startswith(start)
     )
+    return entry._replace(literal=entry.literal or inside)
 
 
-def _literal(module: Module) -> Entry:
-    return Entry(Template(module.path), tuple(Template(piece.path) for piece in module.pieces), (module,), True)
-
-
-def _clashes(entry: Entry, every: Iterable[Entry]) -> bool:
-    """Whether one path could be of this template and of another, on one of the sides."""
-    return any(
-        (other is not entry and other.b.overlaps(entry.b))
-        or any(x != y and x.overlaps(y) for x in entry.a for y in other.a)
-        for other in every
-    )
+def _clash(one: Entry, other: Entry) -> bool:
+    """Whether one path could be of both entries, on one of the sides."""
+    pairs = [(one.b, other.b)] * (one is not other) + [(x, y) for x in one.a for y in other.a if x != y]
+    return any(x.overlaps(y) and not x.ends(y) and not y.ends(x) for x, y in (map(Template, pair) for pair in pairs))

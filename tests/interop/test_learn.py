@@ -53,7 +53,7 @@ def diffusers(source: Path, out: Path) -> Path:
 def test_hunyuanvideo_is_found_again(converted: tuple[Path, Path], tmp_path: Path) -> None:
     done = learn(*converted, tmp_path / "x.toml")
     assert not done.left_out
-    arch, want = learned(done.path), parse(tomli.loads(TOML.read_text()), "hunyuanvideo")
+    arch, want = learned(Path(done.path)), parse(tomli.loads(TOML.read_text()), "hunyuanvideo")
     assert pairs(arch, "original", "diffusers") == pairs(want, "original", "diffusers")
     assert sorted(arch.segments.values()) == sorted(want.segments.values())  # proj_mlp is four times as high as q
     assert any(
