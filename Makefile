@@ -8,7 +8,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 # each worker of pytest has a core: torch's threads in all of them would stand in each other's way (4 times slower)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all hub-oldest oldest check wild programs format clean
+.PHONY: demo test test-all hub-oldest oldest check wild programs format index clean
 
 demo: .venv-light/ready  ## convert a real SAT run with the light core (no torch), and look at the result
 	$(LIGHT)/python docs/demo.py
@@ -50,6 +50,9 @@ check: .venv/ready  ## format, lint, types, and the wheel in a clean environment
 format: .venv/ready  ## put the code into the project's format
 	$(FULL)/ruff check --fix .
 	$(FULL)/ruff format .
+
+index: .venv/ready  ## after a change in loraforge/names/architectures: the index of module names
+	PYTHONPATH=. $(FULL)/python tests/helpers/index.py
 
 clean:
 	rm -rf .venv .venv-light .venv-hub .venv-oldest .venv-programs .venv-wheel dist

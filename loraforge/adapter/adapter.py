@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +78,13 @@ class Adapter:
     """Whether the rank was recorded along with the scale, and agreed with the tensors when the adapter was read."""
     last: int | None = None
     """The number of the last block of its model, where that block is built differently and the adapter shows it."""
+
+    rivals: Mapping[str, str] = field(default_factory=dict)
+    """Architecture -> layout: the other models that it may be for, as nothing tells which."""
+
+    def as_of(self, name: str) -> Adapter:
+        """The adapter, decided to be of this architecture if it may be of it; otherwise unchanged."""
+        return replace(self, architecture=name, layout=self.rivals[name], rivals={}) if name in self.rivals else self
 
     @property
     def model(self) -> Architecture:

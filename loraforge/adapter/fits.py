@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.algebra.lora import Delta, LoraWeight, rows
+from loraforge.algebra.lora import LoraWeight, rows
 from loraforge.errors import ConversionError, Try, adding
 from loraforge.hub.address import is_repo, renamed
 from loraforge.names.catalog import architectures
@@ -21,16 +22,19 @@ FOLDERS = "models model checkpoints ckpts ckpt weights pretrained outputs output
 SMALL = 4
 """A model this many times narrower than the narrowest released one was made for a test."""
 
-_LAST: list[tuple[Mapping[str, Delta], tuple[Placed, ...], Solution]] = []
-"""The modules of the last call and what was computed from them: several questions about one adapter follow."""
+_LAST: list[tuple[Any, tuple[tuple[Placed, ...], Solution]]] = []
+"""What was computed for the last few adapters, as architectures they may be of: several questions about each follow."""
 
 
 def _solved(adapter: Adapter) -> tuple[tuple[Placed, ...], Solution]:
-    if not _LAST or _LAST[0][0] is not adapter.modules:
-        every = tuple(_placed(adapter))
-        sized = [Sized(path, s, shape[0], shape[1]) for path, s, _, shape in every if len(shape) > 1]
-        _LAST[:] = [(adapter.modules, every, solve(sized, adapter.model.dimensions))]
-    return _LAST[0][1:]
+    asked = (adapter.modules, adapter.architecture, adapter.layout, adapter.last)
+    for (modules, *what), answer in _LAST:
+        if modules is adapter.modules and what == [*asked[1:]]:
+            return answer
+    every = tuple(_placed(adapter))
+    sized = [Sized(path, s, shape[0], shape[1]) for path, s, _, shape in every if len(shape) > 1]
+    _LAST[:] = [*_LAST[-7:], (asked, (every, solve(sized, adapter.model.dimensions)))]
+    return _LAST[-1][1]
 
 
 def placed(adapter: Adapter) -> tuple[Placed, ...]:
@@ -141,7 +145,8 @@ def fills(adapter: Adapter, variant: Variant) -> int:
     for _, segment, index, _ in placed(adapter):
         for _, number in index:
             kind = kinds.get(segment, segment)
-            tops[kind] = max(number, tops.get(kind, (0, 0))[0]), variant.depth(segment)
+            top, depth = tops.get(kind, (0, 0))
+            tops[kind] = max(number, top), max(variant.depth(segment), depth)
     most = max((depth for _, depth in tops.values()), default=0)
     return most if all(top + 1 == depth for top, depth in tops.values()) and 2 * most >= variant.blocks else 0
 
@@ -185,18 +190,16 @@ def repository(name: object, near: Path | None = None) -> str | None:
     if not certain and any((folder / text).exists() for folder in (Path(), near or Path())):
         return None
     present = renamed(text)
-    released = (v.repo for arch in architectures().values() for v in arch.variants)
-    return next((repo for repo in released if repo.lower() == present.lower()), present)
+    return next((repo for repo in architectures().index.repos if repo.lower() == present.lower()), present)
 
 
 def variant_of_repo(repo: str) -> tuple[Architecture, Variant] | None:
     """The released model in a repository, or in a folder named after one; None if it is not a known one."""
     name = repo.rstrip("/").replace("\\", "/").rpartition("/")[2].lower()
     exact = "/" in repo and is_repo(repo) and repository(repo) is not None
-    for arch in architectures().values():
-        for v in arch.variants:
-            if v.repo.lower() == repo.lower() or (not exact and v.repo.rpartition("/")[2].lower() == name):
-                return arch, v
+    for known, arch in architectures().index.repos.items():
+        if known.lower() == repo.lower() or (not exact and known.rpartition("/")[2].lower() == name):
+            return architectures()[arch], next(v for v in architectures()[arch].variants if v.repo == known)
     return None
 
 

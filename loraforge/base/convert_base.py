@@ -24,7 +24,7 @@ from loraforge.files.resume import check_place
 from loraforge.format.sat_names import SAT_PREFIX, components
 from loraforge.fusion.choose import choose
 from loraforge.hub.fetch_base import base_folder
-from loraforge.names.layout import COMPONENT, Index, Variant, parameter_key
+from loraforge.names.layout import COMPONENT, LAST, Index, Variant, parameter_key
 from loraforge.text import command, listed, options, recorded, told
 
 
@@ -145,11 +145,17 @@ def _gaps(base: BaseModel, variant: Variant) -> Iterator[str]:
     arch, layout = base.architecture, base.architecture.layouts[base.layout]
     kinds, blocks = arch.block_kinds(), defaultdict[str, set[Index]](set)
     for _, segment, index, _ in base.placed:
-        blocks[kinds.get(segment, "")].add(index)
+        if LAST not in dict(index):
+            blocks[kinds.get(segment, "")].add(index)
     for template, segments in layout.modules.items():
         if variant.absent.issuperset(segments):
             continue
-        for index in sorted(blocks[kinds.get(segments[0], "")]) if template.holes else [()]:
+        kind = kinds.get(segments[0], "")
+        count = max((index[0][1] + 1 for index in blocks[kind] if index), default=0)
+        lacking = max((variant.depth(s) for s in kinds if kinds[s] == kind), default=0) - variant.depth(segments[0])
+        having = [index for index in sorted(blocks[kind]) if not index or index[0][1] < count - lacking]
+        having = [((LAST, count - 1),)] if template.for_last else having
+        for index in having if template.holes else [()]:
             names = (parameter_key(template.fill(index), name) for name in arch.named(segments, base.layout))
             yield from (name for name in names if name not in base.parameters)
 

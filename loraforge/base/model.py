@@ -80,9 +80,10 @@ class BaseModel:
         layout, every = self.architecture.layouts[self.layout], list[Placed]()
         for name in self.parameters:
             path, _, parameter = name.rpartition(".")
-            located, shape = layout.locate(path) if parameter == "weight" else None, self.shape(name)
-            if located and shape:
-                segments = layout.modules[located[0]]
+            located, shape = layout.locate(path), self.shape(name)
+            segments = layout.modules[located[0]] if located else ()
+            usual, here = self.architecture.named(segments)[:1], self.architecture.named(segments, self.layout)[:1]
+            if located and shape and (usual, here) == (("weight",), (parameter,)):
                 heights = self.architecture.sizes(segments, shape[0]) or ()
                 parts = zip(segments, heights, strict=False)
                 every += [(path, segment, located[1], (rows, *shape[1:])) for segment, rows in parts]
@@ -90,11 +91,14 @@ class BaseModel:
 
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
-        """The released models whose shapes it has; if none, those that it resembles in another width."""
+        """The released models whose shapes and segments it has; if none, those that it resembles in another width."""
         shapes = [(segment, index, shape) for _, segment, index, shape in self.placed]
         present = {segment for segment, _, _ in shapes}
         fitting = [v for v in self.architecture.variants if not any(v.objection(*entry) for entry in shapes)]
-        stacks = self.architecture.layouts[self.layout].modules.values()
-        lacking = {v.name: v.shapes.keys() & {s for stack in stacks for s in stack} - present for v in fitting}
+        every = {s for stack in self.architecture.layouts[self.layout].modules.values() for s in stack}
+        lacking = {v.name: v.shapes.keys() & every - present for v in fitting}
         telling = next((shape for segment, _, shape in shapes if segment == self.architecture.told_by), None)
-        return tuple(v for v in fitting if not lacking[v.name]) or (self.architecture.like(telling) if telling else ())
+        similar = self.architecture.like(telling) if telling else ()
+        known = [v for v in [v for v in fitting if not lacking[v.name]] or similar if v.absent.isdisjoint(present)]
+        fewest = min((len(every - v.absent - present) for v in known), default=0)
+        return tuple(v for v in known if len(every - v.absent - present) == fewest)

@@ -25,7 +25,8 @@ def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[
     base that the adapter fits.
     """
     deltas: dict[str, list[tuple[Delta, float]]] = {}
-    for adapter, strength in adapters:
+    for given, strength in adapters:
+        adapter = given.as_of(base.architecture.name)
         look = command("loraforge", "inspect", _name(adapter))
         if adapter.architecture != base.architecture.name:
             text = f"{base.path} is a {base.architecture.title}, and {_name(adapter)} adapts {adapter.architecture}."

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from loraforge.cli.console import PATH
+from loraforge.cli.console import PATH, say
 from loraforge.tables import package_table
 
 Decorator = Callable[[Any], Any]
@@ -33,11 +33,12 @@ def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     """The name of a registered format; the registry is read only if one is typed."""
     if value is None:
         return None
-    from loraforge.format.registry import formats, named
+    from loraforge.format.registry import formats, renamed
 
-    name, writes = value.lower(), param.name == "to"
-    if any(getattr(form, "family", None) == name for form in formats().values()):
-        named(name, f"--{(param.name or '').rstrip('_')}")
+    name, note = renamed(value.lower())
+    writes = param.name == "to"
+    if note:
+        say("note: ", f"{value} is read as {name}: {note}")
     names = [each for each, form in formats().items() if form.writer or not writes]
     if name not in names:
         text = f"{value!r} is no format that is {'written' if writes else 'read'}; there are {', '.join(names)}."
@@ -61,7 +62,7 @@ def _together(*options: Decorator) -> Decorator:
     return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
-_TRAINERS = sorted(package_table("facts/trainers"))
+_TRAINERS = sorted(name for name, entry in package_table("facts/trainers").items() if "alpha" in entry)
 _NAMES = ", ".join(_TRAINERS)
 architecture = value("--architecture", "NAME", "Model architecture (cogvideox), if nothing in the file shows it.")
 stated = _together(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import repository, variant_of_repo
 from loraforge.algebra.lora import Delta
 from loraforge.conversion.report import unshown
-from loraforge.errors import BaseError, FormatError, NamesError, Try, adding
+from loraforge.errors import BaseError, FormatError, NamesError, Try, adding, leaving_out
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
@@ -42,19 +42,20 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     if stated and first.architecture != stated:
         text = f"{file.path} is an adapter of {_title(first)}: its modules are not called as those of {stated}."
         raise FormatError(text, *_settling([first.architecture]))
-    rivals = [name for name in holding(first.modules, form.layouts) if name != first.architecture]
-    tried = [first, *(_read(form, file, replace(choice, architecture=name)) for name in ([] if stated else rivals))]
-    shown = {one.architecture: evidence(one, file, stated, named) for one in tried}
-    tried = [replace(one, shown=shown[one.architecture].text) for one in tried]
+    others = [] if stated else [name for name in holding(first.modules, form.layouts) if name != first.architecture]
     rank_known = choice.stated.trained_by is not None or _ranks_recorded(first)
-    pairs = [(one, _kept(one, choice)) for one in tried]
-    sound = [pair for pair in pairs if not fits.broken(pair[1], rank_known=rank_known)]
-    left = [pair for pair in sound if pair[0].shown] or sound
-    if len(left) > 1:
-        titles = ", ".join(_title(one) for one, _ in left)
-        text = f"{file.path}: its modules are those of {titles}, and nothing says which it is of."
-        raise FormatError(text, *_settling([one.architecture for one, _ in left]))
+    pairs, shown = [], dict[str, Evidence]()
+    for one in (first, *(replace(first, architecture=name, layout=form.layouts[name]) for name in others)):
+        one = _ended(one, _kept(one, choice), rank_known=rank_known)
+        shown[one.architecture] = evidence(one, file, stated, named)
+        pairs.append((replace(one, shown=shown[one.architecture].text), replace(_kept(one, choice), last=one.last)))
+    left = _possible(pairs, rank_known=rank_known)
     adapter, checked = (left or pairs)[0]
+    if adapter.architecture != first.architecture:  # what is known of scales depends on the architecture
+        again = _read(form, file, replace(choice, architecture=adapter.architecture))
+        adapter = replace(again, shown=adapter.shown, last=adapter.last)
+    adapter = replace(adapter, rivals={one.architecture: one.layout for one, _ in left[1:]})
+    adapter = _least_known(adapter, form, file, choice)
     inspect = command("loraforge", "inspect", "--skeleton", file.path)
     if fault := fits.broken(checked, rank_known=rank_known):
         raise FormatError(f"{file.path}: {fault}.", inspect)
@@ -70,6 +71,45 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     base = adapter.base_model and repository(adapter.base_model, file.path.parent)
     base = base or next((repo for _, repo in bases if repo), None)
     return replace(adapter, base_model=base, notes=(*adapter.notes, *notes))
+
+
+def _possible(pairs: Sequence[tuple[Adapter, Adapter]], *, rank_known: bool) -> list[tuple[Adapter, Adapter]]:
+    """The architectures that remain possible, each with what --drop leaves: those with the strongest evidence."""
+    sound = [pair for pair in pairs if not fits.broken(pair[1], rank_known=rank_known)]
+    whole = [pair for pair in sound if not fits.beyond(pair[1])] or sound
+    shown = [pair for pair in whole if pair[0].shown]
+    return shown or [pair for pair in whole if fits.of_width(pair[1].model, fits.solved(pair[1]).values)] or whole
+
+
+def _ended(adapter: Adapter, checked: Adapter, *, rank_known: bool) -> Adapter:
+    """The adapter with the number of the last block of its model, where that block is built differently.
+
+    The heights of its modules tell whether its last block is the model's; if they do not, a released model of its
+    width does. Raises FormatError if neither tells.
+    """
+    layout = adapter.model.layouts[adapter.layout]
+    if (top := layout.last_block(adapter.modules)) is None:
+        return adapter
+    ended, other = (replace(adapter, last=top), adapter.model.ending(top).layouts[adapter.layout])
+    if not (odd := [path for path in checked.modules if other.locate(path) != layout.locate(path)]):
+        return ended
+    ways = [one for one in (adapter, ended) if not fits.broken(replace(checked, last=one.last), rank_known=rank_known)]
+    depths = {v.blocks for v in fits.of_width(adapter.model, fits.solved(checked).values)}
+    if len(ways) != 1 and depths:
+        return ended if top + 1 in depths else adapter
+    if len(ways) == 2:
+        text = f"whether block {top} is the last of its {_title(adapter)} is not known, and {odd[0]} differs there."
+        raise FormatError(text, leaving_out(odd))
+    return (ways or [adapter])[0]
+
+
+def _least_known(adapter: Adapter, form: Format, file: TensorFile, choice: Choice) -> Adapter:
+    """The adapter with the scale that is known of every architecture it may be of: ambiguous if one has it so."""
+    if adapter.scale.provenance != "assumed":
+        return adapter
+    others = (_read(form, file, replace(choice, architecture=name)) for name in adapter.rivals)
+    doubtful = next((one for one in others if one.scale.provenance == "ambiguous"), None)
+    return replace(adapter, scale=doubtful.scale, candidates=doubtful.candidates) if doubtful else adapter
 
 
 def _leaving(adapter: Adapter, modules: Mapping[str, Delta]) -> list[Try]:
@@ -124,8 +164,9 @@ def evidence(adapter: Adapter, file: TensorFile, stated: str | None, named: str 
     if text := next(_recorded(adapter, file, arch), ""):
         return Evidence(text)
     for key in _WORDS:
-        words = _plain(file.metadata.get(key, ""))
-        if words and (_plain(arch.name) in words or _plain(arch.title) in words):
+        words = file.metadata.get(key, "")
+        named_there = of_words(words) or (arch.title if _plain(arch.title) in _plain(words) else None)
+        if named_there == arch.title:
             return Evidence(f"the header's {key} says {file.metadata[key]:.60}", outweighs_header=True)
     return Evidence(next(_measured(adapter, arch), ""))
 
@@ -165,6 +206,7 @@ def _measured(adapter: Adapter, arch: Architecture) -> Iterator[str]:
 def stated_by(adapter: Adapter, base: str | None) -> Adapter:
     """The adapter, with the stated base model as evidence if there is no other and the shapes fit."""
     known = variant_of_repo(base) if base and not adapter.shown else None
+    adapter = adapter.as_of(known[0].name) if known else adapter
     return replace(adapter, shown=f"--base-model {base}") if known and known[1] in fits.fits(adapter) else adapter
 
 
@@ -199,7 +241,8 @@ def alike(adapter: Adapter, target: str = "") -> tuple[str, ...]:
 
 def doubt(adapter: Adapter) -> str:
     """A sentence saying that nothing shows the architecture; empty if something does."""
-    return "" if adapter.shown else unshown(adapter.architecture, alike(adapter))
+    others = (architectures().index.titles[name] for name in adapter.rivals)
+    return "" if adapter.shown else unshown(adapter.architecture, [*others, *alike(adapter)])
 
 
 def _title(adapter: Adapter) -> str:

@@ -16,6 +16,7 @@ from loraforge.document import Document
 from loraforge.errors import LoraforgeError, as_commands
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
+from loraforge.names.catalog import architectures
 from loraforge.scale.origin import history
 from loraforge.scale.rule import Choice, Scale
 from loraforge.text import fraction, told
@@ -35,6 +36,8 @@ class Inspection(Document):
     """Name of the family of base models."""
     evidence: str | None
     """What shows that it is one of that family; None if nothing does or it is no adapter."""
+    rivals: tuple[str, ...]
+    """The other families that it may be of, by the names and shapes of its modules."""
     layout: str | None
     components: dict[str, int]
     """Component -> adapted modules (transformer, text_encoder), or tensors that are not the adapter's."""
@@ -93,7 +96,8 @@ class Inspection(Document):
     def _model(self) -> str:
         if self.architecture is None:
             return ""
-        return f"{self.architecture} ({self.evidence})" if self.evidence else unshown(self.architecture)
+        others = [architectures().index.titles[name] for name in self.rivals]
+        return f"{self.architecture} ({self.evidence})" if self.evidence else unshown(self.architecture, others)
 
     def _holds(self) -> str:
         adapted = {name: count for name, count in self.components.items() if name in ("transformer", "text_encoder")}
@@ -181,6 +185,7 @@ def inspect(
         format=form.name if form else None,
         architecture=adapter.architecture if adapter else None,
         evidence=(adapter.shown or None) if adapter else None,
+        rivals=tuple(adapter.rivals) if adapter else (),
         layout=adapter.layout if adapter else None,
         components=({"transformer": len(modules), "text_encoder": 0} | dict(adapter.others)) if adapter else {},
         targets=dict(Counter(kinds)),

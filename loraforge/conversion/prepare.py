@@ -14,6 +14,7 @@ from loraforge.adapter import fit, relayout
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import check_base, no_repository, repository
+from loraforge.adapter.rivals import decided
 from loraforge.algebra.dtypes import CHOICES, name_of
 from loraforge.conversion.evidence import alike, stated_by
 from loraforge.errors import ConversionError, adding
@@ -91,11 +92,12 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
     _check(request)
     base_model = repository(request.base_model)
     adapter = stated_by(adapter, base_model)
-    target = named(request.to, "--to")
+    target = named(request.to)
+    adapter = decided(adapter, target.layouts)
     arch = adapter.model
     layout = _layout(adapter, target, arch)
     base_model = base_model or adapter.base_model
-    notes = check_base(adapter, base_model)
+    notes = [*check_base(adapter, base_model), *_same_files(target, arch.name)]
     writer = _writer(target, request.wanted)
     adapter, dropped = without(adapter, request.drop)
     relaid = relayout.relayout(adapter.modules, arch, adapter.layout, layout)
@@ -103,16 +105,16 @@ def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
     rank = max(w.rank for delta, _ in relaid.values() for w in delta) if target.storage.one_rank else None
     policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(request.dtype), rank)
     stacked = arch.layouts[layout].stacked
-    plan = partial(fit.plan, relaid, target.storage, segments=stacked, to=request.to, ranks=ranks)
+    plan = partial(fit.plan, relaid, target.storage, segments=stacked, to=target.name, ranks=ranks)
     plans = fit.padded(plan(policy=policy)) if request.wanted.pad_ranks else plan(policy=policy)
     source, base = adapter.source, request.wanted.base
     output = destination(
         request.out,
-        f"{source.run if source else adapter.architecture}-{request.to}",
+        f"{source.run if source else adapter.architecture}-{target.name}",
         writer.files,
         [path for path in (source.path if source else None, base) if path],
         force=request.force or request.dry_run,
-        to=request.to,
+        to=target.name,
         governs=() if request.dry_run else writer.governs,
     )
     kept, lost = carried_over(adapter.metadata)
@@ -165,12 +167,22 @@ def _layout(adapter: Adapter, target: Format, arch: Architecture) -> str:
     """The layout that the format has for this architecture. Raises ConversionError if it has none."""
     layout = target.layouts.get(arch.name)
     if layout is None:
-        raise ConversionError(f"{target.name} has no names for {arch.title}.", command("loraforge", "formats"))
+        having = [name for name, form in formats().items() if form.writer and arch.name in form.layouts]
+        text = f"{target.name} has no names for {arch.title}; there are {', '.join(having)}."
+        raise ConversionError(text, *(adding("--to", name) for name in having[:3]))
     unshown = adapter.source is not None and not adapter.shown
     if unshown and layout != adapter.layout and (others := alike(adapter, layout)):
         text = f"the modules are called as those of {listed([arch.title, *others])}: nothing shows which it is of."
         raise ConversionError(text, adding("--architecture", arch.name, why=f"if it is {arch.title}"))
     return layout
+
+
+def _same_files(target: Format, architecture: str) -> list[str]:
+    """A note if another format writes the same file for this architecture."""
+    same = formats().get(getattr(target, "like", None) or "")
+    if same is None or same.layouts.get(architecture) != target.layouts[architecture]:
+        return []
+    return [f"{target.name} has {same.name}'s files for this model: --to {same.name} writes the same tensors"]
 
 
 def _writer(target: Format, wanted: Wanted) -> Writer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,7 @@ from loraforge.format.keys import KeyStyle, Spelling
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
-from loraforge.names.catalog import architecture, architectures, having, matching, outdone
-from loraforge.names.layout import Architecture
+from loraforge.names.catalog import Catalog, architecture, architectures, matching, outdone
 from loraforge.scale.rule import Choice
 
 
@@ -45,8 +44,10 @@ class DataFormat:
         """`table` follows schemas/plugin.schema.json."""
         self.name: str = table["name"]
         self.summary: str = table["summary"]
-        self._layouts: Mapping[str, str] | str = table["layouts"]
-        self.family: str | None = table.get("family")
+        self.aliases: Mapping[str, str] = table.get("aliases", {})
+        self.like: str | None = table.get("like")
+        layouts: Mapping[str, Any] | str = table["layouts"]
+        self._layouts = layouts if isinstance(layouts, Mapping) else {"*": layouts}
         self.others: Mapping[str, str] = table.get("others", {})
         spellings = tuple(Spelling(**entry) for entry in table["spellings"])
         prefixes, column = tuple(table.get("prefixes", [""])), table.get("magnitude") == "column"
@@ -63,22 +64,30 @@ class DataFormat:
         """Architecture -> layout, for the installed architectures."""
         return self.layouts_in(architectures())
 
-    def layouts_in(self, known: Mapping[str, Architecture]) -> Mapping[str, str]:
-        """The same, for these architectures."""
-        return having(self._layouts, known) if isinstance(self._layouts, str) else self._layouts
+    def layouts_in(self, known: Catalog) -> Mapping[str, str]:
+        """The same, for these architectures: the first of the layouts that the table names which each of them has."""
+        named = {arch: layout for arch, layout in self._layouts.items() if arch != "*" and isinstance(layout, str)}
+        rest = self._layouts.get("*", ())
+
+        def first(arch: str, own: Sequence[str]) -> str:
+            names = self._layouts.get(arch, rest)
+            return next((name for name in ([names] if isinstance(names, str) else names) if name in own), "")
+
+        every = {arch: first(arch, own) for arch, own in sorted(known.index.layouts.items())}
+        return {arch: name for arch, name in every.items() if name} | named
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         return checkpoints.choose(source, (self.file,), choice)
 
     def claims(self, file: TensorFile) -> bool:
         known = not of_training(file) and self._architecture(file) is not None
-        return known and not outdone(self._paths(file), self.layouts, self.style.sep)
+        return known and not outdone(self._paths(file), self.layouts)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         name = self._architecture(file, choice.architecture)
         if name is None:
             raise not_an_adapter(file, f"{self.name} adapter")
-        arch, layout, writes = architecture(name), self.layouts[name], self.family or self.name
+        arch, layout, writes = architecture(name), self.layouts[name], self.like or self.name
         return read_lora_file(file, choice, self.style, arch, layout, writes=writes, others=self.others)
 
     def _architecture(self, file: TensorFile, wanted: str | None = None) -> str | None:

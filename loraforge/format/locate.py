@@ -70,6 +70,8 @@ def locate(
         claiming = [(form, one) for one in files for form in tried if form.claims(opened[one.path][0])]
     if not claiming and faults:
         raise faults[0]
+    names = {form.name for form, _ in claiming}
+    claiming = [(form, one) for form, one in claiming if getattr(form, "like", None) not in names]
     if len(claiming) > 1:
         raise _several(source, claiming)
     form, chosen = claiming[0] if claiming else (None, located[0][1])

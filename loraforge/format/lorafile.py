@@ -21,6 +21,7 @@ from loraforge.scale.origin import origin
 from loraforge.scale.recorded import Record, looked, search
 from loraforge.scale.resolve import resolve
 from loraforge.scale.rule import Choice
+from loraforge.scale.writers import agreed, differ, writers
 from loraforge.text import command
 
 
@@ -58,8 +59,11 @@ def read_lora_file(
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 
     record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live))
-    unknown = looked(file, writes, record.notes)
-    rule, scale = resolve(record.rules, choice.stated, sizes, default=None, unknown=unknown, bare=choice.program)
+    trainers = writers(arch.name, writes, file.metadata)
+    unknown = looked(file, differ(trainers, writes, arch.title), record.notes)
+    doubtful = record.near or record.notes or choice.program
+    default = None if doubtful else agreed(trainers, writes, arch.title, file.metadata)
+    rule, scale = resolve(record.rules, choice.stated, sizes, default=default, unknown=unknown, bare=choice.program)
     return Adapter(
         architecture=arch.name,
         layout=layout,
@@ -70,7 +74,7 @@ def read_lora_file(
         metadata=file.metadata,
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
         notes=tuple(record.notes),
-        candidates=(*record.near, *candidates(sizes, writes)) if scale.provenance == "ambiguous" else (),
+        candidates=(*record.near, *candidates(sizes, trainers)) if scale.provenance == "ambiguous" else (),
         configs=record.configs,
     )
 

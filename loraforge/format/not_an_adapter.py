@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from loraforge.errors import NoAdapterError
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.sat_names import SAT_PREFIX
-from loraforge.names.catalog import architectures, data_files
+from loraforge.names.catalog import architectures
+from loraforge.names.index import pattern
 from loraforge.names.lookalike import lora_paths, odd_words, other_model
 from loraforge.text import command, listed
 
@@ -25,7 +26,7 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
         return error
     for kind in _KINDS:
         if kind.matches(file):
-            remedy = _skeleton(file) if kind.is_adapter else command("ls", "-l", folder)
+            remedy = command("ls", "-l", folder)
             what = kind.what.replace("{base}", _base(file) or "")
             return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {kind.instead}", remedy)
     if not of_training(file) and (error := _misspelt(file)):
@@ -71,20 +72,16 @@ def _skeleton(file: TensorFile) -> str:
 
 def known_titles() -> str:
     """The architectures whose adapters are read."""
-    return " or ".join(arch.title for arch in architectures().values())
+    return " or ".join(architectures().index.titles.values())
 
 
 def _base(file: TensorFile) -> str | None:
-    """The title of the architecture whose layouts recognise the most module kinds (at least three), or None."""
+    """The title of the architecture with a layout of the most module kinds (at least three), or None."""
     weights = [key.removeprefix(SAT_PREFIX) for key in file.tensors if key.endswith(".weight")]
     paths = [re.sub(r"(\.original)?(\.base_layer)?\.weight$", "", key) for key in weights]
-    counts = [
-        (len({located[0] for path in paths if (located := layout.locate(path))}), arch.title)
-        for arch in architectures().values()
-        for layout in arch.layouts.values()
-    ]
-    most, title = max(counts, key=lambda count: count[0])
-    return title if most >= 3 else None
+    index = architectures().index
+    most = index.homes({pattern(path) for path in paths}).most_common(1)
+    return index.titles[most[0][0][0]] if most and most[0][1] >= 3 else None
 
 
 def _any(*starts: str) -> Callable[[TensorFile], bool]:
@@ -113,23 +110,6 @@ def _diffsynth(file: TensorFile) -> bool:
     return bool(file.tensors) and all(key.startswith("blocks.") and ".attn1.to_" in key for key in file.tensors)
 
 
-def _installed(form: str) -> bool:
-    return any(file.tables.get("format", {}).get("name") == form for file in data_files())
-
-
-def _spelled(start: str, form: str) -> Callable[[TensorFile], bool]:
-    """Whether a file has the names of a format that a plugin would add: every key begins with `start`."""
-
-    def is_it(file: TensorFile) -> bool:
-        paths = lora_paths(file.tensors)
-        return bool(paths) and not _installed(form) and all(
-            key.startswith((start, "lora_te")) and not path.endswith("_") and path[len(start) :][:1] != "_"
-            for key, path in paths.items()
-        )  # fmt: skip
-
-    return is_it
-
-
 def of_training(file: TensorFile) -> bool:
     """Whether it is a trainer's own state: DeepSpeed's, or a whole model that still has PEFT's layers."""
     return "ds_version" in file.tops or any(".base_layer." in key for key in file.tensors)
@@ -143,21 +123,11 @@ class _Kind:
     instead: str
     """A sentence: what to give instead, or what reads it."""
     matches: Callable[[TensorFile], bool]
-    is_adapter: bool = False
-
-
-def _named(names: str, plugin: str, matches: Callable[[TensorFile], bool]) -> _Kind:
-    reads = f"The plugin loraforge-{plugin}, which is not installed, reads it if it knows its modules"
-    return _Kind(f"an adapter in {names}", f"{reads}: see docs/plugins.md.", matches, is_adapter=True)
 
 
 _KINDS = (
     _Kind("an optimizer state", "Give the weights that were saved beside it.", _optimizer),
     _Kind("a checkpoint of a Diffusers or PEFT trainer", _DIFFUSERS_FILE, _trainers),
-    _named("kohya's names (lora_unet_...)", "kohya", _spelled("lora_unet_", "kohya")),
-    _named("VideoX-Fun's names (lora_unet__...)", "kohya", _spelled("lora_unet__", "cogvideox-fun")),
-    _named("ComfyUI's names", "comfyui", _spelled("diffusion_model.", "comfyui-native")),
-    _named("DiffSynth's names", "diffsynth", lambda file: _diffsynth(file) and not _installed("diffsynth")),
     _Kind("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
     _Kind("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
     _Kind("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),

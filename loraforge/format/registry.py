@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from loraforge.errors import FormatError, Try, adding
+from loraforge.errors import FormatError, Try
 from loraforge.format.data import DataFormat
 from loraforge.format.diffusers import DiffusersFormat
 from loraforge.format.peft import PeftFormat
@@ -17,10 +17,16 @@ from loraforge.fusion.choose import read_backends
 from loraforge.names.catalog import read_architectures, read_data_files
 from loraforge.plugin.host import BUILT_IN, Plugin, load
 from loraforge.plugin.registry import Reading, Registry, current
+from loraforge.tables import package_tables
 from loraforge.text import command
 
-FORMATS: tuple[Format, ...] = (SatFormat(), DiffusersFormat(), PeftFormat())
-"""The formats that are built in."""
+FORMATS: tuple[Format, ...] = (
+    SatFormat(),
+    DiffusersFormat(),
+    PeftFormat(),
+    *map(DataFormat, (table["format"] for table in package_tables("format/flavours").values())),
+)
+"""The formats that are built in: three in code, and the flavours, which are data."""
 _MEMBERS = ("name", "summary", "layouts", "options", "storage", "writer", "find", "claims", "read")
 """What a format must have; see `loraforge.formats.Format`."""
 Formats = tuple[dict[str, Format], dict[str, str]]
@@ -50,7 +56,7 @@ def read_formats(registry: Registry) -> Reading[Formats]:
             reading.fault(owner, f"loraforge_formats returned {type(item).__name__} {why}: that is no format")
         else:
             add(owner, item)
-    known = registry.read(read_architectures).value[0]
+    known = registry.read(read_architectures).value
     for file in registry.read(read_data_files).value:
         if "format" not in file.tables:
             continue
@@ -97,17 +103,21 @@ def owners() -> Mapping[str, str]:
     return current().read(read_formats).value[1]
 
 
-def named(name: str, flag: str = "--from") -> Format:
-    """The format of that name. Raises FormatError with the known names and the plugins that failed.
+def renamed(name: str) -> tuple[str, str]:
+    """The present name of the format that had this name earlier, and what is said of that; the name itself and ""."""
+    if name in formats():
+        return name, ""
+    earlier = {
+        old: (form.name, note) for form in formats().values() for old, note in getattr(form, "aliases", {}).items()
+    }
+    return earlier.get(name, (name, ""))
 
-    `flag`: the option that gave the name, for the remedies.
-    """
-    if name not in formats():
-        if family := [form for form in formats().values() if getattr(form, "family", None) == name]:
-            each = "; ".join(f"{f.name}, {f.summary}" for f in family)
-            text = f"{name!r} is {len(family)} formats: {each}. Which?"
-            raise FormatError(text, *(adding(flag, f.name, why=f.summary) for f in family))
+
+def named(name: str) -> Format:
+    """The format of that name, present or earlier. Raises FormatError with the known names and faulty plugins."""
+    present = renamed(name)[0]
+    if present not in formats():
         faulty = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in broken()]
         text = f"there is no format {name!r}; there are {', '.join(formats())}."
         raise FormatError(text, *(faulty[:3] or [Try(command("loraforge", "formats"))]))
-    return formats()[name]
+    return formats()[present]

@@ -1,7 +1,8 @@
 """Checks that the LoRA layers of a live transformer apply their adapter: each layer is inspected, without a forward.
 
 Sources: peft tuners/lora/layer.py (`LoraLayer.forward`); diffusers models/attention_processor.py
-(a fused processor reads `to_qkv`), hooks/layerwise_casting.py, hooks/group_offloading.py; accelerate hooks.py.
+(a fused processor reads `to_qkv`), models/attention.py and models/transformers/transformer_wan.py
+(`fuse_projections`), hooks/layerwise_casting.py, hooks/group_offloading.py; accelerate hooks.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from loraforge.text import listed
 
 CEILING = 0.01
 """The largest relative error of a module's update from rounding; with more, loading is refused."""
-_PROJECTIONS = ("to_q", "to_k", "to_v")
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "to_added_kv": ("add_k_proj", "add_v_proj"),
+}
+"""Fused layer of an attention -> the projections it computes in their place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +196,17 @@ def idle(transformer: Any, name: str, updates: Mapping[str, Update], strength: f
 
 
 def is_bypassed(parent: Any, path: str) -> bool:
-    """Whether an attention computes q, k and v by one fused layer, which bypasses the LoRA layers."""
-    fused = type(getattr(parent, "processor", None)).__name__.startswith("Fused")
-    return fused and path.rpartition(".")[2] in _PROJECTIONS
+    """Whether an attention computes this projection by a fused layer, which bypasses the LoRA layers."""
+    by_processor = type(getattr(parent, "processor", None)).__name__.startswith("Fused")
+    own = path.rpartition(".")[2]
+    return (by_processor or fuses_itself(parent)) and any(
+        own in parts and hasattr(parent, layer) for layer, parts in FUSED.items()
+    )
+
+
+def fuses_itself(attention: Any) -> bool:
+    """Whether an attention fused its projections by itself; older ones have another processor instead."""
+    return hasattr(attention, "unfuse_projections") and bool(getattr(attention, "fused_projections", False))
 
 
 _IDLE: Mapping[str, Callable[[Asked], bool]] = {

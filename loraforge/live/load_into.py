@@ -22,18 +22,18 @@ from loraforge.adapter import relayout
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.adapter.drop import without
 from loraforge.adapter.fit import Plan, Policy, carry_out, plan, refusal, too_lossy
-from loraforge.adapter.fits import fits
-from loraforge.algebra.lora import Array, rows
+from loraforge.algebra.lora import Array
 from loraforge.conversion.read import read
 from loraforge.errors import ConversionError, LoraforgeError, Try
 from loraforge.format.diffusers import STYLE
-from loraforge.live.acting import Cast, Update, group_offload, idle, is_bypassed, placed
+from loraforge.live.acting import Cast, Update, fuses_itself, group_offload, idle, is_bypassed, placed
 from loraforge.live.state import LiveState, guarded, layers
+from loraforge.live.target import refuse_misfits, refuse_other_model, transformer_of
 from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
 from loraforge.scale.rule import Scale
 from loraforge.scale.stated import Stated, takes_stated
-from loraforge.text import command, listed, shown, told
+from loraforge.text import command, listed, shown
 
 EXTRA = Try("pip install 'loraforge[pipeline]'", "torch, diffusers, peft, transformers, video writing")
 
@@ -73,12 +73,8 @@ def load_into(
     leaves the pipeline as it was if the adapter's scale is unknown, if it is for another base model, if a layer could
     not act, or if a library is missing.
     """
-    transformer = _inner(getattr(pipe, COMPONENT, pipe))
     _libraries()
-    if not hasattr(transformer, "load_lora_adapter"):
-        what = f"the {COMPONENT} of {type(pipe).__name__} is None" if transformer is None and pipe is not None else ""
-        text = what or f"{type(pipe).__name__} is no pipeline of Diffusers, nor the transformer of one"
-        raise LoraforgeError(f"{text}.", Try("load_into(pipe, adapter)", "in this order"))
+    transformer = transformer_of(pipe)
     if not isinstance(strength, int | float) or not math.isfinite(strength):
         raise LoraforgeError(f"the strength {shown(strength)} is no number.", "strength=1.0")
     if not isinstance(adapter, str | Path | Adapter):
@@ -96,9 +92,9 @@ def load_into(
 
 
 def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None) -> Loaded:
+    refuse_other_model(transformer, adapter)
     plans = fitted(adapter)
-    if problems := list(misfits(transformer, plans)):
-        raise _other_base(adapter, problems)
+    refuse_misfits(transformer, adapter, plans)
     name = name or _free_name(transformer, adapter)
     state, metadata = _as_diffusers(plans)
     updates = _updates(plans, state)
@@ -120,18 +116,6 @@ def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None)
         _regroup(transformer)
     notes = [*adapter.notes, *notes, *_rounding(casts)]
     return Loaded(name, len(plans), adapter.scale, adapter.scalings, strength, adapter.base_model, tuple(notes))
-
-
-def _inner(model: Any) -> Any:
-    """The transformer inside the wrappers of torch.compile, PEFT and data parallelism."""
-    while True:
-        children = vars(model).get("_modules", {}) if hasattr(model, "__dict__") else {}
-        wrapped = next((children[key] for key in ("_orig_mod", "module") if [*children] == [key]), None)
-        if wrapped is None and hasattr(type(model), "get_base_model"):  # a PeftModel
-            wrapped = model.get_base_model()
-        if wrapped is None:
-            return model
-        model = wrapped
 
 
 def _in_python(error: LoraforgeError, adapter: Any) -> LoraforgeError:
@@ -170,9 +154,13 @@ def _arguments(words: list[str]) -> str | None:
 def _unfused(transformer: Any, paths: Iterable[str]) -> Iterator[str]:
     """Unfuse q, k and v if the adapter has one of them, and yield a note that says so."""
     modules = dict(transformer.named_modules())
-    if any(is_bypassed(modules.get(path.rpartition(".")[0]), path) for path in paths):
-        # not by unfuse_qkv_projections(), which empties the original processors
-        transformer.set_attn_processor(dict(transformer.original_attn_processors))
+    parents = {path: modules.get(path.rpartition(".")[0]) for path in paths}
+    if bypassing := {id(parent): parent for path, parent in parents.items() if is_bypassed(parent, path)}:
+        for attention in filter(fuses_itself, bypassing.values()):
+            attention.unfuse_projections()
+        if any(not hasattr(attention, "unfuse_projections") for attention in bypassing.values()):
+            # not by unfuse_qkv_projections(), which empties the original processors
+            transformer.set_attn_processor(dict(transformer.original_attn_processors))
         yield (
             "the fused q, k and v projections were unfused, as no adapter acts in them; the result is the same. "
             "fuse_qkv_projections() after this switches adapters off there"
@@ -264,26 +252,6 @@ def fitted(adapter: Adapter) -> list[Plan]:
     return plan(relaid, Storage(), policy, arch.layouts["diffusers"].stacked, "diffusers", ranks)
 
 
-def misfits(transformer: Any, plans: list[Plan]) -> Iterator[str]:
-    """A text for every module that the transformer lacks, or has in another shape. Also works on `meta`."""
-    modules = dict(transformer.named_modules())
-    for one in plans:
-        module = modules.get(one.path)
-        module = getattr(module, "base_layer", module)  # if another adapter is loaded
-        shape = one.delta[0].base_shape(rows(one.delta))
-        if module is None or not hasattr(module, "weight"):
-            yield f"there is no {one.path}"
-        elif _shape(module) != shape:
-            yield f"{one.path} is {list(_shape(module))}, not {list(shape)}"
-
-
-def _shape(module: Any) -> tuple[int, ...]:
-    """The logical shape of a weight; a quantised one is stored in another shape."""
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return module.out_features, module.in_features
-    return tuple(module.weight.shape)
-
-
 def _updates(plans: list[Plan], state: Mapping[str, Any]) -> dict[str, Update]:
     """The update that each layer should add, from the very tensors that Diffusers gets."""
     updates = {}
@@ -293,15 +261,6 @@ def _updates(plans: list[Plan], state: Mapping[str, Any]) -> dict[str, Update]:
         A, B = (state[f"{start}.lora_{factor}.weight"] for factor in "AB")
         updates[one.path] = Update(A, B, one.delta[0].scaling, magnitude)
     return updates
-
-
-def _other_base(adapter: Adapter, problems: list[str]) -> ConversionError:
-    """The refusal of an adapter that does not fit, with the base model that it is for."""
-    right = adapter.base_model or " or ".join(variant.name for variant in fits(adapter))
-    base = f"It is for {right}." if right else "Use the base model of its training."
-    path = adapter.source.path if adapter.source else None
-    text = f"{told(path) if path else 'the adapter'} is not for this base model: {listed(problems, 3)}. {base}"
-    return ConversionError(text, command("loraforge", "inspect", path or "--help"))
 
 
 def _libraries() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraforge.errors import LoraforgeError, Try
+from loraforge.live.acting import FUSED, fuses_itself
 
 _ATTRIBUTES = ("peft_config", "_hf_peft_config_loaded", "_prepare_lora_hotswap_kwargs")
 
@@ -42,6 +43,11 @@ class LiveState:
         self.attributes = {name: vars(transformer)[name] for name in _ATTRIBUTES if name in vars(transformer)}
         self.frozen = [(parameter, parameter.requires_grad) for parameter in transformer.parameters()]
         self.processors = dict(getattr(transformer, "attn_processors", {}))
+        self.fused = [
+            (module, {name: getattr(module, name) for name in FUSED if hasattr(module, name)})
+            for module in transformer.modules()
+            if fuses_itself(module)
+        ]
 
     def keep_gradients(self) -> None:
         """Restore `requires_grad` of all parameters: PEFT freezes everything except the new adapter."""
@@ -60,6 +66,10 @@ class LiveState:
         vars(self.transformer).update(self.attributes)
         if self.processors:
             self.transformer.set_attn_processor(dict(self.processors))
+        for attention, parts in self.fused:
+            for name, layer in parts.items():
+                setattr(attention, name, layer)
+            attention.fused_projections = True
         self.keep_gradients()
 
     def _undo(self, path: str, layer: Any) -> None:

@@ -19,7 +19,19 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
 
     Raises LayoutError that lists all problems of the file.
     """
-    problems = [*_wrong_segments(data)]
+    arch = built(data)
+    problems = [*_wrong_segments(data), *_wrong_dimensions(data, arch), *_wrong_classes(arch), *_misnamed(arch)]
+    holes: dict[str, tuple[str, frozenset[str]]] = {}
+    for layout in arch.layouts.values():
+        faults = [*_misplaced(layout, arch, holes), *_misdropped(layout, arch)]
+        problems += [replace(fault, layout=layout.name) for fault in faults]
+    if problems:
+        raise LayoutError(where, problems)
+    return arch
+
+
+def built(data: Mapping[str, Any]) -> Architecture:
+    """The architecture of tables that are known to have no fault."""
     ratios, kinds = data.get("rows", {}), data.get("unadapted", {})
     layouts = {name: _layout(name, table, kinds) for name, table in data.get("layouts", {}).items()}
     variants = tuple(_variant(name, table) for name, table in data.get("variants", {}).items())
@@ -36,16 +48,9 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
         data.get("told_by", ""),
         {segment: (rows, inputs) for segment, (rows, inputs) in sizes.items() if rows and inputs},
         data.get("pipelines", {}),
+        tuple(data.get("words", ())),
     )
-    arch = replace(arch, variants=tuple(_deep(variant, arch.block_kinds()) for variant in variants))
-    problems += [*_wrong_dimensions(data, arch), *_wrong_classes(arch), *_misnamed(arch)]
-    holes: dict[str, tuple[str, frozenset[str]]] = {}
-    for layout in layouts.values():
-        faults = [*_misplaced(layout, arch, holes), *_misdropped(layout, arch)]
-        problems += [replace(fault, layout=layout.name) for fault in faults]
-    if problems:
-        raise LayoutError(where, problems)
-    return arch
+    return replace(arch, variants=tuple(_deep(variant, arch.block_kinds()) for variant in variants))
 
 
 def _layout(name: str, table: Mapping[str, Any], kinds: Mapping[str, Any]) -> Layout:
@@ -68,9 +73,12 @@ def _variant(name: str, table: Mapping[str, Any]) -> Variant:
 
 
 def _deep(variant: Variant, kinds: Mapping[str, str]) -> Variant:
-    """The variant with the depth of every segment, from one segment of each kind of block."""
-    of_kind = {kinds.get(segment, segment): number for segment, number in variant.depths.items()}
-    return replace(variant, depths={segment: of_kind[kind] for segment, kind in kinds.items() if kind in of_kind})
+    """The variant with the depth of every segment: its own if stated, or that of the deepest of its kind of block."""
+    of_kind = dict[str, int]()
+    for segment, number in variant.depths.items():
+        of_kind[kinds.get(segment, segment)] = max(number, of_kind.get(kinds.get(segment, segment), 0))
+    depths = {segment: of_kind[kind] for segment, kind in kinds.items() if kind in of_kind}
+    return replace(variant, depths=depths | dict(variant.depths))
 
 
 def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:

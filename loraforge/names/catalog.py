@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loraforge.errors import FormatError, LoraforgeError
 from loraforge.names import bijection
+from loraforge.names.index import built_in, pattern
 from loraforge.names.layout import Architecture
 from loraforge.plugin.datafile import read
 from loraforge.plugin.host import load
 from loraforge.plugin.registry import Reading, Registry, current
-from loraforge.tables import package_tables
+from loraforge.tables import package_table
 from loraforge.text import command
 
 Table = dict[str, Any]
-Known = tuple[dict[str, Architecture], dict[str, Table]]
-"""Architectures by name, and the tables of each."""
+FOLDER = "names/architectures"
+
+
+class Catalog(Mapping[str, Architecture]):
+    """Architectures by name. A built-in one is read when it is asked for; those of plugins are read already."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = dict.fromkeys(names)
+        self._read = dict[str, Architecture]()
+        self._tables = dict[str, Table]()
+        self.index = built_in()
+
+    def __getitem__(self, name: str) -> Architecture:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._read:
+            self._read[name] = bijection.built(self.table(name))
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def table(self, name: str) -> Table:
+        """The tables of an architecture."""
+        return self._tables[name] if name in self._tables else package_table(f"{FOLDER}/{name}")
+
+    def add(self, table: Table, where: str) -> None:
+        """Add an architecture, or a known one with more layouts. Raises LayoutError if it has a fault."""
+        arch = bijection.parse(table, where)
+        self._names[arch.name] = None
+        self._read[arch.name], self._tables[arch.name] = arch, table
+        self.index = self.index.adding([arch])
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +85,21 @@ def read_data_files(registry: Registry) -> Reading[list[DataTables]]:
     return reading
 
 
-def read_architectures(registry: Registry) -> Reading[Known]:
+def read_architectures(registry: Registry) -> Reading[Catalog]:
     """The built-in architectures and what plugins add to them."""
     return _assembled(registry.read(read_data_files).value)
 
 
-def _assembled(files: Iterable[DataTables]) -> Reading[Known]:
+def _assembled(files: Iterable[DataTables]) -> Reading[Catalog]:
     """The built-in architectures with the layouts of data files. A file with a fault is noted and left out."""
-    tables = package_tables("names/architectures")
-    known = {name: bijection.parse(data, f"{name}.toml") for name, data in tables.items()}
-    reading = Reading((known, tables))
+    catalog = Catalog(built_in().layouts)
+    reading = Reading(catalog)
     with_layouts = (file for file in files if "layouts" in file.tables)
     for file in sorted(with_layouts, key=lambda file: "segments" not in file.tables):  # whole architectures first
         try:
-            whole = joined(file.tables, tables)
+            whole = joined(file.tables, catalog)
+            catalog.add(whole, file.name)
             name = whole["architecture"]
-            known[name], tables[name] = bijection.parse(whole, file.name), whole
             reading.adds += [(file.owner, f"layout {name}/{new}") for new in file.tables["layouts"]]
         except LoraforgeError as error:
             reading.fault(file.owner, error.message)
@@ -78,21 +114,22 @@ class TakenError(FormatError):
         self.layouts = layouts
 
 
-def joined(data: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def joined(data: Mapping[str, Any], known: Catalog) -> Table:
     """The tables of an architecture with the layouts of a data file, or the tables of the file if it is a new one.
 
     Raises FormatError if the name of the architecture or of a layout is taken, or the architecture is not known.
     """
     name, own = data["architecture"], {key: value for key, value in data.items() if key != "format"}
     if "segments" in data:
-        if name in tables:
+        if name in known:
             raise TakenError(f"there is an architecture {name} already")
         return own
-    if name not in tables:
-        raise FormatError(f"there is no architecture {name}; there are {', '.join(tables)}")
-    if taken := sorted(data["layouts"].keys() & tables[name]["layouts"].keys()):
+    if name not in known:
+        raise FormatError(f"there is no architecture {name}; there are {', '.join(known)}")
+    table = known.table(name)
+    if taken := sorted(data["layouts"].keys() & table["layouts"].keys()):
         raise TakenError(f"{name} has a layout {', '.join(taken)} already", tuple(taken))
-    return {**tables[name], "layouts": tables[name]["layouts"] | data["layouts"]}
+    return {**table, "layouts": table["layouts"] | data["layouts"]}
 
 
 def data_files() -> list[DataTables]:
@@ -100,14 +137,14 @@ def data_files() -> list[DataTables]:
     return current().read(read_data_files).value
 
 
-def architectures() -> Mapping[str, Architecture]:
+def architectures() -> Catalog:
     """Every architecture by name, with the layouts that plugins add."""
-    return current().read(read_architectures).value[0]
+    return current().read(read_architectures).value
 
 
-def architecture_tables(without: str) -> Mapping[str, Mapping[str, Any]]:
-    """The tables of each architecture, without those that the data file of this name adds."""
-    return _assembled(file for file in data_files() if file.name != without).value[1]
+def known_without(file: str) -> Catalog:
+    """The architectures without those that the data file of this name adds."""
+    return _assembled(one for one in data_files() if one.name != file).value
 
 
 def architecture(name: str) -> Architecture:
@@ -118,10 +155,29 @@ def architecture(name: str) -> Architecture:
     return architectures()[name]
 
 
-def having(name: str, known: Mapping[str, Architecture] | None = None) -> dict[str, str]:
-    """Every architecture (of `known`) with a layout of this name -> that name: the `layouts` of a format."""
-    known = architectures() if known is None else known
-    return {arch: name for arch, entry in known.items() if name in entry.layouts}
+def having(names: Sequence[str], known: Catalog | None = None) -> dict[str, str]:
+    """Architecture (of `known`) -> the first of these layouts that it has: the `layouts` of a format."""
+    every = (architectures() if known is None else known).index.layouts.items()
+    return {arch: first for arch, own in every if (first := next((name for name in names if name in own), ""))}
+
+
+def counts(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -> Counter[str]:
+    """Architecture -> how many of the modules its layout in `layouts` has, for the architectures that have the most.
+
+    The index tells which these are; only they are read.
+    """
+    kinds = Counter(map(pattern, paths))
+    used = {home for home in layouts.items() if home[0] in architectures()}
+    rough = Counter[str]()
+    for kind, number in kinds.items():
+        rough.update({name: number for name, _ in architectures().index.homes([kind], used)})
+    exact = Counter[str]()
+    for name, number in rough.most_common():
+        if number < max(exact.values(), default=1):
+            break
+        layout = architectures()[name].layouts[layouts[name]]
+        exact[name] = sum(layout.locate(path, sep) is not None for path in paths)
+    return +exact
 
 
 def matching(
@@ -132,39 +188,32 @@ def matching(
     Half, not all: a file with a strange key still has a format, which names that key. Half, not one: layouts share
     names. With `wanted`: that architecture, even if another knows more.
     """
-    counts = _known_of(paths, layouts, sep)
-    best = wanted if wanted in counts else max(counts, key=lambda name: counts[name], default=None)
-    return best if best is not None and 2 * counts[best] >= len(paths) > 0 else None
+    known = counts(paths, _only(layouts, wanted), sep)
+    best = max(known, key=lambda name: known[name], default=None)
+    return best if best is not None and 2 * known[best] >= len(paths) > 0 else None
 
 
 def best_known(paths: Collection[str], layouts: Mapping[str, str], wanted: str | None) -> Architecture:
     """The architecture in `layouts` that knows the most paths; `wanted` if it knows any."""
-    counts = _known_of(paths, layouts, ".")
-    return architecture(wanted if wanted and counts.get(wanted) else max(counts, key=lambda name: counts[name]))
+    known = counts(paths, _only(layouts, wanted)) or counts(paths, layouts)
+    return architecture(max(known, key=lambda name: known[name], default=next(iter(layouts))))
+
+
+def _only(layouts: Mapping[str, str], wanted: str | None) -> Mapping[str, str]:
+    """The layout of the architecture that is wanted, if it is there; otherwise all."""
+    return {wanted: layouts[wanted]} if wanted and wanted in layouts else layouts
 
 
 def holding(paths: Collection[str], layouts: Mapping[str, str]) -> list[str]:
     """Every architecture in `layouts` that has all of the modules."""
-    return [name for name, count in _known_of(paths, layouts, ".").items() if count == len(paths)]
+    return [name for name, count in counts(paths, layouts).items() if count == len(paths)]
 
 
-def _known_of(paths: Collection[str], layouts: Mapping[str, str], sep: str) -> dict[str, int]:
-    return {
-        name: sum(layout.locate(path, sep) is not None for path in paths)
-        for name, used in layouts.items()
-        if name in architectures() and (layout := architectures()[name].layouts.get(used))
-    }
-
-
-def outdone(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -> bool:
+def outdone(paths: Collection[str], layouts: Mapping[str, str]) -> bool:
     """Whether a layout outside of `layouts` knows more module kinds than those in it.
 
     Then the names are another format's, even if the prefix and some of the names are the same.
     """
-    kinds = {re.sub(r"\d+", "", path, count=1): path for path in paths}.values()  # of many blocks, one
-    own, others = [0], [0]
-    for name, arch in architectures().items():
-        for known in arch.layouts.values():
-            count = sum(known.locate(path, sep) is not None for path in kinds)
-            (own if layouts.get(name) == known.name else others).append(count)
-    return max(others) > max(own)
+    known = architectures().index.homes({pattern(path) for path in paths})
+    own = {home: count for home, count in known.items() if layouts.get(home[0]) == home[1]}
+    return max(known.values(), default=0) > max(own.values(), default=0)

@@ -7,7 +7,7 @@ from typing import Any
 
 from loraforge.errors import Fault, FormatError, LayoutError, LoraforgeError
 from loraforge.names.bijection import parse
-from loraforge.names.catalog import TakenError, architecture_tables, architectures, joined
+from loraforge.names.catalog import TakenError, architectures, joined, known_without
 from loraforge.plugin.schema_check import Problem, line_of, look
 from loraforge.text import command
 
@@ -27,7 +27,7 @@ def check(file: Path) -> tuple[list[str], list[Problem]]:
 
 def _layouts(data: dict[str, Any], text: str, name: str) -> list[Problem]:
     try:
-        parse(joined(data, architecture_tables(name)), str(data["architecture"]))
+        parse(joined(data, known_without(name)), str(data["architecture"]))
     except LayoutError as error:
         return [Problem(line_of(text, _where(fault, data)), f"{fault}.", "") for fault in error.problems]
     except FormatError as error:
@@ -52,9 +52,10 @@ def _format(data: dict[str, Any], text: str) -> list[Problem]:
         own = data.get("architecture") == arch
         known = {*(data.get("layouts", ()) if own else ())}
         known |= architectures()[arch].layouts.keys() if arch in architectures() else set()
-        if layout not in known and (known or own):  # any other is of a plugin that need not be installed
+        names = [layout] if isinstance(layout, str) else layout
+        if not known.intersection(names) and (known or own):  # any other is of a plugin that need not be installed
             line = line_of(text, ["format", "layouts", arch])
-            what = f"format.layouts names {arch}/{layout}, which there is not."
+            what = f"format.layouts names {arch}/{' or '.join(names)}, which there is not."
             hint = f"There are {', '.join(sorted(known))}." if known else f"There is no architecture {arch}."
             problems.append(Problem(line, what, hint))
     return problems

@@ -34,6 +34,11 @@ class Template:
         return frozenset(token for token in self.tokens() if _is_hole(token))
 
     @property
+    def for_last(self) -> bool:
+        """Whether it is a module of the last block alone."""
+        return f"{{{LAST}}}" in self.holes
+
+    @property
     def container(self) -> str:
         """The path before the first block number; the whole path if there is none."""
         return ".".join(takewhile(lambda token: not _is_hole(token), self.tokens()))
@@ -56,7 +61,7 @@ class Template:
     def ends(self, other: Template) -> bool:
         """Whether this is the other template in the last block."""
         theirs = [f"{{{LAST}}}" if _is_hole(token) else token for token in other.tokens()]
-        return LAST in self.holes and LAST not in other.holes and theirs == self.tokens()
+        return self.for_last and not other.for_last and theirs == self.tokens()
 
     def overlaps(self, other: Template, sep: str = ".") -> bool:
         """Whether a path can match both. Exact, because a hole is always one whole token of digits."""
@@ -148,7 +153,7 @@ class Layout:
             shape = _shape(path.split(sep))
             matches = [(one, one.match(path, sep)) for one in self._by_shape(sep).get(shape, ())]
             located = [(one, index) for one, index in matches if index is not None]
-            located.sort(key=lambda found: (LAST in found[0].holes) != (dict(found[1]).get(LAST) == self.last))
+            located.sort(key=lambda hit: hit[0].for_last != any(number == self.last for _, number in hit[1]))
             self._located[path, sep] = located[0] if located else None
         return self._located[path, sep]
 
@@ -162,7 +167,7 @@ class Layout:
 
     def last_block(self, keys: Iterable[str]) -> int | None:
         """The highest number of the blocks whose last one is built differently, in the keys of a whole model."""
-        starts = tuple(f"{one.container}." for one in self.modules if LAST in one.holes)
+        starts = tuple(f"{one.container}." for one in self.modules if one.for_last)
         words = [key[len(start) :].partition(".")[0] for key in keys for start in starts if key.startswith(start)]
         return max((int(word) for word in words if _is_number(word)), default=None)
 
@@ -235,6 +240,12 @@ class Architecture:
         """Diffusers' class of the model; empty if not known."""
         return str(self.config.get("_class_name", ""))
 
+    @property
+    def transformers(self) -> frozenset[str]:
+        """Diffusers' classes of the model in all of its variants."""
+        own = {str(v.config["_class_name"]) for v in self.variants if "_class_name" in v.config}
+        return frozenset({self.transformer, *own} - {""})
+
     def block_kinds(self) -> dict[str, str]:
         """Segment -> its kind of numbered blocks, by the layout that places most segments in the fewest kinds."""
         kinds = [
@@ -258,7 +269,7 @@ class Architecture:
     @property
     def ends_differently(self) -> bool:
         """Whether its last block is built differently in any layout."""
-        return any(LAST in template.holes for layout in self.layouts.values() for template in layout.modules)
+        return any(template.for_last for layout in self.layouts.values() for template in layout.modules)
 
     def ending(self, last: int | None) -> Architecture:
         """The architecture of a model whose last block has this number; None if it is not known."""

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from loraforge.names.catalog import architectures
+from loraforge.names.index import pattern
 from loraforge.names.layout import Architecture
 from loraforge.tables import package_table
 
@@ -75,7 +76,7 @@ def _both(title: str) -> list[re.Pattern[str] | None]:
 
 
 def _ours() -> set[str]:
-    return {arch.title for arch in architectures().values()}
+    return {*architectures().index.titles.values()}
 
 
 def of_repo(repo: str) -> str | None:
@@ -85,10 +86,11 @@ def of_repo(repo: str) -> str | None:
 
 
 def of_words(text: str) -> str | None:
-    """The other model that a header entry names, by the longest word; None if it names none."""
-    name = re.sub(r"[^a-z0-9]", "", text.lower())
-    hits = [(len(word), title) for title, m in models().items() for word in m.get("words", ()) if name.startswith(word)]
-    return max(hits)[1] if hits else None
+    """The title of the model that a header entry names, by the longest word; None if it names none that is known."""
+    name, index = re.sub(r"[^a-z0-9]", "", text.lower()), architectures().index
+    words = {word: title for title, model in models().items() for word in model.get("words", ())}
+    words |= {word: index.titles[arch] for word, arch in index.words.items()}
+    return words[max(hits, key=len)] if (hits := [word for word in words if name.startswith(word)]) else None
 
 
 def odd_words(keys: Iterable[str]) -> tuple[Architecture, str] | None:
@@ -118,8 +120,8 @@ def _located(path: str) -> tuple[Architecture, tuple[str, ...]] | None:
         for module_, after in ((module, ()), (module.rstrip("_"), ("_ at the end of the module",))):
             fused = next((f for f in _FUSED if module_.endswith(f)), "")
             plain = module_.removesuffix(fused) + "to_k" if fused else module_
-            for arch in architectures().values():
-                if any(layout.locate(plain, sep) for layout in arch.layouts.values()):
+            for name, layout in architectures().index.homes([pattern(plain)]):
+                if (arch := architectures()[name]).layouts[layout].locate(plain, sep):
                     note = (f"{fused}: {_FUSED[fused]}",) if fused else ()
                     return arch, (*([before] if before else []), *(f"{w}." for w in wrapped), *after, *note)
     return None

@@ -73,12 +73,15 @@ def search(record: Record) -> Record:
     return record
 
 
-def looked(file: TensorFile, writes: str, found: Iterable[str] = ()) -> str:
-    """The sentence saying where a scale was looked for in vain. `found`: records that could not be used."""
+def looked(file: TensorFile, differ: str, found: Iterable[str] = ()) -> str:
+    """The sentence saying where a scale was looked for in vain. `found`: records that could not be used.
+
+    `differ`: why the trainers that write such files do not settle it.
+    """
     folder = as_typed(file.path.absolute().parent, file.path)
     unusable = "; ".join(found)
     what = f"no alpha that can be used is recorded ({unusable}; " if unusable else "no alpha is recorded ("
-    return f"{what}looked for {', '.join(PLACES)}, in {folder}), and trainers that write {writes} files differ"
+    return f"{what}looked for {', '.join(PLACES)}, in {folder}), and {differ}"
 
 
 def header_configs(file: TensorFile) -> dict[str, dict[str, Any]]:

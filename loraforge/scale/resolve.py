@@ -86,9 +86,12 @@ def given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
     if stated.trained_by is None:
         return None
     trainers = package_table("facts/trainers")
-    if stated.trained_by not in trainers:
-        raise ScaleError(f"there is no trainer {stated.trained_by!r}; there are {', '.join(trainers)}.")
-    trainer = trainers[stated.trained_by]
+    if "alpha" not in (trainer := trainers.get(stated.trained_by, {})):
+        names = ", ".join(name for name, entry in trainers.items() if "alpha" in entry)
+        raise ScaleError(f"there is no trainer {stated.trained_by!r} that records no scale; there are {names}.")
+    said = f"--trained-by {stated.trained_by}: {trainer['title']}, lora_alpha {trainer['alpha']}"
+    if trainer["alpha"] == "rank":
+        return Rule(said, scaling=1.0)
     if odd := sorted(set(ranks.values()) - set(trainer["ranks"])):
         usual = " or ".join(map(str, trainer["ranks"]))
         kept = f"if only the rank was changed: scale {trainer['alpha'] / odd[0]:g}"
@@ -97,7 +100,6 @@ def given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
             f"rank {', '.join(map(str, odd))}, so its run was configured differently. State the alpha it used.",
             adding("--alpha", f"{trainer['alpha']}", why=kept),
         )
-    said = f"--trained-by {stated.trained_by}: {trainer['title']}, lora_alpha {trainer['alpha']}"
     return Rule(said, alpha=trainer["alpha"])
 
 

@@ -14,7 +14,7 @@ KOHYA = """
 name = "toy-kohya"
 summary = "kohya's names, for a test"
 layouts = { cogvideox = "diffusers" }
-prefixes = ["lora_unet__"]
+prefixes = ["toy_"]
 separator = "_"
 spellings = [{ A = ".lora_down.weight", B = ".lora_up.weight", alpha = ".alpha", magnitude = ".dora_scale" }]
 magnitude = "column"

@@ -149,6 +149,6 @@ def everything(place: Path) -> list[Job]:
     """All of it, in a new folder."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    with packages("loraforge-kohya,loraforge-diffsynth"):
+    with packages(""):
         written = recorded(place)
     return [*written, *faulty(place)]

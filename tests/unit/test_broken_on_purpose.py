@@ -34,7 +34,7 @@ def changed_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, st
         text = (files("loraforge") / "names" / "architectures" / "cogvideox.toml").read_text("utf-8")
         assert old in text
         wrong = bijection.parse(tomli.loads(text.replace(old, new)), "cogvideox.toml")
-        monkeypatch.setattr(bijection, "parse", lambda *_: wrong)
+        monkeypatch.setattr(bijection, "built", lambda *_: wrong)
         use(Registry())
 
     yield change

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli
@@ -158,13 +159,25 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path, cli, monkeypatch) -> Non
     assert re.search(r"^\d\d+ passed", ended.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["training-and-inference.md", "training-and-inference_zh.md"])
-def test_the_settings_page_is_what_the_data_gives(name: str, capsys) -> None:
-    spec = importlib.util.spec_from_file_location("docs_settings", ROOT / "docs" / "settings.py")
+def docs_script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_table_of_trainers_is_what_the_data_gives() -> None:
+    script = docs_script("trainers")
+    text = script.PAGE.read_text("utf-8")
+    assert script.renewed(text) == text, "run: python docs/trainers.py"
+    assert text.count("\n| ") == len(script.rows()) + 2
+
+
+@pytest.mark.parametrize("name", ["training-and-inference.md", "training-and-inference_zh.md"])
+def test_the_settings_page_is_what_the_data_gives(name: str, capsys) -> None:
+    script = docs_script("settings")
     text = (ROOT / "docs" / name).read_text("utf-8")
     assert script.renewed(text, script.PAGES[name]) == text, "run: python docs/settings.py"
     for variant in table()["variants"]:

@@ -1,4 +1,4 @@
-"""ComfyUI's names for loraforge."""
+"""Diffusers' names behind ComfyUI's prefix, for loraforge."""
 
 from importlib.resources import files
 
@@ -7,5 +7,5 @@ from loraforge import hookimpl
 
 @hookimpl
 def loraforge_formats():
-    """The data files beside this one."""
-    return [files(__name__) / name for name in ("native.toml", "wrapper.toml")]
+    """The data file beside this one."""
+    return [files(__name__) / name for name in ("wrapper.toml",)]

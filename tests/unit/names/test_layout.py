@@ -165,3 +165,39 @@ def test_what_was_located_is_kept_for_its_separator_alone(monkeypatch: pytest.Mo
         assert layout.locate(flat) is None
         assert layout.locate(dotted, "_") is None
         assert len(layout._located) <= 3
+
+
+ENDING = {
+    "architecture": "ending",
+    "title": "Ending",
+    "segments": ["mod", "shift", "scale", "out"],
+    "parameters": {"out": ["table"]},
+    "layouts": {
+        "a": {"modules": {"x.{i}.mod": ["mod"], "x.{last}.mod": ["shift", "scale"], "": ["out"]}},
+        "b": {"modules": {"y.{i}.mod": ["mod"], "y.{last}.end": ["scale", "shift"], "out": ["out"]}},
+    },
+}
+
+
+@pytest.mark.parametrize(("last", "stack"), [(None, ("mod",)), (2, ("mod",)), (3, ("shift", "scale"))])
+def test_the_last_block_may_be_built_differently(last: int | None, stack: tuple[str, ...]) -> None:
+    for modules in (ENDING["layouts"]["a"]["modules"], dict(reversed(ENDING["layouts"]["a"]["modules"].items()))):
+        data = copy.deepcopy(ENDING)
+        data["layouts"]["a"]["modules"] = modules
+        arch = parse(data, "ending.toml").ending(last)
+        assert arch.ends_differently
+        assert arch.layouts["a"].stacked("x.3.mod") == stack
+        assert arch.layouts["a"].stacked("x.1.mod") == ("mod",)
+
+
+def test_the_last_block_is_the_highest_of_its_kind() -> None:
+    layout = parse(ENDING, "ending.toml").layouts["a"]
+    assert layout.last_block(["x.0.mod.weight", "x.11.mod.weight", "x.2.q", "z.40.mod.weight", "table"]) == 11
+    assert layout.last_block(["table"]) is None
+
+
+def test_what_only_last_blocks_have_has_that_hole_in_every_layout() -> None:
+    data = copy.deepcopy(ENDING)
+    data["layouts"]["b"]["modules"] |= {"y.{last}.end": ["scale"], "y.{i}.shift": ["shift"]}
+    with pytest.raises(LayoutError, match="segment 'shift' is indexed differently"):
+        parse(data, "ending.toml")

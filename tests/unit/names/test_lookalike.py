@@ -16,9 +16,6 @@ from loraforge.names.lookalike import models, odd_words, of_repo, of_words, othe
 
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 OTHERS = (
-    ("Wan 2.x", "diffusion_model.blocks.{}.", "self_attn.q cross_attn.k ffn.0"),
-    ("Wan 2.x", "lora_unet_blocks_{}_", "self_attn_q cross_attn_k ffn_2"),
-    ("Wan 2.x", "transformer.blocks.{}.", "attn1.to_q attn2.to_k ffn.net.2"),
     ("Flux", "lora_unet_double_blocks_{}_", "img_attn_qkv txt_mod_lin img_mlp_0"),
     ("Flux", "transformer.", "transformer_blocks.{}.attn.to_q single_transformer_blocks.{}.proj_mlp x_embedder"),
     ("Stable Diffusion (1.5, 2, XL)", "lora_unet_", "input_blocks_{}_1_transformer_blocks_0_attn1_to_q label_emb_0_0"),
@@ -148,7 +145,8 @@ def test_the_table_of_other_models() -> None:
     assert of_repo("zai-org/CogVideoX-5b") is None
     assert of_words("flux-1-dev") == "Flux"
     assert of_words("hunyuanvideo15") == "HunyuanVideo 1.5"
-    assert of_words("cogvideox") is None
+    assert of_words("cogvideox") == "CogVideoX"
+    assert of_words("someothermodel") is None
     assert other_model([]) is None
     assert other_model(["some.module"]) is None
     assert odd_words(["a.lora_A.weight"]) is None

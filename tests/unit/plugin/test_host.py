@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.errors import LoraforgeError
+from loraforge.format.registry import FORMATS
 from loraforge.names.catalog import architecture
 from loraforge.plugin import schema_check
 from loraforge.plugin.registry import Registry, use
@@ -97,7 +98,7 @@ def test_the_list_of_plugins_tells_all(installed: dict[str, str]) -> None:
 def test_only_those_the_variable_names_are_loaded(installed: dict[str, str]) -> None:
     for names, want in (("good", {"toy-kohya"}), ("loraforge-good", {"toy-kohya"}), ("", set()), ("nothing", set())):
         done = plugin.loraforge(installed | {"LORAFORGE_PLUGINS": names}, "formats", "--json")
-        assert {row["name"] for row in json.loads(done.stdout)} == {"sat", "diffusers", "peft"} | want
+        assert {row["name"] for row in json.loads(done.stdout)} == {form.name for form in FORMATS} | want
         assert done.stderr == ""
     assert "loraforge-broken" in plugin.loraforge(installed | {"LORAFORGE_PLUGINS": "broken,good"}, "formats").stderr
 
@@ -126,10 +127,10 @@ def test_a_format_from_a_file_works_both_ways(after: bool, tmp_path: Path, cli) 
     done = cli(*(words + option if after else option + words))
     assert done.exit_code == 0, done.output
     tensors = load_file(tmp_path / "x.safetensors")
-    assert "lora_unet__transformer_blocks_0_attn1_to_out_0.lora_down.weight" in tensors
+    assert "toy_transformer_blocks_0_attn1_to_out_0.lora_down.weight" in tensors
     alphas = {key: float(tensor) for key, tensor in tensors.items() if key.endswith(".alpha")}
-    assert alphas["lora_unet__transformer_blocks_1_attn1_to_v.alpha"] == 16.0
-    assert alphas["lora_unet__transformer_blocks_0_attn1_to_out_0.alpha"] == 4.0
+    assert alphas["toy_transformer_blocks_1_attn1_to_v.alpha"] == 16.0
+    assert alphas["toy_transformer_blocks_0_attn1_to_out_0.alpha"] == 4.0
     back = cli("convert", tmp_path / "x.safetensors", "--to", "peft", "-o", tmp_path / "back", *option)
     assert back.exit_code == 0, back.output
     assert loraforge.verify(DATA / "peft_patterns", tmp_path / "back").same
@@ -190,7 +191,7 @@ BAD = {
     "a wrong type": (plugin.KOHYA.replace('"_"', '"-"'), [r"line 7: format\.separator is \"-\""]),
     "a layout there is not": (
         plugin.KOHYA.replace('"diffusers"', '"klingon"'),
-        [r"line 5: format\.layouts names cogvideox/klingon, which there is not\. There are diffusers, sat"],
+        [r"line 5: format\.layouts names cogvideox/klingon, which there is not\. There are comfyui, diffsynth, "],
     ),
     "an architecture there is not": (
         plugin.DIFFSYNTH.replace('"cogvideox"', '"nowhere"'),
@@ -339,7 +340,7 @@ def test_a_stack_that_is_taken_apart_and_put_together_has_the_rank_it_had(tmp_pa
     rest = [s for s in adapted.segments if s not in adapted.unadapted and s not in ("q", "k", "v", "ofs1", "ofs2")]
     blocks = ("o", "ff_in", "ff_out", "mod1_video", "mod2_video", "mod1_text", "mod2_text")
     lines = ['"b.{i}.qkv" = ["q", "k", "v"]'] + [f'"{"b.{i}." if s in blocks else ""}{s}" = ["{s}"]' for s in rest]
-    form = plugin.KOHYA.replace('"diffusers"', '"toy"').replace('separator = "_"\n', "").replace("lora_unet__", "toy.")
+    form = plugin.KOHYA.replace('"diffusers"', '"toy"').replace('separator = "_"\n', "").replace("toy_", "toy.")
     (tmp_path / "x.toml").write_text(text + "\n".join(lines) + form)
     loraforge.use_plugin(tmp_path / "x.toml")
     joined = loraforge.convert(DATA / "peft_plain", to="toy-kohya", out=tmp_path / "a")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tomli
 from helpers.made import ATTENTION, EMBED, peft, rows
 from helpers.oracle import Case
 from safetensors.numpy import load_file, save_file
@@ -26,9 +25,7 @@ PLUGINS = Path(__file__).parents[3] / "plugins"
 @pytest.fixture
 def formats() -> Iterator[None]:
     """The formats of this repository's packages."""
-    for name in ("kohya/loraforge_kohya/kohya", "kohya/loraforge_kohya/fun", "comfyui/loraforge_comfyui/native",
-                 "comfyui/loraforge_comfyui/wrapper", "diffsynth/loraforge_diffsynth/diffsynth"):  # fmt: skip
-        loraforge.use_plugin(PLUGINS / f"loraforge-{name}.toml")
+    loraforge.use_plugin(PLUGINS / "loraforge-comfyui" / "loraforge_comfyui" / "wrapper.toml")
     yield
     use(Registry())
 
@@ -51,12 +48,12 @@ def test_comfyui_knows_its_own_names_only(formats: None, tmp_path: Path) -> None
     """163 of 318 files were said to act in it that did nothing."""
     ranks = dict.fromkeys([*ATTENTION, EMBED, "proj_out"], 4)
     source = peft(tmp_path / "s", ranks)
-    want = {"diffusers": 0, "peft": 0, "kohya": 2, "comfyui-wrapper": 2, "cogvideox-fun": 0, "diffsynth": 0}
+    want = {"diffusers": 0, "peft": 0, "kohya": 2, "comfyui-wrapper": 2, "videox-fun": 0, "diffsynth": 0}
     for to, applied in want.items():
         out = Path(loraforge.convert(source, to=to, out=tmp_path / to).output["path"])
         assert rows(out)["comfyui"].applied == applied, to
         assert loraforge.doctor(out, runtime_="comfyui").verdict != "acts as trained"
-    out = Path(loraforge.convert(source, to="comfyui-native", out=tmp_path / "n").output["path"])
+    out = Path(loraforge.convert(source, to="comfyui", out=tmp_path / "n").output["path"])
     row = rows(out)["comfyui"]
     assert (row.applied, row.modules, row.ratios) == (10, 10, (1.0,))
 
@@ -64,17 +61,17 @@ def test_comfyui_knows_its_own_names_only(formats: None, tmp_path: Path) -> None
 def test_a_convolution_stops_what_it_stops(formats: None, tmp_path: Path) -> None:
     source = peft(tmp_path / "s", dict.fromkeys([*ATTENTION, EMBED], 4))
     seen = {}
-    for to in ("cogvideox-fun", "kohya", "diffsynth", "comfyui-native", "diffusers"):
+    for to in ("videox-fun", "kohya", "diffsynth", "comfyui", "diffusers"):
         report = loraforge.convert(source, to=to, out=tmp_path / to)
         seen[to] = rows(Path(report.output["path"]))
         text = "\n".join(report.lines())
-        assert ("acts as trained" in text) == (to in ("comfyui-native", "diffusers")), text
-    for to in ("cogvideox-fun", "kohya"):
+        assert ("acts as trained" in text) == (to in ("comfyui", "diffusers")), text
+    for to in ("videox-fun", "kohya"):
         assert "a convolution" in seen[to]["merge_lora"].raises
         wrapper = seen[to]["comfyui-wrapper"]
         assert (wrapper.raises, wrapper.applied, wrapper.modules) == ("", 8, 9)
     assert "a convolution" in seen["diffsynth"]["diffsynth"].raises
-    assert seen["comfyui-native"]["comfyui"].applied == 9
+    assert seen["comfyui"]["comfyui"].applied == 9
     found = loraforge.doctor(tmp_path / "kohya", runtime_="comfyui-wrapper")
     assert (found.verdict, found.healthy) == ("acts in part", False)
 
@@ -233,12 +230,9 @@ def test_each_row_was_run_or_says_that_it_was_read(cli, tmp_path: Path) -> None:
 
 
 def test_modules_of_a_program_are_those_of_the_layout_that_is_written_for_it() -> None:
-    for program, path in (
-        ("comfyui", "loraforge-comfyui/loraforge_comfyui/native.toml"),
-        ("diffsynth", "loraforge-diffsynth/loraforge_diffsynth/diffsynth.toml"),
-    ):
-        (layout,) = tomli.loads((PLUGINS / path).read_text("utf-8"))["layouts"].values()
-        assert set(table.runtime(program).modules) == set(layout["modules"])
+    for program in ("comfyui", "diffsynth"):
+        layout = architecture("cogvideox").layouts[program]
+        assert set(table.runtime(program).modules) == {template.text for template in layout.modules}
     ours = {template.text for template in architecture("cogvideox").layouts["diffusers"].modules}
     assert set(table.runtime("cogkit").modules) <= ours
 

@@ -60,14 +60,23 @@ def test_nothing_recorded_and_trainers_differ_is_refused_with_a_runnable_line_ea
     assert scales == {0.25, 16.0, 0.5, 1.0, 1 / 128}
 
 
-@pytest.mark.parametrize("name", package_table("facts/trainers"))
+STATED = [name for name, trainer in package_table("facts/trainers").items() if "alpha" in trainer]
+
+
+@pytest.mark.parametrize("name", STATED)
 def test_trained_by_takes_the_trainers_default(name: str, tmp_path: Path) -> None:
     trainer = package_table("facts/trainers")[name]
-    for rank in trainer["ranks"]:
+    for rank in trainer.get("ranks", (4, 5)):
         report = convert(diffusers_file(tmp_path, rank), tmp_path, trained_by=name)
-        assert report.scalings == (trainer["alpha"] / rank,)
+        assert report.scalings == (1.0 if trainer["alpha"] == "rank" else trainer["alpha"] / rank,)
         assert report.scale.provenance == "given"
         assert trainer["title"] in report.scale.source
+
+
+def test_a_trainer_that_always_records_its_scale_is_no_statement(tmp_path: Path, cli) -> None:
+    with pytest.raises(ScaleError, match="no trainer 'sd-scripts' that records no scale; there are sat, cogvideo,"):
+        convert(diffusers_file(tmp_path), tmp_path, trained_by="sd-scripts")
+    assert "'sd-scripts' is not one of" in cli("convert", "x", "--to", "peft", "--trained-by", "sd-scripts").stderr
 
 
 def test_trained_by_is_refused_at_another_rank(tmp_path: Path) -> None:

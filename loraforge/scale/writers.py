@@ -1,0 +1,51 @@
+"""Which trainers write files without a scale in a format, for an architecture, and at what scale they train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loraforge.scale.rule import Rule
+from loraforge.tables import package_table
+from loraforge.text import listed
+
+
+def writers(architecture: str, writes: str, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Name -> entry of facts/trainers.toml of the trainers that can have written a file that records no scale.
+
+    `writes`: the format or family of formats. `metadata`: the header; if it names one of them, it is that one.
+    """
+    entries = package_table("facts/trainers").items()
+    known = {name: t for name, t in entries if {architecture, "*"} & {*t.get("writes", {}).get(writes, ())}}
+    named = {
+        name: t for name, t in known.items() if any(w in metadata.get(k, "") for k, w in t.get("header", {}).items())
+    }
+    return named or known
+
+
+def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, metadata: Mapping[str, str]) -> Rule | None:
+    """The rule if whoever can have written the file trains at alpha = rank, and nobody can set another; else None."""
+    if not known or not all(trainer.get("fixed") and trainer["alpha"] == "rank" for trainer in known.values()):
+        return None
+    names = listed(titles(known))
+    marks = [key for trainer in known.values() for key in trainer.get("header", {}) if key in metadata]
+    if marks and len(known) == 1:
+        return Rule(
+            f"no number in the file; {marks[0]} in its header names {names}, which trains at alpha = rank", scaling=1.0
+        )
+    said = f"no number in the file; every known writer of {writes} files for {title} trains at alpha = rank: {names}"
+    return Rule(said, scaling=1.0)
+
+
+def differ(known: Mapping[str, Mapping[str, Any]], writes: str, title: str) -> str:
+    """Why the trainers that can have written the file do not settle its scale."""
+    if not known:
+        return f"no trainer is known that writes {writes} files for {title} without it"
+    if all(trainer["alpha"] == "rank" for trainer in known.values()):
+        free = {name: trainer for name, trainer in known.items() if not trainer.get("fixed")}
+        return f"alpha, by default the rank, can be set in {listed(titles(free))}"
+    return f"trainers that write {writes} files differ"
+
+
+def titles(known: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [str(trainer["title"]) for trainer in known.values()]

@@ -1,7 +1,0 @@
-"""The format keeps what the conformance kit asks for."""
-
-from loraforge.testing import FormatConformance
-
-
-class TestDiffSynth(FormatConformance):
-    format = "diffsynth"
