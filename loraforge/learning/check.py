@@ -13,7 +13,7 @@ from loraforge.document import Document
 from loraforge.errors import LoraforgeError
 from loraforge.learning.checkpoint import Checkpoint, equal, open_checkpoint
 from loraforge.names.bijection import parse
-from loraforge.names.catalog import architecture_tables, joined
+from loraforge.names.catalog import known_without, joined
 from loraforge.names.check import check as check_file
 from loraforge.names.dimensions import Sized, solve
 from loraforge.names.layout import Architecture, Layout, Variant
@@ -52,7 +52,7 @@ def check(file: Path, pairs: Sequence[tuple[Path, Path]]) -> Checked:
     data, _ = look(file)
     if problems or "layouts" not in data:
         raise LoraforgeError(f"{file} is no sound layout.", command("loraforge", "plugins", "check", file))
-    arch = parse(joined(data, architecture_tables(file.name)), file.name)
+    arch = parse(joined(data, known_without(file.name)), file.name)
     table, measured = list[dict[str, object]](), list[Shapes]()
     for paths in pairs:
         shapes, count, unknown = _moved(arch, *map(open_checkpoint, paths))

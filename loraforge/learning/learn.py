@@ -16,7 +16,7 @@ from loraforge.learning.checkpoint import Checkpoint, open_checkpoint
 from loraforge.learning.layout_file import as_toml, named, new_architecture, new_layout, stacks
 from loraforge.learning.matching import match
 from loraforge.learning.templates import Entry, Left, entries, modules_of
-from loraforge.names.catalog import architecture, architecture_tables
+from loraforge.names.catalog import architecture, known_without
 from loraforge.names.check import check
 from loraforge.names.layout import Architecture, Layout
 from loraforge.text import command, listed
@@ -65,7 +65,7 @@ def learn(
     if out.exists() and not force:
         raise OutputError(f"{out} exists.", adding("--force", why="replace it"))
     name = onto or name or out.stem.lower().replace("-", "_")
-    if not onto and (name in architecture_tables(out.name) or not re.fullmatch("[a-z][a-z0-9_]*", name)):
+    if not onto and (name in known_without(out.name) or not re.fullmatch("[a-z][a-z0-9_]*", name)):
         text = f"{name!r} is an architecture already, or no name of one: small letters, digits and underscores."
         raise FormatError(text, adding("--architecture", "my_model"), adding("--onto", name, why="add a layout to it"))
     sides = {layout: open_checkpoint(path, drop) for layout, path in zip(layouts, (a, b), strict=True)}

@@ -121,7 +121,8 @@ def _generalised(modules: Sequence[Entry]) -> Iterator[Entry]:
     table = [[slots(path) for path in (module.b, *module.a)] for module in modules]
     patterns = [pattern for pattern, _ in table[0]]
     columns = [list(zip(*(numbers for _, numbers in side), strict=True)) for side in zip(*table, strict=True)]
-    is_list = all(pattern[-1] == _SLOT for pattern in patterns)  # two layers in a row, `mlp.0` and `mlp.1`: no blocks
+    # layers in a row, `mlp.0` and `mlp.1`, are no blocks; a table of each block, `blocks.0`, is no layer
+    is_list = modules[0].matrix and all(pattern[-1] == _SLOT for pattern in patterns)
     for n, column in enumerate(columns[0]):
         values = sorted({*map(int, column)})
         if len(values) > 1 and (values != [*range(len(values))] or (is_list and n + 1 == len(columns[0]))):

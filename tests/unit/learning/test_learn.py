@@ -123,7 +123,7 @@ def test_equal_numbers_give_no_wrong_row(fault: list[str], tmp_path: Path) -> No
     try:
         done = learn_pair(tmp_path, state, as_diffusers(state))
     except LoraforgeError as error:
-        assert "equal blocks" in fault and "several blocks" in error.message
+        assert "equal blocks" in fault and "three blocks" in error.message
         return
     got, want = pairs(learned(Path(done.path)), "original", "diffusers"), known_pairs()
     assert got <= {*want, *({(a.replace("{}", "1"), n, b.replace("{}", "1"), m, k) for a, n, b, m, k in want})} | {
@@ -182,22 +182,33 @@ def last_differs(blocks: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarr
     return a, b | {f"layers.{last}.norm.weight": np.roll(a[f"blocks.{last}.mod.weight"], 2, axis=0)}
 
 
-def test_a_block_that_differs_stands_by_itself(tmp_path: Path) -> None:
+def test_a_last_block_that_differs_is_called_last(tmp_path: Path) -> None:
     done = learn_pair(tmp_path, *last_differs(4))
+    layouts = learned(tmp_path / "x.toml").layouts
+    assert {t.text for t in layouts["original"].modules} == {"blocks.{i}.mod", "blocks.{last}.mod"}
+    assert {t.text for t in layouts["diffusers"].modules} == {"layers.{i}.norm", "layers.{last}.norm"}
+    assert not any(kind == "literal" for kind, _ in done.remarks)
+    for blocks in (3, 6):
+        sides = (saved(tmp_path / f"{n}2.safetensors", state) for n, state in zip("ab", last_differs(blocks), strict=True))
+        check(tmp_path / "x.toml", [tuple(sides)])
     a, b = last_differs(4)
     grown = a | {"new.weight": np.eye(5)}, b | {"other.weight": np.eye(5)}
-    cases = (
-        (last_differs(3), "is not what"),
-        (last_differs(6), "is not what"),
-        (grown, "no module for new.weight, other"),
-    )
-    for states, refusal in cases:
-        sides = (saved(tmp_path / f"{n}2.safetensors", state) for n, state in zip("ab", states, strict=True))
-        with pytest.raises(LoraforgeError, match=refusal):
-            check(Path(done.path), [tuple(sides)])
-    modules = learned(Path(done.path)).layouts["original"].modules
-    assert {template.text for template in modules} == {f"blocks.{i}.mod" for i in range(4)}
-    assert "literal   layers.3.norm" in "\n".join(done.lines())
+    sides = (saved(tmp_path / f"{n}2.safetensors", state) for n, state in zip("ab", grown, strict=True))
+    with pytest.raises(LoraforgeError, match=r"no module for new\.weight, other"):
+        check(tmp_path / "x.toml", [tuple(sides)])
+
+
+def test_another_block_that_differs_stands_by_itself(tmp_path: Path) -> None:
+    """Only a last block can be named without its number; then all blocks are literal, and the report says so."""
+    order = {0: 0, 1: 2, 2: 3, 3: 1}  # the one that differs is the second
+    sides = [
+        {f"{key.split('.')[0]}.{order[int(key.split('.')[1])]}.{key.split('.', 2)[2]}": t for key, t in side.items()}
+        for side in last_differs(4)
+    ]
+    done = learn_pair(tmp_path, *sides)
+    stacks = {t.text: len(s) for t, s in learned(tmp_path / "x.toml").layouts["original"].modules.items()}
+    assert stacks == {"blocks.0.mod": 1, "blocks.1.mod": 2, "blocks.2.mod": 1, "blocks.3.mod": 1}
+    assert sum(kind == "literal" for kind, _ in done.remarks) > 0
 
 
 def test_numbers_that_are_no_blocks_stay(tmp_path: Path) -> None:
@@ -322,7 +333,7 @@ def test_onto_an_architecture_keeps_its_segments(tmp_path: Path) -> None:
         assert tables["layouts"]["mine"]["absent"] == ["ofs1", "ofs2"]
     with pytest.raises(LoraforgeError, match="Neither of"):
         learn_pair(tmp_path, {"a.weight": np.eye(9)}, {"b.weight": np.eye(9)}, onto="cogvideox", force=True)
-    with pytest.raises(LoraforgeError, match="several blocks"):
+    with pytest.raises(LoraforgeError, match="give checkpoints of three blocks"):
         one = cogvideox(blocks=1)
         learn_pair(tmp_path, one, as_diffusers(one), onto="cogvideox", layouts=("mine", "x"), force=True)
 
@@ -344,7 +355,7 @@ def test_the_file_converts_adapters_both_ways(tmp_path: Path, cli) -> None:
     adapter["transformer.patch_embed.proj.lora_B.weight"] = random.random((24, 2, 1, 1), np.float32)
     source, out = saved(tmp_path / "lora.safetensors", adapter), tmp_path / "out.safetensors"
     words = ("--architecture", "mine", "--trained-scale", "0.5")
-    done = cli("--plugin", toml, "convert", source, "--to", "mine-original", "-o", out, *words)
+    done = cli("--plugin", toml, "convert", source, "--to", "comfyui", "-o", out, *words)
     assert done.exit_code == 0, done.output
     assert "diffusion_model.transformer.layers.3.attention.query_key_value.lora_A.weight" in load_file(out)
     done = cli(
