@@ -6,22 +6,26 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from loraforge.base.route import route
 from loraforge.document import Document
 from loraforge.errors import LoraforgeError
 from loraforge.learning.checkpoint import Checkpoint, equal, open_checkpoint
 from loraforge.names.bijection import parse
-from loraforge.names.catalog import known_without, joined
+from loraforge.names.catalog import joined, known_without
 from loraforge.names.check import check as check_file
 from loraforge.names.dimensions import Sized, solve
 from loraforge.names.layout import Architecture, Layout, Variant
 from loraforge.plugin.schema_check import look
 from loraforge.text import command, listed
 
-Shapes = Mapping[str, tuple[int, int]]
-"""Segment -> rows and inputs of its weight."""
+ANY = Variant("", "", 0, {}, frozenset())
+"""A model that has every segment."""
+_MOST = 16
+"""The largest number of times a size is called a multiple of another: heads of a size would be more."""
+Sizes = tuple[int, ...]
+"""Rows or inputs in each of the pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class Checked(Document):
     """What held."""
 
     schema: ClassVar[str] = "layout-check"
-    pairs: Sequence[Mapping[str, object]]
+    pairs: Sequence[Mapping[str, Any]]
     """For each: `a`, `b`, the number of `tensors` that were compared, and the keys that no layout has (`unknown`)."""
     dimensions: Mapping[str, tuple[str, str]]
     """Segment -> rows and inputs in symbols, where several pairs agree; empty after one pair."""
@@ -38,10 +42,10 @@ class Checked(Document):
         """The report for a terminal; the sizes as TOML."""
         lines = list[str]()
         for pair in self.pairs:
-            lines.append(
-                f"{pair['a']} -> {pair['b']}: {pair['tensors']} tensors are where the layout has them, in each bit"
-            )
-            lines += [f"  not known  {key}" for key in (*pair["unknown"],)]
+            lines += [
+                f"{pair['a']} -> {pair['b']}: {pair['tensors']} tensors, each where the layout has it, bit for bit"
+            ]
+            lines += [f"  not known  {key}" for key in pair["unknown"]]
         sizes = [f'{segment} = ["{rows}", "{inputs}"]' for segment, (rows, inputs) in self.dimensions.items()]
         return [*lines, *(["", "[dimensions]", *sizes] if sizes else [])]
 
@@ -53,80 +57,64 @@ def check(file: Path, pairs: Sequence[tuple[Path, Path]]) -> Checked:
     if problems or "layouts" not in data:
         raise LoraforgeError(f"{file} is no sound layout.", command("loraforge", "plugins", "check", file))
     arch = parse(joined(data, known_without(file.name)), file.name)
-    table, measured = list[dict[str, object]](), list[Shapes]()
-    for paths in pairs:
-        shapes, count, unknown = _moved(arch, *map(open_checkpoint, paths))
-        table.append({"a": str(paths[0]), "b": str(paths[1]), "tensors": count, "unknown": unknown})
-        if odd := solve([Sized(s, s, *shape) for s, shape in shapes.items()], arch.dimensions).odd:
-            text = f"{paths[0]}: dimensions of {file} do not allow {listed([one.said() for one in odd], 5)}."
-            raise LoraforgeError(text, command("loraforge", "inspect", "--skeleton", paths[0]))
+    table, measured = list[dict[str, Any]](), list[dict[str, tuple[int, int]]]()
+    for a, b in pairs:
+        shapes, count, unknown = _moved(arch, open_checkpoint(a), open_checkpoint(b))
+        table.append({"a": str(a), "b": str(b), "tensors": count, "unknown": unknown})
+        if odd := solve([Sized(segment, segment, *shape) for segment, shape in shapes.items()], arch.dimensions).odd:
+            text = f"{a}: dimensions of {file} do not allow {listed([one.said() for one in odd], 5)}."
+            raise LoraforgeError(text, command("loraforge", "inspect", "--skeleton", a))
         measured.append(shapes)
     return Checked(table, proposed(measured))
 
 
-def _moved(arch: Architecture, a: Checkpoint, b: Checkpoint) -> tuple[Shapes, int, list[str]]:
-    """The sizes of the segments, how many tensors of B were compared, and the keys that no layout knows."""
-    layouts = [max(arch.layouts.values(), key=lambda one, side=side: len(_known(one, side))) for side in (a, b)]
-    arch = arch.ending(layouts[0].last_block(a.names))
-    of_a, of_b = (arch.layouts[layout.name] for layout in layouts)
-    learn = command("loraforge", "layouts", "learn", a.path, b.path, "-o", "other.toml")
-    if of_a is of_b:
+def _moved(arch: Architecture, a: Checkpoint, b: Checkpoint) -> tuple[dict[str, tuple[int, int]], int, list[str]]:
+    """Segment -> rows and inputs; how many tensors of B were compared; and the keys that no layout knows."""
+
+    def known(side: Checkpoint, layout: Layout) -> set[str]:
+        return {key for p, keys in side.modules.items() if layout.locate(p) for key in keys if side.holds_numbers(key)}
+
+    of_a, of_b = (max(arch.layouts.values(), key=lambda one: len(known(side, one))).name for side in (a, b))
+    if of_a == of_b:
         text = f"{a.path} and {b.path} do not have the names of two layouts of {arch.title}."
         raise LoraforgeError(text, command("loraforge", "layouts"))
-    known_a, known_b = _known(of_a, a), _known(of_b, b)
-    pieces, _ = route({key: a.info(key).shape for key in known_a}, arch, of_a.name, of_b.name, [_ANY])
-    moved = {key for key, parts in pieces.items() if key in known_b or not all(of_a.needless(p.key) for p in parts)}
-    right = {key for key in moved & known_b if equal(a, pieces[key], b, key)}
-    if wrong := sorted((moved | known_b) - right):
-        text = f"{b.path} is not what {arch.title}'s layouts make of {a.path}, in {listed(wrong, 5)}."
-        raise LoraforgeError(text, learn)
-    unknown = [(a, key) for key in a.names if key not in known_a and not of_a.needless(key)]
-    unknown += [(b, key) for key in b.names if key not in known_b and not of_b.needless(key)]
-    if matrices := [key for side, key in unknown if key.endswith(".weight") and side.is_matrix(key)]:
-        text = f"{arch.title} has no module for {listed(matrices, 5)}: its layouts do not hold for this size."
-        raise LoraforgeError(text, learn)
-    return _sizes(arch, of_b, b), len(moved), [key for _, key in unknown]
-
-
-_ANY = Variant("", "", 0, {}, frozenset())
-"""A model that has every segment."""
-
-
-def _known(layout: Layout, side: Checkpoint) -> set[str]:
-    keys = (key for path, keys in side.modules.items() if layout.locate(path) for key in keys)
-    return {key for key in keys if side.holds_numbers(key)}
-
-
-def _sizes(arch: Architecture, layout: Layout, side: Checkpoint) -> Shapes:
-    """Rows and inputs of each segment's weight, if those are the same in all blocks."""
+    arch = arch.ending(arch.layouts[of_a].last_block(a.names))
+    sides = [
+        (a, arch.layouts[of_a], known(a, arch.layouts[of_a])),
+        (b, arch.layouts[of_b], known(b, arch.layouts[of_b])),
+    ]
+    pieces, _ = route({key: a.info(key).shape for key in sides[0][2]}, arch, of_a, of_b, [ANY])
+    moved = {k for k, ps in pieces.items() if k in sides[1][2] or not all(sides[0][1].needless(p.key) for p in ps)}
+    wrong = [key for key in moved | sides[1][2] if key not in b.names or not equal(a, pieces.get(key, ()), b, key)]
+    unknown = [(s, key) for s, layout, keys in sides for key in s.names if key not in keys and not layout.needless(key)]
+    faults = {
+        f"{b.path} is not what {arch.title}'s layouts make of {a.path}, in": wrong,
+        f"{arch.title} has no module for": [k for side, k in unknown if side.is_matrix(k) and k.endswith(".weight")],
+    }
+    for text, keys in faults.items():
+        if keys:
+            learn = command("loraforge", "layouts", "learn", a.path, b.path, "-o", "other.toml")
+            raise LoraforgeError(f"{text} {listed(sorted(keys), 5)}.", learn)
     every = defaultdict[str, set[tuple[int, int]]](set)
-    for key in side.names:
-        path, _, name = key.rpartition(".")
-        stack, shape = layout.stacked(path), side.info(key).shape
-        if stack and name == "weight" and len(shape) > 1:
+    for path, stack in ((path, sides[1][1].stacked(path)) for path in b.modules):
+        for key in {f"{path}.weight"} & sides[1][2]:
+            shape = (*b.info(key).shape, 1)
             for segment, rows in zip(stack, arch.sizes(stack, shape[0]) or (), strict=True):
                 every[segment].add((rows, shape[1]))
-    return {segment: next(iter(every[segment])) for segment in arch.segments if len(every[segment]) == 1}
+    sizes = {segment: next(iter(every[segment])) for segment in arch.segments if len(every[segment]) == 1}
+    return sizes, len(moved), [key for _, key in unknown]
 
 
-_MOST = 16
-"""The largest number of times a size is called a multiple of another: heads of a size would be more."""
-
-
-def proposed(measured: Sequence[Shapes]) -> dict[str, tuple[str, str]]:
+def proposed(measured: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, tuple[str, str]]:
     """Rows and inputs of the segments in symbols, of those whose rows and whose inputs differ in each of the pairs."""
     shared = [s for s in (measured[0] if len(measured) > 1 else ()) if all(s in shapes for shapes in measured)]
-    vectors = {s: [*zip(*(shapes[s] for shapes in measured), strict=True)] for s in shared}
-    vectors = {s: both for s, both in vectors.items() if all(len({*sizes}) == len(measured) for sizes in both)}
-    sizes = sorted({sizes for both in vectors.values() for sizes in both})
-    terms = {one: next((_times(one, unit), unit) for unit in sizes if _times(one, unit)) for one in sizes}
-    counts = Counter(terms[one][1] for both in vectors.values() for one in both)
+    both: dict[str, list[Sizes]] = {s: [*zip(*(shapes[s] for shapes in measured), strict=True)] for s in shared}
+    both = {s: pair for s, pair in both.items() if all(len({*sizes}) == len(measured) for sizes in pair)}
+    every, terms = sorted({sizes for pair in both.values() for sizes in pair}), dict[Sizes, tuple[int, Sizes]]()
+    for sizes in every:
+        units = ((sizes[0] // unit[0], unit) for unit in every)
+        terms[sizes] = next((n, u) for n, u in units if n <= _MOST and sizes == tuple(n * size for size in u))
+    counts = Counter(terms[sizes][1] for pair in both.values() for sizes in pair)
     symbols = {unit: name for (unit, _), name in zip(counts.most_common(), "dabcefghijklmnop", strict=False)}
-    texts = {one: f"{times} {symbols[unit]}".removeprefix("1 ") for one, (times, unit) in terms.items()}
-    return {segment: (texts[rows], texts[inputs]) for segment, (rows, inputs) in vectors.items()}
-
-
-def _times(one: Sequence[int], unit: Sequence[int]) -> int:
-    """How many times one is the other, alike in each pair; 0 if it is not."""
-    times = one[0] // unit[0]
-    return times if times <= _MOST and all(x == times * u for x, u in zip(one, unit, strict=True)) else 0
+    texts = {sizes: f"{times} {symbols[unit]}".removeprefix("1 ") for sizes, (times, unit) in terms.items()}
+    return {segment: (texts[rows], texts[inputs]) for segment, (rows, inputs) in both.items()}

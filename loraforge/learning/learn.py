@@ -68,23 +68,25 @@ def learn(
     if not onto and (name in known_without(out.name) or not re.fullmatch("[a-z][a-z0-9_]*", name)):
         text = f"{name!r} is an architecture already, or no name of one: small letters, digits and underscores."
         raise FormatError(text, adding("--architecture", "my_model"), adding("--onto", name, why="add a layout to it"))
-    sides = {layout: open_checkpoint(path, drop) for layout, path in zip(layouts, (a, b), strict=True)}
+    sides = [open_checkpoint(a, drop), open_checkpoint(b, drop)]
     for pattern, _ in drop:
-        if not any(fnmatchcase(key, pattern) for side in sides.values() for key in side.dropped):
+        if not any(fnmatchcase(key, pattern) for side in sides for key in side.dropped):
             raise LoraforgeError(f"--drop {pattern}: neither {a} nor {b} has such a tensor.", _skeleton(a))
-    left_out = Left(list)
+    left_out, dropped = Left(list), [side.dropped for side in sides]
     if onto:
         arch = architecture(onto)
-        layout, new, known, other = _known_side(arch, sides)
-        every = [*_in_segments(_entries(new, known, left_out), arch, layout, left_out)]
-        tables = new_layout(arch, layout.name, every, other, new.dropped)
+        layout, known = _known_side(arch, sides, layouts)
+        every = [*_in_segments(_entries(sides[1 - known], sides[known], left_out), arch, layout, left_out)]
+        tables = new_layout(arch, layout.name, every, layouts[1 - known], dropped[1 - known])
     else:
-        every = [*named(_entries(*sides.values(), left_out))]
-        tables = new_architecture(name, every, layouts, [side.dropped for side in sides.values()])
+        every = [*named(_entries(sides[0], sides[1], left_out))]
+        tables = new_architecture(name, every, layouts, dropped)
     brief = {why: _short(paths) for why, paths in left_out.items()}
     reasons = [f"{why}: {', '.join(paths)}" for why, paths in brief.items()]
     if not every:
-        raise LoraforgeError(f"Of {a} and {b} nothing is left that a layout can say. {'; '.join(reasons)}", _skeleton(a))
+        raise LoraforgeError(
+            f"Of {a} and {b} nothing is left that a layout can say. {'; '.join(reasons)}", _skeleton(a)
+        )
     made = f"Learned by `{command('loraforge', 'layouts', 'learn', a.name, b.name)}` from the numbers of both."
     comment = "".join(f"# {line}\n" for line in (made, *(f"Left out, {reason}" for reason in reasons)))
     text = f"{comment}{as_toml(tables)}\n"
@@ -93,9 +95,9 @@ def learn(
         adds, problems = check(folder / out.name)
         if problems:
             raise LoraforgeError(f"What was learned is no sound layout: {listed([*map(str, problems)], 5)}")
-    dropped = [("dropped", key) for key in _short([key for side in sides.values() for key in side.dropped])]
+    without = [("dropped", key) for key in _short([key for keys in dropped for key in keys])]
     templates = {text: [_where(*part) for part in parts] for text, parts in stacks(every).items()}
-    return Learned(str(out), adds, templates, [*_remarks(every), *dropped], brief)
+    return Learned(str(out), adds, templates, [*_remarks(every), *without], brief)
 
 
 def _remarks(every: Sequence[Entry]) -> Iterator[tuple[str, str]]:
@@ -133,26 +135,24 @@ def _entries(a: Checkpoint, b: Checkpoint, left_out: Left) -> list[Entry]:
     return entries(modules_of(runs, a, b, left_out), [*b.modules, *a.modules])
 
 
-def _known_side(arch: Architecture, sides: Mapping[str, Checkpoint]) -> tuple[Layout, Checkpoint, Checkpoint, str]:
-    """The layout that one side has, the other side, the one side, and what the other's layout is to be called.
+def _known_side(arch: Architecture, sides: Sequence[Checkpoint], names: tuple[str, str]) -> tuple[Layout, int]:
+    """The layout that one of the sides has, and which side. `names`: what the layouts are to be called.
 
-    Raises LoraforgeError if the architecture knows neither side, or has a layout of that name.
+    Raises LoraforgeError if the architecture knows neither side, or has a layout of the other's name.
     """
-
-    def known(pair: tuple[str, Layout]) -> float:
-        paths = sides[pair[0]].modules
-        return sum(pair[1].locate(path) is not None for path in paths) / max(1, len(paths))
-
-    name, layout = best = max(((n, layout) for n in reversed(sides) for layout in arch.layouts.values()), key=known)
-    (other,) = sides.keys() - {name}
-    if known(best) <= 0.5:
-        names = " and ".join(str(side.path) for side in sides.values())
-        text = f"Neither of {names} has the names of {arch.title}, to which the others could be added."
+    shares = {
+        (n, name): sum(layout.locate(path) is not None for path in sides[n].modules) / max(1, len(sides[n].modules))
+        for n in (1, 0)
+        for name, layout in arch.layouts.items()
+    }
+    known, name = max(shares, key=lambda pair: shares[pair])
+    if shares[known, name] <= 0.5:
+        text = f"Neither of {sides[0].path} and {sides[1].path} has the names of {arch.title}."
         raise LoraforgeError(text, command("loraforge", "layouts", arch.name))
-    if other in arch.layouts:
-        text = f"{arch.title} has a layout {other} already."
-        raise FormatError(text, adding("--names", ",".join("new" if n == other else n for n in sides)))
-    return replace(layout, last=layout.last_block(sides[name].names)), sides[other], sides[name], other
+    if names[1 - known] in arch.layouts:
+        text = f"{arch.title} has a layout {names[1 - known]} already."
+        raise FormatError(text, adding("--names", ",".join("new" if n == names[1 - known] else n for n in names)))
+    return replace(arch.layouts[name], last=arch.layouts[name].last_block(sides[known].names)), known
 
 
 def _in_segments(every: Sequence[Entry], arch: Architecture, layout: Layout, left_out: Left) -> Iterator[Entry]:
@@ -174,7 +174,7 @@ def _in_segments(every: Sequence[Entry], arch: Architecture, layout: Layout, lef
                 spans.append((start, start := start + ahead.pop(0), count))
                 templates.append(".".join(holes.get(token, token) for token in template.split(".")))
             if start > stop or any({mine[0], theirs[0]} != {"{"} for mine, theirs in holes.items()):
-                text = f"{located[0].text} of {arch.title} is not {entry.b}, made of {listed(entry.a)}"
+                text = f"{located[0].text} of {arch.title} is not {entry.b}, made of {listed([*entry.a])}"
                 raise LoraforgeError(f"{text}: give checkpoints of three blocks, or change {arch.name}'s TOML.")
         yield entry._replace(b=located[0].text, a=tuple(templates), spans=tuple(spans), segments=stack)
 

@@ -30,11 +30,11 @@ def probe(source: Path, out: Path, *, adapter: bool = False, rank: int = 6, forc
     side = open_checkpoint(source)
     header = {key: (info.dtype, info.shape) for key, info in side.file.tensors.items()}
     if adapter:
-        weights = [key for key in side.names if key.endswith(".weight") and side.is_matrix(key)]
+        weights = [(k, side.info(k)) for k in side.names if k.endswith(".weight") and side.is_matrix(k)]
         header = {}
-        for path, (dtype, shape) in ((key.removesuffix(".weight"), side.info(key)) for key in weights):
-            header[f"diffusion_model.{path}.lora_A.weight"] = dtype, (rank, *shape[1:])
-            header[f"diffusion_model.{path}.lora_B.weight"] = dtype, (shape[0], rank, *(1 for _ in shape[2:]))
+        for stem, info in ((f"diffusion_model.{key.removesuffix('.weight')}.lora", info) for key, info in weights):
+            header[f"{stem}_A.weight"] = info.dtype, (rank, *info.shape[1:])
+            header[f"{stem}_B.weight"] = info.dtype, (info.shape[0], rank, *(1 for _ in info.shape[2:]))
 
     def numbers(key: str) -> Iterator[Chunk]:
         dtype, shape = header[key]

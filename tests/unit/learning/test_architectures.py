@@ -10,7 +10,7 @@ import pytest
 from helpers.learning import State, learned, saved
 
 from loraforge.base.route import route
-from loraforge.learning.check import _ANY, check
+from loraforge.learning.check import ANY, check
 from loraforge.learning.learn import learn
 from loraforge.names.catalog import architecture
 from loraforge.names.index import built_in
@@ -41,7 +41,7 @@ def checkpoint(arch: Architecture, layout: str, blocks: int, seed: int) -> State
 def pair(folder: Path, arch: Architecture, layout: str, blocks: int, seed: int) -> tuple[Path, Path]:
     state = checkpoint(arch, layout, blocks, seed)
     shapes = {key: tensor.shape for key, tensor in state.items()}
-    pieces, _ = route(shapes, arch.ending(blocks - 1), layout, "diffusers", [_ANY])
+    pieces, _ = route(shapes, arch.ending(blocks - 1), layout, "diffusers", [ANY])
     other = {key: np.concatenate([state[p.key][p.start : p.stop] for p in parts]) for key, parts in pieces.items()}
     return saved(folder / f"a{blocks}.safetensors", state), saved(folder / f"b{blocks}.safetensors", other)
 

@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 
+import jsonschema
 import ml_dtypes
 import numpy as np
 import pytest
@@ -29,6 +30,11 @@ from loraforge.learning.probe import probe
 from loraforge.names.catalog import architecture
 
 OPEN = "equal numbers stand in several places"
+
+
+def check_schema(document: object, name: str) -> None:
+    schema = json.loads((Path(__file__).parents[3] / "schemas" / f"{name}.schema.json").read_text())
+    jsonschema.validate(document, schema, jsonschema.Draft202012Validator)
 
 
 def learn_pair(folder: Path, a: dict[str, np.ndarray], b: dict[str, np.ndarray], **options: object) -> Learned:
@@ -189,7 +195,9 @@ def test_a_last_block_that_differs_is_called_last(tmp_path: Path) -> None:
     assert {t.text for t in layouts["diffusers"].modules} == {"layers.{i}.norm", "layers.{last}.norm"}
     assert not any(kind == "literal" for kind, _ in done.remarks)
     for blocks in (3, 6):
-        sides = (saved(tmp_path / f"{n}2.safetensors", state) for n, state in zip("ab", last_differs(blocks), strict=True))
+        sides = (
+            saved(tmp_path / f"{n}2.safetensors", state) for n, state in zip("ab", last_differs(blocks), strict=True)
+        )
         check(tmp_path / "x.toml", [tuple(sides)])
     a, b = last_differs(4)
     grown = a | {"new.weight": np.eye(5)}, b | {"other.weight": np.eye(5)}
@@ -249,7 +257,10 @@ def test_rows_that_two_tensors_share_do_not_hide_them(tmp_path: Path) -> None:
     a = {f"{name}.weight": random.random((4, 5)) for name in ("m", "n")}
     a["n.weight"][:2] = a["m.weight"][:2]
     done = learn_pair(tmp_path, a, {"x.weight": a["n.weight"], "y.weight": a["m.weight"]})
-    assert pairs(learned(Path(done.path)), "original", "diffusers") == {("n", 0, "x", 0, False), ("m", 0, "y", 0, False)}
+    assert pairs(learned(Path(done.path)), "original", "diffusers") == {
+        ("n", 0, "x", 0, False),
+        ("m", 0, "y", 0, False),
+    }
 
 
 def test_one_file_of_many_components_and_a_folder_of_shards(tmp_path: Path, cli) -> None:
@@ -397,6 +408,7 @@ def test_sizes_are_proposed_where_two_pairs_differ(tmp_path: Path, cli) -> None:
     text = Path(done.path).read_text()
     Path(done.path).write_text(text + shown.partition("\n\n")[2])
     assert "[dimensions]" in cli("layouts", "check", *words).stdout
+    check_schema(json.loads(cli("layouts", "check", *words, "--json").stdout), "layout-check")
     Path(done.path).write_text(text + shown.partition("\n\n")[2].replace('"4 d", "d"', '"3 d", "d"'))
     refused = cli("layouts", "check", *words)
     assert refused.exit_code == 1
@@ -501,3 +513,64 @@ def test_the_command_that_shows_layouts_is_as_it_was(cli) -> None:
     assert "CogVideoX" in cli("layouts").stdout
     assert cli("layouts", "klingon").exit_code == 1
     assert "layouts learn [OPTIONS] A B\n" in cli("layouts", "learn", "--help").stdout
+
+
+def as_adapter(base: dict[str, np.ndarray], split: dict[str, list[str]]) -> dict[str, np.ndarray]:
+    """What a converter of LoRAs makes of a probe: B cut by rows, A copied, under Diffusers' names."""
+    out = {}
+    for key, tensor in base.items():
+        path, _, factor = key.removeprefix("diffusion_model.").partition(".lora_")
+        names = split[re.sub(r"\d+", "{}", path)]
+        parts = np.split(tensor, len(names)) if factor == "B.weight" else [tensor] * len(names)
+        for name, part in zip(names, parts, strict=True):
+            out[f"transformer.{name.format(*re.findall(r'[0-9]+', path))}.lora_{factor}"] = part.copy()
+    return out
+
+
+def test_a_converter_of_loras_is_learned_from_a_probe_of_an_adapter(tmp_path: Path, cli) -> None:
+    base = {f"blocks.{i}.qkv.weight": np.zeros((24, 8), np.float32) for i in range(3)}
+    base |= {"out.weight": np.zeros((6, 8), np.float32), "conv.weight": np.zeros((8, 4, 2, 2), np.float32)}
+    base |= {"norm.weight": np.ones(8, np.float32), "blocks.0.qkv.bias": np.zeros(24, np.float32)}
+    source, made = saved(tmp_path / "a.safetensors", base), tmp_path / "p.safetensors"
+    assert "10 tensors" in cli("layouts", "probe", source, "-o", made, "--adapter", "--rank", "4").stdout
+    numbers = load_file(made)
+    assert numbers["diffusion_model.conv.lora_A.weight"].shape == (4, 4, 2, 2)
+    assert numbers["diffusion_model.conv.lora_B.weight"].shape == (8, 4, 1, 1)
+    split = {"blocks.{}.qkv": ["layers.{}.q", "layers.{}.k", "layers.{}.v"], "out": ["proj_out"], "conv": ["patch"]}
+    converted = saved(tmp_path / "c.safetensors", as_adapter(numbers, split))
+    done = cli("layouts", "learn", made, converted, "-o", tmp_path / "x.toml", "--json")
+    assert done.exit_code == 0, done.output
+    check_schema(json.loads(done.stdout), "learn")
+    stacks = {t.text: len(s) for t, s in learned(tmp_path / "x.toml").layouts["original"].modules.items()}
+    assert stacks == {"blocks.{i}.qkv": 3, "out": 1, "conv": 1}
+
+
+def test_two_layers_in_a_row_are_no_blocks(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    a = {f"cap.{n}.weight": random.random((4, 4)) for n in range(2)}
+    a |= {f"blocks.{i}.ff.{n}.weight": random.random((4, 4)) for i in range(3) for n in range(2)}
+    learn_pair(tmp_path, a, {key.replace("cap", "embed").replace("ff", "mlp"): t for key, t in a.items()})
+    assert {t.text for t in learned(tmp_path / "x.toml").layouts["diffusers"].modules} == {
+        "embed.0", "embed.1", "blocks.{i}.mlp.0", "blocks.{i}.mlp.1",
+    }  # fmt: skip
+
+
+def test_parameters_of_the_model_itself_and_of_other_names(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    a = {"head.modulation": random.random((1, 2, 4)), "tokens": random.random((1, 8)), "norm.scale": random.random(4)}
+    a |= {f"blocks.{i}.table": random.random((1, 6, 4)) for i in range(3)}
+    b = {"scale_shift_table": a["head.modulation"], "embed.tokens": a["tokens"], "norm.weight": a["norm.scale"]}
+    b |= {f"layers.{i}.scale_shift_table": a[f"blocks.{i}.table"] for i in range(3)}
+    done = learn_pair(tmp_path, a, b)
+    assert not done.left_out
+    arch = learned(tmp_path / "x.toml")
+    of_a = {t.text: arch.named(s, "original") for t, s in arch.layouts["original"].modules.items()}
+    assert of_a == {"head": ("modulation",), "": ("tokens",), "norm": ("scale",), "blocks.{i}": ("table",)}
+    of_b = {t.text: arch.named(s, "diffusers") for t, s in arch.layouts["diffusers"].modules.items()}
+    table = ("scale_shift_table",)
+    assert of_b == {"": table, "embed": ("tokens",), "norm": ("weight",), "layers.{i}": table}
+    check(tmp_path / "x.toml", [(tmp_path / "a.safetensors", tmp_path / "b.safetensors")])
+    b = {"pos.table": a["head.modulation"], "tokens": a["tokens"]}
+    a = {"table": a["head.modulation"], "tokens": a["tokens"], "m.weight": np.eye(5)}
+    done = learn_pair(tmp_path / "two", a, b | {"n.weight": a["m.weight"]})
+    assert done.left_out == {"parameters of one module go to several": ["tokens", "pos"]}
