@@ -24,6 +24,8 @@ def rows() -> list[list[str]]:
 def _alpha(name: str, trainer: Mapping[str, Any]) -> str:
     if "alpha" not in trainer:
         return ""
+    if trainer["alpha"] == "recorded":
+        return f"as recorded (`{name}`)"
     value = (
         "the rank"
         if trainer["alpha"] == "rank"

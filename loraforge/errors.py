@@ -141,6 +141,10 @@ class ScaleError(LoraforgeError):
     """The scale at which the adapter was trained is unknown, contradictory or impossible."""
 
 
+class ReadingsError(ScaleError):
+    """A recorded scale has two meanings, and nothing in the file shows the right one."""
+
+
 class ConversionError(LoraforgeError):
     """The adapter has no exact representation in the target."""
 

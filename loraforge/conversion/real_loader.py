@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
 def _diffusers(file: Path, shell: Any, pipeline: str) -> None:
     kind = _class(pipeline)
     state, metadata = kind.lora_state_dict(str(file.parent), weight_name=file.name, return_lora_metadata=True)
-    kind.load_lora_into_transformer(state, transformer=shell, metadata=metadata)
+    flux = "network_alphas" in signature(kind.load_lora_into_transformer).parameters  # it has no default there
+    alphas = {"network_alphas": None} if flux else {}
+    kind.load_lora_into_transformer(state, transformer=shell, metadata=metadata, **alphas)
 
 
 def _peft(file: Path, shell: Any, _: str) -> None:

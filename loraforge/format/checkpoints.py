@@ -13,15 +13,16 @@ from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
 _NUMBERED = re.compile(r"(?:checkpoint-)?([0-9]{1,18})")
-_FILE = re.compile(r"checkpoint-([0-9]{1,18})\.safetensors")
-"""VideoX-Fun writes files, not folders."""
+_FILE = re.compile(r"checkpoint-([0-9]{1,18})\.safetensors|([0-9]{1,18})_adapters\.safetensors")
+"""VideoX-Fun and the trainers of MLX write files, not folders."""
 
 
 def choose(folder: Path, names: Sequence[str], choice: Choice) -> Found | None:
     """The tensor file of a training output folder, with a note on the choice; `folder` itself if it is a file.
 
-    A checkpoint is `checkpoint-N/NAME` (accelerate's), `lora_weights/N/NAME` (finetrainers') or
-    `checkpoint-N.safetensors`; a NAME in the folder itself is the final result. None if there is none of them.
+    A checkpoint is `checkpoint-N/NAME` (accelerate's), `lora_weights/N/NAME` (finetrainers'),
+    `checkpoint-N.safetensors` or `N_adapters.safetensors` (MLX's); a NAME in the folder itself is the final result.
+    None if there is none of them.
 
     Raises FileError if the requested iteration is missing, or exists twice.
     """
@@ -68,7 +69,7 @@ def _checkpoints(folder: Path, names: Sequence[str]) -> tuple[dict[int, list[Pat
     places = [place for place in (folder, folder / "lora_weights") if place.is_dir()]
     for child in sorted(child for place in places for child in place.iterdir()):
         if match := _FILE.fullmatch(child.name) if child.is_file() else None:
-            numbered[int(match[1])].append(child)
+            numbered[int(match[1] or match[2])].append(child)
         elif match := _NUMBERED.fullmatch(child.name):
             file = next((child / name for name in names if (child / name).is_file()), None)
             if file is not None:

@@ -87,7 +87,7 @@ class KeyStyle:
             if not (number.isascii() and number.isdecimal() and str(int(number[:6])) == number):
                 return None
             part = int(number)
-        prefix = next(filter(stem.startswith, self.prefixes), None)
+        prefix = max(filter(stem.startswith, self.prefixes), key=len, default=None)
         if prefix is None:
             return None
         for spelling in self.spellings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -72,12 +72,28 @@ def locate(
         raise faults[0]
     names = {form.name for form, _ in claiming}
     claiming = [(form, one) for form, one in claiming if getattr(form, "like", None) not in names]
+    claiming = _distinct(claiming, {path: file for path, (file, _) in opened.items()}, choice)
     if len(claiming) > 1:
         raise _several(source, claiming)
     form, chosen = claiming[0] if claiming else (None, located[0][1])
     file, warnings = opened[chosen.path]
     run = shards.whole_name(chosen.run).removesuffix(".safetensors").removesuffix(".bin")
     return form, Found(file.path, run, (*notes, *chosen.notes, *warnings)), file
+
+
+def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile], choice: Choice) -> list[_Located]:
+    """The formats whose readings differ: of those that read a file alike, the first."""
+    if len(claiming) < 2:
+        return claiming
+    readings = dict[object, _Located]()
+    for form, one in claiming:
+        try:
+            read = form.read(files[one.path], choice)
+            same: object = (one.path, read.architecture, read.layout, frozenset(read.modules), read.scale.provenance)
+        except LoraforgeError:
+            same = form.name
+        readings.setdefault(same, (form, one))
+    return list(readings.values())
 
 
 def _resolved(source: Path) -> tuple[Path, tuple[str, ...]]:

@@ -21,6 +21,7 @@ from loraforge.scale.origin import origin
 from loraforge.scale.recorded import Record, looked, search
 from loraforge.scale.resolve import resolve
 from loraforge.scale.rule import Choice
+from loraforge.scale.split_qkv import Stacks
 from loraforge.scale.writers import agreed, differ, writers
 from loraforge.text import command
 
@@ -58,7 +59,12 @@ def read_lora_file(
         whole = {} if file.absent else style.decode(file, pairs, lambda *_: 1.0)
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 
-    record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live))
+    ups = {path: pairs[path][0].B for path in stored}
+    heights = {
+        path: arch.sizes(arch.layouts[layout].stacked(path), file.tensors[up].shape[0]) for path, up in ups.items()
+    }
+    stacks = Stacks({path: rows for path, rows in heights.items() if rows}, lambda path: file[ups[path]])
+    record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live, stacks=stacks))
     trainers = writers(arch.name, writes, file.metadata)
     unknown = looked(file, differ(trainers, writes, arch.title), record.notes)
     doubtful = record.near or record.notes or choice.program

@@ -92,7 +92,8 @@ class PeftFormat:
         if config_path(file):
             # diffusion-pipe's folder has a configuration too, but the original names behind the component
             return not outdone([hit.path.removeprefix(f"{COMPONENT}.") for hit in hits], self.layouts)
-        if of_training(file) or matching([hit.path for hit in hits], self.layouts) is None:
+        paths = [hit.path for hit in hits]
+        if of_training(file) or matching(paths, self.layouts) is None or outdone(paths, self.layouts):
             return False
         return any(hit.prefix for hit in hits) or not header_configs(file)
 

@@ -28,7 +28,7 @@ from loraforge.errors import ConversionError, LoraforgeError, Try
 from loraforge.format.diffusers import STYLE
 from loraforge.live.acting import Cast, Update, fuses_itself, group_offload, idle, is_bypassed, placed
 from loraforge.live.state import LiveState, guarded, layers
-from loraforge.live.target import refuse_misfits, refuse_other_model, transformer_of
+from loraforge.live.target import of_its_model, refuse_misfits, transformer_of
 from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
 from loraforge.scale.rule import Scale
@@ -92,7 +92,7 @@ def load_into(
 
 
 def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None) -> Loaded:
-    refuse_other_model(transformer, adapter)
+    adapter = of_its_model(transformer, adapter)
     plans = fitted(adapter)
     refuse_misfits(transformer, adapter, plans)
     name = name or _free_name(transformer, adapter)

@@ -58,21 +58,28 @@ def _inner(model: Any) -> Any:
         model = wrapped
 
 
-def architecture_of(transformer: Any) -> str | None:
-    """The name of the architecture whose transformer it is, by its class; None if that is not known."""
+def of_its_model(transformer: Any, adapter: Adapter) -> Adapter:
+    """The adapter, decided to be of the transformer's architecture if it may be of it.
+
+    A transformer of a class that no architecture names is told by its modules alone. Raises ConversionError if it is
+    another architecture's.
+    """
     kinds = {kind.__name__ for kind in type(transformer).__mro__}
-    return next((name for name, arch in architectures().items() if kinds & arch.transformers), None)
+    for name in (adapter.architecture, *adapter.rivals):
+        if kinds & architecture(name).transformers:
+            return adapter.as_of(name)
+    if other := next((arch for arch in architectures().values() if kinds & arch.transformers), None):
+        text = f"{_named(adapter)} is one of {adapter.model.title}, and the transformer is of {other.title}."
+        raise ConversionError(text, _look(adapter))
+    return adapter
 
 
-def refuse_other_model(transformer: Any, adapter: Adapter) -> None:
-    """Raise ConversionError if the transformer is of another architecture than the adapter."""
-    other = architecture_of(transformer)
-    if other not in (None, adapter.architecture):
-        own, theirs = adapter.model, architecture(str(other))
-        path = adapter.source.path if adapter.source else None
-        text = f"{told(path) if path else 'the adapter'} is one of {own.title}"
-        text += f", and {type(transformer).__name__} is the transformer of {theirs.title}."
-        raise ConversionError(text, command("loraforge", "inspect", path or "--help"))
+def _named(adapter: Adapter) -> str:
+    return told(adapter.source.path) if adapter.source else "the adapter"
+
+
+def _look(adapter: Adapter) -> str:
+    return command("loraforge", "inspect", adapter.source.path if adapter.source else "--help")
 
 
 def refuse_misfits(transformer: Any, adapter: Adapter, plans: list[Plan]) -> None:
@@ -80,9 +87,8 @@ def refuse_misfits(transformer: Any, adapter: Adapter, plans: list[Plan]) -> Non
     if problems := list(_misfits(transformer, plans)):
         right = adapter.base_model or " or ".join(variant.name for variant in fits(adapter))
         base = f"It is for {right}." if right else "Use the base model of its training."
-        path = adapter.source.path if adapter.source else None
-        text = f"{told(path) if path else 'the adapter'} is not for this base model: {listed(problems, 3)}. {base}"
-        raise ConversionError(text, command("loraforge", "inspect", path or "--help"))
+        text = f"{_named(adapter)} is not for this base model: {listed(problems, 3)}. {base}"
+        raise ConversionError(text, _look(adapter))
 
 
 def _misfits(transformer: Any, plans: list[Plan]) -> Iterator[str]:

@@ -113,7 +113,10 @@ def _trained(metadata: Mapping[str, str]) -> tuple[float, ...]:
 
 
 def carried_over(metadata: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The foreign entries that stay true of the adapter in another file, and the keys of those that do not."""
+    """The foreign entries that stay true of the adapter in another file, and the keys of those that do not.
+
+    `format` is of the file: a writer states its own, or none.
+    """
     old = {key for key, text in metadata.items() if _HASHES.fullmatch(key) or states_scale(key, text)}
-    kept = {key: text for key, text in metadata.items() if key not in (KEY, *old)}
-    return kept, tuple(sorted(metadata.keys() - kept.keys() - {KEY}))
+    kept = {key: text for key, text in metadata.items() if key not in (KEY, "format", *old)}
+    return kept, tuple(sorted(metadata.keys() - kept.keys() - {KEY, "format"}))

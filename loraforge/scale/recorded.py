@@ -12,15 +12,18 @@ from typing import Any
 from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding
 from loraforge.files.tensorfile import TensorFile
 from loraforge.names.layout import COMPONENT
-from loraforge.scale import peft_config
+from loraforge.scale import peft_config, split_qkv
 from loraforge.scale.origin import Origin
 from loraforge.scale.rule import Choice, Rule, over, overriding
 from loraforge.scale.run_folders import above, adapters, as_typed, beside, is_anothers, of_several_runs, own, places
+from loraforge.scale.split_qkv import Parts, Stacks
 from loraforge.scale.training_config import TrainingScale, read_text, read_training_config, stated_in
 from loraforge.text import command, listed, shown, told
 
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_CONFIG = "adapter_config.json"
+_LORA_CONFIG = ("peft_type", "r", "lora_alpha")
+"""What no LoraConfig lacks."""
 _MOST_BYTES = 1 << 24
 _OFFERED = 4
 _UNSET = ("", "none", "null", "dynamic", "auto")
@@ -43,6 +46,8 @@ class Record:
     """Whether the names in the file are PEFT's, so that a PEFT configuration beside it describes this file."""
     live: Callable[[], Mapping[str, int]]
     """Module path -> number of its components that are not exactly zero."""
+    stacks: Stacks
+    """The modules that stack several segments."""
     rules: list[Rule] = field(default_factory=list)
     near: list[Try] = field(default_factory=list)
     """Remedies from configurations that state a scale but may belong to another adapter."""
@@ -163,6 +168,8 @@ def _peft(record: Record) -> None:
     elif record.believed and path.is_file():
         try:
             config = read_config(path)
+            if config.keys().isdisjoint(_LORA_CONFIG):  # MLX's trainers call theirs so too: nothing is said of a scale
+                return
             alone = mine or [file.name for file in adapters(path.parent)] in ([], [record.file.path.name])
             trial = replace(record, rules=[], configs={})
             _believe(trial, {where: config}, where)
@@ -184,7 +191,14 @@ def _tensors(record: Record) -> None:
         return
     alphas, every = record.alphas, sorted(set(record.alphas.values()))
     text = f"alpha {every[0]:g}" if len(every) == 1 else f"alphas from {every[0]:g} to {every[-1]:g}"
-    scalings = {path: alpha / record.ranks[path] for path, alpha in alphas.items()}
+    parts = Parts({})
+    if record.origin.scale is None and not record.choice.program:  # ours has counted them
+        by = record.choice.stated.trained_by
+        parts = split_qkv.parts(alphas, record.ranks, record.stacks, record.file.metadata, by)
+    if parts.counts:
+        record.notes.append(parts.note)
+        text += f" over the rank of each part ({parts.why})"
+    scalings = {path: alpha * parts.counts.get(path, 1) / record.ranks[path] for path, alpha in alphas.items()}
     record.rules.append(Rule(f"{text} in its alpha tensors", exceptions=scalings, covers=frozenset(alphas)))
 
 

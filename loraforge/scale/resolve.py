@@ -30,6 +30,9 @@ def resolve(
     only some modules have a record, or if a recorded value is 0, negative or not a number.
     """
     claim = given(stated, ranks)
+    if stated.trained_by and claim is None and not recorded:
+        text = f"--trained-by {stated.trained_by} says how its alphas are meant, and it has none that count."
+        raise ScaleError(text, adding("--trained-scale", "1", why="lora_alpha was equal to the rank: scale 1"))
     if claim is not None and (stated.override or not recorded):
         return claim, Scale("given", claim.said)
     for rule in recorded:
@@ -88,8 +91,12 @@ def given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
     trainers = package_table("facts/trainers")
     if "alpha" not in (trainer := trainers.get(stated.trained_by, {})):
         names = ", ".join(name for name, entry in trainers.items() if "alpha" in entry)
-        raise ScaleError(f"there is no trainer {stated.trained_by!r} that records no scale; there are {names}.")
+        raise ScaleError(
+            f"there is no trainer {stated.trained_by!r} whose files need the statement; there are {names}."
+        )
     said = f"--trained-by {stated.trained_by}: {trainer['title']}, lora_alpha {trainer['alpha']}"
+    if trainer["alpha"] == "recorded":
+        return None
     if trainer["alpha"] == "rank":
         return Rule(said, scaling=1.0)
     if odd := sorted(set(ranks.values()) - set(trainer["ranks"])):

@@ -32,7 +32,7 @@ def states_scale(name: str, text: str = "alpha") -> bool:
     """Whether a header entry states a scale or a rank, with or without the component's name in front."""
     words, word = places()["header"], name.rpartition(".")[2]
     if name in words["documents"]:
-        return "alpha" in text
+        return "alpha" in text or "split_qkv" in text
     return name in words["configs"] or word in (*words["alpha"], *words["rank"], *words["rslora"])
 
 

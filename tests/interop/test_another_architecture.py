@@ -19,16 +19,9 @@ from safetensors.torch import load_file, save_file
 import loraforge
 from loraforge.errors import LoraforgeError
 
-ROOT = Path(__file__).parents[2]
-TOML = ROOT / "plugins" / "loraforge-hunyuanvideo" / "loraforge_hunyuanvideo" / "hunyuanvideo.toml"
 FILE = "diffusion_pytorch_model.safetensors"
 TEXT, IMAGE = "hunyuanvideo-community/HunyuanVideo", "hunyuanvideo-community/HunyuanVideo-I2V-33ch"
 MODULES = ["to_q", "to_k", "to_v", "add_q_proj", "proj_mlp", "norm1.linear", "ff.net.0.proj", "x_embedder.proj"]
-
-
-@pytest.fixture(autouse=True)
-def hunyuanvideo() -> None:
-    loraforge.use_plugin(TOML)
 
 
 def tiny(**options: object) -> HunyuanVideoTransformer3DModel:
@@ -72,7 +65,7 @@ def test_convert_and_the_real_loaders(adapter: Path, base: Path, tmp_path: Path)
         assert loraforge.verify(file, in_="diffusers").same
         assert loraforge.verify(file, in_="diffusers", base=base).same
     assert loraforge.verify(tmp_path / "peft", in_="peft").same
-    loraforge.convert(adapter, to="hunyuanvideo-original", out=tmp_path / "original.safetensors")
+    loraforge.convert(adapter, to="original", out=tmp_path / "original.safetensors")
     assert loraforge.verify(adapter, tmp_path / "original.safetensors").same
 
 

@@ -114,10 +114,10 @@ def test_the_formats_of_the_howto_are_sound(tmp_path: Path, cli) -> None:
     assert "segment 'o'" not in problems
 
 
-def test_the_architecture_of_the_howto_is_the_one_in_the_plugin() -> None:
+def test_the_architecture_of_the_howto_is_the_built_in_one() -> None:
     text = (ROOT / "docs" / "add-a-format.md").read_text("utf-8")
     *_, shown = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    folder = ROOT / "plugins" / "loraforge-hunyuanvideo" / "loraforge_hunyuanvideo"
+    folder = ROOT / "loraforge" / "names" / "architectures"
 
     def among(part: object, whole: object) -> bool:
         if isinstance(part, dict):

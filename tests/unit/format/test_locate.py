@@ -219,6 +219,14 @@ def test_a_number_that_a_file_and_a_folder_have_is_told(tmp_path: Path, cli) -> 
     assert done.exit_code == 1 and "have the same number" in done.stderr and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["checkpoint-{}.safetensors", "{:07d}_adapters.safetensors"])
+def test_the_newest_of_numbered_files(name: str, tmp_path: Path) -> None:
+    for number in (9, 10):
+        shutil.copy(SILENT, tmp_path / name.format(number))
+    assert Path(loraforge.inspect(tmp_path).path).name == name.format(10)
+    assert Path(loraforge.inspect(tmp_path, iteration=9).path).name == name.format(9)
+
+
 def test_no_model_is_offered_that_would_not_show_what_it_is(cli) -> None:
     """No released model has this width: to state one would be refused again."""
     done = cli("push", SILENT, "me/x", "--dry-run", "--trained-scale", "1")

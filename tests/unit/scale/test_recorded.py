@@ -229,6 +229,18 @@ def test_one_that_does_not_fit_is_not_believed(entries: dict[str, Any], tmp_path
     assert "does not record the scale" in refused(source, tmp_path / "out").message
 
 
+@pytest.mark.parametrize(("config", "notes"), [({"lora_rank": 4, "iterations": 600}, 0), ({"r": 4}, 1)])
+def test_another_program_s_configuration_of_that_name_states_nothing(
+    config: dict[str, Any], notes: int, tmp_path: Path
+) -> None:
+    """MLX's trainers write the arguments of a run into an adapter_config.json."""
+    source = adapter(tmp_path / "style.safetensors", words="peft")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    report = loraforge.inspect(source)
+    assert report.scale is not None and report.scale.provenance == "ambiguous"
+    assert len([note for note in report.notes if "adapter_config.json" in note]) == notes
+
+
 def test_the_refusal_lists_where_it_looked(tmp_path: Path) -> None:
     said = refused(adapter(tmp_path / "x.safetensors"), tmp_path / "out").message
     for place in ("lora_adapter_metadata", "alpha tensors", "adapter_config.json", "ss_network_alpha", str(tmp_path)):

@@ -60,7 +60,9 @@ def test_nothing_recorded_and_trainers_differ_is_refused_with_a_runnable_line_ea
     assert scales == {0.25, 16.0, 0.5, 1.0, 1 / 128}
 
 
-STATED = [name for name, trainer in package_table("facts/trainers").items() if "alpha" in trainer]
+STATED = [
+    name for name, trainer in package_table("facts/trainers").items() if trainer.get("alpha", "recorded") != "recorded"
+]
 
 
 @pytest.mark.parametrize("name", STATED)
@@ -74,9 +76,15 @@ def test_trained_by_takes_the_trainers_default(name: str, tmp_path: Path) -> Non
 
 
 def test_a_trainer_that_always_records_its_scale_is_no_statement(tmp_path: Path, cli) -> None:
-    with pytest.raises(ScaleError, match="no trainer 'sd-scripts' that records no scale; there are sat, cogvideo,"):
-        convert(diffusers_file(tmp_path), tmp_path, trained_by="sd-scripts")
-    assert "'sd-scripts' is not one of" in cli("convert", "x", "--to", "peft", "--trained-by", "sd-scripts").stderr
+    with pytest.raises(ScaleError, match="no trainer 'musubi-tuner' whose files need the statement; there are sat,"):
+        convert(diffusers_file(tmp_path), tmp_path, trained_by="musubi-tuner")
+    assert "'musubi-tuner' is not one of" in cli("convert", "x", "--to", "peft", "--trained-by", "musubi-tuner").stderr
+
+
+@pytest.mark.parametrize("name", ["sd-scripts", "sd-scripts-split-qkv"])
+def test_how_alphas_are_meant_is_no_statement_where_there_are_none(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ScaleError, match=f"--trained-by {name} says how its alphas are meant, and it has none"):
+        convert(diffusers_file(tmp_path), tmp_path, trained_by=name)
 
 
 def test_trained_by_is_refused_at_another_rank(tmp_path: Path) -> None:

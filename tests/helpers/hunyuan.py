@@ -13,12 +13,6 @@ from safetensors.numpy import load_file, save_file
 
 import loraforge
 
-PLUGINS = Path(__file__).parents[2]
-HUNYUAN = PLUGINS / "loraforge-hunyuanvideo" / "loraforge_hunyuanvideo" / "hunyuanvideo.toml"
-COMFYUI, KOHYA = (
-    next((PLUGINS / f"loraforge-{n}" / f"loraforge_{n}").glob(f"{f}.toml"))
-    for n, f in (("comfyui", "*native*"), ("kohya", "kohya"))
-)
 WIDTH = 3072  # diffusers' converters cut linear1 at this number
 INPUTS = 6
 """Of what is no width of the model: text, frequencies, pooled text."""
@@ -74,11 +68,6 @@ LONG = {"mlp.fc2": 4, "linear2": 5}
 PROBES = 8
 
 Dense = dict[str, np.ndarray]
-
-
-def load(*files: Path) -> None:
-    for file in files:
-        loraforge.use_plugin(file)
 
 
 def inputs(path: str) -> int:

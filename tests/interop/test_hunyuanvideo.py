@@ -12,16 +12,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers.loaders.lora_conversion_utils import _convert_hunyuan_video_lora_to_diffusers
-from hunyuan import (
-    COMFYUI,
-    HUNYUAN,
-    KOHYA,
+from helpers.hunyuan import (
     WIDTH,
     WRONG,
     assert_same,
     converted,
     dense,
-    load,
     of_base_weights,
     original_to_diffusers,
     random_adapter,
@@ -30,40 +26,26 @@ from hunyuan import (
 )
 
 import loraforge
-from loraforge.errors import FormatError
-from loraforge.testing import FormatConformance
-
-
-class TestOriginal(FormatConformance):
-    format = "hunyuanvideo-original"
-
-    @pytest.fixture(autouse=True)
-    def loaded(self) -> None:
-        load(HUNYUAN, COMFYUI, KOHYA)
 
 
 def test_every_module_is_where_diffusers_puts_base_weights(tmp_path: Path) -> None:
-    load(HUNYUAN)
     original_to_diffusers(tmp_path)
 
 
-@pytest.mark.parametrize("prefix", ["transformer.", "diffusion_model.", ""])
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
 def test_whatever_stands_before_the_names(prefix: str, tmp_path: Path) -> None:
-    load(HUNYUAN, COMFYUI, KOHYA)
     source = saved(random_adapter(2), tmp_path / "original.safetensors", prefix)
-    assert loraforge.inspect(source).format == "hunyuanvideo-original"
+    assert loraforge.inspect(source).format == "original"
     assert loraforge.inspect(source).architecture == "hunyuanvideo"
 
 
 def test_the_folder_diffusion_pipe_saves_is_not_peft_s(tmp_path: Path) -> None:
-    load(HUNYUAN)
     saved(random_adapter(2), tmp_path / "adapter_model.safetensors", "transformer.")
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
-    assert loraforge.inspect(tmp_path).format == "hunyuanvideo-original"
+    assert loraforge.inspect(tmp_path).format == "original"
 
 
 def test_the_lora_converter_of_diffusers_where_it_is_right(tmp_path: Path) -> None:
-    load(HUNYUAN)
     tensors = {key: tensor for key, tensor in random_adapter().items() if not any(part in key for part in WRONG)}
     theirs = _convert_hunyuan_video_lora_to_diffusers({key: torch.from_numpy(t) for key, t in tensors.items()})
     source = saved(tensors, tmp_path / "original.safetensors")
@@ -75,7 +57,6 @@ def test_the_lora_converter_of_diffusers_where_it_is_right(tmp_path: Path) -> No
 
 def test_the_lora_converter_of_diffusers_where_it_is_wrong(tmp_path: Path) -> None:
     """Both follow from one fault: rows of lora_A are taken for rows of the weight. diffusers 0.42.1."""
-    load(HUNYUAN)
     final, refiner = "final_layer.adaLN_modulation.1", "txt_in.individual_token_refiner.blocks.0.self_attn_qkv"
     tensors = {key: tensor for key, tensor in random_adapter().items() if key.startswith((final, refiner))}
     theirs = {
@@ -104,47 +85,20 @@ def test_the_lora_converter_of_diffusers_where_it_is_wrong(tmp_path: Path) -> No
         _convert_hunyuan_video_lora_to_diffusers(four)
 
 
-@pytest.mark.parametrize(
-    ("line", "broken"),
-    [
-        ('["out_scale", "out_shift"]', '["out_shift", "out_scale"]'),
-        ('["img_q", "img_k", "img_v"]', '["img_q", "img_v", "img_k"]'),
-        ('["single_q", "single_k", "single_v", "single_mlp"]', '["single_mlp", "single_q", "single_k", "single_v"]'),
-        ("rows = { single_mlp = 4 }", "rows = { single_mlp = 3 }"),
-    ],
-    ids=["shift and scale", "k and v", "mlp first", "ratio"],
-)
-def test_a_broken_layout_is_caught(line: str, broken: str, tmp_path: Path) -> None:
-    text = HUNYUAN.read_text("utf-8")
-    assert line in text
-    if "rows" in line:  # what else states it would not agree, and be told of first
-        text = text.replace('single_mlp = ["4 d", "d"]', 'single_mlp = ["3 d", "d"]')
-        text = text.replace("single_mlp = [12288,", "single_mlp = [9216,")
-    (tmp_path / "hunyuanvideo.toml").write_text(text.replace(line, broken, 1), "utf-8")
-    load(tmp_path / "hunyuanvideo.toml")
-    assert "hunyuanvideo-original" in loraforge.formats()
-    with pytest.raises((AssertionError, FormatError)) as caught:
-        original_to_diffusers(tmp_path)
-    # sizes tell a ratio, nothing else
-    assert ("not belong to one HunyuanVideo" in str(caught.value)) == ("rows" in line)
-
-
 def test_fused_split_and_fused_again(tmp_path: Path) -> None:
     """One A for a whole stack: no rank grows on the way, and the update is the same to the bit."""
-    load(HUNYUAN)
     tensors = random_adapter(4)
     source = saved(tensors, tmp_path / "a.safetensors", "transformer.")
     converted(source, "diffusers", tmp_path / "b.safetensors", trained_scale=1)
-    back = converted(tmp_path / "b.safetensors", "hunyuanvideo-original", tmp_path / "c.safetensors")
-    assert back.keys() == {f"transformer.{key}" for key in tensors}
+    back = converted(tmp_path / "b.safetensors", "original", tmp_path / "c.safetensors")
+    assert back.keys() == tensors.keys()
     for key, tensor in tensors.items():
-        assert np.array_equal(back[f"transformer.{key}"], tensor), key
+        assert np.array_equal(back[key], tensor), key
 
 
-@pytest.mark.parametrize("form", ["hunyuanvideo-original", "comfyui-native"])
+@pytest.mark.parametrize("form", ["original", "comfyui"])
 def test_split_fused_and_split_again(form: str, tmp_path: Path) -> None:
     """Where q, k and v have an A each, or none, one pair holds them block by block; split, the ranks come back."""
-    load(HUNYUAN, COMFYUI)
     rng = np.random.default_rng(1)
     adapted = {  # diffusers' names: module -> rank, rows, width of the input
         "transformer_blocks.0.attn.to_q": (4, 32, 32),
@@ -162,7 +116,7 @@ def test_split_fused_and_split_again(form: str, tmp_path: Path) -> None:
         tensors[f"transformer.{path}.lora_B.weight"] = rng.standard_normal((rows, rank), np.float32)
     source = saved(tensors, tmp_path / "a.safetensors")
     fused = converted(source, form, tmp_path / "b.safetensors", trained_scale=1)
-    img, one = ("img_attn_qkv", "transformer.") if "original" in form else ("img_attn.qkv", "diffusion_model.")
+    img, one = ("img_attn_qkv", "") if form == "original" else ("img_attn.qkv", "diffusion_model.")
     assert ranks(fused) == {
         f"{one}double_blocks.0.{img}": 4,
         f"{one}double_blocks.1.{img}": 7,
@@ -204,21 +158,19 @@ def in_comfyui(path: str) -> str:
 
 
 def test_the_names_of_comfyui(tmp_path: Path) -> None:
-    load(HUNYUAN, COMFYUI)
     tensors = random_adapter(4)
     source = saved(tensors, tmp_path / "a.safetensors", "transformer.")
-    comfy = converted(source, "comfyui-native", tmp_path / "b.safetensors", trained_scale=1)
+    comfy = converted(source, "comfyui", tmp_path / "b.safetensors", trained_scale=1)
     assert_same(dense(comfy, "diffusion_model."), {in_comfyui(path): u for path, u in dense(tensors).items()})
-    assert loraforge.inspect(tmp_path / "b.safetensors").format == "comfyui-native"
+    assert loraforge.inspect(tmp_path / "b.safetensors").format == "comfyui"
     split = converted(tmp_path / "b.safetensors", "diffusers", tmp_path / "c.safetensors", trained_scale=1)
     assert_same(dense(split, "transformer."), of_base_weights(dense(tensors)))
-    back = converted(tmp_path / "c.safetensors", "comfyui-native", tmp_path / "d.safetensors")
+    back = converted(tmp_path / "c.safetensors", "comfyui", tmp_path / "d.safetensors")
     assert ranks(back) == ranks(comfy)
     assert_same(dense(back), dense(comfy))
 
 
 def test_musubi_s_names_and_alpha(tmp_path: Path) -> None:
-    load(HUNYUAN, COMFYUI, KOHYA)
     tensors = random_adapter(4)
     source = saved(tensors, tmp_path / "a.safetensors", "transformer.")
     musubi = converted(source, "kohya", tmp_path / "b.safetensors", alpha=1)

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
-from diffusers.loaders.single_file_utils import convert_hunyuan_video_transformer_to_diffusers
-from helpers.carry import carry
-from hunyuan import HEIGHTS, HUNYUAN, INPUTS, WIDTH, dense, load, of_base_weights, random_adapter, saved
+from helpers.hunyuan import HEIGHTS, dense, of_base_weights, random_adapter, saved
 
 import loraforge
 from loraforge.names.catalog import architecture
@@ -36,60 +34,7 @@ def model(**options: object) -> HunyuanVideoTransformer3DModel:
     ).eval()
 
 
-@pytest.mark.parametrize("condition", [None, "latent_concat", "token_replace"])
-@pytest.mark.parametrize("guidance", [True, False])
-def test_every_parameter_of_the_model_has_its_place(condition: str | None, guidance: bool) -> None:
-    load(HUNYUAN)
-    arch = architecture("hunyuanvideo")
-    layout = arch.layouts["diffusers"]
-    base = model(image_condition_type=condition, guidance_embeds=guidance)
-    seen = set()
-    for name, module in base.named_modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv3d):
-            place = layout.locate(name)
-            assert place, name
-            assert not arch.unadapted.keys() & set(layout.modules[place[0]]), name
-    for key, parameter in base.named_parameters():
-        path, _, name = key.rpartition(".")
-        place = layout.locate(path)
-        assert place, key
-        segments = layout.modules[place[0]]
-        assert name in arch.named(segments)
-        assert arch.sizes(segments, parameter.shape[0])
-        seen.add(place[0])
-    missing = {template.text for template in layout.modules.keys() - seen}
-    assert missing == (set() if guidance else {t for t in missing if "guidance_embedder" in t})
-
-
-def test_a_whole_base_model_moves_as_diffusers_moves_it() -> None:
-    load(HUNYUAN)
-    arch = architecture("hunyuanvideo")
-    rng = np.random.default_rng(2)
-    base = {}
-    for path, height in HEIGHTS.items():
-        inputs = (16, 1, 2, 2) if path == "img_in.proj" else (INPUTS,)
-        base[f"{path}.weight"] = rng.standard_normal((height * WIDTH, *inputs), np.float32)
-        base[f"{path}.bias"] = rng.standard_normal(height * WIDTH, np.float32)
-    for template, segments in arch.layouts["original"].modules.items():
-        if segments[0] in arch.unadapted:
-            base |= {f"{template.fill((('i', 0),))}.{p}": rng.random(8, np.float32) for p in arch.named(segments)}
-    oracle = convert_hunyuan_video_transformer_to_diffusers({key: torch.from_numpy(t) for key, t in base.items()})
-    moved, dropped = carry(base, arch, "original", "diffusers", arch.like((WIDTH, 16, 1, 2, 2))[:1])
-    assert not dropped
-    assert moved.keys() == oracle.keys()
-    for key, tensor in oracle.items():
-        assert np.array_equal(moved[key], tensor.numpy()), key
-    back, _ = carry(moved, arch, "diffusers", "original", arch.like((WIDTH, 16, 1, 2, 2))[:1])
-    assert all(np.array_equal(back[key], tensor) for key, tensor in base.items())
-    # and they are the names of the model
-    names = {key.replace(".19.", ".1.").replace(".39.", ".1.") for key in moved}
-    assert {key for key in model().state_dict() if ".1.attn.norm" not in key} - names == {
-        f"context_embedder.token_refiner.refiner_blocks.1.norm{n}.{p}" for n in (1, 2) for p in ("weight", "bias")
-    }
-
-
 def test_the_real_loader_applies_the_update_and_the_model_feels_it(tmp_path: Path) -> None:
-    load(HUNYUAN)
     plain, loaded = model(), model()
     width = 16
     tensors, rng = {}, np.random.default_rng(3)
@@ -137,14 +82,12 @@ def test_the_real_loader_applies_the_update_and_the_model_feels_it(tmp_path: Pat
 
 
 def test_peft_s_folder_too(tmp_path: Path) -> None:
-    load(HUNYUAN)
     source = saved(random_adapter(2), tmp_path / "original.safetensors", "transformer.")
     loraforge.convert(source, to="peft", out=tmp_path / "peft", trained_scale=0.5)
     assert loraforge.verify(source, tmp_path / "peft").strength == pytest.approx(0.5)  # a file without alpha: read at 1
 
 
 def test_the_report_and_what_shapes_say(tmp_path: Path) -> None:
-    load(HUNYUAN)
     rng = np.random.default_rng(0)
     stem = "double_blocks.0.img_attn_qkv"
     tensors = {

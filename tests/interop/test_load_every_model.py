@@ -1,0 +1,204 @@
+"""load_into in a pipeline of every architecture: each layer adds the adapter's update, and unloading restores."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from helpers import encoders
+from helpers.tiny import TABLE, Tiny, tiny_models
+from helpers.tolerance import UPDATE, share
+from safetensors.numpy import save_file
+
+import loraforge
+from loraforge.errors import LoraforgeError
+from loraforge.format.registry import formats
+from loraforge.live.acting import FUSED
+from loraforge.names.catalog import architecture
+
+SCALE, RANK = 0.5, 3
+FLAVOURS = ["diffusers", "comfyui", "kohya"]
+Updates = dict[str, np.ndarray]
+
+
+def trained(tiny: Tiny, file: Path, *words: str) -> Updates:
+    """A Diffusers file that adapts every matrix whose path ends with one of the words, and its updates in float64."""
+    rng, state, updates = np.random.default_rng(5), dict[str, np.ndarray](), Updates()
+    for path, segment, _, shape in tiny.placed:
+        if segment in tiny.whole.unadapted or len(shape) < 2 or not path.endswith(words or ("",)):
+            continue
+        rows = tiny.state[f"{path}.weight"].shape[0]
+        B, A = rng.standard_normal((rows, RANK)), rng.standard_normal((RANK, int(np.prod(shape[1:]))))
+        kernel = shape[2:]
+        state[f"transformer.{path}.lora_A.weight"] = (A * 0.2).astype("f4").reshape(RANK, *shape[1:])
+        state[f"transformer.{path}.lora_B.weight"] = (B * 0.2).astype("f4").reshape(rows, RANK, *[1] * len(kernel))
+        factors = (state[f"transformer.{path}.lora_{f}.weight"].astype("f8").reshape(-1, n) for f, n in
+                   (("B", RANK), ("A", A.shape[1])))  # fmt: skip
+        updates[path] = SCALE * np.matmul(*factors).reshape(rows, *shape[1:])
+    save_file(state, file)
+    return updates
+
+
+def pipeline(tiny: Tiny, transformer: Any, **more: Any) -> Any:
+    """The architecture's pipeline with nothing but a transformer, a scheduler and what else is given."""
+    kind = getattr(diffusers, tiny.variant.pipeline or next(iter(tiny.whole.pipelines)))
+    parts = dict.fromkeys(inspect.signature(kind.__init__).parameters.keys() - {"self"})
+    options = {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items() if name in parts}
+    given = {name: value for name, value in options.items() if value not in (inspect.Parameter.empty, None)}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    return kind(**{**parts, **given, "transformer": transformer, "scheduler": scheduler, **more})
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("tiny", tiny_models(), ids=str)
+def test_every_layer_adds_the_update(tiny: Tiny, flavour: str, tmp_path: Path) -> None:
+    if tiny.name not in formats()[flavour].layouts:
+        pytest.skip(f"{flavour} has no names for it")
+    file, named = tmp_path / "style.safetensors", {"trained_scale": SCALE, "architecture": tiny.name}
+    updates = trained(tiny, file)
+    if flavour != "diffusers":
+        loraforge.convert(file, to=flavour, out=tmp_path / "other.safetensors", **named)
+        file, named = tmp_path / "other.safetensors", {"architecture": tiny.name}
+    pipe = pipeline(tiny, tiny.model())
+    before = {key: tensor.clone() for key, tensor in pipe.transformer.state_dict().items()}
+    loaded = loraforge.load_into(pipe, file, name="style", **named)
+    assert loaded.modules == len(updates) > 0
+    for path, update in updates.items():
+        layer = pipe.transformer.get_submodule(path)
+        assert layer.active_adapters == ["style"]
+        assert share(layer.get_delta_weight("style").double().numpy(), update) <= UPDATE, path
+    pipe.unload_lora_weights()
+    after = pipe.transformer.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[key], tensor) for key, tensor in before.items())
+
+
+def _wide(part: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    return {"text_encoder": encoders.t5(sizes[part]), "tokenizer": encoders.t5_words()}
+
+
+def _of_flux(sizes: dict[str, Any]) -> dict[str, Any]:
+    second = {f"{name}_2": part for name, part in _wide("joint_attention_dim", sizes).items()}
+    first = {"text_encoder": encoders.clip(sizes["pooled_projection_dim"]), "tokenizer": encoders.clip_words()}
+    return first | second
+
+
+def _of_sd3(sizes: dict[str, Any]) -> dict[str, Any]:
+    third = {f"{name}_3": part for name, part in _wide("joint_attention_dim", sizes).items()}
+    both = {f"text_encoder{n}": encoders.clip_projected(8, sizes["pooled_projection_dim"] // 2) for n in ("", "_2")}
+    return both | {f"tokenizer{n}": encoders.clip_words() for n in ("", "_2")} | third
+
+
+WHOLE: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], dict[str, Any]]] = {
+    "flux": (_of_flux, {"height": 32, "width": 32, "max_sequence_length": 8}),
+    "sd3": (_of_sd3, {"height": 32, "width": 32, "max_sequence_length": 8}),
+    "wan": (partial(_wide, "text_dim"), {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 8}),
+    "ltx": (partial(_wide, "caption_channels"), {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 8}),
+}
+"""Architecture -> its text encoders, as wide as the transformer takes, and the arguments of a call."""
+
+
+def latents(pipe: Any, options: dict[str, Any]) -> torch.Tensor:
+    noise = torch.Generator().manual_seed(0)
+    made = pipe(prompt="a cat", num_inference_steps=2, generator=noise, output_type="latent", **options)
+    return made[0].detach()
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if name in TABLE])
+def test_a_prompt_gives_what_the_update_in_the_weights_gives(name: str, tmp_path: Path) -> None:
+    encoders_of, options = WHOLE[name]
+    tiny = Tiny(name, 0)
+    tiny.config["out_channels"] = tiny.config["in_channels"]  # what is denoised has the width of the noise
+    file = tmp_path / "style.safetensors"
+    updates = trained(tiny, file, "to_q", "to_out.0", "proj")
+    pipe = pipeline(tiny, tiny.model(), **encoders_of(tiny.config))
+    pipe.set_progress_bar_config(disable=True)
+    plain = latents(pipe, options)
+    loraforge.load_into(pipe, file, trained_scale=SCALE, architecture=name)
+    with_it = latents(pipe, options)
+    pipe.unload_lora_weights()
+    assert torch.equal(latents(pipe, options), plain)
+    for path, update in updates.items():
+        pipe.transformer.get_submodule(path).weight.data += torch.from_numpy(update).float()
+    assert share(with_it.numpy(), latents(pipe, options).numpy()) <= 1e-5 < share(with_it.numpy(), plain.numpy())
+
+
+@pytest.mark.parametrize("name", [name for name in ("flux", "wan") if name in TABLE])
+def test_projections_that_an_attention_fused_by_itself(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """Diffusers computes q, k and v by one layer there, and an adapter of one of them would do nothing."""
+    tiny = Tiny(name, 0)
+    trained(tiny, tmp_path / "style.safetensors", "to_q", "add_k_proj")
+    pipe, way = pipeline(tiny, tiny.model()), {"trained_scale": SCALE, "architecture": name}
+    pipe.transformer.fuse_qkv_projections()
+    fused = {path for path, _ in pipe.transformer.named_modules() if path.endswith(tuple(FUSED))}
+    with monkeypatch.context() as broken:
+        broken.setattr("loraforge.live.load_into.set_strength", lambda *_: 1 / 0)
+        with pytest.raises(LoraforgeError, match="ZeroDivisionError"):
+            loraforge.load_into(pipe, tmp_path / "style.safetensors", **way)
+    assert fused == {path for path, _ in pipe.transformer.named_modules() if path.endswith(tuple(FUSED))} != set()
+    assert all(m.fused_projections for m in pipe.transformer.modules() if hasattr(m, "fused_projections"))
+    loaded = loraforge.load_into(pipe, tmp_path / "style.safetensors", **way)
+    assert any("were unfused" in note for note in loaded.notes)
+    adapted = {path for path, layer in pipe.transformer.named_modules() if hasattr(layer, "lora_A")}
+    assert len(adapted) == loaded.modules
+    for path in adapted:
+        assert not getattr(pipe.transformer.get_submodule(path.rpartition(".")[0]), "fused_projections", False)
+
+
+def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    sd3, flux = Tiny("sd3", 0), Tiny("flux", 0)
+    trained(flux, tmp_path / "style.safetensors")
+    pipe = pipeline(sd3, sd3.model())
+    title = architecture("flux").title
+    with pytest.raises(
+        LoraforgeError, match=f"style.safetensors is one of {title}, and the transformer is of"
+    ) as refused:
+        loraforge.load_into(pipe, tmp_path / "style.safetensors", trained_scale=SCALE)
+    assert architecture("sd3").title in refused.value.message
+    assert not hasattr(pipe.transformer, "peft_config")
+
+
+def test_the_pipeline_decides_where_the_names_are_those_of_two_models(tmp_path: Path) -> None:
+    flux, sd3 = Tiny("flux", 0), Tiny("sd3", 0)
+    flux.config.update(attention_head_dim=12, axes_dims_rope=[4, 4, 4])  # as wide as the other
+    updates = trained(flux, tmp_path / "style.safetensors", "attn.add_q_proj", "attn.add_k_proj")
+    adapter = loraforge.read(tmp_path / "style.safetensors", trained_scale=SCALE)
+    assert {adapter.architecture, *adapter.rivals} >= {"flux", "sd3"}
+    for tiny in (flux, sd3):
+        pipe = pipeline(tiny, tiny.model())
+        assert loraforge.load_into(pipe, adapter).modules == len(updates)
+
+
+class TwoTransformers:
+    """As Wan 2.2's pipeline has them."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self.transformer, self.transformer_2 = first, second
+
+
+def test_two_transformers_are_asked_about(tmp_path: Path) -> None:
+    flux = Tiny("flux", 0)
+    trained(flux, tmp_path / "style.safetensors", "to_q")
+    pipe, options = TwoTransformers(flux.model(), flux.model()), {"trained_scale": SCALE, "architecture": "flux"}
+    with pytest.raises(LoraforgeError, match="TwoTransformers has two transformers") as refused:
+        loraforge.load_into(pipe, tmp_path / "style.safetensors", **options)
+    lines = [remedy.command for remedy in refused.value.remedies]
+    assert lines == ["load_into(pipe.transformer, adapter)", "load_into(pipe.transformer_2, adapter)"]
+    known = {
+        "pipe": pipe,
+        "adapter": tmp_path / "style.safetensors",
+        "load_into": partial(loraforge.load_into, **options),
+    }
+    exec(lines[1], known)
+    assert not hasattr(pipe.transformer, "peft_config") and pipe.transformer_2.peft_config
+    one = TwoTransformers(flux.model(), None)  # as in Wan 2.1, and in 2.2 at 5B
+    loraforge.load_into(one, tmp_path / "style.safetensors", **options)
+    with pytest.raises(LoraforgeError, match="the transformer of TwoTransformers is None") as refused:
+        loraforge.load_into(TwoTransformers(None, flux.model()), tmp_path / "style.safetensors", **options)
+    assert [remedy.command for remedy in refused.value.remedies] == ["load_into(pipe.transformer_2, adapter)"]
