@@ -102,7 +102,7 @@ def _moved(arch: Architecture, a: Checkpoint, b: Checkpoint) -> tuple[dict[str, 
             for segment, rows in zip(stack, arch.sizes(stack, shape[0]) or (), strict=True):
                 every[segment].add((rows, shape[1]))
     sizes = {segment: next(iter(every[segment])) for segment in arch.segments if len(every[segment]) == 1}
-    return sizes, len(moved), [key for _, key in unknown]
+    return sizes, len(moved), list(dict.fromkeys(key for _, key in unknown))
 
 
 def proposed(measured: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, tuple[str, str]]:
