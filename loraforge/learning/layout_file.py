@@ -83,11 +83,11 @@ def _layout(modules: Mapping[str, Any], dropped: Dropped, names: Mapping[str, An
     """Dropped keys that differ in numbers alone become one template."""
     groups, templates = defaultdict[str, list[str]](list), dict[str, str]()
     for key in dropped:
-        groups[".".join(slots(key)[0])].append(key)
-    for keys in groups.values():
+        groups[slots(key)[0]].append(key)
+    for pattern, keys in groups.items():
         columns, holes = zip(*(slots(key)[1] for key in keys), strict=True), iter("ijklmnop")
         numbers = [column[0] if len({*column}) == 1 else f"{{{next(holes)}}}" for column in columns]
-        templates[filled(slots(keys[0])[0], numbers)] = dropped[keys[0]]
+        templates[filled(pattern, numbers)] = dropped[keys[0]]
     return _given(modules=modules, parameters=names, dropped=templates)
 
 

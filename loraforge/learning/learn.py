@@ -15,7 +15,7 @@ from loraforge.files.destination import Destination, replacing
 from loraforge.learning.checkpoint import Checkpoint, open_checkpoint
 from loraforge.learning.layout_file import as_toml, named, new_architecture, new_layout, stacks
 from loraforge.learning.matching import match
-from loraforge.learning.templates import Entry, Left, entries, modules_of
+from loraforge.learning.templates import Entry, Left, entries, modules_of, slots
 from loraforge.names.catalog import architecture, known_without
 from loraforge.names.check import check
 from loraforge.names.layout import Architecture, Layout
@@ -84,9 +84,7 @@ def learn(
     brief = {why: _short(paths) for why, paths in left_out.items()}
     reasons = [f"{why}: {', '.join(paths)}" for why, paths in brief.items()]
     if not every:
-        raise LoraforgeError(
-            f"Of {a} and {b} nothing is left that a layout can say. {'; '.join(reasons)}", _skeleton(a)
-        )
+        raise LoraforgeError(f"Of {a} and {b} nothing is left. {'; '.join(reasons)}", _skeleton(a))
     made = f"Learned by `{command('loraforge', 'layouts', 'learn', a.name, b.name)}` from the numbers of both."
     comment = "".join(f"# {line}\n" for line in (made, *(f"Left out, {reason}" for reason in reasons)))
     text = f"{comment}{as_toml(tables)}\n"
@@ -106,6 +104,7 @@ def _remarks(every: Sequence[Entry]) -> Iterator[tuple[str, str]]:
         swapped = any(x[0] == y[0] and x[1] > y[1] for k, y in enumerate(order) for x in order[:k])
         if len(parts) > 1:
             yield "swapped" if swapped else "stacked", f"{text} = {', '.join(_where(*part) for part in parts)}"
+    yield from (("stacked", f"{entry.b} = {', '.join(entry.a)}") for entry in every if len({*entry.a}) > 1)
     yield from (("literal", f"{entry.b}: only this block is built so") for entry in every if entry.literal)
     if not any("{" in entry.b for entry in every):
         yield "literal", "no number counts blocks: give checkpoints of three blocks or more"
@@ -181,7 +180,7 @@ def _in_segments(every: Sequence[Entry], arch: Architecture, layout: Layout, lef
 
 def _short(paths: Sequence[str]) -> list[str]:
     """The paths with `*` for their numbers, each once."""
-    return [*dict.fromkeys(re.sub(r"(?<![^.])[0-9]+(?![^.])", "*", path) for path in paths)]
+    return list(dict.fromkeys(slots(path, "*")[0] for path in paths))
 
 
 def _skeleton(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -16,7 +17,7 @@ Left = defaultdict[str, list[str]]
 """Why -> the modules of B that are left out for it."""
 _MOST_RUNS = 256
 """More than that are rows that were shuffled, which no list of segments is to repeat."""
-_SLOT = "#"
+_NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,5})(?![^.])")
 
 
 class Entry(NamedTuple):
@@ -42,15 +43,13 @@ def modules_of(runs: Runs, a: Checkpoint, b: Checkpoint, left_out: Left) -> list
     """The modules of B whose parameters are cut alike, and are all that the modules of A have."""
     modules = list[Entry]()
     for path, keys in b.modules.items():
-        names = {(key.rpartition(".")[2], run.key.rpartition(".")[2]) for key in keys for run in runs.get(key, ())}
+        stacks = [(key, runs.get(key, ())) for key in keys]
+        names = {(key.rpartition(".")[2], run.key.rpartition(".")[2]) for key, stack in stacks for run in stack}
+        common = tuple(sorted(names)), any(key == f"{path}.weight" and b.is_matrix(key) for key in keys)
         cuts = list[Entry]()
-        for key, stack in ((key, runs.get(key, ())) for key in keys):
+        for _, stack in stacks:
             spans = tuple((run.start, run.stop, a.length(run.key)) for run in stack)
-            matrix, of_a = (
-                b.is_matrix(key) and key == f"{path}.weight",
-                tuple(run.key.rpartition(".")[0] for run in stack),
-            )
-            cuts.append(Entry(path, of_a, spans, tuple(sorted(names)), matrix))
+            cuts.append(Entry(path, tuple(run.key.rpartition(".")[0] for run in stack), spans, *common))
         if not all(cut.a for cut in cuts):
             left_out["equal numbers stand in several places"].append(path or ", ".join(keys))
         elif len(cuts[0].a) > _MOST_RUNS:
@@ -65,10 +64,9 @@ def modules_of(runs: Runs, a: Checkpoint, b: Checkpoint, left_out: Left) -> list
 def _whole(modules: list[Entry], left_out: Left) -> list[Entry]:
     """Less what shares a module of A with rows that are left out, or that are in B twice."""
     spans, broken = defaultdict[str, list[tuple[Fraction, Fraction]]](list), dict[str, str]()
-    for path, share in (
-        (path, share) for module in modules for path, share in zip(module.a, module.shares(), strict=True)
-    ):
-        spans[path].append(share)
+    for module in modules:
+        for path, share in zip(module.a, module.shares(), strict=True):
+            spans[path].append(share)
     for path, shares in spans.items():
         starts, stops = zip(*sorted(shares), strict=True)
         if (0, *stops) != (*starts, 1):
@@ -80,20 +78,18 @@ def _whole(modules: list[Entry], left_out: Left) -> list[Entry]:
     return _whole([module for module in modules if not broken.keys() & {*module.a}], left_out) if broken else modules
 
 
-def slots(path: str) -> tuple[list[str], list[str]]:
-    """A module path with `#` for its numbers, and the numbers."""
-    tokens = path.split(".")
-    pattern = [token if Template("{i}").match(token) is None else _SLOT for token in tokens]
-    return pattern, [token for token, slot in zip(tokens, pattern, strict=True) if slot == _SLOT]
+def slots(path: str, slot: str = "#") -> tuple[str, list[str]]:
+    """A path with `slot` for its numbers, and the numbers."""
+    return _NUMBER.sub(slot, path), _NUMBER.findall(path)
 
 
-def filled(pattern: Iterable[str], numbers: Iterable[str]) -> str:
+def filled(pattern: str, numbers: Iterable[str]) -> str:
     """The path with these numbers."""
     rest = iter(numbers)
-    return ".".join(next(rest) if token == _SLOT else token for token in pattern)
+    return re.sub("#", lambda _: next(rest), pattern)
 
 
-def entries(modules: Iterable[Entry], paths: Iterable[str]) -> list[Entry]:
+def entries(modules: Iterable[Entry], paths: Sequence[str]) -> list[Entry]:
     """Templates for every module, as few as there are; what no template explains is one by itself.
 
     A number becomes `{i}` if it counts 0, 1, 2, ... over the modules of one pattern, and each path of A has it too;
@@ -106,10 +102,9 @@ def entries(modules: Iterable[Entry], paths: Iterable[str]) -> list[Entry]:
         odd = [pair for pair in module.names if pair[0] != pair[1]]
         groups[repr((patterns, module.shares(), sizes, odd, module.matrix))].append(module)
     every, last = list(chain(*map(_generalised, groups.values()))), dict[str, int]()
-    starts = {f"{Template(text).container}." for entry in every for text in (entry.b, *entry.a) if "{" in text}
-    for start, path in ((start, path) for path in paths for start in starts if path.startswith(start)):
-        number = path[len(start) :].partition(".")[0]
-        last[start] = max(last.get(start, 0), int(number) if number.isdecimal() else 0)
+    for start in sorted({f"{Template(t).container}." for entry in every for t in (entry.b, *entry.a) if "{" in t}):
+        numbers = [path.removeprefix(start).partition(".")[0] for path in paths if path.startswith(start)]
+        last[start] = max(int(number) for number in numbers if number.isdecimal())
     every = [_ending(entry, last) for entry in every]
     while clashing := [entry for entry in every if "{" in entry.b and any(_clash(entry, other) for other in every)]:
         every = [entry for entry in every if entry not in clashing]
@@ -122,7 +117,7 @@ def _generalised(modules: Sequence[Entry]) -> Iterator[Entry]:
     patterns = [pattern for pattern, _ in table[0]]
     columns = [list(zip(*(numbers for _, numbers in side), strict=True)) for side in zip(*table, strict=True)]
     # layers in a row, `mlp.0` and `mlp.1`, are no blocks; a table of each block, `blocks.0`, is no layer
-    is_list = modules[0].matrix and all(pattern[-1] == _SLOT for pattern in patterns)
+    is_list = modules[0].matrix and all(pattern.endswith("#") for pattern in patterns)
     for n, column in enumerate(columns[0]):
         values = sorted({*map(int, column)})
         if len(values) > 1 and (values != [*range(len(values))] or (is_list and n + 1 == len(columns[0]))):
@@ -140,17 +135,14 @@ def _generalised(modules: Sequence[Entry]) -> Iterator[Entry]:
 
 def _ending(entry: Entry, last: Mapping[str, int]) -> Entry:
     """With `{last}` for the number of the last block, if the entry is of one module that is in this block."""
-    texts, numbers = list[str](), set[int]()
-    for path in (entry.b, *entry.a):
-        start = next((s for s, number in last.items() if f"{path}.".startswith(f"{s}{number}.")), None)
-        numbers |= {last[start]} if start else set()
-        texts.append(f"{start}{{last}}{path[len(f'{start}{last[start]}') :]}" if start else path)
-    if len(entry.modules) == len(numbers) == 1 and all("{last}" in text for text in texts):
-        return entry._replace(b=texts[0], a=tuple(texts[1:]))
-    inside = any(
-        path[len(start) :][:1].isdecimal() for path in (entry.b, *entry.a) for start in last if path.startswith(start)
-    )
-    return entry._replace(literal=entry.literal or inside)
+    paths = [(path, start) for path in (entry.b, *entry.a) for start in last if path.startswith(start)]
+    inside = [(start, *path.removeprefix(start).partition(".")) for path, start in paths if slots(path)[1]]
+    inside = [parts for parts in inside if parts[1].isdecimal()]
+    ends = {number for start, number, *_ in inside if number == str(last[start])}
+    if len(entry.modules) == len(ends) == 1 and len(inside) == 1 + len(entry.a) and ends == {n for _, n, *_ in inside}:
+        b, *a = (f"{start}{{last}}{dot}{rest}" for start, _, dot, rest in inside)
+        return entry._replace(b=b, a=tuple(a))
+    return entry._replace(literal=entry.literal or bool(inside))
 
 
 def _clash(one: Entry, other: Entry) -> bool:
