@@ -26,6 +26,7 @@ from loraforge.errors import (
     LoraforgeError,
     NamesError,
     NoAdapterError,
+    ReadingsError,
     ScaleError,
     Try,
     VariantError,
@@ -68,7 +69,7 @@ def diagnosed(
     except LoraforgeError as fault:
         if form and _reads(form, file):
             raise
-        as_commands(fault, "loraforge", "convert", path, "--to", "diffusers")
+        as_commands(fault, "loraforge", "convert", path, "--to", "diffusers", *_architecture(stated))
         unknown_names = form is None or type(fault) in (FormatError, NamesError)
         hopeless = _hopeless(path, _unread(fault), fault)
         return _by_names(hopeless, form, file, program) if unknown_names else hopeless, None
@@ -79,6 +80,11 @@ def diagnosed(
     return replace(diagnosis, remedies=tuple(completed)), adapter
 
 
+def _architecture(stated: Stated) -> list[str]:
+    """The architecture that the user states, as options of the command line."""
+    return ["--architecture", name] if (name := stated.get("architecture")) else []
+
+
 def _reads(form: Format, file: TensorFile) -> bool:
     """Whether the file can be read if the user states nothing: then the statement is at fault."""
     with suppress(LoraforgeError):
@@ -87,7 +93,12 @@ def _reads(form: Format, file: TensorFile) -> bool:
     return False
 
 
-_REFUSED = {BaseError: Kind.WRONG_BASE, NoAdapterError: Kind.NOTHING, VariantError: Kind.MORE_THAN_FACTORS}
+_REFUSED = {
+    BaseError: Kind.WRONG_BASE,
+    NoAdapterError: Kind.NOTHING,
+    VariantError: Kind.MORE_THAN_FACTORS,
+    ReadingsError: Kind.TWO_READINGS,
+}
 
 
 def _unread(fault: LoraforgeError) -> Verdict:
@@ -98,7 +109,9 @@ def _unread(fault: LoraforgeError) -> Verdict:
 
 def _hopeless(path: str | Path, verdict: Verdict, error: LoraforgeError) -> Diagnosis:
     again = ("loraforge", "doctor", path)
-    mend = (replace(r.added_to(*again) if r.instead else r, why="") for r in error.remedies)
+    readings = isinstance(error, ReadingsError)  # only the reasons tell the lines apart
+    lines = (r.added_to(*again) if r.instead else r for r in error.remedies)
+    mend = (line if readings else replace(line, why="") for line in lines)
     return Diagnosis(str(path), verdict, (), (), (), tuple(mend))
 
 
@@ -126,7 +139,7 @@ def _judged(
     measured = None if file.absent else numbers(adapter, file)
     rows = (outlook(runtime(program), form, file, adapter),) if program else outlooks(form, file, adapter)
     own = next((o for o in rows if program or runtime(o.runtime).format == form.name), None)
-    own = own or next((o for o in rows if o.applied), None)
+    own = own or min((o for o in rows if o.applied), key=lambda o: _elsewhere_scaled(o, adapter), default=None)
     in_base = _InBase() if base is None else _in_base(path, base, stated, drop)
     if in_base.fits and not adapter.shown:
         adapter = replace(adapter, shown=f"its modules are those of {told(Path(str(base)))}")
@@ -164,12 +177,19 @@ def _judged(
         again = ("loraforge", "doctor", path, "--base", base or "")
         mend = (replace(remedy.added_to(*again), why="") for remedy in unread.remedies)
     left_out = [word for pattern in drop for word in ("--drop", pattern)]
+    left_out += _architecture(stated)
     mend = (replace(remedy, of=(*remedy.of, *left_out)) if remedy.of else remedy for remedy in mend)
     stamp = _whole_entry(file, rows, verdict)
     fix = stamp if stamp and own and own.lacks else (*stamp, *mend)
     sizes = {module: size for module, size in measured.sizes.items() if math.isfinite(size)} if measured else {}
     every_note = (*notes, *adapter.notes, *more)
     return Diagnosis(str(path), verdict, tuple(facts), rows, every_note, fix, sizes)
+
+
+def _elsewhere_scaled(row: Outlook, adapter: Adapter) -> bool:
+    """Whether a program of another model multiplies by a number of its own, which says little of this adapter."""
+    program = runtime(row.runtime)
+    return program.architecture != adapter.architecture and program.times != 1.0
 
 
 def _whole_entry(file: TensorFile, rows: Sequence[Outlook], verdict: Verdict) -> tuple[Try, ...]:

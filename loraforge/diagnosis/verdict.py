@@ -31,6 +31,7 @@ class Kind(Enum):
     NO_PROGRAM = "cannot tell"
     SCALE_AMBIGUOUS = "cannot tell ({choices})"
     SCALE_ASSUMED = "cannot tell ({scales})"
+    TWO_READINGS = "cannot tell (two scales)"
     COARSE = "cannot tell (float16 is too coarse for it)"
     NO_TENSORS = "cannot tell (without the tensors)"
     NO_ARCHITECTURE = "cannot tell (which architecture)"
@@ -137,6 +138,9 @@ def remedies(
 def _conversion(path: str | Path, adapter: Adapter, own: Outlook | None, stated: Statement) -> Iterator[Try]:
     """The conversion that makes a file that the program applies as trained, and what to change in the program."""
     to = runtime(own.runtime).format if own else "diffusers"
+    kept = adapter.source.format if adapter.source else to
+    if own and own.applied == own.modules and "alpha" in runtime(own.runtime).sees and own.ratios and kept in formats():
+        to = kept  # the program knows these names, and reads the scale that is written with them
     scale = stated.options if adapter.scale.provenance == "given" else ()
     known = formats().get(to)
     if known is None or known.writer is None:

@@ -17,7 +17,8 @@ from loraforge.format.protocol import Format, Found
 from loraforge.format.registry import formats, named
 from loraforge.hub.address import perhaps
 from loraforge.hub.folder import reach
-from loraforge.scale.rule import Choice
+from loraforge.names.catalog import architecture, holding
+from loraforge.scale.rule import Choice, Statement
 from loraforge.text import command, listed
 
 _MOST = 50
@@ -82,18 +83,34 @@ def locate(
 
 
 def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile], choice: Choice) -> list[_Located]:
-    """The formats whose readings differ: of those that read a file alike, the first."""
-    if len(claiming) < 2:
-        return claiming
-    readings = dict[object, _Located]()
-    for form, one in claiming:
-        try:
-            read = form.read(files[one.path], choice)
-            same: object = (one.path, read.architecture, read.layout, frozenset(read.modules), read.scale.provenance)
-        except LoraforgeError:
-            same = form.name
-        readings.setdefault(same, (form, one))
-    return list(readings.values())
+    """The formats without those that say no more of a file than another one.
+
+    Of two that read it alike, one that is made for a single architecture stays; otherwise the first.
+    """
+    claiming = sorted(claiming, key=lambda one: len(one[0].layouts) != 1)
+    readings = [_meanings(form, files[one.path], choice) for form, one in claiming] if len(claiming) > 1 else []
+    kept = list(claiming)
+    for n, mine in enumerate(readings):
+        wider = (m for m, other in enumerate(readings) if m != n and mine <= other and (mine != other or m < n))
+        if mine and any(claiming[m] in kept and claiming[m][1].path == claiming[n][1].path for m in wider):
+            kept.remove(claiming[n])
+    return kept
+
+
+def _meanings(form: Format, file: TensorFile, choice: Choice) -> set[object]:
+    """Each architecture whose modules are all of the file's, as a format reads it, with what these modules stack."""
+    at_once = Statement(trained_scale=1.0, override=True)  # what is wrong with its scale is told when it is read
+    try:
+        paths = form.read(file, replace(choice, stated=at_once)).modules
+    except LoraforgeError:
+        return set()
+    layouts = {name: architecture(name).layouts[form.layouts[name]] for name in holding(paths, form.layouts)}
+    return {
+        (name, path, layout.stacked(path), located[1])
+        for name, layout in layouts.items()
+        for path in paths
+        if (located := layout.locate(path))
+    }
 
 
 def _resolved(source: Path) -> tuple[Path, tuple[str, ...]]:

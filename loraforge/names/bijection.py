@@ -42,7 +42,7 @@ def built(data: Mapping[str, Any]) -> Architecture:
         {segment: ratios.get(segment, 1) for segment in data.get("segments", ())},
         variants,
         layouts,
-        {segment: tuple(names) for segment, names in data.get("parameters", {}).items()},
+        _parameters(data),
         {segment: what for what, segments in kinds.items() for segment in segments},
         data.get("config", {}),
         data.get("told_by", ""),
@@ -63,6 +63,13 @@ def _layout(name: str, table: Mapping[str, Any], kinds: Mapping[str, Any]) -> La
     own = tuple(map(Template, table.get("own", ())))
     parameters = {segment: tuple(names) for segment, names in table.get("parameters", {}).items()}
     return Layout(name, modules, frozenset(absent), dropped, axes, own, parameters)
+
+
+def _parameters(data: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The parameters of segments that have others than weight and bias; `*` stands for those not listed."""
+    stated = {**data.get("parameters", {})}
+    others = dict.fromkeys(data.get("segments", ()), tuple(stated.pop("*", ())))
+    return {s: names for s, names in (others | {s: tuple(names) for s, names in stated.items()}).items() if names}
 
 
 def _variant(name: str, table: Mapping[str, Any]) -> Variant:
@@ -86,7 +93,7 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
     kinds, variants, told_by = data.get("unadapted", {}), data.get("variants", {}), data.get("told_by")
     named = {
         "rows": list(data.get("rows", {})),
-        "parameters": list(data.get("parameters", {})),
+        "parameters": [segment for segment in data.get("parameters", {}) if segment != "*"],
         "told_by": [told_by] if told_by is not None else [],
         "dimensions": list(data.get("dimensions", {})),
         **{f"unadapted {what!r}": segments for what, segments in kinds.items()},

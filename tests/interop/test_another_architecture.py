@@ -141,10 +141,10 @@ def test_a_run_is_of_another_model(adapter: Path, base: Path) -> None:
 def test_push_names_its_own_pipeline(repo: str, pipeline: str, task: str, form: str, hub: Hub, tmp_path: Path) -> None:
     hub.add(repo, {"README.md": b"---\nlicense: other\n---\n"})
     text = {"in_channels": 16, "guidance_embeds": True, "image_condition_type": None} if repo == TEXT else {}
-    adapter, plugin = trained(tiny(**text), tmp_path / "adapter"), ("--plugin", TOML)
-    made = hub.run(*plugin, "convert", adapter, "--to", form, "--base-model", repo, "-o", tmp_path / "out")
+    adapter = trained(tiny(**text), tmp_path / "adapter")
+    made = hub.run("convert", adapter, "--to", form, "--base-model", repo, "-o", tmp_path / "out")
     assert made.returncode == 0, made.stderr
-    done = hub.run(*plugin, "push", tmp_path / "out", "me/style")
+    done = hub.run("push", tmp_path / "out", "me/style")
     assert done.returncode == 0, done.stderr
     card = hub.files("me/style")["README.md"].decode()
     front = yaml.safe_load(card.split("---")[1])

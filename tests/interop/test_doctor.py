@@ -257,7 +257,7 @@ def test_the_project_was_born_from_this(tmp_path: Path) -> None:
     assert "loraforge convert pytorch_lora_weights.safetensors --to diffusers --trained-by cogvideo" in page
     assert "1/128" in said.why
     line, then = said.fix
-    assert line == f"loraforge convert {file} --to diffusers --trained-by cogvideo"
+    assert line == f"loraforge convert {file} --architecture cogvideox --to diffusers --trained-by cogvideo"
     assert "lora_scale=1.0" in then
     report = loraforge.convert(
         file, to="diffusers", out=tmp_path / "right", trained_by="cogvideo", architecture="cogvideox"

@@ -9,41 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 from helpers import encoders
 from helpers.tiny import TABLE, Tiny, tiny_models
 from helpers.tolerance import UPDATE, share
-from safetensors.numpy import save_file
+from helpers.trained import SCALE, trained
 
 import loraforge
 from loraforge.errors import LoraforgeError
 from loraforge.format.registry import formats
 from loraforge.live.acting import FUSED
+from loraforge.live.target import of_its_model
 from loraforge.names.catalog import architecture
 
-SCALE, RANK = 0.5, 3
 FLAVOURS = ["diffusers", "comfyui", "kohya"]
-Updates = dict[str, np.ndarray]
-
-
-def trained(tiny: Tiny, file: Path, *words: str) -> Updates:
-    """A Diffusers file that adapts every matrix whose path ends with one of the words, and its updates in float64."""
-    rng, state, updates = np.random.default_rng(5), dict[str, np.ndarray](), Updates()
-    for path, segment, _, shape in tiny.placed:
-        if segment in tiny.whole.unadapted or len(shape) < 2 or not path.endswith(words or ("",)):
-            continue
-        rows = tiny.state[f"{path}.weight"].shape[0]
-        B, A = rng.standard_normal((rows, RANK)), rng.standard_normal((RANK, int(np.prod(shape[1:]))))
-        kernel = shape[2:]
-        state[f"transformer.{path}.lora_A.weight"] = (A * 0.2).astype("f4").reshape(RANK, *shape[1:])
-        state[f"transformer.{path}.lora_B.weight"] = (B * 0.2).astype("f4").reshape(rows, RANK, *[1] * len(kernel))
-        factors = (state[f"transformer.{path}.lora_{f}.weight"].astype("f8").reshape(-1, n) for f, n in
-                   (("B", RANK), ("A", A.shape[1])))  # fmt: skip
-        updates[path] = SCALE * np.matmul(*factors).reshape(rows, *shape[1:])
-    save_file(state, file)
-    return updates
 
 
 def pipeline(tiny: Tiny, transformer: Any, **more: Any) -> Any:
@@ -172,6 +152,7 @@ def test_the_pipeline_decides_where_the_names_are_those_of_two_models(tmp_path: 
     assert {adapter.architecture, *adapter.rivals} >= {"flux", "sd3"}
     for tiny in (flux, sd3):
         pipe = pipeline(tiny, tiny.model())
+        assert of_its_model(pipe.transformer, adapter).architecture == tiny.name
         assert loraforge.load_into(pipe, adapter).modules == len(updates)
 
 

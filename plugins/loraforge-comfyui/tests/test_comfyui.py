@@ -1,10 +1,6 @@
-"""Both formats keep what the conformance kit asks for."""
+"""The format keeps what the conformance kit asks for."""
 
 from loraforge.testing import FormatConformance
-
-
-class TestNative(FormatConformance):
-    format = "comfyui-native"
 
 
 class TestWrapper(FormatConformance):

@@ -201,3 +201,9 @@ def test_what_only_last_blocks_have_has_that_hole_in_every_layout() -> None:
     data["layouts"]["b"]["modules"] |= {"y.{last}.end": ["scale"], "y.{i}.shift": ["shift"]}
     with pytest.raises(LayoutError, match="segment 'shift' is indexed differently"):
         parse(data, "ending.toml")
+
+
+def test_a_star_names_the_parameters_of_all_others() -> None:
+    arch = parse(ENDING | {"parameters": {"*": ["weight"], "out": ["table"]}}, "ending.toml")
+    assert [arch.named((segment,)) for segment in ("mod", "shift", "out")] == [("weight",), ("weight",), ("table",)]
+    assert parse(ENDING, "ending.toml").named(("mod",)) == ("weight", "bias")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
+import loraforge
 from loraforge.errors import ReadingsError, ScaleError
 from loraforge.scale.split_qkv import APART, WHOLE, Parts, Stacks, parts
 
@@ -109,3 +115,108 @@ def test_where_the_alphas_show_nothing_it_asks(alphas: dict[str, Any]) -> None:
 
 def test_modules_without_segments_are_never_read_apart() -> None:
     assert look({"proj": 1.0}, SPLIT).counts == {}
+
+
+FLUX = {
+    "double_blocks.0.img_attn.qkv": (8, 8, 8),
+    "double_blocks.0.img_attn.proj": (8,),
+    "single_blocks.0.linear1": (8, 8, 8, 32),
+}
+"""Module of Flux's own code -> the rows of what sd-scripts trains apart, at a width of 8."""
+INTO = {
+    "double_blocks.0.img_attn.qkv": [f"transformer_blocks.0.attn.{name}" for name in ("to_q", "to_k", "to_v")],
+    "double_blocks.0.img_attn.proj": ["transformer_blocks.0.attn.to_out.0"],
+    "single_blocks.0.linear1": [
+        f"single_transformer_blocks.0.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+    ],
+}
+
+
+def trained(path: Path, metadata: dict[str, str] | None = None) -> dict[str, np.ndarray]:
+    """Save Flux layers of rank 2 and alpha 1 as LoRANetwork.state_dict does; gives the updates in Diffusers' names."""
+    random, file, updates = np.random.default_rng(1), dict[str, np.ndarray](), dict[str, np.ndarray]()
+    for module, heights in FLUX.items():
+        ups = [random.standard_normal((height, 2)).astype(np.float32) for height in heights]
+        downs = [random.standard_normal((2, 8)).astype(np.float32) for _ in heights]
+        B, row = np.zeros((sum(heights), 2 * len(heights)), np.float32), 0
+        for part, (up, target) in enumerate(zip(ups, INTO[module], strict=True)):
+            B[row : row + len(up), 2 * part : 2 * part + 2] = up
+            row += len(up)
+            updates[target] = up.astype(np.float64) @ downs[part] / 2
+        name = f"lora_unet_{module.replace('.', '_')}"
+        file |= {
+            f"{name}.lora_up.weight": B,
+            f"{name}.lora_down.weight": np.concatenate(downs),
+            f"{name}.alpha": np.float32(1),
+        }
+    save_file({key: np.asarray(value) for key, value in file.items()}, path, metadata)
+    return updates
+
+
+HEADER = {"ss_network_dim": "2", "ss_network_alpha": "1.0", "ss_network_module": "networks.lora_flux", **SPLIT}
+
+
+def assert_same(path: Path, updates: dict[str, np.ndarray]) -> None:
+    written = load_file(path)
+    assert len(written) == 2 * len(updates)
+    for name, update in updates.items():
+        A, B = (written[f"transformer.{name}.lora_{factor}.weight"].astype(np.float64) for factor in "AB")
+        np.testing.assert_allclose(B @ A, update, rtol=0, atol=1e-6 * np.abs(update).max())
+
+
+def test_a_file_of_flux_acts_as_trained_in_every_format(tmp_path: Path) -> None:
+    updates = trained(tmp_path / "split.safetensors", HEADER)
+    report = loraforge.convert(
+        tmp_path / "split.safetensors", to="diffusers", out=tmp_path / "a.safetensors", architecture="flux"
+    )
+    assert report.scale.provenance == "recorded" and report.scalings == (0.5,)
+    assert_same(tmp_path / "a.safetensors", updates)
+    loraforge.convert(tmp_path / "split.safetensors", to="kohya", out=tmp_path / "k.safetensors", architecture="flux")
+    with safe_open(tmp_path / "k.safetensors", "np") as file:
+        assert "ss_network_args" not in file.metadata()
+    for entries in (None, HEADER):  # neither without our entry nor beside an older header is it read apart once more
+        save_file(load_file(tmp_path / "k.safetensors"), tmp_path / "again.safetensors", entries)
+        loraforge.convert(
+            tmp_path / "again.safetensors",
+            to="diffusers",
+            out=tmp_path / "b.safetensors",
+            architecture="flux",
+            force=True,
+        )
+        assert_same(tmp_path / "b.safetensors", updates)
+
+
+def test_without_a_header_convert_and_doctor_ask_with_lines_that_run(tmp_path: Path, cli: Any) -> None:
+    updates = trained(tmp_path / "bare.safetensors")
+    words = [tmp_path / "bare.safetensors", "--architecture", "flux"]
+    done = cli("convert", *words, "--to", "diffusers", "-o", tmp_path / "out.safetensors")
+    assert done.exit_code == 1 and not (tmp_path / "out.safetensors").exists()
+    apart, whole = re.findall(r"try: loraforge (.*?)   # (.*)", done.stderr)
+    assert (apart[1], whole[1]) == (
+        "with split_qkv: scale 0.5",
+        "without it, alpha over the stored rank: scales 0.125 to 0.5",
+    )
+    assert cli(*shlex.split(apart[0])).exit_code == 0
+    assert_same(tmp_path / "out.safetensors", updates)
+    assert cli(*shlex.split(whole[0]), "--force").exit_code == 0
+    shares = {name: 4 if name.startswith("single") else 1 if "to_out" in name else 3 for name in updates}
+    assert_same(tmp_path / "out.safetensors", {name: update / shares[name] for name, update in updates.items()})
+    said = cli("doctor", *words)
+    assert said.stdout.startswith("cannot tell (two scales): ") and said.exit_code == 1
+    for line in re.findall(r"(?:fix  )? +loraforge (convert .*?)   #", said.stdout):
+        assert cli(*shlex.split(line), "-o", tmp_path / "mended.safetensors", "--force").exit_code == 0, line
+
+
+def test_doctor_says_by_how_much_other_programs_are_too_weak_and_mends_it(tmp_path: Path, cli: Any) -> None:
+    trained(tmp_path / "split.safetensors", HEADER)
+    said = cli("doctor", tmp_path / "split.safetensors", "--architecture", "flux", "--runtime", "comfyui")
+    assert (
+        "every other program applies it 3x too weak in 1 modules (double_blocks.0.img_attn.qkv), 4x too weak in 1"
+        in said.output
+    )
+    assert said.stdout.startswith("1x to 4x too weak: ")
+    (line,) = re.findall(r"fix +loraforge (convert .*)", said.stdout)
+    assert "--to kohya" in line and "--architecture flux" in line
+    assert cli(*shlex.split(line), "-o", tmp_path / "mended.safetensors").exit_code == 0
+    mended = cli("doctor", tmp_path / "mended.safetensors", "--architecture", "flux", "--runtime", "comfyui")
+    assert mended.stdout.startswith("acts as trained") and "split_qkv" not in mended.output
