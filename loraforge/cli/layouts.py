@@ -98,9 +98,8 @@ def _split(ctx: click.Context, param: click.Parameter, given: str | tuple[str, .
 @layouts.command(short_help="Find the layout in which two checkpoints differ.")
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
-@value("-o --out", "PATH", "File to write (.toml).", type=PATH, required=True)
-@value("--onto", "ARCHITECTURE", "Add a layout to an architecture that knows A's or B's names.")
-@value("--architecture name", "NAME", "What to call a new architecture. Default: as the file.")
+@value("-o --out", "PATH", "File to write (.toml); a new architecture is called so.", type=PATH, required=True)
+@value("--onto", "ARCHITECTURE", "Add A's layout to an architecture that knows B's names.")
 @value("--names layouts", "A,B", "What to call both layouts. Default: original,diffusers.", callback=_split,
        default="original,diffusers")  # fmt: skip
 @value("--drop", "PATTERN=reason", "Leave out the tensors whose name matches (* and ?). Repeatable.", multiple=True,

@@ -100,10 +100,10 @@ def open_checkpoint(path: Path, drop: Sequence[tuple[str, str]] = ()) -> Checkpo
     others = {key.partition(".")[0] for key in file.tensors if not names and not key.startswith(prefix)}
     names = names or {key.removeprefix(prefix): key for key in file.tensors if key.startswith(prefix)}
     dropped = {key: why for key in names for pattern, why in drop if fnmatchcase(key, pattern)}
-    modules = defaultdict[str, list[str]](list)
+    table = defaultdict[str, list[str]](list)
     for key in sorted(names.keys() - dropped, key=lambda key: (-len(file.tensors[names[key]].shape), key)):
-        modules[key.rpartition(".")[0]].append(key)
-    modules = {path: modules[path] for path in sorted(modules)}
+        table[key.rpartition(".")[0]].append(key)
+    modules = {path: table[path] for path in sorted(table)}
     names = {key: names[key] for keys in modules.values() for key in keys}
     return Checkpoint(path, file, names, modules, dropped, sorted(others))
 

@@ -50,12 +50,11 @@ def learn(
     out: Path,
     *,
     onto: str | None = None,
-    name: str | None = None,
     layouts: tuple[str, str] = ("original", "diffusers"),
     drop: Sequence[tuple[str, str]] = (),
     force: bool = False,
 ) -> Learned:
-    """Write the TOML of an architecture with the layouts of A and B; `onto` a known one, the layout that is new there.
+    """Write the TOML of an architecture with A's and B's layouts, called as the file; `onto` one that has B's, A's alone.
 
     Raises LoraforgeError, and writes nothing, if a tensor of one side is not on the other and not dropped (`drop`:
     patterns of keys, and reasons), or if the file would not be sound; OutputError if `out` exists, unless `force`.
@@ -64,22 +63,26 @@ def learn(
         raise OutputError(f"{out}: a layout is a TOML file.", adding("-o", out.with_suffix(".toml")))
     if out.exists() and not force:
         raise OutputError(f"{out} exists.", adding("--force", why="replace it"))
-    name = onto or name or out.stem.lower().replace("-", "_")
+    name = onto or out.stem.lower().replace("-", "_")
     if not onto and (name in known_without(out.name) or not re.fullmatch("[a-z][a-z0-9_]*", name)):
         text = f"{name!r} is an architecture already, or no name of one: small letters, digits and underscores."
-        raise FormatError(text, adding("--architecture", "my_model"), adding("--onto", name, why="add a layout to it"))
-    sides = [open_checkpoint(a, drop), open_checkpoint(b, drop)]
+        raise FormatError(
+            text, adding("-o", out.with_name("my_model.toml")), adding("--onto", name, why="add a layout")
+        )
+    if onto and layouts[0] in architecture(onto).layouts:
+        text = f"{onto} has a layout {layouts[0]} already."
+        raise FormatError(text, adding("--names", f"mine,{layouts[1]}"))
+    sides = open_checkpoint(a, drop), open_checkpoint(b, drop)
     for pattern, _ in drop:
         if not any(fnmatchcase(key, pattern) for side in sides for key in side.dropped):
             raise LoraforgeError(f"--drop {pattern}: neither {a} nor {b} has such a tensor.", _skeleton(a))
     left_out, dropped = Left(list), [side.dropped for side in sides]
     if onto:
-        arch = architecture(onto)
-        layout, known = _known_side(arch, sides, layouts)
-        every = [*_in_segments(_entries(sides[1 - known], sides[known], left_out), arch, layout, left_out)]
-        tables = new_layout(arch, layout.name, every, layouts[1 - known], dropped[1 - known])
+        layout = _known(architecture(onto), sides[1])
+        every = [*_in_segments(_entries(*sides, left_out), architecture(onto), layout, left_out)]
+        tables = new_layout(architecture(onto), layout.name, every, layouts[0], dropped[0])
     else:
-        every = [*named(_entries(sides[0], sides[1], left_out))]
+        every = [*named(_entries(*sides, left_out))]
         tables = new_architecture(name, every, layouts, dropped)
     brief = {why: _short(paths) for why, paths in left_out.items()}
     reasons = [f"{why}: {', '.join(paths)}" for why, paths in brief.items()]
@@ -134,24 +137,14 @@ def _entries(a: Checkpoint, b: Checkpoint, left_out: Left) -> list[Entry]:
     return entries(modules_of(runs, a, b, left_out), [*b.modules, *a.modules])
 
 
-def _known_side(arch: Architecture, sides: Sequence[Checkpoint], names: tuple[str, str]) -> tuple[Layout, int]:
-    """The layout that one of the sides has, and which side. `names`: what the layouts are to be called.
-
-    Raises LoraforgeError if the architecture knows neither side, or has a layout of the other's name.
-    """
-    shares = {
-        (n, name): sum(layout.locate(path) is not None for path in sides[n].modules) / max(1, len(sides[n].modules))
-        for n in (1, 0)
-        for name, layout in arch.layouts.items()
-    }
-    known, name = max(shares, key=lambda pair: shares[pair])
-    if shares[known, name] <= 0.5:
-        text = f"Neither of {sides[0].path} and {sides[1].path} has the names of {arch.title}."
+def _known(arch: Architecture, side: Checkpoint) -> Layout:
+    """The layout that has most of the modules of a side. Raises LoraforgeError if none has half of them."""
+    counts = {name: sum(map(bool, map(layout.locate, side.modules))) for name, layout in arch.layouts.items()}
+    layout = arch.layouts[max(counts, key=lambda name: counts[name])]
+    if 2 * counts[layout.name] <= len(side.modules):
+        text = f"{side.path} does not have the names of {arch.title}. Give the checkpoint with known names second."
         raise LoraforgeError(text, command("loraforge", "layouts", arch.name))
-    if names[1 - known] in arch.layouts:
-        text = f"{arch.title} has a layout {names[1 - known]} already."
-        raise FormatError(text, adding("--names", ",".join("new" if n == names[1 - known] else n for n in names)))
-    return replace(arch.layouts[name], last=arch.layouts[name].last_block(sides[known].names)), known
+    return replace(layout, last=layout.last_block(side.names))
 
 
 def _in_segments(every: Sequence[Entry], arch: Architecture, layout: Layout, left_out: Left) -> Iterator[Entry]:
