@@ -10,7 +10,7 @@ from typing import Any, Literal
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
-from loraforge.format.keys import KeyStyle, Spelling
+from loraforge.format.keys import KeyStyle, Spelling, kinds
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
@@ -96,4 +96,4 @@ class DataFormat:
         return matching(self._paths(file), self.layouts, self.style.sep, wanted)
 
     def _paths(self, file: TensorFile) -> list[str]:
-        return [hit.path for hit in self.style.hits(file.tensors)]
+        return [hit.path for hit in self.style.hits(kinds(file.tensors))]

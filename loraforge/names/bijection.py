@@ -155,9 +155,8 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
         if not stack:
             yield Fault(f"{template.text!r} stacks no segment", (template.text,))
         for earlier in templates[:n]:
-            if template.ends(earlier) or earlier.ends(template):
-                continue
-            if template.overlaps(earlier) or template.overlaps(earlier, "_"):
+            clash = template.overlaps(earlier) or template.overlaps(earlier, "_")
+            if clash and not template.ends(earlier) and not earlier.ends(template):
                 text = f"{earlier.text!r} and {template.text!r} can match the same module"
                 yield Fault(text, (earlier.text, template.text))
         for segment in stack:
