@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 import tomli
 import torch
+from helpers.carry import carry
 from helpers.oracle import DATA
+from helpers.tiny import TABLE, Tiny, tiny_models
 from helpers.tolerance import UPDATE, WEIGHT, share
+from helpers.trained import SCALE, trained
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.numpy import load_file
 
@@ -94,7 +97,7 @@ def ways() -> list[Any]:
     every, seen = [], set[str]()
     for name, entry in CASES.items():
         for to, form in formats().items():
-            if entry["architecture"] in form.layouts and to not in ("diffusers", "sat"):
+            if entry["architecture"] in form.layouts and form.writer and to not in ("diffusers", "sat"):
                 marks = [pytest.mark.long] if entry["architecture"] in seen and to != entry["format"] else []
                 every.append(pytest.param(Case(name), to, marks=marks, id=f"{name}-{to}"))
         seen.add(entry["architecture"])
@@ -116,6 +119,26 @@ def test_into_a_format_and_back(case: Case, to: str, tmp_path: Path) -> None:
     there = case.converted(tmp_path / "there", to=to, **stated)
     back = loraforge.convert(there, to="diffusers", out=tmp_path / "back", dtype="fp32", architecture=arch.name)
     same(updates(Path(back.output["path"])), want)
+
+
+TINY = [t for t in tiny_models() if "converter" in TABLE[t.name] and t.arch.layouts.keys() == {"original", "diffusers"}]
+
+
+@pytest.mark.parametrize("tiny", TINY, ids=str)
+def test_every_matrix_moves_as_diffusers_moves_the_base(tiny: Tiny, tmp_path: Path) -> None:
+    """An adapter of all of them, in the original's names: the updates as weights of an original checkpoint."""
+    want = trained(tiny, tmp_path / "a.safetensors")
+    stated = {"architecture": tiny.name, "trained_scale": SCALE}
+    done = loraforge.convert(tmp_path / "a.safetensors", to="comfyui", out=tmp_path / "b", dtype="fp32", **stated)
+    tensors = load_file(done.output["path"])
+    checkpoint, _ = carry(tiny.state, tiny.arch, "diffusers", "original", [tiny.variant])
+    for key in (key for key in tensors if key.endswith(".lora_A.weight")):
+        path, A, B = key.removesuffix(".lora_A.weight"), tensors[key], tensors[key.replace("_A", "_B")]
+        weight = f"{path.removeprefix('diffusion_model.')}.weight"
+        product = B.astype("f8").reshape(len(B), -1) @ A.astype("f8").reshape(len(A), -1)
+        checkpoint[weight] = product.reshape(checkpoint[weight].shape).astype("f4")
+    have = tiny.by_diffusers(checkpoint)
+    same({path: have[f"{path}.weight"] for path in want}, want)
 
 
 def test_diffusers_class_applies_every_module(case: Case, tmp_path: Path) -> None:
