@@ -17,6 +17,7 @@ import tomli
 import torch
 from helpers.carry import carry
 from helpers.oracle import DATA
+from helpers.sparse import sparse
 from helpers.tiny import TABLE, Tiny, tiny_models
 from helpers.tolerance import UPDATE, WEIGHT, share
 from helpers.trained import SCALE, trained
@@ -24,9 +25,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.numpy import load_file
 
 import loraforge
+from loraforge.conversion.real_loader import load_back
 from loraforge.errors import ConversionError
 from loraforge.format.registry import formats
 from loraforge.names.catalog import architecture, architectures
+from loraforge.publishing.snippet import snippet
 
 FOLDER = DATA / "architectures"
 CASES: dict[str, Any] = tomli.loads((FOLDER / "cases.toml").read_text("utf-8"))
@@ -159,3 +162,15 @@ def test_diffusers_class_applies_every_module(case: Case, tmp_path: Path) -> Non
         want = torch.from_numpy(case.expected[path]).reshape(weight.shape)
         error = (weight - before[path] - want).abs().max() / torch.maximum(weight.abs().max(), want.abs().max())
         assert error <= WEIGHT, f"{path} is off by {error:.1e}"
+
+
+def test_a_variant_of_another_class_is_loaded_into_that(tmp_path: Path) -> None:
+    """Of VACE's own blocks Diffusers' other class of Wan has none."""
+    variant = next(one for one in architecture("wan").variants if one.name == "Wan2.1-VACE-1.3B")
+    every = {"blocks": variant.depth("self_q"), "vace_blocks": variant.depth("vace_self_q")}
+    modules = {f"{kind}.{n}.attn1.to_q": (128, 128) for kind, count in every.items() for n in range(count)}
+    file = sparse(tmp_path / "a.safetensors", modules)
+    adapter = loraforge.read(file, trained_scale=1)
+    assert load_back(file, adapter, "diffusers").modules.keys() == modules.keys()
+    text = snippet("me/x", variant.repo, "transformer", "x.safetensors", adapter.model, variant, "a cat")
+    assert "WanVACETransformer3DModel.from_pretrained" in str(text)
