@@ -67,7 +67,7 @@ def diagnosed(
             raise not_an_adapter(file)
         adapter, _ = without(read_adapter(form, file, choice, named=named), drop, file)
     except LoraforgeError as fault:
-        if form and _reads(form, file):
+        if form and _reads(form, file, choice.architecture if isinstance(fault, BaseError) else None):
             raise
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers", *_architecture(stated))
         unknown_names = form is None or type(fault) in (FormatError, NamesError)
@@ -85,10 +85,10 @@ def _architecture(stated: Stated) -> list[str]:
     return ["--architecture", name] if (name := stated.get("architecture")) else []
 
 
-def _reads(form: Format, file: TensorFile) -> bool:
-    """Whether the file can be read if the user states nothing: then the statement is at fault."""
+def _reads(form: Format, file: TensorFile, architecture: str | None) -> bool:
+    """Whether the file can be read if the user states no more than this: then the statement is at fault."""
     with suppress(LoraforgeError):
-        read_adapter(form, file, Choice())
+        read_adapter(form, file, Choice(architecture=architecture))
         return True
     return False
 

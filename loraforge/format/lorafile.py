@@ -42,7 +42,7 @@ def read_lora_file(
     `writes`: the name of the format in trainers.toml. `others`: prefix of the keys of another component -> its name.
     Raises FormatError if the keys are wrong, ScaleError if the scale is unknown or contradictory.
     """
-    _own(file, others, arch.title)
+    _own(file, others)
     look = command("loraforge", "inspect", file.path)
     if strange := [f"{key} ({name})" for key, name in file.opaque.items()]:
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
@@ -85,15 +85,15 @@ def read_lora_file(
     )
 
 
-def _own(file: TensorFile, others: Mapping[str, str], title: str) -> None:
+def _own(file: TensorFile, others: Mapping[str, str]) -> None:
     """Raises FormatError for tensors of other components: they are left out only if the user says so."""
     known = {**COMPONENTS, **others}
     foreign = {key: start for key in sorted(file.tensors) if (start := next(filter(key.startswith, known), ""))}
     if foreign:
         first, start = next(iter(foreign.items()))
         raise FormatError(
-            f"{file.path}: {len(foreign)} of its tensors adapt the {known[start]} ({first}, ...), which this format "
-            f"can carry and {title} pipelines do not load. Say that they may be left out.",
+            f"{file.path}: {len(foreign)} of its tensors adapt the {known[start]} ({first}, ...), and what is "
+            "converted is the transformer's. Say that they may be left out.",
             adding(*(word for start in sorted({*foreign.values()}) for word in ("--drop", f"{start}*"))),
         )
 

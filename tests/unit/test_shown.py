@@ -246,7 +246,7 @@ def test_two_architectures_with_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "twin.toml").write_text(TWIN.format(q="d"))
     loraforge.use_plugin(tmp_path / "twin.toml")
     file = sparse(tmp_path / "x.safetensors", attention(64, 2))
-    assert loraforge.read(file, alpha=4).rivals == dict.fromkeys(("ltx", "ltx2", "mochi", "twin"), "diffusers")
+    assert {*loraforge.read(file, alpha=4).rivals} == {"ltx", "ltx2", "mochi", "twin"}
     assert "those of LTX-Video, LTX-2, Mochi 1, Twin" in loraforge.inspect(file).lines()[2]
     out = tmp_path / "same.safetensors"  # where both have the same names, it does not matter which it is
     assert loraforge.convert(file, to="diffusers", alpha=4, out=out).evidence is None

@@ -6,10 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers.sparse import attention, sparse
-from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.names.lookalike import models, odd_words, of_repo, of_words, other_model
