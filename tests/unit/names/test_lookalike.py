@@ -19,7 +19,6 @@ OTHERS = (
     ("Sana", "lora_unet_", "blocks_{}_cross_attn_kv_linear blocks_{}_mlp_inverted_conv_conv"),
     ("Krea 2", "diffusion_model.", "blocks.{}.attn.wq txtfusion.layerwise_blocks.{}.attn.wk"),
     ("AuraFlow", "", "double_layers.{}.attn.w2q single_layers.{}.mlp.c_fc1"),
-    ("HiDream", "diffusion_model.", "double_stream_blocks.{}.block.attn1.to_q_t"),
     ("text encoder (CLIP or T5)", "text_encoder.text_model.", "encoder.layers.{}.self_attn.q_proj"),
     ("text encoder (CLIP or T5)", "lora_te_text_model_encoder_layers_{}_", "mlp_fc1"),
     ("language model", "base_model.model.model.layers.{}.", "self_attn.q_proj mlp.up_proj"),
