@@ -13,8 +13,9 @@ from loraforge.cli.console import PATH, Cli
 from loraforge.cli.doctor import doctor
 from loraforge.cli.explain import explain
 from loraforge.cli.hub import push
+from loraforge.cli.layouts import layouts
 from loraforge.cli.options import value
-from loraforge.cli.plugins import formats, layouts, plugins
+from loraforge.cli.plugins import formats, plugins
 from loraforge.cli.run import run
 
 SETTINGS = {

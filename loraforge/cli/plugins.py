@@ -34,41 +34,12 @@ def formats(json_: bool) -> None:
         }
         for name, form in loraforge.formats().items()
     ]
-    _tell_broken()
+    tell_broken()
     if json_:
         click.echo(as_json(rows))
         return
     cells = [[row["name"], "yes" if row["writes"] else "no", row["holds"], row["package"], row["what"]] for row in rows]
     table(["format", "written", "holds", "package", "what"], cells)
-
-
-@click.command(short_help="Show how the frameworks name an architecture's parameters.")
-@click.argument("name", metavar="ARCHITECTURE", required=False)
-@click.option("--mermaid", "kind", flag_value="mermaid", help="Print a Mermaid diagram.")
-@click.option("--dot", "kind", flag_value="dot", help="Print a Graphviz diagram.")
-def layouts(name: str | None, kind: str | None) -> None:
-    """Show the layouts of ARCHITECTURE side by side: the segments of the base model that each module holds.
-
-    \b
-    Examples:
-      loraforge layouts cogvideox
-      loraforge layouts cogvideox --mermaid
-    """
-    from loraforge.cli.screen import table
-    from loraforge.names import picture
-    from loraforge.names.catalog import architecture, architectures
-
-    _tell_broken()
-    if name is None:
-        rows = [[arch.name, arch.title, ", ".join(arch.layouts)] for arch in architectures().values()]
-        table(["architecture", "title", "layouts"], rows)
-        return
-    arch = architecture(name)
-    if kind:
-        click.echo({"mermaid": picture.mermaid, "dot": picture.dot}[kind](arch))
-        return
-    for columns, *cells in (picture.table(arch), picture.dropped(arch)):
-        table(columns, cells)
 
 
 @click.group(short_help="List, check and write plugins.")
@@ -101,7 +72,7 @@ def plugins_list(json_: bool) -> None:
         return
     rows = [[p.name, p.package, ", ".join(p.adds) or "nothing", "broken" if p.errors else "fine"] for p in every]
     table(["plugin", "package", "adds", "state"], rows)
-    _tell_broken()
+    tell_broken()
 
 
 @plugins.command("new", short_help="Write a ready plugin package.")
@@ -144,7 +115,7 @@ def plugins_check(file: Path) -> None:
     click.echo(f"{file} is sound: {', '.join(adds)}")
 
 
-def _tell_broken() -> None:
+def tell_broken() -> None:
     from loraforge.format.registry import broken
 
     for plugin in broken():

@@ -97,7 +97,9 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
         "told_by": [told_by] if told_by is not None else [],
         "dimensions": list(data.get("dimensions", {})),
         **{f"unadapted {what!r}": segments for what, segments in kinds.items()},
-        **{f"variant {name}": [*v.get("shapes", {}), *v.get("absent", ())] for name, v in variants.items()},
+        **{
+            f"variant {name}": [*v.get("shapes", {}), *map(_whole, v.get("absent", ()))] for name, v in variants.items()
+        },
         **{f"variant {n}: blocks": list(b) for n, v in variants.items() if isinstance(b := v.get("blocks"), Mapping)},
     }
     for table, segments in named.items():
@@ -153,9 +155,8 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
         if not stack:
             yield Fault(f"{template.text!r} stacks no segment", (template.text,))
         for earlier in templates[:n]:
-            if template.ends(earlier) or earlier.ends(template):
-                continue
-            if template.overlaps(earlier) or template.overlaps(earlier, "_"):
+            clash = template.overlaps(earlier) or template.overlaps(earlier, "_")
+            if clash and not template.ends(earlier) and not earlier.ends(template):
                 text = f"{earlier.text!r} and {template.text!r} can match the same module"
                 yield Fault(text, (earlier.text, template.text))
         for segment in stack:
@@ -207,6 +208,16 @@ def _misnamed(arch: Architecture) -> Iterator[Fault]:
             elif len(names) != len(usual := arch.named((segment,))):
                 text = f"parameters: {list(names)} of {segment!r} are not one for each of {list(usual)}"
                 yield Fault(text, (segment,), layout.name)
+    for variant in arch.variants:
+        for absent in sorted(variant.absent):
+            segment, _, parameter = absent.partition(".")
+            if parameter and segment in arch.segments and parameter not in arch.named((segment,)):
+                yield Fault(f"variant {variant.name}: absent: {segment!r} has no parameter {parameter!r}", (segment,))
+
+
+def _whole(absent: str) -> str:
+    """The segment of a segment or a parameter that a variant has not got."""
+    return absent.partition(".")[0]
 
 
 def _malformed(template: Template) -> Iterator[Fault]:

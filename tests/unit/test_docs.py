@@ -17,6 +17,7 @@ from helpers.oracle import DATA, Case
 import loraforge
 import loraforge.facts.variants
 from loraforge.cli.app import main
+from loraforge.cli.layouts import layouts
 from loraforge.settings import table
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,7 @@ def test_python_example_runs(name: str, tmp_path: Path, monkeypatch, capsys) -> 
 )
 def test_options_and_files_named_exist(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
-    every = [main, *main.commands.values()]
+    every = [main, *main.commands.values(), *layouts.commands.values()]
     known = {option for command in every for parameter in command.params for option in parameter.opts}
     foreign = {"--help", "--lora_alpha", "--lora_r"}  # the last two of load_cogvideox_lora.py
     assert set(re.findall(r"--[a-z][a-z_-]+", text)) <= known | foreign

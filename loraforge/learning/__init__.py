@@ -1,0 +1,1 @@
+"""Layouts inferred from two checkpoints that hold the same weights under two naming schemes."""

@@ -1,0 +1,64 @@
+"""Every architecture is found again from a probe pair: what its TOML says, and what learning finds, is the same."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.learning import State, learned, saved
+
+from loraforge.base.route import route
+from loraforge.learning.check import ANY, check
+from loraforge.learning.learn import learn
+from loraforge.names.catalog import architecture
+from loraforge.names.index import built_in
+from loraforge.names.layout import LAST, Architecture, parameter_key
+
+PAIRS = [(name, layout) for name, own in built_in().layouts.items() for layout in own if layout != "diffusers"]
+
+
+def checkpoint(arch: Architecture, layout: str, blocks: int, seed: int) -> State:
+    """A model of random numbers, of all segments that this layout and Diffusers' have, every row of one width."""
+    random, one = np.random.default_rng(seed), arch.layouts[layout]
+    state = State()
+    absent = one.absent | arch.layouts["diffusers"].absent
+    for template, stack in one.modules.items():
+        if absent.issuperset(stack):
+            continue
+        counts = range(blocks - any(other.ends(template) for other in one.modules))
+        holes = sorted(hole[1:-1] for hole in template.holes)
+        for numbers in product(*([blocks - 1] if hole == LAST else counts for hole in holes)):
+            for name in arch.named(stack, layout):
+                rows = 2 * sum(arch.segments[segment] for segment in stack)
+                vector = name != "weight" or stack[0] in arch.unadapted
+                path = template.fill(tuple(zip(holes, numbers, strict=True)))
+                state[parameter_key(path, name)] = random.standard_normal((rows,) if vector else (rows, 5), np.float32)
+    return state
+
+
+def pair(folder: Path, arch: Architecture, layout: str, blocks: int, seed: int) -> tuple[Path, Path]:
+    state = checkpoint(arch, layout, blocks, seed)
+    shapes = {key: tensor.shape for key, tensor in state.items()}
+    pieces, _ = route(shapes, arch.ending(blocks - 1), layout, "diffusers", [ANY])
+    other = {key: np.concatenate([state[p.key][p.start : p.stop] for p in parts]) for key, parts in pieces.items()}
+    return saved(folder / f"a{blocks}.safetensors", state), saved(folder / f"b{blocks}.safetensors", other)
+
+
+@pytest.mark.parametrize(("name", "layout"), PAIRS, ids=map("-".join, PAIRS))
+def test_an_architecture_is_found_again(name: str, layout: str, tmp_path: Path) -> None:
+    arch = architecture(name)
+    done = learn(*pair(tmp_path, arch, layout, 3, 0), tmp_path / "x.toml", layouts=(layout, "diffusers"))
+    assert not done.left_out
+    literal = {text.partition(":")[0] for kind, text in done.remarks if kind == "literal"}
+    assert literal <= {template.text for template in arch.layouts["diffusers"].modules}
+    found = learned(tmp_path / "x.toml")
+    for one in (layout, "diffusers"):
+        known = {tuple(t.tokens()): s for t, s in arch.layouts[one].modules.items() if not _lacks(arch, layout, s)}
+        assert {tuple(t.tokens()) for t in found.layouts[one].modules} == {*known}
+    check(tmp_path / "x.toml", [pair(tmp_path, arch, layout, blocks, blocks) for blocks in (4, 2)])
+
+
+def _lacks(arch: Architecture, layout: str, stack: tuple[str, ...]) -> bool:
+    return (arch.layouts[layout].absent | arch.layouts["diffusers"].absent).issuperset(stack)
