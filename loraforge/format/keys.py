@@ -118,17 +118,17 @@ class KeyStyle:
             if len(self._parsed) >= _MOST_KINDS:
                 self._parsed.clear()
             hits = self._readings(kind)
-            ends = [_FIRST.split(hit.path, maxsplit=1) for hit in hits]
+            ends: list[list[str]] = [_FIRST.split(hit.path, maxsplit=1) for hit in hits]
             whose = all(len(end) == 2 for end in ends) and not any(map(_NUMBER.search, self.prefixes))
             self._parsed[kind] = hits, ends if whose else None
-        hits, ends = self._parsed[kind]
+        hits, known = self._parsed[kind]
         if number[0] == "0":
             return hits
-        if ends is None:  # the number is no block's: it may be in the adapter's name
+        if known is None:  # the number is no block's: it may be in the adapter's name
             return self._readings(key)
         return tuple(
             Hit(f"{end[0]}{number[0]}{end[1]}", hit.factor, hit.part, hit.spelled, hit.prefix, hit.sep, hit.stripped)
-            for hit, end in zip(hits, ends, strict=True)
+            for hit, end in zip(hits, known, strict=True)
         )
 
     def _readings(self, key: str) -> tuple[Hit, ...]:

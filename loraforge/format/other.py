@@ -66,7 +66,8 @@ class OtherFormat:
                 text = f"{file.path}: {key} can be read in two ways, as {each}. Which is meant is not known."
                 raise FormatError(text, command("loraforge", "inspect", "--skeleton", file.path))
         layouts = self.layouts if self._layouts is not None else self.of(file).layouts
-        name = choice.architecture if choice.architecture in layouts else self._best(hits, layouts)
+        stated = choice.architecture
+        name = stated if stated and stated in layouts else self._best(hits, layouts)
         writes = "diffusers" if layouts[name] == "diffusers" and hits[0].sep == "." else self.name
         adapter = read_lora_file(file, choice, self.style, architecture(name), layouts[name], writes=writes)
         return replace(adapter, notes=(described(hits), *adapter.notes))
