@@ -32,7 +32,7 @@ def match(a: Checkpoint, b: Checkpoint) -> tuple[Runs, list[str], list[str]]:
         keys = [key for key in side.names if side.holds_numbers(key)]
         with in_order(partial(side.hashes, dtype=dtype), keys) as results:
             tables.append(dict(zip(keys, results, strict=True)))
-    (of_a, of_b), runs = tables, Runs()
+    (of_a, of_b), runs, others = tables, Runs(), set[str]()
     find, vectors = _finder(of_a), [key for key in of_b if not b.is_matrix(key)]
     for key in [*(key for key in of_b if b.is_matrix(key)), *vectors, *vectors]:  # a norm may follow its bias
         pieces = find(of_b[key])
@@ -40,8 +40,10 @@ def match(a: Checkpoint, b: Checkpoint) -> tuple[Runs, list[str], list[str]]:
             pieces = tuple(Piece(run.key, 0, a.length(run.key)) for run in pieces) or _following(a, b, key, runs)
         if key not in runs and pieces and equal(a, pieces, b, key):
             runs[key] = pieces
+        elif pieces and b.is_matrix(key):
+            others.add(key)
     known = np.concatenate([*of_a.values(), _NONE])
-    tied = _with_module(b, {key for key in of_b.keys() - runs if np.isin(of_b[key], known).all()})
+    tied = _with_module(b, {key for key in of_b.keys() - runs - others if np.isin(of_b[key], known).all()})
     known = np.concatenate([*(of_b[key] for key in tied & of_b.keys()), _NONE])
     free = {key: np.ones(a.length(key), bool) for key in a.names}
     for run in chain(*runs.values()):

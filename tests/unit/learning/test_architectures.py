@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli
 from helpers.learning import State, learned, saved
+from safetensors.numpy import load_file
 
 from loraforge.base.route import route
 from loraforge.learning.check import ANY, check
@@ -62,3 +64,15 @@ def test_an_architecture_is_found_again(name: str, layout: str, tmp_path: Path) 
 
 def _lacks(arch: Architecture, layout: str, stack: tuple[str, ...]) -> bool:
     return (arch.layouts[layout].absent | arch.layouts["diffusers"].absent).issuperset(stack)
+
+
+@pytest.mark.parametrize("name", ["mochi", "sd3", "wan"])
+def test_new_names_onto_an_architecture_keep_its_segments(name: str, tmp_path: Path) -> None:
+    """In the last block of Mochi and SD3, which is built differently; and Wan's parameters, and those of the model."""
+    arch = architecture(name)
+    a, b = pair(tmp_path, arch, "original", 3, 0)
+    saved(tmp_path / "a.safetensors", {f"mine.{key}": tensor for key, tensor in load_file(a).items()})
+    learn(tmp_path / "a.safetensors", b, tmp_path / "x.toml", onto=name, layouts=("mine", "diffusers"))
+    got, want = tomli.loads((tmp_path / "x.toml").read_text())["layouts"]["mine"], arch.layouts["original"]
+    assert got["modules"] == {f"mine.{t.text}".strip("."): [*stack] for t, stack in want.modules.items()}
+    assert got.get("parameters", {}) == {segment: [*names] for segment, names in want.parameters.items()}

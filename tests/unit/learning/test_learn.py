@@ -574,3 +574,34 @@ def test_parameters_of_the_model_itself_and_of_other_names(tmp_path: Path) -> No
     a = {"table": a["head.modulation"], "tokens": a["tokens"], "m.weight": np.eye(5)}
     done = learn_pair(tmp_path / "two", a, b | {"n.weight": a["m.weight"]})
     assert done.left_out == {"parameters of one module go to several": ["tokens", "pos"]}
+
+
+def test_rows_that_differ_in_one_number_are_not_the_same(tmp_path: Path) -> None:
+    """In one of those, too, by which rows are not looked up."""
+    random = np.random.default_rng(0)
+    a = {"m.weight": random.random((4, 100)), "n.weight": random.random((4, 5))}
+    for column in (0, 1, 50, 99):
+        other = a["m.weight"].copy()
+        other[2, column] += 1
+        with pytest.raises(LoraforgeError, match=r"b\.safetensors has rows that .* in x\.weight; .* in m\.weight"):
+            learn_pair(tmp_path, a, {"x.weight": other, "y.weight": a["n.weight"]})
+
+
+def test_modules_of_a_that_become_one_are_shown(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    a = {f"blocks.{i}.{name}.weight": random.random((4, 5)) for i in range(3) for name in ("gate", "up")}
+    b = {f"t.{i}.proj.weight": np.concatenate([a[f"blocks.{i}.{n}.weight"] for n in ("up", "gate")]) for i in range(3)}
+    done = learn_pair(tmp_path, a, b)
+    assert ("stacked", "t.{i}.proj = blocks.{i}.up, blocks.{i}.gate") in done.remarks
+
+
+def test_parameters_of_two_names_are_not_taken_for_one(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    a = {"p.weight": random.random((4, 5)), "q.w": random.random((4, 5)), "m.weight": random.random((4, 5))}
+    b = {"x.weight": np.concatenate([a["p.weight"], a["q.w"]]), "y.weight": a["m.weight"]}
+    assert learn_pair(tmp_path / "stack", a, b).left_out == {"its parameters are of several modules": ["x"]}
+    a = {f"blocks.{i}.norm.{'scale' if i == 0 else 'weight'}": random.random(4) for i in range(3)}
+    learn_pair(tmp_path / "blocks", a, {f"t.{i}.norm.weight": tensor for i, tensor in enumerate(a.values())})
+    arch = learned(tmp_path / "blocks" / "x.toml")
+    stacks = {t.text: arch.named(stack, "original")[0] for t, stack in arch.layouts["original"].modules.items()}
+    assert stacks == {"blocks.0.norm": "scale", "blocks.1.norm": "weight", "blocks.2.norm": "weight"}
