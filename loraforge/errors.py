@@ -172,8 +172,9 @@ def of_pipeline(what: str) -> Iterator[None]:
 
 
 def leaving_out(paths: Iterable[str]) -> Try:
-    """The options that convert an adapter without these modules, in as few patterns as possible."""
-    patterns = sorted({re.sub(r"\d+", "*", path) for path in paths}, key=lambda pattern: (len(pattern), pattern))
+    """The options that convert an adapter without these modules of all blocks, in as few patterns as possible."""
+    blocks = re.compile(r"(?<![^.])\d+(?=\.)")  # no other number: linear1 may be dropped, and linear2 kept
+    patterns = sorted({blocks.sub("*", path) for path in paths}, key=lambda pattern: (len(pattern), pattern))
     fewest = [p for n, p in enumerate(patterns) if not any(fnmatchcase(p, other) for other in patterns[:n])]
     words = (word for pattern in fewest for word in ("--drop", pattern))
     return adding(*words, why="convert the others without them")

@@ -84,7 +84,11 @@ class Adapter:
 
     def as_of(self, name: str) -> Adapter:
         """The adapter, decided to be of this architecture if it may be of it; otherwise unchanged."""
-        return replace(self, architecture=name, layout=self.rivals[name], rivals={}) if name in self.rivals else self
+        if name not in self.rivals:
+            return self
+        layout = architecture(name).layouts[self.rivals[name]]
+        modules = {layout.called(path): delta for path, delta in self.modules.items()}
+        return replace(self, architecture=name, layout=layout.name, modules=modules, rivals={})
 
     @property
     def model(self) -> Architecture:

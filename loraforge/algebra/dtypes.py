@@ -16,6 +16,9 @@ BYTES = {
 FACTORS = ("F16", "BF16", "F32", "F64")
 """The types that an A or a B may have."""
 
+FLOATS = (*FACTORS, "F8_E4M3", "F8_E5M2")
+"""The types that they may have in a file: those of 8 bits are widened to bfloat16, which has every number of theirs."""
+
 NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "bool": "BOOL",
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
@@ -31,9 +34,15 @@ LARGEST = 3.4028234663852886e38
 
 
 def numpy_type(name: str) -> np.dtype[Any]:
-    """The numpy type of one of `FACTORS`; bfloat16 comes from ml_dtypes."""
+    """The numpy type of one of `FLOATS`; those that numpy has not come from ml_dtypes."""
     types: dict[str, type] = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
+    types |= {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
     return np.dtype(types[name])
+
+
+def widened(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    """The same numbers in bfloat16 if they are stored in 8 bits; otherwise the array itself."""
+    return array.astype(ml_dtypes.bfloat16) if array.dtype.itemsize == 1 else array
 
 
 def name_of(dtype: np.dtype[Any]) -> str:

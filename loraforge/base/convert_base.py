@@ -150,13 +150,15 @@ def _gaps(base: BaseModel, variant: Variant) -> Iterator[str]:
     for template, segments in layout.modules.items():
         if variant.absent.issuperset(segments):
             continue
+        both = zip(arch.named(segments), arch.named(segments, base.layout), strict=True)
+        parameters = [here for usual, here in both if f"{segments[0]}.{usual}" not in variant.absent]
         kind = kinds.get(segments[0], "")
         count = max((index[0][1] + 1 for index in blocks[kind] if index), default=0)
         lacking = max((variant.depth(s) for s in kinds if kinds[s] == kind), default=0) - variant.depth(segments[0])
         having = [index for index in sorted(blocks[kind]) if not index or index[0][1] < count - lacking]
         having = [((LAST, count - 1),)] if template.for_last else having
         for index in having if template.holes else [()]:
-            names = (parameter_key(template.fill(index), name) for name in arch.named(segments, base.layout))
+            names = (parameter_key(template.fill(index), name) for name in parameters)
             yield from (name for name in names if name not in base.parameters)
 
 
@@ -189,4 +191,4 @@ def _load(base: BaseModel, out: Path, to: str, variant: Variant) -> str:
     if to != "diffusers":
         return f"load_file({str(out / FILE)!r})  # where the model in the names of {to} was loaded"
     whole = f"as transformer= of the pipeline of {variant.repo}"
-    return f"{base.architecture.transformer}.from_pretrained({str(out)!r})  # {whole}"
+    return f"{base.architecture.transformer_of(variant)}.from_pretrained({str(out)!r})  # {whole}"

@@ -64,7 +64,7 @@ def _together(*options: Decorator) -> Decorator:
 
 _TRAINERS = sorted(name for name, entry in package_table("facts/trainers").items() if "alpha" in entry)
 _NAMES = ", ".join(_TRAINERS)
-architecture = value("--architecture", "NAME", "Model architecture (cogvideox), if nothing in the file shows it.")
+architecture = value("--architecture", "NAME", "Model architecture (flux, wan, ...), if nothing in the file shows it.")
 stated = _together(
     value("--alpha", "N", "lora_alpha used in training, if no file records it. States, never multiplies.", type=float),
     value("--trained-scale", "S", "The scaling itself (lora_alpha / rank), instead of --alpha.", type=float),

@@ -54,6 +54,9 @@ def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) ->
 def run(json_: bool, **options: Any) -> None:
     """Run ADAPTERs in a CogVideoX pipeline, at the scale of training. Their formats: `loraforge formats`.
 
+    Of CogVideoX alone. Another adapter goes into its own pipeline in Python: loraforge.load_into(pipe, FILE),
+    or pipe.load_lora_weights after `loraforge convert FILE --to diffusers`.
+
     Scheduler, guidance, frames, size and element type are those that the base model needs. They are printed, and
     saved in a manifest: --manifest repeats the run. What would fail, or give a black video, is reported before
     weights are loaded. Needs loraforge[pipeline].

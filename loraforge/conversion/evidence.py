@@ -42,15 +42,16 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     if stated and first.architecture != stated:
         text = f"{file.path} is an adapter of {_title(first)}: its modules are not called as those of {stated}."
         raise FormatError(text, *_settling([first.architecture]))
-    others = [] if stated else [name for name in holding(first.modules, form.layouts) if name != first.architecture]
+    every = [] if stated else holding(first.modules, form.layouts, getattr(form, "separator", "."))
+    rivals = {name: form.layouts[name] for name in every if name != first.architecture}
     rank_known = choice.stated.trained_by is not None or _ranks_recorded(first)
     pairs, shown = [], dict[str, Evidence]()
-    for one in (first, *(replace(first, architecture=name, layout=form.layouts[name]) for name in others)):
+    for one in (first, *(replace(first, rivals=rivals).as_of(name) for name in rivals)):
         one = _ended(one, _kept(one, choice), rank_known=rank_known)
         shown[one.architecture] = evidence(one, file, stated, named)
         pairs.append((replace(one, shown=shown[one.architecture].text), replace(_kept(one, choice), last=one.last)))
     left = _possible(pairs, rank_known=rank_known)
-    adapter, checked = (left or pairs)[0]
+    adapter, checked = left[0]
     if adapter.architecture != first.architecture:  # what is known of scales depends on the architecture
         again = _read(form, file, replace(choice, architecture=adapter.architecture))
         adapter = replace(again, shown=adapter.shown, last=adapter.last)
@@ -58,7 +59,8 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     adapter = _least_known(adapter, form, file, choice)
     inspect = command("loraforge", "inspect", "--skeleton", file.path)
     if fault := fits.broken(checked, rank_known=rank_known):
-        raise FormatError(f"{file.path}: {fault}.", inspect)
+        sound = [one.architecture for one, kept in pairs if not fits.broken(kept, rank_known=rank_known)]
+        raise FormatError(f"{file.path}: {fault}.", *_settling(sound), inspect)
     if not stated and not shown[adapter.architecture].outweighs_header and (recorded := _contradicted(adapter, file)):
         text = f"{file.path}: {recorded}, and its modules are called as those of {_title(adapter)}. Which is it?"
         raise FormatError(text, *_settling([adapter.architecture]))
@@ -74,11 +76,19 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
 
 
 def _possible(pairs: Sequence[tuple[Adapter, Adapter]], *, rank_known: bool) -> list[tuple[Adapter, Adapter]]:
-    """The architectures that remain possible, each with what --drop leaves: those with the strongest evidence."""
-    sound = [pair for pair in pairs if not fits.broken(pair[1], rank_known=rank_known)]
-    whole = [pair for pair in sound if not fits.beyond(pair[1])] or sound
-    shown = [pair for pair in whole if pair[0].shown]
-    return shown or [pair for pair in whole if fits.of_width(pair[1].model, fits.solved(pair[1]).values)] or whole
+    """The architectures that remain possible, each with what --drop leaves: those with the strongest evidence.
+
+    A broken file of a model that something shows, or that is of a released width, is no file of another model.
+    """
+    shown = [pair for pair in pairs if pair[0].shown]
+    left = shown or [pair for pair in pairs if _released(pair[1])] or [*pairs]
+    sound = [pair for pair in left if not fits.broken(pair[1], rank_known=rank_known)]
+    return [pair for pair in sound if not fits.beyond(pair[1])] or sound or left[:1]
+
+
+def _released(adapter: Adapter) -> bool:
+    """Whether a released model has its width, or the shapes of the modules by which such models are told."""
+    return bool(fits.of_width(adapter.model, fits.solved(adapter).values) or fits.fits(adapter))
 
 
 def _ended(adapter: Adapter, checked: Adapter, *, rank_known: bool) -> Adapter:

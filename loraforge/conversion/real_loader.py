@@ -48,7 +48,7 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
     except LoraforgeError:
         raise
     except Exception as error:  # a loader may raise anything
-        reason = str(error).partition("\n")[0][:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise LoraforgeError(f"{loader} refuses {file}: {reason}", command("loraforge", "inspect", file)) from error
     version = {"diffusers": diffusers, "peft": peft}[loader].__version__
     scale = Scale("recorded", f"the scaling of {loader} {version}'s own layers")
@@ -88,8 +88,8 @@ def _shell(adapter: Adapter, base: Path | None) -> Any:
     """The transformer, every tensor of it a view of a single zero."""
     import torch
 
-    kind = _class(adapter.model.transformer)
     config = _config(adapter) if base is None else _read(base)
+    kind = _class(str(config.get("_class_name", adapter.model.transformer)))
     with torch.device("meta"):
         model = kind.from_config(config)
     zero = torch.zeros((), dtype=torch.float32)

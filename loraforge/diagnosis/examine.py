@@ -35,7 +35,7 @@ from loraforge.errors import (
 )
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
-from loraforge.format.not_an_adapter import known_titles, not_an_adapter
+from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import Format
 from loraforge.hub.address import address
 from loraforge.programs.known_names import by_names
@@ -67,7 +67,7 @@ def diagnosed(
             raise not_an_adapter(file)
         adapter, _ = without(read_adapter(form, file, choice, named=named), drop, file)
     except LoraforgeError as fault:
-        if form and _reads(form, file):
+        if form and _reads(form, file, choice.architecture if isinstance(fault, BaseError) else None):
             raise
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers", *_architecture(stated))
         unknown_names = form is None or type(fault) in (FormatError, NamesError)
@@ -85,10 +85,10 @@ def _architecture(stated: Stated) -> list[str]:
     return ["--architecture", name] if (name := stated.get("architecture")) else []
 
 
-def _reads(form: Format, file: TensorFile) -> bool:
-    """Whether the file can be read if the user states nothing: then the statement is at fault."""
+def _reads(form: Format, file: TensorFile, architecture: str | None) -> bool:
+    """Whether the file can be read if the user states no more than this: then the statement is at fault."""
     with suppress(LoraforgeError):
-        read_adapter(form, file, Choice())
+        read_adapter(form, file, Choice(architecture=architecture))
         return True
     return False
 
@@ -104,7 +104,7 @@ _REFUSED = {
 def _unread(fault: LoraforgeError) -> Verdict:
     """The verdict on a file that cannot be read as an adapter, by the kind of the refusal."""
     kind = next((kind for error, kind in _REFUSED.items() if isinstance(fault, error)), Kind.BROKEN)
-    return Verdict(kind, f"in {known_titles()}: {fault.message}" if kind is Kind.NOTHING else fault.message)
+    return Verdict(kind, f"in the models that are known: {fault.message}" if kind is Kind.NOTHING else fault.message)
 
 
 def _hopeless(path: str | Path, verdict: Verdict, error: LoraforgeError) -> Diagnosis:

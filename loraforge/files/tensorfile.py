@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loraforge.algebra.dtypes import BYTES, FACTORS, numpy_type
+from loraforge.algebra.dtypes import BYTES, FLOATS, numpy_type
 from loraforge.algebra.lora import Array
 from loraforge.errors import FileError, adding
 from loraforge.text import megabytes
@@ -128,7 +128,7 @@ class TensorFile:
         info = self.tensors[key]
         part, dtype = self.maps[info.map], numpy_type(info.dtype)
         if part.absent:  # shapes without numbers: a computation with them gives NaN, which every check refuses
-            return np.broadcast_to(np.asarray(math.nan if info.dtype in FACTORS else 0).astype(dtype), info.shape)
+            return np.broadcast_to(np.asarray(math.nan if info.dtype in FLOATS else 0).astype(dtype), info.shape)
         strides = None if info.strides is None else [stride * dtype.itemsize for stride in info.strides]
         return np.ndarray(info.shape, dtype, part.memory(), info.offset, strides)
 

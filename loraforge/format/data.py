@@ -10,7 +10,7 @@ from typing import Any, Literal
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
-from loraforge.format.keys import KeyStyle, Spelling
+from loraforge.format.keys import KeyStyle, Spelling, kinds
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
@@ -46,12 +46,14 @@ class DataFormat:
         self.summary: str = table["summary"]
         self.aliases: Mapping[str, str] = table.get("aliases", {})
         self.like: str | None = table.get("like")
+        self.shares: str = table.get("shares", "")
         layouts: Mapping[str, Any] | str = table["layouts"]
         self._layouts = layouts if isinstance(layouts, Mapping) else {"*": layouts}
         self.others: Mapping[str, str] = table.get("others", {})
         spellings = tuple(Spelling(**entry) for entry in table["spellings"])
         prefixes, column = tuple(table.get("prefixes", [""])), table.get("magnitude") == "column"
-        self.style = KeyStyle(spellings, prefixes, sep=table.get("separator", "."), column=column)
+        self.separator: str = table.get("separator", ".")
+        self.style = KeyStyle(spellings, prefixes, sep=self.separator, column=column)
         self.storage = Storage(magnitude=bool(spellings[0].magnitude))
         self.file: str = table.get("file", f"{self.name}.safetensors")
         self.load: str = table.get("load", "{path}")
@@ -81,7 +83,7 @@ class DataFormat:
 
     def claims(self, file: TensorFile) -> bool:
         known = not of_training(file) and self._architecture(file) is not None
-        return known and not outdone(self._paths(file), self.layouts)
+        return known and not outdone(self._paths(file), self.layouts, self.shares)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         name = self._architecture(file, choice.architecture)
@@ -94,4 +96,4 @@ class DataFormat:
         return matching(self._paths(file), self.layouts, self.style.sep, wanted)
 
     def _paths(self, file: TensorFile) -> list[str]:
-        return [hit.path for hit in self.style.hits(file.tensors)]
+        return [hit.path for hit in self.style.hits(kinds(file.tensors))]

@@ -15,7 +15,7 @@ from typing import Literal
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
-from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle, Spelling
+from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle, Spelling, kinds
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
@@ -62,6 +62,7 @@ class DiffusersFormat:
     storage = Storage()
     writer: Callable[[Wanted], Writer] | None = DiffusersWriter
     options = frozenset({"scale_in", "pad_ranks"})
+    style = STYLE
 
     @property
     def layouts(self) -> Mapping[str, str]:
@@ -72,14 +73,14 @@ class DiffusersFormat:
         return checkpoints.choose(source, FILES, choice)
 
     def claims(self, file: TensorFile) -> bool:
-        hits = STYLE.hits(file.tensors)
+        hits = STYLE.hits(kinds(file.tensors))
         paths = [hit.path for hit in hits]
         if matching(paths, self.layouts) is None:  # Diffusers too finds no module of these names
             return False
         return not outdone(paths, self.layouts) if any(hit.prefix for hit in hits) else bool(header_configs(file))
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
-        hits = [hit.path for hit in STYLE.hits(file.tensors)]
+        hits = [hit.path for hit in STYLE.hits(kinds(file.tensors))]
         if not hits:
             raise not_an_adapter(file, "Diffusers adapter")
         arch = best_known(hits, self.layouts, choice.architecture)

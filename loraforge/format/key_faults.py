@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from loraforge.algebra.dtypes import FACTORS
+from loraforge.algebra.dtypes import FLOATS
 from loraforge.files.tensorfile import TensorInfo
 from loraforge.names.layout import Architecture, Layout
 from loraforge.text import listed
@@ -74,6 +74,8 @@ def module_faults(
     A, *_ = shapes = [tensors[keys["A"]].shape for keys in parts]
     if len(A) > 2 and arch.variants:  # where no model is known, nothing says which module is a convolution
         kernels, plain = arch.kernels(stack), layout.plain_kernel(path, A[2:])
+        if not kernels and set(A[2:]) == {1}:  # a linear layer, stored as a 1x1 convolution
+            return
         if not kernels:
             yield f"{path} is no convolution, and its A has shape {list(A)}"
         elif layout.kernel(path, plain) != A[2:] or len(plain) not in kernels:
@@ -93,8 +95,8 @@ def _pair_faults(path: str, keys: Mapping[str, str], tensors: Tensors, style: Ke
             yield f"{path} has no {factor}"
             continue
         key, info = keys[factor], tensors[keys[factor]]
-        if info.dtype not in FACTORS:
-            yield f"{key} is {info.dtype}, not a floating type of 16 bits or more"
+        if info.dtype not in FLOATS:
+            yield f"{key} is {info.dtype}, not a floating type"
         if info.repeats:
             yield f"{key} repeats its numbers (strides {list(info.strides or ())})"
         if len(info.shape) not in dimensions or 0 in info.shape:
@@ -109,8 +111,8 @@ def _pair_faults(path: str, keys: Mapping[str, str], tensors: Tensors, style: Ke
         yield f"{path}: A {list(a)} and B {list(b)} are not those of one module"
     if "magnitude" in keys:
         info = tensors[keys["magnitude"]]
-        want = style.length_shape(b[0], len(b) - 2)
-        if info.dtype not in FACTORS or info.shape != want:
+        want = style.length_shape(b[0], len(b) - 2, keys["magnitude"])
+        if info.dtype not in FLOATS or info.shape != want:
             have = f"{keys['magnitude']} is {info.dtype} {list(info.shape)}"
             yield f"{have}, not floating numbers, one per row: {list(want)}"
         if info.repeats:

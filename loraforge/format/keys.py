@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field, replace
 
-import ml_dtypes
 import numpy as np
 
 from loraforge.adapter.drop import patterns_for
-from loraforge.algebra.dtypes import FACTORS, numpy_type
+from loraforge.algebra.dtypes import FACTORS, FLOATS, numpy_type, widened
 from loraforge.algebra.lora import Array, Delta, LoraWeight
 from loraforge.errors import FormatError, NamesError
 from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.key_faults import mixed, module_faults, unknown
+from loraforge.format.sorting import cut, ending, parts_of, spelled_as, taken_apart
 from loraforge.names.layout import Architecture
 from loraforge.text import listed
 
@@ -52,8 +50,12 @@ class Hit:
     """A, B, magnitude or alpha."""
     part: int
     spelled: str
-    """The spelling without the module path: it is the same for all keys of a file."""
+    """The spelling without the module path: it is the same for all factors of a file, and begins that of the rest."""
     prefix: str
+    sep: str = "."
+    """What stands for the dots of a module path."""
+    stripped: tuple[str, ...] = ()
+    """Words in the path that are no part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,31 @@ class Keys:
     B: str
     magnitude: str | None = None
     alpha: str | None = None
+    rows: slice = field(default_factory=lambda: slice(None))
+    """The rows of B and of the magnitude that are the module's: all, unless it is a part of a fused module."""
+    linear: bool = False
+    """Whether the factors are stored as 1x1 convolutions of a module that is none."""
+
+
+_NUMBER = re.compile(r"(?<=[._])\d+(?=[._])")
+_FIRST = re.compile(r"(?<![^._])\d+(?![^._])")
+_MOST_KINDS = 1 << 16
+_Parsed = tuple[tuple[Hit, ...], list[list[str]] | None]
+"""The readings of a key, and what stands before and after the block number in each path; None if there is none."""
+_COLUMN = ".dora_scale"
+"""LyCORIS's word for a magnitude, which it stores as [rows, 1] (modules/locon.py)."""
+
+
+def kinds(keys: Iterable[str]) -> tuple[str, ...]:
+    """One key of each kind: keys that differ only in their first number, a block's, are of one kind."""
+    return tuple({_NUMBER.sub("#", key, count=1): key for key in keys}.values())
+
+
+def few(file: TensorFile) -> TensorFile:
+    """The file with the keys of as few blocks as have every kind of key, for what names alone decide."""
+    numbers = {key: number[0] if (number := _NUMBER.search(key)) else "" for key in file.tensors}
+    shown = {numbers[key] for key in kinds(file.tensors)}
+    return replace(file, tensors={key: info for key, info in file.tensors.items() if numbers[key] in shown})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,28 +105,53 @@ class KeyStyle:
     """What replaces the dots of a module path: `_` in kohya's names."""
     column: bool = False
     """Magnitudes are stored as [rows, 1], as LyCORIS does, not as [rows]."""
+    _parsed: dict[str, _Parsed] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The readings of one key of each kind."""
 
-    def parse(self, key: str) -> Hit | None:
-        """A key, taken apart; None if it is not of this style."""
+    def parse(self, key: str) -> tuple[Hit, ...]:
+        """A key, taken apart: one reading, none if it is not of this style, several for the parts of a fused module."""
+        number = _NUMBER.search(key)
+        if number is None:
+            return self._readings(key)
+        kind = f"{key[: number.start()]}0{key[number.end() :]}"
+        if kind not in self._parsed:
+            if len(self._parsed) >= _MOST_KINDS:
+                self._parsed.clear()
+            hits = self._readings(kind)
+            ends: list[list[str]] = [_FIRST.split(hit.path, maxsplit=1) for hit in hits]
+            whose = all(len(end) == 2 for end in ends) and not any(map(_NUMBER.search, self.prefixes))
+            self._parsed[kind] = hits, ends if whose else None
+        hits, known = self._parsed[kind]
+        if number[0] == "0":
+            return hits
+        if known is None:  # the number is no block's: it may be in the adapter's name
+            return self._readings(key)
+        return tuple(
+            Hit(f"{end[0]}{number[0]}{end[1]}", hit.factor, hit.part, hit.spelled, hit.prefix, hit.sep, hit.stripped)
+            for hit, end in zip(hits, known, strict=True)
+        )
+
+    def _readings(self, key: str) -> tuple[Hit, ...]:
         stem, part = key, 0
         if self.parts:
             stem, _, number = key.rpartition(".")
             if not (number.isascii() and number.isdecimal() and str(int(number[:6])) == number):
-                return None
+                return ()
             part = int(number)
         prefix = max(filter(stem.startswith, self.prefixes), key=len, default=None)
         if prefix is None:
-            return None
+            return ()
         for spelling in self.spellings:
             for factor in FACTOR_NAMES:
                 suffix: str = getattr(spelling, factor)
-                if suffix and (match := _ending(suffix).fullmatch(stem, len(prefix))):
-                    name = match.groupdict().get("name", "")
-                    return Hit(match["path"], factor, part, f"{prefix}...{spelling.A}".replace("{name}", name), prefix)
-        return None
+                if suffix and (match := ending(suffix).fullmatch(stem, len(prefix))):
+                    spelled = spelled_as(prefix, spelling.A, factor, match)
+                    paths = parts_of(match["path"], self.sep)
+                    return tuple(Hit(path, factor, part, spelled, prefix, self.sep) for path in paths)
+        return ()
 
     def hits(self, keys: Iterable[str]) -> list[Hit]:
-        return [hit for key in keys if (hit := self.parse(key))]
+        return [hit for key in keys for hit in self.parse(key)]
 
     def find(self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str) -> dict[str, list[Keys]]:
         """Module path -> the keys of its pairs in order, judged by names and shapes alone.
@@ -107,24 +159,13 @@ class KeyStyle:
         Raises FormatError that lists every fault: keys outside the layout, modules that no LoRA adapts, A without B,
         two spellings, ranks that disagree, empty shapes, wrong element types, missing parts.
         """
-        found: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
-        spelled, factors = dict[str, str](), defaultdict[str, set[str]](set)
-        strange, orphans, own = list[str](), list[str](), arch.layouts[layout]
-        for key in tensors:
-            hit = self.parse(key)
-            located = own.locate(hit.path, self.sep) if hit else None
-            if hit is None or located is None:
-                strange.append(key)
-                continue
-            template, index = located
-            spelled.setdefault(hit.spelled, key)
-            factors[hit.spelled].add(hit.factor)
-            found[template.fill(index)][hit.part].setdefault(hit.factor, key)
-        if len(spelled) > 1:
-            raise FormatError(mixed(spelled, factors.values()))
-        names = list(unknown(strange, arch))
-        problems, modules = list(names), {}
-        for path, parts in sorted(found.items()):
+        own = arch.layouts[layout]
+        found = taken_apart(self, tensors, own)
+        if len(found.spelled) > 1:
+            raise FormatError(mixed(found.spelled, found.factors.values()))
+        names, orphans = list(unknown(found.strange, arch)), list[str]()
+        problems, modules = [*names, *found.doubled], {}
+        for path, parts in sorted(found.modules.items()):
             stack = own.stacked(path)
             want = len(stack) if self.parts else 1
             pairs = [keys for _, keys in sorted(parts.items())]
@@ -137,12 +178,15 @@ class KeyStyle:
                 problems.append(f"{path} has parts {sorted(parts)}, not the {want} of {', '.join(stack)}")
             elif faults := list(module_faults(path, pairs, tensors, arch, own, self)):
                 problems += faults
+            elif (rows := cut(path, found.siblings.get(path), tensors[pairs[0]["B"]].shape[0], arch, own)) is None:
+                problems.append(f"the {tensors[pairs[0]['B']].shape[0]} rows of {pairs[0]['B']} cannot be divided")
             else:
-                modules[path] = [Keys(**keys) for keys in pairs]
+                linear = not arch.kernels(stack)
+                modules[path] = [Keys(**keys, rows=rows, linear=linear) for keys in pairs]
         if problems:
             only_those = len(problems) == len(names) + len(orphans)
-            kind = NamesError if strange else FormatError
-            raise kind(listed(problems), *(patterns_for([*strange, *orphans]) if only_those else ()))
+            kind = NamesError if found.strange else FormatError
+            raise kind(listed(problems), *(patterns_for([*found.strange, *orphans]) if only_those else ()))
         return modules
 
     def decode(
@@ -151,9 +195,9 @@ class KeyStyle:
         """The updates of the keys, as views of the file. `scaling` is called with module path and rank."""
 
         def weight(path: str, keys: Keys) -> LoraWeight:
-            A, B = file[keys.A], file[keys.B]
-            magnitude = file[keys.magnitude].reshape(-1) if keys.magnitude else None
-            rank, kernel = A.shape[0], A.shape[2:]
+            A, B = widened(file[keys.A]), widened(file[keys.B])[keys.rows]
+            magnitude = widened(file[keys.magnitude]).reshape(-1)[keys.rows] if keys.magnitude else None
+            rank, kernel = A.shape[0], () if keys.linear else A.shape[2:]
             return LoraWeight(A.reshape(rank, -1), B.reshape(-1, rank), scaling(path, rank), magnitude, kernel)
 
         return {path: tuple(weight(path, keys) for keys in pairs) for path, pairs in found.items()}
@@ -174,9 +218,9 @@ class KeyStyle:
                 short = alpha.astype(np.float32)
                 yield f"{stem}{spelling.alpha}{end}", short if short == alpha else alpha
 
-    def length_shape(self, rows: int, kernel: int) -> tuple[int, ...]:
-        """The shape of a stored magnitude; `kernel`: the number of dimensions of the module's kernel."""
-        if self.column:
+    def length_shape(self, rows: int, kernel: int, key: str = "") -> tuple[int, ...]:
+        """The shape of a magnitude stored as `key`; `kernel`: the number of dimensions of the module's kernel."""
+        if self.column or key.endswith(_COLUMN):
             return (rows, 1, *(1,) * kernel)
         return (1, rows, *(1,) * kernel) if kernel else (rows,)
 
@@ -188,7 +232,7 @@ def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float
         if (key := pairs[0].alpha) is None:
             continue
         info = file.tensors[key]
-        if math.prod(info.shape) != 1 or info.dtype not in (*FACTORS, *_ALPHA_TYPES):
+        if math.prod(info.shape) != 1 or info.dtype not in (*FLOATS, *_ALPHA_TYPES):
             raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
         kind = _ALPHA_TYPES.get(info.dtype) or numpy_type(info.dtype)
         # `raw` refuses a tensor that was not fetched; file[key] would give numbers for it
@@ -199,8 +243,6 @@ def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float
 _ALPHA_TYPES = {
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 """The types that an alpha may have and a factor may not."""
 
@@ -210,6 +252,15 @@ def ranks(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) ->
     return {path: tensors[keys[0].B].shape[1] for path, keys in found.items()}
 
 
-@cache
-def _ending(suffix: str) -> re.Pattern[str]:
-    return re.compile("(?P<path>.*)" + re.escape(suffix).replace(r"\{name\}", r"(?P<name>[^.]+)"), re.DOTALL)
+def altered(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Notes on what is read otherwise than it is stored; each is exact."""
+    pairs = [keys for each in found.values() for keys in each]
+    cut = {keys.B for keys in pairs if keys.rows != slice(None)}
+    short = sum(tensors[key].dtype not in FACTORS for keys in pairs for key in (keys.A, keys.B))
+    flat = sum(keys.linear and len(tensors[keys.A].shape) > 2 for keys in pairs)
+    notes = {
+        f"{len(cut)} fused modules like {min(cut, default='')} were cut into the modules they stack": len(cut),
+        f"{short} factors of 8 bits were widened to bfloat16, which has each of their numbers": short,
+        f"{flat} linear modules were stored as 1x1 convolutions": flat,
+    }
+    return [note for note, count in notes.items() if count]

@@ -12,13 +12,15 @@ from loraforge.errors import FileError, FormatError, LoraforgeError, Try
 from loraforge.files import shards
 from loraforge.files.opening import open_tensors, snapshot, tensor_files
 from loraforge.files.tensorfile import TensorFile
+from loraforge.format.keys import KeyStyle, few
 from loraforge.format.not_an_adapter import taken_out
+from loraforge.format.other import OtherFormat
 from loraforge.format.protocol import Format, Found
 from loraforge.format.registry import formats, named
 from loraforge.hub.address import perhaps
 from loraforge.hub.folder import reach
-from loraforge.names.catalog import architecture, holding
-from loraforge.scale.rule import Choice, Statement
+from loraforge.names.catalog import architecture, counts, matching
+from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
 _MOST = 50
@@ -65,19 +67,21 @@ def locate(
         file, taken = taken_out(file)
         file, left = left_out(file, choice.drop)
         opened[path] = file, [*warnings, *taken, *left]
-    claiming = [(form, one) for form, one in located if name or form.claims(opened[one.path][0])]
+    seen = {path: few(file) for path, (file, _) in opened.items()}
+    claiming = [(form, one) for form, one in located if name or form.claims(seen[one.path])]
     if not claiming and not faults and hub is None and source.is_dir():  # a file under another format's name
         files = {one.path: one for _, one in located}.values()
-        claiming = [(form, one) for one in files for form in tried if form.claims(opened[one.path][0])]
+        claiming = [(form, one) for one in files for form in tried if form.claims(seen[one.path])]
     if not claiming and faults:
         raise faults[0]
     names = {form.name for form, _ in claiming}
     claiming = [(form, one) for form, one in claiming if getattr(form, "like", None) not in names]
-    claiming = _distinct(claiming, {path: file for path, (file, _) in opened.items()}, choice)
+    claiming = _distinct(claiming, seen, choice)
     if len(claiming) > 1:
         raise _several(source, claiming)
     form, chosen = claiming[0] if claiming else (None, located[0][1])
     file, warnings = opened[chosen.path]
+    form = form.of(file) if isinstance(form, OtherFormat) else form
     run = shards.whole_name(chosen.run).removesuffix(".safetensors").removesuffix(".bin")
     return form, Found(file.path, run, (*notes, *chosen.notes, *warnings)), file
 
@@ -85,10 +89,15 @@ def locate(
 def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile], choice: Choice) -> list[_Located]:
     """The formats without those that say no more of a file than another one.
 
-    Of two that read it alike, one that is made for a single architecture stays; otherwise the first.
+    Of two that read it alike, one that is made for a single architecture stays; otherwise the first. What reads the
+    rest gives way to any that has the file's names, of the architecture that is stated if one is.
     """
-    claiming = sorted(claiming, key=lambda one: len(one[0].layouts) != 1)
-    readings = [_meanings(form, files[one.path], choice) for form, one in claiming] if len(claiming) > 1 else []
+    rest = [pair for pair in claiming if isinstance(pair[0], OtherFormat)]
+    named = [pair for pair in claiming if pair not in rest]
+    if rest and choice.architecture:
+        named = [pair for pair in named if _has(pair[0], files[pair[1].path], choice.architecture)]
+    claiming = sorted(named or rest or claiming, key=lambda one: len(one[0].layouts) != 1)
+    readings = [_meanings(form, files[one.path]) for form, one in claiming] if len(claiming) > 1 else []
     kept = list(claiming)
     for n, mine in enumerate(readings):
         wider = (m for m, other in enumerate(readings) if m != n and mine <= other and (mine != other or m < n))
@@ -97,19 +106,26 @@ def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile], choice
     return kept
 
 
-def _meanings(form: Format, file: TensorFile, choice: Choice) -> set[object]:
-    """Each architecture whose modules are all of the file's, as a format reads it, with what these modules stack."""
-    at_once = Statement(trained_scale=1.0, override=True)  # what is wrong with its scale is told when it is read
-    try:
-        paths = form.read(file, replace(choice, stated=at_once)).modules
-    except LoraforgeError:
-        return set()
-    layouts = {name: architecture(name).layouts[form.layouts[name]] for name in holding(paths, form.layouts)}
+def _has(form: Format, file: TensorFile, architecture: str) -> bool:
+    """Whether a format has names of this architecture for half of the file's modules, or does not say."""
+    style: KeyStyle | None = getattr(form, "style", None)
+    layout = form.layouts.get(architecture)
+    paths = [hit.path for hit in style.hits(file.tensors)] if style else []
+    return style is None or bool(layout and matching(paths, {architecture: layout}, style.sep))
+
+
+def _meanings(form: Format, file: TensorFile) -> set[object]:
+    """What the file's modules stack, in each of the architectures that have the most of them in a format's names."""
+    style: KeyStyle | None = getattr(form, "style", None)
+    paths = [hit.path for hit in style.hits(file.tensors)] if style else []
+    known = counts(paths, form.layouts, style.sep) if style else {}
+    most = [name for name, count in known.items() if count == max(known.values())]
+    layouts = {name: architecture(name).layouts[form.layouts[name]] for name in most}
     return {
-        (name, path, layout.stacked(path), located[1])
+        (name, located[0].fill(located[1]), layout.modules[located[0]], located[1])
         for name, layout in layouts.items()
         for path in paths
-        if (located := layout.locate(path))
+        if style and (located := layout.locate(path, style.sep))
     }
 
 

@@ -12,7 +12,7 @@ from loraforge.algebra.lora import Array, Delta, prune
 from loraforge.errors import FormatError, adding
 from loraforge.files.safetensors import write_safetensors
 from loraforge.files.tensorfile import TensorFile, TensorInfo
-from loraforge.format.keys import KeyStyle, alphas, ranks
+from loraforge.format.keys import KeyStyle, alphas, altered, ranks
 from loraforge.format.protocol import Header, Target
 from loraforge.hub.address import renamed
 from loraforge.names.layout import Architecture
@@ -42,7 +42,7 @@ def read_lora_file(
     `writes`: the name of the format in trainers.toml. `others`: prefix of the keys of another component -> its name.
     Raises FormatError if the keys are wrong, ScaleError if the scale is unknown or contradictory.
     """
-    _own(file, others, arch.title)
+    _own(file, others)
     look = command("loraforge", "inspect", file.path)
     if strange := [f"{key} ({name})" for key, name in file.opaque.items()]:
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
@@ -79,21 +79,21 @@ def read_lora_file(
         keys=tuple(sorted(file.tensors)),
         metadata=file.metadata,
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
-        notes=tuple(record.notes),
+        notes=(*altered(pairs, file.tensors), *record.notes),
         candidates=(*record.near, *candidates(sizes, trainers)) if scale.provenance == "ambiguous" else (),
         configs=record.configs,
     )
 
 
-def _own(file: TensorFile, others: Mapping[str, str], title: str) -> None:
+def _own(file: TensorFile, others: Mapping[str, str]) -> None:
     """Raises FormatError for tensors of other components: they are left out only if the user says so."""
     known = {**COMPONENTS, **others}
     foreign = {key: start for key in sorted(file.tensors) if (start := next(filter(key.startswith, known), ""))}
     if foreign:
         first, start = next(iter(foreign.items()))
         raise FormatError(
-            f"{file.path}: {len(foreign)} of its tensors adapt the {known[start]} ({first}, ...), which this format "
-            f"can carry and {title} pipelines do not load. Say that they may be left out.",
+            f"{file.path}: {len(foreign)} of its tensors adapt the {known[start]} ({first}, ...), and what is "
+            "converted is the transformer's. Say that they may be left out.",
             adding(*(word for start in sorted({*foreign.values()}) for word in ("--drop", f"{start}*"))),
         )
 

@@ -63,16 +63,11 @@ def _of_names(file: TensorFile, what: str) -> NoAdapterError:
 
 
 def _not_named() -> str:
-    return f"an adapter whose modules are not named as those of {known_titles()}"
+    return "an adapter whose modules are not named as those of any model that is known (loraforge layouts)"
 
 
 def _skeleton(file: TensorFile) -> str:
     return command("loraforge", "inspect", "--skeleton", file.path)
-
-
-def known_titles() -> str:
-    """The architectures whose adapters are read."""
-    return " or ".join(architectures().index.titles.values())
 
 
 def _base(file: TensorFile) -> str | None:

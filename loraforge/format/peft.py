@@ -19,7 +19,7 @@ from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.errors import FileError, VariantError
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
-from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle
+from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle, kinds
 from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import Found, Target, Use, Wanted, Writer
@@ -70,6 +70,7 @@ class PeftFormat:
     storage = Storage()
     writer: Callable[[Wanted], Writer] | None = PeftWriter
     options: frozenset[str] = frozenset({"pad_ranks"})
+    style = STYLE
 
     @property
     def layouts(self) -> Mapping[str, str]:
@@ -88,7 +89,7 @@ class PeftFormat:
         return found
 
     def claims(self, file: TensorFile) -> bool:
-        hits = STYLE.hits(file.tensors)
+        hits = STYLE.hits(kinds(file.tensors))
         if config_path(file):
             # diffusion-pipe's folder has a configuration too, but the original names behind the component
             return not outdone([hit.path.removeprefix(f"{COMPONENT}.") for hit in hits], self.layouts)
@@ -102,7 +103,7 @@ class PeftFormat:
         config = read_config(path) if path else None
         if config and (odd := peft_config.unsupported(config)):
             raise VariantError(f"{file.path}: its {CONFIG} has {odd}.", command("loraforge", "inspect", file.path))
-        hits = [hit.path for hit in STYLE.hits(file.tensors)]
+        hits = [hit.path for hit in STYLE.hits(kinds(file.tensors))]
         if not hits:
             raise not_an_adapter(file, "PEFT adapter")
         arch = best_known(hits, self.layouts, choice.architecture)

@@ -10,6 +10,7 @@ from typing import Any
 from loraforge.errors import FormatError, Try
 from loraforge.format.data import DataFormat
 from loraforge.format.diffusers import DiffusersFormat
+from loraforge.format.other import OtherFormat
 from loraforge.format.peft import PeftFormat
 from loraforge.format.protocol import Format
 from loraforge.format.sat import SatFormat
@@ -25,8 +26,9 @@ FORMATS: tuple[Format, ...] = (
     DiffusersFormat(),
     PeftFormat(),
     *map(DataFormat, (table["format"] for table in package_tables("format/flavours").values())),
+    OtherFormat(),
 )
-"""The formats that are built in: three in code, and the flavours, which are data."""
+"""The formats that are built in: three in code, the flavours, which are data, and what reads the rest."""
 _MEMBERS = ("name", "summary", "layouts", "options", "storage", "writer", "find", "claims", "read")
 """What a format must have; see `loraforge.formats.Format`."""
 Formats = tuple[dict[str, Format], dict[str, str]]

@@ -8,6 +8,7 @@ sat/training/model_io.py (folders, `latest`, `-ema`), CogVideo sat/configs/*_lor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,12 @@ from loraforge.scale.resolve import resolve
 from loraforge.scale.rule import Choice, Rule, number, overriding
 from loraforge.scale.run_folders import as_typed, of_several_runs, own
 from loraforge.text import command, listed, shown, told
+
+_OWN = re.compile(
+    rf"{re.escape(SAT_PREFIX)}|mixins\.|.*\.matrix_[AB]\."
+    r"|transformer\.layers\.\d+\.(attention\.(query_key_value|dense)|mlp\.dense_\w+|\w*layernorm)\b"
+)
+"""How keys of SAT begin. Blocks are called `transformer.layers` in Diffusers' files of Z-Image and Lumina 2 too."""
 
 
 class SatFormat:
@@ -78,8 +85,7 @@ class SatFormat:
         return located and replace(located, notes=(f"took {holding[0].name} of {folder.name}", *located.notes))
 
     def claims(self, file: TensorFile) -> bool:
-        starts, factors = (SAT_PREFIX, "mixins.", "transformer.layers."), (".matrix_A.", ".matrix_B.")
-        return any(key.startswith(starts) or any(factor in key for factor in factors) for key in file.tensors)
+        return any(_OWN.match(key) for key in file.tensors)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         undivided(file)

@@ -154,7 +154,7 @@ def _arguments(words: list[str]) -> str | None:
 def _unfused(transformer: Any, paths: Iterable[str]) -> Iterator[str]:
     """Unfuse q, k and v if the adapter has one of them, and yield a note that says so."""
     modules = dict(transformer.named_modules())
-    parents = {path: modules.get(path.rpartition(".")[0]) for path in paths}
+    parents: dict[str, Any] = {path: modules.get(path.rpartition(".")[0]) for path in paths}
     if bypassing := {id(parent): parent for path, parent in parents.items() if is_bypassed(parent, path)}:
         for attention in filter(fuses_itself, bypassing.values()):
             attention.unfuse_projections()

@@ -15,7 +15,7 @@ from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.updates import updates
 from loraforge.conversion.read import read
-from loraforge.errors import ConversionError, LoraforgeError, adding
+from loraforge.errors import ConversionError, LoraforgeError, Try, adding
 from loraforge.facts.given_settings import Settings
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.variants import preset, settings
@@ -74,9 +74,13 @@ class RunPlan:
 def opened(sources: Sequence[str | Path], strengths: Sequence[float], stated: Mapping[str, Any]) -> Adapters:
     """Read the adapters, each with its strength: 1 if no strengths are given."""
     adapters = [read(source, **stated) for source in sources]
-    if other := next((adapter.architecture for adapter in adapters if adapter.architecture != FAMILY), None):
-        ours, its = (architecture(name).title for name in (FAMILY, other))
-        raise LoraforgeError(f"an adapter is one of {its}, and what is run is {ours}.", "loraforge run --help")
+    adapters = [adapter.as_of(FAMILY) for adapter in adapters]
+    for source, other in zip(sources, (adapter.architecture for adapter in adapters), strict=True):
+        if other != FAMILY:
+            ours, its = (architecture(name).title for name in (FAMILY, other))
+            text = f"an adapter is one of {its}, and what is run is {ours}. Others are loaded into their own pipelines."
+            into = Try(f"loraforge.load_into(pipe, {str(source)!r})", "in Python; or convert it for load_lora_weights:")
+            raise LoraforgeError(text, into, command("loraforge", "convert", source, "--to", "diffusers"))
     numbers = list(strengths) or [1.0] * len(adapters)
     if len(numbers) != len(adapters):
         text = f"{len(numbers)} strengths for {len(adapters)} adapters: give --strength once per adapter, in their"

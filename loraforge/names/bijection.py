@@ -97,7 +97,9 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
         "told_by": [told_by] if told_by is not None else [],
         "dimensions": list(data.get("dimensions", {})),
         **{f"unadapted {what!r}": segments for what, segments in kinds.items()},
-        **{f"variant {name}": [*v.get("shapes", {}), *v.get("absent", ())] for name, v in variants.items()},
+        **{
+            f"variant {name}": [*v.get("shapes", {}), *map(_whole, v.get("absent", ()))] for name, v in variants.items()
+        },
         **{f"variant {n}: blocks": list(b) for n, v in variants.items() if isinstance(b := v.get("blocks"), Mapping)},
     }
     for table, segments in named.items():
@@ -206,6 +208,16 @@ def _misnamed(arch: Architecture) -> Iterator[Fault]:
             elif len(names) != len(usual := arch.named((segment,))):
                 text = f"parameters: {list(names)} of {segment!r} are not one for each of {list(usual)}"
                 yield Fault(text, (segment,), layout.name)
+    for variant in arch.variants:
+        for absent in sorted(variant.absent):
+            segment, _, parameter = absent.partition(".")
+            if parameter and segment in arch.segments and parameter not in arch.named((segment,)):
+                yield Fault(f"variant {variant.name}: absent: {segment!r} has no parameter {parameter!r}", (segment,))
+
+
+def _whole(absent: str) -> str:
+    """The segment of a segment or a parameter that a variant has not got."""
+    return absent.partition(".")[0]
 
 
 def _malformed(template: Template) -> Iterator[Fault]:

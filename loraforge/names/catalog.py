@@ -204,16 +204,18 @@ def _only(layouts: Mapping[str, str], wanted: str | None) -> Mapping[str, str]:
     return {wanted: layouts[wanted]} if wanted and wanted in layouts else layouts
 
 
-def holding(paths: Collection[str], layouts: Mapping[str, str]) -> list[str]:
-    """Every architecture in `layouts` that has all of the modules."""
-    return [name for name, count in counts(paths, layouts).items() if count == len(paths)]
+def holding(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -> list[str]:
+    """Every architecture in `layouts` that has all of the modules, as a format that joins words by `sep` has them."""
+    spelled = [path.replace(".", sep) for path in paths]
+    return [name for name, count in counts(spelled, layouts, sep).items() if count == len(paths)]
 
 
-def outdone(paths: Collection[str], layouts: Mapping[str, str]) -> bool:
-    """Whether a layout outside of `layouts` knows more module kinds than those in it.
+def outdone(paths: Collection[str], layouts: Mapping[str, str], first: str = "") -> bool:
+    """Whether a layout outside of `layouts` knows more module kinds than those in it; as many, if it is called `first`.
 
     Then the names are another format's, even if the prefix and some of the names are the same.
     """
     known = architectures().index.homes({pattern(path) for path in paths})
     own = {home: count for home, count in known.items() if layouts.get(home[0]) == home[1]}
-    return max(known.values(), default=0) > max(own.values(), default=0)
+    shared = max((count for home, count in known.items() if home[1] == first), default=-1)
+    return max(max(known.values(), default=0), shared + 1) > max(own.values(), default=0)

@@ -21,8 +21,9 @@ _SIZE = re.compile(r"\{((?:blocks )?\w+)(?: / (\w+))?\}")
 
 
 def entries(arch: Architecture, variant: Variant | None) -> dict[str, Any]:
-    """The entries of a variant as its data states them; None for an entry that only other variants have."""
-    others = {name: None for other in arch.variants for name in other.config}
+    """The entries of a variant as its data states them; None for an entry that only others of its class have."""
+    kind = arch.transformer_of(variant)
+    others = {name: None for other in arch.variants if arch.transformer_of(other) == kind for name in other.config}
     return {**others, **arch.config, **(variant.config if variant else {})}
 
 

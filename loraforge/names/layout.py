@@ -157,6 +157,11 @@ class Layout:
             self._located[path, sep] = located[0] if located else None
         return self._located[path, sep]
 
+    def called(self, path: str) -> str:
+        """The module whose name, joined by underscores, is the same as that of this path; the path if there is none."""
+        located = None if self.locate(path) else self.locate(path.replace(".", "_"), "_")
+        return located[0].fill(located[1]) if located else path
+
     def _by_shape(self, sep: str) -> dict[tuple[str, ...], list[Template]]:
         """The templates by the shape of the paths that they match, so that a path is compared with one or two."""
         if sep not in self._shapes:
@@ -187,7 +192,7 @@ class Variant:
     shapes: Mapping[str, tuple[int, ...]]
     """Base weight shapes of the segments that differ between variants."""
     absent: frozenset[str]
-    """Segments that this variant does not have."""
+    """Segments that this variant does not have, and parameters of them: `ff_in.bias`."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The entries of its Diffusers config.json that differ from the architecture's."""
     pipeline: str = ""
@@ -240,11 +245,14 @@ class Architecture:
         """Diffusers' class of the model; empty if not known."""
         return str(self.config.get("_class_name", ""))
 
+    def transformer_of(self, variant: Variant | None) -> str:
+        """Diffusers' class of a variant; the architecture's if None."""
+        return str((variant.config if variant else {}).get("_class_name", self.transformer))
+
     @property
     def transformers(self) -> frozenset[str]:
         """Diffusers' classes of the model in all of its variants."""
-        own = {str(v.config["_class_name"]) for v in self.variants if "_class_name" in v.config}
-        return frozenset({self.transformer, *own} - {""})
+        return frozenset({self.transformer, *map(self.transformer_of, self.variants)} - {""})
 
     def block_kinds(self) -> dict[str, str]:
         """Segment -> its kind of numbered blocks, by the layout that places most segments in the fewest kinds."""

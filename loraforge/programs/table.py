@@ -152,8 +152,10 @@ def runtime(name: str) -> Runtime:
 
 
 def running(architecture: str) -> list[Runtime]:
-    """The programs that run models of an architecture, as far as is known."""
-    return [program for program in runtimes().values() if not program.only or program.architecture == architecture]
+    """The programs that run models of an architecture; of a format for which none is known, those of other models."""
+    every = runtimes().values()
+    own = {program.format for program in every if program.architecture == architecture}
+    return [p for p in every if p.architecture == architecture or not (p.only or p.format in own)]
 
 
 def not_with(architecture: str, format: str) -> str:  # noqa: A002 - the field's name

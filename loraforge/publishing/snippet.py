@@ -26,7 +26,7 @@ def snippet(
     if base is None and form != "pipeline":
         return None
     wants = known_settings(variant.name)
-    model = _Model(variant.pipeline, arch.transformer, arch.pipelines[variant.pipeline], wants)
+    model = _Model(variant.pipeline, arch.transformer_of(variant), arch.pipelines[variant.pipeline], wants)
     packages = "torch diffusers transformers accelerate sentencepiece imageio imageio-ffmpeg"
     packages += " peft" if form in ("diffusers", "peft") else ""
     code = [*_imports(form, model), "", *_model(repo, str(base), form, weights, model), "", *_run(model, prompt)]

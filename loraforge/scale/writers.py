@@ -17,10 +17,13 @@ def writers(architecture: str, writes: str, metadata: Mapping[str, str]) -> dict
     """
     entries = package_table("facts/trainers").items()
     known = {name: t for name, t in entries if {architecture, "*"} & {*t.get("writes", {}).get(writes, ())}}
-    named = {
-        name: t for name, t in known.items() if any(w in metadata.get(k, "") for k, w in t.get("header", {}).items())
-    }
+    named = {name: trainer for name, trainer in known.items() if _mark(trainer, metadata)}
     return named or known
+
+
+def _mark(trainer: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    """The entry of the header that names a trainer; empty if none does."""
+    return next((key for key, word in trainer.get("header", {}).items() if word in metadata.get(key, "")), "")
 
 
 def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, metadata: Mapping[str, str]) -> Rule | None:
@@ -28,13 +31,10 @@ def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, meta
     if not known or not all(trainer.get("fixed") and trainer["alpha"] == "rank" for trainer in known.values()):
         return None
     names = listed(titles(known))
-    marks = [key for trainer in known.values() for key in trainer.get("header", {}) if key in metadata]
-    if marks and len(known) == 1:
-        return Rule(
-            f"no number in the file; {marks[0]} in its header names {names}, which trains at alpha = rank", scaling=1.0
-        )
-    said = f"no number in the file; every known writer of {writes} files for {title} trains at alpha = rank: {names}"
-    return Rule(said, scaling=1.0)
+    said = f"every known writer of {writes} files for {title} trains at alpha = rank: {names}"
+    if mark := next(filter(None, (_mark(trainer, metadata) for trainer in known.values())), ""):
+        said = f"{mark} in its header names {names}, which trains at alpha = rank"
+    return Rule(f"no number in the file; {said}", scaling=1.0)
 
 
 def differ(known: Mapping[str, Mapping[str, Any]], writes: str, title: str) -> str:

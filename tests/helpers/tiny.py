@@ -53,7 +53,7 @@ class Tiny:
 
     def model(self) -> torch.nn.Module:
         torch.manual_seed(self.number)
-        return getattr(diffusers, self.whole.transformer)(**self.config)
+        return getattr(diffusers, self.whole.transformer_of(self.variant))(**self.config)
 
     @cached_property
     def state(self) -> State:

@@ -55,7 +55,7 @@ KINDS = {
     "DiffSynth's names": Fault(
         lambda _: DATA / "diffsynth_cogdit" / "lora.safetensors", "cannot tell (at what scale)", "DiffSynth"
     ),
-    "another model's names": Fault(make.only(make.OTHER), "does nothing", "not named as those of CogVideoX"),
+    "another model's names": Fault(make.only(make.OTHER), "does nothing", "not named as those of any model"),
     "text encoder's keys alone": Fault(make.only(make.TEXT), "does nothing", "not named as those"),
     "LoHa": Fault(changed(make.loha), "does nothing", "hada_w1_a"),
 }  # fmt: skip

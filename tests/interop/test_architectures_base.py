@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from itertools import product
 from pathlib import Path
 
 import diffusers
@@ -15,6 +17,7 @@ from helpers.tiny import TABLE, State, Tiny, tiny_models
 from safetensors.numpy import load_file, save_file
 
 import loraforge
+from loraforge.base.route import route
 from loraforge.names.bijection import parse
 from loraforge.names.catalog import architecture, architectures
 from loraforge.names.diffusers_config import entries, filled, sizes
@@ -56,6 +59,13 @@ def test_diffusers_makes_the_model_of_our_original_checkpoint(tiny: Tiny) -> Non
     same(tiny.by_diffusers(checkpoint), tiny.state)
 
 
+@pytest.mark.parametrize(
+    "tiny", [t for t in tiny_models() if "converter" in TABLE[t.name] and t not in two_named()], ids=str
+)
+def test_diffusers_renames_nothing_of_a_model_that_has_one_layout(tiny: Tiny) -> None:
+    same(tiny.by_diffusers(tiny.state), tiny.state)
+
+
 @pytest.mark.parametrize("tiny", two_named((0, 1, -1)), ids=str)
 def test_from_diffusers_to_the_original_and_back(tiny: Tiny) -> None:
     back, dropped = carry(original(tiny), tiny.arch, "original", "diffusers", [tiny.variant])
@@ -93,7 +103,8 @@ def test_the_dimensions_hold_in_models_whose_sizes_all_differ(tiny: Tiny) -> Non
     weights = [Sized(path, s, shape[0], shape[1] if len(shape) > 1 else 1) for path, s, _, shape in tiny.placed]
     solution = solve(weights, tiny.arch.dimensions)
     assert not solution.odd
-    assert len(set(solution.values.values())) == len(solution.values), "two sizes are equal, and prove less"
+    values = [value for symbol, value in solution.values.items() if symbol not in TABLE[tiny.name].get("tied", ())]
+    assert len(set(values)) == len(values), "two sizes are equal, and prove less"
     matrices = {s for _, s, _, shape in tiny.placed if len(shape) > 1 and s not in tiny.arch.unadapted}
     assert matrices - tiny.arch.dimensions.keys() == set(TABLE[tiny.name].get("unsized", ())) & matrices
 
@@ -103,13 +114,17 @@ def index_of(segment: str, kinds: dict[str, str], arch: Architecture, variant: V
     if segment not in kinds:
         return [()]
     depth = variant.depth(segment)
-    last = any(t.for_last for t, stack in arch.layouts["diffusers"].modules.items() if segment in stack)
-    return [((LAST, depth - 1),)] if last else [(("i", n),) for n in range(depth)]
+    template = next(t for t, stack in arch.layouts["diffusers"].modules.items() if segment in stack)
+    if template.for_last:
+        return [((LAST, depth - 1),)]
+    inner = TABLE[arch.name].get("holes", {})
+    ranges = {"i": range(depth)} | {h: range(arch.config[e]) for h, e in inner.items() if f"{{{h}}}" in template.holes}
+    return [tuple(zip(ranges, numbers, strict=True)) for numbers in product(*ranges.values())]
 
 
 def released_model(arch: Architecture, variant: Variant) -> torch.nn.Module:
     """A released model without numbers, from the configuration that the data states."""
-    cls = getattr(diffusers, arch.transformer)
+    cls = getattr(diffusers, arch.transformer_of(variant))
     usual = {key: p.default for key, p in inspect.signature(cls.__init__).parameters.items()}
     config = entries(arch, variant)
     known = dict(arch.solved(variant).values) | {f"blocks {s}": variant.depth(s) for s in arch.block_kinds()}
@@ -128,6 +143,7 @@ def test_the_parameters_of_every_variant_fill_its_segments_exactly(name: str, va
     shapes = {key: tuple(t.shape) for key, t in released_model(arch, variant).state_dict().items()}
     arch = arch.ending(arch.layouts["diffusers"].last_block(shapes))
     layout, kinds, filled_ = arch.layouts["diffusers"], arch.block_kinds(), dict[tuple[str, Index], set[str]]()
+    sized = list[Sized]()
     for key, shape in shapes.items():
         path, _, parameter = key.rpartition(".")
         located = layout.locate(path)
@@ -138,6 +154,7 @@ def test_the_parameters_of_every_variant_fill_its_segments_exactly(name: str, va
         if parameter == arch.named(stack)[0]:
             for segment, rows in zip(stack, arch.sizes(stack, shape[0]) or (), strict=True):
                 assert variant.objection(segment, located[1], (rows, *shape[1:])) is None
+                sized.append(Sized(path, segment, rows, shape[1] if len(shape) > 1 else 1))
     want = {
         (segment, index)
         for segment in arch.segments.keys() - variant.absent
@@ -145,19 +162,40 @@ def test_the_parameters_of_every_variant_fill_its_segments_exactly(name: str, va
     }
     assert filled_.keys() == want
     for (segment, _), parameters in filled_.items():
-        assert parameters <= set(arch.named((segment,)))
+        assert parameters == {name for name in arch.named((segment,)) if f"{segment}.{name}" not in variant.absent}
     assert set(variant.shapes) <= {segment for segment, _ in filled_}
     assert not arch.solved(variant).odd
+    assert not solve(sized, arch.dimensions).odd
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=lambda value: getattr(value, "name", value))
+def test_every_variant_goes_into_each_layout_and_back_at_its_real_size(name: str, variant: Variant) -> None:
+    """Names and shapes alone."""
+    arch = architecture(name)
+    shapes = {key: tuple(t.shape) for key, t in released_model(arch, variant).state_dict().items()}
+    arch = arch.ending(arch.layouts["diffusers"].last_block(shapes))
+
+    def moved(of: dict[str, tuple[int, ...]], source: str, target: str) -> dict[str, tuple[int, ...]]:
+        pieces, dropped = route(of, arch, source, target, [variant])
+        assert not dropped
+        heights = {key: sum(part.stop - part.start for part in parts) for key, parts in pieces.items()}
+        return {key: (heights[key], *of[parts[0].key][1:]) for key, parts in pieces.items()}
+
+    for layout in arch.layouts.values():
+        if arch.unadapted.keys() <= {segment for stack in layout.modules.values() for segment in stack}:
+            there = moved(shapes, "diffusers", layout.name)
+            assert layout.last_block(there) == layout.last
+            assert moved(there, layout.name, "diffusers") == shapes
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_pipelines_are_those_that_have_the_transformer(name: str) -> None:
     arch = architecture(name)
-    word = arch.transformer
-    having = set()
+    having, tasks = set[str](), dict[str, str]()
     for cls in (getattr(diffusers, n) for n in dir(diffusers) if n.endswith("Pipeline")):
         parts = inspect.signature(cls.__init__).parameters.values() if inspect.isclass(cls) else ()
-        if any(word in str(part.annotation).replace("'", ".").replace("|", ".").split(".") for part in parts):
+        words = {word for part in parts for word in re.split(r"\W+", str(part.annotation))}
+        if words & arch.transformers:
             having.add(cls.__name__)
     assert arch.pipelines.keys() == having
     text_to_image = {cls.__name__ for cls in auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
@@ -177,8 +215,8 @@ def test_convert_base_there_and_back(name: str, tmp_path: Path) -> None:
     loraforge.convert_base(tmp_path / "model", "original", there)
     same({key: array for file in there.glob("*.safetensors") for key, array in load_file(file).items()}, original(tiny))
     loraforge.convert_base(next(there.glob("*.safetensors")), "diffusers", back)
-    untold = {key: tiny.config[key] for key in TABLE[name].get("untold", ())}
-    model = getattr(diffusers, tiny.arch.transformer).from_pretrained(back, **untold)
+    untold = {key: tiny.config[key] for key in TABLE[name].get("untold", ()) if key in tiny.config}
+    model = getattr(diffusers, tiny.arch.transformer_of(tiny.variant)).from_pretrained(back, **untold)
     same({key: t.numpy() for key, t in model.state_dict().items()}, tiny.state)
     config = filled(entries(tiny.arch, tiny.variant), sizes(tiny.arch, tiny.placed))
     told = tiny.config.keys() - untold

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.loaders.lora_conversion_utils import _convert_hunyuan_video_lora_to_diffusers
+from helpers.carry import carry
 from helpers.hunyuan import (
     WIDTH,
     WRONG,
@@ -24,6 +25,7 @@ from helpers.hunyuan import (
     ranks,
     saved,
 )
+from helpers.tiny import Tiny
 
 import loraforge
 
@@ -168,6 +170,26 @@ def test_the_names_of_comfyui(tmp_path: Path) -> None:
     back = converted(tmp_path / "c.safetensors", "comfyui", tmp_path / "d.safetensors")
     assert ranks(back) == ranks(comfy)
     assert_same(dense(back), dense(comfy))
+
+
+COMFYUI_NORMS = (
+    ("_attn_q_norm.weight", "_attn.norm.query_norm.scale"), ("_attn_k_norm.weight", "_attn.norm.key_norm.scale"),
+    (".q_norm.weight", ".norm.query_norm.scale"), (".k_norm.weight", ".norm.key_norm.scale"),
+)  # fmt: skip
+
+
+def test_a_base_model_in_comfyui_s_names() -> None:
+    """As ComfyUI renames an original checkpoint when it loads one: supported_models.py, process_unet_state_dict."""
+    tiny = Tiny("hunyuanvideo", 0)
+    original, _ = carry(tiny.state, tiny.arch, "diffusers", "original", [tiny.variant])
+    comfy, _ = carry(tiny.state, tiny.arch, "diffusers", "comfyui", [tiny.variant])
+    renamed = dict[str, np.ndarray]()
+    for key, array in original.items():
+        for ours, theirs in COMFYUI_NORMS:
+            key = key.replace(ours, theirs)
+        renamed[in_comfyui(key)] = array
+    assert comfy.keys() == renamed.keys()
+    assert all(np.array_equal(comfy[key], array) for key, array in renamed.items())
 
 
 def test_musubi_s_names_and_alpha(tmp_path: Path) -> None:

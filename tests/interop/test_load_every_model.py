@@ -14,7 +14,8 @@ import torch
 from helpers import encoders
 from helpers.tiny import TABLE, Tiny, tiny_models
 from helpers.tolerance import UPDATE, share
-from helpers.trained import SCALE, trained
+from helpers.trained import RANK, SCALE, trained
+from safetensors.torch import load_file, save_file
 
 import loraforge
 from loraforge.errors import LoraforgeError
@@ -183,3 +184,32 @@ def test_two_transformers_are_asked_about(tmp_path: Path) -> None:
     with pytest.raises(LoraforgeError, match="the transformer of TwoTransformers is None") as refused:
         loraforge.load_into(TwoTransformers(None, flux.model()), tmp_path / "style.safetensors", **options)
     assert [remedy.command for remedy in refused.value.remedies] == ["load_into(pipe.transformer_2, adapter)"]
+
+
+def test_run_names_the_line_that_loads_an_adapter_of_another_model(tmp_path: Path) -> None:
+    flux = Tiny("flux", 0)
+    trained(flux, tmp_path / "style.safetensors", "to_q", "norm1.linear")
+    pipe, options = pipeline(flux, flux.model()), {"trained_scale": SCALE, "architecture": "flux"}
+    with pytest.raises(LoraforgeError, match=r"is one of Flux\.1, and what is run is CogVideoX") as refused:
+        loraforge.run([tmp_path / "style.safetensors"], base=tmp_path, prompt="x", **options)
+    into, convert = (remedy.command for remedy in refused.value.remedies)
+    assert convert == f"loraforge convert {tmp_path / 'style.safetensors'} --to diffusers"
+    exec(into.replace("loraforge.load_into(", "load("), {"pipe": pipe, "load": partial(loraforge.load_into, **options)})
+    assert pipe.transformer.peft_config
+
+
+def test_tensors_of_a_text_encoder_are_left_out_only_if_so_said(tmp_path: Path) -> None:
+    """Diffusers' pipelines of Flux and SD3 would load them; what is converted is the transformer's part."""
+    flux, file = Tiny("flux", 0), tmp_path / "style.safetensors"
+    updates, state = trained(flux, file), {}
+    for factor, shape in {"A": (RANK, 8), "B": (8, RANK)}.items():
+        state[f"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_{factor}.weight"] = torch.ones(shape)
+    save_file(load_file(file) | state, file)
+    way = {"trained_scale": SCALE, "architecture": "flux"}
+    pipe = pipeline(flux, flux.model())
+    with pytest.raises(LoraforgeError, match="2 of its tensors adapt the text encoder") as refused:
+        loraforge.load_into(pipe, file, **way)
+    assert "what is converted is the transformer's" in refused.value.message
+    (line,) = (remedy.command for remedy in refused.value.remedies)
+    assert line == f"load_into(pipe, {str(file)!r}, drop=['text_encoder*'])"
+    assert loraforge.load_into(pipe, file, drop=["text_encoder*"], **way).modules == len(updates)

@@ -10,6 +10,7 @@ The tensors of text encoders are put back as they were: loraforge converts those
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import tempfile
@@ -27,7 +28,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import loraforge
-from loraforge.errors import LoraforgeError, ScaleError
+from loraforge.errors import FormatError, LoraforgeError, ScaleError
+from loraforge.names.catalog import architectures
 
 THROUGH = os.environ.get("LORAFORGE_THROUGH", "").split()
 ENTRY = "lora_adapter_metadata"
@@ -78,14 +80,17 @@ def _converting(owner: Any) -> None:
     @functools.wraps(plain)
     def load_lora_weights(pipe: Any, source: Any, *args: Any, **options: Any) -> Any:
         with tempfile.TemporaryDirectory() as folder:
-            made = converted(source, options.get("weight_name"), Path(folder))
+            made = converted(source, options.get("weight_name"), type(pipe.transformer).__name__, Path(folder))
             return plain(pipe, source if made is None else str(made), *args, **options)
 
     owner.load_lora_weights = load_lora_weights
 
 
-def converted(source: Any, name: str | None, folder: Path) -> Path | None:
-    """The converted file; None if what is loaded is no adapter of a transformer, and is given on as it is."""
+def converted(source: Any, name: str | None, transformer: str, folder: Path) -> Path | None:
+    """The converted file; None if what is loaded is no adapter of a transformer, and is given on as it is.
+
+    `transformer`: the class that it is loaded into.
+    """
     if not isinstance(source, dict):
         path = Path(source) / (name or "pytorch_lora_weights.safetensors") if Path(source).is_dir() else Path(source)
         tensors, metadata = _read(path)
@@ -99,17 +104,19 @@ def converted(source: Any, name: str | None, folder: Path) -> Path | None:
     file = folder / "pytorch_lora_weights.safetensors"
     save_file(mine, file, _without_text(metadata))
     try:
-        for number, to in enumerate(THROUGH):
-            file = _convert(file, to, folder / f"{number}-{to}")
+        for before, to in itertools.pairwise(("diffusers", *THROUGH)):
+            file = _convert(file, before, to, transformer, folder / f"{before}-{to}")
     except LoraforgeError as error:
         _LOADS[f"given on as it was: {error.message.replace(str(folder), '')[:160]}"] += 1
         return None
     _LOADS["converted"] += 1
     own, header = _read(file)
-    entry = json.loads(header.get(ENTRY, "{}"))
+    # Diffusers takes an entry to be of every component
+    entry = json.loads(header.get(ENTRY, "{}")) if ENTRY in metadata or not rest else {}
     entry |= {key: value for key, value in json.loads(metadata.get(ENTRY, "{}")).items() if key.startswith(_TEXT)}
     result = folder / "result" / "pytorch_lora_weights.safetensors"
     result.parent.mkdir()
+    header = {key: text for key, text in header.items() if key != ENTRY}
     save_file({**own, **rest}, result, header | ({ENTRY: json.dumps(entry)} if entry else {}))
     return result
 
@@ -121,16 +128,25 @@ def _without_text(metadata: dict[str, str]) -> dict[str, str]:
     return {**metadata, ENTRY: json.dumps(entry)}
 
 
-def _convert(file: Path, to: str, out: Path) -> Path:
+def _convert(file: Path, before: str, to: str, transformer: str, out: Path) -> Path:
+    """The file in a format, with what its refusals ask for: what it is, and what Diffusers does with it today."""
     out.mkdir()
     wanted = out if to == "peft" else out / "pytorch_lora_weights.safetensors"
-    how: dict[str, Any] = {"to": to, "out": wanted, "force": True}
-    try:
-        report = loraforge.convert(file, **how)
-    except ScaleError:  # a file that records none: what Diffusers does with it is meant
-        report = loraforge.convert(file, **how, as_loaded=True)
-    _LOADS[f"{to}, scale {report.scale.provenance}"] += 1
-    return wanted
+    named = {"architecture": next(n for n, arch in architectures().items() if transformer in arch.transformers)}
+    named["from_"] = before
+    loaded = {"as_loaded": True}
+    ways: dict[str, dict[str, Any]] = {
+        "": {}, "as loaded": loaded, "said what it is": named, "as loaded, said what it is": named | loaded
+    }  # fmt: skip
+    for way, given in ways.items():
+        try:
+            report = loraforge.convert(file, to=to, out=wanted, force=True, **given)
+        except (ScaleError, FormatError) as error:
+            refused = error
+        else:
+            _LOADS[f"{to}, scale {report.scale.provenance} {way}".strip()] += 1
+            return wanted
+    raise refused
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -5,3 +5,4 @@ from loraforge.testing import FormatConformance
 
 class TestWrapper(FormatConformance):
     format = "comfyui-wrapper"
+    shares = frozenset({"comfyui"})  # Qwen-Image has Diffusers' names in ComfyUI itself

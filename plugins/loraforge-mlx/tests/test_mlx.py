@@ -240,3 +240,15 @@ def test_layers_outside_of_the_blocks_are_refused_not_lost(tmp_path: Path) -> No
         loraforge.convert(tmp_path / "x.safetensors", to="mlx", out=tmp_path / "y", trained_scale=1)
     _remedy(refusal.value, tmp_path / "x.safetensors", "--to", "mlx", "--trained-scale", 1, "-o", tmp_path / "y")
     assert_same_tensors(tmp_path / "y" / FINAL.name, FINAL)
+
+
+def test_what_is_said_of_its_own_program(tmp_path: Path) -> None:
+    """As it was seen: load_adapter applies its own files in full, and stops at all others, which lack lora_rank."""
+    loraforge.convert(FINAL, to="diffusers", out=tmp_path / "x.safetensors")
+    own, other = (
+        {row.runtime: row for row in loraforge.doctor(file).outlooks} for file in (FINAL, tmp_path / "x.safetensors")
+    )
+    assert (own["mlx"].applied, own["mlx"].scalings, own["mlx"].raises) == (26, (1.0,), "")
+    assert other["mlx"].raises and not own["diffusers"].applied
+    report = loraforge.convert(tmp_path / "x.safetensors", to="mlx", out=tmp_path / "y")
+    assert dict(report.seen())["run in"] == "1.0 acts so in mlx-examples c52cc74"

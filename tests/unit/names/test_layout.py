@@ -38,11 +38,28 @@ def changed(**layout) -> dict:
         ),
         (TABLE | {"rows": {"mlp": 4}}, "rows: unknown segment 'mlp'"),
         (TABLE | {"variants": {"X": {"repo": "a/b", "blocks": 1, "absent": ["qq"]}}}, "unknown segment 'qq'"),
+        (TABLE | {"variants": {"X": {"repo": "a/b", "blocks": 1, "absent": ["qq.bias"]}}}, "unknown segment 'qq'"),
+        (
+            TABLE | {"variants": {"X": {"repo": "a/b", "blocks": 1, "absent": ["q.scale"]}}},
+            "'q' has no parameter 'scale'",
+        ),
     ],
 )
 def test_problems(data: dict, said: str) -> None:
     with pytest.raises(LayoutError, match=said):
         parse(data, "cogvideox.toml")
+
+
+def test_parameters_of_segments_without_an_entry() -> None:
+    data = copy.deepcopy(TABLE)
+    assert parse(data, "x.toml").named(("q", "k")) == ("weight", "bias")
+    data["parameters"] |= {"*": ["weight"], "o": ["weight", "bias"]}
+    arch = parse(data, "x.toml")
+    assert [arch.named((segment,), "sat") for segment in ("q", "o", "pos")] == [
+        ("weight",),
+        ("weight", "bias"),
+        ("pos_embedding",),
+    ]
 
 
 def test_all_problems_at_once() -> None:

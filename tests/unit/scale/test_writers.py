@@ -83,6 +83,8 @@ def test_the_mark_of_a_trainer_does_not_lend_it_to_the_others(monkeypatch) -> No
     """Without the entry, a trainer that would have left its mark is one writer among the others."""
     rule, _, _ = judged(monkeypatch, one={**FIXED, "header": {"software": "one-trainer"}})
     assert "every known writer" in rule.said
+    marked = {**FIXED, "header": {"software": "one-trainer"}}
+    assert "every known writer" in judged(monkeypatch, {"software": "a converter"}, one=marked)[0].said
 
 
 KNOWN = [

@@ -1,0 +1,138 @@
+"""Recorded adapters of every architecture: each update in every format and back, and in Diffusers' own class."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import tomli
+import torch
+from helpers.oracle import DATA
+from helpers.tolerance import UPDATE, WEIGHT, share
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.numpy import load_file
+
+import loraforge
+from loraforge.errors import ConversionError
+from loraforge.format.registry import formats
+from loraforge.names.catalog import architecture, architectures
+
+FOLDER = DATA / "architectures"
+CASES: dict[str, Any] = tomli.loads((FOLDER / "cases.toml").read_text("utf-8"))
+Updates = dict[str, np.ndarray]
+NO_CASE = {"cogvideox", "ltx2"}
+"""CogVideoX has recorded files of its own (tests/data); of LTX-2 there are those that are made below."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recorded adapter, and what it does in the names of Diffusers' class."""
+
+    name: str
+
+    def __getattr__(self, entry: str) -> Any:
+        return CASES[self.name].get(entry)
+
+    @property
+    def file(self) -> Path:
+        return FOLDER / self.name / "adapter.safetensors"
+
+    @cached_property
+    def expected(self) -> Updates:
+        """Module of Diffusers' class -> [rows, inputs x kernel], in float64."""
+        stored = {
+            key: array.astype(np.float64)
+            for key, array in load_file(self.file.with_name("expected.safetensors")).items()
+        }
+        return {key[:-2]: stored[key] @ stored[f"{key[:-2]}.V"] for key in stored if key.endswith(".U")}
+
+    def converted(self, out: Path, **options: Any) -> Path:
+        """A Diffusers file of it in float32."""
+        options = {"to": "diffusers", "dtype": "fp32"} | options
+        return Path(loraforge.convert(self.file, out=out, **options, **(self.stated or {})).output["path"])
+
+
+def updates(file: Path) -> Updates:
+    """Module -> update of a Diffusers file without alpha, a convolution's without the shape of its kernel."""
+    tensors = {key.removeprefix("transformer."): array.astype(np.float64) for key, array in load_file(file).items()}
+    factors = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
+    assert 2 * len(factors) == len(tensors)
+    flat = {key: array.reshape(array.shape[0], -1) for key, array in tensors.items()}
+    return {path: flat[f"{path}.lora_B.weight"] @ flat[f"{path}.lora_A.weight"] for path in factors}
+
+
+def same(have: Updates, want: Updates) -> None:
+    assert have.keys() == want.keys()
+    off = {path: share(have[path], want[path]) for path in want}
+    assert {path: error for path, error in off.items() if error > UPDATE} == {}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
+def test_every_architecture_has_a_case() -> None:
+    assert {entry["architecture"] for entry in CASES.values()} == architectures().keys() - NO_CASE
+
+
+def test_the_updates_are_those_of_diffusers_base_converter(case: Case, tmp_path: Path) -> None:
+    assert len(case.expected) == case.modules
+    same(updates(case.converted(tmp_path)), case.expected)
+
+
+def ways() -> list[Any]:
+    """Every case, and every other format that has its architecture; of several cases of one, all but one are long."""
+    every, seen = [], set[str]()
+    for name, entry in CASES.items():
+        for to, form in formats().items():
+            if entry["architecture"] in form.layouts and to not in ("diffusers", "sat"):
+                marks = [pytest.mark.long] if entry["architecture"] in seen and to != entry["format"] else []
+                every.append(pytest.param(Case(name), to, marks=marks, id=f"{name}-{to}"))
+        seen.add(entry["architecture"])
+    return every
+
+
+@pytest.mark.parametrize(("case", "to"), ways())
+def test_into_a_format_and_back(case: Case, to: str, tmp_path: Path) -> None:
+    """Modules that the other format has no name for are refused, and can be dropped as the message says."""
+    arch, stated, want = architecture(case.architecture), {"architecture": case.architecture}, dict(case.expected)
+    have, put = (arch.layouts[formats()[name].layouts[arch.name]] for name in (case.format, to))
+    lost = {s for stack in have.modules.values() if not put.absent.isdisjoint(stack) for s in stack}
+    if lacking := [path for path in want if lost.issuperset(arch.layouts["diffusers"].stacked(path))]:
+        with pytest.raises(ConversionError, match="has no module for") as refused:
+            case.converted(tmp_path, to=to, **stated)
+        words = shlex.split(str(refused.value.remedies[0]), comments=True)
+        stated["drop"] = [word for before, word in pairwise(words) if before == "--drop"]
+        want = {path: want[path] for path in want.keys() - lacking}
+    there = case.converted(tmp_path / "there", to=to, **stated)
+    back = loraforge.convert(there, to="diffusers", out=tmp_path / "back", dtype="fp32", architecture=arch.name)
+    same(updates(Path(back.output["path"])), want)
+
+
+def test_diffusers_class_applies_every_module(case: Case, tmp_path: Path) -> None:
+    arch = architecture(case.architecture)
+    torch.manual_seed(0)
+    model = getattr(diffusers, arch.transformer)(**case.config)
+    file = case.converted(tmp_path)
+    loader = getattr(diffusers, next(iter(arch.pipelines)))
+    state = loader.lora_state_dict(str(file))
+    alphas = {"network_alphas"} & inspect.signature(loader.load_lora_into_transformer).parameters.keys()
+    loader.load_lora_into_transformer(state, transformer=model, **dict.fromkeys(alphas))
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    assert layers.keys() == case.expected.keys()
+    before = {path: layer.get_base_layer().weight.detach().clone().double() for path, layer in layers.items()}
+    model.fuse_lora()
+    for path, layer in layers.items():
+        weight = layer.get_base_layer().weight.detach().double()
+        want = torch.from_numpy(case.expected[path]).reshape(weight.shape)
+        error = (weight - before[path] - want).abs().max() / torch.maximum(weight.abs().max(), want.abs().max())
+        assert error <= WEIGHT, f"{path} is off by {error:.1e}"
