@@ -605,3 +605,17 @@ def test_parameters_of_two_names_are_not_taken_for_one(tmp_path: Path) -> None:
     arch = learned(tmp_path / "blocks" / "x.toml")
     stacks = {t.text: arch.named(stack, "original")[0] for t, stack in arch.layouts["original"].modules.items()}
     assert stacks == {"blocks.0.norm": "scale", "blocks.1.norm": "weight", "blocks.2.norm": "weight"}
+
+
+def test_counters_and_empty_tensors_are_to_be_dropped(tmp_path: Path) -> None:
+    a = {
+        "m.weight": np.random.default_rng(0).random((4, 5)),
+        "ids": np.arange(6).reshape(2, 3),
+        "none": np.ones((0, 4)),
+    }
+    b = {"n.weight": a["m.weight"], "steps": np.arange(3), "empty": np.ones((0, 2))}
+    with pytest.raises(LoraforgeError, match=r"in empty, steps; .* in ids\."):
+        learn_pair(tmp_path, a, b)
+    drop = [(name, "a counter") for name in ("ids", "steps", "empty")]
+    done = learn_pair(tmp_path, a, b, drop=drop)
+    assert {text for kind, text in done.remarks if kind == "dropped"} == {"ids", "empty", "steps"}
