@@ -276,7 +276,7 @@ def test_one_file_of_many_components_and_a_folder_of_shards(tmp_path: Path, cli)
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     done = cli("layouts", "learn", tmp_path / "a.safetensors", folder, "-o", tmp_path / "x.toml")
     assert done.exit_code == 0, done.output
-    assert "left out  first_stage_model: another component" in done.stdout
+    assert "left out  first_stage_model: no part of the model, or of the adapter" in done.stdout
     assert pairs(learned(tmp_path / "x.toml"), "original", "diffusers") == known_pairs()
 
 
@@ -537,12 +537,19 @@ def test_a_converter_of_loras_is_learned_from_a_probe_of_an_adapter(tmp_path: Pa
     assert numbers["diffusion_model.conv.lora_A.weight"].shape == (4, 4, 2, 2)
     assert numbers["diffusion_model.conv.lora_B.weight"].shape == (8, 4, 1, 1)
     split = {"blocks.{}.qkv": ["layers.{}.q", "layers.{}.k", "layers.{}.v"], "out": ["proj_out"], "conv": ["patch"]}
-    converted = saved(tmp_path / "c.safetensors", as_adapter(numbers, split))
+    extra = {"embedding.weight": np.ones((2, 2)), "layers.0.q.alpha": np.ones(())}
+    converted = saved(tmp_path / "c.safetensors", as_adapter(numbers, split) | extra)
     done = cli("layouts", "learn", made, converted, "-o", tmp_path / "x.toml", "--json")
     assert done.exit_code == 0, done.output
-    check_schema(json.loads(done.stdout), "learn")
+    check_schema(report := json.loads(done.stdout), "learn")
+    assert report["left_out"] == {"no part of the model, or of the adapter": ["embedding"]}
     stacks = {t.text: len(s) for t, s in learned(tmp_path / "x.toml").layouts["original"].modules.items()}
     assert stacks == {"blocks.{i}.qkv": 3, "out": 1, "conv": 1}
+    words = [tmp_path / "x.toml", *[made, converted] * 2]
+    (tmp_path / "x.toml").write_text((tmp_path / "x.toml").read_text() + '\n[dimensions]\nproj_out = ["o", "64"]\n')
+    checked = json.loads(cli("layouts", "check", *words, "--json").stdout)
+    assert [pair["tensors"] for pair in checked["pairs"]] == [11, 11]
+    assert checked["dimensions"] == {}  # the inputs are in no factor B
 
 
 def test_two_layers_in_a_row_are_no_blocks(tmp_path: Path) -> None:
