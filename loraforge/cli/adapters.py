@@ -7,10 +7,9 @@ from typing import Any
 import click
 
 import loraforge
-from loraforge.cli.console import PATH, SOURCE, as_json, say, show
+from loraforge.cli.console import PATH, SOURCE, Numeric, as_json, say, show
 from loraforge.cli.hub import publish
 from loraforge.cli.options import architecture, checkpoint, choice, drop, dtype, fetch, flag, stated, target, value
-from loraforge.cli.process import Numeric
 from loraforge.errors import LoraforgeError
 
 

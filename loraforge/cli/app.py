@@ -10,8 +10,7 @@ import loraforge
 from loraforge.cli.adapters import convert, inspect, stamp, verify
 from loraforge.cli.base import convert_base, fuse
 from loraforge.cli.console import PATH, Cli
-from loraforge.cli.doctor import doctor
-from loraforge.cli.explain import explain
+from loraforge.cli.doctor import doctor, explain
 from loraforge.cli.hub import push
 from loraforge.cli.layouts import layouts
 from loraforge.cli.options import value

@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 import loraforge
-from loraforge.cli.console import PATH, SOURCE, show
+from loraforge.cli.console import PATH, SOURCE, Numeric, show
 from loraforge.cli.options import drop, dtype, flag, stated, value
-from loraforge.cli.process import Numeric
 from loraforge.document import Document
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 import loraforge
-from loraforge.cli.console import PATH, as_json, say
+from loraforge.cli.console import PATH, Numeric, as_json, say
 from loraforge.cli.options import flag, value
-from loraforge.cli.process import Numeric
 from loraforge.errors import LoraforgeError
 
 

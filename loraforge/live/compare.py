@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraforge.live.effect import Effect, judged
-from loraforge.live.probe import relative
+from loraforge.live.probe import Effect, judged, relative
 from loraforge.live.runner import Clip
 from loraforge.media.metrics import flicker, psnr, ssim
 from loraforge.media.sheet import contact_sheet, side_by_side

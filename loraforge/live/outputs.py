@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from loraforge.errors import OutputError, adding
 from loraforge.live.compare import Compared, names, pictures
-from loraforge.live.manifest import Manifest
-from loraforge.live.plan import Adapters
-from loraforge.live.request import RunRequest
+from loraforge.live.plan import Adapters, RunRequest
 from loraforge.live.runner import Clip
 from loraforge.media.video import write_video
 from loraforge.text import command
@@ -44,7 +44,12 @@ def manifest_path(video: Path) -> Path:
 
 
 def write(
-    video: Path, clip: Clip, manifest: Manifest, clips: Mapping[float, Clip], results: Sequence[Compared], fps: int
+    video: Path,
+    clip: Clip,
+    manifest: Mapping[str, Any],
+    clips: Mapping[float, Clip],
+    results: Sequence[Compared],
+    fps: int,
 ) -> tuple[Path, ...]:
     """Write the video and the files beside it, the manifest last: if it exists, the others are complete.
 
@@ -54,6 +59,6 @@ def write(
     write_video(video, clip.frames, fps, force=True)
     others = pictures(clips, results, video, fps) if clips else ()
     temporary = video.with_name(f".{video.stem}.json.part")
-    temporary.write_text(manifest.text(), "utf-8")
+    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
     temporary.replace(manifest_path(video))
     return others

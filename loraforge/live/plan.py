@@ -1,12 +1,12 @@
-"""What a run of a pipeline will do, decided and checked before any weight is loaded."""
+"""What is asked of a run of a pipeline, and what it will do: decided and checked before any weight is loaded."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
@@ -16,19 +16,16 @@ from loraforge.base.opening import open_base
 from loraforge.base.updates import updates
 from loraforge.conversion.read import read
 from loraforge.errors import ConversionError, LoraforgeError, Try, adding
-from loraforge.facts.given_settings import Settings
+from loraforge.facts.given_settings import Settings, checked
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.variants import preset, settings
 from loraforge.files.texts import read_json
 from loraforge.hub.address import address
-from loraforge.hub.fetch_base import base_folder
+from loraforge.hub.folder import base_folder
 from loraforge.media.video import read_video
 from loraforge.names.catalog import architecture
 from loraforge.names.layout import COMPONENT
 from loraforge.text import command, listed, told
-
-if TYPE_CHECKING:
-    from loraforge.live.request import RunRequest
 
 Adapters = Sequence[tuple[Adapter, float]]
 """Adapters, each with its strength."""
@@ -47,6 +44,65 @@ ALWAYS: Settings = {"generator_device": "cpu", "seed": 42}
 FAMILY = "cogvideox"
 """The architecture whose pipelines are run."""
 TO_VIDEO, FROM_IMAGE, FROM_VIDEO = (f"CogVideoX{kind}Pipeline" for kind in ("", "ImageToVideo", "VideoToVideo"))
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """The options of `run`. A manifest or the base model decides those that are None or empty."""
+
+    adapters: tuple[str | Path, ...]
+    strength: tuple[float, ...]
+    stated: Mapping[str, Any]
+    """The keywords of `Stated`: the scale at which the adapters were trained."""
+    base: str | Path | None
+    prompt: str
+    negative_prompt: str
+    image: str | Path | None
+    video: str | Path | None
+    given: Settings
+    like: str | None
+    anyway: bool
+    device: str
+    offload: str | None
+    tiling: bool | None
+    slicing: bool | None
+    check: bool
+    compare: tuple[float, ...]
+    out: str | Path | None
+    force: bool
+    files: tuple[str | Path, ...]
+    """The manifest, and files of settings (or KEY=VALUE)."""
+    again: Mapping[str, Any] | None = None
+    """The manifest of the run that is repeated."""
+
+    def over(self, again: Mapping[str, Any]) -> RunRequest:
+        """The same run, with its open options taken from a manifest. Raises LoraforgeError if it names adapters."""
+        if self.adapters:
+            raise LoraforgeError("the manifest names its adapters: give it alone.", "loraforge run --help")
+        words = ("base", "prompt", "negative_prompt", "image", "video", "offload", "anyway")
+        same = {name: again[name] for name in words if not getattr(self, name)}
+        same |= {name: again[name] for name in ("tiling", "slicing") if getattr(self, name) is None}
+        return replace(
+            self,
+            **same,
+            adapters=tuple(part["path"] for part in again["adapters"]),
+            strength=self.strength or tuple(part["strength"] for part in again["adapters"]),
+            stated=self.stated if any(self.stated.values()) else again["stated"],
+            given={**checked(again["settings"].items()), **self.given},
+            device=again["device"] if self.device == "auto" else self.device,
+            again=again,
+        )
+
+    @property
+    def inputs(self) -> list[str | Path]:
+        """The files it reads, beside the adapters and the base."""
+        return [file for file in (self.image, self.video, *self.files) if file and "=" not in str(file)]
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The options of how it is computed, with their defaults."""
+        tiling, slicing = self.tiling is not False, self.slicing is not False
+        return {"offload": self.offload or "none", "tiling": tiling, "slicing": slicing}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loraforge.errors import of_pipeline
-from loraforge.media.clips import Frames, alike
+from loraforge.media.metrics import Frames, alike
 from loraforge.text import plain
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import numpy as np
 
 from loraforge.errors import FileError, LoraforgeError, OutputError, Try, adding, of_pipeline
 from loraforge.files.destination import destination, replacing
-from loraforge.media.clips import Frames
+from loraforge.media.metrics import Frames
 from loraforge.text import command, plain
 
 if TYPE_CHECKING:
