@@ -172,18 +172,18 @@ def _settle(transformer: Any, name: str, casts: Mapping[str, Cast]) -> None:
     import torch
 
     for path, cast in casts.items():
-        layer, place, new = transformer.get_submodule(path), cast.place, cast.rounded
+        layer, new = transformer.get_submodule(path), cast.rounded
         holders = ((layer.lora_A, new.A), (layer.lora_B, new.B), (layer.lora_magnitude_vector, new.magnitude))
         for holder, tensor in holders:
             if tensor is None:
                 continue
             weight = holder[name].weight
-            other_type = weight.dtype != (place.dtype or weight.dtype)
-            if weight.device == place.device and not other_type:
+            other_type = weight.dtype != (cast.dtype or weight.dtype)
+            if weight.device == cast.device and not other_type:
                 continue
             if weight.device.type == "meta" or other_type:
                 weight = tensor  # else PEFT's own, which may be padded
-            holder[name].weight = torch.nn.Parameter(weight.detach().to(place.device, place.dtype), requires_grad=False)
+            holder[name].weight = torch.nn.Parameter(weight.detach().to(cast.device, cast.dtype), requires_grad=False)
 
 
 def _others_as_before(transformer: Any, before: LiveState) -> Iterator[str]:
