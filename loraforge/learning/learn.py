@@ -54,7 +54,7 @@ def learn(
     drop: Sequence[tuple[str, str]] = (),
     force: bool = False,
 ) -> Learned:
-    """Write the TOML of an architecture with A's and B's layouts, called as the file; `onto` one that has B's, A's alone.
+    """Write the TOML of an architecture with both layouts, called as the file; with `onto`, that of A's layout alone.
 
     Raises LoraforgeError, and writes nothing, if a tensor of one side is not on the other and not dropped (`drop`:
     patterns of keys, and reasons), or if the file would not be sound; OutputError if `out` exists, unless `force`.
