@@ -151,7 +151,7 @@ class FormatConformance:
             assert [(one / f).read_bytes() for f in files] == [(other / f).read_bytes() for f in files]
 
     def test_only_this_format_claims_its_files(self, tmp_path: Path) -> None:
-        """`claims` is true for this format, and the file is not taken for one of another format that it does not share."""
+        """`claims` is true for this format, and its files are not taken for another's, unless it `shares` them."""
         for n, adapter in enumerate(self.adapters()):
             place = self.write(adapter, tmp_path / str(n))
             assert self.form.claims(self.file(place))
