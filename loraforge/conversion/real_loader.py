@@ -61,9 +61,8 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
 def _diffusers(file: Path, shell: Any, pipeline: str) -> None:
     kind = _class(pipeline)
     state, metadata = kind.lora_state_dict(str(file.parent), weight_name=file.name, return_lora_metadata=True)
-    # which has no default in the loader of one architecture
-    wanted = {"network_alphas"} & signature(kind.load_lora_into_transformer).parameters.keys()
-    alphas: dict[str, Any] = dict.fromkeys(wanted)
+    needed = "network_alphas" in signature(kind.load_lora_into_transformer).parameters  # it has no default there
+    alphas = {"network_alphas": None} if needed else {}
     kind.load_lora_into_transformer(state, transformer=shell, metadata=metadata, **alphas)
 
 

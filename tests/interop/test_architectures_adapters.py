@@ -15,15 +15,21 @@ import numpy as np
 import pytest
 import tomli
 import torch
+from helpers.carry import carry
 from helpers.oracle import DATA
+from helpers.sparse import sparse
+from helpers.tiny import TABLE, Tiny, tiny_models
 from helpers.tolerance import UPDATE, WEIGHT, share
+from helpers.trained import SCALE, trained
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.numpy import load_file
 
 import loraforge
+from loraforge.conversion.real_loader import load_back
 from loraforge.errors import ConversionError
 from loraforge.format.registry import formats
 from loraforge.names.catalog import architecture, architectures
+from loraforge.publishing.snippet import snippet
 
 FOLDER = DATA / "architectures"
 CASES: dict[str, Any] = tomli.loads((FOLDER / "cases.toml").read_text("utf-8"))
@@ -94,7 +100,7 @@ def ways() -> list[Any]:
     every, seen = [], set[str]()
     for name, entry in CASES.items():
         for to, form in formats().items():
-            if entry["architecture"] in form.layouts and to not in ("diffusers", "sat"):
+            if entry["architecture"] in form.layouts and form.writer and to not in ("diffusers", "sat"):
                 marks = [pytest.mark.long] if entry["architecture"] in seen and to != entry["format"] else []
                 every.append(pytest.param(Case(name), to, marks=marks, id=f"{name}-{to}"))
         seen.add(entry["architecture"])
@@ -118,6 +124,26 @@ def test_into_a_format_and_back(case: Case, to: str, tmp_path: Path) -> None:
     same(updates(Path(back.output["path"])), want)
 
 
+TINY = [t for t in tiny_models() if "converter" in TABLE[t.name] and t.arch.layouts.keys() == {"original", "diffusers"}]
+
+
+@pytest.mark.parametrize("tiny", TINY, ids=str)
+def test_every_matrix_moves_as_diffusers_moves_the_base(tiny: Tiny, tmp_path: Path) -> None:
+    """An adapter of all of them, in the original's names: the updates as weights of an original checkpoint."""
+    want = trained(tiny, tmp_path / "a.safetensors")
+    stated = {"architecture": tiny.name, "trained_scale": SCALE}
+    done = loraforge.convert(tmp_path / "a.safetensors", to="comfyui", out=tmp_path / "b", dtype="fp32", **stated)
+    tensors = load_file(done.output["path"])
+    checkpoint, _ = carry(tiny.state, tiny.arch, "diffusers", "original", [tiny.variant])
+    for key in (key for key in tensors if key.endswith(".lora_A.weight")):
+        path, A, B = key.removesuffix(".lora_A.weight"), tensors[key], tensors[key.replace("_A", "_B")]
+        weight = f"{path.removeprefix('diffusion_model.')}.weight"
+        product = B.astype("f8").reshape(len(B), -1) @ A.astype("f8").reshape(len(A), -1)
+        checkpoint[weight] = product.reshape(checkpoint[weight].shape).astype("f4")
+    have = tiny.by_diffusers(checkpoint)
+    same({path: have[f"{path}.weight"] for path in want}, want)
+
+
 def test_diffusers_class_applies_every_module(case: Case, tmp_path: Path) -> None:
     arch = architecture(case.architecture)
     torch.manual_seed(0)
@@ -136,3 +162,15 @@ def test_diffusers_class_applies_every_module(case: Case, tmp_path: Path) -> Non
         want = torch.from_numpy(case.expected[path]).reshape(weight.shape)
         error = (weight - before[path] - want).abs().max() / torch.maximum(weight.abs().max(), want.abs().max())
         assert error <= WEIGHT, f"{path} is off by {error:.1e}"
+
+
+def test_a_variant_of_another_class_is_loaded_into_that(tmp_path: Path) -> None:
+    """Of VACE's own blocks Diffusers' other class of Wan has none."""
+    variant = next(one for one in architecture("wan").variants if one.name == "Wan2.1-VACE-1.3B")
+    every = {"blocks": variant.depth("self_q"), "vace_blocks": variant.depth("vace_self_q")}
+    modules = {f"{kind}.{n}.attn1.to_q": (128, 128) for kind, count in every.items() for n in range(count)}
+    file = sparse(tmp_path / "a.safetensors", modules)
+    adapter = loraforge.read(file, trained_scale=1)
+    assert load_back(file, adapter, "diffusers").modules.keys() == modules.keys()
+    text = snippet("me/x", variant.repo, "transformer", "x.safetensors", adapter.model, variant, "a cat")
+    assert "WanVACETransformer3DModel.from_pretrained" in str(text)
