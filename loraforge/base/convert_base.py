@@ -123,7 +123,7 @@ def _check(base: BaseModel, to: str) -> None:
         known = ", ".join(base.architecture.layouts)
         why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
         if len(base.architecture.layouts) == 1:
-            why = f"is a {base.architecture.title}, of which no layout but {known} is known"
+            why = f"is {base.architecture.title}, of which no layout but {known} is known"
         other = [adding("--to", name) for name in base.architecture.layouts if name != base.layout]
         raise ConversionError(f"{base.path} {why}.", *other)
 

@@ -50,8 +50,11 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
         one = _ended(one, _kept(one, choice), rank_known=rank_known)
         shown[one.architecture] = evidence(one, file, stated, named)
         pairs.append((replace(one, shown=shown[one.architecture].text), replace(_kept(one, choice), last=one.last)))
-    left = _possible(pairs, rank_known=rank_known)
+    told = [pair for pair in pairs if shown[pair[0].architecture].text and not shown[pair[0].architecture].is_measured]
+    left = _possible(told or pairs, rank_known=rank_known)
     adapter, checked = left[0]
+    if len(left) > 1 and not told:  # what several models show is evidence of none
+        adapter = replace(adapter, shown="")
     if adapter.architecture != first.architecture:  # what is known of scales depends on the architecture
         again = _read(form, file, replace(choice, architecture=adapter.architecture))
         adapter = replace(again, shown=adapter.shown, last=adapter.last)
@@ -162,6 +165,8 @@ class Evidence(NamedTuple):
     """Empty if nothing does."""
     outweighs_header: bool = False
     """Whether it counts even if the header names another model."""
+    is_measured: bool = False
+    """Whether it is names and shapes, which count less than what a file or its user says."""
 
 
 def evidence(adapter: Adapter, file: TensorFile, stated: str | None, named: str | None) -> Evidence:
@@ -178,7 +183,7 @@ def evidence(adapter: Adapter, file: TensorFile, stated: str | None, named: str 
         named_there = of_words(words) or (arch.title if _plain(arch.title) in _plain(words) else None)
         if named_there == arch.title:
             return Evidence(f"the header's {key} says {file.metadata[key]:.60}", outweighs_header=True)
-    return Evidence(next(_measured(adapter, arch), ""))
+    return Evidence(next(_measured(adapter, arch), ""), is_measured=True)
 
 
 def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterator[str]:

@@ -72,8 +72,9 @@ class Keys:
     """Whether the factors are stored as 1x1 convolutions of a module that is none."""
 
 
-_NUMBER = re.compile(r"(?<=[._])\d+(?=[._])")
-_FIRST = re.compile(r"(?<![^._])\d+(?![^._])")
+_NUMBER = re.compile(r"(?<=[._])(?:0|[1-9]\d{0,5})(?=[._])", re.ASCII)
+"""A number as programs write it (names/layout.py): a key with another one, like `00`, is a kind of its own."""
+_FIRST = re.compile(r"(?<![^._])(?:0|[1-9]\d{0,5})(?![^._])", re.ASCII)
 _MOST_KINDS = 1 << 16
 _Parsed = tuple[tuple[Hit, ...], list[list[str]] | None]
 """The readings of a key, and what stands before and after the block number in each path; None if there is none."""

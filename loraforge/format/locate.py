@@ -72,7 +72,8 @@ def locate(
     if not claiming and not faults and hub is None and source.is_dir():  # a file under another format's name
         files = {one.path: one for _, one in located}.values()
         claiming = [(form, one) for one in files for form in tried if form.claims(seen[one.path])]
-    if not claiming and faults:
+    passed = [form for form in tried if form not in [one for one, _ in located]]
+    if faults and (not claiming or any(form.claims(file) for form in passed for file in seen.values())):
         raise faults[0]
     names = {form.name for form, _ in claiming}
     claiming = [(form, one) for form, one in claiming if getattr(form, "like", None) not in names]

@@ -50,7 +50,7 @@ class OtherFormat:
         return OtherFormat(most)
 
     def find(self, source: Path, choice: Choice) -> Found | None:
-        return checkpoints.choose(source, (), choice)
+        return checkpoints.choose(source, (), choice) if source.is_file() else None
 
     def claims(self, file: TensorFile) -> bool:
         every = kinds(file.tensors)

@@ -54,7 +54,7 @@ def learn(
     drop: Sequence[tuple[str, str]] = (),
     force: bool = False,
 ) -> Learned:
-    """Write the TOML of an architecture with A's and B's layouts, called as the file; `onto` one that has B's, A's alone.
+    """Write the TOML of an architecture with both layouts, called as the file; with `onto`, that of A's layout alone.
 
     Raises LoraforgeError, and writes nothing, if a tensor of one side is not on the other and not dropped (`drop`:
     patterns of keys, and reasons), or if the file would not be sound; OutputError if `out` exists, unless `force`.
@@ -121,7 +121,7 @@ def _entries(a: Checkpoint, b: Checkpoint, left_out: Left) -> list[Entry]:
     """Raises LoraforgeError that lists the tensors of one side that the other has not got."""
     for side in (a, b):
         if side.others:
-            left_out["another component"] += side.others
+            left_out["no part of the model, or of the adapter"] += side.others
     runs, *lacking = match(a, b)
     texts, words = list[str](), list[str]()
     for keys, side, other in zip(map(_short, lacking), (b, a), (a, b), strict=True):

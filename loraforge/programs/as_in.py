@@ -8,8 +8,9 @@ from dataclasses import replace
 from loraforge.adapter.adapter import Adapter
 from loraforge.errors import LoraforgeError, ScaleError, Try, adding
 from loraforge.files.tensorfile import TensorFile
+from loraforge.format.keys import few
 from loraforge.format.protocol import Format
-from loraforge.programs.outlook import outlook, scales
+from loraforge.programs.outlook import Memo, outlook, scales
 from loraforge.programs.table import Runtime, running, runtimes
 from loraforge.scale.rule import Choice, Scale, Statement
 from loraforge.text import listed
@@ -47,9 +48,12 @@ def _kept(form: Format, file: TensorFile, choice: Choice, name: str) -> Adapter:
     return replace(scaled(adapter, applied), scale=Scale("assumed", source, program=program.title))
 
 
-def _applied(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) -> tuple[Mapping[str, float], str]:
+def _applied(
+    program: Runtime, form: Format, file: TensorFile, adapter: Adapter, memo: Memo | None = None
+) -> tuple[Mapping[str, float], str]:
     """Module -> the scale that the program applies, and "". If it does not apply all of the adapter, {} and why."""
-    predicted = outlook(program, form, file, adapter)
+    memo = {} if memo is None else memo
+    predicted = outlook(program, form, file, adapter, memo)
     if predicted.raises:
         return {}, f"stops at {predicted.raises}"
     if not predicted.applied:
@@ -59,8 +63,8 @@ def _applied(program: Runtime, form: Format, file: TensorFile, adapter: Adapter)
         return {}, f"applies {predicted.applied} of its {predicted.modules} modules{lost}"
     if predicted.bare:
         return {}, f"applies its modules without the magnitudes of DoRA{lost}"
-    applied = scales(program, form, file, adapter)
-    otherwise = outlook(program, form, file, scaled(adapter, applied)).otherwise
+    applied = scales(program, form, file, adapter, memo)
+    otherwise = outlook(program, form, file, scaled(adapter, applied), memo).otherwise
     return applied, f"applies it {otherwise}" if otherwise else ""
 
 
@@ -75,11 +79,17 @@ def _offered(form: Format, file: TensorFile, choice: Choice) -> list[Try]:
     """For each scale at which a program applies all of the file, the option that names the first such program."""
     try:
         adapter = form.read(file, replace(choice, stated=_PLAIN, training_config=None))
+        if len({w.rank for delta in adapter.modules.values() for w in delta}) == 1:
+            file = few(file)  # without a record, programs treat modules of one kind and rank alike
+            adapter = form.read(file, replace(choice, stated=_PLAIN, training_config=None))
     except LoraforgeError:
         return []
     seen, tries = set[float](), []
+    memo: Memo = {}
     for program in running(adapter.architecture):
-        applied, why = _applied(program, form, file, adapter)
+        if program.architecture != adapter.architecture:  # what it does with names of another model is not known
+            continue
+        applied, why = _applied(program, form, file, adapter, memo)
         values = set(applied.values())
         if why or len(values) != 1 or values <= seen:
             continue

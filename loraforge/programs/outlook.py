@@ -86,8 +86,8 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
     if adapter.scale.provenance != "ambiguous" and not raising and not otherwise:
         ratios = {applied[path] / trained[path] for path in applied if trained.get(path)}
     lost: Counter[str] = Counter()
-    for key, outcome in outcomes.items():
-        if key not in kept and outcome != "raises":
+    for key in outcomes.keys() - kept:
+        if (outcome := outcomes[key]) != "raises":
             kind = next((f for f in program.keys if f in key and key.startswith(program.prefixes)), "")
             lost[kind if kind and outcome == program.keys[kind] != "applied" else key.split(".")[0]] += 1
     return Outlook(
@@ -100,15 +100,16 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
     )  # fmt: skip
 
 
-def scales(program: Runtime, form: Format, file: TensorFile, adapter: Adapter) -> dict[str, float]:
+def scales(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, memo: Memo) -> dict[str, float]:
     """Module -> the scale that the program applies to it, provided that it does not stop at the file."""
     program = program.of(file)
-    return _applied_scalings(program, form, file, _outcomes(program, file, adapter)[1], {})
+    return _applied_scalings(program, form, file, _outcomes(program, file, adapter)[1], memo)
 
 
 def _outcomes(program: Runtime, file: TensorFile, adapter: Adapter) -> tuple[dict[str, Outcome], list[str]]:
     """What the program does with each key of the adapter, and the keys that it applies."""
-    outcomes = {key: program.outcome(key, adapter.architecture) for key in file.tensors if key in adapter.keys}
+    own = file.tensors.keys() & adapter.keys
+    outcomes = {key: program.outcome(key, adapter.architecture) for key in file.tensors if key in own}
     kept = [key for key, outcome in outcomes.items() if outcome == "applied"]
     if program.convolution != "applied":
         kernels = {program.module(key, adapter.architecture) for key in kept if len(file.tensors[key].shape) > 2}

@@ -33,3 +33,11 @@ class TestOnetrainer(FormatConformance):
 
 class TestVideoxFun(FormatConformance):
     format = "videox-fun"
+
+
+class TestOriginal(FormatConformance):
+    format = "original"
+
+
+class TestXlabs(FormatConformance):
+    format = "xlabs"

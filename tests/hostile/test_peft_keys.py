@@ -99,8 +99,8 @@ def test_two_prefixes(tmp_path: Path, refused, tensors: Tensors, fragment: str):
 OTHERS = {
     "DiffSynth's names": lora("", "blocks.0.self_attn.q"),
     "Wan's names": lora("diffusion_model.", "blocks.0.self_attn.q"),
-    "Flux's names": lora("transformer.", "single_transformer_blocks.0.attn.to_q"),
-    "almost CogVideoX's names": lora("transformer.", "transformer_blocks.0.attn.to_q"),
+    "Flux's names, almost": lora("transformer.", "single_transformer_blocks.0.att.to_q"),
+    "almost CogVideoX's names": lora("transformer.", "transformer_blocks.0.attn3.to_q"),
     "kohya's names": {"lora_unet_q.lora_down.weight": A, "lora_unet_q.lora_up.weight": B},
     "a whole PEFT model": lora("") | {f"{MODULE}.base_layer.weight": A},
     "an adapter of no name": {f"{MODULE}.lora_A..weight": A, f"{MODULE}.lora_B..weight": B},

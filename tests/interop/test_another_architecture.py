@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+)
 from helpers.hub import Hub
 from helpers.tolerance import WEIGHT, off_by
 from peft import LoraConfig
@@ -142,7 +147,9 @@ def test_push_names_its_own_pipeline(repo: str, pipeline: str, task: str, form: 
     hub.add(repo, {"README.md": b"---\nlicense: other\n---\n"})
     text = {"in_channels": 16, "guidance_embeds": True, "image_condition_type": None} if repo == TEXT else {}
     adapter = trained(tiny(**text), tmp_path / "adapter")
-    made = hub.run("convert", adapter, "--to", form, "--base-model", repo, "-o", tmp_path / "out")
+    made = hub.run(
+        "convert", adapter, "--to", form, "--base-model", repo, "--architecture", "hunyuanvideo", "-o", tmp_path / "out"
+    )
     assert made.returncode == 0, made.stderr
     done = hub.run("push", tmp_path / "out", "me/style")
     assert done.returncode == 0, done.stderr
@@ -157,66 +164,63 @@ def test_push_names_its_own_pipeline(repo: str, pipeline: str, task: str, form: 
     assert "CogVideo" not in card and "CogVideo" not in made.stdout + made.stderr + done.stdout + done.stderr
 
 
-LTX = """
-architecture = "ltx"
-title = "LTX-Video"
-segments = ["q", "k", "v", "o", "q2", "k2", "v2", "o2", "ff_in", "ff_out", "patch", "out"]
+AURAFLOW = """
+architecture = "auraflow"
+title = "AuraFlow"
+segments = ["q", "k", "v", "o", "ff1", "ff2", "ff3", "mod", "text", "out"]
 
 [pipelines]
-LTXPipeline = "text-to-video"
+AuraFlowPipeline = "text-to-image"
 
 [config]
-_class_name = "LTXVideoTransformer3DModel"
+_class_name = "AuraFlowTransformer2DModel"
 attention_head_dim = 64
 num_attention_heads = "{d / attention_head_dim}"
-num_layers = "{blocks q}"
-in_channels = "{c}"
-out_channels = "{p}"
-cross_attention_dim = "{d}"
+num_mmdit_layers = 0
+num_single_dit_layers = "{blocks q}"
+caption_projection_dim = "{d}"
+joint_attention_dim = "{x}"
 
 [dimensions]
 q = ["d", "d"]
-k2 = ["d", "d"]
-patch = ["d", "c"]
-out = ["p", "d"]
+k = ["d", "d"]
+text = ["d", "x"]
 
 [layouts.diffusers]
-own = ["proj_in"]
+own = ["single_transformer_blocks.{i}.ff.linear_1"]
 
 [layouts.diffusers.modules]
-"transformer_blocks.{i}.attn1.to_q" = ["q"]
-"transformer_blocks.{i}.attn1.to_k" = ["k"]
-"transformer_blocks.{i}.attn1.to_v" = ["v"]
-"transformer_blocks.{i}.attn1.to_out.0" = ["o"]
-"transformer_blocks.{i}.attn2.to_q" = ["q2"]
-"transformer_blocks.{i}.attn2.to_k" = ["k2"]
-"transformer_blocks.{i}.attn2.to_v" = ["v2"]
-"transformer_blocks.{i}.attn2.to_out.0" = ["o2"]
-"transformer_blocks.{i}.ff.net.0.proj" = ["ff_in"]
-"transformer_blocks.{i}.ff.net.2" = ["ff_out"]
-"proj_in" = ["patch"]
+"single_transformer_blocks.{i}.attn.to_q" = ["q"]
+"single_transformer_blocks.{i}.attn.to_k" = ["k"]
+"single_transformer_blocks.{i}.attn.to_v" = ["v"]
+"single_transformer_blocks.{i}.attn.to_out.0" = ["o"]
+"single_transformer_blocks.{i}.ff.linear_1" = ["ff1"]
+"single_transformer_blocks.{i}.ff.linear_2" = ["ff2"]
+"single_transformer_blocks.{i}.ff.out_projection" = ["ff3"]
+"single_transformer_blocks.{i}.norm1.linear" = ["mod"]
+"context_embedder" = ["text"]
 "proj_out" = ["out"]
 """
 
 
 def test_one_layout_and_heads_that_no_weight_tells(tmp_path: Path) -> None:
-    (tmp_path / "ltx.toml").write_text(LTX)
-    loraforge.use_plugin(tmp_path / "ltx.toml")
-    model = LTXVideoTransformer3DModel(
-        in_channels=6, out_channels=6, num_attention_heads=3, attention_head_dim=8, cross_attention_dim=24,
-        num_layers=2, caption_channels=12,
+    (tmp_path / "auraflow.toml").write_text(AURAFLOW)
+    loraforge.use_plugin(tmp_path / "auraflow.toml")
+    model = AuraFlowTransformer2DModel(
+        sample_size=8, num_attention_heads=3, attention_head_dim=8, caption_projection_dim=24, joint_attention_dim=12,
+        num_mmdit_layers=0, num_single_dit_layers=2, pos_embed_max_size=16,
     )  # fmt: skip
     model.save_pretrained(tmp_path / "base")
-    config = LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_k", "proj_in", "ff.net.2"])
+    config = LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_k", "context_embedder", "ff.linear_1"])
     model.add_adapter(config)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     state = get_peft_model_state_dict(model)
-    LTXPipeline.save_lora_weights(tmp_path, state, transformer_lora_adapter_metadata=config.to_dict())
+    AuraFlowPipeline.save_lora_weights(tmp_path, state, transformer_lora_adapter_metadata=config.to_dict())
     adapter = tmp_path / "pytorch_lora_weights.safetensors"
     report = loraforge.convert(adapter, to="peft", out=tmp_path / "peft")
-    assert report.to_dict()["architecture"] == "ltx"
+    assert report.to_dict()["architecture"] == "auraflow"
     assert loraforge.verify(adapter, in_="diffusers").same
     assert loraforge.verify(tmp_path / "peft", in_="peft", base=tmp_path / "base").same
     loraforge.fuse(tmp_path / "base", [adapter], tmp_path / "fused")
@@ -224,5 +228,5 @@ def test_one_layout_and_heads_that_no_weight_tells(tmp_path: Path) -> None:
     model.unload_lora()
     got = load_file(tmp_path / "fused" / FILE)
     assert all(off_by(got[key], tensor) <= WEIGHT for key, tensor in model.state_dict().items())
-    with pytest.raises(LoraforgeError, match="is a LTX-Video, of which no layout but diffusers is known"):
+    with pytest.raises(LoraforgeError, match="is AuraFlow, of which no layout but diffusers is known"):
         loraforge.convert_base(tmp_path / "base", "sat", tmp_path / "sat")

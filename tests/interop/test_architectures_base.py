@@ -138,6 +138,17 @@ def released_model(arch: Architecture, variant: Variant) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=lambda value: getattr(value, "name", value))
+def test_every_argument_of_the_class_has_its_entry(name: str, variant: Variant) -> None:
+    """So that what is written does not depend on the defaults of the Diffusers that reads it."""
+    arch = architecture(name)
+    cls = getattr(diffusers, arch.transformer_of(variant))
+    stated = {key for key in entries(arch, variant) if not key.startswith("_")}
+    usual = {key: p.default for key, p in inspect.signature(cls.__init__).parameters.items() if key != "self"}
+    assert stated <= usual.keys()
+    assert {key for key in usual.keys() - stated if usual[key] is not None} == set()  # null is the same as none
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=lambda value: getattr(value, "name", value))
 def test_the_parameters_of_every_variant_fill_its_segments_exactly(name: str, variant: Variant) -> None:
     arch = architecture(name)
     shapes = {key: tuple(t.shape) for key, t in released_model(arch, variant).state_dict().items()}

@@ -27,7 +27,7 @@ from loraforge.errors import ConversionError, FormatError, LoraforgeError, Scale
 from loraforge.names.catalog import architecture
 from loraforge.testing import make_adapter
 
-FORMATS = sorted(name for name, form in loraforge.formats().items() if "cogvideox" in form.layouts)
+FORMATS = sorted(name for name, form in loraforge.formats().items() if "cogvideox" in form.layouts and form.writer)
 FUN = "cogvideox_fun_2024_kohya_te_fp16"
 RECORDED = {
     "videox_fun_kohya_attn_fp32": ("checkpoint-100.safetensors", {}),

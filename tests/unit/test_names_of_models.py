@@ -16,7 +16,6 @@ MAY_NAME = ("live/", "format/sat", "base/as_sat")
 """Where one architecture is meant: its pipelines are run here, and SAT is its own software."""
 EXAMPLES = {
     "facts/given_settings.py": {"CogVideoXDPMScheduler"},  # of a class, in a message
-    "format/not_an_adapter.py": {"cogvideox-fun"},  # a format
 }
 
 

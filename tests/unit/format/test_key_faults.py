@@ -26,8 +26,8 @@ def stack(*shapes: tuple[tuple[int, int], tuple[int, int]]) -> dict[str, tuple[i
         (
             diffusers.STYLE,
             "diffusers",
-            {f"{LINEAR}.lora_A.weight": (4, 8, 1, 1), f"{LINEAR}.lora_B.weight": (8, 4, 1, 1)},
-            "is no convolution, and its A has shape [4, 8, 1, 1]",
+            {f"{LINEAR}.lora_A.weight": (4, 8, 2, 1), f"{LINEAR}.lora_B.weight": (8, 4, 1, 1)},
+            "is no convolution, and its A has shape [4, 8, 2, 1]",
         ),
         (sat_names.STYLE, "sat", stack(((4, 8), (8, 4)), ((4, 8), (8, 4)), ((4, 8), (6, 4))), "have [8, 8, 6] rows"),
         (sat_names.STYLE, "sat", stack(((4, 8), (8, 4)), ((4, 8), (8, 4)), ((4, 6), (8, 4))), "have [6, 8] inputs"),

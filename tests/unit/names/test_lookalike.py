@@ -18,6 +18,7 @@ OTHERS = (
     ("Stable Diffusion (1.5, 2, XL)", "unet.", "down_blocks.{}.attentions.0.transformer_blocks.0.attn1.to_q"),
     ("Sana", "lora_unet_", "blocks_{}_cross_attn_kv_linear blocks_{}_mlp_inverted_conv_conv"),
     ("Krea 2", "diffusion_model.", "blocks.{}.attn.wq txtfusion.layerwise_blocks.{}.attn.wk"),
+    ("Flux.3", "diffusion_model.", "content_mode_blocks.image.{}.q_proj single_blocks.{}.mlp_in"),
     ("AuraFlow", "", "double_layers.{}.attn.w2q single_layers.{}.mlp.c_fc1"),
     ("text encoder (CLIP or T5)", "text_encoder.text_model.", "encoder.layers.{}.self_attn.q_proj"),
     ("text encoder (CLIP or T5)", "lora_te_text_model_encoder_layers_{}_", "mlp_fc1"),
@@ -68,6 +69,13 @@ def test_the_table_of_other_models() -> None:
     assert of_repo("Wan-AI/Wan2.1-T2V-14B") == "Wan 2.x"
     assert of_repo("zai-org/CogVideoX-5b") is None
     assert of_words("flux-1-dev") == "Flux.1"
+    assert of_words("Flux.1-fill-dev/lora") == of_words("flux.1_kontext") == "Flux.1"
+    assert of_words("Flux.2-klein-4b") == "Flux.2"
+    assert of_words("flux-3") == "Flux.3"
+    assert of_words("Qwen-Image-Edit-2511") == "Qwen-Image"
+    assert of_words("stable-diffusion-3-5-large") == "Stable Diffusion 3"
+    assert of_words("hunyuan-video/lora") == "HunyuanVideo"
+    assert of_words("Chroma1/lora") == "Chroma"
     assert of_words("hunyuanvideo15") == "HunyuanVideo 1.5"
     assert of_words("cogvideox") == "CogVideoX"
     assert of_words("someothermodel") is None
