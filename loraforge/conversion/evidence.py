@@ -213,7 +213,7 @@ def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterato
     for where, config in adapter.configs.items():
         mapping = config.get("auto_mapping")
         name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-        if isinstance(name, str) and name == arch.transformer:
+        if isinstance(name, str) and name in arch.transformers:
             yield f"{where} names {name}"
 
 
