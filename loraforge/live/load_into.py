@@ -97,7 +97,11 @@ def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None)
     refuse_misfits(transformer, adapter, plans)
     name = name or _free_name(transformer, adapter)
     state, metadata = _as_diffusers(plans)
-    updates = _updates(plans, state)
+    updates = dict[str, Update]()  # that each layer should add, of the very tensors that Diffusers gets
+    for one in plans:
+        start = f"{COMPONENT}.{one.path}"
+        A, B, magnitude = (state.get(f"{start}.lora_{name}") for name in ("A.weight", "B.weight", "magnitude_vector"))
+        updates[one.path] = Update(A, B, one.delta[0].scaling, magnitude)
     casts = placed(transformer, updates)
     with guarded(transformer, name) as before:
         notes = list(_unfused(transformer, updates))
@@ -250,17 +254,6 @@ def fitted(adapter: Adapter) -> list[Plan]:
     policy = Policy(1.0, "F32") if mixed else Policy(None)  # Diffusers has one scaling per module
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
     return plan(relaid, Storage(), policy, arch.layouts["diffusers"].stacked, "diffusers", ranks)
-
-
-def _updates(plans: list[Plan], state: Mapping[str, Any]) -> dict[str, Update]:
-    """The update that each layer should add, from the very tensors that Diffusers gets."""
-    updates = {}
-    for one in plans:
-        start = f"{COMPONENT}.{one.path}"
-        magnitude = state.get(f"{start}.lora_magnitude_vector")
-        A, B = (state[f"{start}.lora_{factor}.weight"] for factor in "AB")
-        updates[one.path] = Update(A, B, one.delta[0].scaling, magnitude)
-    return updates
 
 
 def _libraries() -> None:

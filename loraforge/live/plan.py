@@ -15,7 +15,7 @@ from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.updates import updates
 from loraforge.conversion.read import read
-from loraforge.errors import ConversionError, LoraforgeError, Try, adding
+from loraforge.errors import LoraforgeError, Try, adding
 from loraforge.facts.given_settings import Settings, checked
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.variants import preset, settings
@@ -167,7 +167,7 @@ def planned(adapters: Adapters, base: str | Path, request: RunRequest) -> RunPla
         _refuse_wrong(given, early, anyway=anyway)
     model = _pipeline_folder(base)
     variant = variant_of(model)
-    _check_fit(model, adapters)
+    updates(model, [(adapter, 1.0) for adapter, _ in adapters])
     pipeline = _pipeline(model, request.image, video)
     values, own = _settings(model, variant.name, given, request.like)
     _refuse_wrong(given, variant.name, anyway=anyway, own=own)
@@ -193,7 +193,7 @@ def checkable(adapters: Adapters, base: str | Path, given: Settings) -> RunPlan:
         text = f"{told(model.path)} is no folder that Diffusers loads: convert it first."
         convert = command("loraforge", "convert-base", model.path, "--to", "diffusers", "-o", "transformer")
         raise LoraforgeError(text, convert)
-    _check_fit(model, adapters)
+    updates(model, [(adapter, 1.0) for adapter, _ in adapters])
     variant = variant_of(model).name
     _refuse_wrong(given, variant, anyway=False)
     return RunPlan(model, adapters, variant, {"torch_dtype": settings(variant).torch_dtype, **given}, model.notes)
@@ -220,14 +220,6 @@ def _pipeline_folder(base: str | Path) -> BaseModel:
             *(adding("--base", variant.repo, why="the released one") for variant in model.variants[:1]),
         )
     return model
-
-
-def _check_fit(base: BaseModel, adapters: Adapters) -> None:
-    for adapter, _ in adapters:
-        try:
-            updates(base, [(adapter, 1.0)])
-        except ConversionError as error:
-            raise ConversionError(told(error.message), *error.remedies) from error
 
 
 def _pipeline(base: BaseModel, image: str | Path | None, video: str | Path | None) -> str:

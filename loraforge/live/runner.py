@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,13 +136,10 @@ class Running:
 
     def __init__(self, plan: RunPlan, *, tiling: bool, slicing: bool) -> None:
         import diffusers
-        import torch
 
         self.plan, chosen = plan, plan.settings
         pipeline, scheduler = getattr(diffusers, plan.pipeline), getattr(diffusers, chosen["scheduler"])
-        with _quiet(), _diffusers(f"load {told(plan.base.path)}"):
-            dtype = getattr(torch, chosen["torch_dtype"])
-            self.pipe = pipeline.from_pretrained(str(plan.base.path), torch_dtype=dtype)
+        self.pipe = _loaded(pipeline, plan.base.path, chosen)
         spacing = {"timestep_spacing": chosen["timestep_spacing"]}
         self.pipe.scheduler = scheduler.from_config(self.pipe.scheduler.config, **spacing)
         self.adapted = Adapted(self.pipe.transformer, plan.adapters)
@@ -216,16 +214,18 @@ class Running:
 
 def transformer_of(plan: RunPlan, device: str) -> Adapted:
     """The transformer without its pipeline, with its adapters in it."""
-    import torch
     from diffusers import CogVideoXTransformer3DModel
 
-    kind: Any = CogVideoXTransformer3DModel  # its class methods have no types
-    with _quiet(), _diffusers(f"load {told(plan.base.folder)}"):
-        dtype = getattr(torch, plan.settings["torch_dtype"])
-        module = kind.from_pretrained(str(plan.base.folder), torch_dtype=dtype)
-    adapted = Adapted(module, plan.adapters)
-    module.to(device)
+    adapted = Adapted(_loaded(CogVideoXTransformer3DModel, plan.base.folder, plan.settings), plan.adapters)
+    adapted.module.to(device)
     return adapted
+
+
+def _loaded(kind: Any, path: Path, settings: Mapping[str, Any]) -> Any:
+    import torch
+
+    with _quiet(), _diffusers(f"load {told(path)}"):
+        return kind.from_pretrained(str(path), torch_dtype=getattr(torch, settings["torch_dtype"]))
 
 
 def _tiles_fit(vae: Any) -> bool:

@@ -26,8 +26,7 @@ _WINDOW = 7
 def alike(clips: Sequence[Frames], *texts: Sequence[str]) -> tuple[int, int, int]:
     """Number of frames, height and width, the same for all clips. `texts` are lists with one text per clip.
 
-    Raises LoraforgeError if there is no clip, one is not RGB in bytes, two differ in shape, or the number of
-    texts is wrong. It names no command, because no command line compares clips of different runs.
+    Raises LoraforgeError if there is no clip, one is not RGB in bytes, two differ in shape, or texts are missing.
     """
     if not clips:
         raise LoraforgeError("there is no clip to compare.")

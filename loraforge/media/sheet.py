@@ -1,8 +1,7 @@
 """Several clips shown together: side by side in a film, and on a labelled contact sheet.
 
-The film keeps every pixel as it is; the sheet scales the pictures to a page. Texts are on a white background
-beside the pictures, never on them. They use the font that comes with Pillow, so that the result does not depend
-on the fonts of the machine. It has Latin letters; a missing character is drawn as a box.
+The film keeps every pixel as it is; the sheet scales the pictures to a page. Texts stand beside the pictures, in the
+font of Pillow, the same on every machine: it has Latin letters, and draws a missing character as a box.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ def side_by_side(clips: Sequence[Frames], labels: Sequence[str]) -> Frames:
     """One film [frames, height', width', 3] of clips of the same shape, in the given order, each below its label.
 
     A row has up to four clips; five make rows of three and two. Labels have at most two lines and are cut to fit.
-    Clips narrower than 128 pixels get a white margin, so that the label has room. Nothing is scaled: four
-    clips of 1360 make 5464 pixels, which some phones cannot decode. Raises LoraforgeError if the clips
-    differ in shape or do not have one label each.
+    Clips narrower than 128 pixels get a white margin, so that the label has room. Nothing is scaled. Raises
+    LoraforgeError if the clips differ in shape or do not have one label each.
     """
     count, height, width = alike(clips, labels)
     rows = math.ceil(len(clips) / _IN_A_ROW)

@@ -1,10 +1,7 @@
 """Video and image files: writes frames as MP4, reads videos as frames, and reads images in RGB.
 
-Videos are written and read by the ffmpeg of imageio-ffmpeg. That package is maintained, its wheel contains the
-program (nothing else to install, and the same encoder for everyone), and Diffusers' own export needs it. OpenCV's
-wheels lack x264 because of its licence; they write MPEG-4 part 2, which browsers do not play. PyAV is a second
-FFmpeg, whose interface changes with FFmpeg's. Only the program of imageio-ffmpeg is used, not its `write_frames`,
-which enlarges pictures to multiples of 16 by default and ignores the exit status of ffmpeg.
+Of imageio-ffmpeg only the program is used, not its `write_frames`, which enlarges pictures to multiples of 16 by
+default and ignores the exit status of ffmpeg.
 """
 
 from __future__ import annotations
@@ -47,13 +44,10 @@ _PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 def write_video(path: Path, frames: Iterable[Frames], fps: int, *, force: bool = False) -> None:
     """Write frames [height, width, 3] of bytes as an H.264 video that browsers play (yuv420p, MP4, its index first).
 
-    `frames` is an array or an iterable of frames. Nothing is rescaled. H.264 halves the resolution of colour and
-    needs even sizes, so the last column or row of an odd size is repeated. The file appears whole or not at all.
-    The same frames give the same bytes with the same ffmpeg, on any number of cores and on x86 processors from
-    SSE4 to AVX-512. Without SSE4 x264 gives other bytes; ARM was not tried.
-
-    Raises OutputError if the file exists (unless `force`), is not named .mp4 or cannot be written, if there are
-    no frames or their shapes differ, or if ffmpeg fails; LoraforgeError if there is no ffmpeg.
+    Nothing is rescaled; the last column or row of an odd size is repeated, as H.264 needs even sizes. The file appears
+    whole or not at all. The same frames give the same bytes with the same ffmpeg, on any number of cores and on x86
+    processors from SSE4 to AVX-512; ARM was not tried. Raises OutputError if the file exists (unless `force`), is not
+    named .mp4 or cannot be written, or if the frames differ in shape; LoraforgeError if there is no ffmpeg.
     """
     if path.suffix.lower() != ".mp4":
         raise OutputError(f"{path}: the name of the video must end in .mp4.", adding("-o", path.with_suffix(".mp4")))

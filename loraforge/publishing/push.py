@@ -114,17 +114,17 @@ def push(
         _reachable(before, private=private)
         old = fields(split(before.card)[0], _card_page(repo))
         chosen = repository(base_model) if base_model else _base_of(old)
-        what = published(Path(source), repo, chosen, stated, drop, Path(work))
+        known, content, more = published(Path(source), repo, chosen, stated, drop, Path(work))
         facts = replace(
-            what.facts, repo=repo, prompts=tuple(prompt), samples=tuple(file.name for file in shown),
-            example=_example(prompt, old), trigger=trigger or what.facts.trigger or _words(old.get("instance_prompt")),
+            known, repo=repo, prompts=tuple(prompt), samples=tuple(file.name for file in shown),
+            example=_example(prompt, old), trigger=trigger or known.trigger or _words(old.get("instance_prompt")),
         )  # fmt: skip
         given = {"license": license, "license_name": license_name, "license_link": license_link}
         licence, doubts = _licence(given, old, facts.base_model)
         typed = {"base_model": base_model, **given, "instance_prompt": trigger}
         card, changes = _card(before, facts, licence, frozenset(key for key, value in typed.items() if value))
-        files = [*what.files, *shown, outgoing("README.md", card.encode())]
-        weights = what.files[0].name
+        files = [*content, *shown, outgoing("README.md", card.encode())]
+        weights = content[0].name
         planned = PushReport(
             repo=repo, url=before.url, state="planned", commit=before.commit, pull_request=None,
             created=before.commit is None and before.known,
@@ -133,7 +133,7 @@ def push(
             message=commit_message or f"{'Update' if weights in before.hashes else 'Add'} {weights}",
             files=tuple(_described(file, before) for file in files),
             stale=_stale(before, files) if facts.kind == "adapter" else (),
-            card=card, notes=(*before.notes, *what.notes, *doubts, *changes),
+            card=card, notes=(*before.notes, *more, *doubts, *changes),
         )  # fmt: skip
         sent = [file for file, described in zip(files, planned.files, strict=True) if described["state"] != "same"]
         if dry_run or not sent:
