@@ -11,9 +11,8 @@ from loraforge.document import Document
 from loraforge.errors import LoraforgeError, adding
 from loraforge.facts.given_settings import Settings, checked, parse
 from loraforge.live import runner
-from loraforge.live.compare import Compared, compared, effect
 from loraforge.live.manifest import check_inputs, manifest_of, read_manifest
-from loraforge.live.outputs import manifest_path, video_path, write
+from loraforge.live.outputs import Compared, compared, effect, manifest_path, video_path, write
 from loraforge.live.plan import Adapters, RunPlan, RunRequest, base_of, checkable, opened, planned
 from loraforge.live.probe import Effect, Probe, probe
 from loraforge.live.runner import Clip, Progress, Running
