@@ -66,7 +66,6 @@ class RunRequest:
     offload: str | None
     tiling: bool | None
     slicing: bool | None
-    check: bool
     compare: tuple[float, ...]
     out: str | Path | None
     force: bool
@@ -162,9 +161,10 @@ def base_of(adapters: Adapters, stated: str | Path | None) -> str | Path:
 def planned(adapters: Adapters, base: str | Path, request: RunRequest) -> RunPlan:
     """The plan of a run. Raises LoraforgeError for all that would fail, or be wrong, after minutes of loading."""
     given, anyway, video = request.given, request.anyway, request.video
-    early = _variant_by_name(base)
-    if early:  # before gigabytes are fetched
-        _refuse_wrong(given, early, anyway=anyway)
+    named = address(base)
+    for early in architecture(FAMILY).variants:
+        if named and early.repo == named.repo:  # before gigabytes are fetched
+            _refuse_wrong(given, early.name, anyway=anyway)
     model = _pipeline_folder(base)
     variant = variant_of(model)
     updates(model, [(adapter, 1.0) for adapter, _ in adapters])
@@ -197,12 +197,6 @@ def checkable(adapters: Adapters, base: str | Path, given: Settings) -> RunPlan:
     variant = variant_of(model).name
     _refuse_wrong(given, variant, anyway=False)
     return RunPlan(model, adapters, variant, {"torch_dtype": settings(variant).torch_dtype, **given}, model.notes)
-
-
-def _variant_by_name(base: str | Path) -> str | None:
-    """The variant of a base on the Hub if its name is that of a released one, else None."""
-    where = address(base)
-    return next((v.name for v in architecture(FAMILY).variants if where and v.repo == where.repo), None)
 
 
 def _pipeline_folder(base: str | Path) -> BaseModel:

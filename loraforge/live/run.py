@@ -103,7 +103,7 @@ def run(
     request = RunRequest(
         adapters=tuple(adapters), strength=tuple(strength), stated=stated, base=base, prompt=prompt,
         negative_prompt=negative_prompt, image=image, video=video, given=given, like=like, anyway=anyway,
-        device=device, offload=offload, tiling=tiling, slicing=slicing, check=check, compare=tuple(compare), out=out,
+        device=device, offload=offload, tiling=tiling, slicing=slicing, compare=tuple(compare), out=out,
         force=force, files=(*([manifest] if manifest else []), *settings),
     )  # fmt: skip
     request = request.over(again) if again else request

@@ -20,7 +20,7 @@ import numpy as np
 
 from loraforge.algebra.dtypes import BYTES
 from loraforge.algebra.lora import Array
-from loraforge.errors import LoraforgeError, Try, adding
+from loraforge.errors import LoraforgeError, Try, adding, of_pipeline
 from loraforge.live.acting import TypeTooNarrowError
 from loraforge.live.load_into import EXTRA, load_into, set_strength
 from loraforge.live.plan import FROM_IMAGE, FROM_VIDEO, OFFLOADS, Adapters, RunPlan
@@ -51,10 +51,8 @@ class Clip:
 
 def device_of(name: str) -> str:
     """The device of a run; for `auto` the first that this machine has. Raises LoraforgeError if it has no such one."""
-    try:
+    with of_pipeline("a run", EXTRA.why):
         import torch
-    except ImportError as error:
-        raise LoraforgeError(f"a run needs {error.name}, which is not installed here.", EXTRA) from error
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     devices = [name for name, is_available in available.items() if is_available]
     if name == "auto":

@@ -67,7 +67,8 @@ def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequenc
 
     count, height, width = alike(clips, labels, notes)
     labels, notes = ([plain(text, _LONGEST) for text in texts] for texts in (labels, notes))
-    shown = _spread(count, frames)
+    most = min(count, max(frames, 1))
+    shown = [round(n * (count - 1) / max(most - 1, 1)) for n in range(most)]
     picture = _fitted(width, height, len(shown))
     across = len(shown) * (picture[0] + _GAP) + _GAP
     size = min(30, max(16, across // 70))
@@ -91,12 +92,6 @@ def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequenc
         if n:
             draw.line((0, n * row, page_width, n * row), (208,) * 3)
     return page
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers 0 to count - 1, evenly spaced, with the first and the last."""
-    most = min(count, max(most, 1))
-    return [round(n * (count - 1) / max(most - 1, 1)) for n in range(most)]
 
 
 def _fitted(width: int, height: int, columns: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -155,26 +155,20 @@ def _decode(path: Path, words: Sequence[str]) -> bytes:
     reading = ["-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS, "-xerror", "-i", f"file:{path}"]
     form = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", f"scale={_EXACT}", "-c:v", "rawvideo"]
     words = [*reading, *form, "-pix_fmt", "rgb24", *words, "pipe:1"]
-    pipe = subprocess.PIPE
-    process = _started(words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
-    try:
-        decoded, messages = process.communicate()
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode:
-        raise _no_film(path, f"ffmpeg {_ending(process.returncode, messages)}")
-    return bytes(decoded)
+    done = _started(words, subprocess.run, stdin=subprocess.DEVNULL, capture_output=True)
+    if done.returncode:
+        raise _no_film(path, f"ffmpeg {_ending(done.returncode, done.stderr)}")
+    return bytes(done.stdout)
 
 
-def _started(words: Sequence[str], **streams: Any) -> Any:
-    """A running ffmpeg in its own process group, so that Ctrl-C reaches only Python, which then ends ffmpeg."""
+def _started(words: Sequence[str], start: Callable[..., Any] = subprocess.Popen, **streams: Any) -> Any:
+    """An ffmpeg in its own process group, so that Ctrl-C reaches only Python, which then ends ffmpeg."""
     with of_pipeline("a film"):
         import imageio_ffmpeg
     own = Try("export IMAGEIO_FFMPEG_EXE=$(command -v ffmpeg)", "with an ffmpeg of your own installed")
     try:
         program = imageio_ffmpeg.get_ffmpeg_exe()
-        return subprocess.Popen(  # noqa: S603, no shell; the user's file is one word with the protocol `file:`
+        return start(  # no shell; the user's file is one word with the protocol `file:`
             [program, "-hide_banner", "-nostdin", "-v", "error", *words], process_group=0, **streams
         )
     except RuntimeError as error:

@@ -26,7 +26,7 @@ EARLIER: dict[str, Any] = {
 OPEN = RunRequest(
     adapters=(), strength=(), stated={"alpha": None, "as_loaded": False}, base=None, prompt="", negative_prompt="",
     image=None, video=None, given={}, like=None, anyway=False, device="auto", offload=None, tiling=None, slicing=None,
-    check=False, compare=(), out=None, force=False, files=("m.json", "seed=3", "more.json"),
+    compare=(), out=None, force=False, files=("m.json", "seed=3", "more.json"),
 )  # fmt: skip
 NOW: dict[str, Any] = {
     "strength": (2.0,), "stated": {"alpha": 1.0}, "base": "mine", "prompt": "a fox", "negative_prompt": "snow",
