@@ -110,14 +110,20 @@ def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None)
             warnings.filterwarnings("ignore", "Adapter cannot be set when the model is merged", UserWarning)
             warnings.filterwarnings("ignore", ".* to a meta parameter", UserWarning)  # see `_settle`
             transformer.load_lora_adapter(state, prefix=COMPONENT, adapter_name=name, metadata=metadata)
-        _check(transformer, name, set(updates))
+        if odd := {path for path, _ in layers(transformer, name)} ^ updates.keys():
+            text = f"Diffusers put the adapter into other modules than it has: {listed(sorted(odd), 3)}."
+            raise LoraforgeError(f"{text} It was taken out again.", "pip install --upgrade diffusers peft")
         _settle(transformer, name, casts)
         notes += _others_as_before(transformer, before)
         set_strength(transformer, name, strength)
         if bad := list(idle(transformer, name, {path: cast.rounded for path, cast in casts.items()}, strength)):
             text = f"the adapter would not act as it should ({listed(bad, 3)}). It was taken out again."
             raise LoraforgeError(text, "pip install --upgrade diffusers peft")
-        _regroup(transformer)
+        group = group_offload(transformer)
+        if group is not None and not group.offload_to_disk_path:  # else the new layers stay on its device
+            from diffusers.hooks import group_offloading
+
+            group_offloading._maybe_remove_and_reapply_group_offloading(transformer)
     notes = [*adapter.notes, *notes, *_rounding(casts)]
     return Loaded(name, len(plans), adapter.scale, adapter.scalings, strength, adapter.base_model, tuple(notes))
 
@@ -209,15 +215,6 @@ def _others_as_before(transformer: Any, before: LiveState) -> Iterator[str]:
         yield f"{listed(fused, 3)} had been fused into the weights (fuse_lora), and acts beside them now, the same"
 
 
-def _regroup(transformer: Any) -> None:
-    """Add the new layers to Diffusers' group offload. If that is to disk, they stay on its device instead."""
-    group = group_offload(transformer)
-    if group is not None and not group.offload_to_disk_path:
-        from diffusers.hooks import group_offloading
-
-        group_offloading._maybe_remove_and_reapply_group_offloading(transformer)
-
-
 def _rounding(casts: Mapping[str, Cast]) -> Iterator[str]:
     """A note on the largest error from rounding to the type of the transformer, if there is any."""
     error, worst = max((cast.off, path) for path, cast in casts.items())
@@ -295,10 +292,3 @@ def _tensor(array: Array) -> Any:
     if plain.dtype.name == "bfloat16":  # a type of ml_dtypes, unknown to torch
         return torch.from_numpy(plain.view(np.int16).copy()).view(torch.bfloat16)
     return torch.from_numpy(plain.copy())
-
-
-def _check(transformer: Any, name: str, paths: set[str]) -> None:
-    """Raise LoraforgeError unless exactly these modules have a layer of the adapter."""
-    if odd := {path for path, _ in layers(transformer, name)} ^ paths:
-        text = f"Diffusers put the adapter into other modules than it has: {listed(sorted(odd), 3)}."
-        raise LoraforgeError(f"{text} It was taken out again.", "pip install --upgrade diffusers peft")

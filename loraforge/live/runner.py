@@ -73,28 +73,20 @@ def check_offload(offload: str, device: str) -> None:
 
 def check_memory(plan: RunPlan, device: str, offload: str) -> None:
     """Raise LoraforgeError if the weights alone do not fit, with the option that needs less memory."""
+    import psutil  # a dependency of accelerate, and so of peft
     import torch
 
     dtype = plan.settings["torch_dtype"]
     stored = BYTES[next(iter(plan.base.files[0].tensors.values())).dtype]
     files = [list(component.glob("*.safetensors")) for component in plan.base.path.iterdir()]
     sizes = [sum(file.stat().st_size for file in each) * getattr(torch, dtype).itemsize / stored for each in files]
-    free, where = _free(device)
+    here = psutil.virtual_memory().available, "memory"
+    free, where = (torch.cuda.mem_get_info(device)[0], "GPU memory") if device.startswith("cuda") else here
     needed = {"none": sum(sizes), "model": max(sizes)}.get(offload, 0) * ROOM
     if needed > free:
         less = adding("--offload", "model" if offload == "none" else "sequential")
         text = f"the weights need {needed / 1e9:.1f} GB of {where} in {dtype}, and {free / 1e9:.1f} GB are free."
         raise LoraforgeError(text, less if device != "cpu" else adding("--check", why="the transformer alone"))
-
-
-def _free(device: str) -> tuple[float, str]:
-    """Bytes of free memory of the device, and what to call that memory."""
-    import psutil  # a dependency of accelerate, and so of peft
-    import torch
-
-    if device.startswith("cuda"):
-        return float(torch.cuda.mem_get_info(device)[0]), "GPU memory"
-    return float(psutil.virtual_memory().available), "memory"
 
 
 class Adapted:
