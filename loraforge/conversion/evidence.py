@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     """
     stated = architecture(choice.architecture).name if choice.architecture else None
     choice = replace(choice, architecture=stated)
-    first = _read(form, file, choice)
+    first = _readable(form, file, choice)
     if stated and first.architecture != stated:
         text = f"{file.path} is an adapter of {_title(first)}: its modules are not called as those of {stated}."
         raise FormatError(text, *_settling([first.architecture]))
@@ -50,8 +51,11 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
         one = _ended(one, _kept(one, choice), rank_known=rank_known)
         shown[one.architecture] = evidence(one, file, stated, named)
         pairs.append((replace(one, shown=shown[one.architecture].text), replace(_kept(one, choice), last=one.last)))
-    left = _possible(pairs, rank_known=rank_known)
+    told = [pair for pair in pairs if shown[pair[0].architecture].text and not shown[pair[0].architecture].is_measured]
+    left = _possible(told or pairs, rank_known=rank_known)
     adapter, checked = left[0]
+    if len(left) > 1 and not told:  # what several models show is evidence of none
+        adapter = replace(adapter, shown="")
     if adapter.architecture != first.architecture:  # what is known of scales depends on the architecture
         again = _read(form, file, replace(choice, architecture=adapter.architecture))
         adapter = replace(again, shown=adapter.shown, last=adapter.last)
@@ -73,6 +77,19 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     base = adapter.base_model and repository(adapter.base_model, file.path.parent)
     base = base or next((repo for _, repo in bases if repo), None)
     return replace(adapter, base_model=base, notes=(*adapter.notes, *notes))
+
+
+def _readable(form: Format, file: TensorFile, choice: Choice) -> Adapter:
+    """The adapter, as of the architecture that has most of its names; if its shapes forbid that, as of another."""
+    try:
+        return _read(form, file, choice)
+    except FormatError:
+        style = getattr(form, "style", None)
+        paths = {hit.path for hit in style.hits(file.tensors)} if style and not choice.architecture else ()
+        for name in holding(paths, form.layouts, style.sep) if style and paths else ():
+            with suppress(FormatError):
+                return _read(form, file, replace(choice, architecture=name))
+        raise
 
 
 def _possible(pairs: Sequence[tuple[Adapter, Adapter]], *, rank_known: bool) -> list[tuple[Adapter, Adapter]]:
@@ -162,6 +179,8 @@ class Evidence(NamedTuple):
     """Empty if nothing does."""
     outweighs_header: bool = False
     """Whether it counts even if the header names another model."""
+    is_measured: bool = False
+    """Whether it is names and shapes, which count less than what a file or its user says."""
 
 
 def evidence(adapter: Adapter, file: TensorFile, stated: str | None, named: str | None) -> Evidence:
@@ -178,7 +197,7 @@ def evidence(adapter: Adapter, file: TensorFile, stated: str | None, named: str 
         named_there = of_words(words) or (arch.title if _plain(arch.title) in _plain(words) else None)
         if named_there == arch.title:
             return Evidence(f"the header's {key} says {file.metadata[key]:.60}", outweighs_header=True)
-    return Evidence(next(_measured(adapter, arch), ""))
+    return Evidence(next(_measured(adapter, arch), ""), is_measured=True)
 
 
 def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterator[str]:
@@ -194,7 +213,7 @@ def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterato
     for where, config in adapter.configs.items():
         mapping = config.get("auto_mapping")
         name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-        if isinstance(name, str) and name == arch.transformer:
+        if isinstance(name, str) and name in arch.transformers:
             yield f"{where} names {name}"
 
 

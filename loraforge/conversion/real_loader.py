@@ -15,9 +15,9 @@ from typing import Any
 import ml_dtypes
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.adapter.fits import placed
+from loraforge.adapter.fits import fits, placed
 from loraforge.algebra.lora import Array, Delta, LoraWeight
-from loraforge.errors import FormatError, LoraforgeError, Try
+from loraforge.errors import FormatError, LoraforgeError, Try, adding
 from loraforge.names.diffusers_config import Placed, entries, filled, sizes
 from loraforge.names.layout import Architecture, Variant
 from loraforge.scale.rule import Scale
@@ -49,7 +49,10 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
         raise
     except Exception as error:  # a loader may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise LoraforgeError(f"{loader} refuses {file}: {reason}", command("loraforge", "inspect", file)) from error
+        way = [] if base else [adding("--base", "FOLDER", why="where the config.json of its base model is")]
+        raise LoraforgeError(
+            f"{loader} refuses {file}: {reason}", *way, command("loraforge", "inspect", file)
+        ) from error
     version = {"diffusers": diffusers, "peft": peft}[loader].__version__
     scale = Scale("recorded", f"the scaling of {loader} {version}'s own layers")
     return Adapter(adapter.architecture, "diffusers", _layers(shell), scale)
@@ -112,9 +115,16 @@ def _read(base: Path) -> dict[str, Any]:
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:
-    """A transformer configuration that gives every adapted module the shape of its LoRA."""
-    arch, every = adapter.model, placed(adapter)
-    config = filled(entries(arch, _variant(arch, every)), sizes(arch, every), any_share=True)
+    """A transformer configuration that gives every adapted module the shape of its LoRA.
+
+    That of a released model where one fits: sizes of heads, and lists of blocks, are no shapes of a LoRA.
+    """
+    arch, every, known = adapter.model, placed(adapter), dict[str, int]()
+    released = next(iter(fits(adapter)), None)
+    if released:
+        known = {f"blocks {segment}": released.depth(segment) for segment in arch.segments}
+        known |= arch.solved(released).values
+    config = filled(entries(arch, released or _variant(arch, every)), sizes(arch, every) | known, any_share=True)
     # tables of positions are computed for the sample, and no LoRA is made for them
     return {name: min(value, _SAMPLE) if name.startswith("sample_") else value for name, value in config.items()}
 

@@ -97,7 +97,7 @@ def _moved(arch: Architecture, a: Checkpoint, b: Checkpoint) -> tuple[dict[str, 
             raise LoraforgeError(f"{text} {listed(sorted(keys), 5)}.", learn)
     every = defaultdict[str, set[tuple[int, int]]](set)
     for path, stack in ((path, sides[1][1].stacked(path)) for path in b.modules):
-        for key in {f"{path}.weight"} & sides[1][2]:
+        for key in [k for k in {f"{path}.weight"} & sides[1][2] if b.names[k].endswith(k)]:  # a factor B has no inputs
             shape = (*b.info(key).shape, 1)
             for segment, rows in zip(stack, arch.sizes(stack, shape[0]) or (), strict=True):
                 every[segment].add((rows, shape[1]))

@@ -28,6 +28,8 @@ _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
 """What the names of a transformer begin with in some files. With the first, other components may stand beside it."""
 _FACTOR = re.compile(r"(?:diffusion_model\.|transformer\.)?(.+)\.lora(?:_B|_up|\.up)\.weight")
 """The factor of an adapter whose rows are those of the weight that it adds to; the module path is in the group."""
+_LORA = re.compile(r"\.(lora|alpha)")
+"""What every tensor of an adapter has in its name."""
 NARROW = ("BF16", "F16", "F32", "F64")
 """Element types, that of the fewest digits first: both sides are rounded to the first of them that one side has."""
 _SAMPLE = 32
@@ -49,7 +51,7 @@ class Checkpoint:
     dropped: dict[str, str]
     """Key -> the reason that was given for leaving it out."""
     others: list[str]
-    """The components beside the transformer."""
+    """What stands beside the transformer, or beside the adapter: the first words of the names."""
 
     def info(self, key: str) -> TensorInfo:
         return self.file.tensors[self.names[key]]
@@ -97,7 +99,8 @@ def open_checkpoint(path: Path, drop: Sequence[tuple[str, str]] = ()) -> Checkpo
     prefixes = [p for p in _PREFIXES if all(key.startswith(p) for key in file.tensors)]
     prefixes += [p for p in _PREFIXES[:1] if any(key.startswith(p) for key in file.tensors)]
     prefix = (*prefixes, "")[0]
-    others = {key.partition(".")[0] for key in file.tensors if not names and not key.startswith(prefix)}
+    strange = [key for key in file.tensors if (not _LORA.search(key) if names else not key.startswith(prefix))]
+    others = {key.partition(".")[0] for key in strange}
     names = names or {key.removeprefix(prefix): key for key in file.tensors if key.startswith(prefix)}
     dropped = {key: why for key in names for pattern, why in drop if fnmatchcase(key, pattern)}
     table = defaultdict[str, list[str]](list)

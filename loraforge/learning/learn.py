@@ -121,7 +121,7 @@ def _entries(a: Checkpoint, b: Checkpoint, left_out: Left) -> list[Entry]:
     """Raises LoraforgeError that lists the tensors of one side that the other has not got."""
     for side in (a, b):
         if side.others:
-            left_out["another component"] += side.others
+            left_out["no part of the model, or of the adapter"] += side.others
     runs, *lacking = match(a, b)
     texts, words = list[str](), list[str]()
     for keys, side, other in zip(map(_short, lacking), (b, a), (a, b), strict=True):

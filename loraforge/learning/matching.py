@@ -32,7 +32,7 @@ def match(a: Checkpoint, b: Checkpoint) -> tuple[Runs, list[str], list[str]]:
         keys = [key for key in side.names if side.holds_numbers(key)]
         with in_order(partial(side.hashes, dtype=dtype), keys) as results:
             tables.append(dict(zip(keys, results, strict=True)))
-    (of_a, of_b), runs = tables, Runs()
+    (of_a, of_b), runs, others = tables, Runs(), set[str]()
     find, vectors = _finder(of_a), [key for key in of_b if not b.is_matrix(key)]
     for key in [*(key for key in of_b if b.is_matrix(key)), *vectors, *vectors]:  # a norm may follow its bias
         pieces = find(of_b[key])
@@ -40,14 +40,17 @@ def match(a: Checkpoint, b: Checkpoint) -> tuple[Runs, list[str], list[str]]:
             pieces = tuple(Piece(run.key, 0, a.length(run.key)) for run in pieces) or _following(a, b, key, runs)
         if key not in runs and pieces and equal(a, pieces, b, key):
             runs[key] = pieces
+        elif pieces and b.is_matrix(key):
+            others.add(key)
     known = np.concatenate([*of_a.values(), _NONE])
-    tied = _with_module(b, {key for key in of_b.keys() - runs if np.isin(of_b[key], known).all()})
+    tied = _with_module(b, {key for key in of_b.keys() - runs - others if np.isin(of_b[key], known).all()})
     known = np.concatenate([*(of_b[key] for key in tied & of_b.keys()), _NONE])
     free = {key: np.ones(a.length(key), bool) for key in a.names}
     for run in chain(*runs.values()):
         free[run.key][run.start : run.stop] = False
-    unused = {key: of_a.get(key, _NONE)[rows if a.is_matrix(key) else ...] for key, rows in free.items() if rows.any()}
-    spare = _with_module(a, {key for key in unused if key in of_a and np.isin(unused[key], known).all()})
+    unused = [key for key, rows in free.items() if rows.any()]
+    rest = {key: of_a[key][free[key] if a.is_matrix(key) else ...] for key in unused if key in of_a}
+    spare = _with_module(a, {key for key, rows in rest.items() if np.isin(rows, known).all()})
     return runs, [key for key in b.names if key not in tied and key not in runs], [k for k in unused if k not in spare]
 
 
@@ -62,11 +65,11 @@ def _finder(of_a: Mapping[str, Array]) -> Callable[[Array], tuple[Piece, ...]]:
     known, first, counts = np.unique(rows, return_index=True, return_counts=True)
 
     def find(wanted: Array) -> tuple[Piece, ...]:
-        at, place = np.arange(len(wanted)), np.searchsorted(known, wanted).clip(max=max(0, len(known) - 1))
-        sure = np.flatnonzero((known[place] == wanted) & (counts[place] == 1)) if len(known) else at[:0]
+        at, slot = np.arange(len(wanted)), np.searchsorted(known, wanted).clip(max=max(0, len(known) - 1))
+        sure = np.flatnonzero((known[slot] == wanted) & (counts[slot] == 1)) if len(known) else at[:0]
         if not len(sure):
             return ()
-        n, origin = np.searchsorted(sure, at, "right"), first[place]
+        n, origin = np.searchsorted(sure, at, "right"), first[slot]
         anchors = [sure[(n - 1).clip(0)], sure[n.clip(max=len(sure) - 1)]]
         ways = [(at + origin[anchor] - anchor).clip(0, len(rows) - 1) for anchor in anchors]
         pairs = zip(ways, anchors, strict=True)

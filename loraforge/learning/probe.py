@@ -48,7 +48,7 @@ def probe(source: Path, out: Path, *, adapter: bool = False, rank: int = 6, forc
         if dtype not in FACTORS:
             yield side.file.raw(key)
 
-    place = destination(out, "probe", ["probe.safetensors"], [source], force=force)
-    with replacing(place, sum(TensorInfo(*entry, 0).nbytes for entry in header.values()), force=force) as folder:
-        write_safetensors(folder / place.names[0], header, ((key, numbers(key)) for key in header), {"format": "pt"})
+    target = destination(out, "probe", ["probe.safetensors"], [source], force=force)
+    with replacing(target, sum(TensorInfo(*entry, 0).nbytes for entry in header.values()), force=force) as folder:
+        write_safetensors(folder / target.names[0], header, ((key, numbers(key)) for key in header), {"format": "pt"})
     return len(header)

@@ -264,7 +264,7 @@ class Architecture:
 
     def solved(self, variant: Variant) -> Solution:
         """The sizes of a released variant."""
-        shapes = [Sized(s, s, shape[0], shape[1]) for s, shape in variant.shapes.items()]
+        shapes = [Sized(s, s, *(*shape, 1)[:2]) for s, shape in variant.shapes.items()]
         return solve(shapes, self.dimensions)
 
     def named(self, segments: tuple[str, ...], layout: str = "") -> tuple[str, ...]:

@@ -87,6 +87,8 @@ def _offered(form: Format, file: TensorFile, choice: Choice) -> list[Try]:
     seen, tries = set[float](), []
     memo: Memo = {}
     for program in running(adapter.architecture):
+        if program.architecture != adapter.architecture:  # what it does with names of another model is not known
+            continue
         applied, why = _applied(program, form, file, adapter, memo)
         values = set(applied.values())
         if why or len(values) != 1 or values <= seen:

@@ -16,7 +16,7 @@ def writers(architecture: str, writes: str, metadata: Mapping[str, str]) -> dict
     `writes`: the format or family of formats. `metadata`: the header; if it names one of them, it is that one.
     """
     entries = package_table("facts/trainers").items()
-    known = {name: t for name, t in entries if {architecture, "*"} & {*t.get("writes", {}).get(writes, ())}}
+    known = {name: t for name, t in entries if architecture in t.get("writes", {}).get(writes, ())}
     named = {name: trainer for name, trainer in known.items() if _mark(trainer, metadata)}
     return named or known
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli
 from helpers.learning import State, learned, saved
+from safetensors.numpy import load_file
 
 from loraforge.base.route import route
 from loraforge.learning.check import ANY, check
@@ -17,6 +21,9 @@ from loraforge.names.index import built_in
 from loraforge.names.layout import LAST, Architecture, parameter_key
 
 PAIRS = [(name, layout) for name, own in built_in().layouts.items() for layout in own if layout != "diffusers"]
+
+
+Change = Callable[[State], State]
 
 
 def checkpoint(arch: Architecture, layout: str, blocks: int, seed: int) -> State:
@@ -38,8 +45,10 @@ def checkpoint(arch: Architecture, layout: str, blocks: int, seed: int) -> State
     return state
 
 
-def pair(folder: Path, arch: Architecture, layout: str, blocks: int, seed: int) -> tuple[Path, Path]:
-    state = checkpoint(arch, layout, blocks, seed)
+def pair(
+    folder: Path, arch: Architecture, layout: str, blocks: int, seed: int, change: Change = dict
+) -> tuple[Path, Path]:
+    state = change(checkpoint(arch, layout, blocks, seed))
     shapes = {key: tensor.shape for key, tensor in state.items()}
     pieces, _ = route(shapes, arch.ending(blocks - 1), layout, "diffusers", [ANY])
     other = {key: np.concatenate([state[p.key][p.start : p.stop] for p in parts]) for key, parts in pieces.items()}
@@ -62,3 +71,36 @@ def test_an_architecture_is_found_again(name: str, layout: str, tmp_path: Path) 
 
 def _lacks(arch: Architecture, layout: str, stack: tuple[str, ...]) -> bool:
     return (arch.layouts[layout].absent | arch.layouts["diffusers"].absent).issuperset(stack)
+
+
+@pytest.mark.parametrize("name", ["mochi", "sd3", "wan"])
+def test_new_names_onto_an_architecture_keep_its_segments(name: str, tmp_path: Path) -> None:
+    """In the last block of Mochi and SD3, which is built differently; and Wan's parameters, and those of the model."""
+    arch = architecture(name)
+    a, b = pair(tmp_path, arch, "original", 3, 0)
+    saved(tmp_path / "a.safetensors", {f"mine.{key}": tensor for key, tensor in load_file(a).items()})
+    learn(tmp_path / "a.safetensors", b, tmp_path / "x.toml", onto=name, layouts=("mine", "diffusers"))
+    got, want = tomli.loads((tmp_path / "x.toml").read_text())["layouts"]["mine"], arch.layouts["original"]
+    assert got["modules"] == {f"mine.{t.text}".strip("."): [*stack] for t, stack in want.modules.items()}
+    assert got.get("parameters", {}) == {segment: [*names] for segment, names in want.parameters.items()}
+
+
+@pytest.mark.parametrize("name", ["flux", "hunyuanvideo", "ltx", "sd3", "wan"])
+def test_a_model_before_training_teaches_nothing_wrong(name: str, tmp_path: Path) -> None:
+    """Norms of 1, biases of 0, modulations and output layers of 0: what is equal is left out, and the rest is right."""
+    arch = architecture(name)
+
+    def untrained(state: State) -> State:
+        zero = {key for key in state if re.search(r"mod|adaLN|head|bias|final_layer|proj_out", key)}
+        ones = {key: np.ones_like(tensor) for key, tensor in state.items() if tensor.ndim == 1}
+        return state | ones | {key: np.zeros_like(state[key]) for key in zero}
+
+    sides = pair(tmp_path, arch, "original", 3, 0, untrained)
+    done = learn(*sides, tmp_path / "x.toml")
+    assert done.left_out["equal numbers stand in several places"]
+    found = learned(tmp_path / "x.toml")
+    fresh = []
+    for layout, path in zip(("original", "diffusers"), pair(tmp_path, arch, "original", 3, 1), strict=True):
+        located = found.layouts[layout].locate
+        fresh.append(saved(path, {key: t for key, t in load_file(path).items() if located(key.rpartition(".")[0])}))
+    check(tmp_path / "x.toml", [tuple(fresh)])

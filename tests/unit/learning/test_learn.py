@@ -276,7 +276,7 @@ def test_one_file_of_many_components_and_a_folder_of_shards(tmp_path: Path, cli)
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     done = cli("layouts", "learn", tmp_path / "a.safetensors", folder, "-o", tmp_path / "x.toml")
     assert done.exit_code == 0, done.output
-    assert "left out  first_stage_model: another component" in done.stdout
+    assert "left out  first_stage_model: no part of the model, or of the adapter" in done.stdout
     assert pairs(learned(tmp_path / "x.toml"), "original", "diffusers") == known_pairs()
 
 
@@ -537,12 +537,19 @@ def test_a_converter_of_loras_is_learned_from_a_probe_of_an_adapter(tmp_path: Pa
     assert numbers["diffusion_model.conv.lora_A.weight"].shape == (4, 4, 2, 2)
     assert numbers["diffusion_model.conv.lora_B.weight"].shape == (8, 4, 1, 1)
     split = {"blocks.{}.qkv": ["layers.{}.q", "layers.{}.k", "layers.{}.v"], "out": ["proj_out"], "conv": ["patch"]}
-    converted = saved(tmp_path / "c.safetensors", as_adapter(numbers, split))
+    extra = {"embedding.weight": np.ones((2, 2)), "layers.0.q.alpha": np.ones(())}
+    converted = saved(tmp_path / "c.safetensors", as_adapter(numbers, split) | extra)
     done = cli("layouts", "learn", made, converted, "-o", tmp_path / "x.toml", "--json")
     assert done.exit_code == 0, done.output
-    check_schema(json.loads(done.stdout), "learn")
+    check_schema(report := json.loads(done.stdout), "learn")
+    assert report["left_out"] == {"no part of the model, or of the adapter": ["embedding"]}
     stacks = {t.text: len(s) for t, s in learned(tmp_path / "x.toml").layouts["original"].modules.items()}
     assert stacks == {"blocks.{i}.qkv": 3, "out": 1, "conv": 1}
+    words = [tmp_path / "x.toml", *[made, converted] * 2]
+    (tmp_path / "x.toml").write_text((tmp_path / "x.toml").read_text() + '\n[dimensions]\nproj_out = ["o", "64"]\n')
+    checked = json.loads(cli("layouts", "check", *words, "--json").stdout)
+    assert [pair["tensors"] for pair in checked["pairs"]] == [11, 11]
+    assert checked["dimensions"] == {}  # the inputs are in no factor B
 
 
 def test_two_layers_in_a_row_are_no_blocks(tmp_path: Path) -> None:
@@ -574,3 +581,48 @@ def test_parameters_of_the_model_itself_and_of_other_names(tmp_path: Path) -> No
     a = {"table": a["head.modulation"], "tokens": a["tokens"], "m.weight": np.eye(5)}
     done = learn_pair(tmp_path / "two", a, b | {"n.weight": a["m.weight"]})
     assert done.left_out == {"parameters of one module go to several": ["tokens", "pos"]}
+
+
+def test_rows_that_differ_in_one_number_are_not_the_same(tmp_path: Path) -> None:
+    """In one of those, too, by which rows are not looked up."""
+    random = np.random.default_rng(0)
+    a = {"m.weight": random.random((4, 100)), "n.weight": random.random((4, 5))}
+    for column in (0, 1, 50, 99):
+        other = a["m.weight"].copy()
+        other[2, column] += 1
+        with pytest.raises(LoraforgeError, match=r"b\.safetensors has rows that .* in x\.weight; .* in m\.weight"):
+            learn_pair(tmp_path, a, {"x.weight": other, "y.weight": a["n.weight"]})
+
+
+def test_modules_of_a_that_become_one_are_shown(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    a = {f"blocks.{i}.{name}.weight": random.random((4, 5)) for i in range(3) for name in ("gate", "up")}
+    b = {f"t.{i}.proj.weight": np.concatenate([a[f"blocks.{i}.{n}.weight"] for n in ("up", "gate")]) for i in range(3)}
+    done = learn_pair(tmp_path, a, b)
+    assert ("stacked", "t.{i}.proj = blocks.{i}.up, blocks.{i}.gate") in done.remarks
+
+
+def test_parameters_of_two_names_are_not_taken_for_one(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    a = {"p.weight": random.random((4, 5)), "q.w": random.random((4, 5)), "m.weight": random.random((4, 5))}
+    b = {"x.weight": np.concatenate([a["p.weight"], a["q.w"]]), "y.weight": a["m.weight"]}
+    assert learn_pair(tmp_path / "stack", a, b).left_out == {"its parameters are of several modules": ["x"]}
+    a = {f"blocks.{i}.norm.{'scale' if i == 0 else 'weight'}": random.random(4) for i in range(3)}
+    learn_pair(tmp_path / "blocks", a, {f"t.{i}.norm.weight": tensor for i, tensor in enumerate(a.values())})
+    arch = learned(tmp_path / "blocks" / "x.toml")
+    stacks = {t.text: arch.named(stack, "original")[0] for t, stack in arch.layouts["original"].modules.items()}
+    assert stacks == {"blocks.0.norm": "scale", "blocks.1.norm": "weight", "blocks.2.norm": "weight"}
+
+
+def test_counters_and_empty_tensors_are_to_be_dropped(tmp_path: Path) -> None:
+    a = {
+        "m.weight": np.random.default_rng(0).random((4, 5)),
+        "ids": np.arange(6).reshape(2, 3),
+        "none": np.ones((0, 4)),
+    }
+    b = {"n.weight": a["m.weight"], "steps": np.arange(3), "empty": np.ones((0, 2))}
+    with pytest.raises(LoraforgeError, match=r"in empty, steps; .* in ids\."):
+        learn_pair(tmp_path, a, b)
+    drop = [(name, "a counter") for name in ("ids", "steps", "empty")]
+    done = learn_pair(tmp_path, a, b, drop=drop)
+    assert {text for kind, text in done.remarks if kind == "dropped"} == {"ids", "empty", "steps"}

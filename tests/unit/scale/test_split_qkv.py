@@ -85,7 +85,7 @@ def test_full_pairs_have_one_reading(metadata: dict[str, str]) -> None:
 
 
 def test_one_number_outside_the_diagonal_makes_a_full_pair() -> None:
-    for row, column in ((0, R), (7, 0), (17, 2 * R - 1)):
+    for row, column in ((0, R), (3, 2 * R), (7, 0), (17, 2 * R - 1)):
         B = up("qkv")
         B[row, column] = 1e-30
         assert look({"qkv": 1.0, "proj": 1.0}, SPLIT, qkv=B).counts == {}
@@ -220,3 +220,16 @@ def test_doctor_says_by_how_much_other_programs_are_too_weak_and_mends_it(tmp_pa
     assert cli(*shlex.split(line), "-o", tmp_path / "mended.safetensors").exit_code == 0
     mended = cli("doctor", tmp_path / "mended.safetensors", "--architecture", "flux", "--runtime", "comfyui")
     assert mended.stdout.startswith("acts as trained") and "split_qkv" not in mended.output
+
+
+def test_what_loraforge_wrote_is_not_read_apart_once_more(tmp_path: Path) -> None:
+    """Where all modules have three parts, their alphas alone could mean either."""
+    updates = trained(tmp_path / "split.safetensors", HEADER)
+    tensors = {key: t for key, t in load_file(tmp_path / "split.safetensors").items() if "img_attn_qkv" in key}
+    save_file(tensors, tmp_path / "qkv.safetensors", HEADER)
+    for source, to in (("qkv", "kohya"), ("kohya", "diffusers")):
+        out = tmp_path / f"{to}.safetensors"
+        loraforge.convert(tmp_path / f"{source}.safetensors", to=to, out=out, architecture="flux")
+    assert_same(
+        tmp_path / "diffusers.safetensors", {name: updates[name] for name in INTO["double_blocks.0.img_attn.qkv"]}
+    )
