@@ -180,7 +180,7 @@ def _unknown(source: str | Path) -> bool:
         adapter = form.read(file, Choice()) if form else None
     except LoraforgeError:
         return True
-    known = adapter is not None and own_entry(adapter.metadata) is not None
+    known = adapter is not None and bool(own_entry(adapter.metadata))
     return not known and (adapter is None or adapter.scale.provenance in ("ambiguous", "assumed"))
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loraforge import errors
 from loraforge.adapter.adapter import Adapter, Source
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import fits, misnamed
@@ -18,21 +19,7 @@ from loraforge.conversion.report import base_text, scale_text
 from loraforge.diagnosis.factors import Numbers, numbers
 from loraforge.diagnosis.result import Diagnosis
 from loraforge.diagnosis.verdict import Kind, Verdict, judge, listed_scales, named, remedies
-from loraforge.errors import (
-    BaseError,
-    ConversionError,
-    FormatError,
-    HubError,
-    LoraforgeError,
-    NamesError,
-    NoAdapterError,
-    ReadingsError,
-    ScaleError,
-    Try,
-    VariantError,
-    adding,
-    as_commands,
-)
+from loraforge.errors import LoraforgeError, Try, adding, as_commands
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
@@ -58,7 +45,7 @@ def diagnosed(
     choice = choice_of(stated, drop=drop)
     try:
         form, located, file = locate(path, None, choice, fetch=fetch)
-    except HubError:
+    except errors.HubError:
         raise
     except LoraforgeError as fault:
         return _hopeless(path, Verdict(Kind.BROKEN, fault.message), fault), None
@@ -67,10 +54,10 @@ def diagnosed(
             raise not_an_adapter(file)
         adapter, _ = without(read_adapter(form, file, choice, named=named), drop, file)
     except LoraforgeError as fault:
-        if form and _reads(form, file, choice.architecture if isinstance(fault, BaseError) else None):
+        if form and _reads(form, file, choice.architecture if isinstance(fault, errors.BaseError) else None):
             raise
         as_commands(fault, "loraforge", "convert", path, "--to", "diffusers", *_architecture(stated))
-        unknown_names = form is None or type(fault) in (FormatError, NamesError)
+        unknown_names = form is None or type(fault) in (errors.FormatError, errors.NamesError)
         hopeless = _hopeless(path, _unread(fault), fault)
         return _by_names(hopeless, form, file, program) if unknown_names else hopeless, None
     adapter = replace(adapter, source=Source(Path(path), file, form.name, located.run))
@@ -94,10 +81,10 @@ def _reads(form: Format, file: TensorFile, architecture: str | None) -> bool:
 
 
 _REFUSED = {
-    BaseError: Kind.WRONG_BASE,
-    NoAdapterError: Kind.NOTHING,
-    VariantError: Kind.MORE_THAN_FACTORS,
-    ReadingsError: Kind.TWO_READINGS,
+    errors.BaseError: Kind.WRONG_BASE,
+    errors.NoAdapterError: Kind.NOTHING,
+    errors.VariantError: Kind.MORE_THAN_FACTORS,
+    errors.ReadingsError: Kind.TWO_READINGS,
 }
 
 
@@ -109,7 +96,7 @@ def _unread(fault: LoraforgeError) -> Verdict:
 
 def _hopeless(path: str | Path, verdict: Verdict, error: LoraforgeError) -> Diagnosis:
     again = ("loraforge", "doctor", path)
-    readings = isinstance(error, ReadingsError)  # only the reasons tell the lines apart
+    readings = isinstance(error, errors.ReadingsError)  # only the reasons tell the lines apart
     lines = (r.added_to(*again) if r.instead else r for r in error.remedies)
     mend = (line if readings else replace(line, why="") for line in lines)
     return Diagnosis(str(path), verdict, (), (), (), tuple(mend))
@@ -253,9 +240,9 @@ def _in_base(path: str | Path, base: str | Path, stated: Stated, drop: Sequence[
     for options in tries:
         try:
             report = fuse(base, [path], "unused", dry_run=True, drop=drop, **options)
-        except ScaleError:
+        except errors.ScaleError:
             continue
-        except ConversionError as error:
+        except errors.ConversionError as error:
             return _InBase(misfit=error.message)
         except LoraforgeError as error:
             if address(base) is None and not Path(base).exists():

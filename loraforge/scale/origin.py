@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -64,7 +65,7 @@ def history(metadata: Mapping[str, str]) -> tuple[dict[str, Any], ...]:
     Anybody can write a header: an entry of another shape is left out.
     """
     own = own_entry(metadata)
-    earlier = own.get("earlier") if isinstance(own, dict) else None
+    earlier = own.get("earlier")
     steps = [_step(step) for step in (own, *(earlier if isinstance(earlier, list) else ()))]
     return tuple(step for step in steps if step)
 
@@ -83,12 +84,12 @@ def _step(entry: Any) -> dict[str, Any] | None:
     return None
 
 
-def own_entry(metadata: Mapping[str, str]) -> Any:
-    """The content of our entry in a header. Anybody can write a header: None if it cannot be read."""
-    try:
-        return json.loads(metadata.get(KEY, "null"))
-    except (ValueError, RecursionError):
-        return None
+def own_entry(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The content of our entry in a header. Anybody can write a header: empty if it cannot be read."""
+    with suppress(ValueError, RecursionError):
+        if isinstance(entry := json.loads(metadata.get(KEY, "null")), dict):
+            return entry
+    return {}
 
 
 def origin(metadata: Mapping[str, str]) -> Origin:
