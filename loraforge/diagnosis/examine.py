@@ -25,9 +25,8 @@ from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import Format
 from loraforge.hub.address import address
-from loraforge.programs.known_names import by_names
 from loraforge.programs.measured import does
-from loraforge.programs.outlook import Outlook, outlook, outlooks
+from loraforge.programs.outlook import Outlook, by_names, outlook, outlooks
 from loraforge.programs.table import runtime
 from loraforge.scale.origin import origin
 from loraforge.scale.recorded import around
