@@ -24,7 +24,7 @@ from loraforge.text import fraction, told
 
 @dataclass(frozen=True, slots=True)
 class Inspection(Document):
-    """What a header says. Its JSON follows schemas/inspect.schema.json."""
+    """What a header says. schemas/inspect.schema.json explains the fields."""
 
     schema = "inspect"
 
@@ -33,31 +33,21 @@ class Inspection(Document):
     size: int
     format: str | None
     architecture: str | None
-    """Name of the family of base models."""
     evidence: str | None
-    """What shows that it is one of that family; None if nothing does or it is no adapter."""
     rivals: tuple[str, ...]
-    """The other families that it may be of, by the names and shapes of its modules."""
     layout: str | None
     components: dict[str, int]
-    """Component -> adapted modules (transformer, text_encoder), or tensors that are not the adapter's."""
     targets: dict[str, int]
-    """Kind of module (`transformer_blocks.{i}.attn1.to_q`) -> how many of them are adapted."""
     ranks: dict[int, int]
-    """Rank -> modules."""
     dtypes: dict[str, int]
-    """Element type -> adapter tensors."""
     scale: Scale | None
     scalings: tuple[float, ...]
     fits: tuple[str, ...]
     metadata: dict[str, str]
     trigger_words: dict[str, str]
-    """Header entry -> the words that a prompt should contain."""
     history: tuple[dict[str, Any], ...]
-    """The conversions that led to the file, the latest first."""
     notes: tuple[str, ...]
     problem: str | None
-    """Why this version cannot convert the file; None if it can."""
     remedies: tuple[str, ...]
 
     def lines(self) -> list[str]:

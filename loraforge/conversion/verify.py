@@ -69,7 +69,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Verification(Document):
-    """The result of a comparison. Its JSON follows schemas/verify.schema.json."""
+    """The result of a comparison. schemas/verify.schema.json explains the fields."""
 
     schema = "verify"
 
@@ -77,7 +77,6 @@ class Verification(Document):
     b: Side
     same: bool
     strength: float | None
-    """B is this many times A, everywhere; None if no single number fits."""
     segments: tuple[Segment, ...]
     only_in_a: tuple[str, ...]
     only_in_b: tuple[str, ...]
