@@ -147,8 +147,7 @@ def inspect(
     """Describe the adapter in `source`, a path or an address on the Hub, without reading a weight.
 
     Only the header of a file on the Hub is fetched; with `fetch`, the whole file, into the Hub's cache. A file that
-    opens but is no adapter is described as far as possible, with `problem` set. Raises a LoraforgeError if it cannot be
-    opened.
+    opens but is no adapter is described too, with `problem` set. Raises a LoraforgeError if it cannot be opened.
     """
     choice = Choice(iteration, ema, drop=tuple(drop), architecture=architecture)
     form, located, file = locate(source, from_, choice, fetch=fetch)
@@ -196,10 +195,7 @@ def inspect(
 def skeleton(
     source: str | Path, *, iteration: int | None = None, ema: bool = False, fetch: bool = False
 ) -> dict[str, Any]:
-    """Everything of a file but its weights: names, shapes, element types, metadata, pickle globals.
-
-    Follows schemas/skeleton.schema.json. A file of the same names and shapes can be rebuilt from it.
-    """
+    """Everything of a file but its weights, to rebuild one of the same shapes: schemas/skeleton.schema.json."""
     _, _, file = locate(source, None, Choice(iteration, ema), fetch=fetch)
     return {
         "schema": "loraforge.skeleton.v1",

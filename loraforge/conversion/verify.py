@@ -125,7 +125,6 @@ def verify(
     it (`base`: a folder with the transformer's config.json). A scale that is neither recorded nor stated is taken for
     1.0. A stated scale applies to the adapter that records none. If both record one, it applies to A, and is refused
     if it differs; `as_in` applies to A. Rounding to the coarser element type is no difference, up to 1 % of a module.
-
     Raises a LoraforgeError when one of them cannot be read.
     """
     if (b is None) == (in_ is None):

@@ -102,16 +102,13 @@ def _hopeless(path: str | Path, verdict: Verdict, error: LoraforgeError) -> Diag
 
 
 def _by_names(diagnosis: Diagnosis, form: Format | None, file: TensorFile, program: str | None) -> Diagnosis:
-    """The diagnosis, extended if some program applies modules of a file that no format here can read.
-
-    The table of programs is added only if the format is unknown: in a broken file of a known one, names say little.
-    """
+    """The diagnosis of a file that no format here can read, extended if some program applies modules of it."""
     rows = tuple(row for row in by_names(file) if program in (None, row.runtime))
     if not any(row.applied for row in rows):
         return diagnosis
     best = max(rows, key=lambda row: row.applied / row.modules)
     why = f"{best.title} knows {best.applied} of its {best.modules} modules by their names; {diagnosis.why}"
-    if form is not None:
+    if form is not None:  # in a broken file of a known format, names say little
         return replace(diagnosis, judgement=replace(diagnosis.judgement, why=why))
     fact = ("file", f"{told(file.path)} (no format here reads it), {len(file.tensors)} tensors")
     return replace(diagnosis, judgement=Verdict(Kind.FOREIGN_FORMAT, why), facts=(fact,), outlooks=rows)
@@ -201,10 +198,9 @@ def _elsewhere(path: str | Path, outlooks: Sequence[Outlook], own: Outlook | Non
 
 
 def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
-    """A note if a training configuration near the file states another scale than the file, for the same rank.
+    """A note, and no verdict, if a configuration near the file, perhaps of another run, states another scale.
 
-    This is no verdict: the configuration may belong to another run. No note if loraforge folded the scale in: then the
-    scales differ on purpose.
+    No note if loraforge folded the scale in: then the scales differ on purpose.
     """
     if adapter.scale.provenance != "recorded" or len(adapter.scalings) != 1 or origin(file.metadata).folded:
         return ()

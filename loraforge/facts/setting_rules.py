@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -87,10 +87,17 @@ def _same(key: str, one: Value, other: Value) -> bool:
 
 
 def _judged(key: str, given: Mapping[str, Any], wants: VariantSettings, rank: int | None) -> Judgement:
-    if key in STRENGTHS:
-        return _strength(key, given, rank)
-    if key in _RULES:
-        return _RULES[key](given, wants)
+    match key:
+        case "adapter_strength" | "lora_scale":
+            return _strength(key, given, rank)
+        case "use_dynamic_cfg":
+            return _dynamic(given, wants)
+        case "num_frames":
+            return _frames(given["num_frames"], wants)
+        case "height" | "width":
+            return _size(key, given, wants)
+        case "fuse_components":
+            return _fused(given["fuse_components"])
     wanted = getattr(wants, key, None)
     if wanted is None or _same(key, given[key], wanted):
         return wanted, "fine", ""
@@ -132,8 +139,7 @@ def _dynamic(given: Mapping[str, Any], wants: VariantSettings) -> Judgement:
     return wanted, "differs", "the guidance is the same in every step; with the DPM scheduler it should vary"
 
 
-def _frames(given: Mapping[str, Any], wants: VariantSettings) -> Judgement:
-    count = given["num_frames"]
+def _frames(count: int, wants: VariantSettings) -> Judgement:
     valid = wants.nearest(count)
     near = valid[0] if len(valid) == 1 else " or ".join(map(str, valid))
     if count not in wants.counts:
@@ -162,21 +168,11 @@ def _size(key: str, given: Mapping[str, Any], wants: VariantSettings) -> Judgeme
     return wanted, "differs", f"not a size this model was made for: {rule}{swapped}"
 
 
-def _fused(given: Mapping[str, Any], _: VariantSettings) -> Judgement:
+def _fused(components: tuple[str, ...]) -> Judgement:
     wanted = ("transformer",)
-    if others := [name for name in given["fuse_components"] if name not in wanted]:
+    if others := [name for name in components if name not in wanted]:
         return wanted, "wrong", f"fuse_lora raises ValueError: CogVideoX has no {listed(others)} to fuse"
     return wanted, "fine", ""
-
-
-_RULES: dict[str, Callable[[Mapping[str, Any], VariantSettings], Judgement]] = {
-    "use_dynamic_cfg": _dynamic,
-    "num_frames": _frames,
-    "height": lambda given, wants: _size("height", given, wants),
-    "width": lambda given, wants: _size("width", given, wants),
-    "fuse_components": _fused,
-}
-"""How settings are judged that have several right values, or one that other settings decide."""
 
 
 def _strength(key: str, given: Mapping[str, Any], rank: int | None) -> Judgement:

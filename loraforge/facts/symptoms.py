@@ -127,10 +127,7 @@ def _pieces(fragment: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 
 def _match(log: str, fragment: str, symptom: Symptom) -> tuple[int, int] | None:
-    """The last occurrence of a fragment with a `near` word and no `unless` word around it, or None.
-
-    It is returned as the number of characters in it that are not wildcards, and its end in the log.
-    """
+    """The last occurrence with a `near` word and no `unless` word around it: its literal characters and its end."""
     pieces, gaps = _pieces(fragment)
     limit = len(log)
     for _ in range(TRIES):

@@ -38,7 +38,6 @@ def rule(
     """The scaling that a LoraConfig gives each module. `where` it was found; `file`: the same if that is a path.
 
     `live`: returns module path -> components that are not exactly zero; called if a rank contradicts the tensors.
-
     Raises ScaleError if a value has the wrong type, if a rank contradicts the tensors, or if a pattern matches no
     module or takes too long to match.
     """
@@ -129,7 +128,6 @@ def config(
     """The smallest LoraConfig that gives every module its rank and scaling, and names no other module.
 
     Both patterns are always present: Diffusers 0.34 to 0.39 reads them without a default.
-
     `older`: for PEFT before 0.15 too, which looks up whole paths and knows no anchored patterns. The keys for it follow
     the others, so that newer versions, which take the first match, never use them.
     """
