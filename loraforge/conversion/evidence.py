@@ -18,6 +18,7 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
 from loraforge.names.catalog import architecture, architectures, holding
+from loraforge.names.index import pattern
 from loraforge.names.layout import Architecture
 from loraforge.names.lookalike import of_words, sharing
 from loraforge.programs.as_in import read_at
@@ -43,23 +44,25 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     if stated and first.architecture != stated:
         text = f"{file.path} is an adapter of {first.model.title}: its modules are not called as those of {stated}."
         raise FormatError(text, *_settling([first.architecture]))
-    every = [] if stated else holding(first.modules, form.layouts, getattr(form, "separator", "."))
+    some = first if choice.drop else _sample(first)
+    every = [] if stated else holding(some.modules, form.layouts, getattr(form, "separator", "."))
     rivals = {name: form.layouts[name] for name in every if name != first.architecture}
     rank_known = choice.stated.trained_by is not None or _ranks_recorded(first)
     pairs, shown = [], dict[str, Evidence]()
-    for one in (first, *(replace(first, rivals=rivals).as_of(name) for name in rivals)):
+    for one in (some, *(replace(some, rivals=rivals).as_of(name) for name in rivals)):
         one = _ended(one, _kept(one, choice), rank_known=rank_known)
         shown[one.architecture] = evidence(one, file, stated, named)
         pairs.append((replace(one, shown=shown[one.architecture].text), replace(_kept(one, choice), last=one.last)))
     told = [pair for pair in pairs if shown[pair[0].architecture].text and not shown[pair[0].architecture].is_measured]
     left = _possible(told or pairs, rank_known=rank_known)
-    adapter, checked = left[0]
+    adapter = left[0][0]
     if len(left) > 1 and not told:  # what several models show is evidence of none
         adapter = replace(adapter, shown="")
     if adapter.architecture != first.architecture:  # what is known of scales depends on the architecture
-        again = _read(form, file, replace(choice, architecture=adapter.architecture))
-        adapter = replace(again, shown=adapter.shown, last=adapter.last)
-    adapter = replace(adapter, rivals={one.architecture: one.layout for one, _ in left[1:]})
+        first = _read(form, file, replace(choice, architecture=adapter.architecture))
+    rivals = {one.architecture: one.layout for one, _ in left[1:]}
+    adapter = replace(first, shown=adapter.shown, last=adapter.last, rivals=rivals)
+    checked = _kept(adapter, choice)
     adapter = _least_known(adapter, form, file, choice)
     inspect = command("loraforge", "inspect", "--skeleton", file.path)
     if fault := fits.broken(checked, rank_known=rank_known):
@@ -77,6 +80,21 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     base = adapter.base_model and repository(adapter.base_model, file.path.parent)
     base = base or next((repo for _, repo in bases if repo), None)
     return replace(adapter, base_model=base, notes=(*adapter.notes, *notes))
+
+
+def _sample(adapter: Adapter) -> Adapter:
+    """The adapter with the first and the last module of each name and shape: they show what the others do."""
+    groups = dict[object, list[str]]()
+    for path, delta in adapter.modules.items():
+        shapes = tuple((w.A.shape, w.B.shape, w.kernel) for w in delta)
+        groups.setdefault((pattern(path), shapes), []).append(path)
+    shown = {end(paths, key=_by_number) for paths in groups.values() for end in (min, max)}
+    return replace(adapter, modules={path: delta for path, delta in adapter.modules.items() if path in shown})
+
+
+def _by_number(path: str) -> tuple[int, str]:
+    """Puts block 2 before block 10, in names that are alike."""
+    return len(path), path
 
 
 def _readable(form: Format, file: TensorFile, choice: Choice) -> Adapter:
