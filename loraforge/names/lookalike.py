@@ -47,10 +47,8 @@ def _pattern(title: str, names: str, sep: str) -> re.Pattern[str] | None:
 
 def sharing(paths: Collection[str], names: str, sep: str = ".") -> tuple[str, ...]:
     """The models that have all of these modules, under names of this kind (a layout's name)."""
-    names = "comfyui" if names == "original" else names
-    flat = re.escape(sep)
-    tried = [p.replace(".", sep) for p in paths]
-    known = {title: _pattern(title, names, flat) for title in models() if title not in _ours()}
+    names, tried = "comfyui" if names == "original" else names, [p.replace(".", sep) for p in paths]
+    known = {title: _pattern(title, names, re.escape(sep)) for title in _others()}
     return tuple(t for t, pattern in known.items() if pattern and all(map(pattern.fullmatch, tried)))
 
 
@@ -60,23 +58,18 @@ def other_model(paths: Iterable[str], *, tied: bool = False) -> str | None:
     With `tied`: None only if an architecture has more.
     """
     kinds = {re.sub(r"(?<=[._])\d+(?=[._])", "0", path) for path in paths}  # one for all blocks
-    counts = {
-        title: sum(any(p and re.search(rf"(?:^|[._])(?:{p.pattern})$", path) for p in _both(title)) for path in kinds)
-        for title in models()
-        if title not in _ours()
-    }
+    each = ((title, [_pattern(title, names, "[._]") for names in ("comfyui", "diffusers")]) for title in _others())
+    ends = {title: [re.compile(rf"(?:^|[._])(?:{p.pattern})$") for p in both if p] for title, both in each}
+    counts = {title: sum(any(end.search(path) for end in both) for path in kinds) for title, both in ends.items()}
     most, ours = max(counts.values(), default=0), sum(_located(path) is not None for path in kinds)
     if not kinds or 2 * most < len(kinds) or most < ours or (most == ours and not tied):
         return None
     return " or ".join(title for title, count in counts.items() if count == most)
 
 
-def _both(title: str) -> list[re.Pattern[str] | None]:
-    return [_pattern(title, names, "[._]") for names in ("comfyui", "diffusers")]
-
-
-def _ours() -> set[str]:
-    return {*architectures().index.titles.values()}
+def _others() -> list[str]:
+    """The titles of the models that are no architecture here."""
+    return [title for title in models() if title not in architectures().index.titles.values()]
 
 
 def of_repo(repo: str) -> str | None:
@@ -107,21 +100,18 @@ def odd_words(keys: Iterable[str]) -> tuple[Architecture, str] | None:
 def _located(path: str) -> tuple[Architecture, tuple[str, ...]] | None:
     """The architecture with a module at the end of this path, and the words of the path that are not its name."""
     words = path.split(".")
-    wrapped = [word for word in words if word in _WRAPPERS]
-    bare = [word for word in words if word not in _WRAPPERS]
-    tries: list[tuple[str, str, str]] = []  # prefix, module, separator
-    tries += [("".join(f"{w}." for w in bare[:n]), ".".join(bare[n:]), ".") for n in range(min(len(bare), 5))]
-    tail = bare[-1]
-    cuts = [n + 1 for n, letter in enumerate(tail) if letter == "_"][:4]
-    tries += [(".".join([*bare[:-1], ""]) + tail[:cut], tail[cut:], "_") for cut in cuts] if len(bare) < 3 else []
-    for before, module, sep in tries:
-        if re.search(r"\d", before):
-            continue
-        for module_, after in ((module, ()), (module.rstrip("_"), ("_ at the end of the module",))):
-            fused = next((f for f in _FUSED if module_.endswith(f)), "")
-            plain = module_.removesuffix(fused) + "to_k" if fused else module_
+    wrapped, bare = ([word for word in words if (word in _WRAPPERS) == kind] for kind in (True, False))
+    # prefix, module, separator
+    tries = [("".join(f"{w}." for w in bare[:n]), ".".join(bare[n:]), ".") for n in range(min(len(bare), 5))]
+    cuts = [match.end() for match in re.finditer("_", bare[-1])][:4] if len(bare) < 3 else []
+    tries += [("".join([*(f"{w}." for w in bare[:-1]), bare[-1][:cut]]), bare[-1][cut:], "_") for cut in cuts]
+    ends = (("", []), ("_", ["_ at the end of the module"]))
+    for before, whole, sep in (one for one in tries if not re.search(r"\d", one[0])):
+        for module, after in ((whole.rstrip(end), words) for end, words in ends):
+            fused = next((f for f in _FUSED if module.endswith(f)), "")
+            plain = module.removesuffix(fused) + "to_k" if fused else module
             for name, layout in architectures().index.homes([pattern(plain)]):
                 if (arch := architectures()[name]).layouts[layout].locate(plain, sep):
-                    note = (f"{fused}: {_FUSED[fused]}",) if fused else ()
-                    return arch, (*([before] if before else []), *(f"{w}." for w in wrapped), *after, *note)
+                    note = [f"{fused}: {_FUSED[fused]}"] if fused else []
+                    return arch, (*filter(None, [before]), *(f"{w}." for w in wrapped), *after, *note)
     return None
