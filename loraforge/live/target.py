@@ -27,7 +27,7 @@ def transformer_of(pipe: Any) -> Any:
     """
     several = [name for name, part in _parts(pipe).items() if name in _STEPS and part is not None]
     if len(several) > 1:
-        text = f"{type(pipe).__name__} has two transformers, and an adapter is one of either: say which. "
+        text = f"{type(pipe).__name__} has two transformers, and an adapter is of one of them: say which. "
         ways = [Try(f"load_into(pipe.{name}, adapter)", _STEPS[name]) for name in several]
         raise LoraforgeError(f"{text}A pair of adapters is loaded by two calls.", *ways)
     transformer = _inner(getattr(pipe, COMPONENT, pipe))
