@@ -150,8 +150,8 @@ class FormatConformance:
             assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
             assert [(one / f).read_bytes() for f in files] == [(other / f).read_bytes() for f in files]
 
-    def test_its_files_are_read_as_its_own(self, tmp_path: Path) -> None:
-        """`claims` is true for this format, and no other one is taken for it, unless it `shares` its files."""
+    def test_only_this_format_claims_its_files(self, tmp_path: Path) -> None:
+        """`claims` is true for this format, and its files are not taken for another's, unless it `shares` them."""
         for n, adapter in enumerate(self.adapters()):
             place = self.write(adapter, tmp_path / str(n))
             assert self.form.claims(self.file(place))

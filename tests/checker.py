@@ -22,10 +22,7 @@ import yaml
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 STORAGES = {"Double": "F64", "Float": "F32", "Half": "F16", "BFloat16": "BF16"}
 LIMIT = {"F64": 1e-6, "F32": 1e-6, "F16": 2e-3, "BF16": 8e-3}  # of a module's update, by the coarser of the two types
-PREFIX = (
-    r"^(base_model\.model\.|diffusion_model\.|transformer\.|model\.diffusion_model\.|"
-    r"lora_unet__?|lora_transformer_|lycoris_)?"
-)
+PREFIX = r"^(base_model\.model\.|(?:model\.)?diffusion_model\.|transformer\.|lora_unet__?|lora_transformer_|lycoris_)?"
 PAIR = re.compile(PREFIX + r"(.+?)\.(?:lora_(A|B|down|up|magnitude_vector)|lora\.(down|up)|(alpha|dora_scale))(\..+)?$")
 SAT = re.compile(r"(?:model\.diffusion_model\.)?transformer\.layers\.(\d+)\.attention\.(\w+)\.matrix_([AB])\.(\d)$")
 SAT_NAMES = {"query_key_value": ["to_q", "to_k", "to_v"], "dense": ["to_out_0"]}

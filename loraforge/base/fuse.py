@@ -232,4 +232,5 @@ def _load(base: BaseModel, out: Path, *, alone: bool) -> str:
         given = "".join(f", {part}=None" for part in missing_parts(base))
         more = ", with what the base lacks as it is loaded today" if given else ""
         return f"DiffusionPipeline.from_pretrained({path}{given})  # {without}{more}"
-    return f"{base.architecture.transformer or 'AutoModel'}.from_pretrained({path})  # {without}"
+    kind = base.architecture.transformer_of(next(iter(base.variants), None))
+    return f"{kind or 'AutoModel'}.from_pretrained({path})  # {without}"

@@ -67,7 +67,7 @@ def layouts(ctx: click.Context, name: str | None, kind: str | None) -> None:
 @layouts.command(short_help="Write a checkpoint whose rows differ, to run a converter on.")
 @click.argument("source", metavar="A", type=PATH)
 @value("-o --out", "PATH", "File to write (.safetensors).", type=PATH, required=True)
-@flag("--adapter", "Write an adapter on every matrix, for a converter of LoRAs.")
+@flag("--adapter", "Write an adapter on the matrices, for a converter of LoRAs.")
 @value("--rank", "N", "Rank of the adapter. Default: 6.", type=click.IntRange(1, 128), default=6)
 @flag("-f --force", "Replace an earlier result.")
 def probe(source: Path, out: Path, **options: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     """
     stated = architecture(choice.architecture).name if choice.architecture else None
     choice = replace(choice, architecture=stated)
-    first = _read(form, file, choice)
+    first = _readable(form, file, choice)
     if stated and first.architecture != stated:
         text = f"{file.path} is an adapter of {_title(first)}: its modules are not called as those of {stated}."
         raise FormatError(text, *_settling([first.architecture]))
@@ -76,6 +77,19 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     base = adapter.base_model and repository(adapter.base_model, file.path.parent)
     base = base or next((repo for _, repo in bases if repo), None)
     return replace(adapter, base_model=base, notes=(*adapter.notes, *notes))
+
+
+def _readable(form: Format, file: TensorFile, choice: Choice) -> Adapter:
+    """The adapter, as of the architecture that has most of its names; if its shapes forbid that, as of another."""
+    try:
+        return _read(form, file, choice)
+    except FormatError:
+        style = getattr(form, "style", None)
+        paths = {hit.path for hit in style.hits(file.tensors)} if style and not choice.architecture else ()
+        for name in holding(paths, form.layouts, style.sep) if style and paths else ():
+            with suppress(FormatError):
+                return _read(form, file, replace(choice, architecture=name))
+        raise
 
 
 def _possible(pairs: Sequence[tuple[Adapter, Adapter]], *, rank_known: bool) -> list[tuple[Adapter, Adapter]]:
@@ -199,7 +213,7 @@ def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterato
     for where, config in adapter.configs.items():
         mapping = config.get("auto_mapping")
         name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-        if isinstance(name, str) and name == arch.transformer:
+        if isinstance(name, str) and name in arch.transformers:
             yield f"{where} names {name}"
 
 

@@ -15,7 +15,7 @@ from loraforge.conversion.read import read_file
 from loraforge.conversion.real_loader import load_back
 from loraforge.conversion.report import scale_text
 from loraforge.document import Document
-from loraforge.errors import LoraforgeError, adding
+from loraforge.errors import ConversionError, LoraforgeError, adding
 from loraforge.files.digest import scan
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
@@ -143,6 +143,7 @@ def verify(
     if b is not None:
         other, more, other_file, other_name = _read(b, choice if b in unknown else plain, sides.get(b, ()))
         scan(other_file, other.keys)
+        one, other = _of_one_model(a, one, b, other)
     else:
         if file.spread or file.dropped:
             line = command("loraforge", "convert", a, "--to", str(in_), *[w for p in drop for w in ("--drop", p)])
@@ -171,6 +172,18 @@ def verify(
         only_in_b=tuple(only_b),
         notes=(*notes, *more),
     )
+
+
+def _of_one_model(a: str | Path, one: Adapter, b: str | Path, other: Adapter) -> tuple[Adapter, Adapter]:
+    """Both adapters as of one architecture that each may be of. Raises ConversionError if there is none."""
+    if one.architecture == other.architecture:
+        return one, other
+    if layout := other.rivals.get(one.architecture):
+        return one, replace(other, architecture=one.architecture, layout=layout)
+    if layout := one.rivals.get(other.architecture):
+        return replace(one, architecture=other.architecture, layout=layout), other
+    text = f"{a} is an adapter of {one.model.title} and {b} one of {other.model.title}: they cannot be compared."
+    raise ConversionError(text, *(command("loraforge", "inspect", path) for path in (a, b)))
 
 
 def _unknown(source: str | Path) -> bool:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from loraforge.format.keys import Hit, KeyStyle, Spelling
+from loraforge.format.keys import Hit, KeyStyle, Spelling, kinds
 from loraforge.format.sorting import ending, parts_of, spelled_as
 from loraforge.names.catalog import architectures
 from loraforge.names.index import pattern
+from loraforge.names.lookalike import lora_paths
 from loraforge.tables import package_table
 
 _MOST_WORDS = 5
@@ -89,10 +90,25 @@ def _cuts(stem: str, words: str) -> Iterator[tuple[str, str, str, tuple[str, ...
                     yield prefix, path.rstrip("_"), "_", (*stripped, "_ after the module")
 
 
-def _known(path: str, sep: str) -> bool:
-    """Whether an architecture has this module. A path of one word is known only by dots."""
+def _known(path: str, sep: str) -> str | None:
+    """The first architecture that has this module; None if none has it."""
     homes = architectures().index.homes([pattern(path)])
-    return any(architectures()[name].layouts[layout].locate(path, sep) is not None for name, layout in homes)
+    having = (name for name, layout in homes if architectures()[name].layouts[layout].locate(path, sep) is not None)
+    return next(having, None)
+
+
+def odd_words(keys: Iterable[str]) -> tuple[str, str] | None:
+    """The title of the architecture of the modules in the keys, and what follows the modules, which is not read.
+
+    None if the modules of fewer than half of the keys are known.
+    """
+    paths = lora_paths(kinds(keys))
+    every = {key: [_known(cut[1], cut[2]) for cut in _cuts(path, "")] for key, path in paths.items()}
+    known = {key: name for key, names in every.items() if (name := next(filter(None, names), None))}
+    if not known or 2 * len(known) < len(paths):
+        return None
+    words = dict.fromkeys(key[len(paths[key]) :] for key in known)
+    return architectures().index.titles[next(iter(known.values()))], ", ".join(f"`{word}`" for word in words)
 
 
 def described(hits: Iterable[Hit]) -> str:

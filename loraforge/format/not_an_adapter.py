@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 from loraforge.errors import NoAdapterError
 from loraforge.files.tensorfile import TensorFile
+from loraforge.format.grammar import odd_words
 from loraforge.format.sat_names import SAT_PREFIX
 from loraforge.names.catalog import architectures
 from loraforge.names.index import pattern
-from loraforge.names.lookalike import lora_paths, odd_words, other_model
+from loraforge.names.lookalike import lora_paths, other_model
 from loraforge.text import command, listed
 
 _SAT_RUN = "Give the mp_rank_00_model_states.pt that the LoRA run wrote."
@@ -50,9 +51,9 @@ def _misspelt(file: TensorFile) -> NoAdapterError | None:
         return None
     if (odd := odd_words(file.tensors)) is None:
         return _of_names(file, _not_named())
-    arch, words = odd
+    title, words = odd
     others = f" (which {other} has too)" if (other := other_model(paths.values(), tied=True)) else ""
-    return _of_names(file, f"an adapter of {arch.title}'s modules{others}, in a spelling that is not read: {words}")
+    return _of_names(file, f"an adapter of {title}'s modules{others}, in a spelling that is not read: {words}")
 
 
 def _of_names(file: TensorFile, what: str) -> NoAdapterError:

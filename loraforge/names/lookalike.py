@@ -9,7 +9,6 @@ from typing import Any
 
 from loraforge.names.catalog import architectures
 from loraforge.names.index import pattern
-from loraforge.names.layout import Architecture
 from loraforge.tables import package_table
 
 _FACTOR = re.compile(
@@ -17,14 +16,6 @@ _FACTOR = re.compile(
     r"|\.hada_[wt]\d\w*|\.lokr_[wt]\d\w*|\.oft_\w+|\.dora_scale|\.diff(?:_b)?|\.alpha)(?P<rest>\..*)?",
     re.DOTALL,
 )
-_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "processor")
-"""Words that wrappers of training add anywhere in a module path."""
-_READ = (
-    "transformer.", "base_model.model.", "diffusion_model.", "lora_unet_", "lora_unet__", ".lora_A", ".lora_B",
-    ".lora_down", ".lora_up", ".lora.down", ".lora.up", ".lora_magnitude_vector", ".dora_scale", ".alpha",
-)  # fmt: skip
-"""Words of the known formats: each is odd only beside those of another format."""
-_FUSED = {"to_qkv": "q, k and v in one, as fuse_qkv_projections makes them", "to_kv": "k and v in one"}
 
 
 def lora_paths(keys: Iterable[str]) -> dict[str, str]:
@@ -65,7 +56,7 @@ def other_model(paths: Iterable[str], *, tied: bool = False) -> str | None:
         for title in models()
         if title not in _ours()
     }
-    most, ours = max(counts.values(), default=0), sum(_located(path) is not None for path in kinds)
+    most, ours = max(counts.values(), default=0), sum(map(_known, kinds))
     if not kinds or 2 * most < len(kinds) or most < ours or (most == ours and not tied):
         return None
     return " or ".join(title for title, count in counts.items() if count == most)
@@ -93,35 +84,7 @@ def of_words(text: str) -> str | None:
     return words[max(hits, key=len)] if (hits := [word for word in words if name.startswith(word)]) else None
 
 
-def odd_words(keys: Iterable[str]) -> tuple[Architecture, str] | None:
-    """The architecture of the modules in the keys, and the odd words around them; None if fewer than half are known."""
-    matches = [match for key in keys if (match := _FACTOR.fullmatch(key))]
-    found = [(match["word"], hit) for match in matches if (hit := _located(match["path"]))]
-    if not found or 2 * len(found) < len(matches):
-        return None
-    every = dict.fromkeys(word for factor, (_, words) in found for word in (*words, factor))
-    odd = [word for word in every if word not in _READ]
-    return found[0][1][0], ", ".join(f"`{word}`" for word in odd or [*every])
-
-
-def _located(path: str) -> tuple[Architecture, tuple[str, ...]] | None:
-    """The architecture with a module at the end of this path, and the words of the path that are not its name."""
-    words = path.split(".")
-    wrapped = [word for word in words if word in _WRAPPERS]
-    bare = [word for word in words if word not in _WRAPPERS]
-    tries: list[tuple[str, str, str]] = []  # prefix, module, separator
-    tries += [("".join(f"{w}." for w in bare[:n]), ".".join(bare[n:]), ".") for n in range(min(len(bare), 5))]
-    tail = bare[-1]
-    cuts = [n + 1 for n, letter in enumerate(tail) if letter == "_"][:4]
-    tries += [(".".join([*bare[:-1], ""]) + tail[:cut], tail[cut:], "_") for cut in cuts] if len(bare) < 3 else []
-    for before, module, sep in tries:
-        if re.search(r"\d", before):
-            continue
-        for module_, after in ((module, ()), (module.rstrip("_"), ("_ at the end of the module",))):
-            fused = next((f for f in _FUSED if module_.endswith(f)), "")
-            plain = module_.removesuffix(fused) + "to_k" if fused else module_
-            for name, layout in architectures().index.homes([pattern(plain)]):
-                if (arch := architectures()[name]).layouts[layout].locate(plain, sep):
-                    note = (f"{fused}: {_FUSED[fused]}",) if fused else ()
-                    return arch, (*([before] if before else []), *(f"{w}." for w in wrapped), *after, *note)
-    return None
+def _known(path: str) -> bool:
+    """Whether an architecture has a module at the end of this path, by its pattern."""
+    words, patterns = pattern(path).split("."), architectures().index.patterns
+    return any(".".join(words[n:]) in patterns for n in range(min(len(words), 6)))

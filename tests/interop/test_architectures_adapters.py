@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from helpers.tiny import TABLE, Tiny, tiny_models
 from helpers.tolerance import UPDATE, WEIGHT, share
 from helpers.trained import SCALE, trained
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.conversion.real_loader import load_back
@@ -174,3 +175,26 @@ def test_a_variant_of_another_class_is_loaded_into_that(tmp_path: Path) -> None:
     assert load_back(file, adapter, "diffusers").modules.keys() == modules.keys()
     text = snippet("me/x", variant.repo, "transformer", "x.safetensors", adapter.model, variant, "a cat")
     assert "WanVACETransformer3DModel.from_pretrained" in str(text)
+
+
+def test_a_base_of_another_class_is_fused_and_known_by_it(tmp_path: Path) -> None:
+    tiny = next(tiny for tiny in tiny_models() if tiny.variant.name.startswith("Wan2.1-VACE"))
+    tiny.model().save_pretrained(tmp_path / "model")
+    save_file(tiny.state, tmp_path / "model" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    words = [f"{kind}.to_{m}" for kind in ("attn1", "attn2") for m in "qkv"]
+    want = trained(tiny, tmp_path / "a.safetensors", *words)
+    done = loraforge.fuse(tmp_path / "model", [tmp_path / "a.safetensors"], tmp_path / "out", trained_scale=SCALE)
+    assert "WanVACETransformer3DModel.from_pretrained" in done.load
+    fused = diffusers.WanVACETransformer3DModel.from_pretrained(tmp_path / "out").state_dict()
+    for key, before in tiny.state.items():
+        update = want.get(key.removesuffix(".weight"), 0.0)
+        assert np.abs(fused[key].numpy() - (before + update)).max() <= 4 * WEIGHT, key
+
+
+@pytest.mark.parametrize("name", sorted(architecture("wan").transformers))
+def test_a_configuration_that_names_a_class_of_it_settles_the_model(name: str, tmp_path: Path) -> None:
+    modules = {f"blocks.0.attn1.to_{m}": (128, 128) for m in "qkv"}
+    sparse(tmp_path / "adapter_model.safetensors", modules, prefix="base_model.model.")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "auto_mapping": {"base_model_class": name}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    assert loraforge.read(tmp_path).shown.endswith(f"adapter_config.json names {name}")

@@ -12,7 +12,8 @@ from loraforge.cli.app import main
 
 WIDE = re.compile(r"\b(any|every|all|everything|anything)\b", re.IGNORECASE)
 SHOWN = {
-    "in all six\ndirections": "interop/test_six_directions.py",
+    "in all six directions": "interop/test_six_directions.py",
+    "Or every trainer known": "unit/scale/test_writers.py",
     "without any load_lora_weights": "interop/test_fuse.py",
 }
 """Phrase of README -> the test that shows it."""

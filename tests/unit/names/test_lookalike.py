@@ -10,7 +10,8 @@ import pytest
 from helpers.sparse import attention, sparse
 
 import loraforge
-from loraforge.names.lookalike import models, odd_words, of_repo, of_words, other_model
+from loraforge.format.grammar import odd_words
+from loraforge.names.lookalike import models, of_repo, of_words, other_model
 
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 OTHERS = (

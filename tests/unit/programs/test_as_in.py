@@ -92,10 +92,10 @@ def test_nothing_is_kept_where_the_program_applies_nothing(
 
 def test_a_part_is_refused_and_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = runtimes()["diffusers"]
-    odd = replace(known, name="odd", keys={"0.attn1.to_q": "ignored", **known.keys})
+    odd = replace(known, name="odd", keys={"attn1.to_q": "ignored", **known.keys})
     monkeypatch.setattr(as_in, "runtimes", lambda: {"odd": odd})
     monkeypatch.setattr(as_in, "running", lambda _: [odd])
-    with pytest.raises(ScaleError, match=r"applies 7 of its 8 modules, and passes over 0\.attn1\.to_q x2") as refusal:
+    with pytest.raises(ScaleError, match=r"applies 6 of its 8 modules, and passes over attn1\.to_q x4") as refusal:
         loraforge.convert(adapter(tmp_path / "x.safetensors"), to="diffusers", out=tmp_path / "o", as_in="odd")
     assert "No known program applies all of it" in refusal.value.message
 
