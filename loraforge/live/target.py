@@ -11,11 +11,11 @@ from typing import Any
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fit import Plan
 from loraforge.adapter.fits import fits
-from loraforge.algebra.lora import rows
+from loraforge.base.updates import misfit, name_of
 from loraforge.errors import ConversionError, LoraforgeError, Try
 from loraforge.names.catalog import architecture, architectures
 from loraforge.names.layout import COMPONENT
-from loraforge.text import command, listed, told
+from loraforge.text import command, listed
 
 _STEPS = {COMPONENT: "for the first steps, of much noise", f"{COMPONENT}_2": "for the last steps, of little noise"}
 
@@ -69,13 +69,9 @@ def of_its_model(transformer: Any, adapter: Adapter) -> Adapter:
         if kinds & architecture(name).transformers:
             return adapter.as_of(name)
     if other := next((arch for arch in architectures().values() if kinds & arch.transformers), None):
-        text = f"{_named(adapter)} is one of {adapter.model.title}, and the transformer is of {other.title}."
+        text = f"{name_of(adapter)} is one of {adapter.model.title}, and the transformer is of {other.title}."
         raise ConversionError(text, _look(adapter))
     return adapter
-
-
-def _named(adapter: Adapter) -> str:
-    return told(adapter.source.path) if adapter.source else "the adapter"
 
 
 def _look(adapter: Adapter) -> str:
@@ -87,7 +83,7 @@ def refuse_misfits(transformer: Any, adapter: Adapter, plans: list[Plan]) -> Non
     if problems := list(_misfits(transformer, plans)):
         right = adapter.base_model or " or ".join(variant.name for variant in fits(adapter))
         base = f"It is for {right}." if right else "Use the base model of its training."
-        text = f"{_named(adapter)} is not for this base model: {listed(problems, 3)}. {base}"
+        text = f"{name_of(adapter)} is not for this base model: {listed(problems, 3)}. {base}"
         raise ConversionError(text, _look(adapter))
 
 
@@ -97,11 +93,7 @@ def _misfits(transformer: Any, plans: list[Plan]) -> Iterator[str]:
     for one in plans:
         module = modules.get(one.path)
         module = getattr(module, "base_layer", module)  # if another adapter is loaded
-        shape = one.delta[0].base_shape(rows(one.delta))
-        if module is None or not hasattr(module, "weight"):
-            yield f"there is no {one.path}"
-        elif _shape(module) != shape:
-            yield f"{one.path} is {list(_shape(module))}, not {list(shape)}"
+        yield from misfit(one.path, _shape(module) if hasattr(module, "weight") else None, one.delta)
 
 
 def _shape(module: Any) -> tuple[int, ...]:
