@@ -25,7 +25,8 @@ def transformer_of(pipe: Any) -> Any:
 
     Raises LoraforgeError if there is none, or two: as in Wan 2.2, where each of them has adapters of its own.
     """
-    several = [name for name, part in _parts(pipe).items() if name in _STEPS and part is not None]
+    parts = vars(pipe) if hasattr(pipe, "__dict__") and not hasattr(pipe, "load_lora_adapter") else {}
+    several = [name for name, part in parts.items() if name in _STEPS and part is not None]
     if len(several) > 1:
         text = f"{type(pipe).__name__} has two transformers, and an adapter is of one of them: say which. "
         ways = [Try(f"load_into(pipe.{name}, adapter)", _STEPS[name]) for name in several]
@@ -40,10 +41,6 @@ def transformer_of(pipe: Any) -> Any:
 
 
 _ORDER = Try("load_into(pipe, adapter)", "in this order")
-
-
-def _parts(pipe: Any) -> dict[str, Any]:
-    return vars(pipe) if hasattr(pipe, "__dict__") and not hasattr(pipe, "load_lora_adapter") else {}
 
 
 def _inner(model: Any) -> Any:
