@@ -39,11 +39,11 @@ def published(
 
     Raises HubError if the file by itself would not act as trained, or if its base model is not known.
     """
-    if base := _model(source):
+    if model := _model(source):
         if drop:
             text = f"{source} is a model with adapters in it: --drop takes nothing out of it."
             raise HubError(text, command("loraforge", "fuse", "--help"))
-        return _of_model(base, base_model, as_loaded=stated["as_loaded"])
+        return _of_model(model, base_model, as_loaded=stated["as_loaded"])
     # a stated scale is compared with the file; --as-in counts only if no scale is known
     keep = stated["as_loaded"] or stated["as_in"]
     plain: Stated = {**stated, "as_loaded": False, "as_in": None}
