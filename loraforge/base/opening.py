@@ -54,8 +54,7 @@ def open_base(path: str | Path) -> BaseModel:
     if index:
         notes += _agrees(files, index, arch.layouts[layout], prefix)
     base = BaseModel(source, kind, tuple(files), arch, layout, prefix, tuple(notes), index)
-    if arch.ends_differently:
-        base = replace(base, architecture=arch.ending(arch.layouts[layout].last_block(base.parameters)))
+    base = replace(base, architecture=arch.ending(arch.layouts[layout].last_block(base.parameters)))
     _check(base)
     return base
 

@@ -91,15 +91,14 @@ def _deep(variant: Variant, kinds: Mapping[str, str]) -> Variant:
 def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
     """Segments that are named outside the layouts but do not exist, and lists that contradict each other."""
     kinds, variants, told_by = data.get("unadapted", {}), data.get("variants", {}), data.get("told_by")
+    absent = {name: [text.partition(".")[0] for text in v.get("absent", ())] for name, v in variants.items()}
     named = {
         "rows": list(data.get("rows", {})),
         "parameters": [segment for segment in data.get("parameters", {}) if segment != "*"],
         "told_by": [told_by] if told_by is not None else [],
         "dimensions": list(data.get("dimensions", {})),
         **{f"unadapted {what!r}": segments for what, segments in kinds.items()},
-        **{
-            f"variant {name}": [*v.get("shapes", {}), *map(_whole, v.get("absent", ()))] for name, v in variants.items()
-        },
+        **{f"variant {name}": [*v.get("shapes", {}), *absent[name]] for name, v in variants.items()},
         **{f"variant {n}: blocks": list(b) for n, v in variants.items() if isinstance(b := v.get("blocks"), Mapping)},
     }
     for table, segments in named.items():
@@ -209,15 +208,9 @@ def _misnamed(arch: Architecture) -> Iterator[Fault]:
                 text = f"parameters: {list(names)} of {segment!r} are not one for each of {list(usual)}"
                 yield Fault(text, (segment,), layout.name)
     for variant in arch.variants:
-        for absent in sorted(variant.absent):
-            segment, _, parameter = absent.partition(".")
+        for segment, _, parameter in (text.partition(".") for text in sorted(variant.absent)):
             if parameter and segment in arch.segments and parameter not in arch.named((segment,)):
                 yield Fault(f"variant {variant.name}: absent: {segment!r} has no parameter {parameter!r}", (segment,))
-
-
-def _whole(absent: str) -> str:
-    """The segment of a segment or a parameter that a variant has not got."""
-    return absent.partition(".")[0]
 
 
 def _malformed(template: Template) -> Iterator[Fault]:

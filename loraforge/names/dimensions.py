@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 Term = tuple[int, str]
@@ -73,8 +73,3 @@ def _says(one: Sized, sizes: Sizes) -> Iterator[tuple[str, int]]:
 def wanted(segment: str, table: Mapping[str, Sizes], values: Mapping[str, int]) -> str:
     """`3072 x 3072`: the shape of a segment's weight in a model of these sizes."""
     return " x ".join(str(times * values[s]) if s in values else s for times, s in table[segment] if s) or "fixed"
-
-
-def agree(values: Mapping[str, int], other: Mapping[str, int], symbols: Iterable[str]) -> bool:
-    """Whether two models have the same values for these symbols, as far as both are known."""
-    return all(values[s] == other[s] for s in symbols if s in values and s in other)
