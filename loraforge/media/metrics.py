@@ -82,10 +82,7 @@ def ssim(a: Frames, b: Frames) -> tuple[float, ...]:
 
 
 def flicker(frames: Frames) -> float:
-    """Mean absolute change between neighbouring frames, in levels of 0..255; 0.0 for one frame.
-
-    Motion counts as flicker too, so compare only clips of the same prompt and seed.
-    """
+    """Mean absolute change between neighbouring frames, in levels of 0..255, motion included; 0.0 for one frame."""
     count, height, width = alike((frames,))
     if count == 1:
         return 0.0

@@ -35,10 +35,7 @@ class Remote:
 
 
 def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Wait) -> Remote:
-    """The repository as it is. A dry run continues, with a note, if the Hub cannot be reached.
-
-    Raises HubError if the revision does not exist.
-    """
+    """The repository, if known: a dry run goes on without the Hub. Raises HubError if it has no such revision."""
     from huggingface_hub import HfApi, constants, errors
 
     api = HfApi()

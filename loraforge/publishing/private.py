@@ -43,10 +43,7 @@ def _named(key: str) -> str:
 
 
 def cleaned_json(text: str, name: str) -> tuple[str, tuple[str, ...]]:
-    """A JSON document with null in place of private texts and without private keys, and notes.
-
-    The text is unchanged if nothing is private. Raises ValueError if it is not JSON.
-    """
+    """The JSON with null for private texts, without private keys, and notes. Raises ValueError if it is no JSON."""
     notes: list[str] = []
 
     def clean(value: Any, where: str) -> Any:
