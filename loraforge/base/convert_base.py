@@ -22,7 +22,7 @@ from loraforge.errors import ConversionError, adding
 from loraforge.files.resume import check_place
 from loraforge.format.sat_names import SAT_PREFIX, components
 from loraforge.fusion.choose import choose
-from loraforge.hub.fetch_base import base_folder
+from loraforge.hub.folder import base_folder
 from loraforge.names.layout import COMPONENT, LAST, Index, Variant, parameter_key
 from loraforge.text import command, listed, options, recorded, told
 

@@ -72,8 +72,8 @@ def refuse_twice(base: BaseModel, adapters: Sequence[Fused]) -> None:
 
 def held(base: BaseModel) -> list[dict[str, Any]]:
     """The base's entries of adapters in it. Anybody can write a header, so entries unlike ours are left out."""
-    own = next((entry for file in base.files if (entry := own_entry(file.metadata))), None)
-    listed = own.get("fused") if isinstance(own, dict) else None
+    own = (entry for file in base.files if (entry := own_entry(file.metadata)))
+    listed = next(own, {}).get("fused")
     return [known for known in listed if _is_entry(known)] if isinstance(listed, list) else []
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
-from loraforge.adapter.adapter import Adapter, Step
+from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.proof import Comparison, compare, pair_up
 from loraforge.conversion.prepare import Prepared, refusal
 from loraforge.conversion.store import Written
@@ -13,40 +10,21 @@ from loraforge.errors import LoraforgeError, VerificationError
 from loraforge.files.digest import changed
 from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import TensorFile
-from loraforge.programs.measured import Program, programs
-from loraforge.programs.outlook import outlooks
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The results of a conversion or of its dry run."""
+def prove(prepared: Prepared, written: Written) -> tuple[TensorFile, Adapter, list[Comparison]]:
+    """The written file, the adapter in it, and how each segment compares with the source's.
 
-    digest: str | None
-    """Of the source's tensors; None if they were not fetched."""
-    steps: tuple[Step, ...] = ()
-    programs: tuple[Program, ...] = ()
-    worst_error: float | None = None
-    """Of any row; None if nothing was written."""
-    idle: bool = False
-    """Whether the update is zero."""
-
-
-def prove(prepared: Prepared, written: Written) -> Outcome:
-    """Compare the files with the source. Raises VerificationError; ConversionError if rounding took too much."""
+    Raises VerificationError if they differ; ConversionError if rounding took too much.
+    """
     back, again = _read_back(prepared, written)
     results = _compared(prepared, written, back, again)
     _find(prepared, written)
     if lossy := {result.module: result.loss for result in results if not result.holds}:
         raise refusal(prepared, lossy)  # in one of several segments: the module as a whole could bear it
-    return Outcome(
-        digest=written.computed.digest,
-        steps=tuple(written.computed.steps),
-        programs=programs(outlooks(prepared.target, back, again), prepared.target.name),
-        worst_error=max(result.error for result in results),
-        idle=all(math.isnan(result.strength) for result in results),
-    )
+    return back, again, results
 
 
 def _read_back(prepared: Prepared, written: Written) -> tuple[TensorFile, Adapter]:

@@ -42,7 +42,7 @@ STAMPED = ("diffusers", "peft")
 
 @dataclass(frozen=True, slots=True)
 class Stamp(Document):
-    """What was recorded, and where. Its JSON follows schemas/stamp.schema.json."""
+    """What was recorded, and where. schemas/stamp.schema.json explains the fields."""
 
     schema = "stamp"
 
@@ -51,13 +51,9 @@ class Stamp(Document):
     scale: Scale
     scalings: tuple[float, ...]
     replaced: tuple[str, ...]
-    """Header entries that were replaced because they stated a scale or rank."""
     loads: bool
-    """Whether Diffusers knows the names in the file; a bare state dict must be converted as well."""
     shown: bool
-    """Whether there is evidence for its architecture."""
     acts_in: str = ""
-    """Programs, with the versions that were run, that apply the file at this scale."""
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Literal
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
-from loraforge.conversion.prepare import ElementType, Prepared, WriteRequest, prepare
-from loraforge.conversion.prove import Outcome, prove
+from loraforge.adapter.proof import Comparison
+from loraforge.conversion.prepare import ElementType, Prepared, prepare
+from loraforge.conversion.prove import prove
 from loraforge.conversion.report import Report
-from loraforge.conversion.store import computed, source, store
+from loraforge.conversion.store import Computed, computed, source, store
 from loraforge.errors import LoraforgeError
 from loraforge.files.tensorfile import FileMap, TensorFile, TensorInfo
 from loraforge.format.protocol import Wanted
@@ -48,17 +50,18 @@ def write(
     """
     wanted = Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only, pad_ranks)
     path = Path(out) if out else None
-    name = recorded(adapter.source.file.path) if adapter.source else "made-in-python"
-    request = WriteRequest(to, path, wanted, dtype, base_model, tuple(drop), dry_run, force)
-    prepared = prepare(adapter, request)
+    prepared = prepare(
+        adapter, to, path, wanted, dtype=dtype, base_model=base_model, drop=drop, force=force, dry_run=dry_run
+    )
     if dry_run:  # every number is computed, and none is written
         with computed(prepared) as made:
             deque(made.tensors, maxlen=0)
-            outcome = Outcome(made.digest, tuple(made.steps), _foreseen(prepared))
-    else:
-        with store(prepared, typed or command("loraforge", "convert", name, "--to", to)) as files:
-            outcome = prove(prepared, files)
-    return _report(prepared, outcome)
+            return _report(prepared, made, _foreseen(prepared))
+    name = recorded(adapter.source.file.path) if adapter.source else "made-in-python"
+    with store(prepared, typed or command("loraforge", "convert", name, "--to", to), force=force) as files:
+        back, again, results = prove(prepared, files)
+        known = programs(outlooks(prepared.target, back, again), prepared.target.name)
+    return _report(prepared, files.computed, known, results)
 
 
 def _foreseen(prepared: Prepared) -> tuple[Program, ...]:
@@ -75,47 +78,50 @@ def _foreseen(prepared: Prepared) -> tuple[Program, ...]:
         return ()
 
 
-def _report(prepared: Prepared, outcome: Outcome) -> Report:
+def _report(
+    prepared: Prepared, made: Computed, known: tuple[Program, ...], results: Sequence[Comparison] = ()
+) -> Report:
+    """The report. `results`: those of the proof; none if nothing was written."""
     adapter, use, target = prepared.adapter, prepared.use, prepared.target.name
     file = prepared.destination.file
     return Report(
-        source=source(adapter, outcome.digest),
-        output={"path": str(file), "format": target, "written": not prepared.request.dry_run},
+        source=source(adapter, made.digest),
+        output={"path": str(file), "format": target, "written": bool(results)},
         architecture=adapter.architecture,
         evidence=adapter.shown or (None if prepared.file else "named in Python"),
         scale=adapter.scale,
         scalings=adapter.scalings,
         stored=prepared.writer.stored,
-        steps=outcome.steps,
+        steps=tuple(made.steps),
         unfetched=prepared.unfetched,
-        worst_error=outcome.worst_error,
+        worst_error=max((result.error for result in results), default=None),
         fits=tuple(variant.name for variant in fits(adapter)),
         base_model=prepared.result.base_model,
         others=dict(adapter.others),
         dropped_modules=prepared.dropped_modules,
         dropped_metadata=prepared.dropped_metadata,
-        notes=(*prepared.notes, *use.notes, *named_paths(file), *_advice(prepared, outcome)),
+        notes=(*prepared.notes, *use.notes, *named_paths(file), *_advice(prepared, made, results)),
         load=use.load,
         not_with=not_with(adapter.architecture, target) or use.not_with,
         provided=use.provided,
-        programs=outcome.programs,
+        programs=known,
     )
 
 
-def _advice(prepared: Prepared, outcome: Outcome) -> Iterator[str]:
+def _advice(prepared: Prepared, made: Computed, results: Sequence[Comparison]) -> Iterator[str]:
     """Notes on several ranks, an update of zero, scales that switch the adapter off, and avoidable rounding."""
     ranks = prepared.result.ranks
     if where := mixed_ranks(prepared.target.name, ranks):
         text = f"its modules have ranks {', '.join(map(str, sorted(set(ranks.values()))))}"
         yield f"{text}: {where} would apply them at a wrong scale, without a word. For these: --pad-ranks"
-    if outcome.idle:
+    if results and all(math.isnan(result.strength) for result in results):
         yield "its update is zero: it was never trained, or the wrong tensors were saved"
     if prepared.unfetched:
         return
-    least, dtype = min(prepared.adapter.scalings), prepared.request.dtype
+    least, dtype = min(prepared.adapter.scalings), prepared.dtype
     if least <= 0:
         yield f"a scale of {least:g}, as you stated it, switches the adapter off or inverts it"
-    if not any(step.error for step in outcome.steps):
+    if not any(step.error for step in made.steps):
         return
     ways = [f"leave out --dtype {dtype}"] if dtype in ("fp16", "bf16") else []
     if dtype == "keep":

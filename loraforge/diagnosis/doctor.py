@@ -41,7 +41,6 @@ def doctor(
     """Diagnose the adapter in `source`, a path or an address on the Hub; the arguments are those of `loraforge doctor`.
 
     Only the header of a file on the Hub is judged, unless called with `fetch` or with a `base`.
-
     Raises LoraforgeError only for mistakes of the user: a path that does not exist, an unknown runtime.
     """
     given = parse(settings)

@@ -14,24 +14,20 @@ from loraforge.programs.outlook import Outlook
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis(Document):
-    """What is wrong, or that nothing is. Its JSON follows schemas/doctor.schema.json."""
+    """What is wrong, or that nothing is. schemas/doctor.schema.json explains the fields."""
 
     schema = "doctor"
 
     path: str
     judgement: Verdict
     facts: tuple[tuple[str, str], ...]
-    """Label -> what was found."""
     outlooks: tuple[Outlook, ...]
     notes: tuple[str, ...]
     remedies: tuple[Try, ...]
     """The best first."""
     sizes: dict[str, float] = field(default_factory=dict)
-    """Module -> |D|, the Frobenius norm of its update at the scale at which it was read."""
     errors: tuple[dict[str, Any], ...] = ()
-    """The meaning of the pasted failure texts, the likeliest first: entries of schemas/explain.schema.json."""
     settings: tuple[Finding, ...] = ()
-    """The user's settings, compared with those of the model or of a known program."""
 
     @property
     def verdict(self) -> str:

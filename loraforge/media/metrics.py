@@ -7,17 +7,45 @@ to floats at a time: a clip of 161 frames of 1360 x 768 takes 4 GB as float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from loraforge.errors import LoraforgeError, of_pipeline
-from loraforge.media.clips import Frames, alike
 
+Frames = npt.NDArray[np.uint8]
+"""[frames, height, width, 3], RGB, levels 0..255."""
 _LEVELS = 255
 """The largest possible difference between two pixels."""
 _WINDOW = 7
 """Side, in pixels, of the window that scikit-image's SSIM compares by default."""
+
+
+def alike(clips: Sequence[Frames], *texts: Sequence[str]) -> tuple[int, int, int]:
+    """Number of frames, height and width, the same for all clips. `texts` are lists with one text per clip.
+
+    Raises LoraforgeError if there is no clip, one is not RGB in bytes, two differ in shape, or texts are missing.
+    """
+    if not clips:
+        raise LoraforgeError("there is no clip to compare.")
+    for n, clip in enumerate(clips):
+        if clip.ndim != 4 or clip.shape[3] != 3 or clip.dtype.name != "uint8" or not clip.size:
+            raise LoraforgeError(
+                f"clip {n + 1} is an array of {clip.dtype.name} {list(clip.shape)}, "
+                "instead of uint8 [frames, height, width, 3] with at least one frame."
+            )
+        if clip.shape != clips[0].shape:
+            raise LoraforgeError(
+                f"clip {n + 1} has the shape {list(clip.shape)} and clip 1 {list(clips[0].shape)} "
+                "([frames, height, width, 3]): only clips of one shape can be compared."
+            )
+    for text in texts:
+        if len(text) != len(clips):
+            raise LoraforgeError(f"{len(clips)} clips have {len(text)} texts; each clip needs one.")
+    count, height, width, _ = clips[0].shape
+    return count, height, width
 
 
 def psnr(a: Frames, b: Frames) -> tuple[float, ...]:

@@ -153,7 +153,8 @@ class Layout:
             shape = _shape(path.split(sep))
             matches = [(one, one.match(path, sep)) for one in self._by_shape(sep).get(shape, ())]
             located = [(one, index) for one, index in matches if index is not None]
-            located.sort(key=lambda hit: hit[0].for_last != any(number == self.last for _, number in hit[1]))
+            if len(located) > 1:
+                located.sort(key=lambda hit: hit[0].for_last != any(number == self.last for _, number in hit[1]))
             self._located[path, sep] = located[0] if located else None
         return self._located[path, sep]
 

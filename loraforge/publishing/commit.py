@@ -88,13 +88,22 @@ def commit(
     Returns the commit and the address of the pull request, None without one. Raises HubError that says whether the
     repository is in its old state, in its new one, or in an unknown one.
     """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
     try:
         parent = before.commit or _create(before, private=private, wait=wait)
     except HubError as error:
         raise _left(error, f"{before.repo} was not made") from error
+    options: dict[str, Any] = {"revision": before.revision, "create_pr": create_pr, "parent_commit": parent}
+
+    def send() -> tuple[str, str | None]:
+        added = [CommitOperationAdd(file.name, file.content) for file in files]
+        made = HfApi().create_commit(before.repo, added, commit_message=message, **options)
+        return made.oid, made.pr_url
+
     try:
         with asking(before.repo):
-            return patiently(lambda: _commit(before, parent, files, message, create_pr=create_pr), wait)
+            return patiently(send, wait)
     except HubError as error:
         return _state(before, parent, files, error, create_pr=create_pr)
 
@@ -114,17 +123,6 @@ def _create(before: Remote, *, private: bool, wait: Wait) -> str:
         patiently(lambda: api.create_repo(before.repo, private=private, exist_ok=True), wait)
         info = patiently(lambda: api.model_info(before.repo), wait)
     return str(info.sha)
-
-
-def _commit(
-    before: Remote, parent: str, files: Sequence[Outgoing], message: str, *, create_pr: bool
-) -> tuple[str, str | None]:
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    added = [CommitOperationAdd(file.name, file.content) for file in files]
-    options: dict[str, Any] = {"revision": before.revision, "create_pr": create_pr, "parent_commit": parent}
-    made = HfApi().create_commit(before.repo, added, commit_message=message, **options)
-    return made.oid, made.pr_url
 
 
 def _state(

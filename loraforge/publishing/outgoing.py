@@ -105,8 +105,7 @@ def _configuration(path: Path, base_model: str | None) -> tuple[str, tuple[str, 
     text = path.read_text("utf-8")
     config = json.loads(text)
     notes: tuple[str, ...] = ()
-    if base_model and config.get("base_model_name_or_path") != base_model:
-        was = config.get("base_model_name_or_path")
+    if base_model and (was := config.get("base_model_name_or_path")) != base_model:
         notes = (f"{CONFIG} said base_model_name_or_path {was!r:.100}; it says {base_model} now",) if was else ()
         text = json.dumps({**config, "base_model_name_or_path": base_model}, indent=2, sort_keys=True) + "\n"
     text, more = cleaned_json(text, path.name)

@@ -12,6 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from loraforge.algebra.lora import Array
 from loraforge.errors import ReadingsError, ScaleError, adding
@@ -45,8 +46,7 @@ class Stacks:
         return bool(B.any())
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """The block-diagonal modules whose alpha counts over the rank of a part."""
 
     counts: Mapping[str, int]
@@ -69,8 +69,7 @@ def parts(
 ) -> Parts:
     """Which alphas count over the rank of a part. `by`: what `--trained-by` states.
 
-    Raises ReadingsError if nothing tells whether they do, and ScaleError if `by` says so and no module is
-    block-diagonal.
+    Raises ReadingsError if nothing tells whether they do; ScaleError if `by` says so and no module is block-diagonal.
     """
     stacked = {path: len(stacks.heights[path]) if path in stacks.heights else 1 for path in alphas}
     stored = {path: float(f"{alpha / ranks[path]:.9g}") for path, alpha in alphas.items()}
