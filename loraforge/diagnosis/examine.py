@@ -117,7 +117,8 @@ def _judged(
 
     measured = None if file.absent else numbers(adapter, file)
     rows = (outlook(runtime(program), form, file, adapter),) if program else outlooks(form, file, adapter)
-    formats = (form.name, getattr(form, "like", None))
+    mixed = form.writer is None and adapter.layout != "diffusers"  # a mixture of spellings is no program's own
+    formats = (form.name, None if mixed else getattr(form, "like", None))
     own = next((o for o in rows if program or runtime(o.runtime).format in formats), None)
     own = own or min((o for o in rows if o.applied), key=lambda o: _elsewhere_scaled(o, adapter), default=None)
     in_base = _InBase() if base is None else _in_base(path, base, stated, drop)
