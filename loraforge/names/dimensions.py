@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Term = tuple[int, str]
 """A size: a number times one symbol; the symbol is empty for a number alone."""
@@ -21,8 +21,7 @@ def term(text: str) -> Term | None:
     return (int(match[1] or 1), match[2] or "") if match and text and not text.endswith(" ") else None
 
 
-@dataclass(frozen=True, slots=True)
-class Sized:
+class Sized(NamedTuple):
     """A segment in a file, and the shape of its base weight."""
 
     module: str
@@ -34,8 +33,7 @@ class Sized:
         return f"{self.module} [{self.rows} x {self.inputs}]"
 
 
-@dataclass(frozen=True, slots=True)
-class Solution:
+class Solution(NamedTuple):
     """One value per symbol, as far as the file shows it, and the modules that contradict it."""
 
     values: Mapping[str, int]

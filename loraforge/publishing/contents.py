@@ -16,8 +16,7 @@ from loraforge.base.origin import held
 from loraforge.conversion.evidence import doubt
 from loraforge.conversion.inspect import trigger_words
 from loraforge.diagnosis.examine import diagnosed
-from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Kind
+from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Diagnosis, Kind
 from loraforge.errors import HubError, LoraforgeError, Try, adding
 from loraforge.names.layout import Architecture
 from loraforge.programs.measured import acting
