@@ -19,8 +19,7 @@ from loraforge.files.digest import changed
 from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import FileMap, TensorFile, TensorInfo
 from loraforge.format.protocol import Wanted
-from loraforge.programs.measured import Program, mixed_ranks, programs
-from loraforge.programs.outlook import outlooks
+from loraforge.programs.outlook import Program, mixed_ranks, outlooks, programs
 from loraforge.programs.table import named as named_paths
 from loraforge.programs.table import not_with
 from loraforge.scale.rule import Choice
