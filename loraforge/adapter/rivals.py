@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import accumulate
-from typing import NamedTuple
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.errors import FormatError, adding
 from loraforge.names.catalog import architectures
 
-
-class Move(NamedTuple):
-    """Rows of a module, and where a layout has them. Rows are counted in shares of the stack."""
-
-    module: str
-    rows: tuple[int, int, int]
-    """First row, last + 1, and all of the rows of the module."""
-    to: str
-    place: tuple[int, int]
-    """First row there, and all of the rows there."""
+Rows = tuple[int, int, int]
+"""First row, last + 1, and all of the rows of a module, in shares of the stack."""
 
 
-def moves(adapter: Adapter, target: str) -> set[Move]:
-    """How the rows of the adapter's modules move to a layout of its architecture."""
-    return set(_moves(adapter, target))
-
-
-def _moves(adapter: Adapter, target: str) -> Iterator[Move]:
+def _moves(adapter: Adapter, target: str) -> set[tuple[str, Rows, str, Rows]]:
+    """How rows move to a layout of the architecture: a module of the adapter and rows of it, and both there."""
     arch, own = adapter.model, adapter.model.layouts[adapter.layout]
-    homes = {s: (template, stack) for template, stack in arch.layouts[target].modules.items() for s in stack}
-    for path in adapter.modules:
-        if located := own.locate(path):
-            starts = _starts(own.modules[located[0]], arch.segments)
-            for segment, (start, stop, total) in starts.items():
-                if segment in homes:
-                    template, stack = homes[segment]
-                    first, _, every = _starts(stack, arch.segments)[segment]
-                    yield Move(path, (start, stop, total), template.fill(located[1]), (first, every))
+    stacks = [(t, _rows(stack, arch.segments)) for t, stack in arch.layouts[target].modules.items()]
+    homes = {segment: (template, rows[segment]) for template, rows in stacks for segment in rows}
+    located = [(path, *one) for path in adapter.modules if (one := own.locate(path))]
+    return {
+        (path, rows, homes[segment][0].fill(index), homes[segment][1])
+        for path, template, index in located
+        for segment, rows in _rows(own.modules[template], arch.segments).items()
+        if segment in homes
+    }
 
 
-def _starts(stack: tuple[str, ...], ratios: Mapping[str, int]) -> dict[str, tuple[int, int, int]]:
-    """Segment of a stack -> its first row, its last + 1, and all of the rows."""
+def _rows(stack: tuple[str, ...], ratios: Mapping[str, int]) -> dict[str, Rows]:
     ends = [*accumulate(ratios[segment] for segment in stack)]
     return {s: (end - ratios[s], end, ends[-1]) for s, end in zip(stack, ends, strict=True)}
 
@@ -52,7 +38,7 @@ def decided(adapter: Adapter, layouts: Mapping[str, str]) -> Adapter:
     `layouts`: those of the target. Raises FormatError that lists the architectures whose results differ.
     """
     every = {name: adapter.as_of(name) for name in (adapter.architecture, *adapter.rivals) if name in layouts}
-    results = {name: moves(one, layouts[name]) for name, one in every.items()}
+    results = {name: _moves(one, layouts[name]) for name, one in every.items()}
     if not results:
         return adapter
     first = next(iter(every))

@@ -20,7 +20,7 @@ from loraforge.files.digest import scan
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
-from loraforge.hub.fetch_base import base_folder
+from loraforge.hub.folder import base_folder
 from loraforge.names.layout import COMPONENT
 from loraforge.scale.origin import own_entry
 from loraforge.scale.rule import Choice, Scale

@@ -276,9 +276,9 @@ class Architecture:
         return own.get(segments[0]) or self.parameters.get(segments[0], WEIGHT_AND_BIAS)
 
     @property
-    def ends_differently(self) -> bool:
-        """Whether its last block is built differently in any layout."""
-        return any(template.for_last for layout in self.layouts.values() for template in layout.modules)
+    def in_blocks(self) -> set[str]:
+        """The segments in numbered blocks."""
+        return {s for layout in self.layouts.values() for t, stack in layout.modules.items() if t.holes for s in stack}
 
     def ending(self, last: int | None) -> Architecture:
         """The architecture of a model whose last block has this number; None if it is not known."""

@@ -38,10 +38,8 @@ def _pattern(title: str, names: str, sep: str) -> re.Pattern[str] | None:
 
 def sharing(paths: Collection[str], names: str, sep: str = ".") -> tuple[str, ...]:
     """The models that have all of these modules, under names of this kind (a layout's name)."""
-    names = "comfyui" if names == "original" else names
-    flat = re.escape(sep)
-    tried = [p.replace(".", sep) for p in paths]
-    known = {title: _pattern(title, names, flat) for title in models() if title not in _ours()}
+    names, tried = "comfyui" if names == "original" else names, [p.replace(".", sep) for p in paths]
+    known = {title: _pattern(title, names, re.escape(sep)) for title in _others()}
     return tuple(t for t, pattern in known.items() if pattern and all(map(pattern.fullmatch, tried)))
 
 
@@ -51,23 +49,18 @@ def other_model(paths: Iterable[str], *, tied: bool = False) -> str | None:
     With `tied`: None only if an architecture has more.
     """
     kinds = {re.sub(r"(?<=[._])\d+(?=[._])", "0", path) for path in paths}  # one for all blocks
-    counts = {
-        title: sum(any(p and re.search(rf"(?:^|[._])(?:{p.pattern})$", path) for p in _both(title)) for path in kinds)
-        for title in models()
-        if title not in _ours()
-    }
+    each = ((title, [_pattern(title, names, "[._]") for names in ("comfyui", "diffusers")]) for title in _others())
+    ends = {title: [re.compile(rf"(?:^|[._])(?:{p.pattern})$") for p in both if p] for title, both in each}
+    counts = {title: sum(any(end.search(path) for end in both) for path in kinds) for title, both in ends.items()}
     most, ours = max(counts.values(), default=0), sum(map(_known, kinds))
     if not kinds or 2 * most < len(kinds) or most < ours or (most == ours and not tied):
         return None
     return " or ".join(title for title, count in counts.items() if count == most)
 
 
-def _both(title: str) -> list[re.Pattern[str] | None]:
-    return [_pattern(title, names, "[._]") for names in ("comfyui", "diffusers")]
-
-
-def _ours() -> set[str]:
-    return {*architectures().index.titles.values()}
+def _others() -> list[str]:
+    """The titles of the models that are no architecture here."""
+    return [title for title in models() if title not in architectures().index.titles.values()]
 
 
 def of_repo(repo: str) -> str | None:
