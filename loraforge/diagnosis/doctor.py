@@ -31,7 +31,7 @@ from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import Format
 from loraforge.hub.address import address
 from loraforge.programs.outlook import Outlook, by_names, does, outlook, outlooks
-from loraforge.programs.table import runtime
+from loraforge.programs.table import runtime, runtimes
 from loraforge.scale.origin import origin
 from loraforge.scale.recorded import around
 from loraforge.scale.rule import Choice
@@ -191,7 +191,9 @@ def _judged(
     rows = (outlook(runtime(program), form, file, adapter),) if program else outlooks(form, file, adapter)
     formats = (form.name, getattr(form, "like", None))
     own = next((o for o in rows if program or runtime(o.runtime).format in formats), None)
-    own = own or min((o for o in rows if o.applied), key=lambda o: _elsewhere_scaled(o, adapter), default=None)
+    if own is None:  # one of another model that multiplies by a number of its own says little of this adapter
+        theirs = [p.name for p in runtimes().values() if p.architecture != adapter.architecture and p.times != 1.0]
+        own = min((o for o in rows if o.applied), key=lambda o: o.runtime in theirs, default=None)
     in_base = _InBase() if base is None else _in_base(path, base, stated, drop)
     if in_base.fits and not adapter.shown:
         adapter = replace(adapter, shown=f"its modules are those of {told(Path(str(base)))}")
@@ -236,12 +238,6 @@ def _judged(
     sizes = {module: size for module, size in measured.sizes.items() if math.isfinite(size)} if measured else {}
     every_note = (*notes, *adapter.notes, *more)
     return Diagnosis(str(path), verdict, tuple(facts), rows, every_note, fix, sizes)
-
-
-def _elsewhere_scaled(row: Outlook, adapter: Adapter) -> bool:
-    """Whether a program of another model multiplies by a number of its own, which says little of this adapter."""
-    program = runtime(row.runtime)
-    return program.architecture != adapter.architecture and program.times != 1.0
 
 
 def _whole_entry(file: TensorFile, rows: Sequence[Outlook], verdict: Verdict) -> tuple[Try, ...]:
