@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 from loraforge import errors
 from loraforge.adapter.adapter import Adapter, Source
@@ -126,17 +126,13 @@ def diagnosed(
     except LoraforgeError as fault:
         if form and _reads(form, file, choice.architecture if isinstance(fault, errors.BaseError) else None):
             raise
-        as_commands(
-            fault, "loraforge", "convert", path, "--to", "diffusers", *options({"architecture": choice.architecture})
-        )
+        asked = options({"architecture": choice.architecture})
+        as_commands(fault, "loraforge", "convert", path, "--to", "diffusers", *asked)
         unknown_names = form is None or type(fault) in (errors.FormatError, errors.NamesError)
         hopeless = _hopeless(path, _unread(fault), fault)
         return _by_names(hopeless, form, file, program) if unknown_names else hopeless, None
     adapter = replace(adapter, source=Source(Path(path), file, form.name, located.run))
-    diagnosis = _judged(path, form, file, adapter, located.notes, base, program, stated, drop)
-    drops = [word for pattern in drop for word in ("--drop", pattern)]
-    completed = (replace(r, options=(*r.options, *drops)) if r.verb == "convert" else r for r in diagnosis.remedies)
-    return replace(diagnosis, remedies=tuple(completed)), adapter
+    return _judged(path, form, file, adapter, located.notes, base, program, stated, drop), adapter
 
 
 def _reads(form: Format, file: TensorFile, architecture: str | None) -> bool:
@@ -277,17 +273,14 @@ def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
     return (f"{whose[1].said} in {where} says the scale {fraction(other)}; the file's own record counts",)
 
 
-@dataclass(frozen=True, slots=True)
-class _InBase:
+class _InBase(NamedTuple):
     """The result of fusing the adapter into a base model, as a dry run."""
 
     misfit: str = ""
-    """Why it does not fit."""
     facts: tuple[tuple[str, str], ...] = ()
     variants: tuple[str, ...] = ()
     """Names of the released models whose shapes the base has."""
     unread: LoraforgeError | None = None
-    """Why the base cannot be read."""
     fits: bool = False
     """Whether the base has a weight of the right shape for every module."""
 
