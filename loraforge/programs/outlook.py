@@ -92,8 +92,9 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
     known = adapter.scale.provenance != "ambiguous" and not otherwise
     ratios = {applied[path] / trained[path] for path in applied if known and trained.get(path)}
     lost: Counter[str] = Counter()
-    for key in outcomes.keys() - kept:
-        if (outcome := outcomes[key]) != "raises":
+    passed = outcomes.keys() - kept
+    for key, outcome in outcomes.items():
+        if key in passed and outcome != "raises":
             kind = next((f for f in program.keys if f in key and key.startswith(program.prefixes)), "")
             lost[kind if kind and outcome == program.keys[kind] != "applied" else key.split(".")[0]] += 1
     return Outlook(
