@@ -117,7 +117,7 @@ SAT = {
     "block 10**30": (changed((f"{DENSE.replace('.0.', f'.{10**30}.')}.matrix_A.0", A)), "layers.1000"),
     "a LoRA of SAT's first kind": (changed(("mixins.lora.lora_linear.0.Q_A", A)), "mixins.lora.lora_linear.0.Q_A"),
     "a LoRA of PEFT beside it": (changed((f"{DENSE}.lora_A.weight", A)), "lora"),
-    "a LoRA of Kohya beside it": (changed(("lora_unet_blocks_0.lora_down.weight", A)), "several formats, sat and kohya"),
+    "a LoRA of Kohya beside it": (changed(("lora_unet_blocks_0.lora_down.weight", A)), "formats, sat and kohya"),
     "a factor stored as an object": (
         changed((f"{DENSE}.matrix_A.0", call("torchao.quantize", 4))),
         "torchao.quantize",
