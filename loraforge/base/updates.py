@@ -32,7 +32,11 @@ def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[
             text = f"{base.path} is a {base.architecture.title}, and {_name(adapter)} adapts {adapter.architecture}."
             raise ConversionError(text, look)
         relaid = relayout.relayout(adapter.modules, base.architecture, adapter.layout, base.layout)
-        problems = [text for path, (delta, _) in relaid.items() for text in _misfit(base, path, delta)]
+        shapes = {p: (base.shape(f"{p}.weight"), delta[0].base_shape(rows(delta))) for p, (delta, _) in relaid.items()}
+        odd = {path: (have, want) for path, (have, want) in shapes.items() if have != want}
+        problems = [
+            f"there is no {p}" if a is None else f"{p} is {list(a)}, not {list(b)}" for p, (a, b) in odd.items()
+        ]
         if problems:
             raise ConversionError(_other_base(base, adapter, problems), look)
         for path, (delta, _) in relaid.items():
@@ -42,14 +46,6 @@ def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[
 
 def _name(adapter: Adapter) -> str:
     return str(adapter.source.path) if adapter.source else "the adapter"
-
-
-def _misfit(base: BaseModel, path: str, delta: Delta) -> Iterator[str]:
-    have, want = base.shape(f"{path}.weight"), delta[0].base_shape(rows(delta))
-    if have is None:
-        yield f"there is no {path}"
-    elif have != want:
-        yield f"{path} is {list(have)}, not {list(want)}"
 
 
 def _other_base(base: BaseModel, adapter: Adapter, problems: list[str]) -> str:

@@ -136,13 +136,11 @@ class Layout:
         return kernel if axis is None else (*kernel[: axis - 2], *kernel[axis - 1 :])
 
     def _unit_axis(self, path: str) -> int | None:
-        located = self.locate(path)
-        return self.unit_axes.get(located[0]) if located else None
+        return self.unit_axes.get(located[0]) if (located := self.locate(path)) else None
 
     def stacked(self, path: str) -> tuple[str, ...]:
         """The segments that a module stacks; empty if the layout has no such module."""
-        located = self.locate(path)
-        return self.modules[located[0]] if located else ()
+        return self.modules[located[0]] if (located := self.locate(path)) else ()
 
     def locate(self, path: str, sep: str = ".") -> tuple[Template, Index] | None:
         """The template and block numbers of a module path, or None if the layout has no such module."""
