@@ -132,7 +132,6 @@ def typed(text: str) -> str:
 
 
 def _lines(entry: Symptom, lang: str, file: Path) -> list[str]:
-    """An entry for a terminal."""
     words = _WORDS[lang]
     lines = [f"{entry.id}  {entry.text('title', lang)}"]
     lines += [_line(words["text" if entry.exact else "like"], shown(text)) for text in entry.any]

@@ -34,7 +34,7 @@ from loraforge.scale.resolve import given
 from loraforge.scale.rule import Choice, Scale
 from loraforge.scale.run_folders import states_scale
 from loraforge.scale.stated import StatedBesideAlpha, choice_of, takes_stated
-from loraforge.text import command, fraction, recorded
+from loraforge.text import command, fraction, options, recorded
 
 STAMPED = ("diffusers", "peft")
 """Formats whose readers look for a scale in the header."""
@@ -173,8 +173,7 @@ def _written(
 
 def _typed(choice: Choice) -> list[str]:
     """The options that state the scale, without folders."""
-    file = choice.training_config
-    return [*choice.stated.options, *(["--training-config", file.name] if file else [])]
+    return [*choice.stated.options, *options({"training_config": choice.training_config})]
 
 
 def _destination(file: Path, typed: list[str], out: str | Path | None, *, in_place: bool, force: bool) -> Destination:

@@ -1,4 +1,4 @@
-"""Writes an adapter in any format, and proves that the written file makes the same update."""
+"""Writes an adapter in any format, reads the file back as its loader would, and proves that its update is the same."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Literal
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
-from loraforge.adapter.proof import Comparison
-from loraforge.conversion.prepare import ElementType, Prepared, prepare
-from loraforge.conversion.prove import prove
+from loraforge.adapter.proof import Comparison, compare, pair_up
+from loraforge.conversion.prepare import ElementType, Prepared, prepare, refusal
 from loraforge.conversion.report import Report
-from loraforge.conversion.store import Computed, computed, source, store
-from loraforge.errors import LoraforgeError
+from loraforge.conversion.store import Computed, Written, computed, source, store
+from loraforge.errors import LoraforgeError, VerificationError
+from loraforge.files.digest import changed
+from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import FileMap, TensorFile, TensorInfo
 from loraforge.format.protocol import Wanted
 from loraforge.programs.measured import Program, mixed_ranks, programs
@@ -23,7 +24,7 @@ from loraforge.programs.outlook import outlooks
 from loraforge.programs.table import named as named_paths
 from loraforge.programs.table import not_with
 from loraforge.scale.rule import Choice
-from loraforge.text import command, recorded
+from loraforge.text import command, listed, recorded
 
 
 def write(
@@ -59,9 +60,83 @@ def write(
             return _report(prepared, made, _foreseen(prepared))
     name = recorded(adapter.source.file.path) if adapter.source else "made-in-python"
     with store(prepared, typed or command("loraforge", "convert", name, "--to", to), force=force) as files:
-        back, again, results = prove(prepared, files)
+        back, again, results = _prove(prepared, files)
         known = programs(outlooks(prepared.target, back, again), prepared.target.name)
     return _report(prepared, files.computed, known, results)
+
+
+def _prove(prepared: Prepared, written: Written) -> tuple[TensorFile, Adapter, list[Comparison]]:
+    """The written file, the adapter in it, and how each segment compares with the source's.
+
+    Raises VerificationError if they differ; ConversionError if rounding took too much.
+    """
+    back, again = _read_back(prepared, written)
+    results = _compared(prepared, written, back, again)
+    _find(prepared, written)
+    if lossy := {result.module: result.loss for result in results if not result.holds}:
+        raise refusal(prepared, lossy)  # in one of several segments: the module as a whole could bear it
+    return back, again, results
+
+
+def _read_back(prepared: Prepared, written: Written) -> tuple[TensorFile, Adapter]:
+    """The written file and the adapter in it. Raises VerificationError if its bytes or header have changed."""
+    file = written.file
+    try:
+        back, _ = open_tensors(file)
+    except LoraforgeError as error:
+        text = error.message.replace(str(file), file.name)
+        raise VerificationError(f"the written file is damaged: {text} Nothing was kept.") from error
+    damaged = changed(back, written.sums)
+    if back.kind == "safetensors" and back.metadata != written.metadata:
+        damaged.append("its metadata")
+    if damaged:
+        text = f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept."
+        raise VerificationError(text, command("ls", "-l", file.parent.parent))
+    try:
+        return back, prepared.target.read(back, Choice(architecture=prepared.adapter.architecture))
+    except LoraforgeError as error:
+        text = error.message.replace(str(file), file.name)
+        raise VerificationError(f"the written file is not read as it was meant: {text} Nothing was kept.") from error
+
+
+def _compared(prepared: Prepared, written: Written, back: TensorFile, again: Adapter) -> list[Comparison]:
+    """The result for each segment; only rounding can make one fail to hold. Raises VerificationError otherwise."""
+
+    def release() -> None:
+        if prepared.file:
+            prepared.file.release()
+        back.release()
+
+    rounded = {step.module for step in written.computed.steps if step.kind == "rounded"}
+    pairs, alone = pair_up(prepared.adapter, again)
+    if any(alone):
+        names = listed([*alone[0], *alone[1]], 5)
+        raise VerificationError(f"the written file adapts other modules than the source: {names}. Nothing was kept.")
+    results = compare(pairs, rounded.__contains__, release)
+    if wrong := sorted((result for result in results if not result.rounding), key=lambda result: -result.error):
+        worst = listed([f"{result.module} (off by {result.error:.1e} of a row)" for result in wrong], 5)
+        raise VerificationError(
+            f"the written file does not do what the source does, in {len(wrong)} of {len(results)} segments: {worst}. "
+            "Nothing was kept. This is a fault of loraforge: please report it with the skeleton of your file.",
+            *([command("loraforge", "inspect", "--skeleton", prepared.file.path)] if prepared.file else []),
+        )
+    return results
+
+
+def _find(prepared: Prepared, written: Written) -> None:
+    """Check that a reader who is given the folder finds the file. Raises VerificationError if not."""
+    target, folder, names = prepared.target, written.folder, prepared.destination.names
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise VerificationError(f"{listed(missing)} was not written. Nothing was kept.")
+    if len(names) == 1:
+        return
+    try:
+        located = target.find(folder, Choice())
+    except LoraforgeError as error:
+        text = error.message.replace(str(folder), folder.name)
+        raise VerificationError(f"the written folder is not one of {target.name}: {text} Nothing was kept.") from error
+    if located is None or located.path != written.file:
+        raise VerificationError(f"{written.file.name} is not what is found in the written folder. Nothing was kept.")
 
 
 def _foreseen(prepared: Prepared) -> tuple[Program, ...]:

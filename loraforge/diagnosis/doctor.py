@@ -10,8 +10,7 @@ from typing import Unpack
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
 from loraforge.diagnosis.examine import diagnosed
-from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import Kind, Verdict
+from loraforge.diagnosis.verdict import Diagnosis, Kind, Verdict
 from loraforge.errors import LoraforgeError, adding
 from loraforge.facts.given_settings import parse
 from loraforge.facts.setting_rules import compare

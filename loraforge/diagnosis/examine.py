@@ -17,8 +17,7 @@ from loraforge.base.retention import lines as retained
 from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.report import base_text, scale_text
 from loraforge.diagnosis.factors import Numbers, numbers
-from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import Kind, Verdict, judge, listed_scales, named, remedies
+from loraforge.diagnosis.verdict import Diagnosis, Kind, Verdict, judge, listed_scales, named, remedies
 from loraforge.errors import LoraforgeError, Try, adding, as_commands
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
@@ -33,7 +32,7 @@ from loraforge.scale.recorded import around
 from loraforge.scale.rule import Choice
 from loraforge.scale.run_folders import as_typed
 from loraforge.scale.stated import Stated, choice_of
-from loraforge.text import command, fraction, megabytes, told
+from loraforge.text import command, fraction, megabytes, options, told
 
 
 def diagnosed(
@@ -55,7 +54,9 @@ def diagnosed(
     except LoraforgeError as fault:
         if form and _reads(form, file, choice.architecture if isinstance(fault, errors.BaseError) else None):
             raise
-        as_commands(fault, "loraforge", "convert", path, "--to", "diffusers", *_architecture(stated))
+        as_commands(
+            fault, "loraforge", "convert", path, "--to", "diffusers", *options({"architecture": choice.architecture})
+        )
         unknown_names = form is None or type(fault) in (errors.FormatError, errors.NamesError)
         hopeless = _hopeless(path, _unread(fault), fault)
         return _by_names(hopeless, form, file, program) if unknown_names else hopeless, None
@@ -64,11 +65,6 @@ def diagnosed(
     drops = [word for pattern in drop for word in ("--drop", pattern)]
     completed = (replace(r, options=(*r.options, *drops)) if r.verb == "convert" else r for r in diagnosis.remedies)
     return replace(diagnosis, remedies=tuple(completed)), adapter
-
-
-def _architecture(stated: Stated) -> list[str]:
-    """The architecture that the user states, as options of the command line."""
-    return ["--architecture", name] if (name := stated.get("architecture")) else []
 
 
 def _reads(form: Format, file: TensorFile, architecture: str | None) -> bool:
@@ -161,7 +157,7 @@ def _judged(
         again = ("loraforge", "doctor", path, "--base", base or "")
         mend = (replace(remedy.added_to(*again), why="") for remedy in unread.remedies)
     left_out = [word for pattern in drop for word in ("--drop", pattern)]
-    left_out += _architecture(stated)
+    left_out += options({"architecture": stated.get("architecture")})
     mend = (replace(remedy, of=(*remedy.of, *left_out)) if remedy.of else remedy for remedy in mend)
     stamp = _whole_entry(file, rows, verdict)
     fix = stamp if stamp and own and own.lacks else (*stamp, *mend)
@@ -233,9 +229,9 @@ def _in_base(path: str | Path, base: str | Path, stated: Stated, drop: Sequence[
     tries: list[Stated] = [stated]
     if not any(value for key, value in stated.items() if key != "architecture"):
         tries.append({**stated, "trained_scale": 1.0})
-    for options in tries:
+    for said in tries:
         try:
-            report = fuse(base, [path], "unused", dry_run=True, drop=drop, **options)
+            report = fuse(base, [path], "unused", dry_run=True, drop=drop, **said)
         except errors.ScaleError:
             continue
         except errors.ConversionError as error:

@@ -76,10 +76,7 @@ class Reached:
         return self._opened(self.repo.fetch(name), name)
 
     def only(self) -> tuple[Path, str]:
-        """The only tensor file below the address, and a note, for a repository without the usual file names.
-
-        Raises HubError that lists the files if there is none or more than one.
-        """
+        """The only tensor file below the address, and a note. Raises HubError that lists the files if it is not one."""
         below = [name for name in self.repo.files if (self.folder / name).is_relative_to(self.source)]
         plain = [name for name in below if ".safetensors" in name]
         every = plain or [name for name in below if name.endswith(TENSORS)]
@@ -107,10 +104,7 @@ class Reached:
 
 
 def reach(source: str | Path) -> Reached | None:
-    """The repository on the Hub that `source` names, as a folder; None if `source` is a path.
-
-    Raises HubError if it does not exist.
-    """
+    """The repository that `source` names, as a folder; None if it is a path. Raises HubError if there is none."""
     where = address(source)
     if where is None:
         return None

@@ -116,10 +116,7 @@ class TypeTooNarrowError(LoraforgeError):
 
 
 def placed(transformer: Any, updates: Mapping[str, Update]) -> dict[str, Cast]:
-    """Every update converted to the type of its layer, with the device and type its factors must have.
-
-    Raises LoraforgeError, before anything is changed, if a layer could not compute with it.
-    """
+    """Every update in the type and for the device of its layer. Raises LoraforgeError if one cannot compute so."""
     modules, group = dict(transformer.named_modules()), group_offload(transformer)
     casts, problems = dict[str, Cast](), dict[int, list[str]]()
     for path, update in updates.items():

@@ -114,10 +114,7 @@ def write(
     results: Sequence[Compared],
     fps: int,
 ) -> tuple[Path, ...]:
-    """Write the video and the files beside it, the manifest last: if it exists, the others are complete.
-
-    Returns the paths of the comparison pictures.
-    """
+    """Write video and pictures, whose paths are returned, and last the manifest: it shows that all are complete."""
     manifest_path(video).unlink(missing_ok=True)
     write_video(video, clip.frames, fps, force=True)
     others = pictures(clips, results, video, fps) if clips else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +117,8 @@ class RunPlan:
     """The class of Diffusers; empty if the transformer runs alone."""
     prompt: str = ""
     negative_prompt: str = ""
-    image: Path | None = None
-    video: Path | None = None
-
-    @property
-    def inputs(self) -> dict[str, Path]:
-        """`image` or `video` -> its path, if the run has one."""
-        return {name: path for name, path in (("image", self.image), ("video", self.video)) if path}
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    """`image` or `video` -> its path, if the run has one."""
 
 
 def opened(sources: Sequence[str | Path], strengths: Sequence[float], stated: Mapping[str, Any]) -> Adapters:
@@ -181,8 +176,8 @@ def planned(adapters: Adapters, base: str | Path, request: RunRequest) -> RunPla
     notes += [f"an adapter is for {other}, and the base is {variant.name} by its shapes" for other in others]
     return RunPlan(
         model, adapters, variant.name, values, tuple(dict.fromkeys((*model.notes, *notes))), pipeline,
-        request.prompt, request.negative_prompt, Path(request.image) if request.image else None,
-        Path(video) if video else None,
+        request.prompt, request.negative_prompt,
+        {name: Path(path) for name, path in (("image", request.image), ("video", video)) if path},
     )  # fmt: skip
 
 

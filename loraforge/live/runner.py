@@ -190,12 +190,12 @@ class Running:
         call: dict[str, Any] = {name: chosen[name] for name in names}
         call |= {"prompt": plan.prompt, "negative_prompt": plan.negative_prompt or None}
         call["generator"] = torch.Generator(chosen["generator_device"]).manual_seed(chosen["seed"])
-        if plan.pipeline == FROM_IMAGE and plan.image:
-            call["image"] = read_image(plan.image)
-        if plan.pipeline == FROM_VIDEO and plan.video:
+        if plan.pipeline == FROM_IMAGE:
+            call["image"] = read_image(plan.inputs["image"])
+        if plan.pipeline == FROM_VIDEO:
             from PIL import Image
 
-            frames = read_video(plan.video)[0][: chosen["num_frames"]]
+            frames = read_video(plan.inputs["video"])[0][: chosen["num_frames"]]
             call["video"] = [Image.fromarray(frame) for frame in frames]
         else:
             call["num_frames"] = chosen["num_frames"]

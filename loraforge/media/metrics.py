@@ -66,9 +66,8 @@ def psnr(a: Frames, b: Frames) -> tuple[float, ...]:
 def ssim(a: Frames, b: Frames) -> tuple[float, ...]:
     """Per frame, the mean structural similarity of the three colours: 1.0 if identical, about 0 if unrelated.
 
-    Uses scikit-image's defaults: a uniform window of 7 x 7, K1 0.01, K2 0.03. The window of Wang et al. 2004, a
-    Gaussian of sigma 1.5, gives other numbers. Raises LoraforgeError if the clips differ in shape or a frame is
-    smaller than the window: numbers from a smaller window could not be compared with others.
+    With scikit-image's defaults: a uniform window of 7 x 7, K1 0.01, K2 0.03. The Gaussian window of Wang et al. 2004
+    gives other numbers. Raises LoraforgeError if the clips differ in shape, or a frame is smaller than the window.
     """
     _, height, width = alike((a, b))
     if min(height, width) < _WINDOW:
@@ -83,10 +82,7 @@ def ssim(a: Frames, b: Frames) -> tuple[float, ...]:
 
 
 def flicker(frames: Frames) -> float:
-    """Mean absolute change between neighbouring frames, in levels of 0..255; 0.0 for one frame.
-
-    Motion counts as flicker too, so compare only clips of the same prompt and seed.
-    """
+    """Mean absolute change between neighbouring frames, in levels of 0..255, motion included; 0.0 for one frame."""
     count, height, width = alike((frames,))
     if count == 1:
         return 0.0

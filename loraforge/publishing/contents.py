@@ -16,8 +16,7 @@ from loraforge.base.origin import held
 from loraforge.conversion.evidence import doubt
 from loraforge.conversion.inspect import trigger_words
 from loraforge.diagnosis.examine import diagnosed
-from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Kind
+from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Diagnosis, Kind
 from loraforge.errors import HubError, LoraforgeError, Try, adding
 from loraforge.names.layout import Architecture
 from loraforge.programs.measured import acting
@@ -39,31 +38,11 @@ def published(
 
     Raises HubError if the file by itself would not act as trained, or if its base model is not known.
     """
-    if base := _model(source):
+    if model := _model(source):
         if drop:
             text = f"{source} is a model with adapters in it: --drop takes nothing out of it."
             raise HubError(text, command("loraforge", "fuse", "--help"))
-        return _of_model(base, base_model, as_loaded=stated["as_loaded"])
-    return _of_adapter(source, repo, base_model, stated, drop, work)
-
-
-def _model(source: Path) -> BaseModel | None:
-    """The base weights in `source`; None if it holds something else."""
-    folder = source.is_dir() and ((source / "model_index.json").exists() or (source / "config.json").exists())
-    if not folder and not source.is_file():
-        return None
-    try:
-        base = open_base(source)
-    except LoraforgeError:
-        if folder:
-            raise
-        return None
-    return None if base.kind == "sat" else base
-
-
-def _of_adapter(
-    source: Path, repo: str, base_model: str | None, stated: Stated, drop: Sequence[str], work: Path
-) -> Published:
+        return _of_model(model, base_model, as_loaded=stated["as_loaded"])
     # a stated scale is compared with the file; --as-in counts only if no scale is known
     keep = stated["as_loaded"] or stated["as_in"]
     plain: Stated = {**stated, "as_loaded": False, "as_in": None}
@@ -96,6 +75,20 @@ def _of_adapter(
         trigger=next(iter(trigger_words(cleaned(file.metadata)[0]).values()), None),
     )  # fmt: skip
     return facts, files, [*diagnosis.notes, *notes, *changes]
+
+
+def _model(source: Path) -> BaseModel | None:
+    """The base weights in `source`; None if it holds something else."""
+    folder = source.is_dir() and ((source / "model_index.json").exists() or (source / "config.json").exists())
+    if not folder and not source.is_file():
+        return None
+    try:
+        base = open_base(source)
+    except LoraforgeError:
+        if folder:
+            raise
+        return None
+    return None if base.kind == "sat" else base
 
 
 def _not_as_trained(source: Path, diagnosis: Diagnosis, adapter: Adapter) -> HubError:

@@ -144,10 +144,7 @@ def push(
 
 
 def destination(text: str) -> Address:
-    """The repository that a text names: `user/name`, `user/name@branch` or its address. The Hub is not asked.
-
-    Raises HubError if a part of the text cannot be obeyed.
-    """
+    """The repository that `user/name`, `user/name@branch` or an address names. Raises HubError for a wrong part."""
     repo = meant(text)[0]
     instead = [Try(repo, "the repository", instead=text)] if repo else ["loraforge push --help"]
     try:

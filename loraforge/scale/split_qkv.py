@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -96,11 +97,9 @@ def parts(
 
 def _says_so(text: str) -> bool:
     """Whether a JSON object says that split_qkv is true, as sd-scripts reads it."""
-    try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(said, dict) and str(said.get("split_qkv")) == "True"
+    with suppress(ValueError, RecursionError):
+        return isinstance(said := json.loads(text), dict) and str(said.get("split_qkv")) == "True"
+    return False
 
 
 def _range(values: Iterable[float]) -> str:

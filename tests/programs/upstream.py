@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import loraforge
-from loraforge.errors import FormatError, LoraforgeError, ScaleError
+from loraforge.errors import LoraforgeError
 from loraforge.names.catalog import architectures
 
 THROUGH = os.environ.get("LORAFORGE_THROUGH", "").split()
@@ -146,7 +146,7 @@ def _convert(file: Path, before: str, to: str, transformer: str, out: Path) -> P
     for way, given in ways.items():
         try:
             report = loraforge.convert(file, to=to, out=wanted, force=True, **given)
-        except (ScaleError, FormatError) as error:
+        except LoraforgeError as error:
             refused = error
         else:
             _LOADS[f"{to}, scale {report.scale.provenance} {way}".strip()] += 1

@@ -18,7 +18,7 @@ def test_another_file_of_the_same_name_is_refused(name: str, tmp_path: Path) -> 
     file = tmp_path / "input"
     file.write_bytes(b"before")
     base: Any = None  # is not looked at
-    plan = RunPlan(base, (), "CogVideoX-5B", {}, (), **{name: file})
+    plan = RunPlan(base, (), "CogVideoX-5B", {}, (), inputs={name: file})
     manifest: dict[str, Any] = {"image": None, "video": None, name: str(file), "adapters": []}
     manifest["inputs"] = {name: hashlib.sha256(b"before").hexdigest()}
     check_inputs(manifest, plan)
