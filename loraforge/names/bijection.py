@@ -71,7 +71,7 @@ def _variant(name: str, table: Mapping[str, Any], kinds: Mapping[str, str]) -> V
     repo, blocks, absent = table.get("repo", ""), table.get("blocks", 0), frozenset(table.get("absent", ()))
     stated, blocks = (blocks, max(blocks.values())) if isinstance(blocks, Mapping) else ({}, blocks)
     deepest = {kinds.get(s, s): number for s, number in sorted(stated.items(), key=lambda item: item[1])}
-    depths = {segment: deepest[kind] for segment, kind in kinds.items() if kind in deepest} | stated
+    depths = {segment: deepest[kind] for segment, kind in kinds.items() if kind in deepest} | dict(stated)
     return Variant(name, repo, blocks, shapes, absent, table.get("config", {}), table.get("pipeline", ""), depths)
 
 
