@@ -72,8 +72,7 @@ class NewTensor:
         return any(part.file.tensors[part.key].dtype != self.dtype for part in self.parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(NamedTuple):
     """One tensor file to be written."""
 
     kind: Literal["safetensors", "torch"]

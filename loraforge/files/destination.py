@@ -6,15 +6,14 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from loraforge.errors import OutputError, Try, adding
 from loraforge.files.neighbours import TENSORS
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(NamedTuple):
     """The files to write: their folder, and their names in it, the tensor file first."""
 
     folder: Path

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from loraforge.names.layout import Architecture, pattern
 
@@ -17,8 +17,7 @@ Home = tuple[str, str]
 """An architecture and one of its layouts, by name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     """What is known of architectures without reading their layouts."""
 
     patterns: Mapping[str, tuple[Home, ...]]
