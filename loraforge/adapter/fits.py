@@ -221,7 +221,7 @@ def misnamed(adapter: Adapter, base: str) -> str:
     other = "" if known else of_repo(base)
     if known and known[0].name != arch.name:
         other = known[0].title
-    if other:
+    if other and other != arch.title:
         return f"the adapter is not for {base}, which is {other}: its modules are those of {arch.title}"
     fitting = fits(adapter)
     if known is None or known[1] in fitting or small(adapter):
