@@ -32,11 +32,14 @@ def _moves(adapter: Adapter, target: str) -> Iterator[Move]:
     homes = {s: (template, stack) for template, stack in arch.layouts[target].modules.items() for s in stack}
     for path in adapter.modules:
         if located := own.locate(path):
-            starts = _starts(own.modules[located[0]], arch.segments)
-            for segment, (start, stop, total) in starts.items():
+            stack, whole = own.modules[located[0]], homes.get(own.modules[located[0]][0])
+            if whole and whole[1] == stack:  # of no matter which rows
+                yield Move(path, (0, 1, 1), whole[0].fill(located[1]), (0, 1))
+                continue
+            for segment, (start, stop, total) in _starts(stack, arch.segments).items():
                 if segment in homes:
-                    template, stack = homes[segment]
-                    first, _, every = _starts(stack, arch.segments)[segment]
+                    template, there = homes[segment]
+                    first, _, every = _starts(there, arch.segments)[segment]
                     yield Move(path, (start, stop, total), template.fill(located[1]), (first, every))
 
 
@@ -47,14 +50,15 @@ def _starts(stack: tuple[str, ...], ratios: Mapping[str, int]) -> dict[str, tupl
 
 
 def decided(adapter: Adapter, layouts: Mapping[str, str]) -> Adapter:
-    """The adapter as of an architecture that the target can store, of those it may be of.
+    """The adapter as of one of the architectures that it may be of, if the result is the same as of the others.
 
-    `layouts`: those of the target. Raises FormatError that lists the architectures whose results differ.
+    `layouts`: those of the target; if it is for one architecture alone, the adapter is taken to be of that.
+    Raises FormatError that lists the architectures whose results differ.
     """
-    every = {name: adapter.as_of(name) for name in (adapter.architecture, *adapter.rivals) if name in layouts}
-    results = {name: moves(one, layouts[name]) for name, one in every.items()}
-    if not results:
-        return adapter
+    every = {name: adapter.as_of(name) for name in (adapter.architecture, *adapter.rivals)}
+    if len(layouts) == 1:
+        every = {name: one for name, one in every.items() if name in layouts} or every
+    results = {name: moves(one, layouts[name]) if name in layouts else None for name, one in every.items()}
     first = next(iter(every))
     if all(result == results[first] for result in results.values()):
         return every[first]
