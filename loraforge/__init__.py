@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from loraforge.conversion.verify import verify as verify
     from loraforge.conversion.write import write as write
     from loraforge.diagnosis.doctor import doctor as doctor
-    from loraforge.diagnosis.result import Diagnosis as Diagnosis
+    from loraforge.diagnosis.verdict import Diagnosis as Diagnosis
     from loraforge.errors import LoraforgeError as LoraforgeError
     from loraforge.format.keys import KeyStyle as KeyStyle
     from loraforge.format.keys import Spelling as Spelling
@@ -58,7 +58,7 @@ _EXPORTS = {
     "conversion.verify": "Verification verify",
     "conversion.write": "write",
     "diagnosis.doctor": "doctor",
-    "diagnosis.result": "Diagnosis",
+    "diagnosis.verdict": "Diagnosis",
     "errors": "LoraforgeError",
     "format.keys": "KeyStyle Spelling",
     "format.protocol": "Format",

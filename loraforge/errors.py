@@ -162,13 +162,13 @@ class OutputError(LoraforgeError):
 
 
 @contextmanager
-def of_pipeline(what: str) -> Iterator[None]:
+def of_pipeline(what: str, why: str = "it comes with this") -> Iterator[None]:
     """Around imports of `loraforge[pipeline]`: raises LoraforgeError with the command to install what is missing."""
     try:
         yield
     except ImportError as error:
         text = f"{what} needs {error.name or error}, which is not installed here."
-        raise LoraforgeError(text, Try("pip install 'loraforge[pipeline]'", "it comes with this")) from error
+        raise LoraforgeError(text, Try("pip install 'loraforge[pipeline]'", why)) from error
 
 
 def leaving_out(paths: Iterable[str]) -> Try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ def package_tables(folder: str) -> dict[str, dict[str, Any]]:
     """Every TOML file in a folder of the package, by its name without the suffix."""
     names = sorted(file.stem for file in (_PACKAGE / folder).glob("*.toml"))
     return {name: package_table(f"{folder}/{name}") for name in names}
+
+
+def with_tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of a table for a frozen dataclass: its lists as tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
 
 
 def schema(name: str) -> str:

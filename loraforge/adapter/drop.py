@@ -33,9 +33,8 @@ def left_out(file: TensorFile, patterns: Sequence[str]) -> tuple[TensorFile, tup
     if not patterns:
         return file, ()
     names = defaultdict[str, set[str]](set)
-    for key in file.tensors:
-        for name in _names(key):
-            names[name].add(key)
+    for key, name in ((whole, name) for whole in file.tensors for name in _names(whole)):
+        names[name].add(key)
     hits = {pattern: _hits(names, pattern) for pattern in patterns}
     for pattern, matched in hits.items():
         if not matched:
@@ -87,10 +86,8 @@ def patterns_for(keys: Iterable[str]) -> list[Try]:
 def _pattern(key: str) -> str | None:
     if start := next((start for start in (*COMPONENTS, "bundle_emb") if key.startswith(start)), None):
         return f"{start}*"
-    match = _ENDING.search(key)
-    if match and match["other"] in ("diff", "diff_b"):
-        return f"*.{match['other']}"
-    return key if match and match["other"] == "alpha" else None
+    other = match["other"] if (match := _ENDING.search(key)) else None
+    return f"*.{other}" if other in ("diff", "diff_b") else key if other == "alpha" else None
 
 
 def _names(key: str) -> set[str]:
@@ -100,17 +97,12 @@ def _names(key: str) -> set[str]:
 
 def _hits(names: Iterable[str], pattern: str) -> list[str]:
     # `*diff*` must not match the prefix diffusion_model. of every key; `*.proj_out` must match the dot after it
-    tails = {name: _after_prefix(name) if pattern.startswith("*") else name for name in names}
+    free = pattern.startswith("*")
+    tails = {name: _PREFIX.sub(lambda prefix: prefix[0][-1], name) if free else name for name in names}
     distinct = set(tails.values())
     # kohya's names have `_` for the dots
     matched = set(matching(distinct, pattern) or matching(distinct, pattern.replace(".", "_")))
     return [name for name, tail in tails.items() if tail in matched]
-
-
-def _after_prefix(name: str) -> str:
-    """A name without the prefix of all keys, except the dot or `_` at the end of the prefix."""
-    prefix = _PREFIX.match(name)
-    return f"{prefix[0][-1]}{name[prefix.end() :]}" if prefix else name
 
 
 def _module(key: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -103,8 +104,7 @@ def plan(
         plans.append(plan)
     if problems:
         text = "; ".join(f"{what} {listed(paths)}" for what, paths in problems.items())
-        paths = [path for some in problems.values() for path in some]
-        remedy = leaving_out(paths) if plans else Try(command("loraforge", "formats"))
+        remedy = leaving_out(chain(*problems.values())) if plans else Try(command("loraforge", "formats"))
         raise ConversionError(f"{to} cannot hold all of it: {text}.", remedy)
     return plans
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from loraforge.errors import ConversionError, Try, adding
 from loraforge.hub.address import is_repo, renamed
 from loraforge.names.catalog import architectures
 from loraforge.names.diffusers_config import Placed
-from loraforge.names.dimensions import Sized, Solution, agree, solve
+from loraforge.names.dimensions import Sized, Solution, solve
 from loraforge.names.layout import Architecture, Variant
 from loraforge.names.lookalike import of_repo
 from loraforge.text import command, listed
@@ -48,25 +49,22 @@ def solved(adapter: Adapter) -> Solution:
 
 
 def _placed(adapter: Adapter) -> Iterator[Placed]:
-    arch = adapter.model
-    layout = arch.layouts[adapter.layout]
-    for segment, shape in adapter.evidence.items():
-        yield f"the base's {segment}", segment, (), shape
+    arch, layout = adapter.model, adapter.model.layouts[adapter.layout]
+    yield from ((f"the base's {segment}", segment, (), shape) for segment, shape in adapter.evidence.items())
     for path, delta in adapter.modules.items():
         if located := layout.locate(path):
-            template, index = located
-            segments = layout.modules[template]
-            sizes = arch.sizes(segments, rows(delta)) or []
+            segments = layout.modules[located[0]]
             parts = delta if len(delta) == len(segments) else [delta[0]] * len(segments)
-            for segment, size, part in zip(segments, sizes, parts, strict=False):
-                yield path, segment, index, part.base_shape(size)
+            for segment, size, part in zip(segments, arch.sizes(segments, rows(delta)) or (), parts, strict=False):
+                yield path, segment, located[1], part.base_shape(size)
 
 
 def fits(adapter: Adapter) -> tuple[Variant, ...]:
     """The variants that agree with all shapes of the adapter and of base weights in its file."""
     arch, sizes = adapter.model, solved(adapter).values
     shapes = {(segment, index, shape) for _, segment, index, shape in placed(adapter)}
-    same_sizes = [v for v in arch.variants if agree(sizes, arch.solved(v).values, sizes)]
+    solutions = ((v, arch.solved(v).values) for v in arch.variants)
+    same_sizes = [v for v, values in solutions if all(sizes.get(s, n) == n for s, n in values.items())]
     return tuple(v for v in same_sizes if not any(v.objection(*shape) for shape in shapes))
 
 
@@ -75,22 +73,17 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
 
     `rank_known`: the rank is also recorded outside of the tensors, so that they are known not to be transposed.
     """
-    arch = adapter.model
-    layout = arch.layouts[adapter.layout]
+    arch, layout = adapter.model, adapter.model.layouts[adapter.layout]
     weights = [w for delta in adapter.modules.values() for w in delta]
     if all(map(_turned, weights)) and not rank_known and not adapter.evidence:  # base weights have the sizes
         w = weights[0]
         what = f"its rank ({w.rank}) is larger than the weight it is for ({w.rows} x {w.A.shape[1]}), in every module"
         return f"{what}: the factors look transposed"
-    uneven = []
-    for path, delta in adapter.modules.items():
-        segments = layout.stacked(path)
-        if segments and arch.sizes(segments, rows(delta)) is None:
-            uneven.append(f"{path} ({rows(delta)} rows for {', '.join(segments)})")
+    stacks = [(path, layout.stacked(path), rows(delta)) for path, delta in adapter.modules.items()]
+    uneven = [f"{path} ({n} rows for {', '.join(s)})" for path, s, n in stacks if s and arch.sizes(s, n) is None]
     if uneven:
         return f"the rows of {listed(uneven, 40)} cannot be divided among the weights that are stacked there"
-    solution = solved(adapter)
-    if not solution.odd:
+    if not (solution := solved(adapter)).odd:
         return ""
     groups: dict[str, dict[str, None]] = {}
     for one in sorted(solution.odd, key=lambda one: _in_order(one.module)):
@@ -98,10 +91,10 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
     odd = "; ".join(f"{listed([*modules], 40)} {shape}" for shape, modules in groups.items())
     if any(_turned(w) for one in solution.odd for w in adapter.modules.get(one.module, ())):
         odd += "; the factors of these look transposed"
-    why = f"its modules do not belong to one {arch.title}"
-    if solution.split:
-        return f"{why}, and neither group is in the majority (rows x inputs): {odd}"
-    return f"{why}: most have {_sizes(solution)}, but not these (rows x inputs): {odd}"
+    most = (
+        ", and neither group is in the majority" if solution.split else f": most have {_sizes(solution)}, but not these"
+    )
+    return f"its modules do not belong to one {arch.title}{most} (rows x inputs): {odd}"
 
 
 def _sizes(solution: Solution) -> str:
@@ -118,17 +111,16 @@ def _turned(w: LoraWeight) -> bool:
     return bool(w.rank > max(w.rows, w.A.shape[1]))
 
 
+def _released(arch: Architecture, sizes: Mapping[str, int]) -> list[tuple[Variant, dict[str, int]]]:
+    """The released variants, each with its sizes in numbered blocks, of those symbols that have one of `sizes`."""
+    symbols = {symbol for s in arch.in_blocks & arch.dimensions.keys() for _, symbol in arch.dimensions[s]}
+    every = ((v, arch.solved(v).values) for v in arch.variants)
+    return [(v, {s: n for s, n in values.items() if s in symbols & sizes.keys()}) for v, values in every]
+
+
 def of_width(arch: Architecture, sizes: Mapping[str, int]) -> tuple[Variant, ...]:
     """The released variants whose blocks have these sizes; empty if there is none or too little is known."""
-    symbols = _of_blocks(arch) & sizes.keys()
-    known = [(v, arch.solved(v).values) for v in arch.variants]
-    return tuple(v for v, values in known if symbols & values.keys() and agree(sizes, values, symbols))
-
-
-def _of_blocks(arch: Architecture) -> set[str]:
-    """The dimension symbols of the segments in numbered blocks."""
-    inside = {s for layout in arch.layouts.values() for t, stack in layout.modules.items() if t.holes for s in stack}
-    return {symbol for s in inside & arch.dimensions.keys() for _, symbol in arch.dimensions[s] if symbol}
+    return tuple(v for v, values in _released(arch, sizes) if values and values.items() <= sizes.items())
 
 
 def excess(adapter: Adapter) -> dict[int, int]:
@@ -141,12 +133,10 @@ def excess(adapter: Adapter) -> dict[int, int]:
 
 def fills(adapter: Adapter, variant: Variant) -> int:
     """The blocks of a variant, if it has just those that the adapter has of each kind; otherwise 0."""
-    kinds, tops = adapter.model.block_kinds(), dict[str, tuple[int, int]]()
-    for _, segment, index, _ in placed(adapter):
-        for _, number in index:
-            kind = kinds.get(segment, segment)
-            top, depth = tops.get(kind, (0, 0))
-            tops[kind] = max(number, top), max(variant.depth(segment), depth)
+    kinds, tops = adapter.model.block_kinds(), defaultdict[str, tuple[int, int]](lambda: (0, 0))
+    for segment, number in ((s, number) for _, s, index, _ in placed(adapter) for _, number in index):
+        top, depth = tops[kinds.get(segment, segment)]
+        tops[kinds.get(segment, segment)] = max(number, top), max(variant.depth(segment), depth)
     most = max((depth for _, depth in tops.values()), default=0)
     return most if all(top + 1 == depth for top, depth in tops.values()) and 2 * most >= variant.blocks else 0
 
@@ -162,17 +152,15 @@ def beyond(adapter: Adapter) -> str:
 
 def unchecked(adapter: Adapter) -> str:
     """Why its shapes were not checked against each other; empty if they were."""
-    arch = adapter.model
-    why = f"no sizes of {arch.title} are known: the shapes of its modules were not checked against each other"
-    return "" if arch.dimensions else why
+    arch, why = adapter.model, "the shapes of its modules were not checked against each other"
+    return "" if arch.dimensions else f"no sizes of {arch.title} are known: {why}"
 
 
 def small(adapter: Adapter) -> bool:
     """Whether its base model is much narrower than every released one, like the models that tests use."""
-    arch, sizes = adapter.model, solved(adapter).values
-    known = [(s, value) for v in arch.variants for s, value in arch.solved(v).values.items()]
-    released = [(s, value) for s, value in known if s in _of_blocks(arch) & sizes.keys()]
-    return bool(released) and all(SMALL * sizes[s] <= value for s, value in released)
+    sizes = solved(adapter).values
+    released = [size for _, values in _released(adapter.model, sizes) for size in values.items()]
+    return bool(released) and all(SMALL * sizes[symbol] <= value for symbol, value in released)
 
 
 def repository(name: object, near: Path | None = None) -> str | None:
@@ -183,8 +171,7 @@ def repository(name: object, near: Path | None = None) -> str | None:
     text = whole = str(name).strip() if isinstance(name, str) else ""
     for start in ("hf://", "https://huggingface.co/", "https://hf.co/", "huggingface.co/"):
         text = text.removeprefix(start)
-    certain = text != whole  # an address cannot be a path
-    text = text.rstrip("/").partition("/tree/")[0]
+    certain, text = text != whole, text.rstrip("/").partition("/tree/")[0]  # an address cannot be a path
     if not is_repo(text) or text.partition("/")[0].lower() in FOLDERS:
         return None
     if not certain and any((folder / text).exists() for folder in (Path(), near or Path())):
@@ -216,14 +203,10 @@ def no_repository(base: str) -> ConversionError:
 
 def misnamed(adapter: Adapter, base: str) -> str:
     """Why the adapter cannot be for the named base model; empty if no reason is known."""
-    arch = adapter.model
-    known = variant_of_repo(base)
-    other = "" if known else of_repo(base)
-    if known and known[0].name != arch.name:
-        other = known[0].title
-    if other and other != arch.title:
+    arch, known, fitting = adapter.model, variant_of_repo(base), fits(adapter)
+    other = of_repo(base) if known is None else known[0].title
+    if other not in (None, arch.title):
         return f"the adapter is not for {base}, which is {other}: its modules are those of {arch.title}"
-    fitting = fits(adapter)
     if known is None or known[1] in fitting or small(adapter):
         return ""
     others = " or ".join(v.repo for v in fitting) or f"no released {arch.title}"

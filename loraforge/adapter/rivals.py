@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import accumulate
-from typing import NamedTuple
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.errors import FormatError, adding
 from loraforge.names.catalog import architectures
 
-
-class Move(NamedTuple):
-    """Rows of a module, and where a layout has them. Rows are counted in shares of the stack."""
-
-    module: str
-    rows: tuple[int, int, int]
-    """First row, last + 1, and all of the rows of the module."""
-    to: str
-    place: tuple[int, int]
-    """First row there, and all of the rows there."""
+Rows = tuple[int, int, int]
+"""First row, last + 1, and all of the rows of a module, in shares of the stack."""
+_WHOLE = (0, 1, 1)
 
 
-def moves(adapter: Adapter, target: str) -> set[Move]:
-    """How the rows of the adapter's modules move to a layout of its architecture."""
-    return set(_moves(adapter, target))
-
-
-def _moves(adapter: Adapter, target: str) -> Iterator[Move]:
+def moves(adapter: Adapter, target: str) -> set[tuple[str, Rows, str, Rows]]:
+    """How rows move to a layout of the architecture: a module of the adapter and rows of it, and both there."""
     arch, own = adapter.model, adapter.model.layouts[adapter.layout]
-    homes = {s: (template, stack) for template, stack in arch.layouts[target].modules.items() for s in stack}
-    for path in adapter.modules:
-        if located := own.locate(path):
-            stack, whole = own.modules[located[0]], homes.get(own.modules[located[0]][0])
-            if whole and whole[1] == stack:  # of no matter which rows
-                yield Move(path, (0, 1, 1), whole[0].fill(located[1]), (0, 1))
-                continue
-            for segment, (start, stop, total) in _starts(stack, arch.segments).items():
-                if segment in homes:
-                    template, there = homes[segment]
-                    first, _, every = _starts(there, arch.segments)[segment]
-                    yield Move(path, (start, stop, total), template.fill(located[1]), (first, every))
+    stacks = [(t, stack, _rows(stack, arch.segments)) for t, stack in arch.layouts[target].modules.items()]
+    homes = {segment: one for one in stacks for segment in one[1]}
+    every = set[tuple[str, Rows, str, Rows]]()
+    for path, (template, index) in ((path, one) for path in adapter.modules if (one := own.locate(path))):
+        stack = own.modules[template]
+        for segment, rows in _rows(stack, arch.segments).items():
+            if segment in homes:
+                there, whole, places = homes[segment]
+                one = (_WHOLE, _WHOLE) if whole == stack else (rows, places[segment])
+                every.add((path, one[0], there.fill(index), one[1]))
+    return every
 
 
-def _starts(stack: tuple[str, ...], ratios: Mapping[str, int]) -> dict[str, tuple[int, int, int]]:
-    """Segment of a stack -> its first row, its last + 1, and all of the rows."""
+def _rows(stack: tuple[str, ...], ratios: Mapping[str, int]) -> dict[str, Rows]:
     ends = [*accumulate(ratios[segment] for segment in stack)]
     return {s: (end - ratios[s], end, ends[-1]) for s, end in zip(stack, ends, strict=True)}
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraforge.algebra.dtypes import CHOICES, FACTORS
-from loraforge.base.as_diffusers import FILE, safetensors_model
-from loraforge.base.as_sat import rebuilt_tensors, sat_model
+from loraforge.base.as_stored import FILE, rebuilt_tensors, safetensors_model, sat_model
 from loraforge.base.config import diffusers_config, other_size, own_config, variant_of
 from loraforge.base.job import write_model
 from loraforge.base.model import BaseModel
@@ -23,7 +22,7 @@ from loraforge.errors import ConversionError, adding
 from loraforge.files.resume import check_place
 from loraforge.format.sat_names import SAT_PREFIX, components
 from loraforge.fusion.choose import choose
-from loraforge.hub.fetch_base import base_folder
+from loraforge.hub.folder import base_folder
 from loraforge.names.layout import COMPONENT, LAST, Index, Variant, parameter_key
 from loraforge.text import command, listed, options, recorded, told
 

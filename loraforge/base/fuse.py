@@ -24,7 +24,7 @@ from loraforge.errors import ConversionError, LoraforgeError, adding, as_command
 from loraforge.files.resume import check_place
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.fusion.choose import choose
-from loraforge.hub.fetch_base import base_folder
+from loraforge.hub.folder import base_folder
 from loraforge.names.layout import COMPONENT
 from loraforge.scale.resolve import STATES
 from loraforge.scale.stated import Stated, takes_stated

@@ -54,8 +54,7 @@ def open_base(path: str | Path) -> BaseModel:
     if index:
         notes += _agrees(files, index, arch.layouts[layout], prefix)
     base = BaseModel(source, kind, tuple(files), arch, layout, prefix, tuple(notes), index)
-    if arch.ends_differently:
-        base = replace(base, architecture=arch.ending(arch.layouts[layout].last_block(base.parameters)))
+    base = replace(base, architecture=arch.ending(arch.layouts[layout].last_block(base.parameters)))
     _check(base)
     return base
 
@@ -190,15 +189,14 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> It
     table = read_json(file)["weight_map"]
     real = {key: shard.path.name for shard in files for key in shard.tensors}
     counts = Counter(key for shard in files for key in shard.tensors)
-    twice = sorted(key for key, count in counts.items() if count > 1)
-    moved = sorted(key for key in real.keys() & table.keys() if real[key] != table[key])
     missing = sorted(table.keys() - real.keys())
     needed = [key for key in missing if layout.locate(key.removeprefix(prefix).rpartition(".")[0])]
-    for keys, what in (
-        (twice, "is in several shards"),
-        (moved, "is in another shard than the index says"),
-        (needed, "is in none of the shards, although the index names it"),
-    ):
+    faults = {
+        "is in several shards": sorted(key for key, count in counts.items() if count > 1),
+        "is in another shard than the index says": sorted(k for k in real if table.get(k, real[k]) != real[k]),
+        "is in none of the shards, although the index names it": needed,
+    }
+    for what, keys in faults.items():
         if keys:
             text = f"{file} and the shards beside it do not agree: {listed(keys, 3)} {what}. They were saved apart."
             odd = file.parent / real.get(keys[0], files[0].path.name)
@@ -221,13 +219,13 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
             look,
         )
     best, score = None, 0
+    every = [(arch, layout) for arch in architectures().values() for layout in arch.layouts.values()]
     for prefix in (SAT_PREFIX, ""):
         names = [key.removeprefix(prefix).replace(".original.", ".") for key in keys if key.startswith(prefix)]
-        for arch in architectures().values():
-            for layout in arch.layouts.values():
-                count = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
-                if count > score and 2 * count >= len(names):
-                    best, score = (arch, layout.name, prefix), count
+        for arch, layout in every:
+            count = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
+            if count > score and 2 * count >= len(names):
+                best, score = (arch, layout.name, prefix), count
     if not keys:
         raise _swapped(source)
     if best is None:

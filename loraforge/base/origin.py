@@ -40,15 +40,9 @@ def fused(adapter: Adapter, strength: float) -> Fused:
     """The entry of an adapter. Raises FormatError if it contains NaN or infinity."""
     source = adapter.source
     digest = scan(source.file, adapter.keys) if source else scan_modules(adapter.modules)
-    return Fused(
-        recorded(source.path) if source else "made-in-python",
-        source.format if source else "python",
-        (digest, *(step["source"]["digest"] for step in history(adapter.metadata))),
-        strength,
-        adapter.scalings,
-        adapter.scale.provenance,
-        adapter.scale.portable,
-    )
+    names = (recorded(source.path), source.format) if source else ("made-in-python", "python")
+    digests = (digest, *(step["source"]["digest"] for step in history(adapter.metadata)))
+    return Fused(*names, digests, strength, adapter.scalings, adapter.scale.provenance, adapter.scale.portable)
 
 
 def entry(typed: str, base: BaseModel, adapters: Sequence[Fused], to: str = "") -> str:
@@ -57,16 +51,10 @@ def entry(typed: str, base: BaseModel, adapters: Sequence[Fused], to: str = "") 
     `to`: their layout. SAT's checkpoints have no config.json, so their entry holds the sample of the base.
     """
     sample = sample_of(base) if to == "sat" else {}
-    document = {
-        "tool": f"loraforge {__version__}",
-        "command": typed,
-        "base": {
-            "path": recorded(base.path),
-            "variants": [variant.name for variant in base.variants],
-            **({"sample": sample} if sample else {}),
-        },
-        "fused": [*held(base), *map(asdict, adapters)],
-    }
+    known = {"path": recorded(base.path), "variants": [variant.name for variant in base.variants]}
+    known |= {"sample": sample} if sample else {}
+    entries = [*held(base), *map(asdict, adapters)]
+    document = {"tool": f"loraforge {__version__}", "command": typed, "base": known, "fused": entries}
     return json.dumps(document, sort_keys=True)
 
 
@@ -84,8 +72,8 @@ def refuse_twice(base: BaseModel, adapters: Sequence[Fused]) -> None:
 
 def held(base: BaseModel) -> list[dict[str, Any]]:
     """The base's entries of adapters in it. Anybody can write a header, so entries unlike ours are left out."""
-    own = next((entry for file in base.files if (entry := own_entry(file.metadata))), None)
-    listed = own.get("fused") if isinstance(own, dict) else None
+    own = (entry for file in base.files if (entry := own_entry(file.metadata)))
+    listed = next(own, {}).get("fused")
     return [known for known in listed if _is_entry(known)] if isinstance(listed, list) else []
 
 

@@ -45,7 +45,7 @@ def prove(tensors: Sequence[NewTensor], back: TensorFile) -> None:
 
 def _wrong_row(tensor: NewTensor, back: TensorFile) -> int | None:
     written = back[tensor.key].reshape(tensor.shape[0], -1)
-    for (first, last), terms in _runs(tensor):
+    for (first, last), terms in tensor.runs:
         draw = np.random.default_rng(crc32(f"{tensor.key} {first}".encode())).integers(first, last, ROWS)
         rows = np.unique([first, *draw, last - 1] if terms else draw[:1])
         source = np.stack([_row(tensor, row) for row in rows.tolist()])
@@ -53,16 +53,6 @@ def _wrong_row(tensor: NewTensor, back: TensorFile) -> int | None:
         if off.any():
             return int(rows[off][0])
     return None
-
-
-def _runs(tensor: NewTensor) -> list[tuple[tuple[int, int], tuple[Term, ...]]]:
-    """The runs of rows that are changed, and those between them, which have no terms."""
-    runs, end = list[tuple[tuple[int, int], tuple[Term, ...]]](), 0
-    for (first, last), terms in sorted(tensor.terms.items(), key=lambda run: run[0]):
-        runs += [((end, first), ())] if first > end else []
-        runs.append(((first, last), terms))
-        end = last
-    return runs + ([((end, tensor.shape[0]), ())] if end < tensor.shape[0] else [])
 
 
 def _row(tensor: NewTensor, row: int) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from loraforge.adapter.relayout import Place
 from loraforge.errors import ConversionError
@@ -11,8 +11,7 @@ from loraforge.names.layout import Architecture, Index, Variant, parameter_key
 from loraforge.text import listed
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Rows `start` to `stop` of one tensor of the source."""
 
     key: str

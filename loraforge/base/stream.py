@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,7 @@ ELEMENTS = 1 << 22
 """Elements per piece of computation: few enough that many threads fit in memory, enough to be worth a thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """Rows `start` to `stop` of a tensor of the source."""
 
     file: TensorFile
@@ -52,6 +51,12 @@ class NewTensor:
     """Rows (first, last + 1) -> the updates they get. Runs do not overlap; all other rows are copied."""
     made: Callable[[], Array] | None = None
     """Makes a tensor that the source lacks."""
+
+    @property
+    def runs(self) -> list[tuple[tuple[int, int], tuple[Term, ...]]]:
+        """The runs of rows that are changed, and those between them, which have no terms."""
+        edges = sorted({0, *(self.shape[:1] or (1,)), *(row for run in self.terms for row in run)})
+        return [(run, self.terms.get(run, ())) for run in pairwise(edges)]
 
     @property
     def entry(self) -> tuple[str, tuple[int, ...]]:
@@ -80,8 +85,7 @@ class Shard:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
+class Engine(NamedTuple):
     """Where updates are added."""
 
     backend: FusionBackend
@@ -153,21 +157,18 @@ def _jobs(tensor: NewTensor, engine: Engine) -> Iterator[Job]:
         yield partial(_make, tensor.made, tensor.dtype)
     width, row = math.prod(tensor.shape[1:]), 0
     for part in tensor.parts:
-        rows = part.stop - part.start
-        edges = {row, row + rows, *(e for run in tensor.terms for e in run if row < e < row + rows)}
-        for first, last in pairwise(sorted(edges)):
-            terms = next((t for (a, b), t in tensor.terms.items() if a <= first < b), ())
-            start = next((a for a, b in tensor.terms if a <= first < b), first)
-            here = part.start + first - row
+        begin, row = row, row + part.stop - part.start
+        shift = part.start - begin
+        for (start, stop), terms in tensor.runs:
+            first, last = max(start, begin), min(stop, row)
             if not terms:
-                yield from _copies(part, here * width, (here + last - first) * width, tensor)
+                yield from _copies(part, (first + shift) * width, (last + shift) * width, tensor)
                 continue
             step = max(1, ELEMENTS // width)
             for top in range(first, last, step):
                 end = min(top + step, last)
                 cut = tuple(Term(t.weight.take(top - start, end - start), t.strength) for t in terms)
-                yield partial(_fuse, part, part.start + top - row, part.start + end - row, cut, tensor, engine)
-        row += rows
+                yield partial(_fuse, part, top + shift, end + shift, cut, tensor, engine)
 
 
 def _copies(part: Part, start: int, stop: int, tensor: NewTensor) -> Iterator[Job]:

@@ -27,12 +27,14 @@ def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[
     deltas: dict[str, list[tuple[Delta, float]]] = {}
     for given, strength in adapters:
         adapter = given.as_of(base.architecture.name)
-        look = command("loraforge", "inspect", _name(adapter))
+        look = command("loraforge", "inspect", name_of(adapter))
         if adapter.architecture != base.architecture.name:
-            text = f"{base.path} is a {base.architecture.title}, and {_name(adapter)} adapts {adapter.architecture}."
+            text = f"{base.path} is a {base.architecture.title}, and {name_of(adapter)} adapts {adapter.architecture}."
             raise ConversionError(text, look)
         relaid = relayout.relayout(adapter.modules, base.architecture, adapter.layout, base.layout)
-        problems = [text for path, (delta, _) in relaid.items() for text in _misfit(base, path, delta)]
+        problems = [
+            text for path, (delta, _) in relaid.items() for text in misfit(path, base.shape(f"{path}.weight"), delta)
+        ]
         if problems:
             raise ConversionError(_other_base(base, adapter, problems), look)
         for path, (delta, _) in relaid.items():
@@ -40,12 +42,14 @@ def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[
     return {key: dict(_runs(weighted)) for key, weighted in deltas.items()}
 
 
-def _name(adapter: Adapter) -> str:
+def name_of(adapter: Adapter) -> str:
+    """What an adapter is called in a message."""
     return str(adapter.source.path) if adapter.source else "the adapter"
 
 
-def _misfit(base: BaseModel, path: str, delta: Delta) -> Iterator[str]:
-    have, want = base.shape(f"{path}.weight"), delta[0].base_shape(rows(delta))
+def misfit(path: str, have: tuple[int, ...] | None, delta: Delta) -> Iterator[str]:
+    """A text, if the weight of a module has another shape than `delta`; `have` is None if there is no such module."""
+    want = delta[0].base_shape(rows(delta))
     if have is None:
         yield f"there is no {path}"
     elif have != want:
@@ -55,7 +59,7 @@ def _misfit(base: BaseModel, path: str, delta: Delta) -> Iterator[str]:
 def _other_base(base: BaseModel, adapter: Adapter, problems: list[str]) -> str:
     right = adapter.base_model or " or ".join(variant.name for variant in fits(adapter))
     this = " or ".join(variant.name for variant in base.variants)
-    return f"{_name(adapter)} does not fit {base.path}{f' ({this})' if this else ''}: {listed(problems, 3)}. " + (
+    return f"{name_of(adapter)} does not fit {base.path}{f' ({this})' if this else ''}: {listed(problems, 3)}. " + (
         f"It is for {right}." if right else "No released model has its shapes: use the base of its training."
     )
 

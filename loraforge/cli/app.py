@@ -7,16 +7,12 @@ from pathlib import Path
 import click
 
 import loraforge
-from loraforge.cli.adapters import convert, inspect, stamp, verify
-from loraforge.cli.base import convert_base, fuse
+from loraforge.cli.adapters import convert, inspect, push, stamp, verify
+from loraforge.cli.base import convert_base, fuse, run
 from loraforge.cli.console import PATH, Cli
-from loraforge.cli.doctor import doctor
-from loraforge.cli.explain import explain
-from loraforge.cli.hub import push
-from loraforge.cli.layouts import layouts
+from loraforge.cli.doctor import doctor, explain
 from loraforge.cli.options import value
-from loraforge.cli.plugins import formats, plugins
-from loraforge.cli.run import run
+from loraforge.cli.plugins import formats, layouts, plugins
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import click
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from loraforge.cli.console import say
@@ -23,8 +23,7 @@ def progress(label: str, interrupted: str) -> Iterator[Callable[[int, int], None
 
     `interrupted` is printed if the user stops the work.
     """
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty())
 
     def update(done: int, total: int) -> None:
         if not bar.tasks:

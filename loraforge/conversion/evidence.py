@@ -18,6 +18,7 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
 from loraforge.names.catalog import architecture, architectures, holding
+from loraforge.names.index import pattern
 from loraforge.names.layout import Architecture
 from loraforge.names.lookalike import models, of_repo, of_words, sharing
 from loraforge.programs.as_in import read_at
@@ -34,39 +35,42 @@ _BASES = ("base_model", "base_model_name_or_path")
 def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str | None = None) -> Adapter:
     """The adapter in a file, checked against itself. `named`: the base model that the user states, as evidence.
 
-    Raises NoAdapterError if it is for an unknown model, FormatError if its modules do not belong to one model or if
-    several architectures remain possible, and BaseError if the released models of its width have fewer blocks.
+    Where several architectures remain possible, it is of one of them, and `rivals` are the others. Raises NoAdapterError
+    if it is for an unknown model, FormatError if its modules do not belong to one model or its header names another, and
+    BaseError if the released models of its width have fewer blocks.
     """
     stated = architecture(choice.architecture).name if choice.architecture else None
     choice = replace(choice, architecture=stated)
     first = _readable(form, file, choice)
     if stated and first.architecture != stated:
-        text = f"{file.path} is an adapter of {_title(first)}: its modules are not called as those of {stated}."
+        text = f"{file.path} is an adapter of {first.model.title}: its modules are not called as those of {stated}."
         raise FormatError(text, *_settling([first.architecture]))
-    every = [] if stated else holding(first.modules, form.layouts, getattr(form, "separator", "."))
+    some = first if choice.drop else _sample(first)
+    every = [] if stated else holding(some.modules, form.layouts, getattr(form, "separator", "."))
     rivals = {name: form.layouts[name] for name in every if name != first.architecture}
     rank_known = choice.stated.trained_by is not None or _ranks_recorded(first)
     pairs, shown = [], dict[str, Evidence]()
-    for one in (first, *(replace(first, rivals=rivals).as_of(name) for name in rivals)):
+    for one in (some, *(replace(some, rivals=rivals).as_of(name) for name in rivals)):
         one = _ended(one, _kept(one, choice), rank_known=rank_known)
         shown[one.architecture] = evidence(one, file, stated, named)
         pairs.append((replace(one, shown=shown[one.architecture].text), replace(_kept(one, choice), last=one.last)))
     told = [pair for pair in pairs if shown[pair[0].architecture].text and not shown[pair[0].architecture].is_measured]
     left = _possible(told or pairs, rank_known=rank_known)
-    adapter, checked = left[0]
+    adapter = left[0][0]
     if len(left) > 1 and not told:  # what several models show is evidence of none
         adapter = replace(adapter, shown="")
     if adapter.architecture != first.architecture:  # what is known of scales depends on the architecture
-        again = _read(form, file, replace(choice, architecture=adapter.architecture))
-        adapter = replace(again, shown=adapter.shown, last=adapter.last)
-    adapter = replace(adapter, rivals={one.architecture: one.layout for one, _ in left[1:]})
+        first = _read(form, file, replace(choice, architecture=adapter.architecture))
+    rivals = {one.architecture: one.layout for one, _ in left[1:]}
+    adapter = replace(first, shown=adapter.shown, last=adapter.last, rivals=rivals)
+    checked = _kept(adapter, choice)
     adapter = _least_known(adapter, form, file, choice)
     inspect = command("loraforge", "inspect", "--skeleton", file.path)
     if fault := fits.broken(checked, rank_known=rank_known):
         sound = [one.architecture for one, kept in pairs if not fits.broken(kept, rank_known=rank_known)]
         raise FormatError(f"{file.path}: {fault}.", *_settling(sound), inspect)
     if not stated and not shown[adapter.architecture].outweighs_header and (recorded := _contradicted(adapter, file)):
-        text = f"{file.path}: {recorded}, and its modules are called as those of {_title(adapter)}. Which is it?"
+        text = f"{file.path}: {recorded}, and its modules are called as those of {adapter.model.title}. Which is it?"
         raise FormatError(text, *_settling([adapter.architecture]))
     if fault := fits.beyond(checked):
         raise BaseError(f"{file.path}: {fault}.", *_leaving(checked, adapter.modules), inspect)
@@ -77,6 +81,21 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     base = adapter.base_model and repository(adapter.base_model, file.path.parent)
     base = base or next((repo for _, repo in bases if repo), None)
     return replace(adapter, base_model=base, notes=(*adapter.notes, *notes))
+
+
+def _sample(adapter: Adapter) -> Adapter:
+    """The adapter with the first and the last module of each name and shape: they show what the others do."""
+    groups = dict[object, list[str]]()
+    for path, delta in adapter.modules.items():
+        shapes = tuple((w.A.shape, w.B.shape, w.kernel) for w in delta)
+        groups.setdefault((pattern(path), shapes), []).append(path)
+    shown = {end(paths, key=_by_number) for paths in groups.values() for end in (min, max)}
+    return replace(adapter, modules={path: delta for path, delta in adapter.modules.items() if path in shown})
+
+
+def _by_number(path: str) -> tuple[int, str]:
+    """Puts block 2 before block 10, in names that are alike."""
+    return len(path), path
 
 
 def _readable(form: Format, file: TensorFile, choice: Choice) -> Adapter:
@@ -125,7 +144,7 @@ def _ended(adapter: Adapter, checked: Adapter, *, rank_known: bool) -> Adapter:
     if len(ways) != 1 and depths:
         return ended if top + 1 in depths else adapter
     if len(ways) == 2:
-        text = f"whether block {top} is the last of its {_title(adapter)} is not known, and {odd[0]} differs there."
+        text = f"whether block {top} is the last of its {adapter.model.title} is not known, and {odd[0]} differs there."
         raise FormatError(text, leaving_out(odd))
     return (ways or [adapter])[0]
 
@@ -169,7 +188,7 @@ def _ranks_recorded(adapter: Adapter) -> bool:
     """Whether the rank was recorded along with the scale; the reader has already compared it with the tensors."""
     if adapter.scale.provenance != "recorded" or any(key.endswith(".alpha") for key in adapter.keys):
         return False
-    return adapter.ranks_recorded or isinstance(own_entry(adapter.metadata), dict)
+    return adapter.ranks_recorded or bool(own_entry(adapter.metadata))
 
 
 class Evidence(NamedTuple):
@@ -203,13 +222,13 @@ def evidence(adapter: Adapter, file: TensorFile, stated: str | None, named: str 
 def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterator[str]:
     """What our own entry, a base model or a configuration says."""
     own = own_entry(adapter.metadata)
-    if isinstance(own, dict) and own.get("architecture") == arch.name:
+    if own.get("architecture") == arch.name:
         yield "recorded by loraforge"
     for base in _bases(adapter, file):
         repo = repository(base, file.path.parent) or base
         known = variant_of_repo(repo)
         # an entry by loraforge repeats what somebody stated: it is no more evidence than that statement
-        if known and (known[1] in fits.fits(adapter) or (own is None and not fits.misnamed(adapter, known[1].repo))):
+        if known and (known[1] in fits.fits(adapter) or (not own and not fits.misnamed(adapter, known[1].repo))):
             yield f"its base model is recorded: {base}"
         elif not known and own is None and of_repo(repo) == arch.title:
             yield f"its base model is recorded: {base}, which is {arch.title}"
@@ -251,7 +270,7 @@ def _plain(text: str) -> str:
 def _bases(adapter: Adapter, file: TensorFile) -> list[str]:
     """The base models that the file, or what lies beside it, records."""
     own = own_entry(adapter.metadata)
-    recorded: list[Any] = [own.get("base_model") if isinstance(own, dict) else None, adapter.base_model]
+    recorded: list[Any] = [own.get("base_model"), adapter.base_model]
     recorded += [config.get("base_model_name_or_path") for config in adapter.configs.values()]
     recorded += [file.metadata.get(key) for key in _BASES]
     return list(dict.fromkeys(text for text in recorded if isinstance(text, str) and text.strip()))
@@ -260,9 +279,8 @@ def _bases(adapter: Adapter, file: TensorFile) -> list[str]:
 def _contradicted(adapter: Adapter, file: TensorFile) -> str:
     """The header entry that names another model; empty if none does."""
     words = [(key, file.metadata[key]) for key in _WORDS if file.metadata.get(key)]
-    title = _title(adapter)
-    others = (f"the header's {key} says {text:.60}" for key, text in words if of_words(text) not in (None, title))
-    return next(others, "")
+    others = ((key, text) for key, text in words if of_words(text) not in (None, adapter.model.title))
+    return next((f"the header's {key} says {text:.60}" for key, text in others), "")
 
 
 def alike(adapter: Adapter) -> dict[str, frozenset[str]]:
@@ -276,10 +294,6 @@ def doubt(adapter: Adapter) -> str:
     """A sentence saying that nothing shows the architecture; empty if something does."""
     others = (architectures().index.titles[name] for name in adapter.rivals)
     return "" if adapter.shown else unshown(adapter.architecture, [*others, *alike(adapter)])
-
-
-def _title(adapter: Adapter) -> str:
-    return adapter.model.title
 
 
 def _settling(names: list[str]) -> list[Try]:

@@ -24,7 +24,7 @@ from loraforge.text import fraction, told
 
 @dataclass(frozen=True, slots=True)
 class Inspection(Document):
-    """What a header says. Its JSON follows schemas/inspect.schema.json."""
+    """What a header says. schemas/inspect.schema.json explains the fields."""
 
     schema = "inspect"
 
@@ -33,31 +33,21 @@ class Inspection(Document):
     size: int
     format: str | None
     architecture: str | None
-    """Name of the family of base models."""
     evidence: str | None
-    """What shows that it is one of that family; None if nothing does or it is no adapter."""
     rivals: tuple[str, ...]
-    """The other families that it may be of, by the names and shapes of its modules."""
     layout: str | None
     components: dict[str, int]
-    """Component -> adapted modules (transformer, text_encoder), or tensors that are not the adapter's."""
     targets: dict[str, int]
-    """Kind of module (`transformer_blocks.{i}.attn1.to_q`) -> how many of them are adapted."""
     ranks: dict[int, int]
-    """Rank -> modules."""
     dtypes: dict[str, int]
-    """Element type -> adapter tensors."""
     scale: Scale | None
     scalings: tuple[float, ...]
     fits: tuple[str, ...]
     metadata: dict[str, str]
     trigger_words: dict[str, str]
-    """Header entry -> the words that a prompt should contain."""
     history: tuple[dict[str, Any], ...]
-    """The conversions that led to the file, the latest first."""
     notes: tuple[str, ...]
     problem: str | None
-    """Why this version cannot convert the file; None if it can."""
     remedies: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -157,8 +147,7 @@ def inspect(
     """Describe the adapter in `source`, a path or an address on the Hub, without reading a weight.
 
     Only the header of a file on the Hub is fetched; with `fetch`, the whole file, into the Hub's cache. A file that
-    opens but is no adapter is described as far as possible, with `problem` set. Raises a LoraforgeError if it cannot be
-    opened.
+    opens but is no adapter is described too, with `problem` set. Raises a LoraforgeError if it cannot be opened.
     """
     choice = Choice(iteration, ema, drop=tuple(drop), architecture=architecture)
     form, located, file = locate(source, from_, choice, fetch=fetch)
@@ -206,10 +195,7 @@ def inspect(
 def skeleton(
     source: str | Path, *, iteration: int | None = None, ema: bool = False, fetch: bool = False
 ) -> dict[str, Any]:
-    """Everything of a file but its weights: names, shapes, element types, metadata, pickle globals.
-
-    Follows schemas/skeleton.schema.json. A file of the same names and shapes can be rebuilt from it.
-    """
+    """Everything of a file but its weights, to rebuild one of the same shapes: schemas/skeleton.schema.json."""
     _, _, file = locate(source, None, Choice(iteration, ema), fetch=fetch)
     return {
         "schema": "loraforge.skeleton.v1",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -34,25 +34,10 @@ _WIDER = {"fp32": "", "bf16": "as small as fp16, with a wider range and fewer di
 
 
 @dataclass(frozen=True, slots=True)
-class WriteRequest:
-    """What is to be written, and where."""
-
-    to: str
-    out: Path | None = None
-    """A folder or a file; None names it after the run, in the current folder."""
-    wanted: Wanted = field(default_factory=Wanted)
-    dtype: ElementType = "keep"
-    base_model: str | None = None
-    drop: tuple[str, ...] = ()
-    dry_run: bool = False
-    force: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """Everything about the written file but its numbers."""
 
-    request: WriteRequest
+    dtype: ElementType
     adapter: Adapter
     """Without the modules that are dropped."""
     target: Format
@@ -88,40 +73,46 @@ class Prepared:
         return {key: (name_of(tensor.dtype), tensor.shape) for key, tensor in encoded}
 
 
-def prepare(adapter: Adapter, request: WriteRequest) -> Prepared:
-    """Make the adapter fit the format. Raises a LoraforgeError if it cannot, or if the destination is taken."""
-    _check(request)
-    base_model = repository(request.base_model)
+def prepare(
+    adapter: Adapter, to: str, out: Path | None, wanted: Wanted, *,
+    dtype: ElementType, base_model: str | None, drop: Sequence[str], force: bool, dry_run: bool,
+) -> Prepared:  # fmt: skip
+    """Make the adapter fit the format `to`. Raises a LoraforgeError if it cannot, or if the destination is taken.
+
+    `out`: a folder or a file; None names it after the run, in the current folder.
+    """
+    _check(wanted, dtype, base_model)
+    base_model = repository(base_model)
     adapter = stated_by(adapter, base_model)
-    target = named(request.to)
+    target = named(to)
     adapter = decided(adapter, target.layouts)
     arch = adapter.model
     layout = _layout(adapter, target, arch)
     base_model = base_model or adapter.base_model
     notes = [*check_base(adapter, base_model), *_same_files(target, arch.name)]
-    writer = _writer(target, request.wanted)
-    adapter, dropped = without(adapter, request.drop)
+    writer = _writer(target, wanted)
+    adapter, dropped = without(adapter, drop)
     relaid = relayout.relayout(adapter.modules, arch, adapter.layout, layout)
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
     rank = max(w.rank for delta, _ in relaid.values() for w in delta) if target.storage.one_rank else None
-    policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(request.dtype), rank)
+    policy = fit.Policy(writer.scaling(rank or 1), CHOICES.get(dtype), rank)
     stacked = arch.layouts[layout].stacked
     plan = partial(fit.plan, relaid, target.storage, segments=stacked, to=target.name, ranks=ranks)
-    plans = fit.padded(plan(policy=policy)) if request.wanted.pad_ranks else plan(policy=policy)
-    source, base = adapter.source, request.wanted.base
+    plans = fit.padded(plan(policy=policy)) if wanted.pad_ranks else plan(policy=policy)
+    source, base = adapter.source, wanted.base
     output = destination(
-        request.out,
+        out,
         f"{source.run if source else adapter.architecture}-{target.name}",
         writer.files,
         [path for path in (source.path if source else None, base) if path],
-        force=request.force or request.dry_run,
+        force=force or dry_run,
         to=target.name,
-        governs=() if request.dry_run else writer.governs,
+        governs=() if dry_run else writer.governs,
     )
     kept, lost = carried_over(adapter.metadata)
     result = Target({one.path: one.outline() for one in plans}, kept, base_model)
     return Prepared(
-        request=request,
+        dtype=dtype,
         adapter=adapter,
         target=target,
         writer=writer,
@@ -155,13 +146,13 @@ def refusal(prepared: Prepared, lossy: Mapping[str, float]) -> ConversionError:
     return fit.refusal(lossy, len(plans), " and ".join(kinds), *tries)
 
 
-def _check(request: WriteRequest) -> None:
-    given = {"scale_in": request.wanted.scale_in, "dtype": request.dtype}
-    for option, known in {"scale_in": ("tensors", "metadata"), "dtype": ("keep", *CHOICES)}.items():
-        if (value := given[option]) not in known:
+def _check(wanted: Wanted, dtype: str, base_model: str | None) -> None:
+    values = {"scale_in": (wanted.scale_in, ("tensors", "metadata")), "dtype": (dtype, ("keep", *CHOICES))}
+    for option, (value, known) in values.items():
+        if value not in known:
             raise ConversionError(f"{option} is {value!r}; it can be {', '.join(known)}.")
-    if request.base_model is not None and repository(request.base_model) is None:
-        raise no_repository(request.base_model)
+    if base_model is not None and repository(base_model) is None:
+        raise no_repository(base_model)
 
 
 def _layout(adapter: Adapter, target: Format, arch: Architecture) -> str:

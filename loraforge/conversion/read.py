@@ -33,9 +33,8 @@ def read(
 ) -> Adapter:
     """The adapter in `source`, a path or an address on the Hub; the arguments are those of `loraforge convert`.
 
-    Its factors are read-only views of the file: nothing is loaded before it is used. Without `fetch`, a file on the Hub
-    gives shapes without numbers. Raises a LoraforgeError if there is no adapter, or if its scale is ambiguous or
-    contradictory.
+    Its factors are read-only views of the file, loaded when used. Without `fetch`, a file on the Hub gives shapes
+    without numbers. Raises a LoraforgeError if there is no adapter, or if its scale is ambiguous or contradictory.
     """
     choice = choice_of(stated, iteration=iteration, ema=ema, drop=drop)
     form, located, file = locate(source, from_, choice, fetch=fetch)

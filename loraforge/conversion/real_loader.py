@@ -27,8 +27,8 @@ from loraforge.text import command
 def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = None) -> Adapter:
     """What `loader` (one of LOADERS) has in its layers after it loaded the adapter file.
 
-    `base` is a folder with the config.json of the transformer; without it, one is made from the shapes
-    of the adapter. Raises LoraforgeError when the loader is not installed, refuses the file or fills no module.
+    `base`: a folder with the transformer's config.json; None makes one from the adapter's shapes. Raises LoraforgeError
+    when the loader is not installed, refuses the file or fills no module.
     """
     if loader not in LOADERS:
         raise LoraforgeError(f"there is no loader {loader!r}; there are {', '.join(LOADERS)}.")
@@ -115,13 +115,10 @@ def _read(base: Path) -> dict[str, Any]:
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:
-    """A transformer configuration that gives every adapted module the shape of its LoRA.
-
-    That of a released model where one fits: sizes of heads, and lists of blocks, are no shapes of a LoRA.
-    """
+    """A transformer configuration that gives every adapted module the shape of its LoRA."""
     arch, every, known = adapter.model, placed(adapter), dict[str, int]()
     released = next(iter(fits(adapter)), None)
-    if released:
+    if released:  # sizes of heads, and lists of blocks, are no shapes of a LoRA
         known = {f"blocks {segment}": released.depth(segment) for segment in arch.segments}
         known |= arch.solved(released).values
     config = filled(entries(arch, released or _variant(arch, every)), sizes(arch, every) | known, any_share=True)

@@ -17,28 +17,20 @@ from loraforge.text import fraction, megabytes
 
 @dataclass(frozen=True, slots=True)
 class Report(Document):
-    """Everything a user may ask about one conversion."""
+    """Everything a user may ask about one conversion. schemas/convert.schema.json explains the fields."""
 
     schema = "convert"
 
     source: dict[str, Any]
-    """path, format, size, digest of the adapter tensors (None if they were not fetched)."""
     output: dict[str, Any]
-    """path, format, written."""
     architecture: str
-    """Name of the family of base models."""
     evidence: str | None
-    """What shows that it is one of that family; None if nothing does."""
     scale: Scale
     scalings: tuple[float, ...]
-    """The distinct scalings of the source's modules, sorted."""
     stored: str
-    """`tensors` (folded into A and B), `metadata` (in their header) or `config` (in a file beside them)."""
     steps: tuple[Step, ...]
     unfetched: int
-    """Bytes of tensors that were not fetched from the Hub; if not 0, there are no steps."""
     worst_error: float | None
-    """Of any row, as the verification measured it; None if nothing was written."""
     fits: tuple[str, ...]
     base_model: str | None
     others: dict[str, int]
@@ -46,13 +38,9 @@ class Report(Document):
     dropped_metadata: tuple[str, ...]
     notes: tuple[str, ...]
     load: str
-    """The line that loads the result at strength 1.0."""
     not_with: str
-    """The well-known way to load it that would not apply it as trained."""
     provided: str
-    """What a loader must do for strength 1.0 to be right; empty if the tensors hold the scale."""
     programs: tuple[Program, ...] = ()
-    """The programs of its format, with the versions that were seen to apply such a file."""
 
     def lines(self) -> list[str]:
         """The report for a terminal: what was done, then the strength, how to load it, which base it fits."""

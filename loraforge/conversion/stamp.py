@@ -34,7 +34,7 @@ from loraforge.scale.resolve import given
 from loraforge.scale.rule import Choice, Scale
 from loraforge.scale.run_folders import states_scale
 from loraforge.scale.stated import StatedBesideAlpha, choice_of, takes_stated
-from loraforge.text import command, fraction, recorded
+from loraforge.text import command, fraction, options, recorded
 
 STAMPED = ("diffusers", "peft")
 """Formats whose readers look for a scale in the header."""
@@ -42,7 +42,7 @@ STAMPED = ("diffusers", "peft")
 
 @dataclass(frozen=True, slots=True)
 class Stamp(Document):
-    """What was recorded, and where. Its JSON follows schemas/stamp.schema.json."""
+    """What was recorded, and where. schemas/stamp.schema.json explains the fields."""
 
     schema = "stamp"
 
@@ -51,13 +51,9 @@ class Stamp(Document):
     scale: Scale
     scalings: tuple[float, ...]
     replaced: tuple[str, ...]
-    """Header entries that were replaced because they stated a scale or rank."""
     loads: bool
-    """Whether Diffusers knows the names in the file; a bare state dict must be converted as well."""
     shown: bool
-    """Whether there is evidence for its architecture."""
     acts_in: str = ""
-    """Programs, with the versions that were run, that apply the file at this scale."""
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -177,8 +173,7 @@ def _written(
 
 def _typed(choice: Choice) -> list[str]:
     """The options that state the scale, without folders."""
-    file = choice.training_config
-    return [*choice.stated.options, *(["--training-config", file.name] if file else [])]
+    return [*choice.stated.options, *options({"training_config": choice.training_config})]
 
 
 def _destination(file: Path, typed: list[str], out: str | Path | None, *, in_place: bool, force: bool) -> Destination:

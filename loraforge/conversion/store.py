@@ -70,7 +70,7 @@ def computed(prepared: Prepared) -> Iterator[Computed]:
 
 
 @contextmanager
-def store(prepared: Prepared, typed: str) -> Iterator[Written]:
+def store(prepared: Prepared, typed: str, *, force: bool) -> Iterator[Written]:
     """The written files. They get their names if the block ends without an error, and vanish if not.
 
     `typed`: the command that the file records. Raises OutputError if the disk cannot be written.
@@ -80,7 +80,7 @@ def store(prepared: Prepared, typed: str) -> Iterator[Written]:
         applied = result.scalings.values()
         entry = entry_of(prepared.adapter, made.digest, typed, applied, writer.stored, result.base_model)
         header, metadata = prepared.header, {**prepared.metadata, KEY: entry}
-        with replacing(output, writer.size(header), force=prepared.request.force) as folder:
+        with replacing(output, writer.size(header), force=force) as folder:
             file = folder / output.names[0]
             file.parent.mkdir(exist_ok=True)
             sums = writer.write(file, header, made.tensors, metadata)

@@ -15,12 +15,12 @@ from loraforge.conversion.read import read_file
 from loraforge.conversion.real_loader import load_back
 from loraforge.conversion.report import scale_text
 from loraforge.document import Document
-from loraforge.errors import LoraforgeError, adding
+from loraforge.errors import ConversionError, LoraforgeError, adding
 from loraforge.files.digest import scan
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
-from loraforge.hub.fetch_base import base_folder
+from loraforge.hub.folder import base_folder
 from loraforge.names.layout import COMPONENT
 from loraforge.scale.origin import own_entry
 from loraforge.scale.rule import Choice, Scale
@@ -69,7 +69,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Verification(Document):
-    """The result of a comparison. Its JSON follows schemas/verify.schema.json."""
+    """The result of a comparison. schemas/verify.schema.json explains the fields."""
 
     schema = "verify"
 
@@ -77,7 +77,6 @@ class Verification(Document):
     b: Side
     same: bool
     strength: float | None
-    """B is this many times A, everywhere; None if no single number fits."""
     segments: tuple[Segment, ...]
     only_in_a: tuple[str, ...]
     only_in_b: tuple[str, ...]
@@ -126,7 +125,6 @@ def verify(
     it (`base`: a folder with the transformer's config.json). A scale that is neither recorded nor stated is taken for
     1.0. A stated scale applies to the adapter that records none. If both record one, it applies to A, and is refused
     if it differs; `as_in` applies to A. Rounding to the coarser element type is no difference, up to 1 % of a module.
-
     Raises a LoraforgeError when one of them cannot be read.
     """
     if (b is None) == (in_ is None):
@@ -143,6 +141,7 @@ def verify(
     if b is not None:
         other, more, other_file, other_name = _read(b, choice if b in unknown else plain, sides.get(b, ()))
         scan(other_file, other.keys)
+        one, other = _of_one_model(a, one, b, other)
     else:
         if file.spread or file.dropped:
             line = command("loraforge", "convert", a, "--to", str(in_), *[w for p in drop for w in ("--drop", p)])
@@ -173,6 +172,18 @@ def verify(
     )
 
 
+def _of_one_model(a: str | Path, one: Adapter, b: str | Path, other: Adapter) -> tuple[Adapter, Adapter]:
+    """Both adapters as of one architecture that each may be of. Raises ConversionError if there is none."""
+    if one.architecture == other.architecture:
+        return one, other
+    if layout := other.rivals.get(one.architecture):
+        return one, replace(other, architecture=one.architecture, layout=layout)
+    if layout := one.rivals.get(other.architecture):
+        return replace(one, architecture=other.architecture, layout=layout), other
+    text = f"{a} is an adapter of {one.model.title} and {b} one of {other.model.title}: they cannot be compared."
+    raise ConversionError(text, *(command("loraforge", "inspect", path) for path in (a, b)))
+
+
 def _unknown(source: str | Path) -> bool:
     """Whether the adapter records no scale; what cannot be read is refused later."""
     form, _, file = locate(source, None, Choice())
@@ -180,7 +191,7 @@ def _unknown(source: str | Path) -> bool:
         adapter = form.read(file, Choice()) if form else None
     except LoraforgeError:
         return True
-    known = adapter is not None and own_entry(adapter.metadata) is not None
+    known = adapter is not None and bool(own_entry(adapter.metadata))
     return not known and (adapter is None or adapter.scale.provenance in ("ambiguous", "assumed"))
 
 

@@ -1,7 +1,8 @@
-"""Writes an adapter in any format, and proves that the written file makes the same update."""
+"""Writes an adapter in any format, reads the file back as its loader would, and proves that its update is the same."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Literal
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
-from loraforge.conversion.prepare import ElementType, Prepared, WriteRequest, prepare
-from loraforge.conversion.prove import Outcome, prove
+from loraforge.adapter.proof import Comparison, compare, pair_up
+from loraforge.conversion.prepare import ElementType, Prepared, prepare, refusal
 from loraforge.conversion.report import Report
-from loraforge.conversion.store import computed, source, store
-from loraforge.errors import LoraforgeError
+from loraforge.conversion.store import Computed, Written, computed, source, store
+from loraforge.errors import LoraforgeError, VerificationError
+from loraforge.files.digest import changed
+from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import FileMap, TensorFile, TensorInfo
 from loraforge.format.protocol import Wanted
 from loraforge.programs.measured import Program, mixed_ranks, programs
@@ -21,7 +24,7 @@ from loraforge.programs.outlook import outlooks
 from loraforge.programs.table import named as named_paths
 from loraforge.programs.table import not_with
 from loraforge.scale.rule import Choice
-from loraforge.text import command, recorded
+from loraforge.text import command, listed, recorded
 
 
 def write(
@@ -48,17 +51,92 @@ def write(
     """
     wanted = Wanted(scale_in, target_alpha, Path(base) if base else None, lora_only, pad_ranks)
     path = Path(out) if out else None
-    name = recorded(adapter.source.file.path) if adapter.source else "made-in-python"
-    request = WriteRequest(to, path, wanted, dtype, base_model, tuple(drop), dry_run, force)
-    prepared = prepare(adapter, request)
+    prepared = prepare(
+        adapter, to, path, wanted, dtype=dtype, base_model=base_model, drop=drop, force=force, dry_run=dry_run
+    )
     if dry_run:  # every number is computed, and none is written
         with computed(prepared) as made:
             deque(made.tensors, maxlen=0)
-            outcome = Outcome(made.digest, tuple(made.steps), _foreseen(prepared))
-    else:
-        with store(prepared, typed or command("loraforge", "convert", name, "--to", to)) as files:
-            outcome = prove(prepared, files)
-    return _report(prepared, outcome)
+            return _report(prepared, made, _foreseen(prepared))
+    name = recorded(adapter.source.file.path) if adapter.source else "made-in-python"
+    with store(prepared, typed or command("loraforge", "convert", name, "--to", to), force=force) as files:
+        back, again, results = _prove(prepared, files)
+        known = programs(outlooks(prepared.target, back, again), prepared.target.name)
+    return _report(prepared, files.computed, known, results)
+
+
+def _prove(prepared: Prepared, written: Written) -> tuple[TensorFile, Adapter, list[Comparison]]:
+    """The written file, the adapter in it, and how each segment compares with the source's.
+
+    Raises VerificationError if they differ; ConversionError if rounding took too much.
+    """
+    back, again = _read_back(prepared, written)
+    results = _compared(prepared, written, back, again)
+    _find(prepared, written)
+    if lossy := {result.module: result.loss for result in results if not result.holds}:
+        raise refusal(prepared, lossy)  # in one of several segments: the module as a whole could bear it
+    return back, again, results
+
+
+def _read_back(prepared: Prepared, written: Written) -> tuple[TensorFile, Adapter]:
+    """The written file and the adapter in it. Raises VerificationError if its bytes or header have changed."""
+    file = written.file
+    try:
+        back, _ = open_tensors(file)
+    except LoraforgeError as error:
+        text = error.message.replace(str(file), file.name)
+        raise VerificationError(f"the written file is damaged: {text} Nothing was kept.") from error
+    damaged = changed(back, written.sums)
+    if back.kind == "safetensors" and back.metadata != written.metadata:
+        damaged.append("its metadata")
+    if damaged:
+        text = f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept."
+        raise VerificationError(text, command("ls", "-l", file.parent.parent))
+    try:
+        return back, prepared.target.read(back, Choice(architecture=prepared.adapter.architecture))
+    except LoraforgeError as error:
+        text = error.message.replace(str(file), file.name)
+        raise VerificationError(f"the written file is not read as it was meant: {text} Nothing was kept.") from error
+
+
+def _compared(prepared: Prepared, written: Written, back: TensorFile, again: Adapter) -> list[Comparison]:
+    """The result for each segment; only rounding can make one fail to hold. Raises VerificationError otherwise."""
+
+    def release() -> None:
+        if prepared.file:
+            prepared.file.release()
+        back.release()
+
+    rounded = {step.module for step in written.computed.steps if step.kind == "rounded"}
+    pairs, alone = pair_up(prepared.adapter, again)
+    if any(alone):
+        names = listed([*alone[0], *alone[1]], 5)
+        raise VerificationError(f"the written file adapts other modules than the source: {names}. Nothing was kept.")
+    results = compare(pairs, rounded.__contains__, release)
+    if wrong := sorted((result for result in results if not result.rounding), key=lambda result: -result.error):
+        worst = listed([f"{result.module} (off by {result.error:.1e} of a row)" for result in wrong], 5)
+        raise VerificationError(
+            f"the written file does not do what the source does, in {len(wrong)} of {len(results)} segments: {worst}. "
+            "Nothing was kept. This is a fault of loraforge: please report it with the skeleton of your file.",
+            *([command("loraforge", "inspect", "--skeleton", prepared.file.path)] if prepared.file else []),
+        )
+    return results
+
+
+def _find(prepared: Prepared, written: Written) -> None:
+    """Check that a reader who is given the folder finds the file. Raises VerificationError if not."""
+    target, folder, names = prepared.target, written.folder, prepared.destination.names
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise VerificationError(f"{listed(missing)} was not written. Nothing was kept.")
+    if len(names) == 1:
+        return
+    try:
+        located = target.find(folder, Choice())
+    except LoraforgeError as error:
+        text = error.message.replace(str(folder), folder.name)
+        raise VerificationError(f"the written folder is not one of {target.name}: {text} Nothing was kept.") from error
+    if located is None or located.path != written.file:
+        raise VerificationError(f"{written.file.name} is not what is found in the written folder. Nothing was kept.")
 
 
 def _foreseen(prepared: Prepared) -> tuple[Program, ...]:
@@ -75,47 +153,50 @@ def _foreseen(prepared: Prepared) -> tuple[Program, ...]:
         return ()
 
 
-def _report(prepared: Prepared, outcome: Outcome) -> Report:
+def _report(
+    prepared: Prepared, made: Computed, known: tuple[Program, ...], results: Sequence[Comparison] = ()
+) -> Report:
+    """The report. `results`: those of the proof; none if nothing was written."""
     adapter, use, target = prepared.adapter, prepared.use, prepared.target.name
     file = prepared.destination.file
     return Report(
-        source=source(adapter, outcome.digest),
-        output={"path": str(file), "format": target, "written": not prepared.request.dry_run},
+        source=source(adapter, made.digest),
+        output={"path": str(file), "format": target, "written": bool(results)},
         architecture=adapter.architecture,
         evidence=adapter.shown or (None if prepared.file else "named in Python"),
         scale=adapter.scale,
         scalings=adapter.scalings,
         stored=prepared.writer.stored,
-        steps=outcome.steps,
+        steps=tuple(made.steps),
         unfetched=prepared.unfetched,
-        worst_error=outcome.worst_error,
+        worst_error=max((result.error for result in results), default=None),
         fits=tuple(variant.name for variant in fits(adapter)),
         base_model=prepared.result.base_model,
         others=dict(adapter.others),
         dropped_modules=prepared.dropped_modules,
         dropped_metadata=prepared.dropped_metadata,
-        notes=(*prepared.notes, *use.notes, *named_paths(file), *_advice(prepared, outcome)),
+        notes=(*prepared.notes, *use.notes, *named_paths(file), *_advice(prepared, made, results)),
         load=use.load,
         not_with=not_with(adapter.architecture, target) or use.not_with,
         provided=use.provided,
-        programs=outcome.programs,
+        programs=known,
     )
 
 
-def _advice(prepared: Prepared, outcome: Outcome) -> Iterator[str]:
+def _advice(prepared: Prepared, made: Computed, results: Sequence[Comparison]) -> Iterator[str]:
     """Notes on several ranks, an update of zero, scales that switch the adapter off, and avoidable rounding."""
     ranks = prepared.result.ranks
     if where := mixed_ranks(prepared.target.name, ranks):
         text = f"its modules have ranks {', '.join(map(str, sorted(set(ranks.values()))))}"
         yield f"{text}: {where} would apply them at a wrong scale, without a word. For these: --pad-ranks"
-    if outcome.idle:
+    if results and all(math.isnan(result.strength) for result in results):
         yield "its update is zero: it was never trained, or the wrong tensors were saved"
     if prepared.unfetched:
         return
-    least, dtype = min(prepared.adapter.scalings), prepared.request.dtype
+    least, dtype = min(prepared.adapter.scalings), prepared.dtype
     if least <= 0:
         yield f"a scale of {least:g}, as you stated it, switches the adapter off or inverts it"
-    if not any(step.error for step in outcome.steps):
+    if not any(step.error for step in made.steps):
         return
     ways = [f"leave out --dtype {dtype}"] if dtype in ("fp16", "bf16") else []
     if dtype == "keep":

@@ -10,8 +10,7 @@ from typing import Unpack
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
 from loraforge.diagnosis.examine import diagnosed
-from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import Kind, Verdict
+from loraforge.diagnosis.verdict import Diagnosis, Kind, Verdict
 from loraforge.errors import LoraforgeError, adding
 from loraforge.facts.given_settings import parse
 from loraforge.facts.setting_rules import compare
@@ -41,7 +40,6 @@ def doctor(
     """Diagnose the adapter in `source`, a path or an address on the Hub; the arguments are those of `loraforge doctor`.
 
     Only the header of a file on the Hub is judged, unless called with `fetch` or with a `base`.
-
     Raises LoraforgeError only for mistakes of the user: a path that does not exist, an unknown runtime.
     """
     given = parse(settings)

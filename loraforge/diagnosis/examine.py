@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loraforge import errors
 from loraforge.adapter.adapter import Adapter, Source
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import fits, misnamed
@@ -16,38 +17,22 @@ from loraforge.base.retention import lines as retained
 from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.report import base_text, scale_text
 from loraforge.diagnosis.factors import Numbers, numbers
-from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import Kind, Verdict, judge, listed_scales, named, remedies
-from loraforge.errors import (
-    BaseError,
-    ConversionError,
-    FormatError,
-    HubError,
-    LoraforgeError,
-    NamesError,
-    NoAdapterError,
-    ReadingsError,
-    ScaleError,
-    Try,
-    VariantError,
-    adding,
-    as_commands,
-)
+from loraforge.diagnosis.verdict import Diagnosis, Kind, Verdict, judge, listed_scales, named, remedies
+from loraforge.errors import LoraforgeError, Try, adding, as_commands
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import Format
 from loraforge.hub.address import address
-from loraforge.programs.known_names import by_names
 from loraforge.programs.measured import does
-from loraforge.programs.outlook import Outlook, outlook, outlooks
+from loraforge.programs.outlook import Outlook, by_names, outlook, outlooks
 from loraforge.programs.table import runtime
 from loraforge.scale.origin import origin
 from loraforge.scale.recorded import around
 from loraforge.scale.rule import Choice
 from loraforge.scale.run_folders import as_typed
 from loraforge.scale.stated import Stated, choice_of
-from loraforge.text import command, fraction, megabytes, told
+from loraforge.text import command, fraction, megabytes, options, told
 
 
 def diagnosed(
@@ -58,7 +43,7 @@ def diagnosed(
     choice = choice_of(stated, drop=drop)
     try:
         form, located, file = locate(path, None, choice, fetch=fetch)
-    except HubError:
+    except errors.HubError:
         raise
     except LoraforgeError as fault:
         return _hopeless(path, Verdict(Kind.BROKEN, fault.message), fault), None
@@ -67,10 +52,12 @@ def diagnosed(
             raise not_an_adapter(file)
         adapter, _ = without(read_adapter(form, file, choice, named=named), drop, file)
     except LoraforgeError as fault:
-        if form and _reads(form, file, choice.architecture if isinstance(fault, BaseError) else None):
+        if form and _reads(form, file, choice.architecture if isinstance(fault, errors.BaseError) else None):
             raise
-        as_commands(fault, "loraforge", "convert", path, "--to", "diffusers", *_architecture(stated))
-        unknown_names = form is None or type(fault) in (FormatError, NamesError)
+        as_commands(
+            fault, "loraforge", "convert", path, "--to", "diffusers", *options({"architecture": choice.architecture})
+        )
+        unknown_names = form is None or type(fault) in (errors.FormatError, errors.NamesError)
         hopeless = _hopeless(path, _unread(fault), fault)
         return _by_names(hopeless, form, file, program) if unknown_names else hopeless, None
     adapter = replace(adapter, source=Source(Path(path), file, form.name, located.run))
@@ -78,11 +65,6 @@ def diagnosed(
     drops = [word for pattern in drop for word in ("--drop", pattern)]
     completed = (replace(r, options=(*r.options, *drops)) if r.verb == "convert" else r for r in diagnosis.remedies)
     return replace(diagnosis, remedies=tuple(completed)), adapter
-
-
-def _architecture(stated: Stated) -> list[str]:
-    """The architecture that the user states, as options of the command line."""
-    return ["--architecture", name] if (name := stated.get("architecture")) else []
 
 
 def _reads(form: Format, file: TensorFile, architecture: str | None) -> bool:
@@ -94,10 +76,10 @@ def _reads(form: Format, file: TensorFile, architecture: str | None) -> bool:
 
 
 _REFUSED = {
-    BaseError: Kind.WRONG_BASE,
-    NoAdapterError: Kind.NOTHING,
-    VariantError: Kind.MORE_THAN_FACTORS,
-    ReadingsError: Kind.TWO_READINGS,
+    errors.BaseError: Kind.WRONG_BASE,
+    errors.NoAdapterError: Kind.NOTHING,
+    errors.VariantError: Kind.MORE_THAN_FACTORS,
+    errors.ReadingsError: Kind.TWO_READINGS,
 }
 
 
@@ -109,23 +91,20 @@ def _unread(fault: LoraforgeError) -> Verdict:
 
 def _hopeless(path: str | Path, verdict: Verdict, error: LoraforgeError) -> Diagnosis:
     again = ("loraforge", "doctor", path)
-    readings = isinstance(error, ReadingsError)  # only the reasons tell the lines apart
+    readings = isinstance(error, errors.ReadingsError)  # only the reasons tell the lines apart
     lines = (r.added_to(*again) if r.instead else r for r in error.remedies)
     mend = (line if readings else replace(line, why="") for line in lines)
     return Diagnosis(str(path), verdict, (), (), (), tuple(mend))
 
 
 def _by_names(diagnosis: Diagnosis, form: Format | None, file: TensorFile, program: str | None) -> Diagnosis:
-    """The diagnosis, extended if some program applies modules of a file that no format here can read.
-
-    The table of programs is added only if the format is unknown: in a broken file of a known one, names say little.
-    """
+    """The diagnosis of a file that no format here can read, extended if some program applies modules of it."""
     rows = tuple(row for row in by_names(file) if program in (None, row.runtime))
     if not any(row.applied for row in rows):
         return diagnosis
     best = max(rows, key=lambda row: row.applied / row.modules)
     why = f"{best.title} knows {best.applied} of its {best.modules} modules by their names; {diagnosis.why}"
-    if form is not None:
+    if form is not None:  # in a broken file of a known format, names say little
         return replace(diagnosis, judgement=replace(diagnosis.judgement, why=why))
     fact = ("file", f"{told(file.path)} (no format here reads it), {len(file.tensors)} tensors")
     return replace(diagnosis, judgement=Verdict(Kind.FOREIGN_FORMAT, why), facts=(fact,), outlooks=rows)
@@ -138,7 +117,8 @@ def _judged(
 
     measured = None if file.absent else numbers(adapter, file)
     rows = (outlook(runtime(program), form, file, adapter),) if program else outlooks(form, file, adapter)
-    own = next((o for o in rows if program or runtime(o.runtime).format == form.name), None)
+    formats = (form.name, getattr(form, "like", None))
+    own = next((o for o in rows if program or runtime(o.runtime).format in formats), None)
     own = own or min((o for o in rows if o.applied), key=lambda o: _elsewhere_scaled(o, adapter), default=None)
     in_base = _InBase() if base is None else _in_base(path, base, stated, drop)
     if in_base.fits and not adapter.shown:
@@ -177,7 +157,7 @@ def _judged(
         again = ("loraforge", "doctor", path, "--base", base or "")
         mend = (replace(remedy.added_to(*again), why="") for remedy in unread.remedies)
     left_out = [word for pattern in drop for word in ("--drop", pattern)]
-    left_out += _architecture(stated)
+    left_out += options({"architecture": stated.get("architecture")})
     mend = (replace(remedy, of=(*remedy.of, *left_out)) if remedy.of else remedy for remedy in mend)
     stamp = _whole_entry(file, rows, verdict)
     fix = stamp if stamp and own and own.lacks else (*stamp, *mend)
@@ -215,10 +195,9 @@ def _elsewhere(path: str | Path, outlooks: Sequence[Outlook], own: Outlook | Non
 
 
 def _contradicted(file: TensorFile, adapter: Adapter) -> tuple[str, ...]:
-    """A note if a training configuration near the file states another scale than the file, for the same rank.
+    """A note, and no verdict, if a configuration near the file, perhaps of another run, states another scale.
 
-    This is no verdict: the configuration may belong to another run. No note if loraforge folded the scale in: then the
-    scales differ on purpose.
+    No note if loraforge folded the scale in: then the scales differ on purpose.
     """
     if adapter.scale.provenance != "recorded" or len(adapter.scalings) != 1 or origin(file.metadata).folded:
         return ()
@@ -250,12 +229,12 @@ def _in_base(path: str | Path, base: str | Path, stated: Stated, drop: Sequence[
     tries: list[Stated] = [stated]
     if not any(value for key, value in stated.items() if key != "architecture"):
         tries.append({**stated, "trained_scale": 1.0})
-    for options in tries:
+    for said in tries:
         try:
-            report = fuse(base, [path], "unused", dry_run=True, drop=drop, **options)
-        except ScaleError:
+            report = fuse(base, [path], "unused", dry_run=True, drop=drop, **said)
+        except errors.ScaleError:
             continue
-        except ConversionError as error:
+        except errors.ConversionError as error:
             return _InBase(misfit=error.message)
         except LoraforgeError as error:
             if address(base) is None and not Path(base).exists():

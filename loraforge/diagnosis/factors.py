@@ -67,12 +67,10 @@ def _look(delta: Delta) -> tuple[set[str], float, set[str]]:
 
 
 def _faint(factor: Array) -> tuple[bool, bool]:
-    """Whether many entries of a float16 factor are subnormal, and whether that may cost more than CEILING of it.
-
-    An entry below the normal range may be off by half of the smallest number, 1 / sqrt(12) of it in the mean square.
-    """
+    """Whether many entries of a float16 factor are subnormal, and whether that may cost more than CEILING of it."""
     size = np.abs(widen(factor, np.float32))
     nonzero, low = np.count_nonzero(size), size < _NORMAL
+    # such an entry may be off by half of the smallest number, 1 / sqrt(12) of it in the mean square
     lost, norm = subnormal(factor.dtype) * math.sqrt(np.count_nonzero(low) / 12), float(np.linalg.norm(size))
     return bool(nonzero and np.count_nonzero(size[low]) > SUBNORMAL * nonzero), norm > 0 and lost > CEILING * norm
 

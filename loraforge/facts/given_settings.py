@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from loraforge.errors import FileError, LoraforgeError, Try, adding
+from loraforge.tables import package_table
 from loraforge.text import shown
 
 Value: TypeAlias = bool | int | float | str | tuple[str, ...]
@@ -131,24 +132,7 @@ KINDS: dict[str, tuple[Callable[[Any], Value | None], str]] = {
 }
 """What a value must be, in words -> the reader of such a value (None if it is not one), and an example."""
 
-KEYS = {
-    "scheduler": "the name of a class",
-    "timestep_spacing": "leading, linspace or trailing",
-    "use_dynamic_cfg": "true or false",
-    "guidance_scale": "a number",
-    "num_inference_steps": "a positive whole number",
-    "num_frames": "a positive whole number",
-    "fps": "a positive whole number",
-    "height": "a positive whole number",
-    "width": "a positive whole number",
-    "torch_dtype": "float16, bfloat16 or float32",
-    "max_sequence_length": "a positive whole number",
-    "generator_device": "cpu, cuda or cuda:N",
-    "seed": "a whole number from 0",
-    "adapter_strength": "a number",
-    "lora_scale": "a number",
-    "fuse_components": "names of components",
-}
+KEYS: Mapping[str, str] = package_table("facts/variants")["kinds"]
 """Every setting -> what its value must be, in words."""
 
 

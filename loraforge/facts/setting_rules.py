@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -71,20 +71,11 @@ def _with_preset(key: str, given: Settings, wanted: Value, entry: Mapping[str, A
     if value is None:
         consequence = f"not given; {entry['title']}: {words(wanted)}"
     elif not _same(key, value, wanted):
-        why = _UNLIKE.get(key, "not the same video")
+        why = table()["unlike"]["preset"].get(key, "not the same video")
         consequence = f"{'' if key in given else 'by default; '}{entry['title']}: {words(wanted)}; {why}"
     else:
         consequence = entry.get("still_differs", {}).get(key, "")
     return Finding(key, value, wanted, "differs" if consequence else "fine", consequence, entry["source"])
-
-
-_UNLIKE = {
-    "seed": "other noise, so another video",
-    "generator_device": "the same seed gives different noise on a CPU and on a CUDA generator",
-    "fps": "the same frames, played at another speed",
-    "lora_scale": "the adapter acts more or less strongly",
-    "adapter_strength": "the adapter acts more or less strongly",
-}
 
 
 def _same(key: str, one: Value, other: Value) -> bool:
@@ -96,63 +87,45 @@ def _same(key: str, one: Value, other: Value) -> bool:
 
 
 def _judged(key: str, given: Mapping[str, Any], wants: VariantSettings, rank: int | None) -> Judgement:
-    if key in STRENGTHS:
-        return _strength(key, given, rank)
-    if key in _RULES:
-        return _RULES[key](given, wants)
+    match key:
+        case "adapter_strength" | "lora_scale":
+            return _strength(key, given, rank)
+        case "use_dynamic_cfg":
+            return _dynamic(given, wants)
+        case "num_frames":
+            return _frames(given["num_frames"], wants)
+        case "height" | "width":
+            return _size(key, given, wants)
+        case "fuse_components":
+            return _fused(given["fuse_components"])
     wanted = getattr(wants, key, None)
     if wanted is None or _same(key, given[key], wanted):
         return wanted, "fine", ""
-    return wanted, *_OTHER[key](given[key], wants)
+    return wanted, *_unlike(key, given[key], wants)
 
 
-def _scheduler(name: str, wants: VariantSettings) -> tuple[Severity, str]:
-    if name in table()["schedulers"]:
-        return "differs", "both work; CogVideo recommends the other one for this variant"
-    why = "not one of the two schedulers that the pipeline is written for"
-    if wants.snr_shift_scale != 1:
-        why += f", and it has no snr_shift_scale ({wants.snr_shift_scale:g} here), so its noise schedule is another one"
-    return "wrong", why
-
-
-def _spacing(spacing: str, _: VariantSettings) -> tuple[Severity, str]:
-    if spacing == "leading":
-        return "wrong", "it skips the last timestep: the model gets pure noise and is told that there is less"
-    return "differs", "not the timesteps at which the model is usually sampled"
-
-
-def _guidance(value: float, _: VariantSettings) -> tuple[Severity, str]:
-    if value <= 1:
-        return "differs", "no guidance: the prompt and the adapter's effect on it are weak"
-    return "differs", "the prompt and the adapter's effect on it are stronger or weaker"
-
-
-def _dtype(name: str, wants: VariantSettings) -> tuple[Severity, str]:
-    if name in wants.dtypes_wrong:
-        return "wrong", wants.dtypes_wrong[name]
-    if name == "float32":
-        return "differs", "twice the memory and slower; no less exact"
-    return "differs", "not the element type the model was trained in"
-
-
-def _tokens(count: int, wants: VariantSettings) -> tuple[Severity, str]:
-    wanted = wants.max_sequence_length
-    if wants.positions != "rotary":
-        return "wrong", f"Diffusers fails: the positions are laid out for {wanted} text tokens"
-    return "differs", "longer prompts are cut" if count < wanted else f"the model was trained with {wanted} text tokens"
-
-
-_STEPS = "more steps take longer, fewer blur; two runs agree only with the same number"
-_OTHER: dict[str, Callable[[Any, VariantSettings], tuple[Severity, str]]] = {
-    "scheduler": _scheduler,
-    "timestep_spacing": _spacing,
-    "guidance_scale": _guidance,
-    "num_inference_steps": lambda *_: ("differs", _STEPS),
-    "fps": lambda *_: ("differs", "the same frames, played at another speed than the model learnt"),
-    "torch_dtype": _dtype,
-    "max_sequence_length": _tokens,
-}
-"""What another value than the variant's own means, where that is the one right value."""
+def _unlike(key: str, value: Any, wants: VariantSettings) -> tuple[Severity, str]:
+    """What another value than the variant's own means, where that is the one right value."""
+    tokens = wants.max_sequence_length
+    match key:
+        case "scheduler" if value not in table()["schedulers"]:
+            why = "not one of the two schedulers that the pipeline is written for"
+            if (shift := wants.snr_shift_scale) != 1:
+                why += f", and it has no snr_shift_scale ({shift:g} here), so its noise schedule is another one"
+            return "wrong", why
+        case "timestep_spacing" if value == "leading":
+            return "wrong", "it skips the last timestep: the model gets pure noise and is told that there is less"
+        case "guidance_scale" if value <= 1:
+            return "differs", "no guidance: the prompt and the adapter's effect on it are weak"
+        case "torch_dtype" if value in wants.dtypes_wrong:
+            return "wrong", wants.dtypes_wrong[value]
+        case "torch_dtype" if value == "float32":
+            return "differs", "twice the memory and slower; no less exact"
+        case "max_sequence_length" if wants.positions != "rotary":
+            return "wrong", f"Diffusers fails: the positions are laid out for {tokens} text tokens"
+        case "max_sequence_length" if value > tokens:
+            return "differs", f"the model was trained with {tokens} text tokens"
+    return "differs", table()["unlike"]["variant"][key]
 
 
 def _dynamic(given: Mapping[str, Any], wants: VariantSettings) -> Judgement:
@@ -166,8 +139,7 @@ def _dynamic(given: Mapping[str, Any], wants: VariantSettings) -> Judgement:
     return wanted, "differs", "the guidance is the same in every step; with the DPM scheduler it should vary"
 
 
-def _frames(given: Mapping[str, Any], wants: VariantSettings) -> Judgement:
-    count = given["num_frames"]
+def _frames(count: int, wants: VariantSettings) -> Judgement:
     valid = wants.nearest(count)
     near = valid[0] if len(valid) == 1 else " or ".join(map(str, valid))
     if count not in wants.counts:
@@ -196,21 +168,11 @@ def _size(key: str, given: Mapping[str, Any], wants: VariantSettings) -> Judgeme
     return wanted, "differs", f"not a size this model was made for: {rule}{swapped}"
 
 
-def _fused(given: Mapping[str, Any], _: VariantSettings) -> Judgement:
+def _fused(components: tuple[str, ...]) -> Judgement:
     wanted = ("transformer",)
-    if others := [name for name in given["fuse_components"] if name not in wanted]:
+    if others := [name for name in components if name not in wanted]:
         return wanted, "wrong", f"fuse_lora raises ValueError: CogVideoX has no {listed(others)} to fuse"
     return wanted, "fine", ""
-
-
-_RULES: dict[str, Callable[[Mapping[str, Any], VariantSettings], Judgement]] = {
-    "use_dynamic_cfg": _dynamic,
-    "num_frames": _frames,
-    "height": lambda given, wants: _size("height", given, wants),
-    "width": lambda given, wants: _size("width", given, wants),
-    "fuse_components": _fused,
-}
-"""How settings are judged that have several right values, or one that other settings decide."""
 
 
 def _strength(key: str, given: Mapping[str, Any], rank: int | None) -> Judgement:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from loraforge.tables import package_table
+from loraforge.tables import package_table, with_tuples
 from loraforge.text import command
 
 MOST = 4_000_000
@@ -28,13 +28,12 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]")
 
 @dataclass(frozen=True, slots=True)
 class Symptom:
-    """One failure: text, cause, check and fix. Its JSON follows schemas/symptoms.schema.json."""
+    """One failure: text, cause, check and fix. schemas/symptoms.schema.json explains the fields."""
 
     id: str
     title: str
     title_zh: str
     any: tuple[str, ...]
-    """Texts of which one must occur. `*` is any text, `**` a long one, `#` a number; case does not matter."""
     cause: str
     cause_zh: str
     check: str
@@ -42,15 +41,10 @@ class Symptom:
     fix: str
     fix_zh: str
     sources: tuple[str, ...]
-    """Threads (`owner/repo#n`) and source files in which the text was seen."""
     near: tuple[str, ...] = ()
-    """Words of which one must occur near the text, because it is not specific enough; empty if it is."""
     unless: tuple[str, ...] = ()
-    """Words that, near the text, mean that nothing is wrong."""
     over: tuple[str, ...] = ()
-    """Ids of less specific entries about the same failure, which are left out if this one is found."""
     exact: bool = True
-    """Whether the texts are the program's own words; false if they paraphrase them."""
     check_command: str | None = None
     fix_command: str | None = None
 
@@ -77,13 +71,7 @@ class Symptom:
 @cache
 def symptoms() -> Mapping[str, Symptom]:
     """Every known failure, by its id."""
-    known = {}
-    for name, entry in package_table("facts/symptoms").items():
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
-        }
-        known[name] = Symptom(name, **fields)
-    return known
+    return {name: Symptom(name, **with_tuples(entry)) for name, entry in package_table("facts/symptoms").items()}
 
 
 def find(text: str) -> list[Symptom]:
@@ -127,10 +115,7 @@ def _pieces(fragment: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 
 def _match(log: str, fragment: str, symptom: Symptom) -> tuple[int, int] | None:
-    """The last occurrence of a fragment with a `near` word and no `unless` word around it, or None.
-
-    It is returned as the number of characters in it that are not wildcards, and its end in the log.
-    """
+    """The last occurrence with a `near` word and no `unless` word around it: its literal characters and its end."""
     pieces, gaps = _pieces(fragment)
     limit = len(log)
     for _ in range(TRIES):

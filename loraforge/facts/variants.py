@@ -8,7 +8,7 @@ from typing import Any
 
 from loraforge.errors import LoraforgeError, Try, adding
 from loraforge.facts.given_settings import KEYS, Settings, Value
-from loraforge.tables import package_table
+from loraforge.tables import package_table, with_tuples
 from loraforge.text import shown
 
 USUAL_RANK = 128
@@ -103,7 +103,7 @@ def preset(name: str, variant: str, *, rank: int | None = None) -> Settings:
         text = f"{entry['title']} does not run {variant}, only {', '.join(runs)}."
         raise LoraforgeError(text, adding("--like", "cli_demo", why="CogVideo's script that runs every variant"))
     values: dict[str, Value] = {key: getattr(wants, key) for key in entry.get("as_variant", ())}
-    values |= {key: tuple(value) if isinstance(value, list) else value for key, value in entry["values"].items()}
+    values |= with_tuples(entry["values"])
     if values.get("adapter_strength") == "1/rank":
         values["adapter_strength"] = 1 / (rank or USUAL_RANK)
     return {key: values[key] for key in KEYS if key in values}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from loraforge.errors import FileError, Try
 from loraforge.files.neighbours import SAFETENSORS, TENSORS, TORCH
@@ -27,8 +27,7 @@ _BEGINNINGS = (
 """How another kind of file begins, in lower case; what it is; and the command to type, if not the usual one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Container:
+class Container(NamedTuple):
     """One way to store tensors, in a file or in a folder of files."""
 
     kind: str

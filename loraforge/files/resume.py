@@ -160,15 +160,15 @@ def _unmake(folder: Path, made: Sequence[Path]) -> None:
 
 def _resumed(folder: Path, plan: str) -> Partial:
     """What an earlier run left, if it followed the same plan; else an empty folder."""
-    try:
-        progress = json.loads((folder / PROGRESS).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        progress = None
+    progress: Any = None
     partial = Partial(folder, plan, {})
+    with suppress(OSError, ValueError, RecursionError):
+        progress = json.loads((folder / PROGRESS).read_bytes())
     if isinstance(progress, dict) and progress.get("plan") == plan:
-        for name, record in progress.get("done", {}).items():
-            if (folder / name).is_file() and (folder / name).stat().st_size == record["size"]:
-                partial.done[name] = record
+        files = ((folder / name, name, record) for name, record in progress.get("done", {}).items())
+        partial.done = {
+            n: record for file, n, record in files if file.is_file() and file.stat().st_size == record["size"]
+        }
     else:
         for child in folder.iterdir():
             if child.is_dir() and not child.is_symlink():

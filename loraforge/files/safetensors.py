@@ -17,8 +17,11 @@ from loraforge.errors import FileError
 from loraforge.files.tensorfile import HEADER_LIMIT, Chunk, TensorFile, TensorInfo
 from loraforge.text import command
 
-Header = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Key -> element type as safetensors names it, and shape."""
+Entry = tuple[str, tuple[int, ...]]
+"""Element type as safetensors names it, and shape."""
+Header = Mapping[str, Entry]
+Content = Array | Iterable[Chunk]
+"""A tensor: an array, or pieces of its raw bytes."""
 
 
 def begins_safetensors(head: bytes) -> bool:
@@ -74,16 +77,12 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_safetensors(
-    path: Path,
-    header: Header,
-    tensors: Iterable[tuple[str, Array | Iterable[Chunk]]],
-    metadata: Mapping[str, str],
+    path: Path, header: Header, tensors: Iterable[tuple[str, Content]], metadata: Mapping[str, str]
 ) -> dict[str, int]:
-    """Write a safetensors file: the header, then the tensors in any order.
+    """Write a safetensors file: the header, then the tensors in any order. Returns the CRC-32 of each tensor's bytes.
 
-    Each tensor is an array, or pieces of its raw bytes. Returns the CRC-32 of each tensor's bytes. The file depends
-    on the arguments alone: keys are in `file_order`, and the header is padded to 8 bytes. Raises ValueError if a
-    tensor is missing or differs from its entry in the header.
+    The file depends on the arguments alone: keys are in `file_order`, and the header is padded to 8 bytes. Raises
+    ValueError if a tensor is missing or differs from its entry in the header.
     """
     text, offsets = safetensors_header(header, metadata)
     sums: dict[str, int] = {}
@@ -121,7 +120,7 @@ def file_order(header: Header) -> list[str]:
     return sorted(header, key=lambda key: (-BYTES[header[key][0]], key))
 
 
-def chunks_of(key: str, entry: tuple[str, tuple[int, ...]], tensor: Array | Iterable[Chunk]) -> Iterator[Chunk]:
+def chunks_of(key: str, entry: Entry, tensor: Content) -> Iterator[Chunk]:
     """The bytes of a tensor in row-major order. Raises ValueError if its type, shape or size is not that of `entry`."""
     if isinstance(tensor, np.ndarray):
         if (name_of(tensor.dtype), tensor.shape) != (entry[0], tuple(entry[1])):

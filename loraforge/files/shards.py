@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path, PurePath
@@ -68,9 +69,10 @@ def group_of(path: Path) -> Group | None:
         whole = whole_name(index.name)
         if index == path or (not is_file and path.name == whole):
             return _indexed(index)
-        part = is_file and path.name != whole
-        if part and path.name in (_indexed(index).names if whole_name(path.name) == whole else _named(index)):
-            return _indexed(index)
+        if is_file and path.name != whole:
+            group = _indexed(index) if whole_name(path.name) == whole else _readable(index)
+            if group and path.name in group.names:
+                return group
     names = [path.name] if is_file else [entry.name for entry in path.parent.glob("*-of-*")]
     for name in names:
         match = _NUMBERED.fullmatch(name)
@@ -85,12 +87,11 @@ def _indices(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.glob("*.index*.json") if is_index(entry))
 
 
-def _named(index: Path) -> tuple[str, ...]:
-    """The files that an index names; empty if it cannot be read: it may belong to something else."""
-    try:
-        return _indexed(index).names
-    except FileError:
-        return ()
+def _readable(index: Path) -> Group | None:
+    """The group of an index; None if it cannot be read: it may belong to something else."""
+    with suppress(FileError):
+        return _indexed(index)
+    return None
 
 
 def _indexed(index: Path) -> Group:
@@ -120,13 +121,11 @@ def alone(paths: Iterable[Path]) -> list[Path]:
 
 def _check_whole(file: TensorFile) -> None:
     """Raises FileError if an index beside a file says that its tensors are a part, and their file is not here."""
-    for index in _indices(file.path.parent):
-        if not _named(index):
+    for index, group in ((index, _readable(index)) for index in _indices(file.path.parent)):
+        if not group or not file.tensors or not file.tensors.keys() < group.places.keys():
             continue
-        group = _indexed(index)
-        names = {group.places[key] for key in file.tensors if key in group.places}
-        part = file.tensors and file.tensors.keys() < group.places.keys()
-        if part and not any((index.parent / name).exists() for name in names):
+        names = {group.places[key] for key in file.tensors}
+        if not any((index.parent / name).exists() for name in names):
             text = f"{file.path} is not all of it: by {index.name} its tensors are those of {listed(sorted(names), 3)}"
             what = f"{len(file.tensors)} of the {len(group.places)} of {group.whole.name}"
             look = command("ls", "-l", index.parent)
@@ -168,16 +167,11 @@ def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
         metadata |= file.metadata
     if len({file.kind for file in files}) > 1:
         raise FileError(f"{path} and the others of {group.whole.name} are files of different kinds.", ls)
-    whole = TensorFile(
-        path=files[0].path.with_name(group.whole.name),
-        kind=files[0].kind,
-        size=sum(file.size for file in files),
-        tensors={key: replace(info, map=n) for n, file in enumerate(files) for key, info in file.tensors.items()},
-        metadata=metadata,
-        tops=files[0].tops,
-        wrappers=files[0].wrappers,
-        opaque={key: name for file in files for key, name in file.opaque.items()},
-        globals=files[0].globals,
-        maps=tuple(part for file in files for part in file.maps),
-    )
-    return whole, [*chain(*warned), f"read {listed(list(group.names), 3)} as one, {why}"]
+    tensors = {key: replace(info, map=n) for n, file in enumerate(files) for key, info in file.tensors.items()}
+    opaque = {key: name for file in files for key, name in file.opaque.items()}
+    size, maps = sum(file.size for file in files), tuple(part for file in files for part in file.maps)
+    whole = replace(files[0], path=files[0].path.with_name(group.whole.name), size=size, tensors=tensors, counts={})
+    return replace(whole, metadata=metadata, opaque=opaque, maps=maps), [
+        *chain(*warned),
+        f"read {listed(list(group.names), 3)} as one, {why}",
+    ]

@@ -28,6 +28,10 @@ STORAGES = {
 _DTYPES = NAMES | {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 
 
+_MOST = {"data.pkl": MOST_BYTES, "byteorder": 16}
+"""The records that are read into memory -> the most bytes they may have."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Storage:
     dtype: str
@@ -68,26 +72,14 @@ def read_torch(path: Path) -> TensorFile:
             raise HostileError(f"{path}: its state dict is wrapped more than {len(WRAPPERS)} times.")
     tensors = {key: value for key, value in state_dict.items() if isinstance(value, TensorInfo)}
     others = {key: value for key, value in state_dict.items() if key not in tensors}
-    return TensorFile(
-        path=path,
-        kind="torch",
-        size=size,
-        tensors=tensors,
-        metadata={KEY: top[KEY]} if isinstance(top.get(KEY), str) else {},
-        tops=tuple(top),
-        counts={key: value for key, value in top.items() if type(value) is int},
-        wrappers=tuple(wrappers),
-        opaque={key: v.name if isinstance(v, Opaque) else type(v).__name__ for key, v in others.items()},
-        globals=names,
-    )
+    opaque = {key: v.name if isinstance(v, Opaque) else type(v).__name__ for key, v in others.items()}
+    metadata = {KEY: top[KEY]} if isinstance(top.get(KEY), str) else {}
+    counts = {key: value for key, value in top.items() if type(value) is int}
+    return TensorFile(path, "torch", size, tensors, metadata, tuple(top), counts, tuple(wrappers), opaque, names)
 
 
 def _with_text_keys(tree: Any) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if isinstance(key, str)} if isinstance(tree, dict) else {}
-
-
-_MOST = {"data.pkl": MOST_BYTES, "byteorder": 16}
-"""The records that are read into memory -> the most bytes they may have."""
 
 
 def _content(name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:

@@ -14,11 +14,10 @@ from typing import BinaryIO
 import numpy as np
 
 from loraforge.algebra.dtypes import BYTES
-from loraforge.algebra.lora import Array
 from loraforge.errors import ConversionError
-from loraforge.files.safetensors import Header, chunks_of
+from loraforge.files.safetensors import Content, Entry, Header, chunks_of
 from loraforge.files.tensorfile import Chunk, TensorFile
-from loraforge.files.torch_read import STORAGES
+from loraforge.files.torch_read import STORAGES, WRAPPERS
 
 Plain = int | float | str | bool | None
 
@@ -30,25 +29,17 @@ _ALIGNMENT = 64
 
 
 def write_torch(
-    path: Path,
-    header: Header,
-    tensors: Iterable[tuple[str, Array | Iterable[Chunk]]],
-    *,
-    wrapper: str = "module",
-    extra: Mapping[str, Plain] = {},
+    path: Path, header: Header, tensors: Iterable[tuple[str, Content]], *, extra: Mapping[str, Plain] = {}
 ) -> dict[str, int]:
-    """Write `{wrapper: {key: tensor, ...}, **extra}` as torch.save lays it out.
+    """Write `{"module": {key: tensor, ...}, **extra}` as torch.save lays it out.
 
-    `tensors` must come in the order of `header`, as arrays or as pieces of raw little-endian bytes. Only one
-    is held at a time. The file depends on the arguments alone, not on its name or the day. Returns the CRC-32 of
-    each tensor's bytes.
+    `tensors` must come in the order of `header`. Only one is held at a time. The file depends on the arguments alone,
+    not on its name or the day. Returns the CRC-32 of each tensor's bytes.
 
     Raises ConversionError, before anything is written, if torch has no storage class for an element type; and
     ValueError if the tensors differ from the header, which leaves a file that torch.load refuses.
     """
-    tree = _pickled(header, wrapper, extra)
-    given = iter(tensors)
-    sums: dict[str, int] = {}
+    tree, given, sums = _pickled(header, extra), iter(tensors), dict[str, int]()
     with path.open("wb") as stream, zipfile.ZipFile(stream, "w") as archive:
         _put(archive, stream, "data.pkl", len(tree), [tree])
         # No .format_version: it would tell torch to compute where records lie from torch's own writer's habits.
@@ -80,9 +71,7 @@ def copy_chunks(file: TensorFile, key: str, size: int = 1 << 24) -> Iterator[byt
         yield piece
 
 
-def _content(
-    key: str, entry: tuple[str, tuple[int, ...]], given: Iterator[tuple[str, Array | Iterable[Chunk]]]
-) -> Iterator[Chunk]:
+def _content(key: str, entry: Entry, given: Iterator[tuple[str, Content]]) -> Iterator[Chunk]:
     """The bytes of the next tensor. Raises ValueError if it is not the announced one.
 
     It takes the tensor itself, so that no variable of a caller keeps it alive while the next one is made.
@@ -108,11 +97,11 @@ def _put(archive: zipfile.ZipFile, stream: BinaryIO, name: str, size: int, chunk
     return info.CRC
 
 
-def _pickled(header: Header, wrapper: str, extra: Mapping[str, Plain]) -> bytes:
+def _pickled(header: Header, extra: Mapping[str, Plain]) -> bytes:
     """The pickle, opcode by opcode: the stdlib's writer would import torch to name its functions."""
-    if wrapper in extra:
-        raise ValueError(f"{wrapper} is where the tensors go, and cannot be an extra value")
-    parts = [pickle.PROTO, b"\x02", pickle.EMPTY_DICT, _plain(wrapper), _ORDERED_DICT]
+    if WRAPPERS[0] in extra:
+        raise ValueError(f"{WRAPPERS[0]} is where the tensors go, and cannot be an extra value")
+    parts = [pickle.PROTO, b"\x02", pickle.EMPTY_DICT, _plain(WRAPPERS[0]), _ORDERED_DICT]
     for number, (key, (dtype, shape)) in enumerate(header.items()):
         if dtype not in _TYPES:
             raise ConversionError(f"{key} has element type {dtype}, which a torch checkpoint cannot hold plainly.")

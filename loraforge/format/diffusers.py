@@ -67,7 +67,7 @@ class DiffusersFormat:
     @property
     def layouts(self) -> Mapping[str, str]:
         """Every architecture with a layout of Diffusers' names."""
-        return having(["diffusers"])
+        return having("diffusers")
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         return checkpoints.choose(source, FILES, choice)

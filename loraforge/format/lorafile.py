@@ -16,13 +16,12 @@ from loraforge.format.keys import KeyStyle, alphas, altered, ranks
 from loraforge.format.protocol import Header, Target
 from loraforge.hub.address import renamed
 from loraforge.names.layout import Architecture
-from loraforge.scale.candidates import candidates
 from loraforge.scale.origin import origin
 from loraforge.scale.recorded import Record, looked, search
 from loraforge.scale.resolve import resolve
 from loraforge.scale.rule import Choice
 from loraforge.scale.split_qkv import Stacks
-from loraforge.scale.writers import agreed, differ, writers
+from loraforge.scale.writers import agreed, candidates, differ, writers
 from loraforge.text import command
 
 

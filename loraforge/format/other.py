@@ -26,6 +26,8 @@ class OtherFormat:
 
     name = "other"
     summary = "any mixture of known prefixes, wrappers and factor words"
+    like = "diffusers"
+    """The format whose trainers and programs are looked at, where the modules have its names."""
     options: frozenset[str] = frozenset()
     storage = Storage()
     writer = None
@@ -68,7 +70,7 @@ class OtherFormat:
         layouts = self.layouts if self._layouts is not None else self.of(file).layouts
         stated = choice.architecture
         name = stated if stated and stated in layouts else self._best(hits, layouts)
-        writes = "diffusers" if layouts[name] == "diffusers" and hits[0].sep == "." else self.name
+        writes = self.like if layouts[name] == self.like and hits[0].sep == "." else self.name
         adapter = read_lora_file(file, choice, self.style, architecture(name), layouts[name], writes=writes)
         return replace(adapter, notes=(described(hits), *adapter.notes))
 

@@ -75,7 +75,7 @@ class PeftFormat:
     @property
     def layouts(self) -> Mapping[str, str]:
         """Every architecture with a layout of Diffusers' names: PEFT uses the names of the model."""
-        return having(["diffusers"])
+        return having("diffusers")
 
     def find(self, source: Path, choice: Choice) -> Found | None:
         found = checkpoints.choose(source, FILES, choice)

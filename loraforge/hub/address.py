@@ -94,10 +94,7 @@ def address(source: str | Path) -> Address | None:
 
 
 def parsed(text: str) -> Address | None:
-    """The address on the Hub that a text names, whatever exists on this machine; None if it cannot be one.
-
-    Raises HubError for an address with a part that cannot be obeyed.
-    """
+    """The address that a text names, whatever exists here; None if it is none. Raises HubError for a wrong part."""
     scheme = text.startswith(_SCHEMES)
     try:
         kind, repo, revision, exact, path = _split(text) if scheme else _parts(text)

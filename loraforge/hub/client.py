@@ -159,15 +159,10 @@ def patiently(call: Callable[[], T], wait: Wait = lambda _: None) -> T:
                 given_up = answer is None or answer.status_code != 429
             if given_up:
                 raise
-            pause = _pause(answer, attempt)
+            asked = answer.headers.get("Retry-After", "") if answer is not None else ""
+            pause = min(float(asked) if asked.isdecimal() else 0.5 * 2**attempt, _LONGEST)
             why = f"HTTP {answer.status_code}" if answer is not None else type(error).__name__
             state = "is busy" if answer is not None else "does not answer"
             wait(f"the Hub {state} ({why}): trying again in {pause:g} s")
             time.sleep(pause)
     return call()
-
-
-def _pause(answer: Any, attempt: int) -> float:
-    """Seconds to wait: as the Hub asks, else doubled with each try."""
-    asked = answer.headers.get("Retry-After", "") if answer is not None else ""
-    return min(float(asked), _LONGEST) if asked.isdecimal() else min(0.5 * 2**attempt, _LONGEST)

@@ -1,7 +1,7 @@
 """A repository on the Hub as a folder, so that the code that reads adapters from a disk works for it too.
 
 Every file has its name and size but no content. Only the header of a tensor file that is opened is downloaded, by range
-requests; the configurations beside it are downloaded whole.
+requests; the configurations beside it are downloaded whole, and of a base model all that is loaded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import atexit
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path, PurePosixPath
 
 from loraforge.errors import FileError, HubError, adding
@@ -28,6 +29,10 @@ _LONGEST = 1 << 24
 _CONFIGS = frozenset({*BESIDE, "adapter_config.json", "model_config.yaml"})
 _MOST = 1 << 20
 """Bytes of the longest configuration that is downloaded."""
+
+_READ = (".safetensors", ".json", ".txt", ".model")
+"""Suffixes of weights, configurations and tokenizers."""
+_SAT = (".pt", "latest", ".yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +76,7 @@ class Reached:
         return self._opened(self.repo.fetch(name), name)
 
     def only(self) -> tuple[Path, str]:
-        """The only tensor file below the address, and a note, for a repository without the usual file names.
-
-        Raises HubError that lists the files if there is none or more than one.
-        """
+        """The only tensor file below the address, and a note. Raises HubError that lists the files if it is not one."""
         below = [name for name in self.repo.files if (self.folder / name).is_relative_to(self.source)]
         plain = [name for name in below if ".safetensors" in name]
         every = plain or [name for name in below if name.endswith(TENSORS)]
@@ -102,10 +104,7 @@ class Reached:
 
 
 def reach(source: str | Path) -> Reached | None:
-    """The repository on the Hub that `source` names, as a folder; None if `source` is a path.
-
-    Raises HubError if it does not exist.
-    """
+    """The repository that `source` names, as a folder; None if it is a path. Raises HubError if there is none."""
     where = address(source)
     if where is None:
         return None
@@ -131,3 +130,40 @@ def reach(source: str | Path) -> Reached | None:
     if where.path and not reached.source.exists():
         raise repo.missing(f"has no {where.path}")
     return reached
+
+
+def base_folder(source: str | Path, *, only: str = "") -> Path:
+    """The folder of a base model on this machine: `source` if it is a path, else the downloaded one.
+
+    `only`: the one component of a pipeline to download. Raises HubError if the Hub has no such model.
+    """
+    where = address(source)
+    if where is None:
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    repo = open_repo(where)
+    where = repo.address
+    names = _needed(repo, only)
+    if not names:
+        raise repo.missing(f"has no {where.path}" if where.path else "has no base model in it")
+    folder = repo.download(snapshot_download, str(where), allow_patterns=[escape(name) for name in names])
+    repo.known_as(folder)
+    return folder / where.path
+
+
+def _needed(repo: Repo, only: str) -> list[str]:
+    inside = repo.address.path
+    if inside in repo.files:
+        return [inside]
+    start = f"{inside}/" if inside else ""
+    below = {name.removeprefix(start) for name in repo.files if name.startswith(start)}
+    read = {name for name in below if name.endswith(_READ)}
+    if "model_index.json" in below:
+        folder = f"{only}/" if only else ""
+        chosen = {name for name in read if ("/" in name and name.startswith(folder)) or name == "model_index.json"}
+    elif "config.json" in below:
+        chosen = {name for name in read if "/" not in name}
+    else:
+        chosen = {name for name in below if name.endswith(_SAT)}
+    return sorted(start + name for name in chosen)

@@ -100,7 +100,12 @@ def open_repo(address: Address) -> Repo:
             info = patiently(lambda: HfApi().model_info(address.repo, revision=address.revision, files_metadata=True))
     except HubError as error:
         if isinstance(error.__cause__, errors.RevisionNotFoundError):
-            raise _no_revision(address) from error
+            with asking(address.repo):
+                names = _revisions(address)
+            lines = [command("loraforge", "inspect", f"hf://{address.repo}@{branch}") for branch in names[:5]]
+            name = f"{address.revision}/{address.path}" if address.loose else address.revision
+            text = f"{address.repo} has no revision {name}; it has {listed(names, 8)}."
+            raise HubError(text, *lines) from error
         if address.bare and isinstance(error.__cause__, errors.RepositoryNotFoundError):
             raise HubError(f"{_not_here(address)}{error.message}", *error.remedies) from error
         raise
@@ -139,14 +144,6 @@ def _revisions(address: Address) -> list[str]:
 
     refs = patiently(lambda: HfApi().list_repo_refs(address.repo))
     return [ref.name for ref in (*refs.branches, *refs.tags)]
-
-
-def _no_revision(address: Address) -> HubError:
-    with asking(address.repo):
-        names = _revisions(address)
-    lines = [command("loraforge", "inspect", f"hf://{address.repo}@{branch}") for branch in names[:5]]
-    name = f"{address.revision}/{address.path}" if address.loose else address.revision
-    return HubError(f"{address.repo} has no revision {name}; it has {listed(names, 8)}.", *lines)
 
 
 def _from_cache(address: Address) -> Repo:

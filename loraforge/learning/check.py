@@ -40,11 +40,9 @@ class Checked(Document):
 
     def lines(self) -> list[str]:
         """The report for a terminal; the sizes as TOML."""
-        lines = list[str]()
+        lines, right = list[str](), "tensors, each where the layout has it, bit for bit"
         for pair in self.pairs:
-            lines += [
-                f"{pair['a']} -> {pair['b']}: {pair['tensors']} tensors, each where the layout has it, bit for bit"
-            ]
+            lines += [f"{pair['a']} -> {pair['b']}: {pair['tensors']} {right}"]
             lines += [f"  not known  {key}" for key in pair["unknown"]]
         sizes = [f'{segment} = ["{rows}", "{inputs}"]' for segment, (rows, inputs) in self.dimensions.items()]
         return [*lines, *(["", "[dimensions]", *sizes] if sizes else [])]
@@ -79,10 +77,8 @@ def _moved(arch: Architecture, a: Checkpoint, b: Checkpoint) -> tuple[dict[str, 
         text = f"{a.path} and {b.path} do not have the names of two layouts of {arch.title}."
         raise LoraforgeError(text, command("loraforge", "layouts"))
     arch = arch.ending(arch.layouts[of_a].last_block(a.names))
-    sides = [
-        (a, arch.layouts[of_a], known(a, arch.layouts[of_a])),
-        (b, arch.layouts[of_b], known(b, arch.layouts[of_b])),
-    ]
+    layouts = ((a, arch.layouts[of_a]), (b, arch.layouts[of_b]))
+    sides = [(side, layout, known(side, layout)) for side, layout in layouts]
     pieces, _ = route({key: a.info(key).shape for key in sides[0][2]}, arch, of_a, of_b, [ANY])
     moved = {k for k, ps in pieces.items() if k in sides[1][2] or not all(sides[0][1].needless(p.key) for p in ps)}
     wrong = [key for key in moved | sides[1][2] if key not in b.names or not equal(a, pieces.get(key, ()), b, key)]

@@ -110,8 +110,7 @@ def as_toml(tables: Mapping[str, Any], path: str = "") -> str:
     """The text of the tables: values first, then a `[table]` for each mapping."""
     inner = {key: value for key, value in tables.items() if isinstance(value, Mapping)}
     bare = {key: key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key) for key in tables}
-    lines = [f"\n[{path}]"] if path and len(inner) < len(tables) else []
-    lines += [
-        f"{bare[key]} = {json.dumps(value, ensure_ascii=False)}" for key, value in tables.items() if key not in inner
-    ]
+    values = {key: json.dumps(value, ensure_ascii=False) for key, value in tables.items() if key not in inner}
+    lines = [f"\n[{path}]"] if path and values else []
+    lines += [f"{bare[key]} = {value}" for key, value in values.items()]
     return "\n".join([*lines, *(as_toml(table, f"{path}.{bare[key]}".strip(".")) for key, table in inner.items())])

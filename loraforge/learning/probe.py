@@ -41,9 +41,7 @@ def probe(source: Path, out: Path, *, adapter: bool = False, rank: int = 6, forc
         random = np.random.default_rng(crc32(key.encode()))
         for start in range(0, prod(shape), _PIECE) if dtype in FACTORS else ():
             bits = random.integers(0, 1 << 16, min(_PIECE, prod(shape) - start), np.uint16)
-            bits = (bits & 0x87FF) + np.uint16(
-                (127 - 10) << 7
-            )  # sign, four bits of the exponent, seven of the fraction
+            bits = (bits & 0x87FF) + np.uint16((127 - 10) << 7)  # sign, exponent's four low bits, fraction's seven
             yield bits.view(ml_dtypes.bfloat16).astype(numpy_type(dtype)).view(np.uint8).data
         if dtype not in FACTORS:
             yield side.file.raw(key)

@@ -8,7 +8,7 @@ Sources: peft tuners/lora/layer.py (`LoraLayer.forward`); diffusers models/atten
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,32 +60,21 @@ class Update:
         return math.sqrt(max(change, 0.0) / size) if size > 0 else math.inf if change else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The device and type that the factors of one layer must have."""
-
-    device: Any
-    dtype: Any
-    """None to keep PEFT's choice, as for base weights that are packed integers."""
-    away: bool
-    """Whether the base weight is on another device until the forward of its layer."""
-
-
-def place_of(layer: Any, group: Any) -> Place:
-    """The place for a layer's factors; `group` is the configuration of the transformer's group offload, or None."""
+def _place(layer: Any, group: Any) -> tuple[Any, Any, bool]:
+    """Device, type and `away` of the factors of a layer; `group` is the configuration of the group offload, or None."""
     hook = getattr(layer, "_hf_hook", None)
     aligned = next((h for h in (hook, *getattr(hook, "hooks", ())) if getattr(h, "offload", False)), None)
     weight, casting = layer.weight, _hook(layer, "layerwise_casting")
     dtype = casting.compute_dtype if casting else getattr(layer, "compute_dtype", None) or weight.dtype
-    device, away = weight.device, False
-    if device.type == "meta" and aligned is not None and aligned.execution_device is not None:
+    dtype = dtype if dtype.is_floating_point else None
+    if weight.device.type == "meta" and aligned is not None and aligned.execution_device is not None:
         import torch
 
-        device, away = torch.device(aligned.execution_device), True
-    elif group is not None and group.offload_to_disk_path:
+        return torch.device(aligned.execution_device), dtype, True
+    if group is not None and group.offload_to_disk_path:
         # a group is read back by position, so that new tensors are not part of it
-        device, away = group.onload_device, True
-    return Place(device, dtype if dtype.is_floating_point else None, away)
+        return group.onload_device, dtype, True
+    return weight.device, dtype, False
 
 
 def group_offload(transformer: Any) -> Any:
@@ -105,12 +94,16 @@ class Cast:
 
     exact: Update
     rounded: Update
-    place: Place
+    device: Any
+    dtype: Any
+    """None to keep PEFT's choice, as for base weights that are packed integers."""
+    away: bool
+    """Whether the base weight is on another device until the forward of its layer."""
 
     @property
     def is_narrow(self) -> bool:
         """Whether the type of the layer has one byte."""
-        return self.place.dtype is not None and self.place.dtype.itemsize < 2
+        return self.dtype is not None and self.dtype.itemsize < 2
 
     @property
     def off(self) -> float:
@@ -123,51 +116,40 @@ class TypeTooNarrowError(LoraforgeError):
 
 
 def placed(transformer: Any, updates: Mapping[str, Update]) -> dict[str, Cast]:
-    """Every update converted to the type of its layer, with its place.
-
-    Raises LoraforgeError, before anything is changed, if a layer could not compute with it.
-    """
+    """Every update in the type and for the device of its layer. Raises LoraforgeError if one cannot compute so."""
     modules, group = dict(transformer.named_modules()), group_offload(transformer)
-    casts, problems = dict[str, Cast](), dict[str, list[str]]()
+    casts, problems = dict[str, Cast](), dict[int, list[str]]()
     for path, update in updates.items():
         layer = modules[path]
-        place = place_of(getattr(layer, "base_layer", layer), group)
-        casts[path] = cast = Cast(update, update.to(place.dtype), place)
-        if why := next((why for why, hinders in _HINDERED.items() if hinders(cast)), None):
-            problems.setdefault(why, []).append(path)
-    for why, paths in problems.items():
-        kind = TypeTooNarrowError if why in _OF_TYPE else LoraforgeError
-        raise kind(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *_REMEDIES.get(why, ()))
+        device, dtype, away = _place(getattr(layer, "base_layer", layer), group)
+        casts[path] = cast = Cast(update, update.to(dtype), device, dtype, away)
+        if (n := next((n for n, (_, hinders, *_) in enumerate(_OBSTACLES) if hinders(cast)), None)) is not None:
+            problems.setdefault(n, []).append(path)
+    for n, paths in problems.items():
+        why, _, kind, *remedies = _OBSTACLES[n]
+        raise kind(f"{why}, in {listed(paths, 3)}. Nothing was loaded.", *remedies)
     return casts
 
 
-_META = "the base weights are on `meta`, and no offload loads them layer by layer"
-_FLOAT8 = "the base weights are float8 without layerwise casting, and PyTorch cannot compute with them directly"
-_NAN = "the adapter contains NaN or infinity"
-_LARGE = "the adapter's numbers are too large for the type of the transformer, and become infinity"
-_DORA = "a DoRA needs the base weights, which are offloaded or in float8"
-_ROUNDED = f"rounding to the type of the transformer changes the update by more than {CEILING:.0%} of its size"
-_HINDERED: Mapping[str, Callable[[Cast], bool]] = {
-    _META: lambda cast: cast.place.device.type == "meta",
-    _DORA: lambda cast: cast.exact.magnitude is not None and (cast.place.away or cast.is_narrow),
-    _FLOAT8: lambda cast: cast.is_narrow,
-    _NAN: lambda cast: not cast.exact.is_finite,
-    _LARGE: lambda cast: not cast.rounded.is_finite,
-    _ROUNDED: lambda cast: cast.off > CEILING,
-}
-"""Obstacle -> whether it applies. Checked in this order, before the transformer is changed."""
-_OF_TYPE = (_FLOAT8, _LARGE, _ROUNDED)
-"""The obstacles that a wider type of the transformer removes."""
 _WIDER = Try("pipe.transformer.to(torch.bfloat16)", "before load_into; or torch.float32")
 _CASTING = "pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)"
-_REMEDIES: Mapping[str, list[Try]] = {
-    _META: [Try("pipe = DiffusionPipeline.from_pretrained(...)", "which fills the weights; then load_into")],
-    _DORA: [Try("load_into(pipe, adapter)", "before the offload or the casting is switched on")],
-    _FLOAT8: [Try(_CASTING, "before load_into, which then keeps its layers in bfloat16")],
-    _LARGE: [_WIDER],
-    _ROUNDED: [_WIDER],
-}
-"""Obstacle -> what to do about it; nothing helps against NaN."""
+_OBSTACLES: Sequence[tuple[str, Callable[[Cast], bool], type[LoraforgeError], *tuple[Try, ...]]] = (
+    ("the base weights are on `meta`, and no offload loads them layer by layer",
+     lambda cast: cast.device.type == "meta", LoraforgeError,
+     Try("pipe = DiffusionPipeline.from_pretrained(...)", "which fills the weights; then load_into")),
+    ("a DoRA needs the base weights, which are offloaded or in float8",
+     lambda cast: cast.exact.magnitude is not None and (cast.away or cast.is_narrow), LoraforgeError,
+     Try("load_into(pipe, adapter)", "before the offload or the casting is switched on")),
+    ("the base weights are float8 without layerwise casting, and PyTorch cannot compute with them directly",
+     lambda cast: cast.is_narrow, TypeTooNarrowError,
+     Try(_CASTING, "before load_into, which then keeps its layers in bfloat16")),
+    ("the adapter contains NaN or infinity", lambda cast: not cast.exact.is_finite, LoraforgeError),
+    ("the adapter's numbers are too large for the type of the transformer, and become infinity",
+     lambda cast: not cast.rounded.is_finite, TypeTooNarrowError, _WIDER),
+    (f"rounding to the type of the transformer changes the update by more than {CEILING:.0%} of its size",
+     lambda cast: cast.off > CEILING, TypeTooNarrowError, _WIDER),
+)  # fmt: skip
+"""Obstacle, whether it applies, the error, and what to do about it. The first that applies to a layer is raised."""
 
 
 @dataclass(frozen=True, slots=True)

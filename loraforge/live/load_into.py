@@ -97,7 +97,11 @@ def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None)
     refuse_misfits(transformer, adapter, plans)
     name = name or _free_name(transformer, adapter)
     state, metadata = _as_diffusers(plans)
-    updates = _updates(plans, state)
+    updates = dict[str, Update]()  # that each layer should add, of the very tensors that Diffusers gets
+    for one in plans:
+        start = f"{COMPONENT}.{one.path}"
+        A, B, magnitude = (state.get(f"{start}.lora_{name}") for name in ("A.weight", "B.weight", "magnitude_vector"))
+        updates[one.path] = Update(A, B, one.delta[0].scaling, magnitude)
     casts = placed(transformer, updates)
     with guarded(transformer, name) as before:
         notes = list(_unfused(transformer, updates))
@@ -106,14 +110,20 @@ def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None)
             warnings.filterwarnings("ignore", "Adapter cannot be set when the model is merged", UserWarning)
             warnings.filterwarnings("ignore", ".* to a meta parameter", UserWarning)  # see `_settle`
             transformer.load_lora_adapter(state, prefix=COMPONENT, adapter_name=name, metadata=metadata)
-        _check(transformer, name, set(updates))
+        if odd := {path for path, _ in layers(transformer, name)} ^ updates.keys():
+            text = f"Diffusers put the adapter into other modules than it has: {listed(sorted(odd), 3)}."
+            raise LoraforgeError(f"{text} It was taken out again.", "pip install --upgrade diffusers peft")
         _settle(transformer, name, casts)
         notes += _others_as_before(transformer, before)
         set_strength(transformer, name, strength)
         if bad := list(idle(transformer, name, {path: cast.rounded for path, cast in casts.items()}, strength)):
             text = f"the adapter would not act as it should ({listed(bad, 3)}). It was taken out again."
             raise LoraforgeError(text, "pip install --upgrade diffusers peft")
-        _regroup(transformer)
+        group = group_offload(transformer)
+        if group is not None and not group.offload_to_disk_path:  # else the new layers stay on its device
+            from diffusers.hooks import group_offloading
+
+            group_offloading._maybe_remove_and_reapply_group_offloading(transformer)
     notes = [*adapter.notes, *notes, *_rounding(casts)]
     return Loaded(name, len(plans), adapter.scale, adapter.scalings, strength, adapter.base_model, tuple(notes))
 
@@ -172,18 +182,18 @@ def _settle(transformer: Any, name: str, casts: Mapping[str, Cast]) -> None:
     import torch
 
     for path, cast in casts.items():
-        layer, place, new = transformer.get_submodule(path), cast.place, cast.rounded
+        layer, new = transformer.get_submodule(path), cast.rounded
         holders = ((layer.lora_A, new.A), (layer.lora_B, new.B), (layer.lora_magnitude_vector, new.magnitude))
         for holder, tensor in holders:
             if tensor is None:
                 continue
             weight = holder[name].weight
-            other_type = weight.dtype != (place.dtype or weight.dtype)
-            if weight.device == place.device and not other_type:
+            other_type = weight.dtype != (cast.dtype or weight.dtype)
+            if weight.device == cast.device and not other_type:
                 continue
             if weight.device.type == "meta" or other_type:
                 weight = tensor  # else PEFT's own, which may be padded
-            holder[name].weight = torch.nn.Parameter(weight.detach().to(place.device, place.dtype), requires_grad=False)
+            holder[name].weight = torch.nn.Parameter(weight.detach().to(cast.device, cast.dtype), requires_grad=False)
 
 
 def _others_as_before(transformer: Any, before: LiveState) -> Iterator[str]:
@@ -203,15 +213,6 @@ def _others_as_before(transformer: Any, before: LiveState) -> Iterator[str]:
         )
     elif fused:
         yield f"{listed(fused, 3)} had been fused into the weights (fuse_lora), and acts beside them now, the same"
-
-
-def _regroup(transformer: Any) -> None:
-    """Add the new layers to Diffusers' group offload. If that is to disk, they stay on its device instead."""
-    group = group_offload(transformer)
-    if group is not None and not group.offload_to_disk_path:
-        from diffusers.hooks import group_offloading
-
-        group_offloading._maybe_remove_and_reapply_group_offloading(transformer)
 
 
 def _rounding(casts: Mapping[str, Cast]) -> Iterator[str]:
@@ -250,17 +251,6 @@ def fitted(adapter: Adapter) -> list[Plan]:
     policy = Policy(1.0, "F32") if mixed else Policy(None)  # Diffusers has one scaling per module
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
     return plan(relaid, Storage(), policy, arch.layouts["diffusers"].stacked, "diffusers", ranks)
-
-
-def _updates(plans: list[Plan], state: Mapping[str, Any]) -> dict[str, Update]:
-    """The update that each layer should add, from the very tensors that Diffusers gets."""
-    updates = {}
-    for one in plans:
-        start = f"{COMPONENT}.{one.path}"
-        magnitude = state.get(f"{start}.lora_magnitude_vector")
-        A, B = (state[f"{start}.lora_{factor}.weight"] for factor in "AB")
-        updates[one.path] = Update(A, B, one.delta[0].scaling, magnitude)
-    return updates
 
 
 def _libraries() -> None:
@@ -302,10 +292,3 @@ def _tensor(array: Array) -> Any:
     if plain.dtype.name == "bfloat16":  # a type of ml_dtypes, unknown to torch
         return torch.from_numpy(plain.view(np.int16).copy()).view(torch.bfloat16)
     return torch.from_numpy(plain.copy())
-
-
-def _check(transformer: Any, name: str, paths: set[str]) -> None:
-    """Raise LoraforgeError unless exactly these modules have a layer of the adapter."""
-    if odd := {path for path, _ in layers(transformer, name)} ^ paths:
-        text = f"Diffusers put the adapter into other modules than it has: {listed(sorted(odd), 3)}."
-        raise LoraforgeError(f"{text} It was taken out again.", "pip install --upgrade diffusers peft")

@@ -1,12 +1,12 @@
-"""What a run of a pipeline will do, decided and checked before any weight is loaded."""
+"""What is asked of a run of a pipeline, and what it will do: decided and checked before any weight is loaded."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
@@ -15,20 +15,17 @@ from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.updates import updates
 from loraforge.conversion.read import read
-from loraforge.errors import ConversionError, LoraforgeError, Try, adding
-from loraforge.facts.given_settings import Settings
+from loraforge.errors import LoraforgeError, Try, adding
+from loraforge.facts.given_settings import Settings, checked
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.variants import preset, settings
 from loraforge.files.texts import read_json
 from loraforge.hub.address import address
-from loraforge.hub.fetch_base import base_folder
+from loraforge.hub.folder import base_folder
 from loraforge.media.video import read_video
 from loraforge.names.catalog import architecture
 from loraforge.names.layout import COMPONENT
 from loraforge.text import command, listed, told
-
-if TYPE_CHECKING:
-    from loraforge.live.request import RunRequest
 
 Adapters = Sequence[tuple[Adapter, float]]
 """Adapters, each with its strength."""
@@ -50,6 +47,64 @@ TO_VIDEO, FROM_IMAGE, FROM_VIDEO = (f"CogVideoX{kind}Pipeline" for kind in ("", 
 
 
 @dataclass(frozen=True, slots=True)
+class RunRequest:
+    """The options of `run`. A manifest or the base model decides those that are None or empty."""
+
+    adapters: tuple[str | Path, ...]
+    strength: tuple[float, ...]
+    stated: Mapping[str, Any]
+    """The keywords of `Stated`: the scale at which the adapters were trained."""
+    base: str | Path | None
+    prompt: str
+    negative_prompt: str
+    image: str | Path | None
+    video: str | Path | None
+    given: Settings
+    like: str | None
+    anyway: bool
+    device: str
+    offload: str | None
+    tiling: bool | None
+    slicing: bool | None
+    compare: tuple[float, ...]
+    out: str | Path | None
+    force: bool
+    files: tuple[str | Path, ...]
+    """The manifest, and files of settings (or KEY=VALUE)."""
+    again: Mapping[str, Any] | None = None
+    """The manifest of the run that is repeated."""
+
+    def over(self, again: Mapping[str, Any]) -> RunRequest:
+        """The same run, with its open options taken from a manifest. Raises LoraforgeError if it names adapters."""
+        if self.adapters:
+            raise LoraforgeError("the manifest names its adapters: give it alone.", "loraforge run --help")
+        words = ("base", "prompt", "negative_prompt", "image", "video", "offload", "anyway")
+        same = {name: again[name] for name in words if not getattr(self, name)}
+        same |= {name: again[name] for name in ("tiling", "slicing") if getattr(self, name) is None}
+        return replace(
+            self,
+            **same,
+            adapters=tuple(part["path"] for part in again["adapters"]),
+            strength=self.strength or tuple(part["strength"] for part in again["adapters"]),
+            stated=self.stated if any(self.stated.values()) else again["stated"],
+            given={**checked(again["settings"].items()), **self.given},
+            device=again["device"] if self.device == "auto" else self.device,
+            again=again,
+        )
+
+    @property
+    def inputs(self) -> list[str | Path]:
+        """The files it reads, beside the adapters and the base."""
+        return [file for file in (self.image, self.video, *self.files) if file and "=" not in str(file)]
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The options of how it is computed, with their defaults."""
+        tiling, slicing = self.tiling is not False, self.slicing is not False
+        return {"offload": self.offload or "none", "tiling": tiling, "slicing": slicing}
+
+
+@dataclass(frozen=True, slots=True)
 class RunPlan:
     """A run in which everything is decided. All of it is recorded in its manifest."""
 
@@ -62,13 +117,8 @@ class RunPlan:
     """The class of Diffusers; empty if the transformer runs alone."""
     prompt: str = ""
     negative_prompt: str = ""
-    image: Path | None = None
-    video: Path | None = None
-
-    @property
-    def inputs(self) -> dict[str, Path]:
-        """`image` or `video` -> its path, if the run has one."""
-        return {name: path for name, path in (("image", self.image), ("video", self.video)) if path}
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    """`image` or `video` -> its path, if the run has one."""
 
 
 def opened(sources: Sequence[str | Path], strengths: Sequence[float], stated: Mapping[str, Any]) -> Adapters:
@@ -106,12 +156,13 @@ def base_of(adapters: Adapters, stated: str | Path | None) -> str | Path:
 def planned(adapters: Adapters, base: str | Path, request: RunRequest) -> RunPlan:
     """The plan of a run. Raises LoraforgeError for all that would fail, or be wrong, after minutes of loading."""
     given, anyway, video = request.given, request.anyway, request.video
-    early = _variant_by_name(base)
-    if early:  # before gigabytes are fetched
-        _refuse_wrong(given, early, anyway=anyway)
+    named = address(base)
+    for early in architecture(FAMILY).variants:
+        if named and early.repo == named.repo:  # before gigabytes are fetched
+            _refuse_wrong(given, early.name, anyway=anyway)
     model = _pipeline_folder(base)
     variant = variant_of(model)
-    _check_fit(model, adapters)
+    updates(model, [(adapter, 1.0) for adapter, _ in adapters])
     pipeline = _pipeline(model, request.image, video)
     values, own = _settings(model, variant.name, given, request.like)
     _refuse_wrong(given, variant.name, anyway=anyway, own=own)
@@ -125,8 +176,8 @@ def planned(adapters: Adapters, base: str | Path, request: RunRequest) -> RunPla
     notes += [f"an adapter is for {other}, and the base is {variant.name} by its shapes" for other in others]
     return RunPlan(
         model, adapters, variant.name, values, tuple(dict.fromkeys((*model.notes, *notes))), pipeline,
-        request.prompt, request.negative_prompt, Path(request.image) if request.image else None,
-        Path(video) if video else None,
+        request.prompt, request.negative_prompt,
+        {name: Path(path) for name, path in (("image", request.image), ("video", video)) if path},
     )  # fmt: skip
 
 
@@ -137,16 +188,10 @@ def checkable(adapters: Adapters, base: str | Path, given: Settings) -> RunPlan:
         text = f"{told(model.path)} is no folder that Diffusers loads: convert it first."
         convert = command("loraforge", "convert-base", model.path, "--to", "diffusers", "-o", "transformer")
         raise LoraforgeError(text, convert)
-    _check_fit(model, adapters)
+    updates(model, [(adapter, 1.0) for adapter, _ in adapters])
     variant = variant_of(model).name
     _refuse_wrong(given, variant, anyway=False)
     return RunPlan(model, adapters, variant, {"torch_dtype": settings(variant).torch_dtype, **given}, model.notes)
-
-
-def _variant_by_name(base: str | Path) -> str | None:
-    """The variant of a base on the Hub if its name is that of a released one, else None."""
-    where = address(base)
-    return next((v.name for v in architecture(FAMILY).variants if where and v.repo == where.repo), None)
 
 
 def _pipeline_folder(base: str | Path) -> BaseModel:
@@ -164,14 +209,6 @@ def _pipeline_folder(base: str | Path) -> BaseModel:
             *(adding("--base", variant.repo, why="the released one") for variant in model.variants[:1]),
         )
     return model
-
-
-def _check_fit(base: BaseModel, adapters: Adapters) -> None:
-    for adapter, _ in adapters:
-        try:
-            updates(base, [(adapter, 1.0)])
-        except ConversionError as error:
-            raise ConversionError(told(error.message), *error.remedies) from error
 
 
 def _pipeline(base: BaseModel, image: str | Path | None, video: str | Path | None) -> str:

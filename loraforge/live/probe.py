@@ -1,7 +1,9 @@
 """Runs only the transformer, on fixed random inputs, with adapters on and off: the fastest proof of an effect.
 
-Needs neither text encoder nor VAE. Sources: diffusers CogVideoXTransformer3DModel.forward, and the inputs that its
-pipelines prepare (rotary tables, `ofs` 2.0, image latents concatenated to the noise).
+Needs neither text encoder nor VAE. The verdict is on any measured change of an output; its formulas are in the
+docstrings, and their thresholds, chosen on tiny models, are not calibrated on real ones. Sources: diffusers
+CogVideoXTransformer3DModel.forward, and the inputs that its pipelines prepare (rotary tables, `ofs` 2.0, image
+latents concatenated to the noise).
 """
 
 from __future__ import annotations
@@ -12,12 +14,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraforge.errors import LoraforgeError, adding
-from loraforge.live.effect import Effect, judged
+
+EPS = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+"""Distance from 1 to the next number of the type."""
+GROWTH, LARGE = 1.25, 0.5
+"""An effect of at least LARGE is saturated if it grows from half to full strength by less than GROWTH (linear: 2)."""
+APART = 30.0
+"""The largest factor between an effect and |D|/|W| at which the two still count as about the same."""
+UNCALIBRATED = "thresholds not calibrated on real adapters"
+
 
 FRAMES, HEIGHT, WIDTH = 2, 32, 48
 """Size of the latents: frames (twice as many if two make a patch); height and width if the model takes any size."""
 TIMESTEP = 500
 """The middle of the noise schedule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """A verdict, and in `why` the numbers behind it."""
+
+    verdict: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +49,34 @@ class Probe:
     """|D|/|W| over the adapted weights at strength 1: the size of the change that the weights predict."""
     effect: Effect
     dtype: str
+
+
+def judged(half: float, full: float, weights: float, dtype: str, *, linear: bool = True, calls: int = 1) -> Effect:
+    """The verdict on an output that changes by `half` at strength 0.5 and by `full` at 1, as shares of its norm.
+
+    `weights` is |D|/|W|, the norm of the update relative to the weights it changes. `calls` is the number of model
+    calls behind the output; their rounding errors add up like a random walk. The first that applies:
+
+    - no measurable effect: `weights` is zero, or `full` at most a rounding step of `dtype` times the root of `calls`;
+    - saturated: `full` is 0.5 or more, and less than 1.25 `half`; not checked for DoRA (not `linear`), whose
+      magnitudes act at any strength;
+    - effect of about the size the weights predict: `full` within a factor of 30 of `weights`;
+    - else weaker or stronger than that.
+    """
+    step = EPS.get(dtype, EPS["float32"]) * math.sqrt(calls)
+    if not weights:
+        return Effect("no measurable effect", f"the updates are zero, or cancel; the output changes by {full:.1e}")
+    if full <= step:
+        bits = "not one bit of the output changes" if not full else f"the output changes by {full:.1e} of its size"
+        finer = "" if dtype == "float32" or not full else "; --settings torch_dtype=float32 measures finer"
+        return Effect("no measurable effect", f"{bits}, and rounding in {dtype} may change it by {step:.1e}{finer}")
+    if linear and LARGE <= full < GROWTH * half:
+        why = f"half the strength changes the output by {half:.3g} of its size, full strength by {full:.3g}: even more"
+        return Effect("saturated", f"{why} would make no difference, it is far too strong ({UNCALIBRATED})")
+    why = f"the output changes by {full:.3g} of its size, the weights by {weights:.3g} ({UNCALIBRATED})"
+    if weights / APART <= full <= weights * APART:
+        return Effect("effect of about the size the weights predict", why)
+    return Effect("weaker than the weights predict" if full < weights else "stronger than the weights predict", why)
 
 
 def probe(

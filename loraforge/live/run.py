@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -11,13 +11,10 @@ from loraforge.document import Document
 from loraforge.errors import LoraforgeError, adding
 from loraforge.facts.given_settings import Settings, checked, parse
 from loraforge.live import runner
-from loraforge.live.compare import Compared, compared, effect
-from loraforge.live.effect import Effect
-from loraforge.live.manifest import Manifest, manifest_of, read_manifest
-from loraforge.live.outputs import manifest_path, video_path, write
-from loraforge.live.plan import Adapters, RunPlan, base_of, checkable, opened, planned
-from loraforge.live.probe import Probe, probe
-from loraforge.live.request import RunRequest
+from loraforge.live.manifest import check_inputs, manifest_of, read_manifest
+from loraforge.live.outputs import Compared, compared, effect, manifest_path, video_path, write
+from loraforge.live.plan import Adapters, RunPlan, RunRequest, base_of, checkable, opened, planned
+from loraforge.live.probe import Effect, Probe, probe
 from loraforge.live.runner import Clip, Progress, Running
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import fraction, told
@@ -106,7 +103,7 @@ def run(
     request = RunRequest(
         adapters=tuple(adapters), strength=tuple(strength), stated=stated, base=base, prompt=prompt,
         negative_prompt=negative_prompt, image=image, video=video, given=given, like=like, anyway=anyway,
-        device=device, offload=offload, tiling=tiling, slicing=slicing, check=check, compare=tuple(compare), out=out,
+        device=device, offload=offload, tiling=tiling, slicing=slicing, compare=tuple(compare), out=out,
         force=force, files=(*([manifest] if manifest else []), *settings),
     )  # fmt: skip
     request = request.over(again) if again else request
@@ -130,13 +127,13 @@ def _make_video(read: Adapters, base: str | Path, request: RunRequest, progress:
     plan = planned(read, base, request)
     video = video_path(request, read)
     if request.again:
-        request.again.check(plan)
+        check_inputs(request.again, plan)
     clips, weights = _clips(plan, request, progress)
     shown = 1.0 if 1.0 in clips else max(clips, key=abs)
     main, compare = clips[shown], bool(request.compare)
     stated = {key: str(value) if isinstance(value, Path) else value for key, value in request.stated.items()}
-    how = {"stated": stated, "anyway": request.anyway, "device": request.device, **request.how}
-    manifest = manifest_of(plan, main.digest, video.parent, factor=shown, **how)
+    how = {"anyway": request.anyway, "device": request.device, **request.how}
+    manifest = manifest_of(plan, main.digest, video.parent, factor=shown, stated=stated, **how)
     results = compared(clips) if compare else ()
     others = write(video, main, manifest, clips if compare else {}, results, plan.settings["fps"])
     linear = not any(adapter.dora for adapter, _ in read)
@@ -190,13 +187,13 @@ def _described(read: Adapters) -> tuple[dict[str, Any], ...]:
     return tuple(described)
 
 
-def _repeated(again: Manifest | None, clip: Clip) -> tuple[str, ...]:
+def _repeated(again: Mapping[str, Any] | None, clip: Clip) -> tuple[str, ...]:
     """A note on whether a repeated run gave the latents of the earlier one, and if not, why; () if none is repeated."""
     if again is None:
         return ()
-    if again.latents == clip.digest:
+    if again["latents"] == clip.digest:
         return ("the latents are those of the manifest, bit for bit",)
     now = runner.versions()
-    other = [f"{name} {was}, now {now.get(name)}" for name, was in again.versions.items() if now.get(name) != was]
+    other = [f"{name} {was}, now {now.get(name)}" for name, was in again["versions"].items() if now.get(name) != was]
     why = ", ".join(other) or "a setting, the base or the machine is another"
     return (f"the latents are not those of the manifest: {why}",)

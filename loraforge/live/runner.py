@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loraforge.algebra.dtypes import BYTES
 from loraforge.algebra.lora import Array
-from loraforge.errors import LoraforgeError, Try, adding
+from loraforge.errors import LoraforgeError, Try, adding, of_pipeline
 from loraforge.live.acting import TypeTooNarrowError
 from loraforge.live.load_into import EXTRA, load_into, set_strength
 from loraforge.live.plan import FROM_IMAGE, FROM_VIDEO, OFFLOADS, Adapters, RunPlan
@@ -50,10 +51,8 @@ class Clip:
 
 def device_of(name: str) -> str:
     """The device of a run; for `auto` the first that this machine has. Raises LoraforgeError if it has no such one."""
-    try:
+    with of_pipeline("a run", EXTRA.why):
         import torch
-    except ImportError as error:
-        raise LoraforgeError(f"a run needs {error.name}, which is not installed here.", EXTRA) from error
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     devices = [name for name, is_available in available.items() if is_available]
     if name == "auto":
@@ -74,28 +73,20 @@ def check_offload(offload: str, device: str) -> None:
 
 def check_memory(plan: RunPlan, device: str, offload: str) -> None:
     """Raise LoraforgeError if the weights alone do not fit, with the option that needs less memory."""
+    import psutil  # a dependency of accelerate, and so of peft
     import torch
 
     dtype = plan.settings["torch_dtype"]
     stored = BYTES[next(iter(plan.base.files[0].tensors.values())).dtype]
     files = [list(component.glob("*.safetensors")) for component in plan.base.path.iterdir()]
     sizes = [sum(file.stat().st_size for file in each) * getattr(torch, dtype).itemsize / stored for each in files]
-    free, where = _free(device)
+    here = psutil.virtual_memory().available, "memory"
+    free, where = (torch.cuda.mem_get_info(device)[0], "GPU memory") if device.startswith("cuda") else here
     needed = {"none": sum(sizes), "model": max(sizes)}.get(offload, 0) * ROOM
     if needed > free:
         less = adding("--offload", "model" if offload == "none" else "sequential")
         text = f"the weights need {needed / 1e9:.1f} GB of {where} in {dtype}, and {free / 1e9:.1f} GB are free."
         raise LoraforgeError(text, less if device != "cpu" else adding("--check", why="the transformer alone"))
-
-
-def _free(device: str) -> tuple[float, str]:
-    """Bytes of free memory of the device, and what to call that memory."""
-    import psutil  # a dependency of accelerate, and so of peft
-    import torch
-
-    if device.startswith("cuda"):
-        return float(torch.cuda.mem_get_info(device)[0]), "GPU memory"
-    return float(psutil.virtual_memory().available), "memory"
 
 
 class Adapted:
@@ -135,13 +126,10 @@ class Running:
 
     def __init__(self, plan: RunPlan, *, tiling: bool, slicing: bool) -> None:
         import diffusers
-        import torch
 
         self.plan, chosen = plan, plan.settings
         pipeline, scheduler = getattr(diffusers, plan.pipeline), getattr(diffusers, chosen["scheduler"])
-        with _quiet(), _diffusers(f"load {told(plan.base.path)}"):
-            dtype = getattr(torch, chosen["torch_dtype"])
-            self.pipe = pipeline.from_pretrained(str(plan.base.path), torch_dtype=dtype)
+        self.pipe = _loaded(pipeline, plan.base.path, chosen)
         spacing = {"timestep_spacing": chosen["timestep_spacing"]}
         self.pipe.scheduler = scheduler.from_config(self.pipe.scheduler.config, **spacing)
         self.adapted = Adapted(self.pipe.transformer, plan.adapters)
@@ -202,12 +190,12 @@ class Running:
         call: dict[str, Any] = {name: chosen[name] for name in names}
         call |= {"prompt": plan.prompt, "negative_prompt": plan.negative_prompt or None}
         call["generator"] = torch.Generator(chosen["generator_device"]).manual_seed(chosen["seed"])
-        if plan.pipeline == FROM_IMAGE and plan.image:
-            call["image"] = read_image(plan.image)
-        if plan.pipeline == FROM_VIDEO and plan.video:
+        if plan.pipeline == FROM_IMAGE:
+            call["image"] = read_image(plan.inputs["image"])
+        if plan.pipeline == FROM_VIDEO:
             from PIL import Image
 
-            frames = read_video(plan.video)[0][: chosen["num_frames"]]
+            frames = read_video(plan.inputs["video"])[0][: chosen["num_frames"]]
             call["video"] = [Image.fromarray(frame) for frame in frames]
         else:
             call["num_frames"] = chosen["num_frames"]
@@ -216,16 +204,18 @@ class Running:
 
 def transformer_of(plan: RunPlan, device: str) -> Adapted:
     """The transformer without its pipeline, with its adapters in it."""
-    import torch
     from diffusers import CogVideoXTransformer3DModel
 
-    kind: Any = CogVideoXTransformer3DModel  # its class methods have no types
-    with _quiet(), _diffusers(f"load {told(plan.base.folder)}"):
-        dtype = getattr(torch, plan.settings["torch_dtype"])
-        module = kind.from_pretrained(str(plan.base.folder), torch_dtype=dtype)
-    adapted = Adapted(module, plan.adapters)
-    module.to(device)
+    adapted = Adapted(_loaded(CogVideoXTransformer3DModel, plan.base.folder, plan.settings), plan.adapters)
+    adapted.module.to(device)
     return adapted
+
+
+def _loaded(kind: Any, path: Path, settings: Mapping[str, Any]) -> Any:
+    import torch
+
+    with _quiet(), _diffusers(f"load {told(path)}"):
+        return kind.from_pretrained(str(path), torch_dtype=getattr(torch, settings["torch_dtype"]))
 
 
 def _tiles_fit(vae: Any) -> bool:

@@ -11,11 +11,11 @@ from typing import Any
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fit import Plan
 from loraforge.adapter.fits import fits
-from loraforge.algebra.lora import rows
+from loraforge.base.updates import misfit, name_of
 from loraforge.errors import ConversionError, LoraforgeError, Try
 from loraforge.names.catalog import architecture, architectures
 from loraforge.names.layout import COMPONENT
-from loraforge.text import command, listed, told
+from loraforge.text import command, listed
 
 _STEPS = {COMPONENT: "for the first steps, of much noise", f"{COMPONENT}_2": "for the last steps, of little noise"}
 
@@ -25,7 +25,8 @@ def transformer_of(pipe: Any) -> Any:
 
     Raises LoraforgeError if there is none, or two: as in Wan 2.2, where each of them has adapters of its own.
     """
-    several = [name for name, part in _parts(pipe).items() if name in _STEPS and part is not None]
+    parts = vars(pipe) if hasattr(pipe, "__dict__") and not hasattr(pipe, "load_lora_adapter") else {}
+    several = [name for name, part in parts.items() if name in _STEPS and part is not None]
     if len(several) > 1:
         text = f"{type(pipe).__name__} has two transformers, and an adapter is of one of them: say which. "
         ways = [Try(f"load_into(pipe.{name}, adapter)", _STEPS[name]) for name in several]
@@ -40,10 +41,6 @@ def transformer_of(pipe: Any) -> Any:
 
 
 _ORDER = Try("load_into(pipe, adapter)", "in this order")
-
-
-def _parts(pipe: Any) -> dict[str, Any]:
-    return vars(pipe) if hasattr(pipe, "__dict__") and not hasattr(pipe, "load_lora_adapter") else {}
 
 
 def _inner(model: Any) -> Any:
@@ -69,13 +66,9 @@ def of_its_model(transformer: Any, adapter: Adapter) -> Adapter:
         if kinds & architecture(name).transformers:
             return adapter.as_of(name)
     if other := next((arch for arch in architectures().values() if kinds & arch.transformers), None):
-        text = f"{_named(adapter)} is one of {adapter.model.title}, and the transformer is of {other.title}."
+        text = f"{name_of(adapter)} is one of {adapter.model.title}, and the transformer is of {other.title}."
         raise ConversionError(text, _look(adapter))
     return adapter
-
-
-def _named(adapter: Adapter) -> str:
-    return told(adapter.source.path) if adapter.source else "the adapter"
 
 
 def _look(adapter: Adapter) -> str:
@@ -87,7 +80,7 @@ def refuse_misfits(transformer: Any, adapter: Adapter, plans: list[Plan]) -> Non
     if problems := list(_misfits(transformer, plans)):
         right = adapter.base_model or " or ".join(variant.name for variant in fits(adapter))
         base = f"It is for {right}." if right else "Use the base model of its training."
-        text = f"{_named(adapter)} is not for this base model: {listed(problems, 3)}. {base}"
+        text = f"{name_of(adapter)} is not for this base model: {listed(problems, 3)}. {base}"
         raise ConversionError(text, _look(adapter))
 
 
@@ -97,11 +90,7 @@ def _misfits(transformer: Any, plans: list[Plan]) -> Iterator[str]:
     for one in plans:
         module = modules.get(one.path)
         module = getattr(module, "base_layer", module)  # if another adapter is loaded
-        shape = one.delta[0].base_shape(rows(one.delta))
-        if module is None or not hasattr(module, "weight"):
-            yield f"there is no {one.path}"
-        elif _shape(module) != shape:
-            yield f"{one.path} is {list(_shape(module))}, not {list(shape)}"
+        yield from misfit(one.path, _shape(module) if hasattr(module, "weight") else None, one.delta)
 
 
 def _shape(module: Any) -> tuple[int, ...]:

@@ -1,8 +1,7 @@
 """Several clips shown together: side by side in a film, and on a labelled contact sheet.
 
-The film keeps every pixel as it is; the sheet scales the pictures to a page. Texts are on a white background
-beside the pictures, never on them. They use the font that comes with Pillow, so that the result does not depend
-on the fonts of the machine. It has Latin letters; a missing character is drawn as a box.
+The film keeps every pixel as it is; the sheet scales the pictures to a page. Texts stand beside the pictures, in the
+font of Pillow, the same on every machine: it has Latin letters, and draws a missing character as a box.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loraforge.errors import of_pipeline
-from loraforge.media.clips import Frames, alike
+from loraforge.media.metrics import Frames, alike
 from loraforge.text import plain
 
 if TYPE_CHECKING:
@@ -38,9 +37,8 @@ def side_by_side(clips: Sequence[Frames], labels: Sequence[str]) -> Frames:
     """One film [frames, height', width', 3] of clips of the same shape, in the given order, each below its label.
 
     A row has up to four clips; five make rows of three and two. Labels have at most two lines and are cut to fit.
-    Clips narrower than 128 pixels get a white margin, so that the label has room. Nothing is scaled: four
-    clips of 1360 make 5464 pixels, which some phones cannot decode. Raises LoraforgeError if the clips
-    differ in shape or do not have one label each.
+    Clips narrower than 128 pixels get a white margin, so that the label has room. Nothing is scaled. Raises
+    LoraforgeError if the clips differ in shape or do not have one label each.
     """
     count, height, width = alike(clips, labels)
     rows = math.ceil(len(clips) / _IN_A_ROW)
@@ -69,7 +67,8 @@ def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequenc
 
     count, height, width = alike(clips, labels, notes)
     labels, notes = ([plain(text, _LONGEST) for text in texts] for texts in (labels, notes))
-    shown = _spread(count, frames)
+    most = min(count, max(frames, 1))
+    shown = [round(n * (count - 1) / max(most - 1, 1)) for n in range(most)]
     picture = _fitted(width, height, len(shown))
     across = len(shown) * (picture[0] + _GAP) + _GAP
     size = min(30, max(16, across // 70))
@@ -93,12 +92,6 @@ def contact_sheet(clips: Sequence[Frames], labels: Sequence[str], notes: Sequenc
         if n:
             draw.line((0, n * row, page_width, n * row), (208,) * 3)
     return page
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers 0 to count - 1, evenly spaced, with the first and the last."""
-    most = min(count, max(most, 1))
-    return [round(n * (count - 1) / max(most - 1, 1)) for n in range(most)]
 
 
 def _fitted(width: int, height: int, columns: int) -> tuple[int, int]:

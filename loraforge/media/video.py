@@ -1,17 +1,14 @@
 """Video and image files: writes frames as MP4, reads videos as frames, and reads images in RGB.
 
-Videos are written and read by the ffmpeg of imageio-ffmpeg. That package is maintained, its wheel contains the
-program (nothing else to install, and the same encoder for everyone), and Diffusers' own export needs it. OpenCV's
-wheels lack x264 because of its licence; they write MPEG-4 part 2, which browsers do not play. PyAV is a second
-FFmpeg, whose interface changes with FFmpeg's. Only the program of imageio-ffmpeg is used, not its `write_frames`,
-which enlarges pictures to multiples of 16 by default and ignores the exit status of ffmpeg.
+Of imageio-ffmpeg only the program is used, not its `write_frames`, which enlarges pictures to multiples of 16 by
+default and ignores the exit status of ffmpeg.
 """
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -21,7 +18,7 @@ import numpy as np
 
 from loraforge.errors import FileError, LoraforgeError, OutputError, Try, adding, of_pipeline
 from loraforge.files.destination import destination, replacing
-from loraforge.media.clips import Frames
+from loraforge.media.metrics import Frames
 from loraforge.text import command, plain
 
 if TYPE_CHECKING:
@@ -47,13 +44,10 @@ _PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 def write_video(path: Path, frames: Iterable[Frames], fps: int, *, force: bool = False) -> None:
     """Write frames [height, width, 3] of bytes as an H.264 video that browsers play (yuv420p, MP4, its index first).
 
-    `frames` is an array or an iterable of frames. Nothing is rescaled. H.264 halves the resolution of colour and
-    needs even sizes, so the last column or row of an odd size is repeated. The file appears whole or not at all.
-    The same frames give the same bytes with the same ffmpeg, on any number of cores and on x86 processors from
-    SSE4 to AVX-512. Without SSE4 x264 gives other bytes; ARM was not tried.
-
-    Raises OutputError if the file exists (unless `force`), is not named .mp4 or cannot be written, if there are
-    no frames or their shapes differ, or if ffmpeg fails; LoraforgeError if there is no ffmpeg.
+    Nothing is rescaled; the last column or row of an odd size is repeated, as H.264 needs even sizes. The file appears
+    whole or not at all. The same frames give the same bytes with the same ffmpeg, on any number of cores and on x86
+    processors from SSE4 to AVX-512; ARM was not tried. Raises OutputError if the file exists (unless `force`), is not
+    named .mp4 or cannot be written, or if the frames differ in shape; LoraforgeError if there is no ffmpeg.
     """
     if path.suffix.lower() != ".mp4":
         raise OutputError(f"{path}: the name of the video must end in .mp4.", adding("-o", path.with_suffix(".mp4")))
@@ -161,26 +155,20 @@ def _decode(path: Path, words: Sequence[str]) -> bytes:
     reading = ["-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS, "-xerror", "-i", f"file:{path}"]
     form = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", f"scale={_EXACT}", "-c:v", "rawvideo"]
     words = [*reading, *form, "-pix_fmt", "rgb24", *words, "pipe:1"]
-    pipe = subprocess.PIPE
-    process = _started(words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
-    try:
-        decoded, messages = process.communicate()
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode:
-        raise _no_film(path, f"ffmpeg {_ending(process.returncode, messages)}")
-    return bytes(decoded)
+    done = _started(words, subprocess.run, stdin=subprocess.DEVNULL, capture_output=True)
+    if done.returncode:
+        raise _no_film(path, f"ffmpeg {_ending(done.returncode, done.stderr)}")
+    return bytes(done.stdout)
 
 
-def _started(words: Sequence[str], **streams: Any) -> Any:
-    """A running ffmpeg in its own process group, so that Ctrl-C reaches only Python, which then ends ffmpeg."""
+def _started(words: Sequence[str], start: Callable[..., Any] = subprocess.Popen, **streams: Any) -> Any:
+    """An ffmpeg in its own process group, so that Ctrl-C reaches only Python, which then ends ffmpeg."""
     with of_pipeline("a film"):
         import imageio_ffmpeg
     own = Try("export IMAGEIO_FFMPEG_EXE=$(command -v ffmpeg)", "with an ffmpeg of your own installed")
     try:
         program = imageio_ffmpeg.get_ffmpeg_exe()
-        return subprocess.Popen(  # noqa: S603, no shell; the user's file is one word with the protocol `file:`
+        return start(  # no shell; the user's file is one word with the protocol `file:`
             [program, "-hide_banner", "-nostdin", "-v", "error", *words], process_group=0, **streams
         )
     except RuntimeError as error:

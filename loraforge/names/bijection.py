@@ -34,23 +34,16 @@ def built(data: Mapping[str, Any]) -> Architecture:
     """The architecture of tables that are known to have no fault."""
     ratios, kinds = data.get("rows", {}), data.get("unadapted", {})
     layouts = {name: _layout(name, table, kinds) for name, table in data.get("layouts", {}).items()}
-    variants = tuple(_variant(name, table) for name, table in data.get("variants", {}).items())
     sizes = {segment: (term(rows), term(inputs)) for segment, (rows, inputs) in data.get("dimensions", {}).items()}
-    arch = Architecture(
-        data.get("architecture", ""),
-        data.get("title", ""),
-        {segment: ratios.get(segment, 1) for segment in data.get("segments", ())},
-        variants,
-        layouts,
-        _parameters(data),
-        {segment: what for what, segments in kinds.items() for segment in segments},
-        data.get("config", {}),
-        data.get("told_by", ""),
-        {segment: (rows, inputs) for segment, (rows, inputs) in sizes.items() if rows and inputs},
-        data.get("pipelines", {}),
-        tuple(data.get("words", ())),
-    )
-    return replace(arch, variants=tuple(_deep(variant, arch.block_kinds()) for variant in variants))
+    dimensions = {segment: (rows, inputs) for segment, (rows, inputs) in sizes.items() if rows and inputs}
+    segments = {segment: ratios.get(segment, 1) for segment in data.get("segments", ())}
+    unadapted = {segment: what for what, segments in kinds.items() for segment in segments}
+    name, title, words = data.get("architecture", ""), data.get("title", ""), tuple(data.get("words", ()))
+    rest = {field: data[field] for field in ("config", "told_by", "pipelines") if field in data}
+    rest |= {"dimensions": dimensions, "words": words}
+    arch = Architecture(name, title, segments, (), layouts, _parameters(data), unadapted, **rest)
+    released = data.get("variants", {}).items()
+    return replace(arch, variants=tuple(_variant(name, table, arch.block_kinds()) for name, table in released))
 
 
 def _layout(name: str, table: Mapping[str, Any], kinds: Mapping[str, Any]) -> Layout:
@@ -72,34 +65,27 @@ def _parameters(data: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {s: names for s, names in (others | {s: tuple(names) for s, names in stated.items()}).items() if names}
 
 
-def _variant(name: str, table: Mapping[str, Any]) -> Variant:
+def _variant(name: str, table: Mapping[str, Any], kinds: Mapping[str, str]) -> Variant:
+    """A variant. A segment without a stated depth has that of the deepest of its kind of block."""
     shapes = {segment: tuple(shape) for segment, shape in table.get("shapes", {}).items()}
     repo, blocks, absent = table.get("repo", ""), table.get("blocks", 0), frozenset(table.get("absent", ()))
-    depths, blocks = (blocks, max(blocks.values())) if isinstance(blocks, Mapping) else ({}, blocks)
+    stated, blocks = (blocks, max(blocks.values())) if isinstance(blocks, Mapping) else ({}, blocks)
+    deepest = {kinds.get(s, s): number for s, number in sorted(stated.items(), key=lambda item: item[1])}
+    depths = {segment: deepest[kind] for segment, kind in kinds.items() if kind in deepest} | stated
     return Variant(name, repo, blocks, shapes, absent, table.get("config", {}), table.get("pipeline", ""), depths)
-
-
-def _deep(variant: Variant, kinds: Mapping[str, str]) -> Variant:
-    """The variant with the depth of every segment: its own if stated, or that of the deepest of its kind of block."""
-    of_kind = dict[str, int]()
-    for segment, number in variant.depths.items():
-        of_kind[kinds.get(segment, segment)] = max(number, of_kind.get(kinds.get(segment, segment), 0))
-    depths = {segment: of_kind[kind] for segment, kind in kinds.items() if kind in of_kind}
-    return replace(variant, depths=depths | dict(variant.depths))
 
 
 def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
     """Segments that are named outside the layouts but do not exist, and lists that contradict each other."""
     kinds, variants, told_by = data.get("unadapted", {}), data.get("variants", {}), data.get("told_by")
+    absent = {name: [text.partition(".")[0] for text in v.get("absent", ())] for name, v in variants.items()}
     named = {
         "rows": list(data.get("rows", {})),
         "parameters": [segment for segment in data.get("parameters", {}) if segment != "*"],
         "told_by": [told_by] if told_by is not None else [],
         "dimensions": list(data.get("dimensions", {})),
         **{f"unadapted {what!r}": segments for what, segments in kinds.items()},
-        **{
-            f"variant {name}": [*v.get("shapes", {}), *map(_whole, v.get("absent", ()))] for name, v in variants.items()
-        },
+        **{f"variant {name}": [*v.get("shapes", {}), *absent[name]] for name, v in variants.items()},
         **{f"variant {n}: blocks": list(b) for n, v in variants.items() if isinstance(b := v.get("blocks"), Mapping)},
     }
     for table, segments in named.items():
@@ -209,15 +195,9 @@ def _misnamed(arch: Architecture) -> Iterator[Fault]:
                 text = f"parameters: {list(names)} of {segment!r} are not one for each of {list(usual)}"
                 yield Fault(text, (segment,), layout.name)
     for variant in arch.variants:
-        for absent in sorted(variant.absent):
-            segment, _, parameter = absent.partition(".")
+        for segment, _, parameter in (text.partition(".") for text in sorted(variant.absent)):
             if parameter and segment in arch.segments and parameter not in arch.named((segment,)):
                 yield Fault(f"variant {variant.name}: absent: {segment!r} has no parameter {parameter!r}", (segment,))
-
-
-def _whole(absent: str) -> str:
-    """The segment of a segment or a parameter that a variant has not got."""
-    return absent.partition(".")[0]
 
 
 def _malformed(template: Template) -> Iterator[Fault]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from loraforge.errors import FormatError, LoraforgeError
 from loraforge.names import bijection
@@ -31,9 +30,7 @@ class Catalog(Mapping[str, Architecture]):
         self.index = built_in()
 
     def __getitem__(self, name: str) -> Architecture:
-        if name not in self._names:
-            raise KeyError(name)
-        if name not in self._read:
+        if name in self._names and name not in self._read:
             self._read[name] = bijection.built(self.table(name))
         return self._read[name]
 
@@ -58,23 +55,19 @@ class Catalog(Mapping[str, Architecture]):
         self.index = self.index.adding([arch])
 
 
-@dataclass(frozen=True, slots=True)
-class DataTables:
-    """A data file without faults."""
+class DataTables(NamedTuple):
+    """A data file without faults: the plugin that it comes from, its content and its name."""
 
     owner: str
-    """The plugin that it comes from."""
     tables: Table
     name: str
-    """The file's name."""
 
 
 def read_data_files(registry: Registry) -> Reading[list[DataTables]]:
     """The data files that plugins add. A file with a fault, or an object of another kind, is noted and left out."""
     reading = Reading(list[DataTables]())
-    returned = registry.read(load).value.returned
     for hook in ("loraforge_architectures", "loraforge_formats"):
-        for owner, item in returned[hook]:
+        for owner, item in registry.read(load).value.returned[hook]:
             if hasattr(item, "read_text"):
                 try:
                     reading.value.append(DataTables(owner, read(item), item.name))
@@ -92,26 +85,15 @@ def read_architectures(registry: Registry) -> Reading[Catalog]:
 
 def _assembled(files: Iterable[DataTables]) -> Reading[Catalog]:
     """The built-in architectures with the layouts of data files. A file with a fault is noted and left out."""
-    catalog = Catalog(built_in().layouts)
-    reading = Reading(catalog)
+    reading = Reading(Catalog(built_in().layouts))
     with_layouts = (file for file in files if "layouts" in file.tables)
     for file in sorted(with_layouts, key=lambda file: "segments" not in file.tables):  # whole architectures first
         try:
-            whole = joined(file.tables, catalog)
-            catalog.add(whole, file.name)
-            name = whole["architecture"]
-            reading.adds += [(file.owner, f"layout {name}/{new}") for new in file.tables["layouts"]]
+            reading.value.add(whole := joined(file.tables, reading.value), file.name)
+            reading.adds += [(file.owner, f"layout {whole['architecture']}/{new}") for new in file.tables["layouts"]]
         except LoraforgeError as error:
             reading.fault(file.owner, error.message)
     return reading
-
-
-class TakenError(FormatError):
-    """A data file uses the name of an existing architecture or layout."""
-
-    def __init__(self, message: str, layouts: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.layouts = layouts
 
 
 def joined(data: Mapping[str, Any], known: Catalog) -> Table:
@@ -122,19 +104,14 @@ def joined(data: Mapping[str, Any], known: Catalog) -> Table:
     name, own = data["architecture"], {key: value for key, value in data.items() if key != "format"}
     if "segments" in data:
         if name in known:
-            raise TakenError(f"there is an architecture {name} already")
+            raise FormatError(f"there is an architecture {name} already")
         return own
     if name not in known:
         raise FormatError(f"there is no architecture {name}; there are {', '.join(known)}")
     table = known.table(name)
     if taken := sorted(data["layouts"].keys() & table["layouts"].keys()):
-        raise TakenError(f"{name} has a layout {', '.join(taken)} already", tuple(taken))
+        raise FormatError(f"{name} has a layout {', '.join(taken)} already")
     return {**table, "layouts": table["layouts"] | data["layouts"]}
-
-
-def data_files() -> list[DataTables]:
-    """Every data file without faults."""
-    return current().read(read_data_files).value
 
 
 def architectures() -> Catalog:
@@ -144,7 +121,7 @@ def architectures() -> Catalog:
 
 def known_without(file: str) -> Catalog:
     """The architectures without those that the data file of this name adds."""
-    return _assembled(one for one in data_files() if one.name != file).value
+    return _assembled(one for one in current().read(read_data_files).value if one.name != file).value
 
 
 def architecture(name: str) -> Architecture:
@@ -155,10 +132,9 @@ def architecture(name: str) -> Architecture:
     return architectures()[name]
 
 
-def having(names: Sequence[str], known: Catalog | None = None) -> dict[str, str]:
-    """Architecture (of `known`) -> the first of these layouts that it has: the `layouts` of a format."""
-    every = (architectures() if known is None else known).index.layouts.items()
-    return {arch: first for arch, own in every if (first := next((name for name in names if name in own), ""))}
+def having(layout: str) -> dict[str, str]:
+    """Architecture -> this layout, for those that have it: the `layouts` of a format."""
+    return {arch: layout for arch, own in architectures().index.layouts.items() if layout in own}
 
 
 def counts(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -> Counter[str]:
@@ -188,15 +164,14 @@ def matching(
     Half, not all: a file with a strange key still has a format, which names that key. Half, not one: layouts share
     names. With `wanted`: that architecture, even if another knows more.
     """
-    known = counts(paths, _only(layouts, wanted), sep)
-    best = max(known, key=lambda name: known[name], default=None)
-    return best if best is not None and 2 * known[best] >= len(paths) > 0 else None
+    most = counts(paths, _only(layouts, wanted), sep).most_common(1)
+    return most[0][0] if most and 2 * most[0][1] >= len(paths) else None
 
 
 def best_known(paths: Collection[str], layouts: Mapping[str, str], wanted: str | None) -> Architecture:
     """The architecture in `layouts` that knows the most paths; `wanted` if it knows any."""
     known = counts(paths, _only(layouts, wanted)) or counts(paths, layouts)
-    return architecture(max(known, key=lambda name: known[name], default=next(iter(layouts))))
+    return architecture(known.most_common(1)[0][0] if known else next(iter(layouts)))
 
 
 def _only(layouts: Mapping[str, str], wanted: str | None) -> Mapping[str, str]:

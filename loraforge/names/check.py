@@ -7,7 +7,7 @@ from typing import Any
 
 from loraforge.errors import Fault, FormatError, LayoutError, LoraforgeError
 from loraforge.names.bijection import parse
-from loraforge.names.catalog import TakenError, architectures, joined, known_without
+from loraforge.names.catalog import architectures, joined, known_without
 from loraforge.plugin.schema_check import Problem, line_of, look
 from loraforge.text import command
 
@@ -26,12 +26,14 @@ def check(file: Path) -> tuple[list[str], list[Problem]]:
 
 
 def _layouts(data: dict[str, Any], text: str, name: str) -> list[Problem]:
+    known = known_without(name)
     try:
-        parse(joined(data, known_without(name)), str(data["architecture"]))
+        parse(joined(data, known), str(data["architecture"]))
     except LayoutError as error:
         return [Problem(line_of(text, _where(fault, data)), f"{fault}.", "") for fault in error.problems]
     except FormatError as error:
-        taken = error.layouts[:1] if isinstance(error, TakenError) else ()
+        own = () if "segments" in data else known.index.layouts.get(data["architecture"], ())
+        taken = sorted(data["layouts"].keys() & {*own})[:1]
         entry = ["layouts", *taken] if taken else ["architecture"]
         return [Problem(line_of(text, entry), f"{error.message}.", "")]
     return []

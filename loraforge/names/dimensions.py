@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 Term = tuple[int, str]
 """A size: a number times one symbol; the symbol is empty for a number alone."""
@@ -21,8 +21,7 @@ def term(text: str) -> Term | None:
     return (int(match[1] or 1), match[2] or "") if match and text and not text.endswith(" ") else None
 
 
-@dataclass(frozen=True, slots=True)
-class Sized:
+class Sized(NamedTuple):
     """A segment in a file, and the shape of its base weight."""
 
     module: str
@@ -34,8 +33,7 @@ class Sized:
         return f"{self.module} [{self.rows} x {self.inputs}]"
 
 
-@dataclass(frozen=True, slots=True)
-class Solution:
+class Solution(NamedTuple):
     """One value per symbol, as far as the file shows it, and the modules that contradict it."""
 
     values: Mapping[str, int]
@@ -73,8 +71,3 @@ def _says(one: Sized, sizes: Sizes) -> Iterator[tuple[str, int]]:
 def wanted(segment: str, table: Mapping[str, Sizes], values: Mapping[str, int]) -> str:
     """`3072 x 3072`: the shape of a segment's weight in a model of these sizes."""
     return " x ".join(str(times * values[s]) if s in values else s for times, s in table[segment] if s) or "fixed"
-
-
-def agree(values: Mapping[str, int], other: Mapping[str, int], symbols: Iterable[str]) -> bool:
-    """Whether two models have the same values for these symbols, as far as both are known."""
-    return all(values[s] == other[s] for s in symbols if s in values and s in other)

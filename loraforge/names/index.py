@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from loraforge.names.layout import Architecture
 
@@ -58,30 +57,13 @@ class Index:
                     patterns.setdefault(pattern(template.text), {})[arch.name, layout.name] = None
         return Index({one: tuple(homes) for one, homes in patterns.items()}, layouts, titles, words, repos)
 
-    def stored(self) -> dict[str, Any]:
-        """The index as its file has it: each pattern with `architecture/layout`."""
-        patterns = {one: " ".join(map("/".join, homes)) for one, homes in sorted(self.patterns.items())}
-        known = {name: {"title": self.titles[name], "layouts": list(self.layouts[name])} for name in self.layouts}
-        return {"architectures": known, "words": self.words, "repos": self.repos, "patterns": patterns}
-
-
-EMPTY = Index({}, {}, {}, {}, {})
-
 
 @cache
 def built_in() -> Index:
     """The index of the built-in architectures."""
     data = json.loads(FILE.read_text("utf-8"))
-    known = data["architectures"]
-
-    def home(text: str) -> Home:
-        name, _, layout = text.partition("/")
-        return name, layout
-
-    return Index(
-        {one: tuple(map(home, text.split())) for one, text in data["patterns"].items()},
-        {name: tuple(entry["layouts"]) for name, entry in known.items()},
-        {name: entry["title"] for name, entry in known.items()},
-        data["words"],
-        data["repos"],
-    )
+    split = {one: [home.partition("/") for home in text.split()] for one, text in data["patterns"].items()}
+    patterns = {one: tuple((name, layout) for name, _, layout in homes) for one, homes in split.items()}
+    layouts = {name: tuple(entry["layouts"]) for name, entry in data["architectures"].items()}
+    titles = {name: entry["title"] for name, entry in data["architectures"].items()}
+    return Index(patterns, layouts, titles, data["words"], data["repos"])

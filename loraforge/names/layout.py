@@ -153,7 +153,8 @@ class Layout:
             shape = _shape(path.split(sep))
             matches = [(one, one.match(path, sep)) for one in self._by_shape(sep).get(shape, ())]
             located = [(one, index) for one, index in matches if index is not None]
-            located.sort(key=lambda hit: hit[0].for_last != any(number == self.last for _, number in hit[1]))
+            if len(located) > 1:
+                located.sort(key=lambda hit: hit[0].for_last != any(number == self.last for _, number in hit[1]))
             self._located[path, sep] = located[0] if located else None
         return self._located[path, sep]
 
@@ -275,9 +276,9 @@ class Architecture:
         return own.get(segments[0]) or self.parameters.get(segments[0], WEIGHT_AND_BIAS)
 
     @property
-    def ends_differently(self) -> bool:
-        """Whether its last block is built differently in any layout."""
-        return any(template.for_last for layout in self.layouts.values() for template in layout.modules)
+    def in_blocks(self) -> set[str]:
+        """The segments in numbered blocks."""
+        return {s for layout in self.layouts.values() for t, stack in layout.modules.items() if t.holes for s in stack}
 
     def ending(self, last: int | None) -> Architecture:
         """The architecture of a model whose last block has this number; None if it is not known."""

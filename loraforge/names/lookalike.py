@@ -52,8 +52,7 @@ def sharing(paths: Collection[str], sep: str = ".") -> dict[str, frozenset[str]]
         known = next((one for kind in _NAMES[names] if (one := _pattern(title, kind, flat))), None)
         return known is not None and all(map(known.fullmatch, tried))
 
-    titles = [title for title in models() if title not in _ours()]
-    every = {title: frozenset(names for names in _NAMES if has(title, names)) for title in titles}
+    every = {title: frozenset(names for names in _NAMES if has(title, names)) for title in _others()}
     return {title: kinds for title, kinds in every.items() if kinds}
 
 
@@ -68,23 +67,18 @@ def other_model(paths: Iterable[str], *, tied: bool = False) -> str | None:
     With `tied`: None only if an architecture has more.
     """
     kinds = _kinds(paths)
-    counts = {
-        title: sum(any(p and re.search(rf"(?:^|[._])(?:{p.pattern})$", path) for p in _both(title)) for path in kinds)
-        for title in models()
-        if title not in _ours()
-    }
+    each = ((title, [_pattern(title, names, "[._]") for names in _NAMES]) for title in _others())
+    ends = {title: [re.compile(rf"(?:^|[._])(?:{p.pattern})$") for p in lists if p] for title, lists in each}
+    counts = {title: sum(any(end.search(path) for end in lists) for path in kinds) for title, lists in ends.items()}
     most, ours = max(counts.values(), default=0), sum(map(_known, kinds))
     if not kinds or 2 * most < len(kinds) or most < ours or (most == ours and not tied):
         return None
     return " or ".join(title for title, count in counts.items() if count == most)
 
 
-def _both(title: str) -> list[re.Pattern[str] | None]:
-    return [_pattern(title, names, "[._]") for names in _NAMES]
-
-
-def _ours() -> set[str]:
-    return {*architectures().index.titles.values()}
+def _others() -> list[str]:
+    """The titles of the models that are no architecture here."""
+    return [title for title in models() if title not in architectures().index.titles.values()]
 
 
 def of_repo(repo: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from loraforge.names.layout import Architecture, Layout
 
@@ -28,10 +27,9 @@ def mermaid(arch: Architecture) -> str:
     """The graph as a Mermaid flowchart: modules of one layout, segments, modules of the others."""
     groups, edges = _graph(arch)
     lines = ["flowchart LR"]
-    for group in groups:
-        lines += [f"  subgraph {group.id}[{_quoted(group.title, '#quot;')}]"]
-        lines += [f"    {node}[{_quoted(label, '#quot;')}]" for node, label in group.nodes]
-        lines.append("  end")
+    for box, title, nodes in groups:
+        lines += [f"  subgraph {box}[{_quoted(title, '#quot;')}]"]
+        lines += [f"    {node}[{_quoted(label, '#quot;')}]" for node, label in nodes] + ["  end"]
     lines += [f"  {start} -->{f'|{nth}|' if nth else ''} {end}" for start, end, nth in edges]
     return "\n".join(lines) + "\n"
 
@@ -40,46 +38,34 @@ def dot(arch: Architecture) -> str:
     """The graph in Graphviz's language: modules of one layout, segments, modules of the others."""
     groups, edges = _graph(arch)
     lines = [f"digraph {arch.name} {{", "  rankdir=LR;", "  node [shape=box];"]
-    for group in groups:
-        lines += [f"  subgraph cluster_{group.id} {{", f"    label={_quoted(group.title, _DOT)};"]
-        lines += [f"    {node} [label={_quoted(label, _DOT)}];" for node, label in group.nodes]
-        lines.append("  }")
+    for box, title, nodes in groups:
+        lines += [f"  subgraph cluster_{box} {{", f"    label={_quoted(title, _DOT)};"]
+        lines += [f"    {node} [label={_quoted(label, _DOT)}];" for node, label in nodes] + ["  }"]
     lines += [f"  {start} -> {end}" + (f' [label="{nth}"];' if nth else ";") for start, end, nth in edges]
     return "\n".join([*lines, "}"]) + "\n"
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """A box around nodes: those of one layout, or the segments, of every block or outside the blocks."""
-
-    id: str
-    title: str
-    nodes: Sequence[tuple[str, str]]
-    """Identifier and label."""
-
-
+_Group = tuple[str, str, Sequence[tuple[str, str]]]
+"""A box around nodes: its identifier and title, and those of each node."""
 _Edge = tuple[str, str, str]
 """From, to, and the position in a stack of several segments."""
 
 
 def _graph(arch: Architecture) -> tuple[list[_Group], list[_Edge]]:
     """Boxes and arrows: the first layout points at the segments, the segments at every other layout."""
-    groups, edges = list[_Group](), list[_Edge]()
-    blocked = {s for layout in arch.layouts.values() for t, stack in layout.modules.items() if t.holes for s in stack}
+    groups, edges, in_blocks = list[_Group](), list[_Edge](), arch.in_blocks
     named = {segment: f"segment_{segment}" for segment in arch.segments}
     for n, layout in enumerate(arch.layouts.values()):
         nodes = {template: f"module_{n}_{m}" for m, template in enumerate(layout.modules)}
         groups += _boxes(f"layout_{n}", layout.name, [(bool(t.holes), node, t.text) for t, node in nodes.items()])
         lost = [(f"dropped_{n}_{m}", f"{key.text}: {why}") for m, (key, why) in enumerate(layout.dropped.items())]
-        groups += [_Group(f"dropped_{n}", f"only in {layout.name}, dropped", lost)] if lost else []
-        for template, stack in layout.modules.items():
-            for segment in stack:
-                pair = (nodes[template], named[segment])
-                start, end = pair if n == 0 else reversed(pair)
-                edges.append((start, end, _position(stack, segment)))
+        groups += [(f"dropped_{n}", f"only in {layout.name}, dropped", lost)] if lost else []
+        for template, segment in ((template, s) for template, stack in layout.modules.items() for s in stack):
+            module, nth = nodes[template], _position(layout.modules[template], segment)
+            edges.append((named[segment], module, nth) if n else (module, named[segment], nth))
         if n == 0:
             labels = {s: f"{s} (only {owners})" if (owners := _owners(arch, s)) else s for s in arch.segments}
-            groups += _boxes("segments", "segments", [(s in blocked, named[s], labels[s]) for s in arch.segments])
+            groups += _boxes("segments", "segments", [(s in in_blocks, named[s], labels[s]) for s in arch.segments])
     return groups, edges
 
 
@@ -87,7 +73,7 @@ def _boxes(prefix: str, title: str, nodes: Sequence[tuple[bool, str, str]]) -> I
     """A box of the nodes that are in every block, and one of the others. A node: whether it is, identifier, label."""
     for repeated, where in ((True, "every block"), (False, "once")):
         if inside := [(node, label) for in_block, node, label in nodes if in_block == repeated]:
-            yield _Group(f"{prefix}_{where[:1]}", f"{title}, {where}", inside)
+            yield f"{prefix}_{where[:1]}", f"{title}, {where}", inside
 
 
 def _position(stack: Sequence[str], segment: str) -> str:
@@ -95,11 +81,8 @@ def _position(stack: Sequence[str], segment: str) -> str:
 
 
 def _module(layout: Layout, segment: str) -> str:
-    for template, stack in layout.modules.items():
-        if segment in stack:
-            nth = _position(stack, segment)
-            return f"{template.text} [{nth}]" if nth else template.text
-    return "-"
+    homes = ((t.text, _position(stack, segment)) for t, stack in layout.modules.items() if segment in stack)
+    return next((f"{text} [{nth}]" if nth else text for text, nth in homes), "-")
 
 
 def _owners(arch: Architecture, segment: str) -> str:

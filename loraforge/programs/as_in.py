@@ -10,7 +10,7 @@ from loraforge.errors import LoraforgeError, ScaleError, Try, adding
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.keys import few
 from loraforge.format.protocol import Format
-from loraforge.programs.outlook import Memo, outlook, scales
+from loraforge.programs.outlook import Memo, outlook
 from loraforge.programs.table import Runtime, running, runtimes
 from loraforge.scale.rule import Choice, Scale, Statement
 from loraforge.text import listed
@@ -39,7 +39,7 @@ def _kept(form: Format, file: TensorFile, choice: Choice, name: str) -> Adapter:
         text = f"there is no program {name!r}; there are {', '.join(runtimes())}."
         raise ScaleError(text, *_offered(form, file, choice))
     program, adapter = runtimes()[name], form.read(file, replace(choice, stated=_PLAIN))
-    applied, why = _applied(program, form, file, adapter)
+    applied, why = _applied(program, form, file, adapter, {})
     if why:
         others = _offered(form, file, choice)
         text = f"{file.path}: {program.title} {why}, and --as-in needs a program that applies all of it."
@@ -49,10 +49,9 @@ def _kept(form: Format, file: TensorFile, choice: Choice, name: str) -> Adapter:
 
 
 def _applied(
-    program: Runtime, form: Format, file: TensorFile, adapter: Adapter, memo: Memo | None = None
+    program: Runtime, form: Format, file: TensorFile, adapter: Adapter, memo: Memo
 ) -> tuple[Mapping[str, float], str]:
     """Module -> the scale that the program applies, and "". If it does not apply all of the adapter, {} and why."""
-    memo = {} if memo is None else memo
     predicted = outlook(program, form, file, adapter, memo)
     if predicted.raises:
         return {}, f"stops at {predicted.raises}"
@@ -63,9 +62,8 @@ def _applied(
         return {}, f"applies {predicted.applied} of its {predicted.modules} modules{lost}"
     if predicted.bare:
         return {}, f"applies its modules without the magnitudes of DoRA{lost}"
-    applied = scales(program, form, file, adapter, memo)
-    otherwise = outlook(program, form, file, scaled(adapter, applied), memo).otherwise
-    return applied, f"applies it {otherwise}" if otherwise else ""
+    otherwise = outlook(program, form, file, scaled(adapter, predicted.scales), memo).otherwise
+    return predicted.scales, f"applies it {otherwise}" if otherwise else ""
 
 
 def scaled(adapter: Adapter, applied: Mapping[str, float]) -> Adapter:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from loraforge.adapter.adapter import Adapter
 from loraforge.errors import LoraforgeError
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.protocol import Format
-from loraforge.programs.table import Outcome, Run, Runtime, is_down, is_factor, running
+from loraforge.programs.table import Outcome, Run, Runtime, is_down, is_factor, running, runtimes
 from loraforge.scale.rule import Choice
 
 _MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
@@ -53,10 +53,12 @@ class Outlook:
     """Whether it stops because a header entry lacks a field, so that a complete entry helps."""
     bare: bool = False
     """Whether it ignores the magnitudes of a DoRA."""
+    scales: Mapping[str, float] = field(default_factory=dict)
+    """Module -> the scale that it applies to it."""
 
     def to_dict(self) -> dict[str, Any]:
         """The row of the JSON document of `doctor`."""
-        return {key: value for key, value in asdict(self).items() if key not in ("lacks", "bare")}
+        return {key: value for key, value in asdict(self).items() if key not in ("lacks", "bare", "scales")}
 
     @property
     def mark(self) -> str:
@@ -71,50 +73,37 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
 
     `memo` keeps what was read for one program, for others that see the same part of the file.
     """
-    program = program.of(file)
-    outcomes, kept = _outcomes(program, file, adapter)
+    program, family = program.of(file), adapter.architecture
+    own = file.tensors.keys() & adapter.keys
+    outcomes = {key: program.outcome(key, family) for key in file.tensors if key in own}
+    kept = [key for key, outcome in outcomes.items() if outcome == "applied"]
+    if program.convolution != "applied":
+        kernels = {program.module(key, family) for key in kept if len(file.tensors[key].shape) > 2}
+        kept = [key for key in kept if program.module(key, family) not in kernels]
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
     raising, lacks = next(stops(program, file, outcomes, ranks), Stop(""))
-    applied = _applied_scalings(program, form, file, kept, {} if memo is None else memo)
+    if not raising and program.nothing and not any(program.module(key, family) for key in outcomes):
+        raising = "a file with nothing it knows"
+    applied = {} if raising else _applied_scalings(program, form, file, kept, {} if memo is None else memo)
     if program.whole and len(applied) < len(adapter.modules):
         applied = {}
-    if not raising and program.nothing and not any(program.module(key, adapter.architecture) for key in outcomes):
-        raising = "a file with nothing it knows"
-    otherwise = "" if raising else _otherwise(outcomes, adapter, applied)
+    otherwise = _otherwise(outcomes, adapter, applied)
     trained = {path: delta[0].scaling for path, delta in adapter.modules.items()}
-    ratios = set[float]()
-    if adapter.scale.provenance != "ambiguous" and not raising and not otherwise:
-        ratios = {applied[path] / trained[path] for path in applied if trained.get(path)}
+    known = adapter.scale.provenance != "ambiguous" and not otherwise
+    ratios = {applied[path] / trained[path] for path in applied if known and trained.get(path)}
     lost: Counter[str] = Counter()
     for key in outcomes.keys() - kept:
         if (outcome := outcomes[key]) != "raises":
             kind = next((f for f in program.keys if f in key and key.startswith(program.prefixes)), "")
             lost[kind if kind and outcome == program.keys[kind] != "applied" else key.split(".")[0]] += 1
     return Outlook(
-        program.name, program.title, raises=raising, applied=0 if raising else len(applied),
-        modules=len(adapter.modules), ratios=tuple(sorted({float(f"{ratio:.12g}") for ratio in ratios})),
-        scalings=() if raising else tuple(sorted(set(applied.values()))),
-        lost=tuple(f"{kind} x{count}" for kind, count in lost.items()), instead=program.instead, otherwise=otherwise,
-        program=program.program, run=program.run if adapter.architecture == program.architecture else (),
-        lacks=lacks, bare=any(kind.startswith(_MAGNITUDES) for kind in lost),
+        program.name, program.title, raises=raising, applied=len(applied), modules=len(adapter.modules),
+        ratios=tuple(sorted({float(f"{ratio:.12g}") for ratio in ratios})),
+        scalings=tuple(sorted(set(applied.values()))), lost=tuple(f"{kind} x{count}" for kind, count in lost.items()),
+        instead=program.instead, otherwise=otherwise, program=program.program,
+        run=program.run if family == program.architecture else (), lacks=lacks, scales=applied,
+        bare=any(kind.startswith(_MAGNITUDES) for kind in lost),
     )  # fmt: skip
-
-
-def scales(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, memo: Memo) -> dict[str, float]:
-    """Module -> the scale that the program applies to it, provided that it does not stop at the file."""
-    program = program.of(file)
-    return _applied_scalings(program, form, file, _outcomes(program, file, adapter)[1], memo)
-
-
-def _outcomes(program: Runtime, file: TensorFile, adapter: Adapter) -> tuple[dict[str, Outcome], list[str]]:
-    """What the program does with each key of the adapter, and the keys that it applies."""
-    own = file.tensors.keys() & adapter.keys
-    outcomes = {key: program.outcome(key, adapter.architecture) for key in file.tensors if key in own}
-    kept = [key for key, outcome in outcomes.items() if outcome == "applied"]
-    if program.convolution != "applied":
-        kernels = {program.module(key, adapter.architecture) for key in kept if len(file.tensors[key].shape) > 2}
-        kept = [key for key in kept if program.module(key, adapter.architecture) not in kernels]
-    return outcomes, kept
 
 
 def outlooks(form: Format, file: TensorFile, adapter: Adapter) -> tuple[Outlook, ...]:
@@ -242,3 +231,35 @@ def _otherwise(outcomes: Mapping[str, Outcome], adapter: Adapter, applied: Mappi
     trained = {path: delta[0].scaling for path, delta in adapter.modules.items()}
     scaled = [path for path in dora if path in applied and abs(applied[path] / (trained[path] or 1.0) - 1) > 1e-9]
     return "DoRA at another scale, which is no factor of its update" if scaled else ""
+
+
+def by_names(file: TensorFile) -> tuple[Outlook, ...]:
+    """What each program applies of a file that no format here reads, by names and shapes; empty if none does any."""
+    modules = {key.split(".lora")[0] for key in file.tensors if is_factor(key)}
+    ranks = {key: info.shape[0] for key, info in file.tensors.items() if is_down(key) and info.shape}
+    rows = []
+    for program in (entry.of(file) for entry in runtimes().values()):
+        outcomes = {key: program.outcome(key) for key in file.tensors}
+        factors = [key for key, outcome in outcomes.items() if outcome == "applied" and is_factor(key)]
+        applied = sum(count == 2 for count in Counter(map(program.module, factors)).values())
+        raising = next(stops(program, file, outcomes, ranks), Stop("")).at
+        if raising or _misshapen(program, file, outcomes) or (program.whole and applied < len(modules)):
+            applied = 0
+        lost = Counter(key.split(".")[0] for key, outcome in outcomes.items() if outcome in ("ignored", "warned"))
+        kinds = tuple(f"{kind} x{count}" for kind, count in lost.items())[:4]
+        rows.append(Outlook(
+            program.name, program.title, raising, applied, len(modules), ratios=(), scalings=(), lost=kinds,
+            instead=program.instead, program=program.program, run=program.run,
+        ))  # fmt: skip
+    return tuple(rows) if any(row.applied for row in rows) else ()
+
+
+def _misshapen(program: Runtime, file: TensorFile, outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether two factors that the program would apply cannot be multiplied: empty, or of different ranks."""
+    ranks: dict[str, set[int]] = {}
+    for key, outcome in outcomes.items():
+        shape = file.tensors[key].shape
+        if outcome == "applied" and is_factor(key):
+            rank = 0 if len(shape) < 2 or 0 in shape else shape[0 if is_down(key) else 1]
+            ranks.setdefault(program.module(key), set()).add(rank)
+    return any(0 in both or len(both) > 1 for both in ranks.values())

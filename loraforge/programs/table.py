@@ -12,7 +12,7 @@ from loraforge.errors import LoraforgeError, adding
 from loraforge.files.tensorfile import TensorFile
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import Template
-from loraforge.tables import package_table
+from loraforge.tables import package_table, with_tuples
 
 Outcome = Literal["applied", "ignored", "warned", "raises"]
 
@@ -140,7 +140,7 @@ def _inherited(table: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]
 def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Values of TOML converted to the types of the fields of Runtime."""
     kinds: dict[str, Any] = {"run": lambda runs: tuple(Run(**run) for run in runs), "sees": frozenset}
-    return {key: kinds.get(key, tuple)(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return with_tuples(entry) | {key: kind(entry[key]) for key, kind in kinds.items() if key in entry}
 
 
 def runtime(name: str) -> Runtime:

@@ -35,10 +35,7 @@ class Remote:
 
 
 def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Wait) -> Remote:
-    """The repository as it is. A dry run continues, with a note, if the Hub cannot be reached.
-
-    Raises HubError if the revision does not exist.
-    """
+    """The repository, if known: a dry run goes on without the Hub. Raises HubError if it has no such revision."""
     from huggingface_hub import HfApi, constants, errors
 
     api = HfApi()
@@ -88,13 +85,26 @@ def commit(
     Returns the commit and the address of the pull request, None without one. Raises HubError that says whether the
     repository is in its old state, in its new one, or in an unknown one.
     """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
     try:
-        parent = before.commit or _create(before, private=private, wait=wait)
+        if not (parent := before.commit):
+            with asking(before.repo):
+                patiently(lambda: api.create_repo(before.repo, private=private, exist_ok=True), wait)
+                parent = str(patiently(lambda: api.model_info(before.repo), wait).sha)
     except HubError as error:
         raise _left(error, f"{before.repo} was not made") from error
+    options: dict[str, Any] = {"revision": before.revision, "create_pr": create_pr, "parent_commit": parent}
+
+    def send() -> tuple[str, str | None]:
+        added = [CommitOperationAdd(file.name, file.content) for file in files]
+        made = api.create_commit(before.repo, added, commit_message=message, **options)
+        return made.oid, made.pr_url
+
     try:
         with asking(before.repo):
-            return patiently(lambda: _commit(before, parent, files, message, create_pr=create_pr), wait)
+            return patiently(send, wait)
     except HubError as error:
         return _state(before, parent, files, error, create_pr=create_pr)
 
@@ -104,27 +114,6 @@ def _left(error: HubError, state: str, *more: Try) -> HubError:
     made = HubError(error.message, *more, *error.remedies)
     made.state = f"{state}."
     return made
-
-
-def _create(before: Remote, *, private: bool, wait: Wait) -> str:
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    with asking(before.repo):
-        patiently(lambda: api.create_repo(before.repo, private=private, exist_ok=True), wait)
-        info = patiently(lambda: api.model_info(before.repo), wait)
-    return str(info.sha)
-
-
-def _commit(
-    before: Remote, parent: str, files: Sequence[Outgoing], message: str, *, create_pr: bool
-) -> tuple[str, str | None]:
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    added = [CommitOperationAdd(file.name, file.content) for file in files]
-    options: dict[str, Any] = {"revision": before.revision, "create_pr": create_pr, "parent_commit": parent}
-    made = HfApi().create_commit(before.repo, added, commit_message=message, **options)
-    return made.oid, made.pr_url
 
 
 def _state(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from loraforge.base.origin import held
 from loraforge.conversion.evidence import doubt
 from loraforge.conversion.inspect import trigger_words
 from loraforge.diagnosis.examine import diagnosed
-from loraforge.diagnosis.result import Diagnosis
-from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Kind
+from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Diagnosis, Kind
 from loraforge.errors import HubError, LoraforgeError, Try, adding
 from loraforge.names.layout import Architecture
 from loraforge.programs.measured import acting
@@ -28,14 +27,8 @@ from loraforge.scale.origin import history, own_entry
 from loraforge.scale.stated import Stated
 from loraforge.text import command, fraction
 
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The files to send, and the facts for the card."""
-
-    facts: Facts
-    files: tuple[Outgoing, ...]
-    notes: tuple[str, ...]
+Published = tuple[Facts, list[Outgoing], list[str]]
+"""The facts for the card, the files to send, and notes."""
 
 
 def published(
@@ -45,31 +38,11 @@ def published(
 
     Raises HubError if the file by itself would not act as trained, or if its base model is not known.
     """
-    if base := _model(source):
+    if model := _model(source):
         if drop:
             text = f"{source} is a model with adapters in it: --drop takes nothing out of it."
             raise HubError(text, command("loraforge", "fuse", "--help"))
-        return _of_model(base, base_model, as_loaded=stated["as_loaded"])
-    return _of_adapter(source, repo, base_model, stated, drop, work)
-
-
-def _model(source: Path) -> BaseModel | None:
-    """The base weights in `source`; None if it holds something else."""
-    folder = source.is_dir() and ((source / "model_index.json").exists() or (source / "config.json").exists())
-    if not folder and not source.is_file():
-        return None
-    try:
-        base = open_base(source)
-    except LoraforgeError:
-        if folder:
-            raise
-        return None
-    return None if base.kind == "sat" else base
-
-
-def _of_adapter(
-    source: Path, repo: str, base_model: str | None, stated: Stated, drop: Sequence[str], work: Path
-) -> Published:
+        return _of_model(model, base_model, as_loaded=stated["as_loaded"])
     # a stated scale is compared with the file; --as-in counts only if no scale is known
     keep = stated["as_loaded"] or stated["as_in"]
     plain: Stated = {**stated, "as_loaded": False, "as_in": None}
@@ -101,7 +74,21 @@ def _of_adapter(
         rows=_rows(adapter, diagnosis), commands=tuple(step["command"] for step in reversed(history(adapter.metadata))),
         trigger=next(iter(trigger_words(cleaned(file.metadata)[0]).values()), None),
     )  # fmt: skip
-    return Published(facts, tuple(files), (*diagnosis.notes, *notes, *changes))
+    return facts, files, [*diagnosis.notes, *notes, *changes]
+
+
+def _model(source: Path) -> BaseModel | None:
+    """The base weights in `source`; None if it holds something else."""
+    folder = source.is_dir() and ((source / "model_index.json").exists() or (source / "config.json").exists())
+    if not folder and not source.is_file():
+        return None
+    try:
+        base = open_base(source)
+    except LoraforgeError:
+        if folder:
+            raise
+        return None
+    return None if base.kind == "sat" else base
 
 
 def _not_as_trained(source: Path, diagnosis: Diagnosis, adapter: Adapter) -> HubError:
@@ -132,14 +119,13 @@ def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str
 
 
 def _rows(adapter: Adapter, diagnosis: Diagnosis) -> tuple[tuple[str, str], ...]:
-    deltas = adapter.modules.values()
+    factors = [w for delta in adapter.modules.values() for w in delta]
     right = diagnosis.outlooks if adapter.scale.provenance in ("recorded", "given") else ()
-    ranks = ", ".join(map(str, sorted({w.rank for delta in deltas for w in delta})))
     counts = Counter(path.removesuffix(".0").rpartition(".")[2] for path in adapter.modules)
     pairs = {
         "modules": f"{len(adapter.modules)}: {', '.join(f'{name} x{count}' for name, count in counts.items())}",
-        "rank": ranks,
-        "element type": ", ".join(sorted({w.A.dtype.name for delta in deltas for w in delta})),
+        "rank": ", ".join(map(str, sorted({w.rank for w in factors}))),
+        "element type": ", ".join(sorted({w.A.dtype.name for w in factors})),
         "scale in training": _trained(adapter),
         "acts as trained in": acting(right),
     }
@@ -150,12 +136,9 @@ def _rows(adapter: Adapter, diagnosis: Diagnosis) -> tuple[tuple[str, str], ...]
 
 def _trained(adapter: Adapter) -> str:
     """The scale of training and its source, from the first file of the history if there is one."""
-    steps = history(adapter.metadata)
-    if steps:
-        first = steps[-1]["scale"]
-        return f"{', '.join(map(fraction, first['scalings']))} ({first['provenance']}: {first['source']})"
-    scalings = adapter.scalings
-    return f"{', '.join(map(fraction, scalings))} ({adapter.scale.provenance}: {adapter.scale.portable})"
+    own = {"scalings": adapter.scalings, "provenance": adapter.scale.provenance, "source": adapter.scale.portable}
+    first = next((step["scale"] for step in reversed(history(adapter.metadata))), own)
+    return f"{', '.join(map(fraction, first['scalings']))} ({first['provenance']}: {first['source']})"
 
 
 def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Published:
@@ -181,7 +164,7 @@ def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Publis
         rows=rows({f"adapter {n}": _held(each) for n, each in enumerate(adapters, 1)}),
         commands=(str(entry.get("command", "")),), trigger=None,
     )  # fmt: skip
-    return Published(facts, tuple(files), tuple(notes))
+    return facts, files, notes
 
 
 def _held(entry: Mapping[str, Any]) -> str:

@@ -17,31 +17,13 @@ from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.files.texts import read_json
 from loraforge.format.peft import CONFIG
 from loraforge.publishing.private import cleaned, cleaned_json, secrets_in
+from loraforge.tables import package_table
 from loraforge.text import command
 
-CANONICAL = {"diffusers": "pytorch_lora_weights.safetensors", "peft": "adapter_model.safetensors"}
-"""Format -> the file name that its loader looks for."""
-SAMPLES = {
-    ".mp4": (4, b"ftyp"),
-    ".webm": (0, b"\x1aE\xdf\xa3"),
-    ".gif": (0, b"GIF8"),
-    ".png": (0, b"\x89PNG"),
-    ".jpg": (0, b"\xff\xd8\xff"),
-    ".jpeg": (0, b"\xff\xd8\xff"),
-    ".webp": (8, b"WEBP"),
-}
-"""Suffix of a sample -> offset and bytes that identify the kind of file."""
-_COMPONENT_FILES = re.compile(
-    r"(config|scheduler_config|tokenizer_config|special_tokens_map|added_tokens|tokenizer|generation_config|"
-    r"preprocessor_config|vocab)\.json|merges\.txt|spiece\.model|[\w-][\w.-]*\.safetensors(\.index\.json)?"
+_TABLE = package_table("publishing/files")
+_COMPONENT, _CONFIGURATION, _WEIGHTS, _OTHER_TENSORS = (
+    re.compile("|".join(_TABLE[kind])) for kind in ("component", "configuration", "weights", "other_tensors")
 )
-"""Files of a pipeline component that a loader reads."""
-_CONFIGURATIONS = re.compile(
-    r"(.*/)?((\w+_)?config|model_index|special_tokens_map|[\w.-]+\.safetensors\.index)\.json"
-)  # a tokenizer's vocabulary may have anything in it
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)\b[\w.-]*\.safetensors")
-"""Names of weights in the components of a pipeline."""
-_OTHER_TENSORS = re.compile(r"optimizer|scheduler|random_states|checkpoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +57,7 @@ def of_adapter(file: TensorFile, form: str, base_model: str | None, work: Path) 
     A header or configuration with private parts is rewritten in `work`, with the same tensors. Raises HubError if
     the history that loraforge recorded would be lost.
     """
-    name = CANONICAL.get(form, file.path.name)
+    name = _TABLE["canonical"].get(form, file.path.name)
     metadata, notes = cleaned(file.metadata)
     content = file.path.resolve()
     if notes or file.dropped or file.spread:
@@ -105,8 +87,7 @@ def _configuration(path: Path, base_model: str | None) -> tuple[str, tuple[str, 
     text = path.read_text("utf-8")
     config = json.loads(text)
     notes: tuple[str, ...] = ()
-    if base_model and config.get("base_model_name_or_path") != base_model:
-        was = config.get("base_model_name_or_path")
+    if base_model and (was := config.get("base_model_name_or_path")) != base_model:
         notes = (f"{CONFIG} said base_model_name_or_path {was!r:.100}; it says {base_model} now",) if was else ()
         text = json.dumps({**config, "base_model_name_or_path": base_model}, indent=2, sort_keys=True) + "\n"
     text, more = cleaned_json(text, path.name)
@@ -127,7 +108,7 @@ def of_model(base: BaseModel) -> tuple[list[Outgoing], list[str]]:
                 continue
             if secrets := secrets_in(open_tensors(path)[0].metadata):
                 raise HubError(f"{path}: the header: {secrets[0]}.", command("ls", "-l", path))
-        if not _CONFIGURATIONS.fullmatch(name):
+        if not _CONFIGURATION.fullmatch(name):
             files.append(outgoing(name, path.resolve()))
             continue
         try:
@@ -155,23 +136,23 @@ def _parts(base: BaseModel) -> Iterator[tuple[str, Path]]:
 
 def _component(folder: Path, start: str) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.iterdir()):
-        is_read = _COMPONENT_FILES.fullmatch(path.name)
+        is_read = _COMPONENT.fullmatch(path.name)
         if is_read and path.is_file() and not (path.suffix == ".safetensors" and _OTHER_TENSORS.search(path.name)):
             yield start + path.name, _no_way_out(path, folder)
 
 
 def of_sample(path: Path) -> Outgoing:
     """A picture or video for the card, named by its content. Raises FileError if it is neither."""
-    suffix = path.suffix.lower()
-    if suffix not in SAMPLES:
-        raise FileError(f"{path} is no video or picture: {', '.join(SAMPLES)} can be shown.", command("ls", "-l", path))
-    at, mark = SAMPLES[suffix]
+    suffix, known = path.suffix.lower(), _TABLE["samples"]
+    if suffix not in known:
+        raise FileError(f"{path} is no video or picture: {', '.join(known)} can be shown.", command("ls", "-l", path))
+    at, mark = known[suffix]
     try:
         with path.open("rb") as stream:
             head = stream.read(at + len(mark))
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
-    if head[at:] != mark:
+    if head[at:] != mark.encode("latin-1"):
         raise FileError(f"{path} does not begin as a {suffix} file does: it is something else.", command("file", path))
     made = outgoing("", path)
     return replace(made, name=f"samples/{made.sha256[:8]}{suffix}")

@@ -7,24 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_PATH = re.compile(
-    r"""(?<![\w./\\])/[\w.@+-][\w.@+ -]*/[\w.@+-]"""  # /home/me/run; not anime/realistic/3d, nor a / b / c
-    r"""|/(?:home|Users)/\w|(?<![A-Za-z0-9_.\\])/(?:root|mnt|data|workspace|tmp)/\w"""  # -I/home/me
-    r"""|(?<![A-Za-z])[A-Za-z]:[\\/]+\w"""  # C:\Users
-    r"""|\\\\[\w.-]+\\|(?<![\w/])//[\w.-]+/\w"""  # \\server\share
-    r"""|(?<![\w/])(?:~[\w-]*|\$\{?HOME\}?)[\\/]"""
-    r"""|file://"""
+from loraforge.tables import package_table
+
+_PATH, _TOKEN, _PUBLIC = (
+    re.compile("|".join(package_table("publishing/private")[kind])) for kind in ("paths", "tokens", "public")
 )
-_PUBLIC = re.compile(r"\b(?!file:)[a-z][a-z0-9+.-]+://[\w.:/%#?&=~+@-]*|\bdata:[\w/+.-]+;base64,[A-Za-z0-9+/=]*")
-"""Addresses, and pictures in base64: they have slashes, but are no paths."""
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
 """An escaped letter of JSON: many header entries are JSON."""
-_TOKEN = re.compile(
-    r"hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}|(?:sk|ghp|gho|github_pat|glpat)[-_][A-Za-z0-9_-]{20,}"
-    r"|AKIA[0-9A-Z]{16}|AIza[\w-]{35}|xox[a-z]-[\w-]{10,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\."
-    r"|://[^\s/:@]+:[^\s/@]+@"  # https://me:password@host
-    r"|(?i:(?:api[_-]?key|password|secret|(?:access|auth)[_-]?token)[\\\"']*\s*[=:]\s*[\\\"']*[\w-]{16,})"
-)
 
 
 def private(text: str) -> str:
@@ -54,10 +43,7 @@ def _named(key: str) -> str:
 
 
 def cleaned_json(text: str, name: str) -> tuple[str, tuple[str, ...]]:
-    """A JSON document with null in place of private texts and without private keys, and notes.
-
-    The text is unchanged if nothing is private. Raises ValueError if it is not JSON.
-    """
+    """The JSON with null for private texts, without private keys, and notes. Raises ValueError if it is no JSON."""
     notes: list[str] = []
 
     def clean(value: Any, where: str) -> Any:

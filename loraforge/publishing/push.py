@@ -16,10 +16,9 @@ from loraforge.files.shards import group_of
 from loraforge.hub.address import Address, address, is_branch, is_repo, meant, parsed, renamed
 from loraforge.hub.repo import licence_of, settled
 from loraforge.publishing.card import Facts, new_card, updated_card
-from loraforge.publishing.card_check import problems
 from loraforge.publishing.commit import Remote, commit, remote
 from loraforge.publishing.contents import published
-from loraforge.publishing.front_matter import edit, fields, split
+from loraforge.publishing.front_matter import edit, fields, problems, split
 from loraforge.publishing.outgoing import Outgoing, of_sample, outgoing
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import HUB, command, hf
@@ -114,17 +113,19 @@ def push(
         _reachable(before, private=private)
         old = fields(split(before.card)[0], _card_page(repo))
         chosen = repository(base_model) if base_model else _base_of(old)
-        what = published(Path(source), repo, chosen, stated, drop, Path(work))
+        known, content, more = published(Path(source), repo, chosen, stated, drop, Path(work))
         facts = replace(
-            what.facts, repo=repo, prompts=tuple(prompt), samples=tuple(file.name for file in shown),
-            example=_example(prompt, old), trigger=trigger or what.facts.trigger or _words(old.get("instance_prompt")),
+            known, repo=repo, prompts=tuple(prompt), samples=tuple(file.name for file in shown),
+            example=_example(prompt, old), trigger=trigger or known.trigger or _words(old.get("instance_prompt")),
         )  # fmt: skip
         given = {"license": license, "license_name": license_name, "license_link": license_link}
         licence, doubts = _licence(given, old, facts.base_model)
         typed = {"base_model": base_model, **given, "instance_prompt": trigger}
         card, changes = _card(before, facts, licence, frozenset(key for key, value in typed.items() if value))
-        files = [*what.files, *shown, outgoing("README.md", card.encode())]
-        weights = what.files[0].name
+        files = [*content, *shown, outgoing("README.md", card.encode())]
+        weights = content[0].name
+        others = sorted(before.hashes.keys() - {file.name for file in files})
+        stale = [name for name in others if name.endswith(TENSORS) and "/" not in name]
         planned = PushReport(
             repo=repo, url=before.url, state="planned", commit=before.commit, pull_request=None,
             created=before.commit is None and before.known,
@@ -132,8 +133,8 @@ def push(
             revision=before.revision or "main",
             message=commit_message or f"{'Update' if weights in before.hashes else 'Add'} {weights}",
             files=tuple(_described(file, before) for file in files),
-            stale=_stale(before, files) if facts.kind == "adapter" else (),
-            card=card, notes=(*before.notes, *what.notes, *doubts, *changes),
+            stale=tuple(stale) if facts.kind == "adapter" else (),
+            card=card, notes=(*before.notes, *more, *doubts, *changes),
         )  # fmt: skip
         sent = [file for file, described in zip(files, planned.files, strict=True) if described["state"] != "same"]
         if dry_run or not sent:
@@ -143,10 +144,7 @@ def push(
 
 
 def destination(text: str) -> Address:
-    """The repository that a text names: `user/name`, `user/name@branch` or its address. The Hub is not asked.
-
-    Raises HubError if a part of the text cannot be obeyed.
-    """
+    """The repository that `user/name`, `user/name@branch` or an address names. Raises HubError for a wrong part."""
     repo = meant(text)[0]
     instead = [Try(repo, "the repository", instead=text)] if repo else ["loraforge push --help"]
     try:
@@ -261,8 +259,3 @@ def _described(file: Outgoing, before: Remote) -> dict[str, Any]:
     known = before.hashes.get(file.name)
     state = "new" if known is None else "same" if known in (file.sha256, file.git_hash) else "changed"
     return {"name": file.name, "size": file.size, "sha256": file.sha256, "state": state}
-
-
-def _stale(before: Remote, files: Sequence[Outgoing]) -> tuple[str, ...]:
-    others = before.hashes.keys() - {file.name for file in files}
-    return tuple(sorted(name for name in others if name.endswith(TENSORS) and "/" not in name))

@@ -1,4 +1,4 @@
-"""lora_alpha and rank in the launch scripts of trainers: shell, PowerShell, batch."""
+"""What states lora_alpha and rank: its names, and its options in launch scripts of shell, PowerShell and batch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import re
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
-from loraforge.scale.entry import NAMES, RSLORA, _Entry, _wrong
-from loraforge.text import listed, plain, shown
+from loraforge.errors import ScaleError
+from loraforge.text import command, listed, plain, shown
+
+SAT_DEFAULT = "SAT's default lora_alpha"
+ALPHAS = ("lora_alpha", "network_alpha", SAT_DEFAULT, "alpha")
+RANKS = ("lora_rank", "lora_r", "network_dim", "network_rank", "rank", "r")
+RSLORA = ("use_rslora", "rslora")
+PATTERNS = ("alpha_pattern", "rank_pattern")
+NAMES = frozenset((*ALPHAS, *RANKS, *RSLORA, *PATTERNS))
 
 _NOT_RUN = re.compile(
     r"""(?mix) <\#[\s\S]*?(?:\#>|\Z)                              # PowerShell's block comment
@@ -21,6 +29,19 @@ _OPTION = re.compile(rf"(?<![\w-])--({'|'.join(NAMES).replace('_', '[_-]')})(?![
 _EQUALS = rf"""[ \t]*([-+*/?]?):?=(?!=)[ \t]*["']?{_VALUE}(?=["']?[ \t]+([-+*/%])[ \t]|)"""
 _ASSIGNED = re.compile(rf"""(?mi)(?:^[ \t]*\$?(?:env:)?|[\s;"'&])(\w+)(?:{_EQUALS}|[ \t]+(in)\b)""")
 _REFERENCE = re.compile(r"(?i)\$(?:env:)?([a-z_]\w*)|\$[{(](?:env:)?([a-z_]\w*)[})]|%(\w+)%|!(\w+)!")
+
+
+class _Entry(NamedTuple):
+    """An entry of a configuration or script that states alpha, rank or patterns, and where it stands."""
+
+    name: str
+    value: object
+    place: str
+
+
+def _wrong(path: Path, what: str) -> ScaleError:
+    look = command("grep", "-n", "-i", "-E", "alpha|rank|lora", path)
+    return ScaleError(f"{path}: {what} State what this run used with --alpha.", look)
 
 
 def _script(text: str, path: Path) -> list[list[_Entry]]:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -59,12 +60,9 @@ def _all_in(some: Sequence[float], others: Sequence[float]) -> bool:
 
 
 def history(metadata: Mapping[str, str]) -> tuple[dict[str, Any], ...]:
-    """The conversions that led to a file, the latest first: tool, command, source and scale as they were written.
-
-    Anybody can write a header: an entry of another shape is left out.
-    """
+    """The conversions that led to a file, the latest first: tool, command, source and scale, if of the right shape."""
     own = own_entry(metadata)
-    earlier = own.get("earlier") if isinstance(own, dict) else None
+    earlier = own.get("earlier")
     steps = [_step(step) for step in (own, *(earlier if isinstance(earlier, list) else ()))]
     return tuple(step for step in steps if step)
 
@@ -83,12 +81,12 @@ def _step(entry: Any) -> dict[str, Any] | None:
     return None
 
 
-def own_entry(metadata: Mapping[str, str]) -> Any:
-    """The content of our entry in a header. Anybody can write a header: None if it cannot be read."""
-    try:
-        return json.loads(metadata.get(KEY, "null"))
-    except (ValueError, RecursionError):
-        return None
+def own_entry(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The content of our entry in a header, which anybody can write; empty if it cannot be read."""
+    with suppress(ValueError, RecursionError):
+        if isinstance(entry := json.loads(metadata.get(KEY, "null")), dict):
+            return entry
+    return {}
 
 
 def origin(metadata: Mapping[str, str]) -> Origin:
@@ -113,10 +111,7 @@ def _trained(metadata: Mapping[str, str]) -> tuple[float, ...]:
 
 
 def carried_over(metadata: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The foreign entries that stay true of the adapter in another file, and the keys of those that do not.
-
-    `format` is of the file: a writer states its own, or none.
-    """
+    """The foreign entries that stay true of the adapter in another file, and the keys of those that do not."""
     old = {key for key, text in metadata.items() if _HASHES.fullmatch(key) or states_scale(key, text)}
-    kept = {key: text for key, text in metadata.items() if key not in (KEY, "format", *old)}
+    kept = {key: text for key, text in metadata.items() if key not in (KEY, "format", *old)}  # writers state a format
     return kept, tuple(sorted(metadata.keys() - kept.keys() - {KEY, "format"}))

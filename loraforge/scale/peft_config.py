@@ -14,37 +14,21 @@ from typing import Any
 from loraforge.errors import ScaleError
 from loraforge.scale.patterns import full_matches
 from loraforge.scale.rule import BELIEVE, Rule, number, over, overriding
+from loraforge.tables import package_table
 from loraforge.text import listed, shown
-
-_HARMLESS_STARTS = ("gaussian", "eva", "orthogonal", "mica")
-"""Initialisations of A and B that do not change the base weights."""
-
-_PLAIN: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "peft_type": (lambda value: value in (None, "LORA"), "is another method than LoRA"),
-    "modules_to_save": (lambda value: not value, "has whole weights trained beside the LoRA"),
-    "bias": (lambda value: value in (None, "none"), "has biases of the base model trained too"),
-    "lora_bias": (lambda value: not value, "has a bias in the LoRA itself"),
-    "fan_in_fan_out": (lambda value: not value, "has weights stored the other way round"),
-    "init_lora_weights": (
-        lambda value: value in (None, True, False) or str(value).lower().startswith(_HARMLESS_STARTS),
-        "changed the base weights when training began, so that A and B alone are not the update (PEFT converts it: "
-        "save_pretrained with path_initial_model_for_weight_conversion)",
-    ),
-    **{
-        key: (lambda value: not value, "is a variant of LoRA this version does not convert")
-        for key in (
-            "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora", "use_bdlora",
-            "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
-        )
-    },
-}  # fmt: skip
-"""LoraConfig entries that can change the meaning of A and B -> when they do not, and what they mean otherwise."""
 
 
 def unsupported(config: Mapping[str, Any]) -> str | None:
     """The entries of a LoraConfig that make it more than A and B; None if it is a plain LoRA or DoRA."""
-    odd = [(key, what) for key, (is_plain, what) in _PLAIN.items() if key in config and not is_plain(config[key])]
+    entries = package_table("scale/lora_config").items()
+    odd = [(key, entry["means"]) for key, entry in entries if key in config and not _is_plain(config[key], entry)]
     return listed([f"{key} {_brief(config[key])} ({what})" for key, what in odd]) or None
+
+
+def _is_plain(value: object, entry: Mapping[str, Any]) -> bool:
+    if value is None or "plain" not in entry:
+        return not value
+    return value in entry["plain"] or str(value).lower().startswith(tuple(entry.get("begins", ())))
 
 
 def rule(
@@ -54,7 +38,6 @@ def rule(
     """The scaling that a LoraConfig gives each module. `where` it was found; `file`: the same if that is a path.
 
     `live`: returns module path -> components that are not exactly zero; called if a rank contradicts the tensors.
-
     Raises ScaleError if a value has the wrong type, if a rank contradicts the tensors, or if a pattern matches no
     module or takes too long to match.
     """
@@ -145,7 +128,6 @@ def config(
     """The smallest LoraConfig that gives every module its rank and scaling, and names no other module.
 
     Both patterns are always present: Diffusers 0.34 to 0.39 reads them without a default.
-
     `older`: for PEFT before 0.15 too, which looks up whole paths and knows no anchored patterns. The keys for it follow
     the others, so that newer versions, which take the first match, never use them.
     """

@@ -130,8 +130,7 @@ def _configs(record: Record) -> None:
 def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str = "") -> None:
     """Add one rule per LoraConfig, keyed by where it was found; none if recorded scales do not count.
 
-    Raises FormatError if a config describes more than A and B or leaves out a module of the file, and ScaleError if it
-    contradicts the tensors.
+    Raises FormatError if a config is more than A and B or leaves modules out, ScaleError if it contradicts the tensors.
     """
     path, ranks = record.file.path, record.ranks
     look = command("loraforge", "inspect", path)
@@ -272,10 +271,7 @@ def _own(record: Record) -> None:
 
 
 def _training(record: Record) -> None:
-    """The training configuration that the user names; if nothing is recorded, one in the run's own folder.
-
-    Raises ScaleError if the named one states no scale, or another rank than that of the tensors.
-    """
+    """The training configuration that the user names; if nothing is recorded, one in the run's own folder."""
     named = record.choice.training_config
     if named and record.believed:
         record.rules.append(_named(record, named))

@@ -25,7 +25,6 @@ def resolve(
     `ranks`: module path -> rank. `default` is the rule that holds if nothing is recorded; None if known trainers write
     indistinguishable files: then the scale is ambiguous and read as 1.0, and `unknown` says where it was looked for.
     `bare`: modules without a record act at 1.0, as in programs.
-
     Raises ScaleError if two recorded values disagree, if the statement contradicts the record (unless it overrides), if
     only some modules have a record, or if a recorded value is 0, negative or not a number.
     """

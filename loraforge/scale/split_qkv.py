@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from loraforge.algebra.lora import Array
 from loraforge.errors import ReadingsError, ScaleError, adding
@@ -45,8 +47,7 @@ class Stacks:
         return bool(B.any())
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """The block-diagonal modules whose alpha counts over the rank of a part."""
 
     counts: Mapping[str, int]
@@ -69,8 +70,7 @@ def parts(
 ) -> Parts:
     """Which alphas count over the rank of a part. `by`: what `--trained-by` states.
 
-    Raises ReadingsError if nothing tells whether they do, and ScaleError if `by` says so and no module is
-    block-diagonal.
+    Raises ReadingsError if nothing tells whether they do; ScaleError if `by` says so and no module is block-diagonal.
     """
     stacked = {path: len(stacks.heights[path]) if path in stacks.heights else 1 for path in alphas}
     stored = {path: float(f"{alpha / ranks[path]:.9g}") for path, alpha in alphas.items()}
@@ -97,11 +97,9 @@ def parts(
 
 def _says_so(text: str) -> bool:
     """Whether a JSON object says that split_qkv is true, as sd-scripts reads it."""
-    try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(said, dict) and str(said.get("split_qkv")) == "True"
+    with suppress(ValueError, RecursionError):
+        return isinstance(said := json.loads(text), dict) and str(said.get("split_qkv")) == "True"
+    return False
 
 
 def _range(values: Iterable[float]) -> str:

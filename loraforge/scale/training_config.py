@@ -19,11 +19,12 @@ import tomli
 from loraforge.errors import ScaleError
 from loraforge.files.neighbours import BESIDE
 from loraforge.files.texts import once, parse_yaml
-from loraforge.scale.entry import ALPHAS, BARE, NAMES, PATTERNS, RANKS, RSLORA, SAT_DEFAULT, _Entry, _wrong
-from loraforge.scale.launch_script import _script
+from loraforge.scale.launch_script import ALPHAS, NAMES, PATTERNS, RANKS, RSLORA, SAT_DEFAULT, _Entry, _script, _wrong
 from loraforge.scale.rule import number, over
 from loraforge.text import command, plain, shown
 
+BARE = ("alpha", "rank", "r")
+"""Names with other meanings too (a blend, a process): ignored if the same mapping has a clearer name."""
 OUTPUTS = ("output_dir", "output_path")
 MOST_BYTES, MOST_MAPPINGS, DEEPEST = 1 << 20, 20_000, 64
 

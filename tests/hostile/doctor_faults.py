@@ -48,14 +48,14 @@ KINDS = {
     "trainer's checkpoint": Fault(
         make.only(make.base_layers()), "cannot tell (it lies in a model)", "among the weights of a whole model"
     ),
-    "kohya's names": Fault(lambda _: KOHYA, "cannot tell (at what scale)", "kohya"),
-    "ComfyUI's names": Fault(
-        changed(renamed((BLOCKS, "diffusion_model.transformer_blocks"))), "cannot tell (at what scale)", "ComfyUI"
+    "kohya's names": Fault(lambda _: KOHYA, "1.82x too weak", "merge_lora at 0.55"),
+    "ComfyUI's prefix": Fault(
+        changed(renamed((BLOCKS, "diffusion_model.transformer_blocks"))), "does nothing", "diffusion_model"
     ),
     "DiffSynth's names": Fault(
-        lambda _: DATA / "diffsynth_cogdit" / "lora.safetensors", "cannot tell (at what scale)", "DiffSynth"
+        lambda _: DATA / "diffsynth_cogdit" / "lora.safetensors", "cannot tell (", "no alpha is recorded"
     ),
-    "another model's names": Fault(make.only(make.OTHER), "does nothing", "not named as those of any model"),
+    "another model's names": Fault(make.only(make.OTHER), "broken file", "Flux"),
     "text encoder's keys alone": Fault(make.only(make.TEXT), "does nothing", "not named as those"),
     "LoHa": Fault(changed(make.loha), "does nothing", "hada_w1_a"),
 }  # fmt: skip

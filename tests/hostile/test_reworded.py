@@ -48,10 +48,10 @@ def diagnosed(file: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> 
 def pushed(file: Path, work: Path, *, as_loaded: bool) -> tuple[Any, ...]:
     work.mkdir()
     try:
-        what = published(file, "me/style", "zai-org/CogVideoX-2b", {**STATED, "as_loaded": as_loaded}, (), work)
+        facts, *_ = published(file, "me/style", "zai-org/CogVideoX-2b", {**STATED, "as_loaded": as_loaded}, (), work)
     except LoraforgeError as error:
         return type(error), added(error.remedies)
-    return what.facts.weights, what.facts.as_trained
+    return facts.weights, facts.as_trained
 
 
 def reword(patch: pytest.MonkeyPatch) -> None:

@@ -263,7 +263,7 @@ UNREADABLE = {
     "Wan, by Diffusers": (file(lora("transformer.", "blocks.0.attn1.to_q")), "CogVideoX"),
     "Flux": (file(lora("transformer.", "single_transformer_blocks.0.attn.to_q")), "CogVideoX"),
     "a module more, of Flux": (file(PLAIN | lora("transformer.", "x_embedder")), "x_embedder"),
-    "kohya": (file({"lora_unet_x.lora_down.weight": A, "lora_unet_x.lora_up.weight": B}), "kohya"),
+    "kohya": (file({"lora_unet_x.lora_down.weight": A, "lora_unet_x.lora_up.weight": B}), "not named as those of"),
     "NaN in A": (file(broken("lora_A", np.nan)), "NaN"),
     "NaN in B": (file(broken("lora_B", np.nan)), "NaN"),
     "infinity": (file(broken("lora_B", -np.inf)), "infinity"),
@@ -312,8 +312,8 @@ def test_inspect_of_a_scale_that_cannot_be(tmp_path: Path, cli, header: dict[str
 
 
 def test_both_of_another_model(tmp_path: Path, refuses):
-    wan = file(lora("diffusion_model.", "blocks.0.self_attn.q"))
-    refuses(["verify", wan(tmp_path / "a"), wan(tmp_path / "b")], "CogVideoX")
+    wan = file(lora("diffusion_model.", "blocks.0.self_att.q"))
+    refuses(["verify", wan(tmp_path / "a"), wan(tmp_path / "b")], "not named as those of")
 
 
 DIFFERENT: dict[str, Any] = {

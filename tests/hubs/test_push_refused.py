@@ -13,7 +13,7 @@ from helpers.oracle import DATA, Case
 from helpers.pushed import BASE, NAME, card, last, ours, refused
 from safetensors.numpy import save_file
 
-from loraforge.publishing.card_check import problems
+from loraforge.publishing.front_matter import problems
 from loraforge.text import hf
 
 COG = ("--architecture", "cogvideox")

@@ -30,7 +30,7 @@ from loraforge.conversion.real_loader import load_back
 from loraforge.errors import ConversionError
 from loraforge.format.registry import formats
 from loraforge.names.catalog import architecture, architectures
-from loraforge.publishing.snippet import snippet
+from loraforge.publishing.card import snippet
 
 FOLDER = DATA / "architectures"
 CASES: dict[str, Any] = tomli.loads((FOLDER / "cases.toml").read_text("utf-8"))

@@ -148,7 +148,7 @@ def test_the_tables_of_real_samples_are_those_diffusers_computes() -> None:
 
 
 def test_large_models_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loraforge.base.as_diffusers.SHARD", 200_000)
+    monkeypatch.setattr("loraforge.base.as_stored.SHARD", 200_000)
     report = loraforge.convert_base(DATA / "bases" / "2b" / "sat_base", "diffusers", tmp_path / "out")
     files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
     assert files == report.output["files"]

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.errors import LoraforgeError
-from loraforge.live.effect import judged
+from loraforge.live.probe import judged
 from loraforge.media.video import read_video
 
 Folders = Callable[..., Path]

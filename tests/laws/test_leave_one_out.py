@@ -17,8 +17,9 @@ from helpers.sparse import Modules, sparse
 
 import loraforge
 from loraforge.adapter.rivals import moves
-from loraforge.conversion.prepare import WriteRequest, prepare
+from loraforge.conversion.prepare import prepare
 from loraforge.errors import LoraforgeError
+from loraforge.format.protocol import Wanted
 from loraforge.format.registry import FORMATS, formats
 from loraforge.names import catalog
 from loraforge.names.catalog import architecture, architectures
@@ -40,6 +41,7 @@ SPELLED = {
     "xlabs": ("", (".down.weight", ".up.weight")),
 }
 """Format -> the prefix of its keys, and the words of its factors."""
+PLAIN: dict[str, Any] = {"dtype": "keep", "base_model": None, "drop": (), "force": True, "dry_run": True}
 NAMES = sorted(built_in().layouts)
 ONLY = {("z_image", "musubi")}
 """A flavour's names that are for one model alone: without its file, the flavour does not know of them."""
@@ -107,7 +109,7 @@ def result(arch: Architecture, layout: str, paths: Mapping[str, Any], target: st
     if target is None:
         return None
     every = moves(SimpleNamespace(model=arch, layout=layout, modules=paths), target)  # type: ignore[arg-type]
-    return {(m.module.replace(".", sep), m.rows, m.to.replace(".", sep), m.place) for m in every}
+    return {(path.replace(".", sep), rows, to.replace(".", sep), place) for path, rows, to, place in every}
 
 
 def spellings() -> list[tuple[str, str]]:
@@ -156,7 +158,7 @@ def _faults(
         if form.writer is None or len(form.layouts) == 1 or (arch.name, to) in ONLY:
             continue
         try:
-            ready = prepare(adapter, WriteRequest(to, file.with_name("out"), force=True))
+            ready = prepare(adapter, to, file.with_name("out"), Wanted(), **PLAIN)
         except LoraforgeError:
             continue
         one = ready.adapter

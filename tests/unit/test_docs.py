@@ -17,7 +17,7 @@ from helpers.oracle import DATA, Case
 import loraforge
 import loraforge.facts.variants
 from loraforge.cli.app import main
-from loraforge.cli.layouts import layouts
+from loraforge.cli.plugins import layouts
 from loraforge.settings import table
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 from loraforge.names.catalog import architectures
 
 PACKAGE = Path(__file__).parents[2] / "loraforge"
-MAY_NAME = ("live/", "format/sat", "base/as_sat")
+MAY_NAME = ("live/", "format/sat", "base/as_stored")
 """Where one architecture is meant: its pipelines are run here, and SAT is its own software."""
 EXAMPLES = {
     "facts/given_settings.py": {"CogVideoXDPMScheduler"},  # of a class, in a message

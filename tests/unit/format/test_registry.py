@@ -13,8 +13,8 @@ from helpers import plugin
 import loraforge
 from loraforge.format.registry import broken, known_plugins, owners
 from loraforge.fusion.choose import backends
-from loraforge.names.catalog import architectures, data_files
-from loraforge.plugin.registry import Registry, use
+from loraforge.names.catalog import architectures, read_data_files
+from loraforge.plugin.registry import Registry, current, use
 
 FAULTY = """
 from loraforge import hookimpl
@@ -46,7 +46,7 @@ QUESTIONS: dict[str, Callable[[], object]] = {
     "formats": lambda: {name: (form.summary, owners()[name]) for name, form in loraforge.formats().items()},
     "architectures": lambda: {name: [*arch.layouts] for name, arch in architectures().items()},
     "backends": lambda: {name: backend.summary for name, backend in backends().items()},
-    "data files": lambda: [(file.owner, file.name) for file in data_files()],
+    "data files": lambda: [(file.owner, file.name) for file in current().read(read_data_files).value],
     "broken": lambda: [asdict(one) for one in broken()],
 }
 SAID = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from safetensors.numpy import load_file
 
-from loraforge.cli.layouts import layouts
+from loraforge.cli.plugins import layouts
 
 PAGE = Path(__file__).parents[3] / "docs" / "learn-a-layout.md"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loraforge.errors import LoraforgeError
-from loraforge.live.manifest import Manifest
+from loraforge.live.manifest import check_inputs
 from loraforge.live.plan import RunPlan
 
 
@@ -18,14 +18,10 @@ def test_another_file_of_the_same_name_is_refused(name: str, tmp_path: Path) -> 
     file = tmp_path / "input"
     file.write_bytes(b"before")
     base: Any = None  # is not looked at
-    plan = RunPlan(base, (), "CogVideoX-5B", {}, (), **{name: file})
-    paths: dict[str, Any] = {"image": None, "video": None, name: str(file)}
-    manifest = Manifest(
-        base="", variant="CogVideoX-5B", pipeline="", adapters=(), stated={}, prompt="", negative_prompt="", **paths,
-        inputs={name: hashlib.sha256(b"before").hexdigest()}, settings={}, anyway=False, device="cpu", offload="none",
-        tiling=True, slicing=True, latents="", versions={},
-    )  # fmt: skip
-    manifest.check(plan)
+    plan = RunPlan(base, (), "CogVideoX-5B", {}, (), inputs={name: file})
+    manifest: dict[str, Any] = {"image": None, "video": None, name: str(file), "adapters": []}
+    manifest["inputs"] = {name: hashlib.sha256(b"before").hexdigest()}
+    check_inputs(manifest, plan)
     file.write_bytes(b"after")
     with pytest.raises(LoraforgeError, match=f"is not the {name} of the manifest"):
-        manifest.check(plan)
+        check_inputs(manifest, plan)

@@ -9,8 +9,7 @@ import pytest
 import loraforge
 from loraforge.names.catalog import architectures
 from loraforge.scale import writers as module
-from loraforge.scale.candidates import candidates
-from loraforge.scale.writers import agreed, differ, writers
+from loraforge.scale.writers import agreed, candidates, differ, writers
 from loraforge.tables import package_table
 
 AI_TOOLKIT = {"software": '{"name": "ai-toolkit", "repo": "https://github.com/ostris/ai-toolkit", "version": "0.7.1"}'}

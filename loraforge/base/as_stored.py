@@ -1,7 +1,8 @@
-"""A base model as SAT stores it, with the tables that SAT insists on."""
+"""A base model as Diffusers stores it, in shards with their index; and as SAT does, with the tables it insists on."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,15 +12,41 @@ import numpy as np
 
 from loraforge.base import positions
 from loraforge.base.job import Model
-from loraforge.base.model import BaseModel
+from loraforge.base.model import INDEX, STEM, BaseModel
 from loraforge.base.stream import NewTensor, Shard
 from loraforge.files.tensorfile import KEY
 from loraforge.format.sat_names import CHECKPOINT, ITERATION, SAT_PREFIX
 from loraforge.names.diffusers_config import fixed
 from loraforge.names.layout import Variant
 
+FILE = f"{STEM}.safetensors"
+SHARD = 10_000_000_000
+"""The most bytes of weights in one file, as in save_pretrained."""
+
 _UNUSED = "SAT's base class asks for it, and no CogVideoX uses it: zeros"
 _COMPUTED = "computed for the sample in the configuration, as SAT does when it starts"
+
+
+def safetensors_model(tensors: list[NewTensor], origin: str, documents: Mapping[str, Any]) -> Model:
+    """The files that save_pretrained would write. `origin` is our header entry; `documents` are JSON files by name."""
+    parts, size = [list[NewTensor]()], 0
+    for tensor in sorted(tensors, key=lambda tensor: tensor.key):
+        if parts[-1] and size + tensor.nbytes > SHARD:
+            parts.append([])
+            size = 0
+        parts[-1].append(tensor)
+        size += tensor.nbytes
+    count = len(parts)
+    names = [FILE if count == 1 else f"{STEM}-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
+    metadata = {"format": "pt", KEY: origin}
+    shards = {name: Shard("safetensors", tuple(part), metadata) for name, part in zip(names, parts, strict=True)}
+    texts = {name: json.dumps(document, indent=2) + "\n" for name, document in documents.items()}
+    if len(parts) > 1:
+        weight_map = {tensor.key: name for name, shard in shards.items() for tensor in shard.tensors}
+        total = sum(shard.nbytes for shard in shards.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        texts[INDEX] = json.dumps(index, indent=2) + "\n"
+    return Model(shards, {}, texts)
 
 
 def rebuilt_tensors(
