@@ -51,7 +51,7 @@ def entry(typed: str, base: BaseModel, adapters: Sequence[Fused], to: str = "") 
     `to`: their layout. SAT's checkpoints have no config.json, so their entry holds the sample of the base.
     """
     sample = sample_of(base) if to == "sat" else {}
-    known = {"path": recorded(base.path), "variants": [variant.name for variant in base.variants]}
+    known: dict[str, Any] = {"path": recorded(base.path), "variants": [variant.name for variant in base.variants]}
     known |= {"sample": sample} if sample else {}
     entries = [*held(base), *map(asdict, adapters)]
     document = {"tool": f"loraforge {__version__}", "command": typed, "base": known, "fused": entries}

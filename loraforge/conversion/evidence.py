@@ -35,9 +35,9 @@ _BASES = ("base_model", "base_model_name_or_path")
 def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str | None = None) -> Adapter:
     """The adapter in a file, checked against itself. `named`: the base model that the user states, as evidence.
 
-    Where several architectures remain possible, it is of one of them, and `rivals` are the others. Raises NoAdapterError
-    if it is for an unknown model, FormatError if its modules do not belong to one model or its header names another, and
-    BaseError if the released models of its width have fewer blocks.
+    Where several architectures remain possible, it is of one of them, and `rivals` are the others. Raises
+    NoAdapterError if it is for an unknown model, FormatError if its modules do not belong to one model or its header
+    names another, and BaseError if the released models of its width have fewer blocks.
     """
     stated = architecture(choice.architecture).name if choice.architecture else None
     choice = replace(choice, architecture=stated)

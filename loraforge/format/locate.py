@@ -44,7 +44,7 @@ def locate(
     tried = [named(name)] if name else list(formats().values())
     located, faults = _search(tried, source, choice)
     if not located and faults:
-        raise faults[0]
+        raise faults[0][1]
     look = open_tensors if hub is None else hub.whole if fetch else hub.header
     if not located:
         only, note = hub.only() if hub else _only(tried, source, look, bool(name))
@@ -69,12 +69,12 @@ def locate(
         opened[path] = file, [*warnings, *taken, *left]
     seen = {path: few(file) for path, (file, _) in opened.items()}
     claiming = [(form, one) for form, one in located if name or form.claims(seen[one.path])]
-    if not claiming and not faults and hub is None and source.is_dir():  # a file under another format's name
+    if not claiming and not faults and (hub or source.is_dir()):  # a file under another format's name
         files = {one.path: one for _, one in located}.values()
         claiming = [(form, one) for one in files for form in tried if form.claims(seen[one.path])]
-    passed = [form for form in tried if form not in [one for one, _ in located]]
-    if faults and (not claiming or any(form.claims(file) for form in passed for file in seen.values())):
-        raise faults[0]
+    for form, fault in faults:  # of a format whose names the files have
+        if not claiming or any(map(form.claims, seen.values())):
+            raise fault
     names = {form.name for form, _ in claiming}
     claiming = [(form, one) for form, one in claiming if getattr(form, "like", None) not in names]
     claiming = _distinct(claiming, seen, choice)
@@ -164,15 +164,17 @@ def _only(tried: Sequence[Format], source: Path, look: shards.Look, named: bool)
     return left[0], f"took {left[0].name}, the only {'adapter' if adapters else 'tensor file'} in {source.name}"
 
 
-def _search(tried: Sequence[Format], source: Path, choice: Choice) -> tuple[list[_Located], list[FileError]]:
+def _search(
+    tried: Sequence[Format], source: Path, choice: Choice
+) -> tuple[list[_Located], list[tuple[Format, FileError]]]:
     """What each format finds in a source, and the faults of the folders that a format recognises but cannot use."""
-    located, faults = list[_Located](), list[FileError]()
+    located, faults = list[_Located](), list[tuple[Format, FileError]]()
     for form in tried:
         try:
             if found := form.find(source, choice):
                 located.append((form, found))
         except FileError as error:
-            faults.append(error)
+            faults.append((form, error))
     return located, faults
 
 

@@ -6,7 +6,6 @@ import hashlib
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +152,7 @@ def test_a_renamed_part_says_so_itself(tmp_path: Path, cli, monkeypatch: pytest.
         file.counts = {"mp_world_size": 2}
         return file
 
-    monkeypatch.setattr(opening, "CONTAINERS", (replace(opening.CONTAINERS[0], open=of_two), opening.CONTAINERS[1]))
+    monkeypatch.setattr(opening, "CONTAINERS", (opening.CONTAINERS[0]._replace(open=of_two), opening.CONTAINERS[1]))
     refused(cli, tmp_path / "style.pt", tmp_path)
 
 
