@@ -230,7 +230,7 @@ def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterato
         # an entry by loraforge repeats what somebody stated: it is no more evidence than that statement
         if known and (known[1] in fits.fits(adapter) or (not own and not fits.misnamed(adapter, known[1].repo))):
             yield f"its base model is recorded: {base}"
-        elif not known and own is None and of_repo(repo) == arch.title:
+        elif not known and not own and of_repo(repo) == arch.title:
             yield f"its base model is recorded: {base}, which is {arch.title}"
     for where, config in adapter.configs.items():
         mapping = config.get("auto_mapping")
