@@ -204,8 +204,8 @@ def no_repository(base: str) -> ConversionError:
 def misnamed(adapter: Adapter, base: str) -> str:
     """Why the adapter cannot be for the named base model; empty if no reason is known."""
     arch, known, fitting = adapter.model, variant_of_repo(base), fits(adapter)
-    other = of_repo(base) if known is None else known[0].title if known[0].name != arch.name else ""
-    if other:
+    other = of_repo(base) if known is None else known[0].title
+    if other not in (None, arch.title):
         return f"the adapter is not for {base}, which is {other}: its modules are those of {arch.title}"
     if known is None or known[1] in fitting or small(adapter):
         return ""

@@ -11,20 +11,23 @@ from loraforge.names.catalog import architectures
 
 Rows = tuple[int, int, int]
 """First row, last + 1, and all of the rows of a module, in shares of the stack."""
+_WHOLE = (0, 1, 1)
 
 
-def _moves(adapter: Adapter, target: str) -> set[tuple[str, Rows, str, Rows]]:
+def moves(adapter: Adapter, target: str) -> set[tuple[str, Rows, str, Rows]]:
     """How rows move to a layout of the architecture: a module of the adapter and rows of it, and both there."""
     arch, own = adapter.model, adapter.model.layouts[adapter.layout]
-    stacks = [(t, _rows(stack, arch.segments)) for t, stack in arch.layouts[target].modules.items()]
-    homes = {segment: (template, rows[segment]) for template, rows in stacks for segment in rows}
-    located = [(path, *one) for path in adapter.modules if (one := own.locate(path))]
-    return {
-        (path, rows, homes[segment][0].fill(index), homes[segment][1])
-        for path, template, index in located
-        for segment, rows in _rows(own.modules[template], arch.segments).items()
-        if segment in homes
-    }
+    stacks = [(t, stack, _rows(stack, arch.segments)) for t, stack in arch.layouts[target].modules.items()]
+    homes = {segment: one for one in stacks for segment in one[1]}
+    every = set[tuple[str, Rows, str, Rows]]()
+    for path, (template, index) in ((path, one) for path in adapter.modules if (one := own.locate(path))):
+        stack = own.modules[template]
+        for segment, rows in _rows(stack, arch.segments).items():
+            if segment in homes:
+                there, whole, places = homes[segment]
+                one = (_WHOLE, _WHOLE) if whole == stack else (rows, places[segment])
+                every.add((path, one[0], there.fill(index), one[1]))
+    return every
 
 
 def _rows(stack: tuple[str, ...], ratios: Mapping[str, int]) -> dict[str, Rows]:
@@ -33,14 +36,15 @@ def _rows(stack: tuple[str, ...], ratios: Mapping[str, int]) -> dict[str, Rows]:
 
 
 def decided(adapter: Adapter, layouts: Mapping[str, str]) -> Adapter:
-    """The adapter as of an architecture that the target can store, of those it may be of.
+    """The adapter as of one of the architectures that it may be of, if the result is the same as of the others.
 
-    `layouts`: those of the target. Raises FormatError that lists the architectures whose results differ.
+    `layouts`: those of the target; if it is for one architecture alone, the adapter is taken to be of that.
+    Raises FormatError that lists the architectures whose results differ.
     """
-    every = {name: adapter.as_of(name) for name in (adapter.architecture, *adapter.rivals) if name in layouts}
-    results = {name: _moves(one, layouts[name]) for name, one in every.items()}
-    if not results:
-        return adapter
+    every = {name: adapter.as_of(name) for name in (adapter.architecture, *adapter.rivals)}
+    if len(layouts) == 1:
+        every = {name: one for name, one in every.items() if name in layouts} or every
+    results = {name: moves(one, layouts[name]) if name in layouts else None for name, one in every.items()}
     first = next(iter(every))
     if all(result == results[first] for result in results.values()):
         return every[first]

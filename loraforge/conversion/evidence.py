@@ -19,7 +19,7 @@ from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
 from loraforge.names.catalog import architecture, architectures, holding
 from loraforge.names.layout import Architecture, pattern
-from loraforge.names.lookalike import of_words, sharing
+from loraforge.names.lookalike import models, of_repo, of_words, sharing
 from loraforge.programs.as_in import read_at
 from loraforge.scale.origin import own_entry
 from loraforge.scale.rule import Choice
@@ -224,10 +224,13 @@ def _recorded(adapter: Adapter, file: TensorFile, arch: Architecture) -> Iterato
     if own.get("architecture") == arch.name:
         yield "recorded by loraforge"
     for base in _bases(adapter, file):
-        known = variant_of_repo(repository(base, file.path.parent) or base)
+        repo = repository(base, file.path.parent) or base
+        known = variant_of_repo(repo)
         # an entry by loraforge repeats what somebody stated: it is no more evidence than that statement
         if known and (known[1] in fits.fits(adapter) or (not own and not fits.misnamed(adapter, known[1].repo))):
             yield f"its base model is recorded: {base}"
+        elif not known and not own and of_repo(repo) == arch.title:
+            yield f"its base model is recorded: {base}, which is {arch.title}"
     for where, config in adapter.configs.items():
         mapping = config.get("auto_mapping")
         name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
@@ -245,8 +248,10 @@ def _measured(adapter: Adapter, arch: Architecture) -> Iterator[str]:
         for path in adapter.modules:
             if (located := layout.locate(path)) and located[0] in layout.own:
                 yield f"no other model is known to have an adapter of {path}"
+    others = [size for title in alike(adapter) for size in models()[title].get("sizes", ())]
     for variant in known_width:
-        if blocks := fits.fills(adapter, variant):
+        blocks = fits.fills(adapter, variant)
+        if blocks and not any(width in sizes.values() and depth == blocks for width, depth in others):
             yield f"its {blocks} blocks and its width are those of {variant.name}"
 
 
@@ -277,12 +282,11 @@ def _contradicted(adapter: Adapter, file: TensorFile) -> str:
     return next((f"the header's {key} says {text:.60}" for key, text in others), "")
 
 
-def alike(adapter: Adapter, target: str = "") -> tuple[str, ...]:
-    """The other models that have all of its modules under these names; with `target`, and a layout so called too."""
+def alike(adapter: Adapter) -> dict[str, frozenset[str]]:
+    """Each other model that has all of its modules under these names -> whose names they are (names/lookalike.py)."""
     first = next(iter(adapter.modules), "")
     sep = "." if not adapter.keys or any(first in key for key in adapter.keys) else "_"
-    titles = sharing(adapter.modules, adapter.layout, sep)
-    return tuple(t for t in titles if not target or t in sharing((), target))
+    return sharing(adapter.modules, sep)
 
 
 def doubt(adapter: Adapter) -> str:

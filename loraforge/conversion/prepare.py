@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -161,11 +162,18 @@ def _layout(adapter: Adapter, target: Format, arch: Architecture) -> str:
         having = [name for name, form in formats().items() if form.writer and arch.name in form.layouts]
         text = f"{target.name} has no names for {arch.title}; there are {', '.join(having)}."
         raise ConversionError(text, *(adding("--to", name) for name in having[:3]))
-    unshown = adapter.source is not None and not adapter.shown
-    if unshown and layout != adapter.layout and (others := alike(adapter, layout)):
+    unshown = adapter.source is not None and not adapter.shown and len(target.layouts) > 1
+    kept = layout == adapter.layout
+    if unshown and (others := [t for t, kinds in alike(adapter).items() if not (kept and _names(target) in kinds)]):
         text = f"the modules are called as those of {listed([arch.title, *others])}: nothing shows which it is of."
         raise ConversionError(text, adding("--architecture", arch.name, why=f"if it is {arch.title}"))
     return layout
+
+
+def _names(target: Format) -> str:
+    """Whose names the format has for most models, of the kinds in the table of other models."""
+    uses = Counter(target.layouts.values())
+    return "diffusers" if uses.most_common(1)[0][0] == "diffusers" else "comfyui" if "comfyui" in uses else "original"
 
 
 def _same_files(target: Format, architecture: str) -> list[str]:

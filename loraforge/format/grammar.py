@@ -15,6 +15,7 @@ from loraforge.names.layout import pattern
 from loraforge.names.lookalike import lora_paths
 from loraforge.tables import package_table
 
+_IN_BLOCK = re.compile(r"[._]\d+[._]")
 _MOST_WORDS = 5
 """How many words before a module's path are looked at."""
 
@@ -27,7 +28,11 @@ class Grammar(KeyStyle):
         return next(iter(self.every(key).values()), ())
 
     def every(self, key: str) -> dict[tuple[str, str], tuple[Hit, ...]]:
-        """Every reading of a key, by path and factor; if some have a listed prefix, these."""
+        """Every reading of a key, by path and factor: those with a listed prefix; if none has, with another one.
+
+        Behind another prefix only the modules of blocks are read: `proj_out` behind `x.` or `audio_` may as well be
+        the end of another model's `x.proj_out` or `audio_proj_out`.
+        """
         readings = dict[tuple[str, str], tuple[Hit, ...]]()
         for suffix, factor, words in _endings():
             if match := ending(suffix).fullmatch(key):
@@ -37,7 +42,7 @@ class Grammar(KeyStyle):
                         hits = (Hit(part, factor, 0, spelled, prefix, sep, stripped) for part in parts_of(path, sep))
                         readings[path, factor] = tuple(hits)
         listed = {found: hits for found, hits in readings.items() if _prefixes().fullmatch(hits[0].prefix)}
-        return listed or readings
+        return listed or {found: hits for found, hits in readings.items() if _IN_BLOCK.search(found[0])}
 
 
 def grammar() -> Grammar:

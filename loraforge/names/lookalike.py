@@ -23,6 +23,14 @@ def lora_paths(keys: Iterable[str]) -> dict[str, str]:
     return {key: match["path"] for key in keys if (match := _FACTOR.fullmatch(key))}
 
 
+_NAMES = {
+    "diffusers": ("diffusers",),
+    "comfyui": ("comfyui", "diffusers"),
+    "original": ("original", "comfyui", "diffusers"),
+}
+"""The kinds of names in the table of other models -> where they stand: in the first list that a model has."""
+
+
 def models() -> Mapping[str, Mapping[str, Any]]:
     """The table of other models, by title."""
     return package_table("names/othermodels")
@@ -36,11 +44,21 @@ def _pattern(title: str, names: str, sep: str) -> re.Pattern[str] | None:
     return re.compile(f"(?:{text})") if modules else None
 
 
-def sharing(paths: Collection[str], names: str, sep: str = ".") -> tuple[str, ...]:
-    """The models that have all of these modules, under names of this kind (a layout's name)."""
-    names, tried = "comfyui" if names == "original" else names, [p.replace(".", sep) for p in paths]
-    known = {title: _pattern(title, names, re.escape(sep)) for title in _others()}
-    return tuple(t for t, pattern in known.items() if pattern and all(map(pattern.fullmatch, tried)))
+def sharing(paths: Collection[str], sep: str = ".") -> dict[str, frozenset[str]]:
+    """Each model that has all of these modules -> the kinds of names that they are: of `diffusers`, `comfyui`, ..."""
+    tried, flat = _kinds(path.replace(".", sep) for path in paths), re.escape(sep)
+
+    def has(title: str, names: str) -> bool:
+        known = next((one for kind in _NAMES[names] if (one := _pattern(title, kind, flat))), None)
+        return known is not None and all(map(known.fullmatch, tried))
+
+    every = {title: frozenset(names for names in _NAMES if has(title, names)) for title in _others()}
+    return {title: kinds for title, kinds in every.items() if kinds}
+
+
+def _kinds(paths: Iterable[str]) -> set[str]:
+    """The paths, one for all blocks."""
+    return {re.sub(r"(?<=[._])\d+(?=[._])", "0", path) for path in paths}
 
 
 def other_model(paths: Iterable[str], *, tied: bool = False) -> str | None:
@@ -48,10 +66,10 @@ def other_model(paths: Iterable[str], *, tied: bool = False) -> str | None:
 
     With `tied`: None only if an architecture has more.
     """
-    kinds = {re.sub(r"(?<=[._])\d+(?=[._])", "0", path) for path in paths}  # one for all blocks
-    each = ((title, [_pattern(title, names, "[._]") for names in ("comfyui", "diffusers")]) for title in _others())
-    ends = {title: [re.compile(rf"(?:^|[._])(?:{p.pattern})$") for p in both if p] for title, both in each}
-    counts = {title: sum(any(end.search(path) for end in both) for path in kinds) for title, both in ends.items()}
+    kinds = _kinds(paths)
+    each = ((title, [_pattern(title, names, "[._]") for names in _NAMES]) for title in _others())
+    ends = {title: [re.compile(rf"(?:^|[._])(?:{p.pattern})$") for p in lists if p] for title, lists in each}
+    counts = {title: sum(any(end.search(path) for end in lists) for path in kinds) for title, lists in ends.items()}
     most, ours = max(counts.values(), default=0), sum(map(_known, kinds))
     if not kinds or 2 * most < len(kinds) or most < ours or (most == ours and not tied):
         return None

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.sparse import sparse
 from safetensors.numpy import save_file
 
 import loraforge
+from loraforge.errors import ConversionError, LoraforgeError
 
 FLUX = [f"lora_unet_double_blocks_{i}_img_attn_qkv" for i in range(19)]
 """All of the blocks of Flux.1, and of Chroma."""
@@ -39,3 +41,45 @@ def test_blocks_and_width_that_two_models_have_show_neither(tmp_path: Path) -> N
     adapter = loraforge.read(file)
     assert {adapter.architecture, *adapter.rivals} >= {"flux", "chroma"} and not adapter.shown
     assert loraforge.inspect(file).evidence is None
+
+
+@pytest.mark.parametrize("base", ["Wan-AI/Wan2.1-T2V-14B", "Wan-AI/Wan2.2-Animate-14B-Diffusers", "Wan-AI/some-other"])
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_model_s_other_repositories_are_its_own(base: str, stated: bool, tmp_path: Path) -> None:
+    """Only the repositories of Diffusers' checkpoints have a variant of their own; others are known by their owner."""
+    header = {} if stated else {"base_model": base}
+    modules = {f"blocks.{n}.attn1.to_q": (5120, 5120) for n in range(3)}
+    file = sparse(tmp_path / "a.safetensors", modules, metadata=header)
+    options = {"base_model": base} if stated else {}
+    report = loraforge.convert(file, to="kohya", out=tmp_path / "out", trained_scale=1.0, dry_run=True, **options)
+    assert any(f"it fits {base} is not checked" in note for note in report.notes)
+    if not stated:
+        assert base in loraforge.read(file, trained_scale=1.0).shown
+
+
+def test_another_model_s_repository_is_refused(tmp_path: Path) -> None:
+    file = sparse(
+        tmp_path / "a.safetensors", {"blocks.0.attn1.to_q": (5120, 5120)}, metadata={"base_model": "Wan-AI/x"}
+    )
+    with pytest.raises(ConversionError, match=r"not for genmo/mochi-0, which is Mochi 1"):
+        loraforge.convert(file, to="kohya", trained_scale=1.0, dry_run=True, base_model="genmo/mochi-0")
+
+
+@pytest.mark.parametrize(("names", "to"), [
+    ({"transformer_blocks.0.attn.to_q": 1, "transformer_blocks.0.attn.add_q_proj": 1}, "original"),  # of Qwen-Image
+    ({"transformer_blocks.0.norm1.linear": 6, "transformer_blocks.0.attn1.to_q": 1}, "comfyui"),  # of CogView too
+])  # fmt: skip
+def test_names_that_another_model_has_are_not_changed_unasked(names: dict[str, int], to: str, tmp_path: Path) -> None:
+    file = sparse(tmp_path / "a.safetensors", {path: (times * 48, 48) for path, times in names.items()}, 2)
+    with pytest.raises(LoraforgeError, match=r"nothing (shows|says) which it is of") as refused:
+        loraforge.convert(file, to=to, trained_scale=1.0, dry_run=True)
+    assert all(remedy.options[0] == "--architecture" for remedy in refused.value.remedies)
+    assert loraforge.convert(file, to="peft", out=tmp_path / "out", trained_scale=1.0, dry_run=True).output
+
+
+@pytest.mark.parametrize("path", ["my.other.proj_out", "lora_unet_odd_proj_out", "context.t_embedder.mlp.0"])
+def test_behind_an_unknown_word_only_blocks_are_read(path: str, tmp_path: Path) -> None:
+    words = (".lora_down.weight", ".lora_up.weight")
+    file = sparse(tmp_path / "a.safetensors", {path: (64, 32)}, 2, prefix="", spelled=words)
+    with pytest.raises(LoraforgeError, match=r"not named as those of any model|in a spelling that is not read"):
+        loraforge.read(file, trained_scale=1.0)

@@ -88,6 +88,19 @@ def test_the_table_of_other_models_calls_it_by_its_title(name: str) -> None:
         assert title == arch.title or not set(known) & set(arch.words), title
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_the_table_of_other_models_has_all_of_its_modules(name: str) -> None:
+    """So that without its file an adapter of it is still no other model's (tests/laws/test_leave_one_out.py)."""
+    arch, model = architecture(name), models()[architecture(name).title]
+    for layout in (one for kind, one in arch.layouts.items() if kind in ("original", "comfyui", "diffusers")):
+        kinds = ("original", "comfyui", "diffusers")[("original", "comfyui", "diffusers").index(layout.name) :]
+        known = next(model[kind] for kind in kinds if kind in model)
+        for template, stack in layout.modules.items():
+            path = template.fill(tuple((hole[1:-1], 0) for hole in template.holes))
+            listed = any(re.fullmatch(one.replace("{i}", r"\d+"), path) for one in known)
+            assert listed or arch.unadapted.keys() & {*stack}, f"{layout.name}: {path}"
+
+
 def test_no_word_of_a_header_is_of_two_architectures() -> None:
     every = [word for arch in map(architecture, architectures()) for word in arch.words]
     assert len(every) == len(set(every))

@@ -68,7 +68,8 @@ def _refused_by_name(file: Path, word: str, cli) -> str:
 def test_the_table_of_other_models() -> None:
     assert of_repo("black-forest-labs/FLUX.1-dev") == "Flux.1"
     assert of_repo("Wan-AI/Wan2.1-T2V-14B") == "Wan 2.x"
-    assert of_repo("zai-org/CogVideoX-5b") is None
+    assert of_repo("zai-org/CogVideoX-5b") == "CogVideoX"
+    assert of_repo("someone/else") is None
     assert of_words("flux-1-dev") == "Flux.1"
     assert of_words("Flux.1-fill-dev/lora") == of_words("flux.1_kontext") == "Flux.1"
     assert of_words("Flux.2-klein-4b") == "Flux.2"
