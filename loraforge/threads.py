@@ -25,7 +25,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], ahead: int = AHEAD)
     """
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 4))
     waiting = iter(items)
-    begun: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(waiting, ahead))
+    begun = deque[Future[R]]()
 
     def results() -> Iterator[R]:
         while begun:
@@ -33,6 +33,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], ahead: int = AHEAD)
             begun.extend(pool.submit(function, item) for item in islice(waiting, 1))
 
     try:
+        begun.extend(pool.submit(function, item) for item in islice(waiting, ahead))
         yield results()
     finally:
         pool.shutdown(cancel_futures=True)

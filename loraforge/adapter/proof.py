@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from loraforge.algebra.dtypes import eps, subnormal
 from loraforge.algebra.half import widen
 from loraforge.algebra.lora import CEILING, Array, Delta, LoraWeight, is_zero, random_columns
 from loraforge.errors import VerificationError
-from loraforge.files.tensorfile import RELEASE_EVERY
+from loraforge.files.tensorfile import RELEASE_EVERY, TensorFile
 from loraforge.threads import in_order
 
 EXACT = 1e-6
@@ -23,8 +23,7 @@ ROUNDED = 4
 """The same for a module that was rounded once, in units of the element type's eps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One segment of the base model, as both adapters update it."""
 
     module: str
@@ -68,7 +67,7 @@ def pair_up(source: Adapter, result: Adapter) -> tuple[list[tuple[str, Delta, De
 def compare(
     pairs: Iterable[tuple[str, Delta, Delta]],
     is_rounded: Callable[[str], bool] = lambda _: False,
-    release: Callable[[], None] = lambda: None,
+    *files: TensorFile | None,
 ) -> list[Comparison]:
     """Compare updates segment by segment; the layouts may differ.
 
@@ -77,7 +76,7 @@ def compare(
     `|s| sqrt(sum_k B_ik^2 |A_k|^2)`, which does not shrink if components cancel. A row may have an error
     of EXACT of its size; in a module that `is_rounded`, of ROUNDED eps of the coarser element type plus one
     smallest subnormal per entry. In any case the error of the whole segment is at most CEILING of its update.
-    DoRA's magnitudes are compared as numbers, with the same bounds. `release` is called now and then to free memory.
+    DoRA's magnitudes are compared as numbers, with the same bounds. The memory of `files` is released now and then.
 
     Raises VerificationError if the numbers of rows differ, or if only one side has DoRA.
     """
@@ -121,7 +120,8 @@ def compare(
         for comparison in comparisons:
             out.append(comparison)
             if len(out) % RELEASE_EVERY == 0:
-                release()
+                for file in filter(None, files):
+                    file.release()
     return out
 
 

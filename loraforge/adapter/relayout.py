@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -19,21 +20,16 @@ def to_segments(modules: Mapping[str, Delta], arch: Architecture, layout: str) -
 
     Raises ConversionError that lists the paths the layout does not know and the modules that cannot be divided.
     """
-    held: dict[Place, tuple[str, Delta]] = {}
-    problems = []
+    own, held, problems = arch.layouts[layout], dict[Place, tuple[str, Delta]](), list[str]()
     for path, delta in modules.items():
-        located = arch.layouts[layout].locate(path)
+        located, segments = own.locate(path), own.stacked(path)
         if located is None:
             problems.append(f"{path} is not a module of {arch.title} in layout {layout}")
-            continue
-        template, index = located
-        segments = arch.layouts[layout].modules[template]
-        sizes = arch.sizes(segments, rows(delta))
-        if sizes is None:
+        elif (sizes := arch.sizes(segments, rows(delta))) is None:
             problems.append(f"{path}: {rows(delta)} rows cannot be divided among {', '.join(segments)}")
-            continue
-        for segment, part in zip(segments, split(delta, sizes), strict=True):
-            held[segment, index] = path, _with_kernel(part, arch.layouts[layout].plain_kernel, path)
+        else:
+            parts = zip(segments, split(delta, sizes), strict=True)
+            held |= {(s, located[1]): (path, _with_kernel(part, own.plain_kernel, path)) for s, part in parts}
     if problems:
         raise ConversionError("; ".join(problems[:20]))
     return held
@@ -48,13 +44,11 @@ def relayout(
     Raises ConversionError if modules come from different base models, or if the target layout has no module for some.
     """
     held = to_segments(modules, arch, source)
-    indices: dict[str, list[Index]] = {}
+    indices, out, uneven = defaultdict[str, list[Index]](list), dict[str, tuple[Delta, tuple[str, ...]]](), list[str]()
     for segment, index in held:
-        indices.setdefault(segment, []).append(index)
-    out: dict[str, tuple[Delta, tuple[str, ...]]] = {}
-    uneven: list[str] = []
+        indices[segment].append(index)
     for template, segments in arch.layouts[target].modules.items():
-        for index in sorted({index for segment in segments for index in indices.get(segment, ())}):
+        for index in sorted({index for segment in segments for index in indices[segment]}):
             parts = {segment: held.pop((segment, index), None) for segment in segments}
             known, (_, like) = next((segment, part) for segment, part in parts.items() if part is not None)
             unit, width = rows(like) // arch.segments[known], like[0].A.shape[1]

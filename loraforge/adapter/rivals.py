@@ -25,8 +25,8 @@ def moves(adapter: Adapter, target: str) -> set[tuple[str, Rows, str, Rows]]:
         for segment, rows in _rows(stack, arch.segments).items():
             if segment in homes:
                 there, whole, places = homes[segment]
-                one = (_WHOLE, _WHOLE) if whole == stack else (rows, places[segment])
-                every.add((path, one[0], there.fill(index), one[1]))
+                here, moved = (_WHOLE, _WHOLE) if whole == stack else (rows, places[segment])
+                every.add((path, here, there.fill(index), moved))
     return every
 
 

@@ -53,14 +53,12 @@ def beside(base: BaseModel, names: Mapping[str, TensorFile], *, alone: bool) -> 
         config = base.folder.parent / "model_config.json"
         return ({config.name: config} if where and config.is_file() else {}), ({"latest": where} if where else {})
     inside = f"{COMPONENT}/" if base.kind == "pipeline" and not alone else ""
-    copied = {f"{inside}{p.name}": p for p in sorted(base.folder.iterdir()) if p.is_file() and _stays(p)}
+    kept = [p for p in sorted(base.folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    kept = [path for path in kept if path.suffix not in _OUR_KIND and not _INDEX.search(path.name)]
+    copied = {f"{inside}{path.name}": path for path in kept}
     if inside:
         copied |= {name: path for name, path in _files(base.path) if not name.startswith(inside)}
     return copied, {}
-
-
-def _stays(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix not in _OUR_KIND and not _INDEX.search(path.name)
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:

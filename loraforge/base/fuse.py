@@ -221,7 +221,6 @@ def other_base(adapter: Adapter, variants: Sequence[str]) -> str:
 
 
 def _load(base: BaseModel, out: Path, *, alone: bool) -> str:
-    """The line that loads the result."""
     path = repr(str(out))
     if base.kind == "sat":
         return f"in SAT's inference.yaml `load: {out}`, and no lora_config in the model's YAML"

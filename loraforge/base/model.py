@@ -58,11 +58,8 @@ class BaseModel:
     @cached_property
     def parameters(self) -> Mapping[str, str]:
         """Parameter name, in the layout's spelling -> its key. `.original.` is what SAT's LoRA run inserts."""
-        return {
-            key.removeprefix(self.prefix).replace(".original.", "."): key
-            for key in self.held
-            if key.startswith(self.prefix) and not LORA.search(key)
-        }
+        own = [key for key in self.held if key.startswith(self.prefix) and not LORA.search(key)]
+        return {key.removeprefix(self.prefix).replace(".original.", "."): key for key in own}
 
     @cached_property
     def lora(self) -> tuple[str, ...]:

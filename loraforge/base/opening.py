@@ -163,9 +163,8 @@ def _under_another_name(folder: Path) -> Path:
 
 def _bytes(path: Path) -> int:
     """Size of a file, or of all files that an index names."""
-    if path.suffix != ".json":
-        return path.stat().st_size
-    return sum((path.parent / name).stat().st_size for name in _indexed(path))
+    names = _indexed(path) if path.suffix == ".json" else [path.name]
+    return sum((path.parent / name).stat().st_size for name in names)
 
 
 def _indexed(index: Path) -> list[str]:

@@ -56,7 +56,6 @@ def _wrong_row(tensor: NewTensor, back: TensorFile) -> int | None:
 
 
 def _row(tensor: NewTensor, row: int) -> Array:
-    """A row of the source."""
     for part in tensor.parts:
         if row < part.stop - part.start:
             values: Array = part.file[part.key][part.start + row].reshape(-1)

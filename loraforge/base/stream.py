@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from loraforge.algebra.half import finite
 from loraforge.algebra.lora import Array
 from loraforge.errors import ConversionError, VerificationError, adding
 from loraforge.files.digest import changed
-from loraforge.files.direct_write import PIECE, DirectFile
+from loraforge.files.direct_write import PIECE, write_direct
 from loraforge.files.opening import open_tensors
 from loraforge.files.safetensors import chunks_of, file_order, safetensors_header
 from loraforge.files.tensorfile import KEY, Chunk, TensorFile, TensorInfo
@@ -72,8 +72,7 @@ class NewTensor:
         return any(part.file.tensors[part.key].dtype != self.dtype for part in self.parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(NamedTuple):
     """One tensor file to be written."""
 
     kind: Literal["safetensors", "torch"]
@@ -129,11 +128,8 @@ def write_base(path: Path, shard: Shard, engine: Engine, progress: Callable[[int
                 text = f"the disk gave back other bytes than were written: {listed(damaged, 3)}. Nothing was kept."
                 raise VerificationError(text, command("ls", "-l", path.parent.parent))
             return measured
-        with DirectFile(path) as stream:
-            stream.write(safetensors_header(header, shard.metadata)[0])
-            for key, pieces in contents:
-                for piece in chunks_of(key, header[key], pieces):
-                    stream.write(piece)
+        each = (piece for key, pieces in contents for piece in chunks_of(key, header[key], pieces))
+        write_direct(path, chain([safetensors_header(header, shard.metadata)[0]], each))
     return measured
 
 

@@ -18,8 +18,7 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
 from loraforge.names.catalog import architecture, architectures, holding
-from loraforge.names.index import pattern
-from loraforge.names.layout import Architecture
+from loraforge.names.layout import Architecture, pattern
 from loraforge.names.lookalike import models, of_repo, of_words, sharing
 from loraforge.programs.as_in import read_at
 from loraforge.scale.origin import own_entry

@@ -10,7 +10,7 @@ from typing import Any
 from loraforge.adapter.adapter import Step
 from loraforge.document import Document, rows
 from loraforge.names.catalog import architecture
-from loraforge.programs.measured import Program, joined
+from loraforge.programs.outlook import Program, joined
 from loraforge.scale.rule import Scale
 from loraforge.text import fraction, megabytes
 

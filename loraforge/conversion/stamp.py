@@ -26,8 +26,7 @@ from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.peft import config_path
 from loraforge.format.protocol import Format
 from loraforge.names.layout import COMPONENT
-from loraforge.programs.measured import acting
-from loraforge.programs.outlook import outlooks
+from loraforge.programs.outlook import acting, outlooks
 from loraforge.scale import peft_config
 from loraforge.scale.origin import origin
 from loraforge.scale.resolve import given

@@ -150,13 +150,8 @@ def verify(
         other = load_back(file.path, one, str(in_), base_folder(base, only=COMPONENT) if base else None)
         more, other_file, other_name = (), file, f"as {in_} loads it"
     scan(file, one.keys)
-
-    def release() -> None:
-        file.release()
-        other_file.release()
-
     pairs, (only_a, only_b) = pair_up(one, other)
-    results = compare(pairs, lambda _: True, release)
+    results = compare(pairs, lambda _: True, file, other_file)
     same = not (only_a or only_b) and all(comparison.holds for comparison in results)
     return Verification(
         a=Side(told(file.path), name, one.scale, one.scalings),

@@ -19,8 +19,7 @@ from loraforge.files.digest import changed
 from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import FileMap, TensorFile, TensorInfo
 from loraforge.format.protocol import Wanted
-from loraforge.programs.measured import Program, mixed_ranks, programs
-from loraforge.programs.outlook import outlooks
+from loraforge.programs.outlook import Program, mixed_ranks, outlooks, programs
 from loraforge.programs.table import named as named_paths
 from loraforge.programs.table import not_with
 from loraforge.scale.rule import Choice
@@ -101,18 +100,12 @@ def _read_back(prepared: Prepared, written: Written) -> tuple[TensorFile, Adapte
 
 def _compared(prepared: Prepared, written: Written, back: TensorFile, again: Adapter) -> list[Comparison]:
     """The result for each segment; only rounding can make one fail to hold. Raises VerificationError otherwise."""
-
-    def release() -> None:
-        if prepared.file:
-            prepared.file.release()
-        back.release()
-
     rounded = {step.module for step in written.computed.steps if step.kind == "rounded"}
     pairs, alone = pair_up(prepared.adapter, again)
     if any(alone):
         names = listed([*alone[0], *alone[1]], 5)
         raise VerificationError(f"the written file adapts other modules than the source: {names}. Nothing was kept.")
-    results = compare(pairs, rounded.__contains__, release)
+    results = compare(pairs, rounded.__contains__, prepared.file, back)
     if wrong := sorted((result for result in results if not result.rounding), key=lambda result: -result.error):
         worst = listed([f"{result.module} (off by {result.error:.1e} of a row)" for result in wrong], 5)
         raise VerificationError(

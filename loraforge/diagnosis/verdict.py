@@ -15,8 +15,7 @@ from loraforge.document import Document, rows
 from loraforge.errors import Try, adding
 from loraforge.facts.setting_rules import Finding
 from loraforge.format.registry import formats
-from loraforge.programs.measured import strength_text
-from loraforge.programs.outlook import Outlook
+from loraforge.programs.outlook import Outlook, strength_text
 from loraforge.programs.table import runtime
 from loraforge.scale.rule import Statement
 from loraforge.text import command, fraction, listed

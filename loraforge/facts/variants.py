@@ -87,11 +87,6 @@ def settings(variant: str) -> VariantSettings:
     return VariantSettings(variant=variant, sides=Sides(**sides) if sides else None, **facts)
 
 
-def known_settings(variant: str) -> VariantSettings | None:
-    """The same; None if the table has no such variant."""
-    return settings(variant) if variant in table()["variants"] else None
-
-
 def preset(name: str, variant: str, *, rank: int | None = None) -> Settings:
     """The settings that a known program uses for a variant; `rank` is the adapter's, if the program divides by it.
 

@@ -6,15 +6,14 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from loraforge.errors import OutputError, Try, adding
 from loraforge.files.neighbours import TENSORS
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(NamedTuple):
     """The files to write: their folder, and their names in it, the tensor file first."""
 
     folder: Path
@@ -75,11 +74,9 @@ def _named(target: Path, names: tuple[str, ...], to: str) -> Destination:
 def _check_outside(file: Path, source: Path, default: str, chosen: Destination) -> None:
     whole, origin = file.resolve(), source.resolve()
     if whole == origin or (source.is_dir() and whole.is_relative_to(origin)):
-        if source.is_dir():
-            remedy = adding("-o", Path(os.path.relpath(origin.parent)) / default, why="beside it")
-        else:
-            one = len(chosen.names) == 1
-            remedy = _elsewhere(file.name) if one else adding("-o", _beside(chosen), why="beside it")
+        near = Path(os.path.relpath(origin.parent)) / default if source.is_dir() else _beside(chosen)
+        alone = len(chosen.names) == 1 and not source.is_dir()
+        remedy = _elsewhere(file.name) if alone else adding("-o", near, why="beside it")
         raise OutputError(f"{file} lies inside the source {source}, which is left as it is.", remedy)
 
 

@@ -65,11 +65,9 @@ def scan(file: TensorFile, keys: Sequence[str]) -> str:
 def scan_modules(modules: Mapping[str, Delta]) -> str:
     """The digest of an adapter made in Python, over its factors in order. Raises FormatError like `scan`."""
     digest, broken = hashlib.sha256(), []
-    for path, delta in sorted(modules.items()):
-        for n, w in enumerate(delta):
-            for name, factor in (("A", w.A), ("B", w.B), ("magnitude", w.magnitude)):
-                if factor is None:
-                    continue
+    for path, n, w in ((path, n, w) for path, delta in sorted(modules.items()) for n, w in enumerate(delta)):
+        for name, factor in (("A", w.A), ("B", w.B), ("magnitude", w.magnitude)):
+            if factor is not None:
                 if not np.isfinite(widen(factor)).all():
                     broken.append(f"{path} ({name})")
                 digest.update(f"{path}.{n}.{name}\0{factor.dtype.name}\0{list(factor.shape)}\0".encode())

@@ -10,11 +10,12 @@ import io
 import mmap
 import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from loraforge.files.tensorfile import Chunk
+from loraforge.threads import in_order
 
 PIECE = 1 << 24
 """Bytes per write; a multiple of every block size."""
@@ -29,62 +30,45 @@ class _Slot(NamedTuple):
     piece: mmap.mmap
 
 
-class DirectFile:
-    """A file that is written from beginning to end. Raises OSError if it cannot be written."""
+def write_direct(path: Path, chunks: Iterable[Chunk]) -> None:
+    """Write bytes to a file, in order. Raises OSError if they cannot be written."""
+    path.write_bytes(b"")
+    slots = [_Slot(_opened(path), mmap.mmap(-1, PIECE)) for _ in range(_WRITERS + 2)]
+    free, size = deque(slots), 0
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.write_bytes(b"")
-        self._free = [_Slot(_opened(path), mmap.mmap(-1, PIECE)) for _ in range(_WRITERS + 2)]
-        self._all = tuple(self._free)
-        self._pool = ThreadPoolExecutor(_WRITERS)
-        self._begun: deque[Future[_Slot]] = deque()
-        self._filled, self._written = 0, 0
+    def pieces() -> Iterator[tuple[_Slot, int, int]]:
+        """Filled slots, their positions in the file, and their sizes: the last is filled up to a whole block."""
+        nonlocal size
+        filled = 0
+        for left in (memoryview(chunk).cast("B") for chunk in chunks):
+            while left:
+                count = min(PIECE - filled, len(left))
+                free[-1].piece[filled : filled + count] = left[:count]
+                filled, size, left = filled + count, size + count, left[count:]
+                if filled == PIECE:
+                    yield free.pop(), size - filled, filled
+                    filled = 0
+        if filled:
+            rest = -filled % _ALIGNED
+            free[-1].piece[filled : filled + rest] = bytes(rest)
+            yield free.pop(), size - filled, filled + rest
 
-    def __enter__(self) -> Self:
-        return self
+    try:
+        with in_order(_put, pieces(), _WRITERS + 1) as written:
+            for slot in written:
+                free.append(slot)
+    finally:
+        for slot in slots:
+            slot.file.close()
+    os.truncate(path, size)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._end()
-        finally:
-            self._pool.shutdown(cancel_futures=True)
-            for slot in self._all:
-                slot.file.close()
 
-    def write(self, content: Chunk) -> None:
-        """Append bytes."""
-        left = memoryview(content).cast("B")
-        while left:
-            count = min(PIECE - self._filled, len(left))
-            self._free[-1].piece[self._filled : self._filled + count] = left[:count]
-            self._filled, left = self._filled + count, left[count:]
-            if self._filled == PIECE:
-                self._send(PIECE)
-
-    def _send(self, size: int) -> None:
-        """Give the filled piece to a writer, and wait for an empty one if none is left."""
-        self._begun.append(self._pool.submit(self._put, self._free.pop(), size, self._written))
-        self._written, self._filled = self._written + self._filled, 0
-        if not self._free:
-            self._free.append(self._begun.popleft().result())
-
-    def _put(self, slot: _Slot, size: int, position: int) -> _Slot:
-        slot.file.seek(position)
-        if slot.file.write(memoryview(slot.piece)[:size]) != size:
-            raise OSError("the disk took a part of what it was given: it is full")
-        return slot
-
-    def _end(self) -> None:
-        size = self._written + self._filled
-        if self._filled:
-            rest = -self._filled % _ALIGNED
-            self._free[-1].piece[self._filled : self._filled + rest] = bytes(rest)
-            self._send(self._filled + rest)
-        for piece in self._begun:
-            piece.result()
-        os.truncate(self._path, size)
+def _put(filled: tuple[_Slot, int, int]) -> _Slot:
+    slot, position, size = filled
+    slot.file.seek(position)
+    if slot.file.write(memoryview(slot.piece)[:size]) != size:
+        raise OSError("the disk took a part of what it was given: it is full")
+    return slot
 
 
 def _opened(path: Path) -> io.FileIO:

@@ -6,6 +6,7 @@ import math
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,8 @@ class TensorInfo:
     def repeats(self) -> bool:
         """Whether some elements share memory, as in an expanded tensor."""
         used = sorted((stride, n) for n, stride in zip(self.shape, self.strides or (), strict=False) if n > 1)
-        reach = 1
-        for stride, n in used:
-            if stride < reach:
-                return True
-            reach += (n - 1) * stride
-        return False
+        reach = accumulate(((n - 1) * stride for stride, n in used), initial=1)
+        return any(stride < most for (stride, _), most in zip(used, reach, strict=False))
 
     @property
     def nbytes(self) -> int:

@@ -135,7 +135,6 @@ _ORDERED_DICT = _named("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pick
 
 
 def _plain(value: Plain | tuple[int, ...]) -> bytes:
-    """The opcodes of a plain value."""
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer, 2)
     pickler.fast = True  # no memo, whose numbers would clash with the next value's

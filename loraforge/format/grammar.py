@@ -11,7 +11,7 @@ from typing import Any
 from loraforge.format.keys import Hit, KeyStyle, Spelling, kinds
 from loraforge.format.sorting import ending, parts_of, spelled_as
 from loraforge.names.catalog import architectures
-from loraforge.names.index import pattern
+from loraforge.names.layout import pattern
 from loraforge.names.lookalike import lora_paths
 from loraforge.tables import package_table
 

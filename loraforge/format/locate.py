@@ -72,8 +72,8 @@ def locate(
     if not claiming and not faults and (hub or source.is_dir()):  # a file under another format's name
         files = {one.path: one for _, one in located}.values()
         claiming = [(form, one) for one in files for form in tried if form.claims(seen[one.path])]
-    for form, fault in faults:  # of a format whose names the files have
-        if not claiming or any(map(form.claims, seen.values())):
+    for faulty, fault in faults:  # of a format whose names the files have
+        if not claiming or any(map(faulty.claims, seen.values())):
             raise fault
     names = {form.name for form, _ in claiming}
     claiming = [(form, one) for form, one in claiming if getattr(form, "like", None) not in names]

@@ -11,7 +11,7 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.format.grammar import odd_words
 from loraforge.format.sat_names import SAT_PREFIX
 from loraforge.names.catalog import architectures
-from loraforge.names.index import pattern
+from loraforge.names.layout import pattern
 from loraforge.names.lookalike import lora_paths, other_model
 from loraforge.text import command, listed
 

@@ -16,7 +16,7 @@ from loraforge.format.lorafile import read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import Found
 from loraforge.names.catalog import architecture, architectures
-from loraforge.names.index import pattern
+from loraforge.names.layout import pattern
 from loraforge.scale.rule import Choice
 from loraforge.text import command
 

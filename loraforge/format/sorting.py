@@ -10,8 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from loraforge.names.catalog import architectures
-from loraforge.names.index import pattern
-from loraforge.names.layout import Architecture, Layout
+from loraforge.names.layout import Architecture, Layout, pattern
 from loraforge.tables import package_table
 
 if TYPE_CHECKING:

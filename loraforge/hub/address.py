@@ -97,41 +97,41 @@ def parsed(text: str) -> Address | None:
     """The address that a text names, whatever exists here; None if it is none. Raises HubError for a wrong part."""
     scheme = text.startswith(_SCHEMES)
     try:
-        kind, repo, revision, exact, path = _split(text) if scheme else _parts(text)
-        if kind != "models":
-            raise ValueError(f"it is a {kind.removesuffix('s')}; adapters and base models are looked for in models.")
-        if not is_repo(repo):
-            raise ValueError(f"{repo!r} is no user/name.")
-        if revision and (set(revision) & set("@?#") or any(part in ("", ".", "..") for part in revision.split("/"))):
-            raise ValueError(f"{revision!r} is no revision.")
-        if path and any(part in ("", ".", "..") for part in path.split("/")):
-            raise ValueError(f"{path!r} is no path in a repository.")
+        return _split(text) if scheme else replace(_parts(text), bare=True)
     except ValueError as error:
         if not scheme:
             return None
         raise HubError(f"{text} is no address of a model on the Hub: {error}", _example(text)) from error
-    return Address(repo, revision or None, path, bare=not scheme, loose=bool(revision and path) and not exact)
 
 
-def _parts(body: str) -> tuple[str, str, str, bool, str]:
-    """Kind, repository, revision, whether it is certain, and path, of the text after `hf://`."""
+def _parts(body: str) -> Address:
+    """The address in the text after `hf://`. Raises ValueError for a part that cannot be obeyed."""
     kind, _, rest = body.partition("/")
     if kind not in _KINDS and f"{kind}s" not in _KINDS:
         kind, rest = "models", body
     owner, _, rest = rest.removesuffix("/").partition("/")
     name, _, path = rest.partition("/")
     name, at, revision = name.partition("@")
-    if not at:
-        return kind, f"{owner}/{name}", "", True, path
-    if not revision:
+    repo, loose = f"{owner}/{name}", False
+    if at and not revision:
         raise ValueError("no revision follows the @.")
     whole = f"{revision}/{path}" if path else revision
-    if exact := _EXACT.match(whole):
-        return kind, f"{owner}/{name}", exact[0], True, whole[exact.end() + 1 :]
-    return kind, f"{owner}/{name}", unquote(revision), "%2f" in revision.lower(), path
+    if exact := _EXACT.match(whole) if at else None:
+        revision, path = exact[0], whole[exact.end() + 1 :]
+    elif at:
+        revision, loose = unquote(revision), bool(path) and "%2f" not in revision.lower()
+    if kind != "models":
+        raise ValueError(f"it is a {kind.removesuffix('s')}; adapters and base models are looked for in models.")
+    if not is_repo(repo):
+        raise ValueError(f"{repo!r} is no user/name.")
+    if revision and (set(revision) & set("@?#") or any(part in ("", ".", "..") for part in revision.split("/"))):
+        raise ValueError(f"{revision!r} is no revision.")
+    if path and any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(f"{path!r} is no path in a repository.")
+    return Address(repo, revision or None, path, loose=loose)
 
 
-def _split(text: str) -> tuple[str, str, str, bool, str]:
+def _split(text: str) -> Address:
     """The same for a whole address."""
     if text.startswith("hf://"):
         return _parts(text.removeprefix("hf://"))

@@ -106,7 +106,7 @@ def open_checkpoint(path: Path, drop: Sequence[tuple[str, str]] = ()) -> Checkpo
     table = defaultdict[str, list[str]](list)
     for key in sorted(names.keys() - dropped, key=lambda key: (-len(file.tensors[names[key]].shape), key)):
         table[key.rpartition(".")[0]].append(key)
-    modules = {path: table[path] for path in sorted(table)}
+    modules = dict(sorted(table.items()))
     names = {key: names[key] for keys in modules.values() for key in keys}
     return Checkpoint(path, file, names, modules, dropped, sorted(others))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from loraforge.errors import LoraforgeError, adding
@@ -139,24 +140,11 @@ def inputs(transformer: Any, seed: int = 0) -> dict[str, Any]:
         "timestep": torch.tensor([TIMESTEP], device=transformer.device),
     }
     if config.use_rotary_positional_embeddings:
-        call["image_rotary_emb"] = _rotary(config, frames, height, width, transformer.device)
+        from diffusers import CogVideoXPipeline
+
+        rotary: Any = CogVideoXPipeline._prepare_rotary_positional_embeddings  # untyped
+        pipeline = SimpleNamespace(transformer=transformer, vae_scale_factor_spatial=1)  # sizes are those of latents
+        call["image_rotary_emb"] = rotary(pipeline, height, width, frames, transformer.device)
     if config.ofs_embed_dim:
         call["ofs"] = noise(1).fill_(2.0)
     return call
-
-
-def _rotary(config: Any, frames: int, height: int, width: int, device: Any) -> Any:
-    """The rotary tables that the pipelines make for latents of this size."""
-    from diffusers.models.embeddings import get_3d_rotary_pos_embed
-    from diffusers.pipelines.cogvideo import pipeline_cogvideox
-
-    cut: Any = pipeline_cogvideox.get_resize_crop_region_for_grid  # untyped
-    size, pair = config.patch_size, config.patch_size_t
-    grid = (height // size, width // size)
-    whole = (config.sample_height // size, config.sample_width // size)
-    common = {"embed_dim": config.attention_head_dim, "grid_size": grid, "device": device}
-    if pair is None:
-        crops = cut(grid, whole[1], whole[0])
-        return get_3d_rotary_pos_embed(crops_coords=crops, temporal_size=frames, **common)
-    slots = frames // pair
-    return get_3d_rotary_pos_embed(crops_coords=None, temporal_size=slots, grid_type="slice", max_size=whole, **common)

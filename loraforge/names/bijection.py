@@ -71,7 +71,7 @@ def _variant(name: str, table: Mapping[str, Any], kinds: Mapping[str, str]) -> V
     repo, blocks, absent = table.get("repo", ""), table.get("blocks", 0), frozenset(table.get("absent", ()))
     stated, blocks = (blocks, max(blocks.values())) if isinstance(blocks, Mapping) else ({}, blocks)
     deepest = {kinds.get(s, s): number for s, number in sorted(stated.items(), key=lambda item: item[1])}
-    depths = {segment: deepest[kind] for segment, kind in kinds.items() if kind in deepest} | stated
+    depths = {segment: deepest[kind] for segment, kind in kinds.items() if kind in deepest} | dict(stated)
     return Variant(name, repo, blocks, shapes, absent, table.get("config", {}), table.get("pipeline", ""), depths)
 
 
@@ -91,9 +91,8 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
     for table, segments in named.items():
         unknown = sorted(set(segments) - set(data.get("segments", ())))
         yield from (Fault(f"{table}: unknown segment {segment!r}", (segment,)) for segment in unknown)
-    for segment, count in Counter(segment for segments in kinds.values() for segment in segments).items():
-        if count > 1:
-            yield Fault(f"unadapted: segment {segment!r} is listed {count} times", (segment,))
+    counts = Counter(segment for segments in kinds.values() for segment in segments)
+    yield from (Fault(f"unadapted: segment {s!r} is listed {n} times", (s,)) for s, n in counts.items() if n > 1)
     for segment, names in data.get("parameters", {}).items():
         if not names or any(not name or "." in name for name in names):
             yield Fault(f"parameters: {list(names)} of segment {segment!r} are no names of parameters", (segment,))
@@ -135,8 +134,7 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
     """Why the modules are not a bijection with the segments. `holes`: those of the layouts checked so far."""
     owner: dict[str, Template] = {}
     templates = list(layout.modules)
-    for n, template in enumerate(templates):
-        stack = layout.modules[template]
+    for n, (template, stack) in enumerate(layout.modules.items()):
         yield from _malformed(template)
         if not stack:
             yield Fault(f"{template.text!r} stacks no segment", (template.text,))

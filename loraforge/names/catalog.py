@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from loraforge.errors import FormatError, LoraforgeError
 from loraforge.names import bijection
-from loraforge.names.index import built_in, pattern
-from loraforge.names.layout import Architecture
+from loraforge.names.index import built_in
+from loraforge.names.layout import Architecture, pattern
 from loraforge.plugin.datafile import read
 from loraforge.plugin.host import load
 from loraforge.plugin.registry import Reading, Registry, current
@@ -142,12 +142,9 @@ def counts(paths: Collection[str], layouts: Mapping[str, str], sep: str = ".") -
 
     The index tells which these are; only they are read.
     """
-    kinds = Counter(map(pattern, paths))
-    used = {home for home in layouts.items() if home[0] in architectures()}
-    rough = Counter[str]()
-    for kind, number in kinds.items():
+    used, rough, exact = {*layouts.items()}, Counter[str](), Counter[str]()
+    for kind, number in Counter(map(pattern, paths)).items():
         rough.update({name: number for name, _ in architectures().index.homes([kind], used)})
-    exact = Counter[str]()
     for name, number in rough.most_common():
         if number < max(exact.values(), default=1):
             break

@@ -41,11 +41,9 @@ def _layouts(data: dict[str, Any], text: str, name: str) -> list[Problem]:
 
 def _where(fault: Fault, data: dict[str, Any]) -> list[str]:
     """The path in the file of the first module that a fault names, or of its layout."""
-    for layout, table in data["layouts"].items():
-        for module, stack in table["modules"].items():
-            if {module, *stack} & set(fault.names):
-                return ["layouts", layout, "modules", module]
-    return ["layouts", fault.layout]
+    every = ((layout, *item) for layout, table in data["layouts"].items() for item in table["modules"].items())
+    named = ((layout, module) for layout, module, stack in every if {module, *stack} & {*fault.names})
+    return next((["layouts", layout, "modules", module] for layout, module in named), ["layouts", fault.layout])
 
 
 def _format(data: dict[str, Any], text: str) -> list[Problem]:

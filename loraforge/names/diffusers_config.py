@@ -68,11 +68,9 @@ def filled(values: Mapping[str, Any], known: Mapping[str, int], *, any_share: bo
 def faults(where: str, config: Mapping[str, Any], arch: Architecture) -> Iterator[Fault]:
     """The sizes of a configuration that do not follow from any weight."""
     symbols = {symbol for pair in arch.dimensions.values() for _, symbol in pair}
-    for name, value in config.items():
-        if not _is_size(value):
-            continue
+    known = symbols | {f"blocks {segment}" for segment in arch.segments}
+    for name, value in ((name, value) for name, value in config.items() if _is_size(value)):
         match = _SIZE.fullmatch(value)
-        known = symbols | {f"blocks {segment}" for segment in arch.segments}
         if match is None or match[1] not in known:
             yield Fault(f"{where}: {name} is {value!r}, which is no symbol of dimensions and no number of blocks")
         elif (by := match[2]) and not by.isdecimal() and by not in symbols | arch.config.keys():

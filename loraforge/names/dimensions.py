@@ -46,11 +46,10 @@ class Solution(NamedTuple):
 def solve(found: Sequence[Sized], table: Mapping[str, Sizes]) -> Solution:
     """The sizes of the model that these weights belong to. Segments without an entry in `table` are not used."""
     known = [one for one in dict.fromkeys(found) if one.segment in table]
-    votes: dict[str, Counter[int]] = defaultdict(Counter)
-    for one in known:
-        for symbol, value in set(_says(one, table[one.segment])):
-            if symbol and value:
-                votes[symbol][value] += 1
+    votes = defaultdict[str, Counter[int]](Counter)
+    for symbol, value in (pair for one in known for pair in {*_says(one, table[one.segment])}):
+        if symbol and value:
+            votes[symbol][value] += 1
     values = {symbol: counts.most_common(1)[0][0] for symbol, counts in votes.items()}
     expected = {**values, "": 1}
     odd = tuple(one for one in known if any(expected.get(s) != v for s, v in _says(one, table[one.segment])))

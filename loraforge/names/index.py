@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-from loraforge.names.layout import Architecture
+from loraforge.names.layout import Architecture, pattern
 
 FILE = Path(__file__).with_name("index.json")
 """The index of the built-in architectures. A test makes it again and compares."""
 Home = tuple[str, str]
 """An architecture and one of its layouts, by name."""
-_NUMBER = re.compile(r"(?<![^._])(?:\d+|\{\w+\})(?![^._])")
 
 
-def pattern(path: str) -> str:
-    """A module path, or a template of one, without its numbers; alike whether dots or underscores join its words."""
-    return _NUMBER.sub("#", path).replace("_", ".")
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     """What is known of architectures without reading their layouts."""
 
     patterns: Mapping[str, tuple[Home, ...]]
@@ -52,9 +44,8 @@ class Index:
             layouts[arch.name], titles[arch.name] = tuple(arch.layouts), arch.title
             words |= dict.fromkeys(arch.words or (arch.name.replace("_", ""),), arch.name)
             repos |= {variant.repo: arch.name for variant in arch.variants}
-            for layout in arch.layouts.values():
-                for template in layout.modules:
-                    patterns.setdefault(pattern(template.text), {})[arch.name, layout.name] = None
+            for home, template in (((arch.name, name), t) for name, own in arch.layouts.items() for t in own.modules):
+                patterns.setdefault(pattern(template.text), {})[home] = None
         return Index({one: tuple(homes) for one, homes in patterns.items()}, layouts, titles, words, repos)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -45,15 +46,11 @@ class Template:
 
     def match(self, path: str, sep: str = ".") -> Index | None:
         """The block numbers with which this template is `path`, or None if it does not match."""
-        mine, theirs, index = self.tokens(sep), path.split(sep), {}
-        if len(mine) != len(theirs):
+        mine, theirs = self.tokens(sep), path.split(sep)
+        pairs = [(want, got) for want, got in zip(mine, theirs, strict=False) if want != got]
+        if len(mine) != len(theirs) or not all(_is_hole(want) and _is_number(got) for want, got in pairs):
             return None
-        for want, got in zip(mine, theirs, strict=True):
-            if _is_hole(want) and _is_number(got):
-                index[want[1:-1]] = int(got)
-            elif want != got:
-                return None
-        return tuple(sorted(index.items()))
+        return tuple(sorted((want[1:-1], int(got)) for want, got in pairs))
 
     def fill(self, index: Index) -> str:
         return self.text.format(**dict(index))
@@ -81,9 +78,12 @@ def _is_hole(token: str) -> bool:
     return token.startswith("{") and token.endswith("}")
 
 
-def _shape(tokens: list[str]) -> tuple[str, ...]:
-    """The tokens of a path or template without their numbers."""
-    return tuple("#" if token.isdecimal() or _is_hole(token) else token for token in tokens)
+_NUMBER = re.compile(r"(?<![^._])(?:\d+|\{\w+\})(?![^._])")
+
+
+def pattern(path: str) -> str:
+    """A module path, or a template of one, without its numbers; alike whether dots or underscores join its words."""
+    return _NUMBER.sub("#", path).replace("_", ".")
 
 
 def parameter_key(path: str, parameter: str) -> str:
@@ -122,9 +122,8 @@ class Layout:
         default_factory=dict, init=False, repr=False, compare=False
     )
     """The answers of `locate`: formats and programs ask for the same paths, ten times each."""
-    _shapes: dict[str, dict[tuple[str, ...], list[Template]]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _patterns: dict[str, list[Template]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The templates by their patterns, so that a path is compared with one or two."""
 
     def kernel(self, path: str, kernel: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a convolution's kernel in this layout, from its shape in the others."""
@@ -137,21 +136,21 @@ class Layout:
         return kernel if axis is None else (*kernel[: axis - 2], *kernel[axis - 1 :])
 
     def _unit_axis(self, path: str) -> int | None:
-        located = self.locate(path)
-        return self.unit_axes.get(located[0]) if located else None
+        return self.unit_axes.get(located[0]) if (located := self.locate(path)) else None
 
     def stacked(self, path: str) -> tuple[str, ...]:
         """The segments that a module stacks; empty if the layout has no such module."""
-        located = self.locate(path)
-        return self.modules[located[0]] if located else ()
+        return self.modules[located[0]] if (located := self.locate(path)) else ()
 
     def locate(self, path: str, sep: str = ".") -> tuple[Template, Index] | None:
         """The template and block numbers of a module path, or None if the layout has no such module."""
         if (path, sep) not in self._located:
             if len(self._located) >= _MOST_LOCATED:
                 self._located.clear()
-            shape = _shape(path.split(sep))
-            matches = [(one, one.match(path, sep)) for one in self._by_shape(sep).get(shape, ())]
+            if not self._patterns:
+                for template in self.modules:
+                    self._patterns.setdefault(pattern(template.text), []).append(template)
+            matches = [(one, one.match(path, sep)) for one in self._patterns.get(pattern(path), ())]
             located = [(one, index) for one, index in matches if index is not None]
             if len(located) > 1:
                 located.sort(key=lambda hit: hit[0].for_last != any(number == self.last for _, number in hit[1]))
@@ -162,14 +161,6 @@ class Layout:
         """The module whose name, joined by underscores, is the same as that of this path; the path if there is none."""
         located = None if self.locate(path) else self.locate(path.replace(".", "_"), "_")
         return located[0].fill(located[1]) if located else path
-
-    def _by_shape(self, sep: str) -> dict[tuple[str, ...], list[Template]]:
-        """The templates by the shape of the paths that they match, so that a path is compared with one or two."""
-        if sep not in self._shapes:
-            shapes = self._shapes[sep] = {}
-            for template in self.modules:
-                shapes.setdefault(_shape(template.tokens(sep)), []).append(template)
-        return self._shapes[sep]
 
     def last_block(self, keys: Iterable[str]) -> int | None:
         """The highest number of the blocks whose last one is built differently, in the keys of a whole model."""

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from loraforge.names.catalog import architectures
-from loraforge.names.index import pattern
+from loraforge.names.layout import pattern
 from loraforge.tables import package_table
 
 _FACTOR = re.compile(

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any
 
-from loraforge.facts.variants import known_settings, table
+from loraforge.facts.variants import settings, table
 from loraforge.hub.address import is_repo, renamed
 from loraforge.names.layout import Architecture, Variant
 from loraforge.publishing.front_matter import fields, join, merged, split, written
@@ -158,7 +158,8 @@ def snippet(
         return None
     if base is None and form != "pipeline":
         return None
-    wants, task = known_settings(variant.name), arch.pipelines[variant.pipeline]
+    wants = settings(variant.name) if variant.name in table()["variants"] else None
+    task = arch.pipelines[variant.pipeline]
     words = {form, task.partition("-")[0], "to-video" if task.endswith("video") else "to-image"}
     transformer, helpers = arch.transformer_of(variant), [helper for word, helper in _HELPERS.items() if word in words]
     classes = [variant.pipeline, *([transformer] if form == "transformer" else [])]

@@ -15,11 +15,11 @@ from loraforge.base.opening import open_base
 from loraforge.base.origin import held
 from loraforge.conversion.evidence import doubt
 from loraforge.conversion.inspect import trigger_words
-from loraforge.diagnosis.examine import diagnosed
+from loraforge.diagnosis.doctor import diagnosed
 from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Diagnosis, Kind
 from loraforge.errors import HubError, LoraforgeError, Try, adding
 from loraforge.names.layout import Architecture
-from loraforge.programs.measured import acting
+from loraforge.programs.outlook import acting
 from loraforge.publishing.card import Facts, rows
 from loraforge.publishing.outgoing import Outgoing, of_adapter, of_model
 from loraforge.publishing.private import cleaned

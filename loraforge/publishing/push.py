@@ -124,8 +124,6 @@ def push(
         card, changes = _card(before, facts, licence, frozenset(key for key, value in typed.items() if value))
         files = [*content, *shown, outgoing("README.md", card.encode())]
         weights = content[0].name
-        others = sorted(before.hashes.keys() - {file.name for file in files})
-        stale = [name for name in others if name.endswith(TENSORS) and "/" not in name]
         planned = PushReport(
             repo=repo, url=before.url, state="planned", commit=before.commit, pull_request=None,
             created=before.commit is None and before.known,
@@ -133,7 +131,7 @@ def push(
             revision=before.revision or "main",
             message=commit_message or f"{'Update' if weights in before.hashes else 'Add'} {weights}",
             files=tuple(_described(file, before) for file in files),
-            stale=tuple(stale) if facts.kind == "adapter" else (),
+            stale=_stale(before, files) if facts.kind == "adapter" else (),
             card=card, notes=(*before.notes, *more, *doubts, *changes),
         )  # fmt: skip
         sent = [file for file, described in zip(files, planned.files, strict=True) if described["state"] != "same"]
@@ -259,3 +257,8 @@ def _described(file: Outgoing, before: Remote) -> dict[str, Any]:
     known = before.hashes.get(file.name)
     state = "new" if known is None else "same" if known in (file.sha256, file.git_hash) else "changed"
     return {"name": file.name, "size": file.size, "sha256": file.sha256, "state": state}
+
+
+def _stale(before: Remote, files: Sequence[Outgoing]) -> tuple[str, ...]:
+    others = before.hashes.keys() - {file.name for file in files}
+    return tuple(sorted(name for name in others if name.endswith(TENSORS) and "/" not in name))

@@ -2,20 +2,47 @@ r"""PEFT's own rules: the rank and scaling that a LoraConfig gives each module, 
 
 Sources: peft tuners/lora/layer.py (scaling, initialisations), tuners/lora/model.py and utils/other.py (patterns are
 regular expressions matched as `(.*\.)?(key)$`, the first that matches wins), tuners/tuners_utils.py
-(target_modules), diffusers utils/peft_utils.py (unknown keys raise).
+(target_modules), diffusers utils/peft_utils.py (unknown keys raise). Patterns come from untrusted files: those with a
+repetition, which could run for ever, are matched in a process of their own, which is stopped after a while.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from loraforge.errors import ScaleError
-from loraforge.scale.patterns import full_matches
 from loraforge.scale.rule import BELIEVE, Rule, number, over, overriding
 from loraforge.tables import package_table
 from loraforge.text import listed, shown
+
+SECONDS = 3.0
+"""For all patterns of one configuration together."""
+
+MOST, LONGEST = 10_000, 1_000
+"""Patterns of one configuration, and letters of one."""
+
+_SIMPLE = re.compile(r"\^?(?:[\w.-]|\\\.)*", re.ASCII)
+
+PROGRAM = """
+import json, re, sys
+patterns, texts, tail = json.load(sys.stdin)
+found = []
+for pattern in patterns:
+    try:
+        re.compile(pattern)  # alone: inside the tail, half of one may look whole
+        match = re.compile(tail.replace("{}", pattern)).fullmatch
+    except (re.error, RecursionError, OverflowError) as error:
+        found.append(str(error) or type(error).__name__)
+        continue
+    found.append([n for n, text in enumerate(texts) if match(text)])
+print(json.dumps(found))
+"""
 
 
 def unsupported(config: Mapping[str, Any]) -> str | None:
@@ -93,7 +120,7 @@ def untargeted(config: Mapping[str, Any], paths: Collection[str], where: str) ->
 def _named(targets: object, paths: Collection[str], where: str) -> set[str]:
     """The paths that a list of endings or a regular expression matches."""
     if isinstance(targets, str):
-        return full_matches([targets], paths, where)[0]
+        return _full_matches([targets], paths, where)[0]
     if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
         known = frozenset(targets)  # a set, as a list from an untrusted file may be long
         return {p for p in paths if any(".".join(p.split(".")[n:]) in known for n in range(p.count(".") + 1))}
@@ -150,7 +177,7 @@ def _given(
     if not isinstance(patterns, dict):
         raise ScaleError(f"{where}: {name} is {_brief(patterns)}, not a table.", BELIEVE)
     values = dict.fromkeys(ranks, default)
-    matches = full_matches(patterns, ranks, f"{where}: {name}", r"(.*\.)?({})")
+    matches = _full_matches(patterns, ranks, f"{where}: {name}", r"(.*\.)?({})")
     matched = dict(zip(patterns, matches, strict=True))
     for key, value in reversed(patterns.items()):  # the first that matches wins
         given = number(value)
@@ -179,3 +206,42 @@ def _brief(value: object) -> str:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return listed([str(item)[:40] for item in value], 3)
     return shown(value)
+
+
+def _full_matches(patterns: Collection[str], texts: Collection[str], where: str, tail: str = "{}") -> list[set[str]]:
+    """For each pattern, the texts that it matches as a whole. `tail`: the template into which each pattern is put.
+
+    Raises ScaleError, which names `where`, if a pattern is no regular expression or if matching takes too long.
+    """
+    if len(patterns) > MOST or any(len(pattern) > LONGEST for pattern in patterns):
+        raise ScaleError(f"{where}: patterns: more than {MOST:,}, or one of more than {LONGEST:,} letters.", BELIEVE)
+    hard = [pattern for pattern in patterns if not _SIMPLE.fullmatch(pattern)]
+    matches = dict(zip(hard, _apart(hard, list(texts), where, tail), strict=True)) if hard else {}
+    for pattern in patterns:
+        if pattern not in matches:
+            match = re.compile(tail.replace("{}", pattern)).fullmatch
+            matches[pattern] = {text for text in texts if match(text)}
+    return [matches[pattern] for pattern in patterns]
+
+
+def _apart(patterns: Sequence[str], texts: Sequence[str], where: str, tail: str) -> list[set[str]]:
+    which = f"{where}: the pattern {listed(list(patterns), 1):.80}"
+    try:
+        done = subprocess.run(  # noqa: S603, our own program; what the stranger wrote is its input
+            [sys.executable, "-I", "-S", "-c", PROGRAM],
+            input=json.dumps([patterns, texts, tail]),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=SECONDS,
+            check=True,
+        )
+        results = json.loads(done.stdout)
+    except subprocess.TimeoutExpired as error:
+        raise ScaleError(f"{which} takes too long to match.", BELIEVE) from error
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        raise ScaleError(f"{which} cannot be matched.", BELIEVE) from error
+    for pattern, matched in zip(patterns, results, strict=True):
+        if isinstance(matched, str):
+            raise ScaleError(f"{where}: the pattern {pattern:.80} is no regular expression ({matched:.80}).", BELIEVE)
+    return [{texts[n] for n in matched} for matched in results]

@@ -15,7 +15,7 @@ from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config, split_qkv
 from loraforge.scale.origin import Origin
 from loraforge.scale.rule import Choice, Rule, over, overriding
-from loraforge.scale.run_folders import above, adapters, as_typed, beside, is_anothers, of_several_runs, own, places
+from loraforge.scale.run_folders import UP, adapters, as_typed, beside, is_anothers, of_several_runs, own, places
 from loraforge.scale.split_qkv import Parts, Stacks
 from loraforge.scale.training_config import TrainingScale, read_text, read_training_config, stated_in
 from loraforge.text import command, listed, shown, told
@@ -316,7 +316,8 @@ def around(
         others += sound
     if mine and len({(said.alpha, said.rslora) for _, said in mine}) == 1:
         return mine[0], []
-    for folders in (above(file), beside(file) if siblings else []):
+    above = [folder for folder in file.absolute().parents[:UP] if folder not in own(file)]
+    for folders in (above, beside(file) if siblings else []):
         others += [(path, said) for folder in folders if not others for path, said in stated_in(folder).items() if said]
     return None, others
 

@@ -50,11 +50,6 @@ def own(file: Path) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
-def above(file: Path) -> list[Path]:
-    """The folders above a file that do not belong to its run."""
-    return [folder for folder in file.absolute().parents[:UP] if folder not in own(file)]
-
-
 def beside(file: Path) -> list[Path]:
     """The folders beside that of its run, which usually belong to other runs; none if there are too many."""
     mine = own(file)

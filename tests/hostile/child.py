@@ -45,7 +45,7 @@ def peak() -> int:
 
 def ours(values: tuple[object, ...]) -> bool:
     """Whether it is loraforge's own matcher of patterns, and nothing a file could have named."""
-    from loraforge.scale.patterns import PROGRAM
+    from loraforge.scale.peft_config import PROGRAM
 
     return list(values[1:2]) == [[sys.executable, "-I", "-S", "-c", PROGRAM]]
 

@@ -70,7 +70,7 @@ NAMES = {
     "an adapter's name inside": Fault(
         changed(renamed((".weight", ".default.weight"))), "does nothing", ".default."
     ),
-    "kohya's words": Fault(changed(TO_KOHYA), "does nothing", ".lora_down."),
+    "kohya's words": Fault(changed(make.no_header, TO_KOHYA), "does nothing", ".lora_down.", ("--alpha", "4")),
     "alpha tensors": Fault(changed(make.alphas), "broken file", "to_k.alpha"),
     "alpha tensors, no header": Fault(changed(make.no_header, make.alphas), "broken file", "to_k.alpha"),
     "header without prefix": Fault(changed(make.unprefixed_header), "does nothing", make.ENTRY),

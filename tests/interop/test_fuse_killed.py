@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -192,17 +193,13 @@ def test_two_at_once_do_not_mix(model: tuple[Path, Path], tmp_path: Path) -> Non
 
 def test_what_is_written_past_the_cache_is_all_there(tmp_path: Path) -> None:
     """Of every size around the pieces it is written in."""
-    from loraforge.files.direct_write import PIECE, DirectFile
+    from loraforge.files.direct_write import PIECE, write_direct
 
     rng = np.random.default_rng(0)
     for size in (0, 1, 4095, 4096, 4097, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 5):
         want = rng.bytes(size)
-        with DirectFile(tmp_path / "x") as file:
-            start = 0
-            while start < size:
-                step = int(rng.integers(1, PIECE // 2))
-                file.write(want[start : start + step])
-                start += step
+        edges = [0, *itertools.accumulate(int(rng.integers(1, PIECE // 2)) for _ in range(40))]
+        write_direct(tmp_path / "x", (want[start:stop] for start, stop in itertools.pairwise(edges)))
         assert (tmp_path / "x").read_bytes() == want
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -215,7 +216,7 @@ def test_what_is_told_before_a_weight_is_loaded(name: str, pipelines: Folders, t
 
 
 def test_memory_is_asked_for_first(pipelines: Folders, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("loraforge.live.runner._free", lambda _: (1000.0, "memory"))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000.0))
     with pytest.raises(LoraforgeError, match="the weights need") as refused:
         run(adapter("5b", tmp_path / "run"), base=pipelines("5b"), out=tmp_path / "x.mp4")
     assert refused.value.remedies and not (tmp_path / "x.mp4").exists()

@@ -6,7 +6,8 @@ import pytest
 from helpers import index as made
 
 from loraforge.names.catalog import FOLDER, Catalog
-from loraforge.names.index import FILE, built_in, pattern
+from loraforge.names.index import FILE, built_in
+from loraforge.names.layout import pattern
 from loraforge.tables import package_tables
 
 

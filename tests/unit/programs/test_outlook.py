@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.made import ATTENTION, peft, rows
-from helpers.oracle import Case
+from helpers.oracle import DATA, Case
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -148,3 +148,11 @@ def test_padding_goes_with_formats_that_have_ranks_of_their_own(tmp_path: Path, 
     refused = cli("convert", source, "--to", "sat", "--lora-only", "--pad-ranks", "-o", tmp_path / "n")
     assert refused.exit_code == 1
     assert "--pad-ranks goes with --to diffusers or peft" in refused.stderr
+
+
+def test_what_is_passed_over_is_listed_in_the_order_of_the_file() -> None:
+    """The order of a set differs from run to run."""
+    file = DATA / "videox_fun_kohya_attn_fp32"
+    keys = loraforge.skeleton(file)["tensors"]
+    (lost,) = (row.lost for row in loraforge.doctor(file).outlooks if row.runtime == "diffusers")
+    assert [text.partition(" ")[0] for text in lost] == [*dict.fromkeys(key.split(".")[0] for key in keys)]

@@ -253,7 +253,7 @@ def test_the_report_names_what_the_table_names(tmp_path: Path, monkeypatch: pyte
     run = (table.Run("9.9.9", "2026-01-01", 1, 1),)
     told = {name: dataclasses.replace(row, run=run * (name == "diffusers")) for name, row in real.items()}
     monkeypatch.setattr("loraforge.programs.outlook.running", lambda _: list(told.values()))
-    monkeypatch.setattr("loraforge.programs.measured.runtimes", lambda: told)
+    monkeypatch.setattr("loraforge.programs.outlook.runtimes", lambda: told)
     other = loraforge.convert(case.source, to="diffusers", out=tmp_path / "b", **case.said)
     (seen,) = [text for label, text in other.seen() if label == "run in"]
     assert seen == "1.0 acts as trained in Diffusers 9.9.9"
