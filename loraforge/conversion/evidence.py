@@ -70,7 +70,7 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
         raise FormatError(f"{file.path}: {fault}.", *_settling(sound), inspect)
     if not stated and not shown[adapter.architecture].outweighs_header and (recorded := _contradicted(adapter, file)):
         text = f"{file.path}: {recorded}, and its modules are called as those of {adapter.model.title}. Which is it?"
-        raise FormatError(text, *_settling([adapter.architecture]))
+        raise FormatError(text, *_settling([adapter.architecture, *adapter.rivals]))
     if fault := fits.beyond(checked):
         raise BaseError(f"{file.path}: {fault}.", *_leaving(checked, adapter.modules), inspect)
     bases = [(name, repository(name, file.path.parent)) for name in _bases(adapter, file)]
@@ -258,7 +258,8 @@ def _measured(adapter: Adapter, arch: Architecture) -> Iterator[str]:
 def stated_by(adapter: Adapter, base: str | None) -> Adapter:
     """The adapter, with the stated base model as evidence if there is no other and the shapes fit."""
     known = variant_of_repo(base) if base and not adapter.shown else None
-    adapter = adapter.as_of(known[0].name) if known else adapter
+    if known and known[0].name in (adapter.architecture, *adapter.rivals):
+        adapter = replace(adapter.as_of(known[0].name), rivals={})
     return replace(adapter, shown=f"--base-model {base}") if known and known[1] in fits.fits(adapter) else adapter
 
 

@@ -83,3 +83,26 @@ def test_behind_an_unknown_word_only_blocks_are_read(path: str, tmp_path: Path) 
     file = sparse(tmp_path / "a.safetensors", {path: (64, 32)}, 2, prefix="", spelled=words)
     with pytest.raises(LoraforgeError, match=r"not named as those of any model|in a spelling that is not read"):
         loraforge.read(file, trained_scale=1.0)
+
+
+@pytest.mark.parametrize("base", ["lodestones/Chroma1-HD", "black-forest-labs/FLUX.1-dev"])
+def test_the_base_that_is_stated_decides(base: str, tmp_path: Path) -> None:
+    """Also if it is of the architecture that the adapter was read as."""
+    words = (".lora_down.weight", ".lora_up.weight")
+    modules = {f"double_blocks_{n}_img_attn_qkv": (3 * 3072, 3072) for n in range(2)}
+    file = sparse(tmp_path / "a.safetensors", modules, prefix="lora_unet_", spelled=words)
+    with pytest.raises(LoraforgeError, match="nothing says which it is of"):
+        loraforge.convert(file, to="diffusers", out=tmp_path / "out", trained_scale=1.0, dry_run=True)
+    report = loraforge.convert(
+        file, to="diffusers", out=tmp_path / "out", trained_scale=1.0, dry_run=True, base_model=base
+    )
+    assert report.evidence == f"--base-model {base}"
+
+
+def test_a_header_of_another_model_offers_every_model_that_it_may_be(tmp_path: Path) -> None:
+    modules = {f"transformer_blocks.{n}.attn.to_q": (48, 48) for n in range(2)}
+    file = sparse(tmp_path / "a.safetensors", modules, metadata={"modelspec.architecture": "wan2.1/lora"})
+    with pytest.raises(LoraforgeError, match="Which is it") as refused:
+        loraforge.read(file, trained_scale=1.0)
+    offered = {remedy.options[1] for remedy in refused.value.remedies if remedy.options}
+    assert offered >= {"flux", "chroma", "qwen", "sd3"}
