@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from loraforge.errors import FormatError, LoraforgeError
 from loraforge.names import bijection
 from loraforge.names.index import built_in
-from loraforge.names.layout import Architecture, pattern
+from loraforge.names.layout import Architecture, Layout, pattern
 from loraforge.plugin.datafile import read
 from loraforge.plugin.host import load
 from loraforge.plugin.registry import Reading, Registry, current
@@ -187,7 +187,14 @@ def outdone(paths: Collection[str], layouts: Mapping[str, str], first: str = "")
 
     Then the names are another format's, even if the prefix and some of the names are the same.
     """
-    known = architectures().index.homes({pattern(path) for path in paths})
+    rough = architectures().index.homes({pattern(path) for path in paths})
+    best = [home for home, count in rough.items() if count == max(rough.values())]
+    known = {home: _located(paths, architectures()[home[0]].layouts[home[1]]) for home in best}
     own = {home: count for home, count in known.items() if layouts.get(home[0]) == home[1]}
     shared = max((count for home, count in known.items() if home[1] == first), default=-1)
     return max(max(known.values(), default=0), shared + 1) > max(own.values(), default=0)
+
+
+def _located(paths: Collection[str], layout: Layout) -> int:
+    """How many of these modules, whose words are joined by dots or underscores, a layout has."""
+    return sum(bool(layout.locate(path) or layout.locate(path, "_")) for path in paths)
