@@ -110,7 +110,7 @@ FILES: dict[str, tuple[tuple[Change, ...], str]] = {
     ),
     "kohya's words": (
         (no_header, renamed(".lora_A.", ".lora_down."), renamed(".lora_B.", ".lora_up.")),
-        "cannot tell (at what scale)",
+        "does nothing",
     ),
     "alpha tensors": ((alphas, no_header), "broken file"),
     "header of nobody": ((unprefixed_header,), "does nothing"),

@@ -61,13 +61,13 @@ def test_the_base_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = write.__globals__["prove"]
+    right = write.__globals__["_prove"]
 
     def slow(*arguments):
         (tmp_path / "x.safetensors").write_bytes(b"another's")
         return right(*arguments)
 
-    monkeypatch.setitem(write.__globals__, "prove", slow)
+    monkeypatch.setitem(write.__globals__, "_prove", slow)
     with pytest.raises(OutputError, match="exists"):
         loraforge.convert(DATA / "peft_plain", to="diffusers", out=tmp_path / "x.safetensors")
     assert (tmp_path / "x.safetensors").read_bytes() == b"another's"
@@ -78,7 +78,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path, monkeypat
 def test_a_process_that_is_told_to_end_takes_its_temporary_files_along(tmp_path: Path) -> None:
     program = (
         "import sys, time; from loraforge import write; from loraforge.cli import main\n"
-        "write.__globals__['prove'] = lambda *_: (print('writing', flush=True), time.sleep(60))\n"
+        "write.__globals__['_prove'] = lambda *_: (print('writing', flush=True), time.sleep(60))\n"
         f"main(['convert', {str(DATA / 'peft_plain')!r}, '--to', 'peft', '-o', {str(tmp_path / 'out')!r}])"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
