@@ -125,8 +125,11 @@ def known_without(file: str) -> Catalog:
 
 
 def architecture(name: str) -> Architecture:
-    """An architecture by name. Raises FormatError with the known names."""
+    """An architecture by its name or title, in letters of any case. Raises FormatError with the known names."""
     if name not in architectures():  # a value of --architecture, or of a plugin
+        titles = architectures().index.titles.items()
+        if meant := next((known for known, title in titles if name.lower() in (known, title.lower())), ""):
+            return architectures()[meant]
         text = f"there is no architecture {name!r}; there are {', '.join(architectures())}."
         raise FormatError(text, command("loraforge", "layouts"))
     return architectures()[name]

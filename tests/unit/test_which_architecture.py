@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sparse import sparse
+from helpers.sparse import attention, sparse
 from safetensors.numpy import save_file
 
 import loraforge
-from loraforge.errors import ConversionError, LoraforgeError
+from loraforge.errors import ConversionError, FormatError, LoraforgeError
+from loraforge.names.catalog import architecture
 
 FLUX = [f"lora_unet_double_blocks_{i}_img_attn_qkv" for i in range(19)]
 """All of the blocks of Flux.1, and of Chroma."""
@@ -106,3 +107,17 @@ def test_a_header_of_another_model_offers_every_model_that_it_may_be(tmp_path: P
         loraforge.read(file, trained_scale=1.0)
     offered = {remedy.options[1] for remedy in refused.value.remedies if remedy.options}
     assert offered >= {"flux", "chroma", "qwen", "sd3"}
+
+
+@pytest.mark.parametrize("name", ["cogvideox", "CogVideoX", "COGVIDEOX"])
+def test_an_architecture_is_stated_by_its_name_or_title(name: str, tmp_path: Path) -> None:
+    file = sparse(tmp_path / "x.safetensors", attention(64, 2))
+    adapter = loraforge.read(file, alpha=4, architecture=name)
+    assert (adapter.architecture, adapter.rivals) == ("cogvideox", {})
+    with pytest.raises(FormatError, match="there is no architecture 'cogvideo'; there are chroma, cogvideox"):
+        loraforge.read(file, alpha=4, architecture="cogvideo")
+
+
+@pytest.mark.parametrize(("title", "name"), [("Flux.1", "flux"), ("wan 2.X", "wan"), ("lumina image 2", "lumina2")])
+def test_a_title_names_its_architecture(title: str, name: str) -> None:
+    assert architecture(title).name == name
