@@ -15,7 +15,7 @@ from loraforge.adapter import fit, relayout
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import check_base, no_repository, repository
-from loraforge.adapter.rivals import decided
+from loraforge.adapter.rivals import decided, moves
 from loraforge.algebra.dtypes import CHOICES, name_of
 from loraforge.conversion.evidence import alike, stated_by
 from loraforge.errors import ConversionError, adding
@@ -163,7 +163,7 @@ def _layout(adapter: Adapter, target: Format, arch: Architecture) -> str:
         text = f"{target.name} has no names for {arch.title}; there are {', '.join(having)}."
         raise ConversionError(text, *(adding("--to", name) for name in having[:3]))
     unshown = adapter.source is not None and not adapter.shown and len(target.layouts) > 1
-    kept = layout == adapter.layout
+    kept = all(path == there and rows == place for path, rows, there, place in moves(adapter, layout))
     if unshown and (others := [t for t, kinds in alike(adapter).items() if not (kept and _names(target) in kinds)]):
         text = f"the modules are called as those of {listed([arch.title, *others])}: nothing shows which it is of."
         raise ConversionError(text, adding("--architecture", arch.name, why=f"if it is {arch.title}"))

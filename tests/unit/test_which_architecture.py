@@ -121,3 +121,12 @@ def test_an_architecture_is_stated_by_its_name_or_title(name: str, tmp_path: Pat
 @pytest.mark.parametrize(("title", "name"), [("Flux.1", "flux"), ("wan 2.X", "wan"), ("lumina image 2", "lumina2")])
 def test_a_title_names_its_architecture(title: str, name: str) -> None:
     assert architecture(title).name == name
+
+
+def test_names_that_stay_as_they_are_need_no_model(tmp_path: Path) -> None:
+    """LTX-Video has these names in ComfyUI; they are CogVideoX's in Diffusers, and stay as they are there."""
+    file = sparse(tmp_path / "x.safetensors", attention(64, 2), prefix="diffusion_model.")
+    report = loraforge.convert(file, to="diffusers", alpha=4, out=tmp_path / "out.safetensors")
+    assert report.evidence is None and {step.module for step in report.steps} == {*attention(64, 2)}
+    with pytest.raises(ConversionError, match="nothing shows which it is of"):
+        loraforge.convert(file, to="comfyui", alpha=4, architecture=None, out=tmp_path / "comfyui.safetensors")
