@@ -76,7 +76,7 @@ class Report(Document):
         changed = [(p, "" if p.versions else "; read, not run") for p in self.programs if p.otherwise]
         bad = "; ".join(f"{program.title} ({program.otherwise}{run})" for program, run in changed)
         unseen = "; ".join(program.title for program in as_it_is if not program.versions)
-        seen = f"1.0 {does} in {where}" if where else "no program that applies such a file"
+        seen = f"1.0 {does} in {where}" if where else "no program yet: none was seen to apply such a file as it is"
         return [("run in", seen), *((label, text) for label, text in (("not in", bad), ("not run", unseen)) if text)]
 
     def strength(self) -> str:
@@ -110,7 +110,9 @@ def scale_text(scale: Scale, scalings: Sequence[float]) -> str:
 def base_text(fits: Sequence[str], family: str) -> str:
     """What the shapes say about the base model, and what they cannot say."""
     if not fits:
-        none = f"no released {architecture(family).title} has these shapes (block numbers: unchecked)"
+        arch = architecture(family)
+        why = "has these shapes (block numbers: unchecked)" if arch.variants else "is known: its data lists no variants"
+        none = f"no released {arch.title} {why}"
         return f"{none}; use the base model of its training run"
     if len(fits) == 1:
         return f"{fits[0]}, the only one with these shapes"

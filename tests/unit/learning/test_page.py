@@ -35,13 +35,15 @@ def test_the_commands_print_what_is_shown(tmp_path: Path, cli, monkeypatch) -> N
                 file.write(output[output.index("\n[dimensions]") :])
     assert (shown, len([line for line in lines if line])) == (4, 7)
     assert "double_layers.1.attn.w2q" in str(list(load_file("comfyui.safetensors")))
+    seen = cli("--plugin", "auraflow.toml", "inspect", "lora.safetensors").stdout
+    assert "no released auraflow is known: its data lists no variants" in seen
 
 
 def test_options_and_pages_named_exist() -> None:
     text = PAGE.read_text("utf-8")
     commands = [layouts, *layouts.commands.values()]
     known = {option for command in commands for param in command.params for option in param.opts}
-    assert set(re.findall(r"--[a-z][a-z_-]+", text)) <= known | {"--plugin", "--to"}
+    assert set(re.findall(r"--[a-z][a-z_-]+", text)) <= known | {"--plugin", "--to", "--architecture"}
     assert all((PAGE.parent / link).exists() for link in re.findall(r"\]\(([^)#:]+)\)", text))
     for command in layouts.commands.values():
         assert f"loraforge layouts {command.name} " in (command.help or "")

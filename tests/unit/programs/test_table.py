@@ -259,6 +259,9 @@ def test_the_report_names_what_the_table_names(tmp_path: Path, monkeypatch: pyte
     assert seen == "1.0 acts as trained in Diffusers 9.9.9"
     (unseen,) = [text for label, text in other.seen() if label == "not run"]
     assert "Diffusers 0.33" in unseen
+    told = {name: dataclasses.replace(row, run=()) for name, row in told.items()}
+    none = loraforge.convert(case.source, to="diffusers", out=tmp_path / "c", **case.said)
+    assert dict(none.seen())["run in"] == "no program yet: none was seen to apply such a file as it is"
 
 
 def test_a_scale_that_is_assumed_is_not_said_to_be_of_training(tmp_path: Path) -> None:
