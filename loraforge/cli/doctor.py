@@ -15,7 +15,7 @@ from loraforge.cli.console import PATH, SOURCE, Numeric, as_json, show
 from loraforge.cli.options import choice, drop, fetch, flag, stated, value
 from loraforge.errors import LoraforgeError, Try
 from loraforge.facts.symptoms import Symptom, filled, find, language, symptoms
-from loraforge.text import command, plain, short_fraction
+from loraforge.text import command, listed, plain, short_fraction
 
 _ID = re.compile(r"[dD]?([0-9]{1,6})")
 _WORDS = {
@@ -64,7 +64,7 @@ def doctor(ctx: click.Context, /, source: str, json_: bool, **options: Any) -> N
                 "stops" if o.raises else f"{o.applied}/{o.modules}",
                 ", ".join(short_fraction(scale) for scale in o.scalings),
                 ", ".join(f"{ratio:.4g}" for ratio in o.ratios),
-                o.raises or o.otherwise or ", ".join(o.lost),
+                o.raises or o.otherwise or listed(list(o.lost), 4),
                 o.mark,
             ]
             for o in diagnosis.outlooks

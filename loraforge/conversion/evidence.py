@@ -102,6 +102,9 @@ def _readable(form: Format, file: TensorFile, choice: Choice) -> Adapter:
     try:
         return _read(form, file, choice)
     except FormatError:
+        with suppress(FormatError):  # the statement may be at fault: then that is what is told
+            if choice.architecture and (meant := _read(form, file, replace(choice, architecture=None))):
+                return meant
         style = getattr(form, "style", None)
         paths = {hit.path for hit in style.hits(file.tensors)} if style and not choice.architecture else ()
         for name in holding(paths, form.layouts, style.sep) if style and paths else ():

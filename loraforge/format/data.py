@@ -86,7 +86,7 @@ class DataFormat:
         return known and not outdone(self._paths(file), self.layouts, self.shares)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
-        name = self._architecture(file, choice.architecture)
+        name = self._architecture(file, choice.architecture) or self._architecture(file)
         if name is None:
             raise not_an_adapter(file, f"{self.name} adapter")
         arch, layout, writes = architecture(name), self.layouts[name], self.like or self.name

@@ -182,7 +182,8 @@ class KeyStyle:
             elif (rows := cut(path, found.siblings.get(path), tensors[pairs[0]["B"]].shape[0], arch, own)) is None:
                 problems.append(f"the {tensors[pairs[0]['B']].shape[0]} rows of {pairs[0]['B']} cannot be divided")
             else:
-                linear = not arch.kernels(stack)
+                # without a released model only the file shows which modules are convolutions
+                linear = bool(arch.variants) and not arch.kernels(stack)
                 modules[path] = [Keys(**keys, rows=rows, linear=linear) for keys in pairs]
         if problems:
             only_those = len(problems) == len(names) + len(orphans)

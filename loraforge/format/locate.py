@@ -95,8 +95,10 @@ def _distinct(claiming: list[_Located], files: Mapping[Path, TensorFile], choice
     """
     rest = [pair for pair in claiming if isinstance(pair[0], OtherFormat)]
     named = [pair for pair in claiming if pair not in rest]
-    if rest and choice.architecture:
-        named = [pair for pair in named if _has(pair[0], files[pair[1].path], choice.architecture)]
+    if rest and (stated := choice.architecture):
+        having = [pair for pair in named if _has(pair[0], files[pair[1].path], stated)]
+        mixed = any(stated in form.of(files[one.path]).layouts for form, one in rest if isinstance(form, OtherFormat))
+        named = having if having or mixed else named  # else the statement is at fault, which is told when it is read
     claiming = sorted(named or rest or claiming, key=lambda one: len(one[0].layouts) != 1)
     readings = [_meanings(form, files[one.path]) for form, one in claiming] if len(claiming) > 1 else []
     kept = list(claiming)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.oracle import DATA
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.errors import LoraforgeError
@@ -119,3 +119,13 @@ def test_a_convolution_over_frames_too_keeps_its_kernel(tmp_path: Path) -> None:
     assert loraforge.verify(source, out).same
     loraforge.convert(out, to="toy-original", out=tmp_path / "back.safetensors")
     assert loraforge.verify(source, tmp_path / "back.safetensors").same
+
+
+def test_without_a_released_model_the_file_shows_which_modules_are_convolutions(tmp_path: Path) -> None:
+    learned = TOY.replace("toy", "fresh").partition("[variants")[0].replace("double_blocks", "fresh_blocks")
+    (tmp_path / "fresh.toml").write_text(learned.replace("img_in", "fresh_in"))
+    loraforge.use_plugin(tmp_path / "fresh.toml")
+    source = adapter(tmp_path / "x.safetensors", "fresh_in.proj", rows=64, shape=(4, 1, 1))
+    out = tmp_path / "d.safetensors"
+    loraforge.convert(source, to="diffusers", trained_scale=1, architecture="fresh", out=out)
+    assert {len(tensor.shape) for tensor in load_file(out).values()} == {4}

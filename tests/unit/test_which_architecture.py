@@ -130,3 +130,17 @@ def test_names_that_stay_as_they_are_need_no_model(tmp_path: Path) -> None:
     assert report.evidence is None and {step.module for step in report.steps} == {*attention(64, 2)}
     with pytest.raises(ConversionError, match="nothing shows which it is of"):
         loraforge.convert(file, to="comfyui", alpha=4, architecture=None, out=tmp_path / "comfyui.safetensors")
+
+
+@pytest.mark.parametrize(("prefix", "sep"), [("lora_unet_", "_"), ("diffusion_model.", "."), ("", ".")])
+def test_a_wrong_architecture_is_said_to_be_wrong(prefix: str, sep: str, tmp_path: Path, cli) -> None:
+    paths = [f"double_blocks.{n}.{side}_mod.lin" for n in (0, 1) for side in ("img", "txt")]
+    words = (".lora_down.weight", ".lora_up.weight") if sep == "_" else (".lora_A.weight", ".lora_B.weight")
+    modules = {path.replace(".", sep): (384, 64) for path in paths}
+    file = sparse(tmp_path / "x.safetensors", modules, prefix=prefix, spelled=words)
+    wrong = ["--architecture", "wan"]
+    for verb in (["convert", file, "--to", "diffusers", "--alpha", "4"], ["inspect", file], ["doctor", file]):
+        done = cli(*verb, *wrong)
+        assert "is an adapter of Flux.1: its modules are not called as those of wan" in done.output
+        assert "--architecture flux" in done.output
+        assert done.exit_code == 1
