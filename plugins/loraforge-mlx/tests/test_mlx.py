@@ -249,6 +249,6 @@ def test_what_is_said_of_its_own_program(tmp_path: Path) -> None:
         {row.runtime: row for row in loraforge.doctor(file).outlooks} for file in (FINAL, tmp_path / "x.safetensors")
     )
     assert (own["mlx"].applied, own["mlx"].scalings, own["mlx"].raises) == (26, (1.0,), "")
-    assert other["mlx"].raises and not own["diffusers"].applied
+    assert other["mlx"].raises and not own["diffusers-flux"].applied
     report = loraforge.convert(tmp_path / "x.safetensors", to="mlx", out=tmp_path / "y")
     assert dict(report.seen())["run in"] == "1.0 acts so in mlx-examples c52cc74"
