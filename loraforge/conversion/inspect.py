@@ -11,12 +11,11 @@ from typing import Any
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import fits
 from loraforge.conversion.evidence import read_adapter
-from loraforge.conversion.report import base_text, unshown
+from loraforge.conversion.report import base_text, titles, unshown
 from loraforge.document import Document
 from loraforge.errors import LoraforgeError, as_commands
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
-from loraforge.names.catalog import architectures
 from loraforge.scale.origin import history
 from loraforge.scale.rule import Choice, Scale
 from loraforge.text import fraction, told
@@ -62,7 +61,7 @@ class Inspection(Document):
             "dtype": _counted(self.dtypes),
             "scale": self._scale(),
             "trigger": "; ".join(f"{words} ({key})" for key, words in self.trigger_words.items()),
-            "fits": base_text(self.fits, self.architecture) if self.scale and self.architecture else "",
+            "fits": base_text(self.fits, self.architecture, self.rivals) if self.scale and self.architecture else "",
         }
         lines = [f"{name:<9}{text}" for name, text in table.items() if text]
         header = [f"{key}: {_short(' '.join(value.split()))}" for key, value in self.metadata.items()]
@@ -86,7 +85,7 @@ class Inspection(Document):
     def _model(self) -> str:
         if self.architecture is None:
             return ""
-        others = [architectures().index.titles[name] for name in self.rivals]
+        others = titles(self.rivals)
         return f"{self.architecture} ({self.evidence})" if self.evidence else unshown(self.architecture, others)
 
     def _holds(self) -> str:

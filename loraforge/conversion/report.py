@@ -9,7 +9,7 @@ from typing import Any
 
 from loraforge.adapter.adapter import Step
 from loraforge.document import Document, rows
-from loraforge.names.catalog import architecture
+from loraforge.names.catalog import architecture, architectures
 from loraforge.programs.outlook import Program, joined
 from loraforge.scale.rule import Scale
 from loraforge.text import fraction, megabytes
@@ -41,6 +41,7 @@ class Report(Document):
     not_with: str
     provided: str
     programs: tuple[Program, ...] = ()
+    rivals: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The report for a terminal: what was done, then the strength, how to load it, which base it fits."""
@@ -62,7 +63,7 @@ class Report(Document):
         out += [f"  dropped {what}" for what in self.dropped_modules]
         if self.dropped_metadata:
             out.append(f"  not carried over, as they describe the old tensors: {', '.join(self.dropped_metadata)}")
-        table = [] if self.evidence else [("model", unshown(self.architecture))]
+        table = [] if self.evidence else [("model", unshown(self.architecture, titles(self.rivals)))]
         table += [("strength", self.strength()), *self.seen(), ("load", self.load), ("not with", self.not_with)]
         return [*out, *rows([*table, ("base", self.base())])]
 
@@ -83,7 +84,7 @@ class Report(Document):
         """The first claim, which is ours to prove, no wider than its evidence."""
         scaling = ", ".join(fraction(value) for value in self.scalings)
         known = self.scale.provenance in ("recorded", "given")
-        sure = "1.0" if self.evidence else f"1.0 is right if it is {architecture(self.architecture).title}"
+        sure = "1.0" if self.evidence else f"1.0 is right if it is {either([self.architecture, *self.rivals])}"
         claim = (sure if known else "1.0 is right if training used this scale") + self.provided
         if self.scale.program:
             claim = f"1.0 keeps it as it acts in {self.scale.program}, whatever training used{self.provided}"
@@ -94,7 +95,7 @@ class Report(Document):
 
     def base(self) -> str:
         """The base model as stated, or as far as the shapes determine it."""
-        return self.base_model or base_text(self.fits, self.architecture)
+        return self.base_model or base_text(self.fits, self.architecture, self.rivals)
 
 
 def scale_text(scale: Scale, scalings: Sequence[float]) -> str:
@@ -107,8 +108,20 @@ def scale_text(scale: Scale, scalings: Sequence[float]) -> str:
     return f"trained at {', '.join(map(fraction, scale.trained))}, {text}; loraforge folded that into the tensors"
 
 
-def base_text(fits: Sequence[str], family: str) -> str:
-    """What the shapes say about the base model, and what they cannot say."""
+def titles(names: Sequence[str]) -> list[str]:
+    """The titles of these architectures."""
+    return [architectures().index.titles[name] for name in names]
+
+
+def either(names: Sequence[str]) -> str:
+    """The titles of these architectures, as a choice."""
+    return " or ".join(titles(names))
+
+
+def base_text(fits: Sequence[str], family: str, rivals: Sequence[str] = ()) -> str:
+    """What the shapes say about the base model, and what they cannot say. `rivals`: of which models it may be too."""
+    if rivals:
+        return f"{either([family, *rivals])}: nothing shows which; use the base model of its training run"
     if not fits:
         arch = architecture(family)
         why = "has these shapes (block numbers: unchecked)" if arch.variants else "is known: its data lists no variants"

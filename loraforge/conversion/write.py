@@ -173,6 +173,7 @@ def _report(
         not_with=not_with(adapter.architecture, target) or use.not_with,
         provided=use.provided,
         programs=known,
+        rivals=tuple(adapter.rivals),
     )
 
 

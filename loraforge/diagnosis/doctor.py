@@ -213,7 +213,11 @@ def _judged(
         ("scale", scale),
         ("size", _size(measured) if measured else f"needs the tensors ({megabytes(file.absent)}): --fetch gets them"),
         *in_base.facts,
-        ("base", adapter.base_model or base_text([v.name for v in fits(adapter)], adapter.architecture)),
+        (
+            "base",
+            adapter.base_model
+            or base_text([v.name for v in fits(adapter)], adapter.architecture, tuple(adapter.rivals)),
+        ),
         *_elsewhere(path, rows, own if verdict.kind is Kind.AS_TRAINED else None),
     ]
     more = [other] if (other := other_base(adapter, in_base.variants)) else []
