@@ -121,7 +121,8 @@ def either(names: Sequence[str]) -> str:
 def base_text(fits: Sequence[str], family: str, rivals: Sequence[str] = ()) -> str:
     """What the shapes say about the base model, and what they cannot say. `rivals`: of which models it may be too."""
     if rivals:
-        return f"{either([family, *rivals])}: nothing shows which (block numbers: unchecked); use the base model of its training run"
+        which = f"{either([family, *rivals])}: nothing shows which (block numbers: unchecked)"
+        return f"{which}; use the base model of its training run"
     if not fits:
         arch = architecture(family)
         why = "has these shapes (block numbers: unchecked)" if arch.variants else "is known: its data lists no variants"
