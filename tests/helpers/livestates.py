@@ -63,7 +63,7 @@ def pipeline(transformer: Any) -> Any:
         vae=None,
         transformer=transformer,
         scheduler=diffusers.CogVideoXDDIMScheduler(),
-    )  # type: ignore[arg-type]
+    )  # type: ignore[arg-type]  # its types allow no part to be None
 
 
 def forward(transformer: Any, dtype: Any = torch.float32) -> torch.Tensor:

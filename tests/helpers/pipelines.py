@@ -231,7 +231,7 @@ def complaints() -> Iterator[list[str]]:
     """
     heard: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: heard.append(f"{record.name}: {record.getMessage()}")  # type: ignore[method-assign]
+    handler.emit = lambda record: heard.append(f"{record.name}: {record.getMessage()}")  # type: ignore[method-assign]  # keeps
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "peft")]
     for logger in loggers:
         logger.addHandler(handler)

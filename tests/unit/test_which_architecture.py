@@ -144,3 +144,20 @@ def test_a_wrong_architecture_is_said_to_be_wrong(prefix: str, sep: str, tmp_pat
         assert "is an adapter of Flux.1: its modules are not called as those of wan" in done.output
         assert "--architecture flux" in done.output
         assert done.exit_code == 1
+
+
+def test_names_that_differ_by_a_number_alone_are_told_apart(tmp_path: Path) -> None:
+    """`adaLN_modulation.1` is Lumina 2's; Z-Image has `.0`, which the index, without numbers, takes for the same."""
+    sizes = {"feed_forward.w1": (64, 24), "feed_forward.w2": (24, 64), "adaLN_modulation.1": (96, 16)}
+    modules = {f"layers.{n}.{name}": size for n in range(3) for name, size in sizes.items()}
+    seen = loraforge.inspect(sparse(tmp_path / "x.safetensors", modules, prefix=""))
+    assert (seen.format, seen.architecture, seen.problem) == ("original", "lumina2", None)
+
+
+def test_a_report_names_each_model_that_it_may_be(tmp_path: Path) -> None:
+    file = written(tmp_path / "style.safetensors")
+    report = loraforge.convert(file, to="diffusers", out=tmp_path / "out.safetensors")
+    assert {report.architecture, *report.rivals} == {"chroma", "flux"}
+    text = "\n".join(report.lines())
+    assert "1.0 is right if it is Chroma or Flux.1" in text and "Chroma or Flux.1: nothing shows which" in text
+    assert "the only one with these shapes" not in text
