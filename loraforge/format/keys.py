@@ -37,8 +37,9 @@ class Spelling:
 PEFT_SPELLINGS = (
     Spelling(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
     Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".lora_magnitude_vector.{name}.weight"),
+    Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".dora_scale", ".alpha"),
 )
-"""As PEFT saves an adapter, and as the keys are in a model that was saved whole."""
+"""As PEFT saves an adapter, as the keys are in a model that was saved whole, and what OneTrainer's ORIGINAL has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class KeyStyle:
             hits = self._readings(kind)
             ends: list[list[str]] = [_FIRST.split(hit.path, maxsplit=1) for hit in hits]
             whose = all(len(end) == 2 for end in ends) and not any(map(_NUMBER.search, self.prefixes))
-            self._parsed[kind] = hits, ends if whose else None
+            self._parsed[kind] = hits, ends if hits and whose else None
         hits, known = self._parsed[kind]
         if number[0] == "0":
             return hits
@@ -152,7 +153,8 @@ class KeyStyle:
         return ()
 
     def hits(self, keys: Iterable[str]) -> list[Hit]:
-        return [hit for key in keys for hit in self.parse(key)]
+        """The keys of this style; not the alphas, whose word is that of many."""
+        return [hit for key in keys for hit in self.parse(key) if hit.factor != "alpha"]
 
     def find(self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str) -> dict[str, list[Keys]]:
         """Module path -> the keys of its pairs in order, judged by names and shapes alone.

@@ -353,7 +353,7 @@ PLACES: Mapping[str, Callable[[Record], None]] = {
     "adapter_config.json": _peft,
     "alpha tensors": _tensors,
     "header entries lora_alpha, network_alpha, alpha, ss_network_alpha": _plain,
-    "ot_config, training_config, ss_network_args": _documents,
+    "training_config, ss_network_args": _documents,
     "loraforge's own entry": _own,
     "training configurations of its run": _training,
 }

@@ -24,7 +24,7 @@ def writers(architecture: str, writes: str, metadata: Mapping[str, str]) -> dict
 
 def _mark(trainer: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
     """The entry of the header that names a trainer; empty if none does."""
-    return next((key for key, word in trainer.get("header", {}).items() if word in metadata.get(key, "")), "")
+    return next((key for key, word in trainer.get("header", {}).items() if key in metadata and word in metadata[key]), "")
 
 
 def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, metadata: Mapping[str, str]) -> Rule | None:
@@ -34,7 +34,7 @@ def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, meta
     names = listed(titles(known))
     said = f"every known writer of {writes} files for {title} trains at alpha = rank: {names}"
     if mark := next(filter(None, (_mark(trainer, metadata) for trainer in known.values())), ""):
-        said = f"{mark} in its header names {names}, which trains at alpha = rank"
+        said = f"{mark} in its header names {names}, whose files mean alpha = rank"
     return Rule(f"no number in the file; {said}", scaling=1.0)
 
 

@@ -74,7 +74,7 @@ def test_nothing_known_leaves_it_open_and_offers_alpha_equal_to_the_rank(monkeyp
 def test_a_header_that_names_its_writer_leaves_that_one(monkeypatch) -> None:
     marked = {**FIXED, "header": {"software": "one-trainer"}}
     rule, _, _ = judged(monkeypatch, {"software": '{"name": "one-trainer"}'}, one=marked, two=HALF)
-    assert rule.said == "no number in the file; software in its header names One, which trains at alpha = rank"
+    assert rule.said == "no number in the file; software in its header names One, whose files mean alpha = rank"
     assert judged(monkeypatch, {"software": "another"}, one=marked, two=HALF)[0] is None
     wan = {**marked, "writes": {"comfyui": ["wan"]}}  # it is not known to write such files
     assert judged(monkeypatch, {"software": "one-trainer"}, one=wan, two=HALF)[0] is None
