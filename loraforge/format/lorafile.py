@@ -12,7 +12,7 @@ from loraforge.algebra.lora import Array, Delta, prune
 from loraforge.errors import FormatError, adding
 from loraforge.files.safetensors import write_safetensors
 from loraforge.files.tensorfile import TensorFile, TensorInfo
-from loraforge.format.keys import KeyStyle, alphas, altered, ranks
+from loraforge.format.keys import Keys, KeyStyle, alphas, altered, ranks
 from loraforge.format.protocol import Header, Target
 from loraforge.hub.address import renamed
 from loraforge.names.layout import Architecture
@@ -64,6 +64,8 @@ def read_lora_file(
     }
     stacks = Stacks({path: rows for path, rows in heights.items() if rows}, lambda path: file[ups[path]])
     record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live, stacks=stacks))
+    if _as_diffsynth(file, pairs) and "diffsynth" not in arch.layouts and writers(arch.name, "diffsynth", {}):
+        writes = "diffsynth"
     trainers = writers(arch.name, writes, file.metadata)
     unknown = looked(file, differ(trainers, writes, arch.title), record.notes)
     doubtful = record.near or record.notes or choice.program
@@ -82,6 +84,15 @@ def read_lora_file(
         candidates=(*record.near, *candidates(sizes, trainers)) if scale.provenance == "ambiguous" else (),
         configs=record.configs,
     )
+
+
+def _as_diffsynth(file: TensorFile, pairs: Mapping[str, list[Keys]]) -> bool:
+    """Whether a file has PEFT's layers as they are in a model, and nothing else: what DiffSynth-Studio exports.
+
+    Source: diffsynth/diffusion/training_module.py export_trainable_state_dict, diffusion/logger.py save_model.
+    """
+    exported = file.kind == "safetensors" and not file.within and len(file.tensors) == 2 * len(pairs)
+    return exported and all(keys[0].A == f"{path}.lora_A.default.weight" for path, keys in pairs.items())
 
 
 def _own(file: TensorFile, others: Mapping[str, str]) -> None:
