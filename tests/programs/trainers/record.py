@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import inspect
 import io
 import json
 import sys
@@ -83,7 +84,8 @@ def run(driver: Any, name: str, folder: Path, settings: dict[str, Any]) -> tuple
     small = Small(name.partition("-")[0])
     file = folder / "run" / "style.safetensors"
     file.parent.mkdir()
-    layout, updates, *source = driver.write(small, file, **settings)
+    more = {"name": name} if "name" in inspect.signature(driver.write).parameters else {}
+    layout, updates, *source = driver.write(small, file, **more, **settings)
     return small, source[0] if source else file, layout, updates
 
 
