@@ -83,7 +83,7 @@ class Small(Tiny):
                     kind = next((cls for pattern, cls in classes.items() if re.fullmatch(pattern, at)), "Inner")
                     parent.add_module(name, _made(type(kind, (Inner,), {})))
                 parent = parent._modules[name]  # type: ignore[assignment]
-            if parameter == "weight" and array.ndim > 1:
+            if parameter == "weight" and array.ndim > 1 and last != "gate":  # a router's is a bare parameter
                 parent.add_module(last, _layer(array.shape))
             elif last and last not in parent._modules:
                 parent.add_module(last, _made(nn.Module))

@@ -80,14 +80,23 @@ def write(small: Small, file: Path, name: str, rank: int = 4, alpha: float = 1, 
     names = {f"lora_unet_{path.replace('.', '_')}": path for path, _ in base.named_modules()}
     updates: Updates = {}
     for lora in net.unet_loras:
-        updates[names[lora.lora_name]] = product(lora.lora_up.weight, lora.lora_down.weight) * lora.multiplier * lora.scale
+        updates[names[lora.lora_name]] = (
+            product(lora.lora_up.weight, lora.lora_down.weight) * lora.multiplier * lora.scale
+        )
     header = {"ss_network_module": f"networks.{MODULES[name]}", "ss_network_dim": str(rank)}
-    header |= {"ss_network_alpha": str(float(alpha)), "ss_base_model_version": BASES[name]}  # as training/trainer_base.py
+    header |= {
+        "ss_network_alpha": str(float(alpha)),
+        "ss_base_model_version": BASES[name],
+    }  # as training/trainer_base.py
     net.save_weights(str(file), dtype, {} if bare else header)
     if other:
-        importlib.import_module("musubi_tuner.convert_lora").convert(file, file.parent / "o.safetensors", "other", other)
+        importlib.import_module("musubi_tuner.convert_lora").convert(
+            file, file.parent / "o.safetensors", "other", other
+        )
     elif comfy:
         tool: Any = importlib.import_module("musubi_tuner.networks.convert_z_image_lora_to_comfy")
-        tool.main(Namespace(src_path=str(file), dst_path=str(file.parent / "o.safetensors"), reverse=False, lokr_rank=None))
+        tool.main(
+            Namespace(src_path=str(file), dst_path=str(file.parent / "o.safetensors"), reverse=False, lokr_rank=None)
+        )
     made = file.parent / "o.safetensors"
     return layout, updates, *([made] if made.exists() else [])

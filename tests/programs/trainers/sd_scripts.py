@@ -71,7 +71,9 @@ def write(small: Small, file: Path, rank: int = 2, alpha: float = 1, dtype: Any 
     networks = importlib.import_module(f"networks.{MODULES[small.name]}")
     base, layout = model(small)
     _narrow(networks, small, base)
-    net = networks.create_network(1.0, rank, alpha, None, [nn.Identity()] if small.name == "lumina2" else [], base, **(args or {}))
+    net = networks.create_network(
+        1.0, rank, alpha, None, [nn.Identity()] if small.name == "lumina2" else [], base, **(args or {})
+    )
     net.apply_to([], base, False, True)
     fill(net)
     names = {f"lora_unet_{path.replace('.', '_')}": path for path, _ in base.named_modules()}
