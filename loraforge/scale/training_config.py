@@ -1,7 +1,8 @@
 """Finds the scale that a run used in the files of its trainer, its trackers or the user's launch script.
 
 Sources: CogVideo sat/configs/*_lora.yaml and finetune/*.sh, cogvideox-factory, finetrainers and VideoX-Fun launch
-scripts, sd-scripts config files, diffusion-pipe train.py, accelerate tracking.py (`hparams.yml` in logs/<project>/<time>/), wandb config.yaml.
+scripts, sd-scripts config files, diffusion-pipe train.py (copied to epoch{n}, step{n}), accelerate tracking.py
+(`hparams.yml` in logs/<project>/<time>/), wandb config.yaml.
 """
 
 from __future__ import annotations

@@ -13,18 +13,22 @@ from torch import nn
 
 from programs.trainers.models import Inner, Small, Updates, fill, product
 
-ABSENT = (
-    "diffusers.pipelines.ltx2.export_utils", "torchaudio", "torchao", "optimum", "einops", "cv2", "torchvision", "albumentations", "lycoris", "k_diffusion", "dotenv",
-    "clip", "open_clip", "toolkit.audio", "toolkit.data_loader", "toolkit.custom_adapter", "toolkit.ip_adapter", "toolkit.util",
-    "toolkit.reference_adapter", "toolkit.samplers", "toolkit.memory_management", "toolkit.pipelines", "toolkit.models.decorator",
-    "toolkit.models.FakeVAE", "toolkit.accelerator", "toolkit.data_transfer_object", "toolkit.prompt_utils", 
-    "toolkit.config_modules", "toolkit.dequantize", "toolkit.sampler", "toolkit.llvae", "toolkit.models.wan21.wan_utils",
-    "toolkit.models.loaders", "toolkit.models.v", "toolkit.models.wan21.autoencoder_kl", "toolkit.clip_vision_adapter", "toolkit.assistant_lora",
-    "toolkit.saving", "toolkit.model_utils", "toolkit.unloader", "extensions_built_in.sd_trainer", "extensions_built_in.diffusion_models.qwen_image.qwen_image_pipelines",
-    "extensions_built_in.diffusion_models.wan22.wan22_pipeline", "flash_attn",
-    "extensions_built_in.diffusion_models.hidream.src.pipelines", "extensions_built_in.diffusion_models.hidream.src.schedulers", "toolkit.advanced_prompt_embeds",
-    "extensions_built_in.diffusion_models.chroma.pipeline", "extensions_built_in.diffusion_models.flux2.src.pipeline", "toolkit.models.lokr", "toolkit.models.DoRA",
-)  # fmt: skip
+TITLE = "ai-toolkit"
+ABSENT = """
+diffusers.pipelines.ltx2.export_utils torchaudio torchao optimum einops cv2 torchvision albumentations lycoris
+k_diffusion dotenv clip open_clip toolkit.audio toolkit.data_loader toolkit.custom_adapter toolkit.ip_adapter
+toolkit.util toolkit.reference_adapter toolkit.samplers toolkit.memory_management toolkit.pipelines
+toolkit.models.decorator toolkit.models.FakeVAE toolkit.accelerator toolkit.data_transfer_object
+toolkit.prompt_utils toolkit.config_modules toolkit.dequantize toolkit.sampler toolkit.llvae
+toolkit.models.wan21.wan_utils toolkit.models.loaders toolkit.models.v toolkit.models.wan21.autoencoder_kl
+toolkit.clip_vision_adapter toolkit.assistant_lora toolkit.saving toolkit.model_utils toolkit.unloader
+extensions_built_in.sd_trainer extensions_built_in.diffusion_models.qwen_image.qwen_image_pipelines
+extensions_built_in.diffusion_models.wan22.wan22_pipeline flash_attn
+extensions_built_in.diffusion_models.hidream.src.pipelines
+extensions_built_in.diffusion_models.hidream.src.schedulers toolkit.advanced_prompt_embeds
+extensions_built_in.diffusion_models.chroma.pipeline extensions_built_in.diffusion_models.flux2.src.pipeline
+toolkit.models.lokr toolkit.models.DoRA
+""".split()
 BUILT_IN = "extensions_built_in.diffusion_models."
 MODELS = {
     "wan": ("toolkit.models.wan21.wan21", "Wan21"),
@@ -38,10 +42,14 @@ MODELS = {
 }
 """The class that renames; of the others it is StableDiffusion, which renames nothing."""
 FLAGS = {"flux": {"is_flux": True}, "sd3": {"is_v3": True}, "lumina2": {"is_lumina2": True}}
-CASES: dict[str, list[dict[str, Any]]] = {name: [{}, {"dtype": torch.float32}] for name in [*FLAGS, *MODELS]}
-for _name in ("flux", "wan", "qwen", "z_image"):
-    CASES[_name] += [{"transformer_only": False}, {"alpha": 1}]
+CASES: dict[str, list[dict[str, Any]]] = {
+    name: [{}, {"dtype": torch.float32}, {"transformer_only": False}, {"alpha": 1}] for name in [*FLAGS, *MODELS]
+}
+CASES["flux"] = [{}, {"transformer_only": False}]  # without the embedders a tiny one may be of HunyuanVideo
+CASES["wan"][2] = {"transformer_only": False, "save_as": "ai-toolkit_wan_all"}
 CASES["wan-22"] = [{}, {"stage": 2}]
+for _name in ("sd3", "wan-22", "chroma", "ltx2", "z_image"):
+    CASES[_name][0] = {"save_as": f"ai-toolkit_{_name}"}
 
 
 def model(small: Small) -> tuple[nn.Module, str]:
@@ -58,12 +66,22 @@ def model(small: Small) -> tuple[nn.Module, str]:
     if small.name == "chroma":
         own = importlib.import_module(f"{BUILT_IN}chroma.src.model")
         params = own.ChromaParams(
-            in_channels=c["in_channels"], context_in_dim=c["joint_attention_dim"], num_heads=c["num_attention_heads"],
-            hidden_size=c["num_attention_heads"] * c["attention_head_dim"], axes_dim=c["axes_dims_rope"],
-            depth=c["num_layers"], depth_single_blocks=c["num_single_layers"], mlp_ratio=4.0, theta=10_000, qkv_bias=True,
-            guidance_embed=True, approximator_in_dim=c["approximator_num_channels"], _use_compiled=False,
-            approximator_depth=c["approximator_layers"], approximator_hidden_size=c["approximator_hidden_dim"],
-        )  # fmt: skip
+            in_channels=c["in_channels"],
+            context_in_dim=c["joint_attention_dim"],
+            num_heads=c["num_attention_heads"],
+            hidden_size=c["num_attention_heads"] * c["attention_head_dim"],
+            axes_dim=c["axes_dims_rope"],
+            depth=c["num_layers"],
+            depth_single_blocks=c["num_single_layers"],
+            mlp_ratio=4.0,
+            theta=10_000,
+            qkv_bias=True,
+            guidance_embed=True,
+            approximator_in_dim=c["approximator_num_channels"],
+            _use_compiled=False,
+            approximator_depth=c["approximator_layers"],
+            approximator_hidden_size=c["approximator_hidden_dim"],
+        )
         return own.Chroma(params), "original"
     if small.name == "hidream":
         own = importlib.import_module(f"{BUILT_IN}hidream.src.models.transformers.transformer_hidream_image")
@@ -89,10 +107,21 @@ def write(small: Small, file: Path, name: str, rank: int = 2, alpha: float | Non
         kind = "DualWanTransformer3DModel"
     config = SimpleNamespace(split_multistage_loras=True, all_layers=False)
     net = special.LoRASpecialNetwork(
-        [], root, multiplier=1.0, lora_dim=rank, alpha=rank if alpha is None else alpha, train_unet=True, network_config=config,
-        train_text_encoder=False, network_type="lora", transformer_only=transformer_only, base_model=sd, target_lin_modules=[kind],
-        is_transformer=name in MODELS, **FLAGS.get(name, {}),
-    )  # fmt: skip
+        [],
+        root,
+        multiplier=1.0,
+        lora_dim=rank,
+        alpha=rank if alpha is None else alpha,
+        train_unet=True,
+        network_config=config,
+        train_text_encoder=False,
+        network_type="lora",
+        transformer_only=transformer_only,
+        base_model=sd,
+        target_lin_modules=[kind],
+        is_transformer=name in MODELS,
+        **FLAGS.get(name, {}),
+    )
     net.apply_to([], root, False, True)
     sd.__dict__["network"] = net
     fill(net)

@@ -12,18 +12,26 @@ from torch import nn
 
 from programs.trainers.models import Small, Updates, fill, product
 
-ABSENT = (
-    "deepspeed", "einops", "comfy_api", "comfy_extras", "folder_paths", "node_helpers", "torchaudio", "cv2", "tqdm_", "loguru", "hyvideo", "ltx_video", "comfy", "Lumina_2", "src", "hi_diffusers", "torchvision", "datasets",
-    "models.wan.t5", "models.wan.vae2_1", "models.wan.vae2_2", "models.wan.clip", "utils.offloading", "imageio", "pillow_heif",
-    "utils.dataset", "multiprocess", "safetensors_", "easydict", "utils.patches", "flash_attn", "av", "ftfy",
-)  # fmt: skip
+TITLE = "diffusion-pipe"
+ABSENT = """
+deepspeed einops comfy_api comfy_extras folder_paths node_helpers torchaudio cv2 loguru hyvideo ltx_video comfy
+Lumina_2 src hi_diffusers torchvision datasets models.wan.t5 models.wan.vae2_1 models.wan.vae2_2 models.wan.clip
+utils.offloading imageio pillow_heif utils.dataset multiprocess easydict utils.patches flash_attn av ftfy
+""".split()
 MODELS = {
-    "flux": ("flux", "FluxPipeline"), "sd3": ("sd3", "SD3Pipeline"), "qwen": ("qwen_image", "QwenImagePipeline"),
-    "wan": ("wan.wan", "WanPipeline"), "hunyuanvideo": ("hunyuan_video", "HunyuanVideoPipeline"),
-    "ltx": ("ltx_video", "LTXVideoPipeline"), "ltx2": ("ltx2", "LTX2Pipeline"), "lumina2": ("lumina_2", "Lumina2Pipeline"),
-    "chroma": ("chroma", "ChromaPipeline"), "hidream": ("hidream", "HiDreamPipeline"), "flux2": ("flux2", "Flux2Pipeline"),
+    "flux": ("flux", "FluxPipeline"),
+    "sd3": ("sd3", "SD3Pipeline"),
+    "qwen": ("qwen_image", "QwenImagePipeline"),
+    "wan": ("wan.wan", "WanPipeline"),
+    "hunyuanvideo": ("hunyuan_video", "HunyuanVideoPipeline"),
+    "ltx": ("ltx_video", "LTXVideoPipeline"),
+    "ltx2": ("ltx2", "LTX2Pipeline"),
+    "lumina2": ("lumina_2", "Lumina2Pipeline"),
+    "chroma": ("chroma", "ChromaPipeline"),
+    "hidream": ("hidream", "HiDreamPipeline"),
+    "flux2": ("flux2", "Flux2Pipeline"),
     "z_image": ("z_image", "ZImagePipeline"),
-}  # fmt: skip
+}
 _NEXT_DIT = {r"(layers|noise_refiner|context_refiner)\.\d+": "JointTransformerBlock"}
 _STREAMS = {r"double_blocks\.\d+": "DoubleStreamBlock", r"single_blocks\.\d+": "SingleStreamBlock"}
 TREES = {
@@ -38,6 +46,9 @@ TREES = {
 CASES: dict[str, list[dict[str, Any]]] = {
     name: [{}, {"dtype": torch.bfloat16}, {"alone": True}, {"folder": True}] for name in MODELS
 }
+CASES["sd3"][2] = {"alone": True, "save_as": "diffusion-pipe_sd3_alone", "stated": {"trained_scale": 1.0}}
+for _name in ("flux", "wan", "ltx", "qwen", "hunyuanvideo"):
+    CASES[_name][3] = {"folder": True, "save_as": f"diffusion-pipe_{_name}"}
 
 
 def model(small: Small) -> tuple[nn.Module, str]:

@@ -71,7 +71,7 @@ class Small(Tiny):
         return carry(self.state, self.arch, "diffusers", layout, [self.variant])[0]
 
     def tree(self, layout: str, classes: Mapping[str, str]) -> nn.Module:
-        """A model that has these names and shapes, and no forward. `classes`: pattern of paths -> name of their class."""
+        """A model that has these names and shapes, and no forward. `classes`: pattern of paths -> class name."""
         root = _made(type(self.name, (Inner,), {}))
         for key, array in self.weights(layout).items():
             path, _, parameter = key.rpartition(".")

@@ -12,10 +12,13 @@ from torch import nn
 
 from programs.trainers.models import Small, Updates, fill, product
 
+TITLE = "musubi-tuner"
 ROOTS = ("src",)
-ABSENT = ("cv2", "einops", "toml", "torchvision", "av", "bitsandbytes", "easydict", "ftfy", "musubi_tuner.hunyuan_model.vae",
-          "musubi_tuner.hunyuan_model.text_encoder", "voluptuous", "musubi_tuner.wan.modules.t5",
-          "musubi_tuner.wan.modules.clip", "musubi_tuner.wan.modules.vae")  # fmt: skip
+ABSENT = """
+cv2 einops toml torchvision av bitsandbytes easydict ftfy musubi_tuner.hunyuan_model.vae
+musubi_tuner.hunyuan_model.text_encoder voluptuous musubi_tuner.wan.modules.t5 musubi_tuner.wan.modules.clip
+musubi_tuner.wan.modules.vae
+""".split()
 MODULES = {
     "flux": "lora_flux", "flux2": "lora_flux_2", "wan": "lora_wan", "qwen": "lora_qwen_image", "z_image": "lora_zimage",
     "hunyuanvideo": "lora", "hunyuanvideo-framepack": "lora_framepack",
@@ -25,9 +28,15 @@ BASES = {
     "hunyuanvideo": "hunyuan_video", "hunyuanvideo-framepack": "framepack",
 }  # fmt: skip
 """What its dataset/architectures.py calls them."""
-_RUNS: list[dict[str, Any]] = [{}, {"alpha": 2}, {"bare": True}, {"dtype": torch.bfloat16}, {"other": "diffusion_model"},
-                               {"other": "transformer"}]  # fmt: skip
+_RUNS: list[dict[str, Any]] = [
+    {}, {"alpha": 2}, {"bare": True}, {"dtype": torch.bfloat16}, {"other": "diffusion_model"}, {"other": "transformer"}
+]  # fmt: skip
 CASES = {name: list(_RUNS) for name in MODULES}
+for _name in ("z_image", "flux2", "hunyuanvideo-framepack"):
+    CASES[_name][0] = {"save_as": f"musubi-tuner_{_name}"}
+CASES["wan"] = [*_RUNS[:4], {"other": "diffusion_model", "save_as": "musubi-tuner_wan_converted"}, *_RUNS[5:]]
+CASES["qwen"][-1] = {"other": "transformer", "save_as": "musubi-tuner_qwen_converted"}
+CASES["flux"][-2] = {"other": "diffusion_model", "save_as": "musubi-tuner_flux_converted"}
 CASES["z_image"] += [{"comfy": True}]
 
 

@@ -12,21 +12,50 @@ from torch import nn
 
 from programs.trainers.models import Small, Updates, fill, product
 
-ABSENT = ("cv2", "einops", "toml", "imagesize", "torchvision", "bitsandbytes", "library.model_util", "library.original_unet",
-          "library.lpw_stable_diffusion", "library.sdxl_lpw_stable_diffusion", "library.custom_train_functions",
-          "library.deepspeed_utils", "library.huggingface_util", "library.sdxl_original_unet")  # fmt: skip
+TITLE = "sd-scripts"
+ABSENT = """
+cv2 einops toml imagesize torchvision bitsandbytes library.model_util library.original_unet
+library.lpw_stable_diffusion library.sdxl_lpw_stable_diffusion library.custom_train_functions
+library.deepspeed_utils library.huggingface_util library.sdxl_original_unet
+""".split()
 MODULES = {"flux": "lora_flux", "chroma": "lora_flux", "sd3": "lora_sd3", "lumina2": "lora_lumina"}
 SPEC = {"flux": {"flux": "dev"}, "chroma": {"flux": "chroma"}, "sd3": {"sd3": "m"}, "lumina2": {"lumina": "lumina2"}}
+SPLIT = {"split_qkv": "True"}
 CASES: dict[str, list[dict[str, Any]]] = {
     "flux": [
-        {"alpha": 1}, {"alpha": 3}, {"args": {"split_qkv": "True", "train_blocks": "single"}}, {"args": {"split_qkv": "True"}}, {"args": {"split_qkv": "True"}, "bare": True},
-        {"args": {"img_attn_dim": "4", "txt_mlp_dim": "2", "single_dim": "2"}}, {"bare": True},
-        {"args": {"in_dims": "[2,2,2,2,2]"}}, {"dtype": torch.float16},
+        {"save_as": "sd-scripts_flux"},
+        {"alpha": 3},
+        {"args": {**SPLIT, "train_blocks": "single"}},
+        {"args": SPLIT, "save_as": "sd-scripts_flux_split_qkv"},
+        {"args": SPLIT, "bare": True},
+        {"args": {"img_attn_dim": "4", "txt_mlp_dim": "2", "single_dim": "2"}},
+        {"bare": True},
+        {"args": {"in_dims": "[2,2,2,2,2]"}},
+        {"dtype": torch.float16},
     ],
-    "chroma": [{}, {"bare": True}, {"args": {"split_qkv": "True", "train_blocks": "single"}}],
-    "sd3": [{}, {"args": {"split_qkv": "True"}}, {"args": {"emb_dims": "[2,2,2,2,2,2]"}}, {"args": {"context_attn_dim": "2"}}],
-    "lumina2": [{}, {"args": {"split_qkv": "True"}}, {"args": {"attn_dim": "2", "mlp_dim": "4"}}],
-}  # fmt: skip
+    "chroma": [
+        {},
+        {"bare": True},
+        {"args": {**SPLIT, "train_blocks": "single"}},
+        {
+            "args": {**SPLIT, "train_blocks": "single"},
+            "bare": True,
+            "save_as": "sd-scripts_chroma_split_qkv",
+            "stated": {"trained_by": "sd-scripts-split-qkv"},
+        },
+    ],
+    "sd3": [
+        {},
+        {"args": SPLIT, "save_as": "sd-scripts_sd3_split_qkv"},
+        {"args": {"emb_dims": "[2,2,2,2,2,2]"}},
+        {"args": {"context_attn_dim": "2"}},
+    ],
+    "lumina2": [
+        {},
+        {"args": SPLIT},
+        {"args": {"attn_dim": "2", "refiner_dim": "4"}},
+    ],
+}
 """Architecture -> settings of its runs."""
 
 
