@@ -91,8 +91,9 @@ class PeftFormat:
     def claims(self, file: TensorFile) -> bool:
         hits = STYLE.hits(kinds(file.tensors))
         if config_path(file):
-            # diffusion-pipe's folder has a configuration too, but the original names behind the component
-            return not outdone([hit.path.removeprefix(f"{COMPONENT}.") for hit in hits], self.layouts)
+            # diffusion-pipe's folder has one too, but ComfyUI's names, or original ones behind the component
+            paths = [hit.path.removeprefix(f"{COMPONENT}.") for hit in hits]
+            return not outdone(paths, self.layouts) and not any(path.startswith("diffusion_model.") for path in paths)
         paths = [hit.path for hit in hits]
         if of_training(file) or matching(paths, self.layouts) is None or outdone(paths, self.layouts):
             return False

@@ -213,6 +213,9 @@ def _plain(record: Record) -> None:
                 record.notes.append(f"its header says {word} {shown(text)}, which is no number: not used")
             continue
         groups.setdefault(component, {})[word] = value
+    renamed = not record.alphas and any(".lora_A." in key for key in record.file.tensors)
+    if renamed and "ss_network_module" in record.file.metadata:
+        groups.pop("ss", None)  # a converter multiplied alpha in, and kept the header of the file that it read
     ours = record.origin.scale is not None  # what was true of the source need not be true of our result
     for component, values in groups.items() if record.believed and not ours else ():
         ranks = {word: value for word, value in values.items() if word in words["rank"]}

@@ -16,9 +16,11 @@ def writers(architecture: str, writes: str, metadata: Mapping[str, str]) -> dict
 
     `writes`: the format or family of formats. `metadata`: the header; if it names one of them, it is that one.
     """
-    entries = package_table("facts/trainers").items()
-    known = {name: t for name, t in entries if architecture in t.get("writes", {}).get(writes, ())}
-    named = {name: trainer for name, trainer in known.items() if _mark(trainer, metadata)}
+    known, named = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
+    for name, trainer in package_table("facts/trainers").items():
+        silent, records = (architecture in trainer.get(key, {}).get(writes, ()) for key in ("writes", "records"))
+        known |= {name: trainer} if silent else {}
+        named |= {name: trainer} if (silent or records) and _mark(trainer, metadata) else {}
     return named or known
 
 
@@ -34,7 +36,7 @@ def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, meta
     names = listed(titles(known))
     said = f"every known writer of {writes} files for {title} trains at alpha = rank: {names}"
     if mark := next(filter(None, (_mark(trainer, metadata) for trainer in known.values())), ""):
-        said = f"{mark} in its header names {names}, whose files mean alpha = rank"
+        said = f"{mark} in its header names {names}: alpha = rank"
     return Rule(f"no number in the file; {said}", scaling=1.0)
 
 

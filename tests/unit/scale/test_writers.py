@@ -74,10 +74,19 @@ def test_nothing_known_leaves_it_open_and_offers_alpha_equal_to_the_rank(monkeyp
 def test_a_header_that_names_its_writer_leaves_that_one(monkeypatch) -> None:
     marked = {**FIXED, "header": {"software": "one-trainer"}}
     rule, _, _ = judged(monkeypatch, {"software": '{"name": "one-trainer"}'}, one=marked, two=HALF)
-    assert rule.said == "no number in the file; software in its header names One, whose files mean alpha = rank"
+    assert rule.said == "no number in the file; software in its header names One: alpha = rank"
     assert judged(monkeypatch, {"software": "another"}, one=marked, two=HALF)[0] is None
     wan = {**marked, "writes": {"comfyui": ["wan"]}}  # it is not known to write such files
     assert judged(monkeypatch, {"software": "one-trainer"}, one=wan, two=HALF)[0] is None
+
+
+def test_a_writer_that_records_counts_where_its_mark_is(monkeypatch) -> None:
+    """A converter that multiplies alpha in leaves the header of the trainer: that header tells, and nothing else."""
+    marked = {**FIXED, "header": {"ss_network_module": "networks.lora"}, "records": FIXED["writes"]}
+    del marked["writes"]
+    assert judged(monkeypatch, {"ss_network_module": "networks.lora_wan"}, one=marked, two=HALF)[0].scaling == 1.0
+    assert judged(monkeypatch, {"ss_network_module": "lycoris.kohya"}, one=marked, two=HALF)[0] is None
+    assert judged(monkeypatch, one=marked)[0] is None
 
 
 def test_the_mark_of_a_trainer_does_not_lend_it_to_the_others(monkeypatch) -> None:
@@ -135,5 +144,5 @@ def test_the_table_is_about_formats_and_architectures_that_exist() -> None:
         for w in ("writes", "records")
         for form in t.get(w, {}).items()
     ]
-    assert {name for name, _ in forms} - loraforge.formats().keys() <= {"mlx"}
+    assert {name for name, _ in forms} - loraforge.formats().keys() <= {"comfyui-wrapper", "mlx"}
     assert {name for _, names in forms for name in names} - architectures().keys() <= {"hidream"}
