@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from loraforge.cli.doctor import shown
+from loraforge.cli.explain import shown
 from loraforge.facts.symptoms import Symptom, filled, symptoms
 
 PAGE = Path(__file__).with_suffix(".md")

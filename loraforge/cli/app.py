@@ -10,7 +10,8 @@ import loraforge
 from loraforge.cli.adapters import convert, inspect, push, stamp, verify
 from loraforge.cli.base import convert_base, fuse, run
 from loraforge.cli.console import PATH, Cli
-from loraforge.cli.doctor import doctor, explain
+from loraforge.cli.doctor import doctor
+from loraforge.cli.explain import explain
 from loraforge.cli.options import value
 from loraforge.cli.plugins import formats, layouts, plugins
 

@@ -56,7 +56,7 @@ def log(message: str) -> str:
 
 
 def ids(text: str) -> list[str]:
-    return [symptom.id for symptom in find(text)]
+    return [found.symptom.id for found in find(text)]
 
 
 def test_there_is_a_message_for_each() -> None:
@@ -84,7 +84,7 @@ def test_unrelated_errors_match_nothing() -> None:
 def test_of_several_the_longest_text_comes_first() -> None:
     for names in (["D3", "D7"], ["D7", "D3"]):
         assert ids("\n".join(log(MESSAGES[name][0]) for name in names)) == ["D3", "D7"]
-    assert set(ids("\n".join(log(texts[0]) for texts in MESSAGES.values()))) == set(MESSAGES) - {"D5", "D27"}
+    assert set(ids("\n".join(log(texts[0]) for texts in MESSAGES.values()))) == set(MESSAGES) - {"D5", "D27", "D60", "D63"}
 
 
 def test_texts_in_both_languages() -> None:

@@ -1,0 +1,180 @@
+"""`loraforge explain`: what a failure text means. The whole answer is in one language, its refusals too."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import sys
+import unicodedata
+from pathlib import Path
+
+import click
+
+from loraforge.cli.console import PATH, as_json, say
+from loraforge.cli.options import choice, flag, value
+from loraforge.errors import LoraforgeError, Try
+from loraforge.facts.logs import Log, log_of, read_log
+from loraforge.facts.symptoms import Found, filled, find, language, symptoms
+from loraforge.text import command, plain
+
+_ID = re.compile(r"[dD]?([0-9]{1,6})")
+_PATH = re.compile(r"\S*(?:[/\\]|\.(?:txt|log|out|err|json|jsonl)$)\S*")
+"""What is meant as a path, though there is no such file."""
+_TOKENS = re.compile(r"\s*(?:[^\s\u2e80-\uffff]+|[\u2e80-\uffff])[，。；：、）」]*")
+"""Where a line may break: after a word, and after every Chinese character that no mark follows."""
+_WIDTH = 11
+_WORDS = {
+    "en": {
+        "text": "text", "like": "text like", "line": "line {}", "unsure": "perhaps", "cause": "cause",
+        "check": "check", "fix": "fix", "seen": "seen in",
+        "near": "the text alone says too little: it is this failure if one of these is near it in the log: {}",
+        "no id": "there is no entry {}; they are D1 to D{}.",
+        "nothing": "no known failure text stands in it.",
+        "no file": "there is no file {}, and as a text it is no known failure.",
+        "folder": "{} is a folder; explain reads one log, or a text.",
+        "binary": "{} is no text, and no known failure stands in it.",
+        "ends only": "the log is long: lines 1 to {} and lines from {} on were searched.",
+        "waiting": "paste the text, then press Ctrl-D (on Windows: Ctrl-Z and Enter).",
+        "list": "list the failures that are known",
+        "doctor": "many faults print nothing: say what the file itself does in each program",
+        "inspect": "what is in the file",
+        "report": "attach this, and the text, to a report: names and shapes, no weights",
+    },
+    "zh": {
+        "text": "报错", "like": "大意", "line": "第 {} 行", "unsure": "可能", "cause": "原因",
+        "check": "确认", "fix": "解决", "seen": "出处",
+        "near": "仅凭这段文字还不能确定：日志中附近出现下列之一时才是这个问题：{}",
+        "no id": "没有编号 {}；现有 D1 到 D{}。",
+        "nothing": "其中没有已知的报错。",
+        "no file": "没有文件 {}；作为文字，它也不是已知的报错。",
+        "folder": "{} 是目录；explain 只读一份日志或一段文字。",
+        "binary": "{} 不是文本，其中也没有已知的报错。",
+        "ends only": "日志很长：只查了第 1 到 {} 行和第 {} 行以后。",
+        "waiting": "粘贴报错文字，然后按 Ctrl-D（Windows：Ctrl-Z 加回车）。",
+        "list": "列出已知的报错",
+        "doctor": "许多问题不会报错：看看文件本身在各程序里的效果",
+        "inspect": "查看文件内容",
+        "report": "把它和报错文字附在问题报告里：只有键名和形状，没有权重",
+    },
+}  # fmt: skip
+
+
+@click.command(short_help="Explain an error message, or a whole log.")
+@click.argument("text", metavar="[ID|TEXT|FILE|-]", nargs=-1)
+@value("--file", "PATH", "Adapter to name in the printed commands.", type=PATH, default="ADAPTER")
+@choice("--lang", ["en", "zh"], "Language of the answer. Default: the terminal's.")
+@flag("--json json_", "Print JSON (schemas/explain.schema.json).")
+def explain(text: tuple[str, ...], file: Path, lang: str | None, json_: bool) -> None:
+    """Say what a failure of a trainer, loader or converter means for the adapter, and what to type next.
+
+    TEXT is what a program printed; FILE is a log, and - reads one from standard input; ID is the number of an entry.
+    Your own line is quoted with its number. Of a log over 4 million characters, the beginning and the end are
+    searched. Without an argument, the known failures are listed. Nothing is sent anywhere. Exit code 1 if nothing
+    matches. The answer is in Chinese if the terminal is (LANG=zh_...), this help and the labels Error and try are not.
+
+    \b
+    Examples:
+      loraforge explain "Adapter name(s) {'style'} not in the list of present adapters: set()"
+      loraforge explain train.log
+      python infer.py 2>&1 | loraforge explain - --file pytorch_lora_weights.safetensors
+      loraforge explain D7 --lang zh
+    """
+    lang = lang or language()
+    entries = _asked(" ".join(text), file, lang)
+    if json_:
+        document = {"schema": "loraforge.explain.v1", "lang": lang}
+        click.echo(as_json({**document, "entries": [entry.to_dict(lang, file) for entry in entries]}))
+    elif text:
+        click.echo("\n\n".join("\n".join(_lines(entry, lang, file)) for entry in entries))
+    else:
+        for program in dict.fromkeys(entry.symptom.program for entry in entries):
+            rows = (entry.symptom for entry in entries if entry.symptom.program == program)
+            click.echo("\n".join([program, *(f"  {row.id:<5}{row.text('title', lang)}" for row in rows), ""]))
+
+
+def _asked(text: str, file: Path, lang: str) -> list[Found]:
+    """The entries asked for: all, one by its id, or those whose text is in the typed text or the log."""
+    words = _WORDS[lang]
+    every = Try("loraforge explain", words["list"])
+    if not text:
+        return [Found(symptom) for symptom in symptoms().values()]
+    if number := _ID.fullmatch(text):
+        if entry := symptoms().get(f"D{int(number[1])}"):
+            return [Found(entry)]
+        raise LoraforgeError(words["no id"].format(f"D{number[1]}", len(symptoms())), every)
+    log = typed_log(text, words["waiting"])
+    if len(log) > 1:
+        say("note: ", words["ends only"].format(log[0].text.count("\n") + 1, log[1].line))
+    if entries := find(log):
+        return entries
+    adapter, message = command(file), words["nothing"]
+    if log[0].text != text and any("\0" in part.text for part in log):
+        adapter, message = command(Path(text)), words["binary"].format(text)
+    elif log[0].text == text and _PATH.fullmatch(text):
+        message = words["folder" if Path(text).is_dir() else "no file"].format(text)
+    raise LoraforgeError(
+        message,
+        Try(f"loraforge doctor {adapter}", words["doctor"]),
+        Try(f"loraforge inspect {adapter}", words["inspect"]),
+        every,
+        Try(f"loraforge inspect {adapter} --skeleton", words["report"]),
+    )
+
+
+def typed_log(text: str, waiting: str = _WORDS["en"]["waiting"]) -> Log:
+    """The log that was typed: a text, a file, or `-`, which is all of standard input."""
+    if text == "-":
+        if sys.stdin.isatty():
+            click.echo(waiting, err=True)
+        return read_log(sys.stdin.buffer)
+    try:
+        mode = Path(text).stat().st_mode
+    except (OSError, ValueError):  # it is a text; too long for a path is no error for it
+        return log_of(text)
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):  # devices may have no end
+        return log_of(text)
+    with Path(text).open("rb") as stream:
+        return read_log(stream)
+
+
+def _lines(entry: Found, lang: str, file: Path) -> list[str]:
+    words, symptom = _WORDS[lang], entry.symptom
+    lines = [f"{symptom.id}  {symptom.text('title', lang)}"]
+    if entry.lines and entry.quote:
+        first, last = entry.lines
+        lines += _row(words["line"].format(first if first == last else f"{first}-{last}"), plain(entry.quote))
+    else:
+        for text in symptom.any:
+            lines += _row(words["text" if symptom.exact else "like"], shown(text))
+    if not entry.is_sure:
+        lines += _row(words["unsure"], words["near"].format(", ".join(symptom.near)))
+    lines += _row(words["cause"], symptom.text("cause", lang))
+    for name, template in (("check", symptom.check_command), ("fix", symptom.fix_command)):
+        lines += _row(words[name], symptom.text(name, lang))
+        if typed := filled(template, file):
+            lines.append(f"{'':<{_WIDTH + 2}}$ {typed}")  # never broken, so that it can be copied
+    lines += _row(words["seen"], ", ".join(symptom.sources))
+    return [plain(line) for line in lines]
+
+
+def _row(label: str, text: str) -> list[str]:
+    """A label and a text, broken between words behind a hanging indent if a terminal shows it."""
+    room = max(20, shutil.get_terminal_size().columns - _WIDTH - 2) if sys.stdout.isatty() else sys.maxsize
+    lines, used = [""], 0
+    for token in _TOKENS.findall(text):
+        if used and used + _cells(token) > room:
+            lines, used, token = [*lines, ""], 0, token.lstrip()  # noqa: PLW2901
+        lines[-1], used = lines[-1] + token, used + _cells(token)
+    label += " " * (_WIDTH - _cells(label))
+    return [f"  {label if not n else ' ' * _WIDTH}{line}" for n, line in enumerate(lines)]
+
+
+def _cells(text: str) -> int:
+    """The columns that a terminal gives a text: two for a wide character."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def shown(text: str) -> str:
+    """A failure text for a reader, with an ellipsis for each part that varies."""
+    return re.sub(r"\*\*?|#", "...", text)
