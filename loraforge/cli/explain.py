@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import stat
@@ -13,7 +14,7 @@ import click
 
 from loraforge.cli.console import PATH, as_json, say
 from loraforge.cli.options import choice, flag, value
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import FileError, LoraforgeError, Try
 from loraforge.facts.logs import Log, log_of, read_log
 from loraforge.facts.symptoms import Found, filled, find, language, symptoms
 from loraforge.text import command, plain
@@ -33,6 +34,8 @@ _WORDS = {
         "nothing": "no known failure text stands in it.",
         "no file": "there is no file {}, and as a text it is no known failure.",
         "folder": "{} is a folder; explain reads one log, or a text.",
+        "several": "explain reads one log at a time.",
+        "unreadable": "{} cannot be read: {}.",
         "binary": "{} is no text, and no known failure stands in it.",
         "ends only": "the log is long: lines 1 to {} and lines from {} on were searched.",
         "waiting": "paste the text, then press Ctrl-D (on Windows: Ctrl-Z and Enter).",
@@ -49,6 +52,8 @@ _WORDS = {
         "nothing": "其中没有已知的报错。",
         "no file": "没有文件 {}；作为文字，它也不是已知的报错。",
         "folder": "{} 是目录；explain 只读一份日志或一段文字。",
+        "several": "explain 一次只读一份日志。",
+        "unreadable": "无法读取 {}：{}。",
         "binary": "{} 不是文本，其中也没有已知的报错。",
         "ends only": "日志很长：只查了第 1 到 {} 行和第 {} 行以后。",
         "waiting": "粘贴报错文字，然后按 Ctrl-D（Windows：Ctrl-Z 加回车）。",
@@ -81,6 +86,10 @@ def explain(text: tuple[str, ...], file: Path, lang: str | None, json_: bool) ->
       loraforge explain D7 --lang zh
     """
     lang = lang or language()
+    if len(text) > 1 and all(map(os.path.isfile, text)):
+        raise LoraforgeError(
+            _WORDS[lang]["several"], *(command("loraforge", "explain", Path(log)) for log in text[:20])
+        )
     entries = _asked(" ".join(text), file, lang)
     if json_:
         document = {"schema": "loraforge.explain.v1", "lang": lang}
@@ -103,16 +112,18 @@ def _asked(text: str, file: Path, lang: str) -> list[Found]:
         if entry := symptoms().get(f"D{int(number[1])}"):
             return [Found(entry)]
         raise LoraforgeError(words["no id"].format(f"D{number[1]}", len(symptoms())), every)
-    log = typed_log(text, words["waiting"])
+    log = typed_log(text, lang)
     if len(log) > 1:
-        say("note: ", words["ends only"].format(log[0].text.count("\n") + 1, log[1].line))
+        say("note: ", words["ends only"].format(log[0].content.count("\n") + 1, log[1].line))
     if entries := find(log):
         return entries
     adapter, message = command(file), words["nothing"]
-    if log[0].text != text and any("\0" in part.text for part in log):
+    if log[0].content != text and any("\0" in part.content for part in log):
         adapter, message = command(Path(text)), words["binary"].format(text)
-    elif log[0].text == text and _PATH.fullmatch(text):
-        message = words["folder" if Path(text).is_dir() else "no file"].format(text)
+    elif os.path.isdir(text):  # noqa: PTH112 - a text too long for a path is no error for it
+        message = words["folder"].format(text)
+    elif _PATH.fullmatch(text) and not os.path.exists(text):  # noqa: PTH110
+        message = words["no file"].format(text)
     raise LoraforgeError(
         message,
         Try(f"loraforge doctor {adapter}", words["doctor"]),
@@ -122,11 +133,11 @@ def _asked(text: str, file: Path, lang: str) -> list[Found]:
     )
 
 
-def typed_log(text: str, waiting: str = _WORDS["en"]["waiting"]) -> Log:
-    """The log that was typed: a text, a file, or `-`, which is all of standard input."""
+def typed_log(text: str, lang: str = "en") -> Log:
+    """The log that was typed: a text, a file, or `-`, which is all of standard input. Raises FileError."""
     if text == "-":
         if sys.stdin.isatty():
-            click.echo(waiting, err=True)
+            click.echo(_WORDS[lang]["waiting"], err=True)
         return read_log(sys.stdin.buffer)
     try:
         mode = Path(text).stat().st_mode
@@ -134,8 +145,12 @@ def typed_log(text: str, waiting: str = _WORDS["en"]["waiting"]) -> Log:
         return log_of(text)
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):  # devices may have no end
         return log_of(text)
-    with Path(text).open("rb") as stream:
-        return read_log(stream)
+    try:
+        with Path(text).open("rb") as stream:
+            return read_log(stream)
+    except OSError as error:
+        message = _WORDS[lang]["unreadable"].format(text, error.strerror)
+        raise FileError(message, command("ls", "-l", Path(text))) from error
 
 
 def _lines(entry: Found, lang: str, file: Path) -> list[str]:
@@ -164,7 +179,7 @@ def _row(label: str, text: str) -> list[str]:
     lines, used = [""], 0
     for token in _TOKENS.findall(text):
         if used and used + _cells(token) > room:
-            lines, used, token = [*lines, ""], 0, token.lstrip()  # noqa: PLW2901
+            lines, used, token = [*lines, ""], 0, token.lstrip()
         lines[-1], used = lines[-1] + token, used + _cells(token)
     label += " " * (_WIDTH - _cells(label))
     return [f"  {label if not n else ' ' * _WIDTH}{line}" for n, line in enumerate(lines)]

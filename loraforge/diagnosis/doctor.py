@@ -21,8 +21,8 @@ from loraforge.diagnosis.factors import Numbers, numbers
 from loraforge.diagnosis.verdict import Diagnosis, Kind, Verdict, judge, listed_scales, named, remedies
 from loraforge.errors import LoraforgeError, Try, adding, as_commands
 from loraforge.facts.given_settings import parse
-from loraforge.facts.setting_rules import compare
 from loraforge.facts.logs import Log
+from loraforge.facts.setting_rules import compare
 from loraforge.facts.symptoms import find
 from loraforge.facts.variants import settings as variant_settings
 from loraforge.files.shards import group_of

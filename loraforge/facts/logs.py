@@ -17,7 +17,7 @@ class Part:
     """Consecutive text of a log, and the number of the line that it begins in."""
 
     line: int
-    text: str
+    content: str
 
 
 Log = Sequence[Part]

@@ -106,7 +106,7 @@ def symptoms() -> Mapping[str, Symptom]:
 
 def find(log: str | Log) -> list[Found]:
     """The failures whose text occurs in a log: the longest literal text first, then the last in the log."""
-    parts = [_Searched(part.line, part.text) for part in (log_of(log) if isinstance(log, str) else log)]
+    parts = [_Searched(part.line, part.content) for part in (log_of(log) if isinstance(log, str) else log)]
     sure = _found(parts, is_sure=True)
     return sure if sure or sum(len(part.log) for part in parts) > SHORT else _found(parts, is_sure=False)
 
