@@ -17,6 +17,7 @@ from loraforge.cli.options import choice, flag, value
 from loraforge.errors import FileError, LoraforgeError, Try
 from loraforge.facts.logs import Log, log_of, read_log
 from loraforge.facts.symptoms import Found, filled, find, language, symptoms
+from loraforge.tables import package_table
 from loraforge.text import command, plain
 
 _ID = re.compile(r"[dD]?([0-9]{1,6})")
@@ -25,44 +26,7 @@ _PATH = re.compile(r"\S*(?:[/\\]|\.(?:txt|log|out|err|json|jsonl)$)\S*")
 _TOKENS = re.compile(r"\s*(?:[^\s\u2e80-\uffff]+|[\u2e80-\uffff])[，。；：、）」]*")
 """Where a line may break: after a word, and after every Chinese character that no mark follows."""
 _WIDTH = 11
-_WORDS = {
-    "en": {
-        "text": "text", "like": "text like", "line": "line {}", "unsure": "perhaps", "cause": "cause",
-        "check": "check", "fix": "fix", "seen": "seen in",
-        "near": "the text alone says too little: it is this failure if one of these is near it in the log: {}",
-        "no id": "there is no entry {}; they are D1 to D{}.",
-        "nothing": "no known failure text stands in it.",
-        "no file": "there is no file {}, and as a text it is no known failure.",
-        "folder": "{} is a folder; explain reads one log, or a text.",
-        "several": "explain reads one log at a time.",
-        "unreadable": "{} cannot be read: {}.",
-        "binary": "{} is no text, and no known failure stands in it.",
-        "ends only": "the log is long: lines 1 to {} and lines from {} on were searched.",
-        "waiting": "paste the text, then press Ctrl-D (on Windows: Ctrl-Z and Enter).",
-        "list": "list the failures that are known",
-        "doctor": "many faults print nothing: say what the file itself does in each program",
-        "inspect": "what is in the file",
-        "report": "attach this, and the text, to a report: names and shapes, no weights",
-    },
-    "zh": {
-        "text": "报错", "like": "大意", "line": "第 {} 行", "unsure": "可能", "cause": "原因",
-        "check": "确认", "fix": "解决", "seen": "出处",
-        "near": "仅凭这段文字还不能确定：日志中附近出现下列之一时才是这个问题：{}",
-        "no id": "没有编号 {}；现有 D1 到 D{}。",
-        "nothing": "其中没有已知的报错。",
-        "no file": "没有文件 {}；作为文字，它也不是已知的报错。",
-        "folder": "{} 是目录；explain 只读一份日志或一段文字。",
-        "several": "explain 一次只读一份日志。",
-        "unreadable": "无法读取 {}：{}。",
-        "binary": "{} 不是文本，其中也没有已知的报错。",
-        "ends only": "日志很长：只查了第 1 到 {} 行和第 {} 行以后。",
-        "waiting": "粘贴报错文字，然后按 Ctrl-D（Windows：Ctrl-Z 加回车）。",
-        "list": "列出已知的报错",
-        "doctor": "许多问题不会报错：看看文件本身在各程序里的效果",
-        "inspect": "查看文件内容",
-        "report": "把它和报错文字附在问题报告里：只有键名和形状，没有权重",
-    },
-}  # fmt: skip
+_WORDS = package_table("cli/explain")
 
 
 @click.command(short_help="Explain an error message, or a whole log.")
@@ -111,10 +75,10 @@ def _asked(text: str, file: Path, lang: str) -> list[Found]:
     if number := _ID.fullmatch(text):
         if entry := symptoms().get(f"D{int(number[1])}"):
             return [Found(entry)]
-        raise LoraforgeError(words["no id"].format(f"D{number[1]}", len(symptoms())), every)
+        raise LoraforgeError(words["no_id"].format(f"D{number[1]}", len(symptoms())), every)
     log = typed_log(text, lang)
     if len(log) > 1:
-        say("note: ", words["ends only"].format(log[0].content.count("\n") + 1, log[1].line))
+        say("note: ", words["ends_only"].format(log[0].content.count("\n") + 1, log[1].line))
     if entries := find(log):
         return entries
     adapter, message = command(file), words["nothing"]
@@ -123,7 +87,7 @@ def _asked(text: str, file: Path, lang: str) -> list[Found]:
     elif os.path.isdir(text):  # noqa: PTH112 - a text too long for a path is no error for it
         message = words["folder"].format(text)
     elif _PATH.fullmatch(text) and not os.path.exists(text):  # noqa: PTH110
-        message = words["no file"].format(text)
+        message = words["no_file"].format(text)
     raise LoraforgeError(
         message,
         Try(f"loraforge doctor {adapter}", words["doctor"]),

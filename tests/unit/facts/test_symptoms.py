@@ -91,6 +91,12 @@ def test_unrelated_errors_match_nothing() -> None:
         assert ids(log(message)) == [], "far from the words of `near`"
 
 
+def test_what_follows_in_the_log_hides_nothing() -> None:
+    """Texts are searched from the end: what ends in a bracket, or in a word of every key, was not reached in long logs."""
+    for name, after in (("D32", "f(x)\n"), ("D13", "a.lora_A.weight b.lora_B.weight\n"), ("D5", "in the base model\n")):
+        assert ids(MESSAGES[name][0] + "\n" + after * 3000) == [name]
+
+
 def test_of_several_the_longest_text_comes_first() -> None:
     for names in (["D3", "D7"], ["D7", "D3"]):
         assert ids("\n".join(log(MESSAGES[name][0]) for name in names)) == ["D3", "D7"]
