@@ -92,7 +92,7 @@ def test_unrelated_errors_match_nothing() -> None:
 
 
 def test_what_follows_in_the_log_hides_nothing() -> None:
-    """Texts are searched from the end: what ends in a bracket, or in a word of every key, was not reached in long logs."""
+    """Texts are searched from the end: one that ends in a bracket, or like every key, was not reached."""
     for name, after in (("D32", "f(x)\n"), ("D13", "a.lora_A.weight b.lora_B.weight\n"), ("D5", "in the base model\n")):
         assert ids(MESSAGES[name][0] + "\n" + after * 3000) == [name]
 
