@@ -29,32 +29,34 @@ def choice(names: str, words: Sequence[str], text: str, **settings: Any) -> Deco
     return click.option(*names.split(), type=click.Choice(words), help=text, **settings)
 
 
-def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def _format(_: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """The name of a registered format; the registry is read only if one is typed."""
     if value is None:
         return None
-    from loraforge.format.registry import formats, renamed
+    from loraforge.format.registry import named, renamed
 
     name, note = renamed(value.lower())
-    writes = param.name == "to"
     if note:
         say("note: ", f"{value} is read as {name}: {note}")
-    names = [each for each, form in formats().items() if form.writer or not writes]
-    if name not in names:
-        text = f"{value!r} is no format that is {'written' if writes else 'read'}; there are {', '.join(names)}."
-        raise click.BadParameter(text, ctx, param)
-    return name
+    return named(value, written=param.name == "to").name
 
 
-def _runtime(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+def _runtime(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
     """A program that runs adapters, by name; the table is read only if one is typed."""
     if value is None:
         return None
-    from loraforge.programs.table import runtimes
+    from loraforge.programs.table import runtime
 
-    if value not in runtimes():
-        raise click.BadParameter(f"{value!r} is none of {', '.join(runtimes())}.", ctx, param)
-    return runtimes()[value]
+    return runtime(value)
+
+
+def _architecture(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """The name of a known architecture; the catalog is read only if one is typed."""
+    if value is None:
+        return None
+    from loraforge.names.catalog import architecture
+
+    return architecture(value).name
 
 
 def _together(*options: Decorator) -> Decorator:
@@ -64,7 +66,9 @@ def _together(*options: Decorator) -> Decorator:
 
 _TRAINERS = sorted(name for name, entry in package_table("facts/trainers").items() if "alpha" in entry)
 _NAMES = ", ".join(_TRAINERS)
-architecture = value("--architecture", "NAME", "Model architecture (flux, wan, ...), if nothing in the file shows it.")
+architecture = value(
+    "--architecture", "NAME", "Model architecture (flux, wan, ...), if the file shows none.", callback=_architecture
+)
 stated = _together(
     value("--alpha", "N", "lora_alpha used in training, if no file records it. States, never multiplies.", type=float),
     value("--trained-scale", "S", "The scaling itself (lora_alpha / rank), instead of --alpha.", type=float),

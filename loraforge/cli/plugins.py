@@ -53,10 +53,10 @@ class _Layouts(click.Group):
 
 
 class _Architecture(click.Argument):
-    """An argument that the usage of the group shows, and that of its commands does not."""
+    """An argument that the usage of the group shows as optional, and that of its commands not at all."""
 
     def get_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return super().get_usage_pieces(ctx) if isinstance(ctx.command, _Layouts) else []
+        return [f"[{self.metavar}]"] if isinstance(ctx.command, _Layouts) else []
 
 
 @click.group(

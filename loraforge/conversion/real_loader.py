@@ -17,7 +17,7 @@ import ml_dtypes
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits, placed
 from loraforge.algebra.lora import Array, Delta, LoraWeight
-from loraforge.errors import FormatError, LoraforgeError, Try, adding
+from loraforge.errors import FormatError, LoraforgeError, Try, adding, no_such
 from loraforge.names.diffusers_config import Placed, entries, filled, sizes
 from loraforge.names.layout import Architecture, Variant
 from loraforge.scale.rule import Scale
@@ -31,7 +31,7 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
     when the loader is not installed, refuses the file or fills no module.
     """
     if loader not in LOADERS:
-        raise LoraforgeError(f"there is no loader {loader!r}; there are {', '.join(LOADERS)}.")
+        raise no_such("loader", loader, LOADERS)
     arch = adapter.model
     if not arch.transformer or not arch.pipelines:
         text = f"--in {loader} fills a model of Diffusers, and the data of {arch.title} names no class of one"

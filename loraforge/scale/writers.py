@@ -15,7 +15,7 @@ def writers(architecture: str, writes: str, metadata: Mapping[str, str]) -> dict
     """Name -> entry of facts/trainers.toml of the trainers that can have written a file that records no scale.
 
     `writes`: the format or family of formats. `metadata`: the header; if it names one of them, it is that one.
-    Beside them, a tool whose entry says `*` writes such a file of any model: it trains none, so it alone settles nothing.
+    Beside them, a tool whose entry says `*` writes such files of any model: it alone settles nothing.
     """
     entries = package_table("facts/trainers").items()
     known = {name: t for name, t in entries if {architecture, "*"} & {*t.get("writes", {}).get(writes, ())}}
