@@ -94,11 +94,14 @@ class LoraforgeError(Exception):
 def no_such(
     what: str, name: str, known: Iterable[str], *remedies: Try | str, kind: type[LoraforgeError] = LoraforgeError
 ) -> LoraforgeError:
-    """The refusal of a name that is none of the known ones, which it lists; the nearest is the first remedy."""
+    """The refusal of a name that is none of the known ones, which it lists; to type the nearest is the first remedy."""
     words = list(known)
     near = difflib.get_close_matches(name.lower(), words, 1)
-    meant = (Try(word, f"did you mean {word}?", instead=name) for word in near)
-    return kind(f"there is no {what} {shown(name)}; there are {', '.join(words)}.", *meant, *remedies)
+    text = [
+        f"there is no {what} {shown(name)}; there are {', '.join(words)}.",
+        *(f"Did you mean {one}?" for one in near),
+    ]
+    return kind(" ".join(text), *(Try(one, instead=name) for one in near), *remedies)
 
 
 def as_commands(error: LoraforgeError, *words: str | Path) -> LoraforgeError:

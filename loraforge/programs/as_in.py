@@ -36,7 +36,8 @@ def _kept(form: Format, file: TensorFile, choice: Choice, name: str) -> Adapter:
     if choice.training_config is not None:
         raise ScaleError("--as-in keeps what a program does, and --training-config says what training used: give one.")
     if name not in runtimes():
-        raise no_such("program", name, runtimes(), *_offered(form, file, choice), kind=ScaleError)
+        refusal = no_such("program", name, runtimes(), kind=ScaleError)
+        raise ScaleError(refusal.message, *(_offered(form, file, choice) or refusal.remedies))
     program, adapter = runtimes()[name], form.read(file, replace(choice, stated=_PLAIN))
     applied, why = _applied(program, form, file, adapter, {})
     if why:
