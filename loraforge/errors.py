@@ -92,16 +92,18 @@ class LoraforgeError(Exception):
 
 
 def no_such(
-    what: str, name: str, known: Iterable[str], *remedies: Try | str, kind: type[LoraforgeError] = LoraforgeError
-) -> LoraforgeError:
-    """The refusal of a name that is none of the known ones, which it lists; to type the nearest is the first remedy."""
+    what: str, name: str, known: Iterable[str], *remedies: Try | str,
+    kind: type[LoraforgeError] = LoraforgeError, which: str = "",
+) -> LoraforgeError:  # fmt: skip
+    """The refusal of a name that is none of the known ones, which it lists; to type the nearest is the first remedy.
+
+    `which`: what all of the known ones are, if not every `what` is.
+    """
     words = list(known)
     near = difflib.get_close_matches(name.lower(), words, 1)
-    text = [
-        f"there is no {what} {shown(name)}; there are {', '.join(words)}.",
-        *(f"Did you mean {one}?" for one in near),
-    ]
-    return kind(" ".join(text), *(Try(one, instead=name) for one in near), *remedies)
+    meant = "".join(f" Did you mean {one}?" for one in near)
+    text = f"there is no {what} {shown(name)}{which and f' {which}'}; there are {', '.join(words)}.{meant}"
+    return kind(text, *(Try(one, instead=name) for one in near), *remedies)
 
 
 def as_commands(error: LoraforgeError, *words: str | Path) -> LoraforgeError:

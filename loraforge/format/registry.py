@@ -123,6 +123,6 @@ def named(name: str, *, written: bool = False) -> Format:
     known = {each: form for each, form in formats().items() if form.writer or not written}
     if (present := renamed(name.lower())[0]) not in known:
         faulty = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in broken()]
-        what, look = "format that is written:" if written else "format", Try(command("loraforge", "formats"))
-        raise no_such(what, name, known, *(faulty[:3] or [look]), kind=FormatError)
+        remedies = faulty[:3] or [Try(command("loraforge", "formats"))]
+        raise no_such("format", name, known, *remedies, kind=FormatError, which="that is written" if written else "")
     return known[present]

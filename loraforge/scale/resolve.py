@@ -90,7 +90,8 @@ def given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
     trainers = package_table("facts/trainers")
     if "alpha" not in (trainer := trainers.get(stated.trained_by, {})):
         names = [name for name, entry in trainers.items() if "alpha" in entry]
-        raise no_such("trainer whose files need the statement:", stated.trained_by, names, kind=ScaleError)
+        which = "whose files need the statement"
+        raise no_such("trainer", stated.trained_by, names, kind=ScaleError, which=which)
     said = f"--trained-by {stated.trained_by}: {trainer['title']}, lora_alpha {trainer['alpha']}"
     if trainer["alpha"] == "recorded":
         return None
