@@ -7,12 +7,10 @@ from pathlib import Path
 import click
 
 import loraforge
-from loraforge.cli.adapters import convert, inspect, push, stamp, verify
-from loraforge.cli.base import convert_base, fuse, run
 from loraforge.cli.console import PATH, Cli
 from loraforge.cli.doctor import doctor, explain
-from loraforge.cli.options import value
 from loraforge.cli.plugins import formats, layouts, plugins
+from loraforge.cli.verbs import convert, convert_base, fuse, inspect, push, run, stamp, verify
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -23,7 +21,10 @@ SETTINGS = {
 
 @click.group(cls=Cli, context_settings=SETTINGS)
 @click.version_option(loraforge.__version__, "-V", "--version", prog_name="loraforge")
-@value("--plugin plugins_", "FILE", "Load a format or layout (.toml or .py). Repeatable.", type=PATH, multiple=True)
+@click.option(
+    "--plugin", "plugins_", metavar="FILE", help="Load a format or layout (.toml or .py). Repeatable.", type=PATH,
+    multiple=True,
+)  # fmt: skip
 def main(plugins_: tuple[Path, ...]) -> None:
     """Convert LoRA adapters between frameworks, and prove that the result acts as trained.
 

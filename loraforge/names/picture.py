@@ -1,4 +1,4 @@
-"""Pictures of an architecture: its layouts side by side as a table, as Mermaid and as Graphviz. No numpy."""
+"""Pictures of an architecture: its layouts side by side as a table, and as a Mermaid diagram. No numpy."""
 
 from __future__ import annotations
 
@@ -28,21 +28,10 @@ def mermaid(arch: Architecture) -> str:
     groups, edges = _graph(arch)
     lines = ["flowchart LR"]
     for box, title, nodes in groups:
-        lines += [f"  subgraph {box}[{_quoted(title, '#quot;')}]"]
-        lines += [f"    {node}[{_quoted(label, '#quot;')}]" for node, label in nodes] + ["  end"]
+        lines += [f"  subgraph {box}[{_quoted(title)}]"]
+        lines += [f"    {node}[{_quoted(label)}]" for node, label in nodes] + ["  end"]
     lines += [f"  {start} -->{f'|{nth}|' if nth else ''} {end}" for start, end, nth in edges]
     return "\n".join(lines) + "\n"
-
-
-def dot(arch: Architecture) -> str:
-    """The graph in Graphviz's language: modules of one layout, segments, modules of the others."""
-    groups, edges = _graph(arch)
-    lines = [f"digraph {arch.name} {{", "  rankdir=LR;", "  node [shape=box];"]
-    for box, title, nodes in groups:
-        lines += [f"  subgraph cluster_{box} {{", f"    label={_quoted(title, _DOT)};"]
-        lines += [f"    {node} [label={_quoted(label, _DOT)}];" for node, label in nodes] + ["  }"]
-    lines += [f"  {start} -> {end}" + (f' [label="{nth}"];' if nth else ";") for start, end, nth in edges]
-    return "\n".join([*lines, "}"]) + "\n"
 
 
 _Group = tuple[str, str, Sequence[tuple[str, str]]]
@@ -91,9 +80,5 @@ def _owners(arch: Architecture, segment: str) -> str:
     return "" if len(owners) == len(arch.variants) else ", ".join(owners) or "none"
 
 
-_DOT = r"\""
-"""A quotation mark inside a text of Graphviz."""
-
-
-def _quoted(text: str, mark: str) -> str:
-    return '"' + text.replace('"', mark) + '"'
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', "#quot;") + '"'
