@@ -30,8 +30,8 @@ def _options(table: Mapping[str, Any]) -> Iterator[click.Option]:
     for names, how in table.items():
         if not names.startswith("-"):
             yield from _options(_TABLE["shared"][names])
-        elif isinstance(how, str):  # a switch of two names that is not given says neither
-            yield click.Option(names.split(), is_flag=True, help=how, **({"default": None} if "/" in names else {}))
+        elif isinstance(how, str):
+            yield click.Option(names.split(), is_flag=True, help=how)
         else:
             yield click.Option(names.split(), **_settings(how))
 
@@ -92,8 +92,9 @@ def _pairs(ctx: click.Context, param: click.Parameter, given: str | tuple[str, .
 
 
 _TRAINERS = sorted(name for name, entry in package_table("facts/trainers").items() if "alpha" in entry)
-_KINDS: Mapping[str, Mapping[str, Any]] = {
+_KINDS: Mapping[str, dict[str, Any]] = {
     "text": {},
+    "switch": {"default": None},  # one that is not given says neither yes nor no
     "path": {"type": PATH},
     "int": {"type": int},
     "float": {"type": float},
