@@ -18,7 +18,7 @@ def declared(
 ) -> Callable[[Callable[..., None]], Any]:
     """The decorator that makes a function the command of this name (`layouts learn`), in the group `within`."""
     entry = _TABLE[name]
-    texts = {"help": entry["help"], "short_help": entry["short"]}
+    texts = {"help": entry["help"], "short_help": entry.get("short")}
     kind = kind or (Numeric if entry.get("computes") else click.Command)
     params = [click.Argument([word], **_settings(how)) for word, how in entry.get("arguments", {}).items()]
     every = [*params, *_options(entry.get("options", {}))]

@@ -34,7 +34,7 @@ class TorchBackend:
 
         wide = torch.float64 if weight.dtype == np.float64 else torch.float32
 
-        def on_device(x: Array) -> torch.Tensor:
+        def on_device(x: Array) -> Any:
             return as_tensor(x).to(device).to(wide)
 
         with torch.inference_mode():
