@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
-from loraforge.cli.console import PATH, as_json, say
-from loraforge.cli.options import choice, flag, value
+from loraforge.cli.console import as_json, say
+from loraforge.cli.options import declared
 from loraforge.errors import FileError, LoraforgeError, Try
 from loraforge.facts.logs import Log, log_of, read_log
 from loraforge.facts.symptoms import Found, filled, find, language, symptoms
@@ -29,26 +29,8 @@ _WIDTH = 11
 _WORDS = package_table("cli/explain")
 
 
-@click.command(short_help="Explain an error message, or a whole log.")
-@click.argument("text", metavar="[ID|TEXT|FILE|-]", nargs=-1)
-@value("--file", "PATH", "Adapter to name in the printed commands.", type=PATH, default="ADAPTER")
-@choice("--lang", ["en", "zh"], "Language of the answer. Default: the terminal's.")
-@flag("--json json_", "Print JSON (schemas/explain.schema.json).")
+@declared("explain")
 def explain(text: tuple[str, ...], file: Path, lang: str | None, json_: bool) -> None:
-    """Say what a failure of a trainer, loader or converter means for the adapter, and what to type next.
-
-    TEXT is what a program printed; FILE is a log, and - reads one from standard input; ID is the number of an entry.
-    Your own line is quoted with its number. Of a log over 4 million characters, the beginning and the end are
-    searched. Without an argument, the known failures are listed. Nothing is sent anywhere. Exit code 1 if nothing
-    matches. The answer is in Chinese if the terminal is (LANG=zh_...), this help and the labels Error and try are not.
-
-    \b
-    Examples:
-      loraforge explain "Adapter name(s) {'style'} not in the list of present adapters: set()"
-      loraforge explain train.log
-      python infer.py 2>&1 | loraforge explain - --file pytorch_lora_weights.safetensors
-      loraforge explain D7 --lang zh
-    """
     lang = lang or language()
     if len(text) > 1 and all(map(os.path.isfile, text)):
         raise LoraforgeError(
