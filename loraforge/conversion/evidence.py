@@ -23,6 +23,7 @@ from loraforge.names.lookalike import models, of_repo, of_words, sharing
 from loraforge.programs.as_in import read_at
 from loraforge.scale.origin import own_entry
 from loraforge.scale.rule import Choice
+from loraforge.scale.writers import narrowed
 from loraforge.text import command, listed
 
 _WORDS = ("modelspec.architecture", "ss_base_model_version")
@@ -55,6 +56,8 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
         pairs.append((replace(one, shown=shown[one.architecture].text), replace(_kept(one, choice), last=one.last)))
     told = [pair for pair in pairs if shown[pair[0].architecture].text and not shown[pair[0].architecture].is_measured]
     left = _possible(told or pairs, rank_known=rank_known)
+    writers = narrowed([one.architecture for one, _ in left], getattr(form, "like", None) or form.name, file.metadata)
+    left = [pair for pair in left if pair[0].architecture in writers]
     adapter = left[0][0]
     if len(left) > 1 and not told:  # what several models show is evidence of none
         adapter = replace(adapter, shown="")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraforge.errors import Try, adding
@@ -23,6 +23,13 @@ def writers(architecture: str, writes: str, metadata: Mapping[str, str]) -> dict
         known |= {name: trainer} if of[0] else {}
         named |= {name: trainer} if any(of) and _mark(trainer, metadata) else {}
     return named or known
+
+
+def narrowed(architectures: Sequence[str], writes: str, metadata: Mapping[str, str]) -> list[str]:
+    """The architectures that the trainer named in the header writes in this format; all of them if none is named."""
+    marked = [t.get("writes", {}) for t in package_table("facts/trainers").values() if _mark(t, metadata)]
+    mine = [name for name in architectures if any(name in each.get(writes, ()) for each in marked)]
+    return mine or [*architectures]
 
 
 def _mark(trainer: Mapping[str, Any], metadata: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 import loraforge
 from loraforge.names.catalog import architectures
 from loraforge.scale import writers as module
-from loraforge.scale.writers import agreed, candidates, differ, writers
+from loraforge.scale.writers import agreed, candidates, differ, narrowed, writers
 from loraforge.tables import package_table
 
 AI_TOOLKIT = {"software": '{"name": "ai-toolkit", "repo": "https://github.com/ostris/ai-toolkit", "version": "0.7.1"}'}
@@ -88,6 +88,13 @@ def test_a_header_that_names_its_writer_leaves_that_one(monkeypatch) -> None:
     assert judged(monkeypatch, {"software": "another"}, one=marked, two=HALF)[0] is None
     wan = {**marked, "writes": {"comfyui": ["wan"]}}  # it is not known to write such files
     assert judged(monkeypatch, {"software": "one-trainer"}, one=wan, two=HALF)[0] is None
+
+
+def test_a_header_that_names_its_writer_leaves_the_models_that_it_writes() -> None:
+    assert narrowed(["flux", "chroma"], "comfyui", AI_TOOLKIT) == ["chroma"]  # whose Flux has Diffusers' names
+    assert narrowed(["hunyuanvideo", "flux"], "diffusers", AI_TOOLKIT) == ["flux"]
+    for form, header in (("comfyui", {}), ("comfyui", {"software": "another"}), ("sat", AI_TOOLKIT)):
+        assert narrowed(["flux", "chroma"], form, header) == ["flux", "chroma"]
 
 
 def test_a_writer_that_records_counts_where_its_mark_is(monkeypatch) -> None:
