@@ -24,7 +24,7 @@ from loraforge.adapter.drop import without
 from loraforge.adapter.fit import Plan, Policy, carry_out, plan, refusal, too_lossy
 from loraforge.algebra.lora import Array
 from loraforge.conversion.read import read
-from loraforge.errors import ConversionError, LoraforgeError, Try
+from loraforge.errors import ConversionError, LoraforgeError, Try, leaving_out
 from loraforge.format.diffusers import STYLE
 from loraforge.live.acting import Cast, Update, fuses_itself, group_offload, idle, is_bypassed, placed
 from loraforge.live.state import LiveState, guarded, layers
@@ -93,6 +93,9 @@ def load_into(
 
 def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None) -> Loaded:
     adapter = of_its_model(transformer, adapter)
+    if adapter.differences:
+        text = f"no layer of PEFT is given the whole differences of {listed([*adapter.differences])}: fuse adds them."
+        raise ConversionError(text, leaving_out(adapter.differences))
     plans = fitted(adapter)
     refuse_misfits(transformer, adapter, plans)
     name = name or _free_name(transformer, adapter)
