@@ -42,6 +42,11 @@ def whole(numbers: Array, scaling: float = 1.0, kernel: tuple[int, ...] = ()) ->
     return (LoraWeight(A, B, scaling, kernel=kernel),)
 
 
+def has_lora_bias(adapter: Adapter) -> bool:
+    """Whether the biases in its file are those of PEFT's lora_bias."""
+    return any(".lora_B." in key and key.endswith(".bias") for key in adapter.keys)
+
+
 class Whole(NamedTuple):
     """One difference as a format stores it."""
 

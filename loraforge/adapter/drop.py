@@ -17,7 +17,7 @@ from loraforge.text import command, listed
 
 _ENDING = re.compile(
     r"\.(lora(_[AB]|[._](down|up))(\.[^.]+)?\.weight|lora_magnitude_vector(\.[^.]+)?(\.weight)?|matrix_[AB]\.\d+"
-    r"|(?P<other>alpha|diff|diff_[bm]|[wb]_norm|lora_B(\.[^.]+)?\.bias|dora_scale|weight|bias))$"
+    r"|(?P<other>alpha|diff|diff_[bm]|[wb]_norm|lora_B(\.[^.]+)?\.bias|dora_scale|set_weight|weight|bias))$"
 )
 """What follows the path of a module in a key."""
 _PREFIX = re.compile(r"^(base_model\.model\.|(model\.)?diffusion_model\.|transformer\.(?!layers)|lora_unet_)")
@@ -92,7 +92,8 @@ def _pattern(key: str) -> str | None:
     if start := next((start for start in (*COMPONENTS, "bundle_emb") if key.startswith(start)), None):
         return f"{start}*"
     other = match["other"] if (match := _ENDING.search(key)) else None
-    return f"*.{other}" if f".{other}" in suffixes() else key if other == "alpha" else None
+    whole = f".{other}" in suffixes() or other == "set_weight"
+    return f"*.{other}" if whole else key if other == "alpha" else None
 
 
 def _names(key: str) -> set[str]:

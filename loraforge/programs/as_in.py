@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.differences import has_lora_bias
 from loraforge.errors import LoraforgeError, ScaleError, Try, adding
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.keys import few
@@ -70,7 +71,9 @@ def scaled(adapter: Adapter, applied: Mapping[str, float]) -> Adapter:
     """The same modules at the scales in `applied`; modules that are not in it get 0."""
     deltas = adapter.modules.items()
     modules = {path: tuple(replace(w, scaling=applied.get(path, 0.0)) for w in delta) for path, delta in deltas}
-    return replace(adapter, modules=modules)
+    own = {f"{path}.bias": applied.get(path, 0.0) for path in modules} if has_lora_bias(adapter) else {}
+    whole = {k: tuple(replace(w, scaling=own.get(k, w.scaling)) for w in d) for k, d in adapter.differences.items()}
+    return replace(adapter, modules=modules, differences=whole)
 
 
 def _offered(form: Format, file: TensorFile, choice: Choice) -> list[Try]:

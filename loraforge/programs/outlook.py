@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.differences import suffixes
 from loraforge.errors import LoraforgeError
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.protocol import Format
@@ -222,7 +223,11 @@ def odd_ranks(program: Runtime, ranks: Mapping[str, int]) -> bool:
 
 
 def _otherwise(outcomes: Mapping[str, Outcome], adapter: Adapter, applied: Mapping[str, float]) -> str:
-    """How the effect of a DoRA differs from that of training, if not by a factor of the update; else empty."""
+    """How the effect differs from that of training, if not by a factor of the update; else empty."""
+    ends = tuple(suffixes())
+    if lost := [key for key, outcome in outcomes.items() if key.endswith(ends) and outcome != "applied"]:
+        if adapter.differences and applied:
+            return f"without {len(lost)} whole differences like {lost[0]}"
     dora = [path for path, delta in adapter.modules.items() if any(w.magnitude is not None for w in delta)]
     if not dora or not applied:
         return ""
