@@ -18,7 +18,7 @@ from loraforge.adapter.adapter import Adapter, Step, Storage
 from loraforge.adapter.relayout import Place, relayout, to_segments
 from loraforge.algebra.dtypes import numpy_type
 from loraforge.algebra.half import rounded, widen
-from loraforge.algebra.lora import Array, Delta, LoraWeight, rows, zero
+from loraforge.algebra.lora import Array, Delta, LoraWeight, rows
 from loraforge.errors import ConversionError, adding, leaving_out
 from loraforge.names.layout import WEIGHT_AND_BIAS, parameter_key
 from loraforge.tables import package_table
@@ -89,8 +89,8 @@ def _by_parameter(adapter: Adapter) -> Mapping[str, Mapping[str, Delta]]:
 
 def _called(adapter: Adapter, stack: tuple[str, ...], name: str, source: str, target: str) -> str:
     """A parameter's name in another layout. A LoRA can have a bias where its module has none."""
-    names = (adapter.model.named(stack, layout) for layout in (source, target))
-    return dict(zip(*names, strict=True)).get(name, name)
+    named = adapter.model.named
+    return dict(zip(named(stack, source), named(stack, target), strict=True)).get(name, name)
 
 
 def segments(adapter: Adapter) -> dict[tuple[str, Place], tuple[str, Delta]]:
@@ -133,18 +133,15 @@ def fitted(adapter: Adapter, layout: str, storage: Storage, outlines: Mapping[st
         else:
             out.append(Whole(path, suffix, parameter_key(path, name), sources, delta, float(scaling)))
     if lost:
-        what = (
-            "only biases of modules that have a LoRA, and none beside DoRA" if of_lora else "others" if held else "none"
-        )
+        what = "only biases of modules with a LoRA, none beside DoRA" if of_lora else "others" if held else "none"
         text = f"{to} has no place for the whole differences of {listed(lost)}: it holds {what}."
         ends = [end for end in suffixes() if any(key.endswith(end) for key in adapter.keys)]
         every = adding(*(word for end in ends for word in ("--drop", f"*{end}")), why="convert the rest without them")
         raise ConversionError(text, every if ends and not out else leaving_out(lost))
     if of_lora and out:  # PEFT has a bias in each LoRA of a model or in none, and warns of those that it misses
-        empty = [(path, delta) for path, delta in outlines.items() if path not in {one.path for one in out}]
-        for path, delta in empty:
-            like = LoraWeight(np.ones((1, 1), delta[0].B.dtype), delta[0].B, 1.0)
-            out.append(Whole(path, LORA_BIAS, f"{path}.bias", (), zero(rows(delta), like)))
+        for path, delta in ((path, outlines[path]) for path in outlines.keys() - {one.path for one in out}):
+            zeros = whole(np.zeros(rows(delta), delta[0].B.dtype))
+            out.append(Whole(path, LORA_BIAS, f"{path}.bias", (), zeros))
     return out
 
 

@@ -23,7 +23,11 @@ _ENDING = re.compile(
 _PREFIX = re.compile(r"^(base_model\.model\.|(model\.)?diffusion_model\.|transformer\.(?!layers)|lora_unet_)")
 COMPONENTS = {"text_encoder": "text encoder", "lora_te": "text encoder", "vae.": "VAE"}
 """How the keys of an adapter for another component begin -> the component."""
-_KINDS = {"alpha": "alphas", **{end[1:]: f"{name} differences ({end})" for end, name in suffixes().items()}}
+_KINDS = {
+    "alpha": "alphas",
+    "set_weight": "weights that replace the base model's (.set_weight)",
+    **{end[1:]: f"{name} differences ({end})" for end, name in suffixes().items()},
+}
 
 
 def left_out(file: TensorFile, patterns: Sequence[str]) -> tuple[TensorFile, tuple[str, ...]]:
@@ -65,10 +69,8 @@ def without(
     for pattern in patterns:
         if not matching(adapter.updates, pattern) and not _hits(seen, pattern):
             raise _useless(pattern, adapter.updates, file)
-    kept, whole = (
-        {name: delta for name, delta in changed.items() if not dropped & {name, name.rpartition(".")[0]}}
-        for changed in (adapter.modules, adapter.differences)
-    )
+    kept = {module: delta for module, delta in adapter.modules.items() if module not in dropped}
+    whole = {k: d for k, d in adapter.differences.items() if dropped.isdisjoint((k, k.rpartition(".")[0]))}
     if adapter.modules and not kept:
         raise ConversionError(f"--drop leaves none of the {len(adapter.modules)} modules.")
     dropped |= {_module(key) for key in before if not _kind(key)}

@@ -33,20 +33,16 @@ def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[
             text = f"{base.path} is a {base.architecture.title}, and {name_of(adapter)} adapts {adapter.architecture}."
             raise ConversionError(text, look)
         modules = relayout.relayout(adapter.modules, base.architecture, adapter.layout, base.layout)
-        relaid = {f"{path}.weight": delta for path, (delta, _) in modules.items()}
-        problems = [
-            text
-            for key, delta in relaid.items()
-            for text in misfit(key.removesuffix(".weight"), base.shape(key), delta)
-        ]
-        for (path, name), (delta, _) in differences.relaid(adapter, base.layout).items():
-            key = parameter_key(path, name)
-            relaid[key], have = delta, base.shape(key)
-            problems += misfit(key, (*have, 1) if have and len(have) == 1 else have, delta)
+        relaid = {(path, "weight"): one for path, one in modules.items()} | differences.relaid(adapter, base.layout)
+        problems = list[str]()
+        for (path, name), (delta, _) in relaid.items():
+            have = base.shape(parameter_key(path, name))
+            said = path if path in modules and name == "weight" else parameter_key(path, name)
+            problems += misfit(said, (*have, 1) if have and len(have) == 1 else have, delta)
         if problems:
             raise ConversionError(_other_base(base, adapter, problems), look)
-        for key, delta in relaid.items():
-            deltas.setdefault(base.parameters[key], []).append((delta, strength))
+        for where, (delta, _) in relaid.items():
+            deltas.setdefault(base.parameters[parameter_key(*where)], []).append((delta, strength))
     return {key: dict(_runs(weighted)) for key, weighted in deltas.items()}
 
 

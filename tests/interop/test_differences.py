@@ -39,7 +39,10 @@ def lightx2v(base: State, *, tables: bool = True, norms: bool = True, alpha: flo
         for path in (word.format(n) for word in LORA):
             rows, inputs = base[f"{path}.weight"].shape
             out |= {f"{start}{path}.lora_down.weight": numbers(4, inputs)}
-            out |= {f"{start}{path}.lora_up.weight": numbers(rows, 4), f"{start}{path}.alpha": np.array(alpha, np.float32)}
+            out |= {
+                f"{start}{path}.lora_up.weight": numbers(rows, 4),
+                f"{start}{path}.alpha": np.array(alpha, np.float32),
+            }
         for path in (word.format(n) for word in BIASES if norms or "norm" not in word):
             out[f"{start}{path}.diff_b"] = numbers(*base[f"{path}.bias"].shape)
         for path in ("norm3", "self_attn.norm_q") if norms else ():
@@ -230,7 +233,7 @@ def test_a_bias_without_a_lora_is_named(wan: tuple[Path, State, Path], tmp_path:
     source, adapter, _ = wan
     kept = {key: array for key, array in adapter.items() if not key.endswith(".diff")}
     save_file(kept, source)
-    with pytest.raises(ConversionError, match=r"blocks\.0\.norm3\.bias.*biases of modules that have a LoRA"):
+    with pytest.raises(ConversionError, match=r"blocks\.0\.norm3\.bias.*biases of modules with a LoRA"):
         converted(source, "diffusers", tmp_path / "out")
 
 
@@ -279,3 +282,74 @@ def test_a_live_transformer_refuses_them_by_name(wan: tuple[Path, State, Path]) 
     assert any("drop=" in str(remedy) for remedy in refused.value.remedies)
     drop = ["*.bias", "*.norm?.weight", "*norm_q.weight", "*.modulation"]
     assert loraforge.load_into(WAN.model(), wan[0], architecture="wan", drop=drop).modules == 11
+
+
+def respelled(adapter: State, start: str, sep: str) -> State:
+    out = State()
+    for key, array in adapter.items():
+        end = next(
+            end for end in (".lora_down.weight", ".lora_up.weight", ".alpha", ".diff_b", ".diff") if key.endswith(end)
+        )
+        out[start + key.removeprefix("diffusion_model.").removesuffix(end).replace(".", sep) + end] = array
+    return out
+
+
+@pytest.mark.parametrize(
+    ("start", "sep"), [("lora_unet_", "_"), ("lora_unet__", "_"), ("unet.", ".")]
+)
+def test_in_every_spelling_they_are_read_alike(
+    start: str, sep: str, wan: tuple[Path, State, Path], tmp_path: Path
+) -> None:
+    adapter = {key: array for key, array in wan[1].items() if "modulation" not in key}
+    save_file(adapter, tmp_path / "a.safetensors")
+    save_file(respelled(adapter, start, sep), tmp_path / "b.safetensors")
+    told = loraforge.verify(tmp_path / "a.safetensors", tmp_path / "b.safetensors", architecture="wan")
+    assert told.same and sum(s.module.endswith((".bias", "norm3.weight")) for s in told.segments) == 15
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_the_element_type_is_kept_or_stated(kind: Any, wan: tuple[Path, State, Path], tmp_path: Path) -> None:
+    save_file({key: array.astype(kind) for key, array in wan[1].items()}, wan[0])
+    there = load_file(converted(wan[0], "original", tmp_path / "there"))
+    assert {array.dtype for key, array in there.items() if ".diff" in key} == {np.dtype(kind)}
+    report = loraforge.convert(wan[0], "original", out=tmp_path / "half", architecture="wan", dtype="fp16")
+    steps = [step for step in report.steps if step.rank == (0, 0)]
+    assert {step.kind for step in steps} == {"exact" if kind is np.float16 else "rounded"} and len(steps) == 21
+
+
+COGVIDEOX = "transformer.transformer_blocks.0.attn1.to_q"
+
+
+def biased() -> State:
+    a, b = numbers(2, 64), numbers(64, 2)
+    return {f"{COGVIDEOX}.lora_A.weight": a, f"{COGVIDEOX}.lora_B.weight": b, f"{COGVIDEOX}.lora_B.bias": numbers(64)}
+
+
+def test_doctor_names_the_programs_that_leave_them_out(tmp_path: Path) -> None:
+    save_file(biased(), tmp_path / "x.safetensors")
+    stated: dict[str, Any] = {"architecture": "cogvideox", "trained_scale": 1.0}
+    assert loraforge.doctor(tmp_path / "x.safetensors", runtime_="diffusers", **stated).healthy
+    told = loraforge.doctor(tmp_path / "x.safetensors", **stated)
+    rows = {row.runtime: row for row in told.outlooks}
+    assert rows["diffusers-0.31"].raises.endswith("lora_B.bias") and not rows["diffusers"].run
+    assert "1 whole differences" in " ".join(told.lines())
+    names = {key.replace(COGVIDEOX, "diffusion_model.blocks.0.q"): array for key, array in biased().items()}
+    save_file(names, tmp_path / "y.safetensors")
+    told = loraforge.doctor(tmp_path / "y.safetensors", runtime_="comfyui", **stated)
+    assert not told.healthy and told.outlooks[0].otherwise.startswith("without 1 whole differences")
+
+
+def test_stamp_says_that_there_are_biases(tmp_path: Path) -> None:
+    save_file(biased(), tmp_path / "x.safetensors")
+    loraforge.stamp(tmp_path / "x.safetensors", 1.0, out=tmp_path / "s.safetensors", architecture="cogvideox")
+    adapter = loraforge.read(tmp_path / "s.safetensors", architecture="cogvideox")
+    assert adapter.differences.keys() == {"transformer_blocks.0.attn1.to_q.bias"}
+    assert [w.scaling for delta in adapter.updates.values() for w in delta] == [0.5, 0.5]
+    assert loraforge.verify(tmp_path / "s.safetensors", in_="diffusers", architecture="cogvideox").same
+
+
+def test_an_adapter_made_in_python_has_them_too(wan: tuple[Path, State, Path], tmp_path: Path) -> None:
+    adapter = loraforge.read(wan[0], architecture="wan")
+    made = loraforge.Adapter(adapter.architecture, adapter.layout, adapter.modules, adapter.scale, adapter.differences)
+    loraforge.write(made, "comfyui", tmp_path / "out")
+    assert loraforge.verify(wan[0], tmp_path / "out", architecture="wan").same
