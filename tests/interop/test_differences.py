@@ -294,9 +294,7 @@ def respelled(adapter: State, start: str, sep: str) -> State:
     return out
 
 
-@pytest.mark.parametrize(
-    ("start", "sep"), [("lora_unet_", "_"), ("lora_unet__", "_"), ("unet.", ".")]
-)
+@pytest.mark.parametrize(("start", "sep"), [("lora_unet_", "_"), ("lora_unet__", "_"), ("unet.", ".")])
 def test_in_every_spelling_they_are_read_alike(
     start: str, sep: str, wan: tuple[Path, State, Path], tmp_path: Path
 ) -> None:
