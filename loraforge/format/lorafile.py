@@ -153,8 +153,10 @@ def _check(whole: Mapping[str, _Whole], file: TensorFile, pairs: Mapping[str, li
             faults[key] = f"{key} is {info.dtype} {list(info.shape)}: no difference of that parameter"
         elif one.matrix and beside:
             faults[key] = f"{key} is beside a LoRA of {one.path}, which ComfyUI leaves out for it, and LightX2V adds"
-        elif one.of_lora and (not beside or beside[0].magnitude):
-            faults[key] = f"{key} is {'beside DoRA' if beside else 'without a LoRA'}, where PEFT has no such bias"
+        elif one.of_lora and (not beside or key != beside[0].B.removesuffix("weight") + "bias"):
+            faults[key] = f"{key} is a lora_bias without the LoRA that it is of"
+        elif one.of_lora and beside and beside[0].magnitude:
+            faults[key] = f"{key} is a lora_bias beside DoRA, which PEFT refuses"
         elif beside and file.tensors[beside[0].B].shape[0] != info.shape[0]:
             faults[key] = f"{key} has {info.shape[0]} rows, and the LoRA {file.tensors[beside[0].B].shape[0]}"
     if faults:

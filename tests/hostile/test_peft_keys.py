@@ -22,7 +22,7 @@ def keys_that_do_not_belong(prefix: str) -> dict[str, tuple[dict[str, np.ndarray
             "several",
         ),
         "a bias of B": (healthy | {f"{stem}.lora_B.bias": numbers(HIDDEN + 1)}, "bias"),
-        "a bias of a named B": (healthy | {f"{stem}.lora_B.default.bias": numbers(HIDDEN, 1)}, "bias"),
+        "a bias of a named B": (healthy | {f"{stem}.lora_B.default.bias": one}, "bias"),
         "a bias of nothing": (healthy | {f"{prefix}{OTHER}.lora_B.bias": one}, "bias"),
         "two biases of B": (healthy | {f"{stem}.lora_B{n}.bias": one for n in ("", ".default")}, "bias"),
         "an alpha": (healthy | {f"{stem}.alpha": numbers()}, "alpha"),

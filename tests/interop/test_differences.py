@@ -211,7 +211,7 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
     "of no parameter": ("blocks.0.norm9.diff", (128,), "no LoRA key"),
     "a weight that is set": ("blocks.0.norm3.set_weight", (128,), "replaces the base model's"),
     "a bias where there is none": ("blocks.0.self_attn.norm_q.diff_b", (128,), "bias difference"),
-    "a LoRA's bias without the LoRA": ("blocks.0.self_attn.k.lora_B.bias", (128,), "without a LoRA"),
+    "a LoRA's bias without the LoRA": ("blocks.0.self_attn.k.lora_B.bias", (128,), "without the LoRA"),
 }
 
 
