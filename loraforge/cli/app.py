@@ -8,7 +8,8 @@ import click
 
 import loraforge
 from loraforge.cli.console import Cli
-from loraforge.cli.doctor import doctor, explain
+from loraforge.cli.doctor import doctor
+from loraforge.cli.explain import explain
 from loraforge.cli.options import declared
 from loraforge.cli.plugins import formats, layouts, plugins
 from loraforge.cli.verbs import convert, convert_base, fuse, inspect, push, run, stamp, verify
