@@ -59,6 +59,8 @@ def without(
     """
     file = file or (adapter.source.file if adapter.source else None)
     before = file.dropped if file else ()
+    if not patterns and not before:
+        return adapter, ()
     seen = {name for key in before for name in _names(key)}
     dropped = {module for pattern in patterns for module in matching(adapter.modules, pattern)}
     for pattern in patterns:

@@ -241,9 +241,8 @@ def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float
         if (key := pairs[0].alpha) is None:
             continue
         info = file.tensors[key]
-        if math.prod(info.shape) != 1 or info.dtype not in (*FLOATS, *_ALPHA_TYPES):
+        if math.prod(info.shape) != 1 or (kind := _ALPHA_TYPES.get(info.dtype)) is None:
             raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
-        kind = _ALPHA_TYPES.get(info.dtype) or numpy_type(info.dtype)
         # `raw` refuses a tensor that was not fetched; file[key] would give numbers for it
         values[path] = np.frombuffer(file.raw(key), kind)[0].item()
     return values
@@ -252,8 +251,9 @@ def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float
 _ALPHA_TYPES = {
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    **{name: numpy_type(name) for name in FLOATS},
 }
-"""The types that an alpha may have and a factor may not."""
+"""The types that an alpha may have: those of factors, and integers."""
 
 
 def ranks(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) -> dict[str, int]:

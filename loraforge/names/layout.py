@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import takewhile
 from typing import Any
 
@@ -96,6 +96,7 @@ ANY = "999999"
 """A block number that is asked for in place of all: it is a word of no template, and of no model known."""
 
 
+@lru_cache(1 << 17)
 def parted(name: str) -> tuple[str, str, str]:
     """A key or a module path: what is before its first number as programs write it, that number, and what is after it.
 
@@ -162,8 +163,10 @@ class Layout:
         everywhere = self._matching(f"{before}{ANY}{after}", sep) if number else None
         if everywhere is None or ANY in path or int(number) == self.last:  # it may be a word of a template: `net.2`
             return self._matching(path, sep)
-        index = [(hole, int(number) if other == int(ANY) else other) for hole, other in everywhere[1]]
-        return everywhere[0], tuple(index if len(index) == 1 else sorted(index))
+        template, index = everywhere
+        if len(index) == 1:
+            return template, ((index[0][0], int(number)),)
+        return template, tuple(sorted((hole, int(number) if other == int(ANY) else other) for hole, other in index))
 
     def _matching(self, path: str, sep: str) -> tuple[Template, Index] | None:
         if (path, sep) not in self._located:
