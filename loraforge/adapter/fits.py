@@ -78,9 +78,9 @@ def _placed(adapter: Adapter) -> tuple[tuple[Placed, ...], tuple[str, ...]]:
 def fits(adapter: Adapter) -> tuple[Variant, ...]:
     """The variants that agree with all shapes of the adapter and of base weights in its file."""
     arch, sizes = adapter.model, solved(adapter).values
-    shapes = {(segment, index, shape) for _, segment, index, shape in placed(adapter)}
     solutions = ((v, arch.solved(v).values) for v in arch.variants)
     same_sizes = [v for v, values in solutions if all(sizes.get(s, n) == n for s, n in values.items())]
+    shapes = {one[1:] for one in placed(adapter)} if same_sizes else ()
     return tuple(v for v in same_sizes if not any(v.objection(*shape) for shape in shapes))
 
 
@@ -140,8 +140,8 @@ def of_width(arch: Architecture, sizes: Mapping[str, int]) -> tuple[Variant, ...
 def excess(adapter: Adapter) -> dict[int, int]:
     """The block numbers that no released model of its width has -> how many blocks of that kind the deepest one has."""
     known = of_width(adapter.model, solved(adapter).values)
-    numbers = {(number, s) for _, s, index, _ in placed(adapter) for _, number in index}
-    most = {number: max(v.depth(s) for v in known) for number, s in sorted(numbers) if known}
+    numbers = {(number, s) for _, s, index, _ in placed(adapter) for _, number in index} if known else ()
+    most = {number: max(v.depth(s) for v in known) for number, s in sorted(numbers)}
     return {number: depth for number, depth in most.items() if number >= depth}
 
 

@@ -18,7 +18,7 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
 from loraforge.names.catalog import architecture, architectures, holding
-from loraforge.names.layout import Architecture, pattern
+from loraforge.names.layout import Architecture, parted
 from loraforge.names.lookalike import models, of_repo, of_words, sharing
 from loraforge.programs.as_in import read_at
 from loraforge.scale.origin import own_entry
@@ -87,7 +87,7 @@ def _sample(adapter: Adapter) -> Adapter:
     groups = dict[object, list[str]]()
     for path, delta in adapter.modules.items():
         shapes = tuple((w.A.shape, w.B.shape, w.kernel) for w in delta)
-        groups.setdefault((pattern(path), shapes), []).append(path)
+        groups.setdefault((*parted(path)[::2], shapes), []).append(path)
     shown = {end(paths, key=_by_number) for paths in groups.values() for end in (min, max)}
     return replace(adapter, modules={path: delta for path, delta in adapter.modules.items() if path in shown})
 

@@ -243,8 +243,8 @@ def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float
         info = file.tensors[key]
         if math.prod(info.shape) != 1 or (kind := _ALPHA_TYPES.get(info.dtype)) is None:
             raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
-        # `raw` refuses a tensor that was not fetched; file[key] would give numbers for it
-        values[path] = np.frombuffer(file.raw(key), kind)[0].item()
+        # `memory` refuses a tensor that was not fetched; file[key] would give numbers for it
+        values[path] = np.frombuffer(file.maps[info.map].memory(), kind, 1, info.offset)[0].item()
     return values
 
 

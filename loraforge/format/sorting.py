@@ -16,7 +16,7 @@ from loraforge.names.layout import ANY, Architecture, Layout, parted, pattern
 from loraforge.tables import package_table
 
 if TYPE_CHECKING:
-    from loraforge.format.keys import Hit, KeyStyle
+    from loraforge.format.keys import KeyStyle
 
 WHOLE = slice(None)
 """All rows of a module."""
@@ -28,7 +28,9 @@ class _Place(NamedTuple):
     start: str
     end: str
     stack: tuple[str, ...]
-    hit: Hit
+    part: int
+    factor: str
+    spelled: str
     number: int
     """Of no other kind, and of no other module that this one stacks."""
 
@@ -77,19 +79,18 @@ def taken_apart(style: KeyStyle, tensors: Mapping[str, TensorInfo], layout: Layo
             continue
         paths = [f"{place.start}{number}{place.end}" for place in places]
         for path, place in zip(paths, places, strict=True):
-            hit = place.hit
             if (module := found.modules.get(path)) is None:
                 module = found.modules[path] = Module(place.stack)
-            same = module.parts.setdefault(hit.part, {}).setdefault(hit.factor, key)
+            same = module.parts.setdefault(place.part, {}).setdefault(place.factor, key)
             module.like.append((place.number, info.dtype, info.shape, info.strides))
-            if same != key and hit.factor in found.factors[hit.spelled]:
-                found.doubled.append(f"{same} and {key} are both {hit.factor} of {path}")
+            if same != key and place.factor in found.factors[place.spelled]:
+                found.doubled.append(f"{same} and {key} are both {place.factor} of {path}")
             if len(paths) > 1:
                 module.siblings = tuple(paths)
-        hit = places[0].hit
-        named = hit.factor in ("A", "B") or not hit.spelled.endswith("...")
-        (found.spelled if named else rest).setdefault(hit.spelled, key)
-        found.factors[hit.spelled].add(hit.factor)
+        *_, factor, spelled, _ = places[0]
+        named = factor in ("A", "B") or not spelled.endswith("...")
+        (found.spelled if named else rest).setdefault(spelled, key)
+        found.factors[spelled].add(factor)
     alone = {start: key for start, key in rest.items() if not any(one.startswith(start) for one in found.spelled)}
     found.spelled |= alone if found.spelled else dict(list(alone.items())[:1])
     found.factors = {spelled: kinds for spelled, kinds in found.factors.items() if spelled in found.spelled}
@@ -97,15 +98,19 @@ def taken_apart(style: KeyStyle, tensors: Mapping[str, TensorInfo], layout: Layo
 
 
 def _places(style: KeyStyle, key: str, layout: Layout, numbers: Iterator[int], hole: str = "") -> list[_Place]:
-    """The modules that a key is of: none if it is of no module, or if that depends on the number for which `hole` is."""
+    """The modules that a key is of. None if it is of no module, or if that depends on the number in place of `hole`."""
     hits = style.parse(key)
     located = [layout.locate(hit.path, hit.sep) for hit in hits]
     paths = [one[0].fill(one[1]) for one in located if one]
     halves = [path.split(hole) if hole else [path, ""] for path in paths]
     if len(paths) < len(hits) or (hole and layout.last is not None) or any(len(half) != 2 for half in halves):
         return []
-    stacks = [layout.modules[one[0]] for one in located if one]
-    return [_Place(*half, *rest) for half, *rest in zip(halves, stacks, hits, numbers, strict=False)]
+    every = zip(halves, located, hits, numbers, strict=False)
+    return [
+        _Place(half[0], half[1], layout.modules[one[0]], hit.part, hit.factor, hit.spelled, number)
+        for half, one, hit, number in every
+        if one
+    ]
 
 
 def cut(path: str, siblings: Sequence[str], rows: int, arch: Architecture, layout: Layout) -> slice | None:

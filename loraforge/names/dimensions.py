@@ -67,7 +67,10 @@ def solve(found: Sequence[Sized], table: Mapping[str, Sizes]) -> Solution:
 
 
 def _says(one: tuple[str, int, int], sizes: Sizes) -> Iterator[tuple[str, int]]:
-    """Of a segment, its rows and its inputs: symbol and value, 0 if the size is not a multiple; for a number alone, 1 if the size is that number."""
+    """Symbol and value of a segment's rows and inputs, 0 if the size is not a multiple.
+
+    For a number alone, 1 if the size is that number.
+    """
     for (times, symbol), size in zip(sizes, one[1:], strict=True):
         yield (symbol, 0 if size % times else size // times) if symbol else ("", int(size == times))
 
