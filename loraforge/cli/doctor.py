@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 import loraforge
-from loraforge.cli.console import PATH, SOURCE, Numeric, as_json, show
-from loraforge.cli.options import choice, drop, fetch, flag, stated, value
+from loraforge.cli.console import as_json, show
+from loraforge.cli.options import declared
 from loraforge.errors import LoraforgeError, Try
 from loraforge.facts.symptoms import Symptom, filled, find, language, symptoms
 from loraforge.text import command, listed, plain, short_fraction
@@ -25,32 +25,9 @@ _WORDS = {
 _WIDTH = 11
 
 
-@click.command(cls=Numeric, short_help="Say why an adapter has no effect, is too weak or too strong.")
-@click.argument("source", metavar="ADAPTER", type=SOURCE)
-@value("--base", "DIR", "Base model: does the adapter fit, and would it survive a fuse?", type=SOURCE)
-@value("--runtime runtime_", "NAME", "Program that runs it. Default: one row for each.")
-@value("--error", "TEXT|-", "What the program printed; - reads a log from standard input.")
-@value("--settings", "KEY=VALUE|FILE.json", "Settings you run with (guidance_scale=6, ...). Repeatable.", multiple=True)
-@value("--like", "NAME", "Compare with cogvideo-validation, cli_demo, load_cogvideox_lora or sat instead.")
-@value("--variant", "NAME", "Model (CogVideoX-5B, ...), if nothing else shows it.")
-@stated
-@drop
-@fetch
-@flag("--json json_", "Print JSON (schemas/doctor.schema.json).")
+@declared("doctor")
 @click.pass_context
 def doctor(ctx: click.Context, /, source: str, json_: bool, **options: Any) -> None:
-    """Say what ADAPTER does in the programs that run it, compared with what it did in training.
-
-    The verdict comes first: acts as trained, acts in part, does nothing, 64x too weak, 128x too strong, wrong base,
-    broken file, or cannot tell. Then the numbers behind it, and one command that fixes it. Exit code 0 only if
-    it acts as trained.
-
-    \b
-    Examples:
-      loraforge doctor pytorch_lora_weights.safetensors
-      loraforge doctor pytorch_lora_weights.safetensors --trained-by cogvideo --runtime cli_demo-old
-      loraforge doctor my-style.safetensors --base CogVideoX-5b/transformer
-    """
     if options["error"] is not None:
         options["error"] = typed(options["error"])
     diagnosis = loraforge.doctor(source, **options)
@@ -74,23 +51,8 @@ def doctor(ctx: click.Context, /, source: str, json_: bool, **options: Any) -> N
         ctx.exit(1)
 
 
-@click.command(short_help="Explain an error message, or a whole log.")
-@click.argument("text", metavar="[ID|TEXT|-]", nargs=-1)
-@value("--file", "PATH", "Adapter to name in the printed commands.", type=PATH, default="ADAPTER")
-@choice("--lang", ["en", "zh"], "Language. Default: the terminal's.")
-@flag("--json json_", "Print JSON (schemas/explain.schema.json).")
+@declared("explain")
 def explain(text: tuple[str, ...], file: Path, lang: str | None, json_: bool) -> None:
-    """Say what a failure of a trainer, loader or converter means for the adapter, and what to type next.
-
-    TEXT is what a program printed; - reads a whole log from standard input; ID is the number of an entry. Without
-    an argument, the known failures are listed. Nothing is sent anywhere. Exit code 1 if nothing matches.
-
-    \b
-    Examples:
-      loraforge explain "Adapter name(s) {'style'} not in the list of present adapters: set()"
-      python infer.py 2>&1 | loraforge explain - --file pytorch_lora_weights.safetensors
-      loraforge explain D7 --lang zh
-    """
     lang = lang or language()
     entries = _asked(" ".join(text), file)
     if json_:

@@ -105,7 +105,6 @@ class Diagnosis(Document):
         return self.judgement.kind is Kind.AS_TRAINED and all(finding.severity != "wrong" for finding in self.settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
         return {
             "schema": f"loraforge.{self.schema}.v1",
             "path": self.path,

@@ -323,7 +323,7 @@ def test_a_conversion_for_a_program_is_right_in_it(tmp_path: Path, cli: Any) -> 
     assert "lora_scale=1.0" in done.stderr
     assert "the path has 'dimensionx' in it. ComfyUI-CogVideoXWrapper" in done.stderr
     assert cli("convert", source).exit_code == cli("convert", source, "--to", "peft", "--for", "peft").exit_code == 2
-    assert "is none of diffusers, " in cli("convert", source, "--for", "magic").stderr
+    assert "there is no program 'magic'; there are diffusers, " in cli("convert", source, "--for", "magic").stderr
 
 
 def test_an_unknown_runtime_lists_those_there_are(tmp_path: Path, cli: Any) -> None:
