@@ -65,11 +65,10 @@ def read_lora_file(
         whole = {} if file.absent else style.decode(file, pairs, lambda *_: 1.0)
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 
-    ups = {path: pairs[path][0].B for path in stored}
-    heights = {
-        path: arch.sizes(arch.layouts[layout].stacked(path), file.tensors[up].shape[0]) for path, up in ups.items()
-    }
-    stacks = Stacks({path: rows for path, rows in heights.items() if rows}, lambda path: file[ups[path]])
+    stacked = ((path, arch.layouts[layout].stacked(path)) for path in stored)
+    ups = {path: (pairs[path][0].B, segments) for path, segments in stacked if len(segments) > 1}
+    heights = {path: arch.sizes(segments, file.tensors[up].shape[0]) for path, (up, segments) in ups.items()}
+    stacks = Stacks({path: rows for path, rows in heights.items() if rows}, lambda path: file[ups[path][0]])
     record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live, stacks=stacks))
     trainers = writers(arch.name, writes, file.metadata)
     unknown = looked(file, differ(trainers, writes, arch.title), record.notes)
@@ -167,7 +166,8 @@ def _check(whole: Mapping[str, _Whole], file: TensorFile, pairs: Mapping[str, li
 def _own(file: TensorFile, others: Mapping[str, str]) -> None:
     """Raises FormatError for tensors of other components: they are left out only if the user says so."""
     known = {**COMPONENTS, **others}
-    foreign = {key: start for key in sorted(file.tensors) if (start := next(filter(key.startswith, known), ""))}
+    theirs = sorted(key for key in file.tensors if key.startswith((*known,)))
+    foreign = {key: next(filter(key.startswith, known)) for key in theirs}
     if foreign:
         first, start = next(iter(foreign.items()))
         raise FormatError(
