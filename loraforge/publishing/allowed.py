@@ -85,7 +85,7 @@ class Allowed:
     def component(self, config: Any) -> Any:
         """The published part of a model's or tokenizer's configuration: numbers, words and templates."""
         if isinstance(config, dict):
-            entries = {key: self.component(value) for key, value in config.items() if has_form("key", key)}
+            entries = {key: self.component(value) for key, value in config.items() if has_form("name", key)}
             return {key: value for key, value in entries.items() if value != WITHHELD}
         if isinstance(config, list):
             return [value for value in map(self.component, config) if value != WITHHELD]
@@ -125,7 +125,7 @@ class Allowed:
         kept = dict[str, Any]()
         for key, entry in value.items() if isinstance(value, dict) else ():
             component, _, word = key.rpartition(".")
-            form = _TABLE[table].get(word, "digest" if table == "own" and has_form("key", key) else None)
+            form = _TABLE[table].get(word, "digest" if table == "own" and has_form("name", key) else None)
             if component and not _COMPONENT.fullmatch(component):
                 continue
             if form is None and isinstance(entry, dict) and _COMPONENT.fullmatch(key):
@@ -166,7 +166,7 @@ class Allowed:
 
     def _is_module(self, text: str) -> bool:
         """Whether a text is the name or pattern of modules, of words that stand in names of tensors."""
-        if len(text) > 1000 or not re.fullmatch(r"[\w.*+?|()\[\]{}^$\\,:=!-]*", text):
+        if len(text) > 1000 or not re.fullmatch(r"(?:[\w.*+?|()\[\]{}^$\\,=!-]|(?<=\?):)*", text):
             return False
         plain = re.sub(r"\\[dwsbDWSB]", " ", text)
         odd = re.search(r"\d{4}|\d+(?:\\?\.\d+){2}", plain) or not all(map(_is_word, re.findall(r"[^\W_]+", plain)))

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.adapter.fits import check_base, fits
+from loraforge.adapter.fits import check_base, fits, variant_of_repo
 from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.origin import held
-from loraforge.conversion.evidence import doubt
+from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.inspect import trigger_words
 from loraforge.diagnosis.doctor import diagnosed
 from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Diagnosis, Kind
 from loraforge.errors import HubError, LoraforgeError, Try, adding
+from loraforge.files.tensorfile import TensorFile
+from loraforge.format.registry import formats
 from loraforge.names.layout import Architecture
 from loraforge.programs.outlook import acting
 from loraforge.publishing.allowed import Allowed, has_form
 from loraforge.publishing.card import Facts
 from loraforge.publishing.outgoing import Outgoing, of_adapter, of_model
 from loraforge.scale.origin import WITHHELD, history, is_command, own_entry
+from loraforge.scale.rule import Choice
 from loraforge.scale.stated import Stated
 from loraforge.text import command, fraction
 
@@ -68,6 +72,9 @@ def published(
     base, notes = _base(base_model, adapter, arch)
     files, changes = of_adapter(file, form, base, work)
     header = Allowed(file.tensors, base).header(file.metadata)
+    if _reading(form, file) != _reading(form, replace(file, metadata=header)):
+        text = f"{file.path} would be read at another scale without what stays at home of its header. Nothing was sent."
+        raise HubError(text, again)
     variant = next((v for v in arch.variants if v.repo == base), None)
     facts = Facts(
         repo=repo, kind="adapter", as_trained=not as_loaded, format=form,
@@ -76,6 +83,14 @@ def published(
         trigger=next(iter(trigger_words(header).values()), None),
     )  # fmt: skip
     return facts, files, [*diagnosis.notes, *notes, *changes]
+
+
+def _reading(form: str, file: TensorFile) -> tuple[object, ...]:
+    """The scale that is read of a file, and how well it is known; empty if it cannot be read without a statement."""
+    with suppress(LoraforgeError):
+        adapter = read_adapter(formats()[form], file, Choice())
+        return adapter.scalings, adapter.scale.provenance
+    return ()
 
 
 def _model(source: Path) -> BaseModel | None:
@@ -109,8 +124,12 @@ def _not_as_trained(source: Path, diagnosis: Diagnosis, adapter: Adapter) -> Hub
 def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str, list[str]]:
     """The base model as a Hub id, and notes. Raises HubError if it is unknown: nobody would find the adapter."""
     right = [variant.repo for variant in fits(adapter) if variant.repo]
-    if base := stated or adapter.base_model:
+    known = variant_of_repo(adapter.base_model) if adapter.base_model and not stated else None
+    if base := stated or (known and known[1].repo):
         return base, list(check_base(adapter, base))
+    if adapter.base_model:  # a name that a stranger or a trainer wrote: is it to be published?
+        text = f"it says that its base model is {adapter.base_model}, which is no released model that is known here."
+        raise HubError(text, *(adding("--base-model", repo) for repo in [adapter.base_model, *right]))
     if len(right) == 1:
         return right[0], [f"the base model is {right[0]}: told by the shapes; --base-model changes it"]
     raise HubError(

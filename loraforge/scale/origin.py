@@ -22,6 +22,8 @@ _HASHES = re.compile(r"sshs_.*|modelspec\.hash_sha256")
 """Entries that hold a hash of the old tensors."""
 WITHHELD = "(not shown)"
 """Stands for a text of a header that is not shown or not published."""
+_LONGEST = 4000
+"""Letters of a recorded command."""
 VERBS = frozenset(("convert", "convert-base", "extract", "fuse", "merge", "resize", "stamp"))
 """The verbs whose command a written file records."""
 
@@ -89,7 +91,7 @@ def _step(entry: Any) -> dict[str, Any] | None:
 
 def is_command(text: object) -> bool:
     """Whether a recorded command, which anybody can write, is `loraforge VERB ...` and nothing else for a shell."""
-    if not isinstance(text, str) or not text.isprintable() or set(text) & set(";&|<>$`#\\"):
+    if not isinstance(text, str) or len(text) > _LONGEST or not text.isprintable() or set(text) & set(";&|<>$`#\\"):
         return False
     with suppress(ValueError):
         match shlex.split(text):
