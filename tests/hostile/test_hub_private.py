@@ -256,7 +256,8 @@ def secret_header(metadata: dict[str, str]) -> dict[str, str]:
 
 def test_no_secret_of_a_file_leaves(hub: Hub, made: Callable[..., Path]) -> None:
     """Neither of its header, nor of what lies beside it, nor of the base model's card."""
-    every = yaml.safe_dump(full({"license": "mit"}), allow_unicode=True)
+    texts = [secret for secret, _ in SECRETS.values()]
+    every = yaml.safe_dump(full({"license": "mit", "license_name": texts[0], "base_model": texts}), allow_unicode=True)
     hub.add(BASE, {"README.md": f"---\n{every}---\n# {every}".encode()})
     out = made()
     with safe_open(out / NAME, framework="numpy") as file:

@@ -151,10 +151,10 @@ MEANT = ["[/x]", "[bold]x[/bold]", ":smile:", "[link=https://evil.example]x[/lin
 def test_a_plugins_summary_is_shown_as_it_is(text: str, capsys: pytest.CaptureFixture[str]):
     from loraforge.cli.screen import table
 
-    table([f"a {text}"], [[text]])
+    table(["summary"], [[text]])
     printed = capsys.readouterr().out
     assert all(character.isprintable() or character == "\n" for character in printed)
-    assert printed.count(text if text.isprintable() else "\\u202e") == (2 if text.isprintable() else 1)
+    assert (text if text.isprintable() else "\\u202e") in printed
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,10 @@ def test_characters_that_turn_a_line_around_are_escaped_for_every_medium(tmp_pat
 
 
 ACTIVE = [
-    "[x](https://evil.example)", "![x](https://evil.example/t.png)", "<img src=x>", "</td><script>", "a | b", "`x`", "``` x",
-    "https://evil.example", "www.evil.example", "me@evil.example", "**x** _y_ ~~z~~", "&lt;x&gt;", "$$x$$", "# x", "<!-- x",
+    "[x](https://evil.example)", "![x](https://evil.example/t.png)", "<img src=x>", "</td><script>", "a | b",
+    "`x`", "``` x",
+    "https://evil.example", "www.evil.example", "me@evil.example", "**x** _y_ ~~z~~", "&lt;x&gt;", "$$x$$",
+    "# x", "<!-- x",
 ]  # fmt: skip
 
 
