@@ -35,7 +35,7 @@ def _alpha(name: str, trainer: Mapping[str, Any]) -> str:
 
 
 def _files(forms: Mapping[str, Sequence[str]]) -> str:
-    return "; ".join(f"`{form}`: {', '.join(sorted(names))}" for form, names in forms.items())
+    return "; ".join(f"`{form}`: {', '.join(sorted(names)).replace('*', 'any model')}" for form, names in forms.items())
 
 
 def renewed(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from loraforge.text import command, told
+from loraforge.text import command, shown, told
 
 Words = tuple[str | Path, ...]
 
@@ -35,8 +36,12 @@ class Try:
     def command(self) -> str:
         """The text to type: the command with its options, or only the options if they belong to what was typed."""
         if self.instead and self.of:
-            return command(*(self.line if str(word).rstrip("/") == self.instead else word for word in self.of))
+            return command(*map(self._replaced, self.of))
         return command(*self.of, *self.options) if self.options else self.line
+
+    def _replaced(self, word: str | Path) -> str | Path:
+        option, equals, value = str(word).rpartition("=")
+        return f"{option}{equals}{self.line}" if value.rstrip("/") == self.instead else word
 
     @property
     def verb(self) -> str:
@@ -53,8 +58,9 @@ class Try:
         return bool(self.options) and self.names <= names
 
     def added_to(self, *words: str | Path) -> Try:
-        """The same remedy for the command `words`; unchanged if it is a whole line or already belongs to a command."""
-        return replace(self, of=words) if (self.options or self.instead) and not self.of else self
+        """The same remedy for the command `words`; unchanged if it is a whole line or belongs to another command."""
+        mends = self.options or (self.instead and any(self._replaced(word) != word for word in words))
+        return replace(self, of=words) if mends and not self.of else self
 
     def __str__(self) -> str:
         return f"{self.command}   # {self.why}" if self.why else self.command
@@ -83,6 +89,21 @@ class LoraforgeError(Exception):
     def message(self) -> str:
         """The text without the remedies."""
         return super().__str__()
+
+
+def no_such(
+    what: str, name: str, known: Iterable[str], *remedies: Try | str,
+    kind: type[LoraforgeError] = LoraforgeError, which: str = "",
+) -> LoraforgeError:  # fmt: skip
+    """The refusal of a name that is none of the known ones, which it lists; to type the nearest is the first remedy.
+
+    `which`: what all of the known ones are, if not every `what` is.
+    """
+    words = list(known)
+    near = difflib.get_close_matches(name.lower(), words, 1)
+    meant = "".join(f" Did you mean {one}?" for one in near)
+    text = f"there is no {what} {shown(name)}{which and f' {which}'}; there are {', '.join(words)}.{meant}"
+    return kind(text, *(Try(one, instead=name) for one in near), *remedies)
 
 
 def as_commands(error: LoraforgeError, *words: str | Path) -> LoraforgeError:

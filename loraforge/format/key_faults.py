@@ -21,6 +21,7 @@ _REFUSED = {
     r"lora_B\.([^.]+\.)?bias": "a bias of the LoRA itself (lora_bias), which this version does not convert",
     r"hada_(w[12]_[ab]|t[12])": "LoHa",
     r"lokr_(w[12](_[ab])?|t2)": "LoKr",
+    r"matrix_[AB]\.[1-9]\d*": "one of several pairs of a module, as SAT stores them: read with SAT's own names only",
     r"lora_embedding_[AB]": "a LoRA of an embedding, of which {title} has none",
     r"alpha": "an alpha tensor, which records a scale and which this format is not read with: keep it",
 }

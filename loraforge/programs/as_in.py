@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.errors import LoraforgeError, ScaleError, Try, adding
+from loraforge.errors import LoraforgeError, ScaleError, Try, adding, no_such
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.keys import few
 from loraforge.format.protocol import Format
@@ -36,8 +36,8 @@ def _kept(form: Format, file: TensorFile, choice: Choice, name: str) -> Adapter:
     if choice.training_config is not None:
         raise ScaleError("--as-in keeps what a program does, and --training-config says what training used: give one.")
     if name not in runtimes():
-        text = f"there is no program {name!r}; there are {', '.join(runtimes())}."
-        raise ScaleError(text, *_offered(form, file, choice))
+        refusal = no_such("program", name, runtimes(), kind=ScaleError)
+        raise ScaleError(refusal.message, *(_offered(form, file, choice) or refusal.remedies))
     program, adapter = runtimes()[name], form.read(file, replace(choice, stated=_PLAIN))
     applied, why = _applied(program, form, file, adapter, {})
     if why:

@@ -148,9 +148,9 @@ class Allowed:
             return value
         if form == "base":
             return self._base(value)
-        own = {"command": self._is_command, "modules": self._is_module}
-        fits = own.get(form, lambda text: has_form(form, text))
-        return value if fits(value) else WITHHELD
+        if form in ("command", "modules"):
+            return value if (self._is_command if form == "command" else self._is_module)(value) else WITHHELD
+        return value if has_form(form, value) else WITHHELD
 
     def _base(self, text: str) -> str | None:
         """A recorded base model, if it is a released one; else that of the card."""

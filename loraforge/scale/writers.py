@@ -15,9 +15,10 @@ def writers(architecture: str, writes: str, metadata: Mapping[str, str]) -> dict
     """Name -> entry of facts/trainers.toml of the trainers that can have written a file that records no scale.
 
     `writes`: the format or family of formats. `metadata`: the header; if it names one of them, it is that one.
+    Beside them, a tool whose entry says `*` writes such files of any model: it alone settles nothing.
     """
     entries = package_table("facts/trainers").items()
-    known = {name: t for name, t in entries if architecture in t.get("writes", {}).get(writes, ())}
+    known = {name: t for name, t in entries if {architecture, "*"} & {*t.get("writes", {}).get(writes, ())}}
     named = {name: trainer for name, trainer in known.items() if _mark(trainer, metadata)}
     return named or known
 
@@ -29,7 +30,8 @@ def _mark(trainer: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
 
 def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, metadata: Mapping[str, str]) -> Rule | None:
     """The rule if whoever can have written the file trains at alpha = rank, and nobody can set another; else None."""
-    if not known or not all(trainer.get("fixed") and trainer["alpha"] == "rank" for trainer in known.values()):
+    always = all(trainer.get("fixed") and trainer["alpha"] == "rank" for trainer in known.values())
+    if not always or not _of_the_model(known, writes):
         return None
     names = listed(titles(known))
     said = f"every known writer of {writes} files for {title} trains at alpha = rank: {names}"
@@ -38,9 +40,14 @@ def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, meta
     return Rule(f"no number in the file; {said}", scaling=1.0)
 
 
+def _of_the_model(known: Mapping[str, Mapping[str, Any]], writes: str) -> bool:
+    """Whether one of them is known to write the files of this very model."""
+    return any("*" not in trainer["writes"][writes] for trainer in known.values())
+
+
 def differ(known: Mapping[str, Mapping[str, Any]], writes: str, title: str) -> str:
     """Why the trainers that can have written the file do not settle its scale."""
-    if not known:
+    if not _of_the_model(known, writes):
         return f"no trainer is known that writes {writes} files for {title} without it"
     if all(trainer["alpha"] == "rank" for trainer in known.values()):
         free = {name: trainer for name, trainer in known.items() if not trainer.get("fixed")}
