@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from functools import cache
@@ -37,6 +38,22 @@ def plain(text: str, most: int = 4000) -> str:
     """Text from a file, made safe for a terminal: one line, no control characters, at most `most` characters."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
     return line if len(line) <= most else f"{line[:most]}..."
+
+
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~&$#]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|@")
+"""What makes Markdown or HTML of a text: links, pictures, emphasis, cells, entities, addresses that become links."""
+
+
+def markdown(text: str, most: int = 4000) -> str:
+    """Text from a file for a line or a cell of Markdown, in which it stands as it is."""
+    return _MARKDOWN.sub(lambda match: "&#64;" if match[0] == "@" else f"\\{match[0]}", plain(text, most))
+
+
+def code(text: str, most: int = 4000) -> str:
+    """Text from a file as code within a line of Markdown."""
+    line = plain(text, most)
+    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    return f"{fence} {line} {fence}" if "`" in line else f"`{line}`"
 
 
 def shown(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -112,9 +113,9 @@ def show(report: Document, json_: bool, lines: Sequence[str] | None = None) -> N
 
 
 def as_json(document: Any) -> str:
-    """A document for programs."""
-    # half a surrogate pair, which a header may hold, has no UTF-8: it stays a JSON escape
-    return json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    """A document for programs. What no terminal should get, and half a surrogate pair, is an escape in it."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    return re.sub(r"[^ -~\n]", lambda match: match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1], text)
 
 
 def settle_process() -> None:

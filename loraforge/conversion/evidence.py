@@ -26,10 +26,10 @@ from loraforge.scale.rule import Choice
 from loraforge.scale.writers import narrowed
 from loraforge.text import command, listed
 
-_WORDS = ("modelspec.architecture", "ss_base_model_version")
+WORDS = ("modelspec.architecture", "ss_base_model_version")
 _FEW = 3
 """Blocks that --drop is offered for; an adapter with more surplus blocks is for another model."""
-_BASES = ("base_model", "base_model_name_or_path")
+BASES = ("base_model", "base_model_name_or_path")
 
 
 def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str | None = None) -> Adapter:
@@ -216,7 +216,7 @@ def evidence(adapter: Adapter, file: TensorFile, stated: str | None, named: str 
         return Evidence(f"--base-model {named}", outweighs_header=True)
     if text := next(_recorded(adapter, file, arch), ""):
         return Evidence(text)
-    for key in _WORDS:
+    for key in WORDS:
         words = file.metadata.get(key, "")
         named_there = of_words(words) or (arch.title if _plain(arch.title) in _plain(words) else None)
         if named_there == arch.title:
@@ -278,13 +278,13 @@ def _bases(adapter: Adapter, file: TensorFile) -> list[str]:
     own = own_entry(adapter.metadata)
     recorded: list[Any] = [own.get("base_model"), adapter.base_model]
     recorded += [config.get("base_model_name_or_path") for config in adapter.configs.values()]
-    recorded += [file.metadata.get(key) for key in _BASES]
+    recorded += [file.metadata.get(key) for key in BASES]
     return list(dict.fromkeys(text for text in recorded if isinstance(text, str) and text.strip()))
 
 
 def _contradicted(adapter: Adapter, file: TensorFile) -> str:
     """The header entry that names another model; empty if none does."""
-    words = [(key, file.metadata[key]) for key in _WORDS if file.metadata.get(key)]
+    words = [(key, file.metadata[key]) for key in WORDS if file.metadata.get(key)]
     others = ((key, text) for key, text in words if of_words(text) not in (None, adapter.model.title))
     return next((f"the header's {key} says {text:.60}" for key, text in others), "")
 

@@ -15,6 +15,7 @@ from loraforge.files.neighbours import TENSORS
 from loraforge.files.shards import group_of
 from loraforge.hub.address import Address, address, is_branch, is_repo, meant, parsed, renamed
 from loraforge.hub.repo import licence_of, settled
+from loraforge.publishing.allowed import has_form
 from loraforge.publishing.card import Facts, new_card, updated_card
 from loraforge.publishing.commit import Remote, commit, remote
 from loraforge.publishing.contents import published
@@ -233,10 +234,13 @@ def _licence(
     stated = {key: value for key, value in given.items() if value}
     if stated or old.get("license"):
         return stated, []
-    licence, why = licence_of(base) if base else ({}, "no base model is known.")
+    theirs, why = licence_of(base) if base else ({}, "no base model is known.")
+    licence = {key: text for key, text in theirs.items() if has_form(key, text)}
     if licence:
         return licence, [f"the licence is the base model's: {', '.join(licence.values())}"]
-    return {}, [f"the card names no licence, as {why} --license NAME states one"]
+    return {}, [
+        f"the card names no licence, as {why or f'that of {base} is no name of one.'} --license NAME states one"
+    ]
 
 
 def _card(before: Remote, facts: Facts, licence: Mapping[str, str], stated: frozenset[str]) -> tuple[str, list[str]]:
