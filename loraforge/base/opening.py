@@ -10,7 +10,7 @@ from typing import Any
 
 from loraforge.algebra.dtypes import FACTORS
 from loraforge.base.model import INDEX, LORA, NAME, STEM, BaseModel, Kind
-from loraforge.errors import FileError, FormatError, Try
+from loraforge.errors import FileError, FormatError, Try, absent
 from loraforge.files.opening import open_tensors, snapshot
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
@@ -18,6 +18,7 @@ from loraforge.format.protocol import Found
 from loraforge.format.sat import SatFormat
 from loraforge.format.sat_names import SAT_PREFIX
 from loraforge.format.sat_run import undivided
+from loraforge.hub.address import perhaps
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import COMPONENT, Architecture
 from loraforge.scale.rule import Choice
@@ -34,7 +35,7 @@ def open_base(path: str | Path) -> BaseModel:
     """
     source = Path(path)
     if not source.exists():
-        raise FileError(f"{source} does not exist.", command("ls", "-l", source.parent))
+        raise absent(path, *perhaps(path))
     source, took = snapshot(source)
     notes, index = list(took), ""
     if source.is_dir():
@@ -74,7 +75,7 @@ def _open(path: Path) -> TensorFile:
     with path.open("rb") as stream:
         if stream.read(4) == b"GGUF":
             text = f"{path} is a GGUF model, whose weights are quantised. {_FUSE_FIRST}"
-            raise FileError(text, command("ls", "-l", path.parent))
+            raise FileError(text)
     file = open_tensors(path)[0]
     undivided(file)
     return file
@@ -88,23 +89,17 @@ def _full_precision(folder: Path) -> None:
             raise _swapped(folder)
         if not folder.is_dir():
             text = f"{folder.parent} has a model_index.json and no folder {folder.name}: the pipeline is not complete."
-            raise FileError(text, command("ls", "-l", folder.parent))
+            raise FileError(text)
         text = f"{folder} has no config.json, which a Diffusers model has, and no checkpoint of SAT was found in it."
         if models := sorted(path.parent for path in folder.glob("*/model_index.json")):
             text += f" Below it there is {listed([str(path) for path in models], 3)}: give that."
         elif files := sorted(path for path in folder.glob("*.safetensors")):
             text += f" Where {listed([path.name for path in files], 3)} is the model, give the file."
-        raise FileError(text, _look(folder))
+        raise FileError(text)
     quantized = read_json(file).get("quantization_config")
     if quantized is not None:
         method = quantized.get("quant_method", "some method") if isinstance(quantized, dict) else "some method"
-        raise FileError(f"{file} says the weights are quantised ({method!s:.60}). {_FUSE_FIRST}", _look(folder))
-
-
-def _look(folder: Path) -> str:
-    """The command that lists the tensors in a folder, or its files if it has none."""
-    files = sorted(folder.glob("*.safetensors"))
-    return command("loraforge", "inspect", "--skeleton", files[0]) if files else command("ls", "-l", folder)
+        raise FileError(f"{file} says the weights are quantised ({method!s:.60}). {_FUSE_FIRST}")
 
 
 def _swapped(source: Path) -> FormatError:
@@ -158,7 +153,7 @@ def _under_another_name(folder: Path) -> Path:
     text = f"{folder} has no {STEM}.safetensors and no {INDEX}"
     strange = sorted(p.name for p in folder.glob("*.safetensors"))
     more = f"; there is {listed(strange, 3)}: where that is the model, give the file" if strange else ""
-    raise FileError(f"{text}{more}.", _look(folder))
+    raise FileError(f"{text}{more}.")
 
 
 def _bytes(path: Path) -> int:
@@ -175,7 +170,7 @@ def _indexed(index: Path) -> list[str]:
     strange = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if strange or not names:
         what = f"names {strange[0]!r:.100}, which is not there" if strange else "names no files"
-        raise FileError(f"{index} {what}: the download or the copy is not complete.", command("ls", "-l", index.parent))
+        raise FileError(f"{index} {what}. Get the files again, or the index that belongs to these.")
     return names
 
 
@@ -197,7 +192,7 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> It
     }
     for what, keys in faults.items():
         if keys:
-            text = f"{file} and the shards beside it do not agree: {listed(keys, 3)} {what}. They were saved apart."
+            text = f"{file} and the shards beside it do not agree: {listed(keys, 3)} {what}."
             odd = file.parent / real.get(keys[0], files[0].path.name)
             raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", odd), "what is in it"))
     if missing:

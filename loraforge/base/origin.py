@@ -15,7 +15,7 @@ from loraforge.base.model import BaseModel
 from loraforge.errors import ConversionError
 from loraforge.files.digest import scan, scan_modules
 from loraforge.scale.origin import history, own_entry
-from loraforge.text import command, recorded
+from loraforge.text import recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def refuse_twice(base: BaseModel, adapters: Sequence[Fused]) -> None:
                     f"{base.path} holds {new.path} already, fused at strength {known['strength']:g}. What was "
                     "rounded away cannot be taken back: fuse it into the original base, at the strength you want."
                 )
-                raise ConversionError(text, command("ls", "-l", base.path.absolute().parent))
+                raise ConversionError(text)
 
 
 def held(base: BaseModel) -> list[dict[str, Any]]:

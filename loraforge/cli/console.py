@@ -42,7 +42,7 @@ class Cli(click.Group):
             say("Error: ", error.message, colour="red")
             lines = {self.line(remedy, ctx): remedy.why for remedy in error.remedies}
             lines.pop(command("loraforge", *self.typed), None)  # the command that just failed
-            for line, why in (lines or {f"loraforge {ctx.invoked_subcommand or ''} --help": ""}).items():
+            for line, why in lines.items():
                 say("  try: ", line, f"   # {why}" if why else "")
             if error.state:
                 say("", error.state)

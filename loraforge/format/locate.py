@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from loraforge.adapter.drop import left_out
-from loraforge.errors import FileError, FormatError, LoraforgeError, Try
+from loraforge.errors import FileError, FormatError, LoraforgeError, absent
 from loraforge.files import shards
 from loraforge.files.opening import open_tensors, snapshot, tensor_files
 from loraforge.files.tensorfile import TensorFile
@@ -40,7 +40,7 @@ def locate(
     """
     hub = reach(given)
     source, notes = (hub.source, ()) if hub else _resolved(Path(given))
-    _check(source, choice)
+    _check(given, source, choice)
     tried = [named(name)] if name else list(formats().values())
     located, faults = _search(tried, source, choice)
     if not located and faults:
@@ -180,21 +180,18 @@ def _search(
     return located, faults
 
 
-def _check(source: Path, choice: Choice) -> None:
+def _check(given: str | Path, source: Path, choice: Choice) -> None:
     try:
         source.lstat()
     except (OSError, ValueError) as error:
-        lines: list[Try | str] = [command("ls", "-l", source.parent)]
         if not isinstance(error, FileNotFoundError):
-            raise FileError(f"{source} cannot be looked at ({error}).", *lines) from error
-        hub = perhaps(str(source))
-        lines = [*([hub] if hub else []), *(lines if source.parent.exists() else [])]
-        raise FileError(f"{source} does not exist.", *(lines or ["ls -l"])) from error
+            raise FileError(f"{source} cannot be looked at ({error}).") from error
+        raise absent(given, *perhaps(given)) from error
     if not (source.is_file() or source.is_dir()):
-        raise FileError(f"{source} is neither a file nor a folder.", command("ls", "-l", source))
+        raise FileError(f"{source} is neither a file nor a folder.")
     if source.is_file() and (flag := _choosing(choice)):
         text = f"{flag} chooses among the checkpoints of a folder, and {source} is one file."
-        raise FileError(text, command("ls", "-l", source.absolute().parent))
+        raise FileError(text)
 
 
 def _choosing(choice: Choice) -> str:

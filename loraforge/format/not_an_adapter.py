@@ -22,14 +22,12 @@ _LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
 
 def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this version reads") -> NoAdapterError:
     """The refusal of a file that holds no `wanted`."""
-    folder = file.path.absolute().parent
     if not of_training(file) and not _diffsynth(file) and (error := foreign(file)):
         return error
     for kind in _KINDS:
         if kind.matches(file):
-            remedy = command("ls", "-l", folder)
             what = kind.what.replace("{base}", _base(file) or "")
-            return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {kind.instead}", remedy)
+            return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {kind.instead}")
     if not of_training(file) and (error := _misspelt(file)):
         return error
     names = f", with names like {listed(list(file.tensors), 3)}" if file.tensors else ""

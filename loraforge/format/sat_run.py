@@ -22,13 +22,12 @@ def only_shard(folder: Path) -> Path:
     if split := [name for name in names if name.startswith(("z3_rank_", "zero_pp_rank_"))]:
         raise FileError(
             f"{folder} is a DeepSpeed ZeRO-3 checkpoint: its weights are cut into {len(split)} pieces like {split[0]}. "
-            "Train with ZeRO stage 2 (SAT's default), or gather them with DeepSpeed's zero_to_fp32.py first.",
-            command("ls", "-l", folder),
+            "Train with ZeRO stage 2 (SAT's default), or gather them with DeepSpeed's zero_to_fp32.py first."
         )
     if [name for name in names if _PART.fullmatch(name)] not in ([], [CHECKPOINT]):
         raise _divided(folder, f"{listed(names, 3)} lie in it")
     if names != [CHECKPOINT]:
-        raise FileError(f"{folder} has {listed(names)}, but no {CHECKPOINT}.", command("ls", "-l", folder))
+        raise FileError(f"{folder} has {listed(names)}, but no {CHECKPOINT}.")
     return folder / CHECKPOINT
 
 
@@ -52,8 +51,7 @@ def _divided(path: Path, why: str) -> FileError:
     return FileError(
         f"{path} was saved with model parallelism ({why}): each part has some rows of every module, and SAT's LoRA "
         "acts differently in each, so that no one update is what was trained. Train with model_parallel_size: 1. "
-        "The parts of a base model can be merged first, by SAT.",
-        command("ls", "-l", path if path.is_dir() else path.absolute().parent),
+        "The parts of a base model can be merged first, by SAT."
     )
 
 
@@ -65,7 +63,7 @@ def choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]:
     everything = listed([str(n) for n in plain] + [f"{n}-ema" for n in averaged]) or "none"
     latest, name, others = _latest(run / "latest"), run.resolve().name, f"; the run has {everything}"
     if choice.ema and not averaged:
-        raise FileError(f"{run} has no averaged weights (-ema); it has {everything}.", command("ls", "-l", run))
+        raise FileError(f"{run} has no averaged weights (-ema); it has {everything}.")
     if choice.iteration is not None:
         chosen = f"{choice.iteration}{ending}"
         if choice.iteration not in have:
@@ -99,7 +97,7 @@ def _latest(file: Path) -> str | None:
 
 
 def _iterations(run: Path, have: list[int]) -> list[Try]:
-    return [adding("--iteration", str(n)) for n in have[-3:]] or [Try(command("ls", "-l", run))]
+    return [adding("--iteration", str(n)) for n in have[-3:]]
 
 
 def run_name(file: Path) -> str:

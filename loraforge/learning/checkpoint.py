@@ -90,7 +90,7 @@ def open_checkpoint(path: Path, drop: Sequence[tuple[str, str]] = ()) -> Checkpo
     files = tensor_files(path) if path.is_dir() else [path]
     if len(files) != 1:
         text = f"{path} holds {listed([file.name for file in files], 5) or 'no tensor file'}: give the file."
-        raise FileError(text, command("ls", "-l", path))
+        raise FileError(text)
     file, _ = opened(files[0], open_tensors)
     if odd := sorted(key for key, info in file.tensors.items() if "8" in info.dtype and len(info.shape) > 1):
         text = f"{path} is quantised ({listed(odd, 3)}): rounded rows cannot be compared. Give bf16, fp16 or fp32."

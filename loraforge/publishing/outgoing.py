@@ -78,7 +78,7 @@ def _no_way_out(path: Path, folder: Path) -> Path:
     real = path.resolve()
     if path.is_symlink() and not real.is_relative_to(folder.resolve()) and real.parent.name != "blobs":
         text = f"{path} is a link that leads out of its folder: what it leads to stays here."
-        raise HubError(text, command("ls", "-l", path))
+        raise HubError(text)
     return path
 
 
@@ -107,14 +107,14 @@ def of_model(base: BaseModel) -> tuple[list[Outgoing], list[str]]:
             if not own and (path.parent == base.folder or not _WEIGHTS.fullmatch(path.name)):
                 continue
             if secrets := secrets_in(open_tensors(path)[0].metadata):
-                raise HubError(f"{path}: the header: {secrets[0]}.", command("ls", "-l", path))
+                raise HubError(f"{path}: the header: {secrets[0]}.")
         if not _CONFIGURATION.fullmatch(name):
             files.append(outgoing(name, path.resolve()))
             continue
         try:
             text, removed = cleaned_json(path.read_text("utf-8"), name)
         except ValueError as error:
-            raise FileError(f"{path} is no JSON: {error}.", command("ls", "-l", path)) from error
+            raise FileError(f"{path} is no JSON: {error}.") from error
         files.append(outgoing(name, text.encode()))
         notes += removed
     return files, notes
@@ -145,14 +145,14 @@ def of_sample(path: Path) -> Outgoing:
     """A picture or video for the card, named by its content. Raises FileError if it is neither."""
     suffix, known = path.suffix.lower(), _TABLE["samples"]
     if suffix not in known:
-        raise FileError(f"{path} is no video or picture: {', '.join(known)} can be shown.", command("ls", "-l", path))
+        raise FileError(f"{path} is no video or picture: {', '.join(known)} can be shown.")
     at, mark = known[suffix]
     try:
         with path.open("rb") as stream:
             head = stream.read(at + len(mark))
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
+        raise FileError(f"{path} cannot be read: {error.strerror}.") from error
     if head[at:] != mark.encode("latin-1"):
-        raise FileError(f"{path} does not begin as a {suffix} file does: it is something else.", command("file", path))
+        raise FileError(f"{path} does not begin as a {suffix} file does: it is something else.")
     made = outgoing("", path)
     return replace(made, name=f"samples/{made.sha256[:8]}{suffix}")
