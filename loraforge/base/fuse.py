@@ -56,7 +56,6 @@ class FuseReport(Document):
     load: str
 
     def lines(self) -> list[str]:
-        """The report for a terminal."""
         done = f"{len(self.modules)} weights changed, {self.copied} tensors copied as they are"
         done += f", {self.cast} stored as {self.output['dtype']}" if self.cast else ""
         lost, size = lines(self.total, self.modules)

@@ -20,8 +20,6 @@ from loraforge.errors import LoraforgeError, Try
 from loraforge.text import command, plain
 
 PATH = click.Path(path_type=Path)
-SOURCE = click.STRING
-"""A path or an address on the Hub: the library decides which. `Path` would change the `//`."""
 
 
 class Cli(click.Group):

@@ -12,12 +12,11 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits, placed
-from loraforge.algebra.lora import Array, Delta, LoraWeight
-from loraforge.errors import FormatError, LoraforgeError, Try, adding, no_such
+from loraforge.algebra.lora import Delta, LoraWeight
+from loraforge.errors import FormatError, LoraforgeError, Try, adding, no_such, of_pipeline
+from loraforge.fusion.with_torch import as_array
 from loraforge.names.diffusers_config import Placed, entries, filled, sizes
 from loraforge.names.layout import Architecture, Variant
 from loraforge.scale.rule import Scale
@@ -36,12 +35,9 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
     if not arch.transformer or not arch.pipelines:
         text = f"--in {loader} fills a model of Diffusers, and the data of {arch.title} names no class of one"
         raise LoraforgeError(f"{text}: config._class_name and pipelines.", command("loraforge", "layouts", arch.name))
-    try:
+    with of_pipeline(f"--in {loader}, the real loader,", "torch, diffusers, peft"):
         import diffusers
         import peft
-    except ImportError as error:
-        text = f"--in {loader} runs the real loader, and {error.name} is not installed here."
-        raise LoraforgeError(text, Try("pip install 'loraforge[pipeline]'", "torch, diffusers, peft")) from error
     try:
         shell = _shell(adapter, base)
         LOADERS[loader](file, shell, next(iter(arch.pipelines)))
@@ -144,20 +140,11 @@ def _layers(model: Any) -> dict[str, Delta]:
         if not isinstance(layer, LoraLayer):
             continue
         for adapter in layer.lora_A:
-            A, B = (_numpy(factors[adapter].weight) for factors in (layer.lora_A, layer.lora_B))
+            A, B = (as_array(factors[adapter].weight) for factors in (layer.lora_A, layer.lora_B))
             magnitudes = layer.lora_magnitude_vector
-            magnitude = _numpy(magnitudes[adapter].weight).reshape(-1) if adapter in magnitudes else None
+            magnitude = as_array(magnitudes[adapter].weight).reshape(-1) if adapter in magnitudes else None
             rank, kernel = A.shape[0], A.shape[2:]
             scaling = float(layer.scaling[adapter])
             weight = LoraWeight(A.reshape(rank, -1), B.reshape(-1, rank), scaling, magnitude, kernel)
             layers[name.removeprefix("base_model.model.")] = (weight,)
     return layers
-
-
-def _numpy(tensor: Any) -> Array:
-    import torch
-
-    plain = tensor.detach().cpu().contiguous()
-    bits = plain.dtype == torch.bfloat16  # which numpy does not have
-    array: Array = plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if bits else plain.numpy()
-    return array

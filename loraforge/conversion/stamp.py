@@ -56,7 +56,6 @@ class Stamp(Document):
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The same for a terminal."""
         at = ", ".join(map(fraction, self.scalings))
         out = [f"{self.output} records scale {at} ({scale_text(self.scale, self.scalings)})"]
         out += [f"  replaced  {', '.join(self.replaced)}"] if self.replaced else []

@@ -21,8 +21,9 @@ from loraforge.diagnosis.factors import Numbers, numbers
 from loraforge.diagnosis.verdict import Diagnosis, Kind, Verdict, judge, listed_scales, named, remedies
 from loraforge.errors import LoraforgeError, Try, absent, adding, as_commands
 from loraforge.facts.given_settings import parse
+from loraforge.facts.logs import Log
 from loraforge.facts.setting_rules import compare
-from loraforge.facts.symptoms import find, language
+from loraforge.facts.symptoms import find
 from loraforge.facts.variants import settings as variant_settings
 from loraforge.files.shards import group_of
 from loraforge.files.tensorfile import TensorFile
@@ -46,7 +47,7 @@ def doctor(
     *,
     base: str | Path | None = None,
     runtime_: str | None = None,
-    error: str | None = None,
+    error: str | Log | None = None,
     settings: Sequence[str | Path] = (),
     like: str | None = None,
     variant: str | None = None,
@@ -74,7 +75,7 @@ def doctor(
         why = "among the weights of a whole model, and loaders read noise from that"
         diagnosis = _elsewhere_whole(diagnosis, source, Kind.IN_MODEL, why)
     if error is not None:
-        entries = tuple(entry.to_dict(language(), source) for entry in find(error))
+        entries = tuple(entry.to_dict("en", source) for entry in find(error))
         notes = [] if entries else ["no failure text that is known stands in what --error was given"]
         if entries and diagnosis.healthy:
             notes = ["nothing in this file explains that text: another file, or another program (--runtime), gave it"]
