@@ -116,18 +116,15 @@ def absent(
 
     To type the nearest is the first remedy, if it is alike or the only one. `what`: the option that the path is of.
     """
-    typed = Path(path).expanduser()
+    typed = Path(path)
     here = next((above for above in typed.parents if os.path.lexists(above)), Path())
-    missing, names, text = (
-        here / typed.relative_to(here).parts[0],
-        list[str](),
-        f"{what and f'{what} '}{path} does not exist",
-    )
+    missing, names = here / typed.relative_to(here).parts[0], list[str]()
+    text = f"{what and f'{what} '}{path} does not exist"
     if typed.is_symlink() or not here.is_dir():
         odd = "it is a link to nothing" if typed.is_symlink() else f"{here} is no folder"
         return (kind or FileError)(f"{text}: {odd}.", *remedies)
     with suppress(OSError):
-        names = [name for name in os.listdir(here) if not name.startswith(".")]
+        names = [child.name for child in here.iterdir() if not child.name.startswith(".")]
     alike = {name: difflib.SequenceMatcher(None, name.lower(), missing.name.lower()).ratio() for name in names}
     names.sort(key=lambda name: (-alike[name], name))
     near = names[:1] if len(names) == 1 or (names and alike[names[0]] >= _ALIKE) else []
@@ -167,6 +164,14 @@ class LayoutError(LoraforgeError):
 
 class FileError(LoraforgeError):
     """A file is damaged, hostile, or of another kind than the one asked for."""
+
+
+class FolderError(FileError):
+    """A folder in which no adapter was found."""
+
+
+class SeveralError(FolderError):
+    """A folder holds several adapters: the user chooses."""
 
 
 class FormatError(LoraforgeError):

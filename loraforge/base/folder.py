@@ -30,7 +30,7 @@ def shards(base: BaseModel, out: Path, *, alone: bool) -> dict[str, TensorFile]:
     if out.suffix in {"file": (".safetensors",), "sat": (".pt", ".pth")}.get(base.kind, ()):
         return {out.name: base.files[0]}  # one file, no folder
     if base.kind == "file":
-        return {base.files[0].path.name: base.files[0]}
+        return {f"{base.files[0].path.stem}.safetensors": base.files[0]}
     if base.kind == "sat":
         folder = base.folder.name if base.folder.name.isdecimal() else ITERATION
         return {f"{folder}/{CHECKPOINT}": base.files[0]}

@@ -14,6 +14,7 @@ from loraforge.errors import FileError, FormatError, Try, absent
 from loraforge.files.opening import open_tensors, snapshot
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
+from loraforge.format.grammar import wrappers
 from loraforge.format.protocol import Found
 from loraforge.format.sat import SatFormat
 from loraforge.format.sat_names import SAT_PREFIX
@@ -24,6 +25,10 @@ from loraforge.names.layout import COMPONENT, Architecture
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
+_PREFIXES = (SAT_PREFIX, "", "transformer.", "diffusion_model.", "model.")
+"""What whole models are saved behind: SAT and ComfyUI, Diffusers' pipelines and modules of one's own, DeepSpeed."""
+_Around = tuple[str, bool]
+"""The prefix of the names, and whether words of wrappers (DistributedDataParallel, torch.compile, FSDP) are in them."""
 _FUSE_FIRST = "Fuse into the weights in full precision (bf16, fp16 or fp32), and quantise the result."
 
 
@@ -49,11 +54,17 @@ def open_base(path: str | Path) -> BaseModel:
             _full_precision(folder)
             files, index = _shards(folder, notes)
     else:
-        files = [_open(source)]
-        kind = "file" if files[0].kind == "safetensors" else "sat"
-    arch, layout, prefix = _recognised(source, files)
+        files, kind = [_open(source)], "file"
+    arch, layout, around = _recognised(source, files)
     if index:
-        notes += _agrees(files, index, arch.layouts[layout], prefix)
+        notes += _agrees(files, index, arch.layouts[layout], around)
+    prefix = ""
+    if around == (SAT_PREFIX, False) and kind in ("sat", "file"):  # SAT's own names, and those of one file for ComfyUI
+        prefix, saved_by_sat = SAT_PREFIX, files[0].kind == "torch" and files[0].wrappers == ("module",)
+        kind = "sat" if saved_by_sat else "file"
+    else:
+        kind = "file" if kind == "sat" else kind
+        files = [_bare(file, around, notes) for file in files]
     base = BaseModel(source, kind, tuple(files), arch, layout, prefix, tuple(notes), index)
     base = replace(base, architecture=arch.ending(arch.layouts[layout].last_block(base.parameters)))
     _check(base)
@@ -174,7 +185,7 @@ def _indexed(index: Path) -> list[str]:
     return names
 
 
-def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> Iterator[str]:
+def _agrees(files: list[TensorFile], index: str, layout: Any, around: _Around) -> Iterator[str]:
     """Notes on differences between an index and its shards that loaders ignore.
 
     Raises FileError if a weight of the model is missing, is in several shards, or in another than the index names.
@@ -184,7 +195,7 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> It
     real = {key: shard.path.name for shard in files for key in shard.tensors}
     counts = Counter(key for shard in files for key in shard.tensors)
     missing = sorted(table.keys() - real.keys())
-    needed = [key for key in missing if layout.locate(key.removeprefix(prefix).rpartition(".")[0])]
+    needed = [key for key in missing if layout.locate(_name(key, around).rpartition(".")[0])]
     faults = {
         "is in several shards": sorted(key for key, count in counts.items() if count > 1),
         "is in another shard than the index says": sorted(k for k in real if table.get(k, real[k]) != real[k]),
@@ -201,8 +212,28 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> It
         yield f"the index does not name {listed(extra, 3)}, which a shard holds"
 
 
-def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, str, str]:
-    """The architecture, layout and prefix that explain most names, and at least half of the names with the prefix."""
+def _name(key: str, around: _Around) -> str:
+    """The name of a parameter without what stands around it."""
+    prefix, wrapped = around
+    words = (word for word in key.split(".") if not wrapped or word not in wrappers())
+    return ".".join(words).removeprefix(prefix)
+
+
+def _bare(file: TensorFile, around: _Around, notes: list[str]) -> TensorFile:
+    """The file with its parameters' own names. Raises FormatError if two keys have the same."""
+    names = {key: _name(key, around) for key in file.tensors}
+    keys = {name: key for key, name in names.items()}
+    if twice := [key for key, name in names.items() if keys[name] != key]:
+        text = f"{file.path} holds two weights of one name, {twice[0]} and {keys[names[twice[0]]]}: which is meant?"
+        raise FormatError(text, command("loraforge", "inspect", "--skeleton", file.path))
+    if changed := [key for key, name in names.items() if key != name]:
+        one = f"{changed[0]} is {names[changed[0]]}"
+        notes.append(f"{len(changed)} names in {file.path.name} are read without what stands around them: {one}")
+    return replace(file, tensors={name: file.tensors[key] for name, key in keys.items()}) if changed else file
+
+
+def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, str, _Around]:
+    """The architecture and layout that explain most names, at least half of those with a prefix; and what is around."""
     keys = [key for file in files for key in file.tensors if not LORA.search(key)]
     look = command("loraforge", "inspect", "--skeleton", files[0].path)
     if wrapped := [key for key in keys if ".base_layer." in key]:
@@ -214,12 +245,14 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
         )
     best, score = None, 0
     every = [(arch, layout) for arch in architectures().values() for layout in arch.layouts.values()]
-    for prefix in (SAT_PREFIX, ""):
-        names = [key.removeprefix(prefix).replace(".original.", ".") for key in keys if key.startswith(prefix)]
-        for arch, layout in every:
-            count = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
-            if count > score and 2 * count >= len(names):
-                best, score = (arch, layout.name, prefix), count
+    for wrapped in (False, True):
+        bare = [_name(key, ("", wrapped)).replace(".original.", ".") for key in keys]
+        for prefix in () if best else _PREFIXES:
+            names = [name.removeprefix(prefix) for name in bare if name.startswith(prefix)]
+            for arch, layout in every:
+                count = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
+                if count > score and 2 * count >= len(names):
+                    best, score = (arch, layout.name, (prefix, wrapped)), count
     if not keys:
         raise _swapped(source)
     if best is None:
@@ -230,12 +263,6 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
 
 def _check(base: BaseModel) -> None:
     look = command("loraforge", "inspect", "--skeleton", base.files[0].path)
-    if base.kind == "sat" and (base.files[0].wrappers != ("module",) or base.prefix != SAT_PREFIX):
-        raise FormatError(
-            f"{base.files[0].path} is no checkpoint of SAT, whose weights stand under `module` as {SAT_PREFIX}...: "
-            "save it as safetensors, or give a Diffusers folder.",
-            look,
-        )
     if unreadable := [key for file in base.files for key in file.opaque]:
         raise FileError(f"{base.path} holds objects this tool cannot copy: {listed(unreadable, 3)}.", look)
     layout = base.architecture.layouts[base.layout]

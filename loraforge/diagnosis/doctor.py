@@ -116,7 +116,7 @@ def diagnosed(
     choice = choice_of(stated, drop=drop)
     try:
         form, located, file = locate(path, None, choice, fetch=fetch)
-    except errors.HubError:
+    except (errors.HubError, errors.FolderError):
         raise
     except LoraforgeError as fault:
         return _hopeless(path, Verdict(Kind.BROKEN, fault.message), fault), None

@@ -76,10 +76,9 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
 
 
 def tensor_files(folder: Path) -> list[Path]:
-    """The files of a folder with names of tensor files, one per set of shards; only safetensors if there are any."""
+    """The files of a folder with names of tensor files, one per set of shards."""
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TENSORS or is_numbered(path)]
-    files = alone(path for path in files if path.is_file())
-    return [path for path in files if ".safetensors" in path.name.lower()] or files
+    return alone(path for path in files if path.is_file())
 
 
 def snapshot(folder: Path) -> tuple[Path, tuple[str, ...]]:

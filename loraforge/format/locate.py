@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from loraforge.adapter.drop import left_out
-from loraforge.errors import FileError, FormatError, LoraforgeError, absent
+from loraforge.errors import FileError, FolderError, FormatError, LoraforgeError, SeveralError, Try, absent
 from loraforge.files import shards
 from loraforge.files.opening import open_tensors, snapshot, tensor_files
 from loraforge.files.tensorfile import TensorFile
@@ -29,12 +29,12 @@ _Located = tuple[Format, Found]
 
 
 def locate(
-    given: str | Path, name: str | None, choice: Choice, *, fetch: bool = True
+    given: str | Path, name: str | None, choice: Choice, *, fetch: bool = True, deep: bool = True
 ) -> tuple[Format | None, Found, TensorFile]:
     """The format of a source, the file in it that holds the tensors, and that file, opened.
 
     The format is the one called `name`, otherwise the only one that claims the file; None if no format does. Without
-    `fetch`, only the header of a file on the Hub is downloaded.
+    `fetch`, only the header of a file on the Hub is downloaded. `deep`: the folders in a folder are looked at too.
     Raises FileError or FormatError if nothing can be opened or several formats claim the file, HubError if the file is
     not on the Hub.
     """
@@ -47,20 +47,18 @@ def locate(
         raise faults[0][1]
     look = open_tensors if hub is None else hub.whole if fetch else hub.header
     if not located:
-        only, note = hub.only() if hub else _only(tried, source, look, bool(name))
+        only, note = hub.only() if hub else _only(tried, given, source, look, name)
+        if not only and deep and (child := _below(given, source, name, choice)):
+            return child[0], replace(child[1], notes=(*notes, *child[1].notes)), child[2]
         if only and (flag := _choosing(choice)):
             what = f"{flag} chooses among the checkpoints of a run, and {source} has none"
             raise FileError(f"{what}: it holds {only.name}.", command("loraforge", "inspect", only))
         in_file = _search(tried, only, choice)[0] if only else []
         located = [(form, replace(one, notes=(note, *one.notes))) for form, one in in_file]
     if not located:
-        what = f"no {name} checkpoint" if name else "nothing that any format reads"
-        folders = (child for child in sorted(source.iterdir()) if child.is_dir())
-        below = (child for child in folders if tensor_files(child) or any(_search(tried, child, Choice())))
-        remedies = [command("loraforge", "inspect", child) for child in islice(below, 3)]
-        remote = perhaps(str(given)) if hub is None else None
-        other = [command("ls", "-l", source), *([remote] if remote else [])]
-        raise FileError(f"{source} has {what} in it.", *(remedies or other))
+        names = listed(sorted(child.name for child in source.iterdir()), 5)
+        text = f"no adapter{(name and f' in format {name}') or ''} was found in {source}, nor in the folders in it"
+        raise FolderError(f"{text}: {f'it holds {names}' if names else 'it is empty'}.", *perhaps(given))
     opened = {}
     for path in dict.fromkeys(one.path for _, one in located):
         file, warnings = shards.opened(path, look)
@@ -143,7 +141,35 @@ def _resolved(source: Path) -> tuple[Path, tuple[str, ...]]:
         return source, ()
 
 
-def _only(tried: Sequence[Format], source: Path, look: shards.Look, named: bool) -> tuple[Path | None, str]:
+def _below(
+    given: str | Path, source: Path, name: str | None, choice: Choice
+) -> tuple[Format | None, Found, TensorFile] | None:
+    """What the only subfolder that has an adapter holds, with a note; None if no adapter was found in any.
+
+    Raises FileError that names the subfolders if there are several.
+    """
+    holding = dict[Path, list[tuple[Format | None, Found, TensorFile]]]()
+    for child in islice(sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith(".")), _MOST):
+        try:
+            form, found, file = locate(child, name, choice, deep=False)
+            if form and form.claims(file):
+                note = f"took {child.name}, the only folder in {source.name} with an adapter"
+                holding[child] = [(form, replace(found, notes=(note, *found.notes)), file)]
+        except SeveralError:
+            holding[child] = []
+        except LoraforgeError:  # its fault is reported if the folder is given by itself
+            continue
+    if len(holding) == 1 and (only := next(iter(holding.values()))):
+        return only[0]
+    if not holding:
+        return None
+    text = f"{source} holds adapters in {listed([child.name for child in holding], 5)}. Which?"
+    raise SeveralError(text, *(Try(str(child), instead=str(given)) for child in islice(holding, 8)))
+
+
+def _only(
+    tried: Sequence[Format], given: str | Path, source: Path, look: shards.Look, named: str | None
+) -> tuple[Path | None, str]:
     """The only adapter in a folder, whatever its name, and a note; None if the folder has no tensor file.
 
     A single file is returned even if it is no adapter. Raises FileError that names the candidates.
@@ -160,7 +186,8 @@ def _only(tried: Sequence[Format], source: Path, look: shards.Look, named: bool)
     if len(left := adapters or files) > 1:
         what = "adapters" if adapters else "tensor files, none of them an adapter"
         text = f"{source} holds {len(left)} {what}: {listed([path.name for path in left], 5)}. Which?"
-        raise FileError(text, *(command("loraforge", "inspect", path) for path in left[:8]))
+        kind = SeveralError if adapters else FolderError
+        raise kind(text, *(Try(str(path), instead=str(given)) for path in left[:8]))
     if not left:
         return None, ""
     return left[0], f"took {left[0].name}, the only {'adapter' if adapters else 'tensor file'} in {source.name}"
@@ -184,7 +211,7 @@ def _check(given: str | Path, source: Path, choice: Choice) -> None:
     try:
         source.lstat()
     except (OSError, ValueError) as error:
-        if not isinstance(error, FileNotFoundError):
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise FileError(f"{source} cannot be looked at ({error}).") from error
         raise absent(given, *perhaps(given)) from error
     if not (source.is_file() or source.is_dir()):

@@ -67,13 +67,13 @@ def choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]:
     if choice.iteration is not None:
         chosen = f"{choice.iteration}{ending}"
         if choice.iteration not in have:
-            raise FileError(f"{run} has no checkpoint {chosen} (it has {everything}).", *_iterations(run, have))
+            raise FileError(f"{run} has no checkpoint {chosen} (it has {everything}).", *_iterations(have))
         return chosen, f"took iteration {chosen} of {name}, as asked{others}"
     if latest is not None:
         chosen = f"{latest.removesuffix('-ema')}{ending}" if choice.ema else latest
         if chosen not in checkpoints:
             text = f"{run / 'latest'} names {chosen!r}, but there is no such checkpoint (found: {everything})."
-            raise FileError(text, *_iterations(run, have))
+            raise FileError(text, *_iterations(have))
         others = others if len(checkpoints) > 1 else ""
         return chosen, f"took iteration {chosen} of {name}, which `latest` names{others}"
     if have:
@@ -96,7 +96,7 @@ def _latest(file: Path) -> str | None:
     return text.decode("utf-16" if wide else "utf-8-sig", "replace").strip()
 
 
-def _iterations(run: Path, have: list[int]) -> list[Try]:
+def _iterations(have: list[int]) -> list[Try]:
     return [adding("--iteration", str(n)) for n in have[-3:]]
 
 

@@ -83,7 +83,7 @@ class Address:
 
 
 def address(source: str | Path) -> Address | None:
-    """The address on the Hub that `source` names; None if it is a path, as is all whose first folder is on this machine.
+    """The address on the Hub that `source` names; None if it is a path, or begins with a folder that is here.
 
     Raises HubError for an address that is not one of a repository of models.
     """

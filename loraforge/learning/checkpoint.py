@@ -88,6 +88,7 @@ def open_checkpoint(path: Path, drop: Sequence[tuple[str, str]] = ()) -> Checkpo
     Raises FileError if there is no such file, if a folder holds several, and if the weights are quantised.
     """
     files = tensor_files(path) if path.is_dir() else [path]
+    files = [file for file in files if ".safetensors" in file.name.lower()] or files
     if len(files) != 1:
         text = f"{path} holds {listed([file.name for file in files], 5) or 'no tensor file'}: give the file."
         raise FileError(text)
