@@ -57,17 +57,17 @@ def _divided(path: Path, why: str) -> FileError:
 
 def choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]:
     """The iteration folder to take, and a note that says which and why. Raises FileError if there is no such one."""
-    plain = sorted(int(name) for name in checkpoints if name.isdecimal())
-    averaged = sorted(int(name.removesuffix("-ema")) for name in checkpoints if re.fullmatch(r"\d+-ema", name))
+    plain, averaged = _by_number(checkpoints, r"(?:global_step)?(\d+)"), _by_number(checkpoints, r"(\d+)-ema")
     have, ending = (averaged, "-ema") if choice.ema else (plain, "")
-    everything = listed([str(n) for n in plain] + [f"{n}-ema" for n in averaged]) or "none"
+    everything = listed([*plain.values(), *averaged.values()]) or "none"
     latest, name, others = _latest(run / "latest"), run.resolve().name, f"; the run has {everything}"
     if choice.ema and not averaged:
         raise FileError(f"{run} has no averaged weights (-ema); it has {everything}.")
     if choice.iteration is not None:
-        chosen = f"{choice.iteration}{ending}"
         if choice.iteration not in have:
-            raise FileError(f"{run} has no checkpoint {chosen} (it has {everything}).", *_iterations(have))
+            text = f"{run} has no checkpoint {choice.iteration}{ending} (it has {everything})."
+            raise FileError(text, *_iterations(have))
+        chosen = have[choice.iteration]
         return chosen, f"took iteration {chosen} of {name}, as asked{others}"
     if latest is not None:
         chosen = f"{latest.removesuffix('-ema')}{ending}" if choice.ema else latest
@@ -77,7 +77,7 @@ def choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]:
         others = others if len(checkpoints) > 1 else ""
         return chosen, f"took iteration {chosen} of {name}, which `latest` names{others}"
     if have:
-        newest = f"{have[-1]}{ending}"
+        newest = have[max(have)]
         return newest, f"took iteration {newest} of {name}, the newest; there is no `latest`{others}"
     if len(checkpoints) == 1:
         (only,) = checkpoints
@@ -96,8 +96,14 @@ def _latest(file: Path) -> str | None:
     return text.decode("utf-16" if wide else "utf-8-sig", "replace").strip()
 
 
-def _iterations(have: list[int]) -> list[Try]:
-    return [adding("--iteration", str(n)) for n in have[-3:]]
+def _by_number(checkpoints: set[str], pattern: str) -> dict[int, str]:
+    """Iteration -> the name of its folder, the oldest first. DeepSpeed's own names begin with global_step."""
+    matches = (match for name in checkpoints if (match := re.fullmatch(pattern, name)))
+    return {int(match[1]): match[0] for match in sorted(matches, key=lambda match: int(match[1]))}
+
+
+def _iterations(have: dict[int, str]) -> list[Try]:
+    return [adding("--iteration", str(n)) for n in list(have)[-3:]]
 
 
 def run_name(file: Path) -> str:
