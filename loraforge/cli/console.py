@@ -34,6 +34,9 @@ class Cli(click.Group):
         return super().main(_plugin_first(self.typed), *rest, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
+        from loraforge.hub import client
+
+        client.waiting = lambda text: say("note: ", text)
         try:
             return super().invoke(ctx)
         except LoraforgeError as error:

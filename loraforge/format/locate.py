@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -25,6 +26,8 @@ from loraforge.text import command, listed
 
 _MOST = 50
 """How many files of a folder are opened to see what they are."""
+_FACTOR = re.compile(r"lora|lycoris|matrix_[AB]|lokr_|hada_", re.IGNORECASE)
+"""In the keys of every adapter, and of no base model; a SAT checkpoint may be either."""
 _Located = tuple[Format, Found]
 
 
@@ -152,7 +155,7 @@ def _below(
     for child in islice(sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith(".")), _MOST):
         try:
             form, found, file = locate(child, name, choice, deep=False)
-            if form and form.claims(file):
+            if form and form.claims(file) and any(_FACTOR.search(key) for key in file.tensors):
                 note = f"took {child.name}, the only folder in {source.name} with an adapter"
                 holding[child] = [(form, replace(found, notes=(note, *found.notes)), file)]
         except SeveralError:
