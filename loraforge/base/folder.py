@@ -83,7 +83,7 @@ def index_text(base: BaseModel, names: Mapping[str, TensorFile], nbytes: int) ->
         return {}
     where, _, _ = next(iter(names)).rpartition("/")
     name, file = f"{where}/{INDEX}" if where else INDEX, base.folder / base.index
-    table = read_json(file)
+    table = read_json(file) if file.is_file() else {"weight_map": {}}
     metadata = table.get("metadata")
     known = metadata if isinstance(metadata, dict) else {}
     real = {key: name.rpartition("/")[2] for name, shard in names.items() for key in shard.tensors}

@@ -12,6 +12,7 @@ from loraforge.algebra.dtypes import FACTORS
 from loraforge.base.model import INDEX, LORA, NAME, STEM, BaseModel, Kind
 from loraforge.errors import FileError, FormatError, Try, absent
 from loraforge.files.opening import open_tensors, snapshot
+from loraforge.files.shards import group_of, is_numbered
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
 from loraforge.format.grammar import wrappers
@@ -56,7 +57,7 @@ def open_base(path: str | Path) -> BaseModel:
     else:
         files, kind = [_open(source)], "file"
     arch, layout, around = _recognised(source, files)
-    if index:
+    if index and (files[0].path.parent / index).is_file():
         notes += _agrees(files, index, arch.layouts[layout], around)
     prefix = ""
     if around == (SAT_PREFIX, False) and kind in ("sat", "file"):  # SAT's own names, and those of one file for ComfyUI
@@ -77,9 +78,13 @@ def _sat(source: Path) -> Found | None:
     except FileError as error:  # the verbs that take a base model have no --iteration
         numbers = {remedy: str(remedy.options[1]) for remedy in error.remedies if remedy.names == {"--iteration"}}
         error.remedies = tuple(
-            Try(str(source / numbers[r]), instead=str(source)) if r in numbers else r for r in error.remedies
+            Try(str(_numbered(source, numbers[r])), instead=str(source)) if r in numbers else r for r in error.remedies
         )
         raise
+
+
+def _numbered(run: Path, number: str) -> Path:
+    return run / number if (run / number).is_dir() else run / f"global_step{number}"
 
 
 def _open(path: Path) -> TensorFile:
@@ -99,8 +104,9 @@ def _full_precision(folder: Path) -> None:
         if (folder / "adapter_config.json").is_file():
             raise _swapped(folder)
         if not folder.is_dir():
-            text = f"{folder.parent} has a model_index.json and no folder {folder.name}: the pipeline is not complete."
-            raise FileError(text)
+            others = listed(sorted(child.name for child in folder.parent.iterdir() if child.is_dir()), 5) or "none"
+            text = f"{folder.parent} has a model_index.json and no folder {folder.name}, which is what is read of it"
+            raise FileError(f"{text}; its folders: {others}.")
         text = f"{folder} has no config.json, which a Diffusers model has, and no checkpoint of SAT was found in it."
         if models := sorted(path.parent for path in folder.glob("*/model_index.json")):
             text += f" Below it there is {listed([str(path) for path in models], 3)}: give that."
@@ -138,6 +144,8 @@ def _shards(folder: Path, notes: list[str]) -> tuple[list[TensorFile], str]:
     if not index.is_file():
         chosen = _under_another_name(folder)
         notes.append(f"read {chosen.name}, as there is no {single.name}")
+        if is_numbered(chosen) and (group := group_of(chosen)):
+            return [_open(folder / name) for name in group.names], INDEX  # which the result gets
         if not chosen.name.endswith(".json"):
             return [_open(chosen)], ""
         index = chosen
@@ -159,7 +167,10 @@ def _under_another_name(folder: Path) -> Path:
         # the largest has the most numbers, or the longest ones
         raise FileError(text, command("rm", *sorted(chosen, key=_bytes)[:-1]))
     if parts := [path.name for path, _ in known]:
-        text = f"{folder} holds {listed(parts, 3)}, and no index that says which parts there are: it is not complete."
+        group = group_of(folder / parts[0])
+        if group and sorted(group.names) == sorted(parts):
+            return folder / group.names[0]
+        text = f"{folder} holds {listed(parts, 3)}, and no index of its parts."
         raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", folder / parts[0]), "what is in it"))
     text = f"{folder} has no {STEM}.safetensors and no {INDEX}"
     strange = sorted(p.name for p in folder.glob("*.safetensors"))
@@ -245,9 +256,10 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
         )
     best, score = None, 0
     every = [(arch, layout) for arch in architectures().values() for layout in arch.layouts.values()]
+    plain = [key.replace(".original.", ".") for key in keys]
     for wrapped in (False, True):
-        bare = [_name(key, ("", wrapped)).replace(".original.", ".") for key in keys]
-        for prefix in () if best else _PREFIXES:
+        bare = [_name(key, ("", True)).replace(".original.", ".") for key in keys] if wrapped else plain
+        for prefix in _PREFIXES if not wrapped or bare != plain else ():
             names = [name.removeprefix(prefix) for name in bare if name.startswith(prefix)]
             for arch, layout in every:
                 count = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
@@ -257,7 +269,8 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
         raise _swapped(source)
     if best is None:
         known = " or ".join(arch.title for arch in architectures().values())
-        raise FormatError(f"{source} holds no base model of {known}: its names are like {listed(keys, 3)}.", look)
+        text = f"{source} is not recognised as a base model of {known}: its names are like {listed(keys, 3)}."
+        raise FormatError(text, look)
     return best
 
 

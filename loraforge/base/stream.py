@@ -215,7 +215,7 @@ def _fuse(
 
 
 def _not_a_number(part: Part) -> ConversionError:
-    text = f"{part.key} of the base model contains NaN or infinity: it is damaged. Get it again."
+    text = f"{part.key} of the base model contains NaN or infinity: get it again."
     return ConversionError(text)
 
 

@@ -57,7 +57,7 @@ def scan(file: TensorFile, keys: Sequence[str]) -> str:
             file.release()
     if broken:
         text = f"{file.path}: {len(broken)} tensors contain NaN or infinity: {listed(broken, 5)}."
-        raise FormatError(f"{text} Training diverged; take an earlier checkpoint.")
+        raise FormatError(f"{text} Take an earlier checkpoint: where training diverges, its numbers become NaN.")
     return f"sha256:{digest.hexdigest()}"
 
 

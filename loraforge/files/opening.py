@@ -62,7 +62,7 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
         raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if container is None:
         if not head:
-            what = "empty (0 bytes): the save or the download failed" if is_file else "no file"
+            what = "empty (0 bytes): save it or download it again" if is_file else "no file"
             raise FileError(f"{path} is {what}.")
         start = head.lstrip().lower()
         kinds = ((kind, remedy) for begin, kind, remedy in _BEGINNINGS if start.startswith(begin))

@@ -54,7 +54,7 @@ def locate(
         if not only and deep and (child := _below(given, source, name, choice)):
             return child[0], replace(child[1], notes=(*notes, *child[1].notes)), child[2]
         if only and (flag := _choosing(choice)):
-            what = f"{flag} chooses among the checkpoints of a run, and {source} has none"
+            what = f"{flag} chooses among the checkpoints of a run, and none was found in {source}"
             raise FileError(f"{what}: it holds {only.name}.", command("loraforge", "inspect", only))
         in_file = _search(tried, only, choice)[0] if only else []
         located = [(form, replace(one, notes=(note, *one.notes))) for form, one in in_file]
@@ -187,10 +187,11 @@ def _only(
         except FileError:  # its fault is reported if the file is given by itself
             continue
     if len(left := adapters or files) > 1:
-        what = "adapters" if adapters else "tensor files, none of them an adapter"
-        text = f"{source} holds {len(left)} {what}: {listed([path.name for path in left], 5)}. Which?"
-        kind = SeveralError if adapters else FolderError
-        raise kind(text, *(Try(str(path), instead=str(given)) for path in left[:8]))
+        names = listed([path.name for path in left], 5)
+        if not adapters:
+            raise FolderError(f"{source} holds {len(left)} tensor files, none of them an adapter: {names}.")
+        each = (Try(str(path), instead=str(given)) for path in left[:8])
+        raise SeveralError(f"{source} holds {len(left)} adapters: {names}. Which?", *each)
     if not left:
         return None, ""
     return left[0], f"took {left[0].name}, the only {'adapter' if adapters else 'tensor file'} in {source.name}"
@@ -218,7 +219,7 @@ def _check(given: str | Path, source: Path, choice: Choice) -> None:
             raise FileError(f"{source} cannot be looked at ({error}).") from error
         raise absent(given, *perhaps(given)) from error
     if not (source.is_file() or source.is_dir()):
-        raise FileError(f"{source} is neither a file nor a folder.")
+        raise absent(given) if source.is_symlink() else FileError(f"{source} is neither a file nor a folder.")
     if source.is_file() and (flag := _choosing(choice)):
         text = f"{flag} chooses among the checkpoints of a folder, and {source} is one file."
         raise FileError(text)

@@ -341,7 +341,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not JSON: the save or the download failed.") from error
+        raise FormatError(f"{path} is not JSON: {error}.") from error
     if not isinstance(value, dict):
         raise FormatError(f"{path} holds {shown(value)}, not a LoraConfig.")
     return value
