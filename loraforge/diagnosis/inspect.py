@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,24 @@ class Inspection(Document):
     path: str
     container: str
     size: int
-    format: str | None
-    architecture: str | None
-    evidence: str | None
-    rivals: tuple[str, ...]
-    layout: str | None
-    components: dict[str, int]
-    targets: dict[str, int]
-    ranks: dict[int, int]
-    dtypes: dict[str, int]
-    scale: Scale | None
-    scalings: tuple[float, ...]
-    fits: tuple[str, ...]
-    metadata: dict[str, str]
-    trigger_words: dict[str, str]
-    history: tuple[dict[str, Any], ...]
-    notes: tuple[str, ...]
-    problem: str | None
-    remedies: tuple[str, ...]
+    format: str | None = None
+    architecture: str | None = None
+    evidence: str | None = None
+    rivals: tuple[str, ...] = ()
+    layout: str | None = None
+    components: dict[str, int] = field(default_factory=dict)
+    targets: dict[str, int] = field(default_factory=dict)
+    ranks: dict[int, int] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)
+    scale: Scale | None = None
+    scalings: tuple[float, ...] = ()
+    fits: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    trigger_words: dict[str, str] = field(default_factory=dict)
+    history: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    problem: str | None = None
+    remedies: tuple[str, ...] = ()
     base: dict[str, Any] | None = None
 
     def lines(self) -> list[str]:
@@ -245,36 +245,14 @@ def _whole(source: str | Path, *, choosing: bool = False) -> Inspection | None:
         if choosing and any(remedy.instead for remedy in error.remedies):
             raise
         return None
+    every = Counter(info.dtype for file in base.files for info in file.tensors.values())
+    names = [file.path.name for file in base.files]
     return Inspection(
-        path=told(base.path),
-        container=base.files[0].kind,
-        size=sum(file.size for file in base.files),
-        format=None,
-        architecture=base.architecture.name,
-        evidence=None,
-        rivals=(),
-        layout=base.layout,
-        components={},
-        targets={},
-        ranks={},
-        dtypes=dict(sorted(Counter(info.dtype for file in base.files for info in file.tensors.values()).items())),
-        scale=None,
-        scalings=(),
-        fits=tuple(variant.name for variant in base.variants),
-        metadata=dict(sorted(base.files[0].metadata.items())),
-        trigger_words={},
-        history=(),
-        notes=base.notes,
-        problem=None,
-        remedies=(),
-        base={
-            "kind": base.kind,
-            "files": [file.path.name for file in base.files],
-            "index": base.index,
-            "fused": held(base),
-            "made": maker(base),
-        },
-    )
+        told(base.path), base.files[0].kind, sum(file.size for file in base.files), layout=base.layout,
+        architecture=base.architecture.name, fits=tuple(variant.name for variant in base.variants),
+        dtypes=dict(sorted(every.items())), metadata=dict(sorted(base.files[0].metadata.items())), notes=base.notes,
+        base={"kind": base.kind, "files": names, "index": base.index, "fused": held(base), "made": maker(base)},
+    )  # fmt: skip
 
 
 def skeleton(
