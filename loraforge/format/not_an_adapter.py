@@ -15,9 +15,8 @@ from loraforge.names.layout import pattern
 from loraforge.names.lookalike import lora_paths, other_model
 from loraforge.text import command, listed
 
-_SAT_RUN = "Give the mp_rank_00_model_states.pt that the LoRA run wrote."
 _DIFFUSERS_FILE = "Give the pytorch_lora_weights.safetensors that trainer saved."
-_LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
+_LORA_RUN = "Give what the LoRA run wrote."
 
 
 def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this version reads") -> NoAdapterError:
@@ -123,6 +122,6 @@ _KINDS = (
     _Kind("an optimizer state", "Give the weights that were saved beside it.", _optimizer),
     _Kind("a checkpoint of a Diffusers or PEFT trainer", _DIFFUSERS_FILE, _trainers),
     _Kind("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
-    _Kind("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
-    _Kind("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
+    _Kind("a T5 text encoder", _LORA_RUN, _any("shared.", "encoder.block.", "conditioner.")),
+    _Kind("a VAE", _LORA_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
 )

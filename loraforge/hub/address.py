@@ -190,6 +190,6 @@ def perhaps(source: str | Path) -> list[Try]:
     """The remedy for a missing path that may be meant as a repository; none if it cannot be one."""
     text = str(source)
     repo = "/".join(text.strip("/").split("/")[:2])
-    if text.startswith(("/", "~", ".")) or not is_repo(repo):
+    if text.startswith(("/", "~", ".")) or not is_repo(repo) or repo.endswith(_FILES):
         return []
     return [Try(f"hf://{text.strip('/')}", "if it is on the Hub", instead=text)]
