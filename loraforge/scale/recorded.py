@@ -142,6 +142,10 @@ def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str
         if bool(config.get("use_dora", record.dora)) != record.dora:
             have = "and the file has" if record.dora else "but the file has no"
             raise FormatError(f"{path}: its {where} says use_dora {config['use_dora']}, {have} magnitudes.", look)
+        biases = [key for key in record.file.tensors if ".lora_B." in key and key.endswith(".bias")]
+        if biases and where != "lora_config" and not config.get("lora_bias"):
+            text = f"{path}: its {where} does not say lora_bias, so PEFT would leave out {listed(biases, 3)}."
+            raise FormatError(text, adding("--drop", "*.lora_B*.bias", why="if they are to be left out"))
         record.configs[where] = config
         if not record.believed:
             continue
@@ -213,6 +217,9 @@ def _plain(record: Record) -> None:
                 record.notes.append(f"its header says {word} {shown(text)}, which is no number: not used")
             continue
         groups.setdefault(component, {})[word] = value
+    renamed = not record.alphas and any(".lora_A." in key for key in record.file.tensors)
+    if renamed and "ss_network_module" in record.file.metadata:
+        groups.pop("ss", None)  # a converter multiplied alpha in, and kept the header of the file that it read
     ours = record.origin.scale is not None  # what was true of the source need not be true of our result
     for component, values in groups.items() if record.believed and not ours else ():
         ranks = {word: value for word, value in values.items() if word in words["rank"]}
