@@ -65,9 +65,6 @@ def shown(value: object) -> str:
 
 def command(*words: str | Path) -> str:
     """The words as one line for a shell, quoted if needed. A path is never mistaken for an option."""
-    if words[0] in ("ls", "file") and (address := _address(Path(words[-1]))):
-        repo = address.removeprefix("hf://").partition("@")[0]
-        return hf("models", "ls", repo, page=f"{repo}/tree/main")
     texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else told(word) for word in words]
     return shlex.join(texts)
 
@@ -87,11 +84,6 @@ def hub_client() -> tuple[int, ...]:
     from importlib.metadata import version
 
     return tuple(int(part) for part in version("huggingface_hub").split(".")[:2])
-
-
-def _address(path: Path) -> str:
-    """The address of the Hub that a path on this machine came from; empty if it did not."""
-    return next((address for folder, (address, _) in _STANDS_FOR.items() if path.is_relative_to(folder)), "")
 
 
 def options(values: Mapping[str, object]) -> list[str]:

@@ -35,13 +35,16 @@ class Cli(click.Group):
         return super().main(_plugin_first(self.typed), *rest, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
+        from loraforge.hub import client
+
+        client.waiting = lambda text: say("note: ", text)
         try:
             return super().invoke(ctx)
         except LoraforgeError as error:
             say("Error: ", error.message, colour="red")
             lines = {self.line(remedy, ctx): remedy.why for remedy in error.remedies}
             lines.pop(command("loraforge", *self.typed), None)  # the command that just failed
-            for line, why in (lines or {f"loraforge {ctx.invoked_subcommand or ''} --help": ""}).items():
+            for line, why in lines.items():
                 say("  try: ", line, f"   # {why}" if why else "")
             if error.state:
                 say("", error.state)

@@ -86,7 +86,7 @@ class PeftFormat:
             note = f"{source.name} holds other adapters too, in folders of their own: {', '.join(others[:5])}"
             return replace(found, notes=(*found.notes, note))
         if found is None and (source / CONFIG).is_file() and not adapters(source):
-            raise FileError(f"{source} has {CONFIG}, but neither {' nor '.join(FILES)}.", command("ls", "-l", source))
+            raise FileError(f"{source} has {CONFIG}, but neither {' nor '.join(FILES)}.")
         return found
 
     def claims(self, file: TensorFile) -> bool:

@@ -15,8 +15,8 @@ from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.origin import held
 from loraforge.conversion.evidence import doubt, read_adapter
-from loraforge.conversion.inspect import trigger_words
 from loraforge.diagnosis.doctor import diagnosed
+from loraforge.diagnosis.inspect import trigger_words
 from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Diagnosis, Kind
 from loraforge.errors import HubError, LoraforgeError, Try, adding
 from loraforge.files.tensorfile import TensorFile

@@ -18,7 +18,6 @@ from loraforge.files.texts import read_json
 from loraforge.format.peft import CONFIG
 from loraforge.publishing.allowed import Allowed, at_home, has_form, rewritten
 from loraforge.tables import package_table
-from loraforge.text import command
 
 _TABLE = package_table("publishing/files")
 _COMPONENT, _CONFIGURATION, _WEIGHTS, _OTHER_TENSORS = (
@@ -83,7 +82,7 @@ def _no_way_out(path: Path, folder: Path) -> Path:
     real = path.resolve()
     if path.is_symlink() and not real.is_relative_to(folder.resolve()) and real.parent.name != "blobs":
         text = f"{path} is a link that leads out of its folder: what it leads to stays here."
-        raise HubError(text, command("ls", "-l", path))
+        raise HubError(text)
     return path
 
 
@@ -140,14 +139,14 @@ def of_sample(path: Path) -> Outgoing:
     """A picture or video for the card, named by its content. Raises FileError if it is neither."""
     suffix, known = path.suffix.lower(), _TABLE["samples"]
     if suffix not in known:
-        raise FileError(f"{path} is no video or picture: {', '.join(known)} can be shown.", command("ls", "-l", path))
+        raise FileError(f"{path} is no video or picture: {', '.join(known)} can be shown.")
     at, mark = known[suffix]
     try:
         with path.open("rb") as stream:
             head = stream.read(at + len(mark))
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
+        raise FileError(f"{path} cannot be read: {error.strerror}.") from error
     if head[at:] != mark.encode("latin-1"):
-        raise FileError(f"{path} does not begin as a {suffix} file does: it is something else.", command("file", path))
+        raise FileError(f"{path} does not begin as a {suffix} file does: it is something else.")
     made = outgoing("", path)
     return replace(made, name=f"samples/{made.sha256[:8]}{suffix}")

@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack
 
 from loraforge.adapter.fits import no_repository, repository
 from loraforge.document import Document
-from loraforge.errors import HubError, Try, adding
+from loraforge.errors import HubError, Try, absent, adding
 from loraforge.files.neighbours import TENSORS
 from loraforge.files.shards import group_of
 from loraforge.hub.address import Address, address, is_branch, is_repo, meant, parsed, renamed
@@ -212,7 +212,7 @@ def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], s
         convert = Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes")
         raise HubError(f"{source} is on the Hub: what is published comes from this machine.", convert)
     if not Path(source).exists() and group_of(Path(source)) is None:
-        raise HubError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
+        raise absent(source)
     if base_model is not None and repository(base_model) is None:
         refused = no_repository(base_model)
         raise HubError(f"{refused.message} The Hub refuses cards with paths.", *refused.remedies)

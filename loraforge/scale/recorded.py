@@ -337,21 +337,20 @@ def _rule(config: TrainingScale, record: Record, path: Path) -> Rule:
 
 def read_config(path: Path) -> dict[str, Any]:
     """PEFT's configuration. Raises FormatError if it cannot be read."""
-    look = command("ls", "-l", path)
     if not path.is_file():  # opening a pipe would wait for ever
-        raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.", look)
+        raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.")
     try:
         with path.open("rb") as stream:
             text = stream.read(_MOST_BYTES + 1)
         if len(text) > _MOST_BYTES:
-            raise FormatError(f"{path} has more than {_MOST_BYTES >> 20} MB: it is no LoraConfig.", look)
+            raise FormatError(f"{path} has more than {_MOST_BYTES >> 20} MB: it is no LoraConfig.")
         value = json.loads(text)
     except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}.", look) from error
+        raise FormatError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not JSON: the save or the download failed.", look) from error
+        raise FormatError(f"{path} is not JSON: {error}.") from error
     if not isinstance(value, dict):
-        raise FormatError(f"{path} holds {shown(value)}, not a LoraConfig.", look)
+        raise FormatError(f"{path} holds {shown(value)}, not a LoraConfig.")
     return value
 
 

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from loraforge.conversion.evidence import read_adapter
-from loraforge.conversion.inspect import TRIGGERS
+from loraforge.diagnosis.inspect import TRIGGERS
 from loraforge.errors import LoraforgeError
 from loraforge.files.safetensors import write_safetensors
 from loraforge.format.locate import locate
