@@ -38,7 +38,7 @@ def _alpha(name: str, trainer: Mapping[str, Any]) -> str:
 
 
 def _files(forms: Mapping[str, Sequence[str]]) -> str:
-    return "; ".join(f"`{form}`: {', '.join(sorted(names))}" for form, names in forms.items())
+    return "; ".join(f"`{form}`: {', '.join(sorted(names)).replace('*', 'any model')}" for form, names in forms.items())
 
 
 def runs() -> list[list[str]]:
@@ -61,7 +61,7 @@ def renewed(text: str) -> str:
     ran = ["trainer", "commit, date", "right without a flag / files", "refused"]
     for name, table in (("trainers", _table(head, rows())), ("runs", _table(ran, runs()))):
         text = re.sub(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL
         )
     return text
 

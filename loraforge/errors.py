@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from loraforge.text import command, told
+from loraforge.text import command, listed, shown, told
 
 Words = tuple[str | Path, ...]
+_ALIKE = 0.6
+"""How much two names must have in common, from 0 to 1, for one to be meant by the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,12 @@ class Try:
     def command(self) -> str:
         """The text to type: the command with its options, or only the options if they belong to what was typed."""
         if self.instead and self.of:
-            return command(*(self.line if str(word).rstrip("/") == self.instead else word for word in self.of))
+            return command(*map(self._replaced, self.of))
         return command(*self.of, *self.options) if self.options else self.line
+
+    def _replaced(self, word: str | Path) -> str | Path:
+        option, equals, value = str(word).rpartition("=")
+        return f"{option}{equals}{self.line}" if Path(value) == Path(self.instead) else word
 
     @property
     def verb(self) -> str:
@@ -53,8 +61,9 @@ class Try:
         return bool(self.options) and self.names <= names
 
     def added_to(self, *words: str | Path) -> Try:
-        """The same remedy for the command `words`; unchanged if it is a whole line or already belongs to a command."""
-        return replace(self, of=words) if (self.options or self.instead) and not self.of else self
+        """The same remedy for the command `words`; unchanged if it is a whole line or belongs to another command."""
+        mends = self.options or (self.instead and any(self._replaced(word) != word for word in words))
+        return replace(self, of=words) if mends and not self.of else self
 
     def __str__(self) -> str:
         return f"{self.command}   # {self.why}" if self.why else self.command
@@ -83,6 +92,46 @@ class LoraforgeError(Exception):
     def message(self) -> str:
         """The text without the remedies."""
         return super().__str__()
+
+
+def no_such(
+    what: str, name: str, known: Iterable[str], *remedies: Try | str,
+    kind: type[LoraforgeError] = LoraforgeError, which: str = "",
+) -> LoraforgeError:  # fmt: skip
+    """The refusal of a name that is none of the known ones, which it lists; to type the nearest is the first remedy.
+
+    `which`: what all of the known ones are, if not every `what` is.
+    """
+    words = list(known)
+    near = difflib.get_close_matches(name.lower(), words, 1)
+    meant = "".join(f" Did you mean {one}?" for one in near)
+    text = f"there is no {what} {shown(name)}{which and f' {which}'}; there are {', '.join(words)}.{meant}"
+    return kind(text, *(Try(one, instead=name) for one in near), *remedies)
+
+
+def absent(
+    path: str | Path, *remedies: Try | str, what: str = "", kind: type[LoraforgeError] | None = None
+) -> LoraforgeError:
+    """The refusal of a path that does not exist, with the names most like it in the last folder that does.
+
+    To type the nearest is the first remedy, if it is alike or the only one. `what`: the option that the path is of.
+    """
+    typed = Path(path)
+    here = next((above for above in typed.parents if os.path.lexists(above)), Path())
+    missing, names = here / typed.relative_to(here).parts[0], list[str]()
+    text = f"{what and f'{what} '}{path} does not exist"
+    if typed.is_symlink() or not here.is_dir():
+        odd = "it is a link to nothing" if typed.is_symlink() else f"{here} is no folder"
+        return (kind or FileError)(f"{text}: {odd}.", *remedies)
+    with suppress(OSError):
+        names = [child.name for child in here.iterdir() if not child.name.startswith(".")]
+    alike = {name: difflib.SequenceMatcher(None, name.lower(), missing.name.lower()).ratio() for name in names}
+    names.sort(key=lambda name: (-alike[name], name))
+    near = names[:1] if len(names) == 1 or (names and alike[names[0]] >= _ALIKE) else []
+    text += f", nor does {missing}" if missing != typed else ""
+    text += f"; {'this folder' if here == Path() else here} has {listed(near or names, 3)}" if names else ""
+    meant = [Try(str(here / name), instead=str(path)) for name in near if missing == typed]
+    return (kind or FileError)(f"{text}.", *meant, *remedies)
 
 
 def as_commands(error: LoraforgeError, *words: str | Path) -> LoraforgeError:
@@ -115,6 +164,14 @@ class LayoutError(LoraforgeError):
 
 class FileError(LoraforgeError):
     """A file is damaged, hostile, or of another kind than the one asked for."""
+
+
+class FolderError(FileError):
+    """A folder in which no adapter was found."""
+
+
+class SeveralError(FolderError):
+    """A folder holds several adapters: the user chooses."""
 
 
 class FormatError(LoraforgeError):

@@ -54,7 +54,6 @@ class BaseReport(Document):
     load: str
 
     def lines(self) -> list[str]:
-        """The report for a terminal."""
         done = f"{self.tensors} tensors, "
         done += f"{self.cast} cast to {self.output['dtype']}" if self.cast else "no bit changed"
         if self.left_out:

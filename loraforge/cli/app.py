@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 import loraforge
-from loraforge.cli.adapters import convert, inspect, push, stamp, verify
-from loraforge.cli.base import convert_base, fuse, run
-from loraforge.cli.console import PATH, Cli
-from loraforge.cli.doctor import doctor, explain
-from loraforge.cli.options import value
+from loraforge.cli.console import Cli
+from loraforge.cli.doctor import doctor
+from loraforge.cli.explain import explain
+from loraforge.cli.options import declared
 from loraforge.cli.plugins import formats, layouts, plugins
+from loraforge.cli.verbs import convert, convert_base, fuse, inspect, push, run, stamp, verify
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -21,18 +21,9 @@ SETTINGS = {
 }
 
 
-@click.group(cls=Cli, context_settings=SETTINGS)
+@declared("loraforge", Cli, context_settings=SETTINGS)
 @click.version_option(loraforge.__version__, "-V", "--version", prog_name="loraforge")
-@value("--plugin plugins_", "FILE", "Load a format or layout (.toml or .py). Repeatable.", type=PATH, multiple=True)
 def main(plugins_: tuple[Path, ...]) -> None:
-    """Convert LoRA adapters between frameworks, and prove that the result acts as trained.
-
-    \b
-    Start here:
-      loraforge inspect RUN                  what is it, and at what scale was it trained?
-      loraforge convert RUN --to diffusers   a file that is right at strength 1.0, and where that was seen
-      loraforge doctor FILE                  why does it have no effect, or too much?
-    """
     for path in plugins_:
         loraforge.use_plugin(path)
 

@@ -1,58 +1,23 @@
-"""The commands that say what is wrong: doctor, of an adapter; explain, of a failure text."""
+"""`loraforge doctor`: what is wrong with an adapter."""
 
 from __future__ import annotations
 
-import os
-import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 import loraforge
-from loraforge.cli.console import PATH, SOURCE, Numeric, as_json, show
-from loraforge.cli.options import choice, drop, fetch, flag, stated, value
-from loraforge.errors import LoraforgeError, Try
-from loraforge.facts.symptoms import Symptom, filled, find, language, symptoms
-from loraforge.text import command, listed, plain, short_fraction
-
-_ID = re.compile(r"[dD]?([0-9]{1,6})")
-_WORDS = {
-    "en": {"text": "text", "like": "text like", "cause": "cause", "check": "check", "fix": "fix", "seen": "seen in"},
-    "zh": {"text": "报错", "like": "大意", "cause": "原因", "check": "确认", "fix": "解决", "seen": "出处"},
-}
-_WIDTH = 11
+from loraforge.cli.console import show
+from loraforge.cli.explain import typed_log
+from loraforge.cli.options import declared
+from loraforge.text import listed, short_fraction
 
 
-@click.command(cls=Numeric, short_help="Say why an adapter has no effect, is too weak or too strong.")
-@click.argument("source", metavar="ADAPTER", type=SOURCE)
-@value("--base", "DIR", "Base model: does the adapter fit, and would it survive a fuse?", type=SOURCE)
-@value("--runtime runtime_", "NAME", "Program that runs it. Default: one row for each.")
-@value("--error", "TEXT|-", "What the program printed; - reads a log from standard input.")
-@value("--settings", "KEY=VALUE|FILE.json", "Settings you run with (guidance_scale=6, ...). Repeatable.", multiple=True)
-@value("--like", "NAME", "Compare with cogvideo-validation, cli_demo, load_cogvideox_lora or sat instead.")
-@value("--variant", "NAME", "Model (CogVideoX-5B, ...), if nothing else shows it.")
-@stated
-@drop
-@fetch
-@flag("--json json_", "Print JSON (schemas/doctor.schema.json).")
+@declared("doctor")
 @click.pass_context
 def doctor(ctx: click.Context, /, source: str, json_: bool, **options: Any) -> None:
-    """Say what ADAPTER does in the programs that run it, compared with what it did in training.
-
-    The verdict comes first: acts as trained, acts in part, does nothing, 64x too weak, 128x too strong, wrong base,
-    broken file, or cannot tell. Then the numbers behind it, and one command that fixes it. Exit code 0 only if
-    it acts as trained.
-
-    \b
-    Examples:
-      loraforge doctor pytorch_lora_weights.safetensors
-      loraforge doctor pytorch_lora_weights.safetensors --trained-by cogvideo --runtime cli_demo-old
-      loraforge doctor my-style.safetensors --base CogVideoX-5b/transformer
-    """
     if options["error"] is not None:
-        options["error"] = typed(options["error"])
+        options["error"] = typed_log(options["error"])
     diagnosis = loraforge.doctor(source, **options)
     show(diagnosis, json_)
     if diagnosis.outlooks and not json_:
@@ -72,82 +37,3 @@ def doctor(ctx: click.Context, /, source: str, json_: bool, **options: Any) -> N
         table(["runtime", "modules", "scale", "x trained", "passes over, or stops at", "known by"], rows)
     if not diagnosis.healthy:
         ctx.exit(1)
-
-
-@click.command(short_help="Explain an error message, or a whole log.")
-@click.argument("text", metavar="[ID|TEXT|-]", nargs=-1)
-@value("--file", "PATH", "Adapter to name in the printed commands.", type=PATH, default="ADAPTER")
-@choice("--lang", ["en", "zh"], "Language. Default: the terminal's.")
-@flag("--json json_", "Print JSON (schemas/explain.schema.json).")
-def explain(text: tuple[str, ...], file: Path, lang: str | None, json_: bool) -> None:
-    """Say what a failure of a trainer, loader or converter means for the adapter, and what to type next.
-
-    TEXT is what a program printed; - reads a whole log from standard input; ID is the number of an entry. Without
-    an argument, the known failures are listed. Nothing is sent anywhere. Exit code 1 if nothing matches.
-
-    \b
-    Examples:
-      loraforge explain "Adapter name(s) {'style'} not in the list of present adapters: set()"
-      python infer.py 2>&1 | loraforge explain - --file pytorch_lora_weights.safetensors
-      loraforge explain D7 --lang zh
-    """
-    lang = lang or language()
-    entries = _asked(" ".join(text), file)
-    if json_:
-        document = {"schema": "loraforge.explain.v1", "lang": lang}
-        click.echo(as_json({**document, "entries": [entry.to_dict(lang, file) for entry in entries]}))
-    elif text:
-        click.echo("\n\n".join("\n".join(_lines(entry, lang, file)) for entry in entries))
-    else:
-        click.echo("\n".join(f"{entry.id:<5}{entry.text('title', lang)}" for entry in entries))
-
-
-def _asked(text: str, file: Path) -> list[Symptom]:
-    """The entries asked for: all, one by its id, or those whose text is in the typed text or the piped log."""
-    if not text:
-        return list(symptoms().values())
-    if number := _ID.fullmatch(text):
-        if entry := symptoms().get(f"D{number[1]}"):
-            return [entry]
-        every = Try("loraforge explain", "list them")
-        raise LoraforgeError(f"there is no entry D{number[1]}; they are D1 to D{len(symptoms())}.", every)
-    if entries := find(typed(text)):
-        return entries
-    remedies = []
-    if os.path.isfile(text):  # noqa: PTH113 - a text too long for a path is no error for it
-        remedies.append(Try(f"loraforge explain - < {command(text)}", "read that file"))
-    if file != Path("ADAPTER"):
-        why = "many faults print nothing: look at the file itself"
-        remedies.append(Try(command("loraforge", "inspect", file), why))
-    remedies.append(Try("loraforge explain", "list the failures that are known"))
-    raise LoraforgeError("no known failure text stands in it.", *remedies)
-
-
-def typed(text: str) -> str:
-    """The text; if it is `-`, all of standard input: UTF-8, or the UTF-16 that PowerShell writes."""
-    if text != "-":
-        return text
-    data = sys.stdin.buffer.read()
-    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "replace")
-
-
-def _lines(entry: Symptom, lang: str, file: Path) -> list[str]:
-    words = _WORDS[lang]
-    lines = [f"{entry.id}  {entry.text('title', lang)}"]
-    lines += [_line(words["text" if entry.exact else "like"], shown(text)) for text in entry.any]
-    lines.append(_line(words["cause"], entry.text("cause", lang)))
-    for name, template in (("check", entry.check_command), ("fix", entry.fix_command)):
-        lines.append(_line(words[name], entry.text(name, lang)))
-        if typed := filled(template, file):
-            lines.append(_line("", f"$ {typed}"))
-    return [plain(line) for line in [*lines, _line(words["seen"], ", ".join(entry.sources))]]
-
-
-def _line(label: str, text: str) -> str:
-    wide = sum(1 for letter in label if ord(letter) > 0x2E80)  # a terminal gives these two columns
-    return f"  {label:<{_WIDTH - wide}}{text}"
-
-
-def shown(text: str) -> str:
-    """A failure text for a reader, with an ellipsis for each part that varies."""
-    return re.sub(r"\*\*?|#", "...", text)

@@ -1,104 +1,112 @@
-"""Options that several commands have."""
+"""Makes the commands of commands.toml: help, arguments and options, each with the function that carries it out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
 
-from loraforge.cli.console import PATH, say
+from loraforge.cli.console import PATH, Numeric, say
 from loraforge.tables import package_table
 
-Decorator = Callable[[Any], Any]
+_TABLE = package_table("cli/commands")
 
 
-def flag(names: str, text: str) -> Decorator:
-    """An option without a value. `names`: `-f --force`, or with the parameter it becomes, `--json json_`."""
-    return click.option(*names.split(), is_flag=True, help=text)
+def declared(
+    name: str, kind: type[click.Command] | None = None, *, within: click.Group | None = None, **settings: Any
+) -> Callable[[Callable[..., None]], Any]:
+    """The decorator that makes a function the command of this name (`layouts learn`), in the group `within`."""
+    entry = _TABLE[name]
+    texts = {"help": entry["help"], "short_help": entry.get("short")}
+    kind = kind or (Numeric if entry.get("computes") else click.Command)
+    params = [click.Argument([word], **_settings(how)) for word, how in entry.get("arguments", {}).items()]
+    every = [*params, *_options(entry.get("options", {}))]
+    make = within.command if within else click.command
+    return make(name.rpartition(" ")[2], kind, params=every, **texts, **settings)
 
 
-def value(names: str, metavar: str, text: str, **settings: Any) -> Decorator:
-    """An option with a value, which the help calls `metavar`."""
-    return click.option(*names.split(), metavar=metavar, help=text, **settings)
+def _options(table: Mapping[str, Any]) -> Iterator[click.Option]:
+    for names, how in table.items():
+        if not names.startswith("-"):
+            yield from _options(_TABLE["shared"][names])
+        elif isinstance(how, str):
+            yield click.Option(names.split(), is_flag=True, help=how)
+        else:
+            yield click.Option(names.split(), **_settings(how))
 
 
-def choice(names: str, words: Sequence[str], text: str, **settings: Any) -> Decorator:
-    """An option whose value is one of these words."""
-    return click.option(*names.split(), type=click.Choice(words), help=text, **settings)
+def _settings(how: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an option or argument for click."""
+    settings = {key: value for key, value in how.items() if key not in ("is", "one_of")}
+    if "help" in settings:
+        settings["help"] = settings["help"].replace("{trainers}", ", ".join(_TRAINERS))
+    if "one_of" in how:
+        settings["type"] = click.Choice(how["one_of"])
+    return settings | _KINDS[how.get("is", "text")]
 
 
-def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def _format(_: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """The name of a registered format; the registry is read only if one is typed."""
     if value is None:
         return None
-    from loraforge.format.registry import formats, renamed
+    from loraforge.format.registry import named, renamed
 
     name, note = renamed(value.lower())
-    writes = param.name == "to"
     if note:
         say("note: ", f"{value} is read as {name}: {note}")
-    names = [each for each, form in formats().items() if form.writer or not writes]
-    if name not in names:
-        text = f"{value!r} is no format that is {'written' if writes else 'read'}; there are {', '.join(names)}."
-        raise click.BadParameter(text, ctx, param)
-    return name
+    return named(value, written=param.name == "to").name
 
 
-def _runtime(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+def _runtime(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
     """A program that runs adapters, by name; the table is read only if one is typed."""
     if value is None:
         return None
-    from loraforge.programs.table import runtimes
+    from loraforge.programs.table import runtime
 
-    if value not in runtimes():
-        raise click.BadParameter(f"{value!r} is none of {', '.join(runtimes())}.", ctx, param)
-    return runtimes()[value]
+    return runtime(value)
 
 
-def _together(*options: Decorator) -> Decorator:
-    """The options as one decorator; they keep their order in `--help`."""
-    return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
+def _architecture(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """The name of a known architecture; the catalog is read only if one is typed."""
+    if value is None:
+        return None
+    from loraforge.names.catalog import architecture
+
+    return architecture(value).name
+
+
+def _strengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...]:
+    """`0,0.5,1` as numbers."""
+    try:
+        return tuple(float(word) for word in value.split(",")) if value else ()
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of strengths like 0,0.5,1.", ctx, param) from None
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, given: str | tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Words in two parts, `PATTERN=reason` or `A,B`."""
+    words, sep = ([given], ",") if isinstance(given, str) else (given, "=")
+    pairs = [tuple(word.split(sep, 1)) for word in words]
+    if any(len({*pair}) != 2 or not all(pair) for pair in pairs):
+        raise click.BadParameter(f"give {param.metavar}, two words.", ctx, param)
+    return pairs
 
 
 _TRAINERS = sorted(name for name, entry in package_table("facts/trainers").items() if "alpha" in entry)
-_NAMES = ", ".join(_TRAINERS)
-architecture = value("--architecture", "NAME", "Model architecture (flux, wan, ...), if nothing in the file shows it.")
-stated = _together(
-    value("--alpha", "N", "lora_alpha used in training, if no file records it. States, never multiplies.", type=float),
-    value("--trained-scale", "S", "The scaling itself (lora_alpha / rank), instead of --alpha.", type=float),
-    choice("--trained-by", _TRAINERS, f"Trainer whose default scale was used: {_NAMES}.", metavar="NAME"),
-    value(
-        "--training-config",
-        "FILE",
-        "Training configuration that records the scale (YAML, JSON, TOML, hparams.yml, launch script, "
-        "adapter_config.json), if it is not in the folder of SOURCE's run.",
-        type=PATH,
-    ),
-    value(
-        "--as-in", "PROGRAM", "Keep what PROGRAM (see `loraforge doctor`) does with SOURCE, not the scale of training."
-    ),
-    flag("--as-loaded", "The same as --as-in diffusers."),
-    flag("--override-scale", "Use the scale you state, not the one that is recorded."),
-    architecture,
-)
-"""What the user can state about the training if no file records it."""
-fetch = flag("--fetch", "Download the tensors of a Hub file too, into the Hub's cache. Default: the header only.")
-checkpoint = _together(
-    value("--from from_", "FORMAT", "Format of SOURCE. Default: detected from its content.", callback=_format),
-    value("--iteration", "N", "Checkpoint to take from a run. Default: the one that `latest` names.", type=int),
-    flag("--ema", "Take the averaged weights (N-ema) instead of the plain ones."),
-)
-target = _together(
-    value("--to", "FORMAT", "Format to write; see `loraforge formats`.", callback=_format),
-    value("--for for_", "RUNTIME", "Program to write for, instead of --to; see `loraforge doctor`.", callback=_runtime),
-)
-drop = value(
-    "--drop", "PATTERN", "Leave out modules and tensors whose name matches (* and ?). Repeatable.", multiple=True
-)
-
-
-def dtype(text: str) -> Decorator:
-    """`--dtype`."""
-    return choice("--dtype", ["keep", "fp32", "bf16", "fp16"], text, default="keep", show_default=True)
+_KINDS: Mapping[str, dict[str, Any]] = {
+    "text": {},
+    "switch": {"default": None},  # one that is not given says neither yes nor no
+    "path": {"type": PATH},
+    "int": {"type": int},
+    "float": {"type": float},
+    "count": {"type": click.IntRange(min=1)},
+    "rank": {"type": click.IntRange(1, 128)},
+    "trainer": {"type": click.Choice(_TRAINERS)},
+    "format": {"callback": _format},
+    "runtime": {"callback": _runtime},
+    "architecture": {"callback": _architecture},
+    "strengths": {"callback": _strengths},
+    "pairs": {"callback": _pairs},
+}
+"""What a value is -> how click reads it. A text may be an address on the Hub, whose `//` a `Path` would change."""

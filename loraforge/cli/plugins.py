@@ -8,16 +8,14 @@ from typing import Any
 import click
 
 import loraforge
-from loraforge.cli.console import PATH, Numeric, as_json, say, show
-from loraforge.cli.options import flag, value
+from loraforge.cli.console import as_json, say, show
+from loraforge.cli.options import declared
 from loraforge.errors import LoraforgeError
 from loraforge.text import command
 
 
-@click.command(cls=Numeric, short_help="List the adapter formats.")
-@flag("--json json_", "Print JSON (schemas/formats.schema.json).")
+@declared("formats")
 def formats(json_: bool) -> None:
-    """List the adapter formats: which can be read and written, what each can hold, and the package that adds it."""
     from loraforge.cli.screen import table
     from loraforge.format.registry import known_plugins, owners
 
@@ -51,29 +49,14 @@ class _Layouts(click.Group):
         ctx.allow_interspersed_args = True
         return super().parse_args(ctx, args)
 
-
-class _Architecture(click.Argument):
-    """An argument that the usage of the group shows, and that of its commands does not."""
-
-    def get_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return super().get_usage_pieces(ctx) if isinstance(ctx.command, _Layouts) else []
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Without the architecture in the usage of its commands."""
+        return [param for param in super().get_params(ctx) if ctx.command is self or param.name != "name"]
 
 
-@click.group(
-    cls=_Layouts, invoke_without_command=True, short_help="Show how the frameworks name an architecture's parameters."
-)
-@click.argument("name", metavar="ARCHITECTURE", required=False, cls=_Architecture)
-@click.option("--mermaid", "kind", flag_value="mermaid", help="Print a Mermaid diagram.")
-@click.option("--dot", "kind", flag_value="dot", help="Print a Graphviz diagram.")
+@declared("layouts", _Layouts, invoke_without_command=True)
 @click.pass_context
-def layouts(ctx: click.Context, name: str | None, kind: str | None) -> None:
-    """Show the layouts of ARCHITECTURE side by side: the segments of the base model that each module holds.
-
-    \b
-    Examples:
-      loraforge layouts cogvideox
-      loraforge layouts cogvideox --mermaid
-    """
+def layouts(ctx: click.Context, name: str | None, mermaid: bool) -> None:
     if ctx.invoked_subcommand:
         return
     from loraforge.cli.screen import table
@@ -86,28 +69,15 @@ def layouts(ctx: click.Context, name: str | None, kind: str | None) -> None:
         table(["architecture", "title", "layouts"], rows)
         return
     arch = architecture(name)
-    if kind:
-        click.echo({"mermaid": picture.mermaid, "dot": picture.dot}[kind](arch))
+    if mermaid:
+        click.echo(picture.mermaid(arch))
         return
     for columns, *cells in (picture.table(arch), picture.dropped(arch)):
         table(columns, cells)
 
 
-@layouts.command(short_help="Write a checkpoint whose rows differ, to run a converter on.")
-@click.argument("source", metavar="A", type=PATH)
-@value("-o --out", "PATH", "File to write (.safetensors).", type=PATH, required=True)
-@flag("--adapter", "Write an adapter on the matrices, for a converter of LoRAs.")
-@value("--rank", "N", "Rank of the adapter. Default: 6.", type=click.IntRange(1, 128), default=6)
-@flag("-f --force", "Replace an earlier result.")
+@declared("layouts probe", within=layouts)
 def probe(source: Path, out: Path, **options: Any) -> None:
-    """Write a checkpoint with the names and shapes of A, and random rows, no two of them the same.
-
-    A real checkpoint has equal rows: norms of 1, biases of 0. Run a converter on the probe, and learn from both files.
-
-    \b
-    Example:
-      loraforge layouts probe original.safetensors -o probe.safetensors
-    """
     from loraforge.learning.probe import probe as write
 
     count = write(source, out, **options)
@@ -115,55 +85,15 @@ def probe(source: Path, out: Path, **options: Any) -> None:
     click.echo(f"{out}: {count} tensors. Run the converter on it, then: {line}")
 
 
-def _split(ctx: click.Context, param: click.Parameter, given: str | tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Words in two parts, `PATTERN=reason` or `A,B`."""
-    words, sep = ([given], ",") if isinstance(given, str) else (given, "=")
-    pairs = [tuple(word.split(sep, 1)) for word in words]
-    if any(len({*pair}) != 2 or not all(pair) for pair in pairs):
-        raise click.BadParameter(f"give {param.metavar}, two words.", ctx, param)
-    return pairs
-
-
-@layouts.command(short_help="Find the layout in which two checkpoints differ.")
-@click.argument("a", type=PATH)
-@click.argument("b", type=PATH)
-@value("-o --out", "PATH", "File to write (.toml); a new architecture is called so.", type=PATH, required=True)
-@value("--onto", "ARCHITECTURE", "Add A's layout to an architecture that knows B's names.")
-@value("--names layouts", "A,B", "What to call both layouts. Default: original,diffusers.", callback=_split,
-       default="original,diffusers")  # fmt: skip
-@value("--drop", "PATTERN=reason", "Leave out the tensors whose name matches (* and ?). Repeatable.", multiple=True,
-       callback=_split)  # fmt: skip
-@flag("-f --force", "Replace an earlier result.")
-@flag("--json json_", "Print JSON (schemas/learn.schema.json).")
+@declared("layouts learn", within=layouts)
 def learn(a: Path, b: Path, out: Path, layouts: list[tuple[str, str]], json_: bool, **options: Any) -> None:
-    """Compare the rows of A and B, which hold the same weights under two names, and write what goes where.
-
-    Best of a probe (loraforge layouts probe) and what a converter made of it. Numbers decide, never names; what they
-    leave open is listed and left out. The result is a file for --plugin.
-
-    \b
-    Examples:
-      loraforge layouts learn probe.safetensors converted.safetensors -o mymodel.toml
-      loraforge layouts learn comfy.safetensors diffusers/ --onto cogvideox --names comfy,diffusers -o comfy.toml
-    """
     from loraforge.learning.learn import learn as write
 
     show(write(a, b, out, layouts=layouts[0], **options), json_)
 
 
-@layouts.command(short_help="Try a layout on checkpoints of another size.")
-@click.argument("file", type=PATH)
-@click.argument("pairs", metavar="A B...", type=PATH, nargs=-1, required=True)
-@flag("--json json_", "Print JSON (schemas/layout-check.schema.json).")
+@declared("layouts check", within=layouts)
 def check(file: Path, pairs: tuple[Path, ...], json_: bool) -> None:
-    """Check that FILE moves checkpoint A to B in each bit. Of two pairs (A B A2 B2), also print the sizes they share.
-
-    The sizes are for a table [dimensions], which refuses an adapter whose modules are not of one model.
-
-    \b
-    Example:
-      loraforge layouts check mymodel.toml small.safetensors small-diffusers large.safetensors large-diffusers
-    """
     from loraforge.learning.check import check as compare
 
     if len(pairs) % 2:
@@ -171,25 +101,13 @@ def check(file: Path, pairs: tuple[Path, ...], json_: bool) -> None:
     show(compare(file, list(zip(pairs[::2], pairs[1::2], strict=True))), json_)
 
 
-@click.group(short_help="List, check and write plugins.")
+@declared("plugins", click.Group)
 def plugins() -> None:
-    """List the installed plugins, check a data file, or start a package of your own.
-
-    \b
-    Example:
-      loraforge plugins list
-    """
+    """A group does nothing by itself."""
 
 
-@plugins.command("list", short_help="List the plugins, and what is wrong with them.")
-@flag("--json json_", "Print JSON (schemas/plugins.schema.json).")
+@declared("plugins list", within=plugins)
 def plugins_list(json_: bool) -> None:
-    """List the plugins: what each adds, its package, and what is wrong with it.
-
-    \b
-    Example:
-      loraforge plugins list
-    """
     from dataclasses import asdict
 
     from loraforge.cli.screen import table
@@ -204,16 +122,8 @@ def plugins_list(json_: bool) -> None:
     tell_broken()
 
 
-@plugins.command("new", short_help="Write a ready plugin package.")
-@click.argument("name")
-@value("-o --out", "PATH", "Folder to write. Default: ./loraforge-NAME.", type=PATH)
+@declared("plugins new", within=plugins)
 def plugins_new(name: str, out: Path | None) -> None:
-    """Write a package that adds the format NAME: a data file to fill in, and a conformance test that passes.
-
-    \b
-    Example:
-      loraforge plugins new my-trainer
-    """
     from loraforge.format.new_plugin import new_plugin
 
     folder = new_plugin(name, out)
@@ -224,15 +134,8 @@ def plugins_new(name: str, out: Path | None) -> None:
     click.echo(f"  pip install '{path}[test]' && pytest {path}")
 
 
-@plugins.command("check", short_help="Find the faults of a data file.")
-@click.argument("file", type=PATH)
+@declared("plugins check", within=plugins)
 def plugins_check(file: Path) -> None:
-    """Check FILE, a TOML file that adds a format or layouts, and list the problems with their lines.
-
-    \b
-    Example:
-      loraforge plugins check kohya.toml
-    """
     from loraforge.names.check import check as faults
 
     adds, problems = faults(file)

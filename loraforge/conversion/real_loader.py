@@ -12,12 +12,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.differences import whole
 from loraforge.adapter.fits import fits, placed
-from loraforge.algebra.lora import Array, Delta, LoraWeight
-from loraforge.errors import FormatError, LoraforgeError, Try, adding
+from loraforge.algebra.lora import Delta, LoraWeight
+from loraforge.errors import FormatError, LoraforgeError, Try, adding, no_such, of_pipeline
+from loraforge.fusion.with_torch import as_array
 from loraforge.names.diffusers_config import Placed, entries, filled, sizes
 from loraforge.names.layout import Architecture, Variant
 from loraforge.scale.rule import Scale
@@ -31,17 +31,14 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
     when the loader is not installed, refuses the file or fills no module.
     """
     if loader not in LOADERS:
-        raise LoraforgeError(f"there is no loader {loader!r}; there are {', '.join(LOADERS)}.")
+        raise no_such("loader", loader, LOADERS)
     arch = adapter.model
     if not arch.transformer or not arch.pipelines:
         text = f"--in {loader} fills a model of Diffusers, and the data of {arch.title} names no class of one"
         raise LoraforgeError(f"{text}: config._class_name and pipelines.", command("loraforge", "layouts", arch.name))
-    try:
+    with of_pipeline(f"--in {loader}, the real loader,", "torch, diffusers, peft"):
         import diffusers
         import peft
-    except ImportError as error:
-        text = f"--in {loader} runs the real loader, and {error.name} is not installed here."
-        raise LoraforgeError(text, Try("pip install 'loraforge[pipeline]'", "torch, diffusers, peft")) from error
     try:
         shell = _shell(adapter, base)
         LOADERS[loader](file, shell, next(iter(arch.pipelines)))
@@ -54,8 +51,9 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
             f"{loader} refuses {file}: {reason}", *way, command("loraforge", "inspect", file)
         ) from error
     version = {"diffusers": diffusers, "peft": peft}[loader].__version__
+    layers, biases = _layers(shell)
     scale = Scale("recorded", f"the scaling of {loader} {version}'s own layers")
-    return Adapter(adapter.architecture, "diffusers", _layers(shell), scale)
+    return Adapter(adapter.architecture, "diffusers", layers, scale, biases)
 
 
 def _diffusers(file: Path, shell: Any, pipeline: str) -> None:
@@ -107,7 +105,7 @@ def _shell(adapter: Adapter, base: Path | None) -> Any:
 def _read(base: Path) -> dict[str, Any]:
     path = next((p for p in (base / "transformer" / "config.json", base / "config.json") if p.is_file()), None)
     if path is None:
-        raise FormatError(f"--base {base} has no config.json of a transformer.", command("ls", "-l", base))
+        raise FormatError(f"--base {base} has no config.json of a transformer.")
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -135,29 +133,23 @@ def _variant(arch: Architecture, every: Sequence[Placed]) -> Variant | None:
     return next(iter([*able, *arch.variants]), None)
 
 
-def _layers(model: Any) -> dict[str, Delta]:
-    """Module path -> the update its LoRA layer makes."""
+def _layers(model: Any) -> tuple[dict[str, Delta], dict[str, Delta]]:
+    """Module path -> the update its LoRA layer makes; and bias -> what the layer adds to it."""
     from peft.tuners.lora import LoraLayer
 
-    layers: dict[str, Delta] = {}
+    layers, biases = dict[str, Delta](), dict[str, Delta]()
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
         for adapter in layer.lora_A:
-            A, B = (_numpy(factors[adapter].weight) for factors in (layer.lora_A, layer.lora_B))
+            A, B = (as_array(factors[adapter].weight) for factors in (layer.lora_A, layer.lora_B))
             magnitudes = layer.lora_magnitude_vector
-            magnitude = _numpy(magnitudes[adapter].weight).reshape(-1) if adapter in magnitudes else None
+            magnitude = as_array(magnitudes[adapter].weight).reshape(-1) if adapter in magnitudes else None
             rank, kernel = A.shape[0], A.shape[2:]
             scaling = float(layer.scaling[adapter])
             weight = LoraWeight(A.reshape(rank, -1), B.reshape(-1, rank), scaling, magnitude, kernel)
-            layers[name.removeprefix("base_model.model.")] = (weight,)
-    return layers
-
-
-def _numpy(tensor: Any) -> Array:
-    import torch
-
-    plain = tensor.detach().cpu().contiguous()
-    bits = plain.dtype == torch.bfloat16  # which numpy does not have
-    array: Array = plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if bits else plain.numpy()
-    return array
+            path = name.removeprefix("base_model.model.")
+            layers[path] = (weight,)
+            if (bias := layer.lora_B[adapter].bias) is not None:
+                biases[f"{path}.bias"] = whole(as_array(bias), scaling)
+    return layers, biases

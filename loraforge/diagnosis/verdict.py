@@ -105,7 +105,6 @@ class Diagnosis(Document):
         return self.judgement.kind is Kind.AS_TRAINED and all(finding.severity != "wrong" for finding in self.settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document. Its shape is a promise: see the schema."""
         return {
             "schema": f"loraforge.{self.schema}.v1",
             "path": self.path,
@@ -124,7 +123,8 @@ class Diagnosis(Document):
         """The verdict first, for a terminal; the table of runtimes is printed by the command."""
         table = [*self.facts, *(("fix" if not n else "", line) for n, line in enumerate(self.fix))]
         for entry in self.errors:
-            table += [(entry["id"], f"{entry['title']}: {entry['cause']}"), ("", entry["fix"])]
+            perhaps = "" if entry["sure"] else "perhaps "
+            table += [(entry["id"], f"{perhaps}{entry['title']}: {entry['cause']}"), ("", entry["fix"])]
             table += [("", entry["fix_command"])] if entry["fix_command"] else []
         table += [(f.severity, _beside(f)) for f in self.settings if f.severity != "fine"]
         fine = [f.key for f in self.settings if f.severity == "fine"]

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from loraforge.tables import package_table, with_tuples
+from loraforge.facts.logs import Log, log_of
+from loraforge.tables import package_tables, with_tuples
 from loraforge.text import command
 
-MOST = 4_000_000
-"""Number of characters that are searched, at the end of a log."""
+SHORT = 600
+"""A text of at most this many characters has no room for the words of `near`: it matches without them, unsurely."""
+QUOTE = 240
+"""The most characters of the user's own lines that are quoted."""
 NEAR = 4_000
 """Distance, in characters, within which the words of `near` and `unless` are looked for."""
 TRIES = 500
@@ -31,6 +36,7 @@ class Symptom:
     """One failure: text, cause, check and fix. schemas/symptoms.schema.json explains the fields."""
 
     id: str
+    program: str
     title: str
     title_zh: str
     any: tuple[str, ...]
@@ -48,50 +54,108 @@ class Symptom:
     check_command: str | None = None
     fix_command: str | None = None
 
-    def to_dict(self, lang: str = "en", file: str | Path = "ADAPTER") -> dict[str, Any]:
-        """The entry of the JSON document in one language; `file` is the adapter in its commands."""
-        return {
-            "id": self.id,
-            "title": self.text("title", lang),
-            "texts": list(self.any),
-            "exact": self.exact,
-            "cause": self.text("cause", lang),
-            "check": self.text("check", lang),
-            "check_command": filled(self.check_command, file),
-            "fix": self.text("fix", lang),
-            "fix_command": filled(self.fix_command, file),
-            "sources": list(self.sources),
-        }
-
     def text(self, field: str, lang: str) -> str:
         """The field `title`, `cause`, `check` or `fix` in a language: en or zh."""
         return str(getattr(self, f"{field}_zh" if lang == "zh" else field))
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A failure that a log shows, or that was asked for by its id: then without lines."""
+
+    symptom: Symptom
+    lines: tuple[int, int] | None = None
+    """The numbers of the first and the last line of its text."""
+    quote: str | None = None
+    """What stands there."""
+    is_sure: bool = True
+    """False if the text is too short to hold the words of `near`."""
+
+    def to_dict(self, lang: str = "en", file: str | Path = "ADAPTER") -> dict[str, Any]:
+        """The entry of the JSON document in one language; `file` is the adapter in its commands."""
+        entry = self.symptom
+        return {
+            "id": entry.id,
+            "program": entry.program,
+            "title": entry.text("title", lang),
+            "texts": list(entry.any),
+            "exact": entry.exact,
+            "lines": self.lines and list(self.lines),
+            "quote": self.quote,
+            "sure": self.is_sure,
+            "near": list(entry.near),
+            "cause": entry.text("cause", lang),
+            "check": entry.text("check", lang),
+            "check_command": filled(entry.check_command, file),
+            "fix": entry.text("fix", lang),
+            "fix_command": filled(entry.fix_command, file),
+            "sources": list(entry.sources),
+        }
+
+
 @cache
 def symptoms() -> Mapping[str, Symptom]:
-    """Every known failure, by its id."""
-    return {name: Symptom(name, **with_tuples(entry)) for name, entry in package_table("facts/symptoms").items()}
+    """Every known failure, by its id: D1, D2, ..."""
+    files = package_tables("facts/symptoms").values()
+    rows = {name: (file["program"], row) for file in files for name, row in file.items() if name != "program"}
+    return {
+        name: Symptom(name, rows[name][0], **with_tuples(rows[name][1]))
+        for name in sorted(rows, key=lambda name: int(name[1:]))
+    }
 
 
-def find(text: str) -> list[Symptom]:
+def find(log: str | Log) -> list[Found]:
     """The failures whose text occurs in a log: the longest literal text first, then the last in the log."""
-    log = normal(text)
-    ranks = dict[str, tuple[int, int]]()
+    parts = [_Searched(part.line, part.content) for part in (log_of(log) if isinstance(log, str) else log)]
+    sure = _found(parts, is_sure=True)
+    return sure if sure or sum(len(part.log) for part in parts) > SHORT else _found(parts, is_sure=False)
+
+
+def _found(parts: list[_Searched], *, is_sure: bool) -> list[Found]:
+    ranks = dict[str, tuple[int, int, int, int]]()
     for symptom in symptoms().values():
-        if matches := [match for fragment in symptom.any if (match := _match(log, fragment, symptom))]:
-            ranks[symptom.id] = max(matches)
+        for number, part in enumerate(parts):
+            for fragment in symptom.any:
+                if match := _match(part.log, fragment, symptom.near if is_sure else (), symptom.unless):
+                    literal, start, end = match
+                    ranks[symptom.id] = max(ranks.get(symptom.id, (0, 0, 0, 0)), (literal, number, end, start))
     less_specific = {name for match in ranks for name in symptoms()[match].over}
     order = sorted(ranks.keys() - less_specific, key=lambda name: ranks[name], reverse=True)
-    return [symptoms()[name] for name in order]
+    return [
+        Found(symptoms()[name], *parts[number].quoted(start, end), is_sure)
+        for name, (_, number, end, start) in ((name, ranks[name]) for name in order)
+    ]
 
 
-def normal(text: str) -> str:
-    """The end of a text as it is searched: without colour codes, in lower case, with single spaces."""
-    plain = _COLOUR.sub("", text[-MOST:])
-    for escaped in "'", '"', "\\":  # logs of JSON lines escape these
-        plain = plain.replace(f"\\{escaped}", escaped)
-    return " ".join(plain.lower().split())
+class _Searched:
+    """A part of a log as it is searched: without colour codes, in lower case, with single spaces."""
+
+    def __init__(self, line: int, text: str) -> None:
+        plain = _COLOUR.sub("", text)
+        for escaped in "'", '"', "\\":  # logs of JSON lines escape these
+            plain = plain.replace(f"\\{escaped}", escaped)
+        self.log = " ".join(plain.lower().split())
+        self._line, self._plain = line, plain
+        self._lines = list[str]()
+        self._words = list[int]()
+
+    def quoted(self, start: int, end: int) -> tuple[tuple[int, int], str]:
+        """The numbers of the first and last line of `log[start:end]`, and what stands there, with single spaces."""
+        if not self._lines:
+            self._lines = self._plain.split("\n")
+            self._words = list(accumulate(len(line.split()) for line in self._lines))  # words to the end of each line
+        word = self.log.count(" ", 0, start)
+        first = bisect_right(self._words, word)
+        last = bisect_right(self._words, word + self.log.count(" ", start, end - 1))
+        words = " ".join(self._lines[first : last + 1]).split()
+        number = word - (self._words[first - 1] if first else 0)
+        before = max(0, number - 8)
+        text = " ".join(words[before : number + QUOTE])
+        at = len(" ".join(words[before:number])) + start - self.log.rfind(" ", 0, start) - 1
+        cut = max(0, at - QUOTE // 4) if len(text) > QUOTE else 0
+        quote = text[cut : cut + QUOTE]
+        is_begin, is_end = not before and not cut, number + QUOTE >= len(words) and cut + QUOTE >= len(text)
+        return (self._line + first, self._line + last), f"{'' if is_begin else '...'}{quote}{'' if is_end else '...'}"
 
 
 def filled(template: str | None, file: str | Path) -> str | None:
@@ -114,21 +178,21 @@ def _pieces(fragment: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(parts[::2]), tuple(GAPS[wild] for wild in parts[1::2])
 
 
-def _match(log: str, fragment: str, symptom: Symptom) -> tuple[int, int] | None:
-    """The last occurrence with a `near` word and no `unless` word around it: its literal characters and its end."""
+def _match(log: str, fragment: str, near: tuple[str, ...], unless: tuple[str, ...]) -> tuple[int, int, int] | None:
+    """The last occurrence with a `near` word and no `unless` word around it: its literal characters, start and end."""
     pieces, gaps = _pieces(fragment)
     limit = len(log)
     for _ in range(TRIES):
-        end = log.rfind(pieces[-1], 0, limit)
-        if end < 0:
+        last = log.rfind(pieces[-1], 0, limit)
+        if last < 0:
             return None
-        limit = end + len(pieces[-1]) - 1
-        start = _start(log, pieces, gaps, end)
+        limit = last + len(pieces[-1]) - 1
+        start = _start(log, pieces, gaps, last)
         if start is None:
             continue
-        around = log[max(0, start - NEAR) : end + NEAR]
-        if (not symptom.near or _has(around, symptom.near)) and not _has(around, symptom.unless):
-            return sum(map(len, pieces)), end + len(pieces[-1])
+        around = log[max(0, start - NEAR) : last + NEAR]
+        if (not near or _has(around, near)) and not _has(around, unless):
+            return sum(map(len, pieces)), start, last + len(pieces[-1])
     return None
 
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraforge.errors import LoraforgeError, Try, adding
+from loraforge.errors import LoraforgeError, Try, adding, no_such
 from loraforge.facts.given_settings import KEYS, Settings, Value
 from loraforge.tables import package_table, with_tuples
-from loraforge.text import shown
 
 USUAL_RANK = 128
 """The default rank of CogVideo's trainers."""
@@ -113,4 +112,4 @@ def preset_entry(name: str) -> Mapping[str, Any]:
 
 def _known(name: str, names: Mapping[str, Any], what: str, *remedies: Try) -> None:
     if name not in names:
-        raise LoraforgeError(f"there is no {what} {shown(name)}; there are {', '.join(names)}.", *remedies)
+        raise no_such(what, name, names, *remedies)

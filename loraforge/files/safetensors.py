@@ -49,12 +49,14 @@ def read_safetensors(path: Path) -> TensorFile:
             raise FileError(f"{what}: no loader opens the file. {whole}") from error
         text = f"{path} is not a healthy safetensors file: {error}. Download or save it again."
         raise FileError(text, remedy) from error
-    metadata = header.pop("__metadata__", {})
-    tensors = {}
-    for key, entry in header.items():
-        if entry["dtype"] not in BYTES:
-            raise FileError(f"{path}: {key} has element type {entry['dtype']}, which no adapter is stored in.", remedy)
-        tensors[key] = TensorInfo(entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+    metadata, start = header.pop("__metadata__", {}), 8 + length
+    tensors = {
+        key: TensorInfo(entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
+        for key, entry in header.items()
+    }
+    if other := next((key for key, info in tensors.items() if info.dtype not in BYTES), ""):
+        what = f"{path}: {other} has element type {tensors[other].dtype}"
+        raise FileError(f"{what}, which no adapter is stored in.", remedy)
     return TensorFile(path, "safetensors", path.stat().st_size, tensors, metadata)
 
 

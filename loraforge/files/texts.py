@@ -9,28 +9,27 @@ from typing import Any
 
 import yaml
 
-from loraforge.errors import FileError, ScaleError, adding
-from loraforge.text import command, shown
+from loraforge.errors import FileError, ScaleError, absent, adding
+from loraforge.text import shown
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises FileError if there is none."""
-    look = command("ls", "-l", file)
     try:
         value = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{file} cannot be read as JSON: {error}.", look) from error
+        raise FileError(f"{file} cannot be read as JSON: {error}.") from error
     if not isinstance(value, dict):
-        raise FileError(f"{file} holds no JSON object.", look)
+        raise FileError(f"{file} holds no JSON object.")
     return value
 
 
 def read_yaml(path: Path) -> Any:
     """The document of a training YAML. Raises ScaleError if it is missing, too large or not such a text."""
     if not path.is_file():
-        raise ScaleError(f"{path} does not exist.", command("ls", "-l", path.parent))
+        raise absent(path, kind=ScaleError)
     if path.stat().st_size > 1 << 18:
-        raise ScaleError(f"{path} has more than 256 kB: it is no training YAML.", command("ls", "-l", path))
+        raise ScaleError(f"{path} has more than 256 kB: it is no training YAML.")
     try:
         return parse_yaml(path.read_bytes())
     except Exception as error:  # PyYAML raises any error on odd text, like IndexError for `!!int ""`

@@ -54,7 +54,7 @@ def read_torch(path: Path) -> TensorFile:
     # zipfile raises NotImplementedError, a RuntimeError, for a compression or a version that it does not know
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OverflowError, OSError) as error:
         text = f"{path} is a damaged torch archive ({error}). Copy or download it again."
-        raise FileError(text, command("ls", "-l", path)) from error
+        raise FileError(text) from error
     if "data.pkl" not in content:
         text = f"{path} is a zip archive, but not one torch.save wrote: it has no data.pkl."
         raise FileError(text, command("unzip", "-l", path))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from loraforge.errors import FormatError, Try
+from loraforge.errors import FormatError, Try, no_such
 from loraforge.format.data import DataFormat
 from loraforge.format.diffusers import DiffusersFormat
 from loraforge.format.other import OtherFormat
@@ -115,11 +115,14 @@ def renamed(name: str) -> tuple[str, str]:
     return earlier.get(name, (name, ""))
 
 
-def named(name: str) -> Format:
-    """The format of that name, present or earlier. Raises FormatError with the known names and faulty plugins."""
-    present = renamed(name)[0]
-    if present not in formats():
+def named(name: str, *, written: bool = False) -> Format:
+    """The format of that name, present or earlier. Raises FormatError with the known names and faulty plugins.
+
+    `written`: only those that are written count.
+    """
+    known = {each: form for each, form in formats().items() if form.writer or not written}
+    if (present := renamed(name.lower())[0]) not in known:
         faulty = [Try(command("loraforge", "plugins", "list"), f"{p.name}: {p.errors[0]}") for p in broken()]
-        text = f"there is no format {name!r}; there are {', '.join(formats())}."
-        raise FormatError(text, *(faulty[:3] or [Try(command("loraforge", "formats"))]))
-    return formats()[present]
+        remedies = faulty[:3] or [Try(command("loraforge", "formats"))]
+        raise no_such("format", name, known, *remedies, kind=FormatError, which="that is written" if written else "")
+    return known[present]

@@ -34,10 +34,11 @@ from loraforge.scale.run_folders import as_typed, of_several_runs, own
 from loraforge.text import command, listed, shown, told
 
 _OWN = re.compile(
-    rf"{re.escape(SAT_PREFIX)}|mixins\.|.*\.matrix_[AB]\."
-    r"|transformer\.layers\.\d+\.(attention\.(query_key_value|dense)|mlp\.dense_\w+|\w*layernorm)\b"
+    rf"(?:{'|'.join(map(re.escape, STYLE.prefixes))})(?:mixins\."
+    r"|transformer\.layers\.\d+\.(attention\.(query_key_value|dense)|mlp\.dense_\w+|\w*layernorm)\b)"
 )
-"""How keys of SAT begin. Blocks are called `transformer.layers` in Diffusers' files of Z-Image and Lumina 2 too."""
+"""How keys of SAT begin. Blocks are called `transformer.layers` in Diffusers' files of Z-Image and Lumina 2 too, and
+`model.diffusion_model.` stands before the names of any whole model."""
 
 
 class SatFormat:
@@ -55,7 +56,7 @@ class SatFormat:
         if base and base.is_dir():
             checkpoint = self.find(base, Choice()) or self.below(base)
             if checkpoint is None:
-                raise FileError(f"--base {base} has no SAT checkpoint in it.", command("ls", "-l", base))
+                raise FileError(f"no SAT checkpoint was found in --base {base}.")
             base = checkpoint.path
         return SatWriter(wanted, base)
 

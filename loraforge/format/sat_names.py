@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import product
 
 from loraforge.format.keys import KeyStyle, Spelling
 
@@ -18,7 +19,11 @@ SAT_PREFIX = "model.diffusion_model."
 
 _COMPONENTS = {SAT_PREFIX: "transformer (base)", "conditioner.": "text encoder (T5)", "first_stage_model.": "VAE"}
 
-STYLE = KeyStyle((Spelling(".matrix_A", ".matrix_B"),), prefixes=(SAT_PREFIX, ""), parts=True)
+_AROUND = product(("", "module."), ("", "diffusion_model.", SAT_PREFIX), ("", "_orig_mod."))
+PREFIXES = (SAT_PREFIX, *map("".join, _AROUND))
+"""What stands before a module's path: SAT's own, and what DistributedDataParallel or torch.compile makes of it."""
+
+STYLE = KeyStyle((Spelling(".matrix_A", ".matrix_B"),), PREFIXES, parts=True)
 
 
 def is_lora(key: str) -> bool:

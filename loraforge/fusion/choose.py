@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraforge.errors import LoraforgeError, adding
+from loraforge.errors import LoraforgeError, adding, no_such
 from loraforge.fusion.backend import FusionBackend
 from loraforge.fusion.with_numpy import NumpyBackend
 from loraforge.fusion.with_torch import TorchBackend
@@ -45,8 +45,7 @@ def choose(name: str = "auto", device: str = "auto") -> tuple[FusionBackend, str
     """
     known = backends()
     if name not in ("auto", *known):
-        text = f"there is no fusion backend {name!r}; there are {', '.join(known)}."
-        raise LoraforgeError(text, adding("--backend", "auto"))
+        raise no_such("fusion backend", name, known, adding("--backend", "auto"))
     able = {key: devices for key, b in known.items() if name in ("auto", key) and (devices := b.devices())}
     kind = device.partition(":")[0]
     fitting = {key: devices for key, devices in able.items() if device == "auto" or kind in devices}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from loraforge.algebra.lora import Array
@@ -33,11 +34,8 @@ class TorchBackend:
 
         wide = torch.float64 if weight.dtype == np.float64 else torch.float32
 
-        def on_device(x: Array) -> torch.Tensor:
-            plain = np.ascontiguousarray(x)
-            held = plain.view(np.int16) if plain.dtype.name == "bfloat16" else plain
-            tensor = torch.from_numpy(held if held.flags.writeable else held.copy())
-            return (tensor.view(torch.bfloat16) if plain.dtype.name == "bfloat16" else tensor).to(device).to(wide)
+        def on_device(x: Array) -> Any:
+            return as_tensor(x).to(device).to(wide)
 
         with torch.inference_mode():
             W = on_device(weight)
@@ -56,5 +54,24 @@ class TorchBackend:
             applied = fused - W  # not in place: in float32 the fused weights are no copy
             pairs = ((W, W), (D, D), (applied, applied), (applied, D), (applied - D, applied - D))
             base, ideal, kept, product, lost = (float((x * y).sum(dtype=torch.float64)) for x, y in pairs)
-            back = fused.view(torch.int16) if fused.dtype == torch.bfloat16 else fused
-            return back.cpu().numpy().view(dtype), Sums(W.numel(), unchanged, base, ideal, kept, product, lost)
+            return as_array(fused), Sums(W.numel(), unchanged, base, ideal, kept, product, lost)
+
+
+def as_tensor(array: Array) -> Any:
+    """A copy as a tensor: the memory of a file is read-only."""
+    import torch
+
+    plain = np.ascontiguousarray(array)
+    if plain.dtype.name == "bfloat16":  # a type of ml_dtypes, unknown to torch
+        return torch.from_numpy(plain.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(plain.copy())
+
+
+def as_array(tensor: Any) -> Array:
+    """The numbers of a tensor of any device."""
+    import torch
+
+    plain = tensor.detach().cpu().contiguous()
+    bits = plain.dtype == torch.bfloat16  # which numpy does not have
+    array: Array = plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if bits else plain.numpy()
+    return array

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from loraforge.document import Document, rows
 from loraforge.errors import FormatError, LoraforgeError, OutputError, adding
-from loraforge.files.destination import Destination, replacing
+from loraforge.files.destination import destination, replacing
 from loraforge.learning.checkpoint import Checkpoint, open_checkpoint
 from loraforge.learning.layout_file import as_toml, named, new_architecture, new_layout, stacks
 from loraforge.learning.matching import match
@@ -37,7 +37,6 @@ class Learned(Document):
     """Why -> modules, with `*` for their numbers."""
 
     def lines(self) -> list[str]:
-        """The report for a terminal."""
         next_line = f"{command('loraforge', 'layouts', 'check', Path(self.path))} A2 B2   # of another size"
         title = f"{self.path}: {', '.join(self.adds)}; {len(self.templates)} templates"
         left_out = [("left out", f"{path}: {why}") for why, paths in self.left_out.items() for path in paths]
@@ -61,8 +60,7 @@ def learn(
     """
     if out.suffix != ".toml":
         raise OutputError(f"{out}: a layout is a TOML file.", adding("-o", out.with_suffix(".toml")))
-    if out.exists() and not force:
-        raise OutputError(f"{out} exists.", adding("--force", why="replace it"))
+    target = destination(out.parent, "", (out.name,), (), force=force)
     name = onto or out.stem.lower().replace("-", "_")
     if not onto and (name in known_without(out.name) or not re.fullmatch("[a-z][a-z0-9_]*", name)):
         text = f"{name!r} is an architecture already, or no name of one: small letters, digits and underscores."
@@ -91,7 +89,7 @@ def learn(
     made = f"Learned by `{command('loraforge', 'layouts', 'learn', a.name, b.name)}` from the numbers of both."
     comment = "".join(f"# {line}\n" for line in (made, *(f"Left out, {reason}" for reason in reasons)))
     text = f"{comment}{as_toml(tables)}\n"
-    with replacing(Destination(out.parent, (out.name,)), len(text), force=force) as folder:
+    with replacing(target, len(text), force=force) as folder:
         (folder / out.name).write_text(text, "utf-8")
         adds, problems = check(folder / out.name)
         if problems:

@@ -13,19 +13,18 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Unpack
-
-import numpy as np
 
 from loraforge.adapter import relayout
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.adapter.drop import without
 from loraforge.adapter.fit import Plan, Policy, carry_out, plan, refusal, too_lossy
-from loraforge.algebra.lora import Array
 from loraforge.conversion.read import read
-from loraforge.errors import ConversionError, LoraforgeError, Try
+from loraforge.errors import ConversionError, LoraforgeError, Try, leaving_out, of_pipeline
 from loraforge.format.diffusers import STYLE
+from loraforge.fusion.with_torch import as_tensor
 from loraforge.live.acting import Cast, Update, fuses_itself, group_offload, idle, is_bypassed, placed
 from loraforge.live.state import LiveState, guarded, layers
 from loraforge.live.target import of_its_model, refuse_misfits, transformer_of
@@ -73,7 +72,9 @@ def load_into(
     leaves the pipeline as it was if the adapter's scale is unknown, if it is for another base model, if a layer could
     not act, or if a library is missing.
     """
-    _libraries()
+    with of_pipeline("a live pipeline", EXTRA.why):
+        for library in ("diffusers", "peft", "torch"):
+            import_module(library)
     transformer = transformer_of(pipe)
     if not isinstance(strength, int | float) or not math.isfinite(strength):
         raise LoraforgeError(f"the strength {shown(strength)} is no number.", "strength=1.0")
@@ -93,6 +94,9 @@ def load_into(
 
 def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None) -> Loaded:
     adapter = of_its_model(transformer, adapter)
+    if adapter.differences:
+        text = f"no layer of PEFT is given the whole differences of {listed([*adapter.differences])}: fuse adds them."
+        raise ConversionError(text, leaving_out(adapter.differences))
     plans = fitted(adapter)
     refuse_misfits(transformer, adapter, plans)
     name = name or _free_name(transformer, adapter)
@@ -253,16 +257,6 @@ def fitted(adapter: Adapter) -> list[Plan]:
     return plan(relaid, Storage(), policy, arch.layouts["diffusers"].stacked, "diffusers", ranks)
 
 
-def _libraries() -> None:
-    try:
-        import diffusers  # noqa: F401 - whether it is installed
-        import peft  # noqa: F401 - the same
-        import torch  # noqa: F401 - the same
-    except ImportError as error:
-        text = f"an adapter goes into a live pipeline with {error.name}, which is not installed here."
-        raise LoraforgeError(text, EXTRA) from error
-
-
 def _free_name(transformer: Any, adapter: Adapter) -> str:
     """A name that no adapter of the transformer has, without a dot: PEFT makes names part of module paths."""
     start = (adapter.source.run if adapter.source else "adapter").replace(".", "_")
@@ -276,19 +270,9 @@ def _as_diffusers(plans: list[Plan]) -> tuple[dict[str, Any], dict[str, Any]]:
     if lossy := too_lossy([step for _, step in done]):
         raise refusal(lossy, len(plans), "the types of their numbers")
     deltas = {step.module: delta for delta, step in done}
-    state = {key: _tensor(array) for path, delta in deltas.items() for key, array in STYLE.encode(path, delta)}
+    state = {key: as_tensor(array) for path, delta in deltas.items() for key, array in STYLE.encode(path, delta)}
     ranks = {path: delta[0].rank for path, delta in deltas.items()}
     scalings = {path: delta[0].scaling for path, delta in deltas.items()}
     dora = any(w.magnitude is not None for delta in deltas.values() for w in delta)
     config = peft_config.config(ranks, scalings, dora=dora)
     return state, {f"{COMPONENT}.{key}": value for key, value in config.items()}
-
-
-def _tensor(array: Array) -> Any:
-    """A copy as a tensor: the memory of a file is read-only."""
-    import torch
-
-    plain = np.ascontiguousarray(array)
-    if plain.dtype.name == "bfloat16":  # a type of ml_dtypes, unknown to torch
-        return torch.from_numpy(plain.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(plain.copy())

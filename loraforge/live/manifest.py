@@ -28,7 +28,7 @@ def check_inputs(manifest: Mapping[str, Any], plan: RunPlan) -> None:
     for name, path in plan.inputs.items():
         before = manifest["inputs"].get(name)
         if before and str(path) == manifest[name] and _digest(path) != before:
-            raise LoraforgeError(f"{path} is not the {name} of the manifest.", command("ls", "-l", str(path)))
+            raise LoraforgeError(f"{path} is not the {name} of the manifest.")
 
 
 def manifest_of(
@@ -74,11 +74,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
         fault = first_fault(manifest, "manifest")
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
+        raise FileError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         fault = str(error).partition("\n")[0][:200]
     if fault:
-        raise FileError(f"{path} is no manifest of `loraforge run`: {fault}.", command("ls", "-l", path))
+        raise FileError(f"{path} is no manifest of `loraforge run`: {fault}.")
     named = [(manifest, key) for key in ("base", "image", "video")]
     for table, key in (*named, *((part, "path") for part in manifest["adapters"])):
         text = table[key]

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loraforge.errors import FileError, LoraforgeError, OutputError, Try, adding, of_pipeline
+from loraforge.errors import FileError, LoraforgeError, OutputError, Try, absent, adding, of_pipeline
 from loraforge.files.destination import destination, replacing
 from loraforge.media.metrics import Frames
-from loraforge.text import command, plain
+from loraforge.text import plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,7 +110,7 @@ def read_image(path: Path) -> Image:
             return upright.convert("RGB")
     except Exception as error:  # decoders raise errors of many types
         why = plain(str(error) or type(error).__name__, 200).removesuffix(".")
-        raise FileError(f"{path} is no picture that can be read: {why}.", Try(command("file", path))) from error
+        raise FileError(f"{path} is no picture that can be read: {why}.") from error
 
 
 def _checked(frames: Iterable[Frames], path: Path) -> Iterator[Frames]:
@@ -187,9 +187,8 @@ def _ending(status: int, messages: bytes) -> str:
 
 def _must_exist(path: Path) -> None:
     if not path.is_file():
-        kind = "a folder, not a file" if path.is_dir() else "not there"
-        raise FileError(f"{path} is {kind}.", Try(command("ls", "-l", path if path.is_dir() else path.parent)))
+        raise FileError(f"{path} is a folder, not a file.") if path.is_dir() else absent(path)
 
 
 def _no_film(path: Path, why: str) -> FileError:
-    return FileError(f"{path} is no film that can be read: {why}.", Try(command("file", path), "what it is"))
+    return FileError(f"{path} is no film that can be read: {why}.")

@@ -20,7 +20,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
     Raises LayoutError that lists all problems of the file.
     """
     arch = built(data)
-    problems = [*_wrong_segments(data), *_wrong_dimensions(data, arch), *_wrong_classes(arch), *_misnamed(arch)]
+    problems = [*_wrong_segments(data), *_wrong_dimensions(arch), *_wrong_classes(arch), *_misnamed(arch)]
     holes: dict[str, tuple[str, frozenset[str]]] = {}
     for layout in arch.layouts.values():
         faults = [*_misplaced(layout, arch, holes), *_misdropped(layout, arch)]
@@ -93,9 +93,6 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
         yield from (Fault(f"{table}: unknown segment {segment!r}", (segment,)) for segment in unknown)
     counts = Counter(segment for segments in kinds.values() for segment in segments)
     yield from (Fault(f"unadapted: segment {s!r} is listed {n} times", (s,)) for s, n in counts.items() if n > 1)
-    for segment, names in data.get("parameters", {}).items():
-        if not names or any(not name or "." in name for name in names):
-            yield Fault(f"parameters: {list(names)} of segment {segment!r} are no names of parameters", (segment,))
     for name, variant in variants.items():
         both = variant.get("shapes", {}).keys() & set(variant.get("absent", ()))
         yield from (Fault(f"variant {name}: segment {s!r} is absent, and has a shape", (s,)) for s in sorted(both))
@@ -103,11 +100,8 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
             yield Fault(f"variant {name}: no shape of {told_by!r}, by which variants are told")
 
 
-def _wrong_dimensions(data: Mapping[str, Any], arch: Architecture) -> Iterator[Fault]:
-    """Sizes that are malformed, or contradict the rows of a stack or a released variant."""
-    for segment, texts in data.get("dimensions", {}).items():
-        if segment not in arch.dimensions:
-            yield Fault(f"dimensions: {list(texts)} of {segment!r} are not rows and inputs like '4 d', 'd' or '64'")
+def _wrong_dimensions(arch: Architecture) -> Iterator[Fault]:
+    """Sizes that contradict the rows of a stack or a released variant."""
     for layout in arch.layouts.values():
         for template, stack in layout.modules.items():
             known = [s for s in stack if s in arch.segments.keys() & arch.dimensions]
@@ -136,8 +130,6 @@ def _misplaced(layout: Layout, arch: Architecture, holes: dict[str, tuple[str, f
     templates = list(layout.modules)
     for n, (template, stack) in enumerate(layout.modules.items()):
         yield from _malformed(template)
-        if not stack:
-            yield Fault(f"{template.text!r} stacks no segment", (template.text,))
         for earlier in templates[:n]:
             clash = template.overlaps(earlier) or template.overlaps(earlier, "_")
             if clash and not template.ends(earlier) and not earlier.ends(template):

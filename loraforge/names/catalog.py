@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from loraforge.errors import FormatError, LoraforgeError
+from loraforge.errors import FormatError, LoraforgeError, no_such
 from loraforge.names import bijection
 from loraforge.names.index import built_in
 from loraforge.names.layout import Architecture, Layout, pattern
@@ -130,8 +130,7 @@ def architecture(name: str) -> Architecture:
         titles = architectures().index.titles.items()
         if meant := next((known for known, title in titles if name.lower() in (known, title.lower())), ""):
             return architectures()[meant]
-        text = f"there is no architecture {name!r}; there are {', '.join(architectures())}."
-        raise FormatError(text, command("loraforge", "layouts"))
+        raise no_such("architecture", name, architectures(), command("loraforge", "layouts"), kind=FormatError)
     return architectures()[name]
 
 

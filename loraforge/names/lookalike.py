@@ -13,7 +13,7 @@ from loraforge.tables import package_table
 
 _FACTOR = re.compile(
     r"(?P<path>.+?)(?P<word>\.lora_[AaBb]|\.lora_(?:down|up)|[._]lora\.(?:down|up)|\.lora_magnitude_vector|\.(?:down|up)(?=\.weight)"
-    r"|\.hada_[wt]\d\w*|\.lokr_[wt]\d\w*|\.oft_\w+|\.dora_scale|\.diff(?:_b)?|\.alpha)(?P<rest>\..*)?",
+    r"|\.hada_[wt]\d\w*|\.lokr_[wt]\d\w*|\.oft_\w+|\.matrix_[AB]|\.dora_scale|\.diff(?:_b)?|\.alpha)(?P<rest>\..*)?",
     re.DOTALL,
 )
 

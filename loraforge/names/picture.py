@@ -1,4 +1,4 @@
-"""Pictures of an architecture: its layouts side by side as a table, as Mermaid and as Graphviz. No numpy."""
+"""Pictures of an architecture: its layouts side by side as a table, and as a Mermaid diagram. No numpy."""
 
 from __future__ import annotations
 
@@ -24,56 +24,35 @@ def dropped(arch: Architecture) -> list[list[str]]:
 
 
 def mermaid(arch: Architecture) -> str:
-    """The graph as a Mermaid flowchart: modules of one layout, segments, modules of the others."""
-    groups, edges = _graph(arch)
-    lines = ["flowchart LR"]
-    for box, title, nodes in groups:
-        lines += [f"  subgraph {box}[{_quoted(title, '#quot;')}]"]
-        lines += [f"    {node}[{_quoted(label, '#quot;')}]" for node, label in nodes] + ["  end"]
-    lines += [f"  {start} -->{f'|{nth}|' if nth else ''} {end}" for start, end, nth in edges]
-    return "\n".join(lines) + "\n"
-
-
-def dot(arch: Architecture) -> str:
-    """The graph in Graphviz's language: modules of one layout, segments, modules of the others."""
-    groups, edges = _graph(arch)
-    lines = [f"digraph {arch.name} {{", "  rankdir=LR;", "  node [shape=box];"]
-    for box, title, nodes in groups:
-        lines += [f"  subgraph cluster_{box} {{", f"    label={_quoted(title, _DOT)};"]
-        lines += [f"    {node} [label={_quoted(label, _DOT)}];" for node, label in nodes] + ["  }"]
-    lines += [f"  {start} -> {end}" + (f' [label="{nth}"];' if nth else ";") for start, end, nth in edges]
-    return "\n".join([*lines, "}"]) + "\n"
-
-
-_Group = tuple[str, str, Sequence[tuple[str, str]]]
-"""A box around nodes: its identifier and title, and those of each node."""
-_Edge = tuple[str, str, str]
-"""From, to, and the position in a stack of several segments."""
-
-
-def _graph(arch: Architecture) -> tuple[list[_Group], list[_Edge]]:
-    """Boxes and arrows: the first layout points at the segments, the segments at every other layout."""
-    groups, edges, in_blocks = list[_Group](), list[_Edge](), arch.in_blocks
+    """A Mermaid flowchart: the first layout's modules point at the segments, the segments at those of the others."""
+    boxes, arrows, in_blocks = list[str](), list[str](), arch.in_blocks
     named = {segment: f"segment_{segment}" for segment in arch.segments}
     for n, layout in enumerate(arch.layouts.values()):
         nodes = {template: f"module_{n}_{m}" for m, template in enumerate(layout.modules)}
-        groups += _boxes(f"layout_{n}", layout.name, [(bool(t.holes), node, t.text) for t, node in nodes.items()])
+        boxes += _boxes(f"layout_{n}", layout.name, [(bool(t.holes), node, t.text) for t, node in nodes.items()])
         lost = [(f"dropped_{n}_{m}", f"{key.text}: {why}") for m, (key, why) in enumerate(layout.dropped.items())]
-        groups += [(f"dropped_{n}", f"only in {layout.name}, dropped", lost)] if lost else []
+        boxes += _box(f"dropped_{n}", f"only in {layout.name}, dropped", lost) if lost else []
         for template, segment in ((template, s) for template, stack in layout.modules.items() for s in stack):
-            module, nth = nodes[template], _position(layout.modules[template], segment)
-            edges.append((named[segment], module, nth) if n else (module, named[segment], nth))
+            start, end = (named[segment], nodes[template]) if n else (nodes[template], named[segment])
+            nth = _position(layout.modules[template], segment)
+            arrows.append(f"  {start} -->{f'|{nth}|' if nth else ''} {end}")
         if n == 0:
             labels = {s: f"{s} (only {owners})" if (owners := _owners(arch, s)) else s for s in arch.segments}
-            groups += _boxes("segments", "segments", [(s in in_blocks, named[s], labels[s]) for s in arch.segments])
-    return groups, edges
+            boxes += _boxes("segments", "segments", [(s in in_blocks, named[s], labels[s]) for s in arch.segments])
+    return "\n".join(["flowchart LR", *boxes, *arrows]) + "\n"
 
 
-def _boxes(prefix: str, title: str, nodes: Sequence[tuple[bool, str, str]]) -> Iterator[_Group]:
+def _boxes(prefix: str, title: str, nodes: Sequence[tuple[bool, str, str]]) -> Iterator[str]:
     """A box of the nodes that are in every block, and one of the others. A node: whether it is, identifier, label."""
     for repeated, where in ((True, "every block"), (False, "once")):
         if inside := [(node, label) for in_block, node, label in nodes if in_block == repeated]:
-            yield f"{prefix}_{where[:1]}", f"{title}, {where}", inside
+            yield from _box(f"{prefix}_{where[:1]}", f"{title}, {where}", inside)
+
+
+def _box(identifier: str, title: str, nodes: Sequence[tuple[str, str]]) -> list[str]:
+    """A box with a title around nodes: the identifier and the label of each."""
+    inside = [f"    {node}[{_quoted(label)}]" for node, label in nodes]
+    return [f"  subgraph {identifier}[{_quoted(title)}]", *inside, "  end"]
 
 
 def _position(stack: Sequence[str], segment: str) -> str:
@@ -91,9 +70,5 @@ def _owners(arch: Architecture, segment: str) -> str:
     return "" if len(owners) == len(arch.variants) else ", ".join(owners) or "none"
 
 
-_DOT = r"\""
-"""A quotation mark inside a text of Graphviz."""
-
-
-def _quoted(text: str, mark: str) -> str:
-    return '"' + text.replace('"', mark) + '"'
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', "#quot;") + '"'

@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from loraforge.errors import LoraforgeError, adding
+from loraforge.errors import no_such
 from loraforge.files.tensorfile import TensorFile
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import Template
@@ -146,8 +146,7 @@ def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
 def runtime(name: str) -> Runtime:
     """A program by name. Raises LoraforgeError, which lists the known names, if it is unknown."""
     if name not in runtimes():
-        remedies = [adding("--runtime", known, why=entry.title) for known, entry in runtimes().items()]
-        raise LoraforgeError(f"there is no runtime {name!r}; there are {', '.join(runtimes())}.", *remedies)
+        raise no_such("program", name, runtimes())
     return runtimes()[name]
 
 
@@ -171,7 +170,8 @@ def named(path: Path) -> tuple[str, ...]:
 
 def is_factor(key: str) -> bool:
     """Whether a key is named like an A or a B."""
-    return any(word in key for word in (".lora_A", ".lora_B", ".lora_up", ".lora_down", ".lora.up", ".lora.down"))
+    words = (".lora_A", ".lora_B", ".lora_up", ".lora_down", ".lora.up", ".lora.down")
+    return not key.endswith(".bias") and any(word in key for word in words)
 
 
 def is_down(key: str) -> bool:

@@ -142,6 +142,10 @@ def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str
         if bool(config.get("use_dora", record.dora)) != record.dora:
             have = "and the file has" if record.dora else "but the file has no"
             raise FormatError(f"{path}: its {where} says use_dora {config['use_dora']}, {have} magnitudes.", look)
+        biases = [key for key in record.file.tensors if ".lora_B." in key and key.endswith(".bias")]
+        if biases and where != "lora_config" and not config.get("lora_bias"):
+            text = f"{path}: its {where} does not say lora_bias, so PEFT would leave out {listed(biases, 3)}."
+            raise FormatError(text, adding("--drop", "*.lora_B*.bias", why="if they are to be left out"))
         record.configs[where] = config
         if not record.believed:
             continue
@@ -333,21 +337,20 @@ def _rule(config: TrainingScale, record: Record, path: Path) -> Rule:
 
 def read_config(path: Path) -> dict[str, Any]:
     """PEFT's configuration. Raises FormatError if it cannot be read."""
-    look = command("ls", "-l", path)
     if not path.is_file():  # opening a pipe would wait for ever
-        raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.", look)
+        raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.")
     try:
         with path.open("rb") as stream:
             text = stream.read(_MOST_BYTES + 1)
         if len(text) > _MOST_BYTES:
-            raise FormatError(f"{path} has more than {_MOST_BYTES >> 20} MB: it is no LoraConfig.", look)
+            raise FormatError(f"{path} has more than {_MOST_BYTES >> 20} MB: it is no LoraConfig.")
         value = json.loads(text)
     except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}.", look) from error
+        raise FormatError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not JSON: the save or the download failed.", look) from error
+        raise FormatError(f"{path} is not JSON: {error}.") from error
     if not isinstance(value, dict):
-        raise FormatError(f"{path} holds {shown(value)}, not a LoraConfig.", look)
+        raise FormatError(f"{path} holds {shown(value)}, not a LoraConfig.")
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from loraforge.errors import ScaleError, Try, adding
+from loraforge.errors import ScaleError, Try, adding, no_such
 from loraforge.scale.rule import Rule, Scale, Statement, overriding
 from loraforge.tables import package_table
 from loraforge.text import listed
@@ -89,10 +89,9 @@ def given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
         return None
     trainers = package_table("facts/trainers")
     if "alpha" not in (trainer := trainers.get(stated.trained_by, {})):
-        names = ", ".join(name for name, entry in trainers.items() if "alpha" in entry)
-        raise ScaleError(
-            f"there is no trainer {stated.trained_by!r} whose files need the statement; there are {names}."
-        )
+        names = [name for name, entry in trainers.items() if "alpha" in entry]
+        which = "whose files need the statement"
+        raise no_such("trainer", stated.trained_by, names, kind=ScaleError, which=which)
     said = f"--trained-by {stated.trained_by}: {trainer['title']}, lora_alpha {trainer['alpha']}"
     if trainer["alpha"] == "recorded":
         return None

@@ -57,7 +57,7 @@ class _SilentError(ScaleError):
     """The file states no scale or cannot be read: the search goes on."""
 
     def __init__(self, path: Path, what: str) -> None:
-        super().__init__(f"{path} {what}.", command("ls", "-l", path))
+        super().__init__(f"{path} {what}.")
 
 
 @dataclass(frozen=True, slots=True)

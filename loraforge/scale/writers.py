@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraforge.errors import Try, adding
@@ -15,13 +15,21 @@ def writers(architecture: str, writes: str, metadata: Mapping[str, str]) -> dict
     """Name -> entry of facts/trainers.toml of the trainers that can have written a file that records no scale.
 
     `writes`: the format or family of formats. `metadata`: the header; if it names one of them, it is that one.
+    Beside them, a tool whose entry says `*` writes such files of any model: it alone settles nothing.
     """
     known, named = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
     for name, trainer in package_table("facts/trainers").items():
-        silent, records = (architecture in trainer.get(key, {}).get(writes, ()) for key in ("writes", "records"))
-        known |= {name: trainer} if silent else {}
-        named |= {name: trainer} if (silent or records) and _mark(trainer, metadata) else {}
+        of = [{architecture, "*"} & {*trainer.get(key, {}).get(writes, ())} for key in ("writes", "records")]
+        known |= {name: trainer} if of[0] else {}
+        named |= {name: trainer} if any(of) and _mark(trainer, metadata) else {}
     return named or known
+
+
+def narrowed(architectures: Sequence[str], writes: str, metadata: Mapping[str, str]) -> list[str]:
+    """The architectures that the trainer named in the header writes in this format; all of them if none is named."""
+    marked = [t.get("writes", {}) for t in package_table("facts/trainers").values() if _mark(t, metadata)]
+    mine = [name for name in architectures if any(name in each.get(writes, ()) for each in marked)]
+    return mine or [*architectures]
 
 
 def _mark(trainer: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
@@ -31,7 +39,8 @@ def _mark(trainer: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
 
 def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, metadata: Mapping[str, str]) -> Rule | None:
     """The rule if whoever can have written the file trains at alpha = rank, and nobody can set another; else None."""
-    if not known or not all(trainer.get("fixed") and trainer["alpha"] == "rank" for trainer in known.values()):
+    always = all(trainer.get("fixed") and trainer["alpha"] == "rank" for trainer in known.values())
+    if not always or not _of_the_model(known, writes):
         return None
     names = listed(titles(known))
     said = f"every known writer of {writes} files for {title} trains at alpha = rank: {names}"
@@ -40,9 +49,14 @@ def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, meta
     return Rule(f"no number in the file; {said}", scaling=1.0)
 
 
+def _of_the_model(known: Mapping[str, Mapping[str, Any]], writes: str) -> bool:
+    """Whether one of them is known to write the files of this very model."""
+    return any("*" not in trainer.get("writes", {}).get(writes, ()) for trainer in known.values())
+
+
 def differ(known: Mapping[str, Mapping[str, Any]], writes: str, title: str) -> str:
     """Why the trainers that can have written the file do not settle its scale."""
-    if not known:
+    if not _of_the_model(known, writes):
         return f"no trainer is known that writes {writes} files for {title} without it"
     if all(trainer["alpha"] == "rank" for trainer in known.values()):
         free = {name: trainer for name, trainer in known.items() if not trainer.get("fixed")}

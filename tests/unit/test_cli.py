@@ -132,9 +132,49 @@ def test_the_header_is_minimal_and_full_paths(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("words", [["convert", "x", "--to", "nonsense"], ["convert"], ["nonsense"], ["verify"]])
+@pytest.mark.parametrize("words", [["convert"], ["nonsense"], ["verify"]])
 def test_usage_errors_exit_with_2(words: list[str], cli) -> None:
     assert cli(*words).exit_code == 2
+
+
+SOURCE = DATA / "sat_2b_r4" / "hf_export_unscaled"
+UNKNOWN = {
+    "a format to write": (["convert", SOURCE, "--to"], "Kohia", "kohya"),
+    "a format that is read only": (["convert", SOURCE, "--to"], "other", ""),
+    "a format to read": (["inspect", SOURCE, "--from"], "difusers", "diffusers"),
+    "a program to write for": (["convert", SOURCE, "--for"], "comfyi", "comfyui"),
+    "a program of doctor": (["doctor", SOURCE, "--runtime"], "cli_demo_old", "cli_demo-old"),
+    "a program whose scale is kept": (["convert", SOURCE, "--to", "peft", "--as-in"], "difuser", "diffusers"),
+    "a backend": (["fuse", SOURCE, SOURCE, "-o", "x", "--backend"], "nunpy", "numpy"),
+    "an architecture": (["inspect", SOURCE, "--architecture"], "cogvideo", "cogvideox"),
+    "an architecture to show": (["layouts"], "wam", "wan"),
+    "nothing like it": (["convert", SOURCE, "--to"], "nonsense", ""),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize("joined", [False, True])
+def test_an_unknown_word_of_an_open_list_is_refused_with_the_nearest(name: str, joined: bool, cli) -> None:
+    words, typed, meant = UNKNOWN[name]
+    joined &= words[-1] != "layouts"
+    end = [f"{words[-1]}={typed}"] if joined else [words[-1], typed]
+    done = cli(*words[:-1], *end)
+    assert done.exit_code == 1 and "Traceback" not in done.output
+    assert re.search(rf"Error: there is no [\w ]+ '{typed}'( that is written)?; there are \w+, ", done.stderr), (
+        done.stderr
+    )
+    assert ("Did you mean" in done.stderr) == bool(meant)
+    if meant:
+        assert f". Did you mean {meant}?" in done.stderr
+        line = re.search(r"try: (.*?)(?:   #.*)?$", done.stderr, re.MULTILINE)
+        assert line is not None
+        mended = [*map(str, words), meant]
+        assert shlex.split(line[1].replace("=", " ")) == ["loraforge", *mended]
+
+
+def test_an_argument_that_may_be_left_out_stands_in_brackets(cli) -> None:
+    assert "layouts [OPTIONS] [ARCHITECTURE] [COMMAND]" in cli("layouts", "--help").output
+    assert "ARCHITECTURE" not in cli("layouts", "check", "--help").output.partition("\n")[0]
 
 
 def test_snake_case_options_are_understood(tmp_path: Path, cli) -> None:
@@ -338,3 +378,8 @@ def test_a_table_is_whole_in_a_terminal_of_any_width(width: int, is_grid: bool) 
     assert "CogVideo's SAT trainer: run folder or mp_rank_00_model_states.pt" in shown
     assert "\u2026" not in shown
     assert ("\u2500\u2500" in shown) == is_grid
+
+
+def test_python_dash_m_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "loraforge", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"loraforge, version {loraforge.__version__}\n"

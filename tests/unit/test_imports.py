@@ -90,7 +90,7 @@ main({[verb, *map(str, words)]!r}, standalone_mode=False)
 LAYERS = (
     "text _version threads document tables < errors < algebra facts plugin < files names fusion < scale hub media < "
     "adapter < format < programs < conversion < base < live diagnosis learning < "
-    "publishing < __init__ settings < cli testing"
+    "publishing < __init__ settings < cli testing < __main__"
 )
 """A folder imports from its own and from those left of its own `<`, types and deferred imports included."""
 
@@ -99,14 +99,15 @@ PACKAGE = Path(__file__).parents[2] / "loraforge"
 
 def imports() -> dict[str, dict[str, bool]]:
     """Module -> the modules of ours that it imports, and whether for types alone."""
-    names = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    paths = [*PACKAGE.rglob("*.py"), PACKAGE / "__init__.pyi"]  # what the front door loads when it is asked for
+    names = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in paths}
     found = dict[str, dict[str, bool]]()
     for name, path in names.items():
         tree = ast.parse(path.read_text("utf-8"))
         typed = {
             id(inner)
             for node in ast.walk(tree)
-            if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+            if path.suffix == ".pyi" or (isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING")
             for inner in ast.walk(node)
         }
         found[name] = {}

@@ -14,6 +14,7 @@ from helpers.oracle import DATA, Case
 from safetensors import safe_open
 
 import loraforge
+from loraforge.tables import package_tables
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 ARCHITECTURES = Path(loraforge.__file__).parent / "names" / "architectures"
@@ -71,7 +72,8 @@ def test_inspect_of_something_else(cli) -> None:
 def test_tables() -> None:
     tables = {
         "facts/trainers": "trainers", "scale/places": "places",
-        "programs/programs": "runtimes", "facts/variants": "settings", "facts/symptoms": "symptoms",
+        "programs/programs": "runtimes", "facts/variants": "settings",
+        **{f"facts/symptoms/{name}": "symptoms" for name in package_tables("facts/symptoms")},
     }  # fmt: skip
     for name, kind in tables.items():
         check(tomli.loads((files("loraforge") / f"{name}.toml").read_text("utf-8")), kind)

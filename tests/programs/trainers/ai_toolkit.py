@@ -45,7 +45,6 @@ FLAGS = {"flux": {"is_flux": True}, "sd3": {"is_v3": True}, "lumina2": {"is_lumi
 CASES: dict[str, list[dict[str, Any]]] = {
     name: [{}, {"dtype": torch.float32}, {"transformer_only": False}, {"alpha": 1}] for name in [*FLAGS, *MODELS]
 }
-CASES["flux"] = [{}, {"transformer_only": False}]  # without the embedders a tiny one may be of HunyuanVideo
 CASES["wan"][2] = {"transformer_only": False, "save_as": "ai-toolkit_wan_all"}
 CASES["wan-22"] = [{}, {"stage": 2}]
 for _name in ("sd3", "wan-22", "chroma", "ltx2", "z_image"):

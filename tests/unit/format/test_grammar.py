@@ -66,6 +66,7 @@ AB, DOWN_UP, DOTTED, PROCESSOR = (
     (".lora.down.weight", ".lora.up.weight"),
     ("_lora.down.weight", "_lora.up.weight"),
 )
+MATRICES = (".matrix_A.0", ".matrix_B.0")
 SEEN = {
     "DistributedDataParallel": ("module.{}", AB, ["`module` taken out"]),
     "torch.compile behind the component": ("transformer._orig_mod.{}", AB, ["`_orig_mod` taken out"]),
@@ -75,6 +76,7 @@ SEEN = {
     "alpha beside A and B": ("diffusion_model.{}", AB, ["as in kijai/ComfyUI-WanVideoWrapper#445"]),
     "an attribute path of a trainer": ("pipe.dit.{}", AB, ["keys like pipe.dit.MODULE", "an unusual spelling"]),
     "words that nobody writes there": ("base_model.model.{}", DOTTED, ["an unusual spelling"]),
+    "SAT's words in Diffusers' names": ("transformer.{}", MATRICES, ["keys like transformer.MODULE.matrix_A.0"]),
 }
 
 
@@ -132,6 +134,23 @@ def test_a_key_that_can_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
     paths = NAMES["cogvideox"]
     with pytest.raises(FormatError, match=r"in two ways, as alpha of transformer_blocks_.* and alpha of blocks_"):
         converted(spelled(paths, "x_{}", DOWN_UP, 2.0, sep="_"), tmp_path)
+
+
+@pytest.mark.parametrize(("paths", "words", "said"), [
+    (["double_blocks.{}.img_attn.qkv"], (".matrix_A.{}", ".matrix_B.{}"), r"not read: `\.matrix_A\.0`, `\.matrix_A"),
+    (["double_blocks.{}.img_attn.qkv", "double_blocks.{}.img_attn.proj", "double_blocks.{}.txt_attn.proj",
+      "double_blocks.{}.img_mlp.2"], (".matrix_A.{}", ".matrix_B.{}"), "several pairs of a module, as SAT stores them"),
+    (["transformer_blocks.{}.attn1.to_q"], (".matrix_A", ".matrix_B"), r"not read: `\.matrix_A`"),
+    (["layers.{}.attention.dense"], (".matrix_A.{}", ".matrix_B.{}"), "not named as those of any model that is known"),
+])  # fmt: skip
+def test_words_of_sat_that_cannot_be_read_are_named(paths: list[str], words, said: str, tmp_path: Path) -> None:
+    tensors: Tensors = {}
+    for path in paths:
+        for block, part in ((block, part) for block in range(2) for part in range(3 if path == paths[0] else 1)):
+            keys = (f"{path.format(block)}{word.format(part)}" for word in words)
+            tensors |= dict(zip(keys, pair(path), strict=True))
+    with pytest.raises(LoraforgeError, match=said):
+        converted(tensors, tmp_path, trained_scale=1.0)
 
 
 def test_a_key_beside_them_that_is_not_understood_is_named(tmp_path: Path) -> None:

@@ -509,7 +509,11 @@ def test_bad_words_are_refused(words: list[str], message: str, tmp_path: Path, c
 def test_the_command_that_shows_layouts_is_as_it_was(cli) -> None:
     shown = cli("layouts", "cogvideox")
     assert "transformer_blocks.{i}.attn1.to_q" in shown.stdout
-    assert cli("layouts", "cogvideox", "--dot").stdout == cli("layouts", "--dot", "cogvideox").stdout != shown.stdout
+    assert (
+        cli("layouts", "cogvideox", "--mermaid").stdout
+        == cli("layouts", "--mermaid", "cogvideox").stdout
+        != shown.stdout
+    )
     assert "CogVideoX" in cli("layouts").stdout
     assert cli("layouts", "klingon").exit_code == 1
     assert "layouts learn [OPTIONS] A B\n" in cli("layouts", "learn", "--help").stdout

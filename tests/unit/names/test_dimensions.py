@@ -182,7 +182,6 @@ TOY = {
     ("changed", "said"),
     [
         ({"dimensions": {"z": ["d", "d"]}}, "dimensions: unknown segment 'z'"),
-        ({"dimensions": {"q": ["4d", "d"]}}, "are not rows and inputs"),
         ({"dimensions": {"q": ["d", "d"], "k": ["2 d", "d"]}}, "are not as dimensions has them"),
         ({"dimensions": {"q": ["2 d", "d"]}}, "variant T: dimensions do not allow"),
         (

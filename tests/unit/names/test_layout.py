@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import tomli
 
 from loraforge.adapter.relayout import relayout
 from loraforge.errors import ConversionError, LayoutError
+from loraforge.learning.layout_file import as_toml
 from loraforge.names import layout as layouts
 from loraforge.names.bijection import parse
 from loraforge.names.catalog import architecture
+from loraforge.names.check import check
 from loraforge.names.layout import Template
 
 TABLE = tomli.loads((files("loraforge") / "names" / "architectures/cogvideox.toml").read_text("utf-8"))
@@ -72,14 +75,14 @@ def test_all_problems_at_once() -> None:
 
 def test_everything_an_author_can_get_wrong_is_said_in_one_message() -> None:
     data = copy.deepcopy(TABLE) | {"told_by": "text2", "rows": {"mlp": 4}}
-    data["parameters"] |= {"posn": ["x"], "out": ["a.b"]}
+    data["parameters"] |= {"posn": ["x"]}
     data["unadapted"]["bias"] = ["norm_q", "nrm"]
     data["variants"]["CogVideoX-2B"] |= {"absent": ["qq", "q"]}
     sat, diffusers = data["layouts"]["sat"], data["layouts"]["diffusers"]
     del sat["modules"]["transformer.layers.{i}.mlp.dense_h_to_4h"]  # forgotten
     sat["modules"]["a.{i}.b"] = ["q"]  # used twice
     sat["modules"]["transformer.layers.{n}.attention.dense"] = ["norm_q"]  # ambiguous, and of another index
-    sat["modules"] |= {"twice.{i}.{i}": ["o"], "half{i}": ["text"], "mixed": ["patch", "norm_out"], "empty": []}
+    sat["modules"] |= {"twice.{i}.{i}": ["o"], "half{i}": ["text"], "mixed": ["patch", "norm_out"]}
     sat["dropped"] |= {"time_embed.0.weight": "x", "mixins.pos_embed.{n}": "x", "mixins.pos_embed.3": "x"}
     diffusers["absent"] = ["qqq"]
     with pytest.raises(LayoutError) as caught:
@@ -89,7 +92,6 @@ def test_everything_an_author_can_get_wrong_is_said_in_one_message() -> None:
         "variant CogVideoX-2B: no shape of 'text2', by which variants are told",
         "rows: unknown segment 'mlp'",
         "parameters: unknown segment 'posn'",
-        "parameters: ['a.b'] of segment 'out' are no names of parameters",
         "unadapted 'bias': unknown segment 'nrm'",
         "unadapted: segment 'norm_q' is listed 2 times",
         "variant CogVideoX-2B: unknown segment 'qq'",
@@ -101,12 +103,28 @@ def test_everything_an_author_can_get_wrong_is_said_in_one_message() -> None:
         "'twice.{i}.{i}' uses a block number twice",
         "'half{i}': 'half{i}' is neither a name nor one whole {number}",
         "'mixed' stacks segments whose parameters, or kinds, are not the same",
-        "'empty' stacks no segment",
         "dropped 'time_embed.0.weight' is a parameter of 'time_embed.0', which no variant lacks",
         "dropped 'mixins.pos_embed.{n}' and 'mixins.pos_embed.3' can match the same key",
         "layout diffusers: absent: unknown segment 'qqq'",
     ):
         assert said in caught.value.message, said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"parameters": {"out": ["a.b"]}}, 'parameters.out.0 is "a.b", which does not go with pattern'),
+        ({"parameters": {"out": []}}, "parameters.out is [], which does not go with minItems 1"),
+        ({"layouts": {"mine": {"modules": {"empty": []}}}}, "layouts.mine.modules.empty is []"),
+        ({"dimensions": {"q": ["4d", "d"]}}, 'dimensions.q.0 is "4d", which does not go with pattern'),
+    ],
+)
+def test_what_the_schema_says_is_said_before_a_layout_is_built(wrong: dict, said: str, tmp_path: Path) -> None:
+    table = copy.deepcopy(TABLE) | {"architecture": "mine"} | wrong
+    (tmp_path / "mine.toml").write_text(as_toml(table), "utf-8")
+    adds, problems = check(tmp_path / "mine.toml")
+    assert not adds
+    assert any(said in str(problem) for problem in problems), [*map(str, problems)]
 
 
 def test_a_key_that_every_variant_carries_cannot_be_dropped() -> None:

@@ -9,7 +9,7 @@ import pytest
 import loraforge
 from loraforge.names.catalog import architectures
 from loraforge.scale import writers as module
-from loraforge.scale.writers import agreed, candidates, differ, writers
+from loraforge.scale.writers import agreed, candidates, differ, narrowed, writers
 from loraforge.tables import package_table
 
 AI_TOOLKIT = {"software": '{"name": "ai-toolkit", "repo": "https://github.com/ostris/ai-toolkit", "version": "0.7.1"}'}
@@ -19,6 +19,7 @@ FIXED = {"title": "One", "alpha": "rank", "fixed": True, "source": "", "writes":
 FREE = {"title": "Two", "alpha": "rank", "source": "", "writes": {"comfyui": ["flux"]}}
 HALF = {"title": "Three", "alpha": 32, "ranks": [64], "source": "", "writes": {"comfyui": ["flux"]}}
 OTHER = {**HALF, "writes": {"comfyui": ["wan"], "diffusers": ["flux"]}}
+ANY = {**FIXED, "title": "Tool", "writes": {"comfyui": ["*"]}}
 RECORDS = {"title": "Four", "source": "", "records": {"comfyui": ["flux"]}}
 
 
@@ -71,6 +72,15 @@ def test_nothing_known_leaves_it_open_and_offers_alpha_equal_to_the_rank(monkeyp
     assert [(t.options[:2], t.scale) for t in tries] == [(("--trained-scale", "1"), 1.0)]
 
 
+def test_a_tool_that_writes_files_of_any_model_is_no_trainer_of_this_one(monkeypatch) -> None:
+    rule, tries, reason = judged(monkeypatch, tool=ANY, other=OTHER)
+    assert rule is None and reason == "no trainer is known that writes comfyui files for Flux.1 without it"
+    assert [(t.options[:2], t.scale) for t in tries] == [(("--trained-scale", "1"), 1.0)]
+    assert "as in Tool" in tries[0].why
+    assert judged(monkeypatch, tool=ANY, one=FIXED)[0].said.endswith("alpha = rank: Tool, One")
+    assert judged(monkeypatch, tool={**ANY, **HALF, "writes": ANY["writes"]}, one=FIXED)[0] is None
+
+
 def test_a_header_that_names_its_writer_leaves_that_one(monkeypatch) -> None:
     marked = {**FIXED, "header": {"software": "one-trainer"}}
     rule, _, _ = judged(monkeypatch, {"software": '{"name": "one-trainer"}'}, one=marked, two=HALF)
@@ -78,6 +88,13 @@ def test_a_header_that_names_its_writer_leaves_that_one(monkeypatch) -> None:
     assert judged(monkeypatch, {"software": "another"}, one=marked, two=HALF)[0] is None
     wan = {**marked, "writes": {"comfyui": ["wan"]}}  # it is not known to write such files
     assert judged(monkeypatch, {"software": "one-trainer"}, one=wan, two=HALF)[0] is None
+
+
+def test_a_header_that_names_its_writer_leaves_the_models_that_it_writes() -> None:
+    assert narrowed(["flux", "chroma"], "comfyui", AI_TOOLKIT) == ["chroma"]  # whose Flux has Diffusers' names
+    assert narrowed(["hunyuanvideo", "flux"], "diffusers", AI_TOOLKIT) == ["flux"]
+    for form, header in (("comfyui", {}), ("comfyui", {"software": "another"}), ("sat", AI_TOOLKIT)):
+        assert narrowed(["flux", "chroma"], form, header) == ["flux", "chroma"]
 
 
 def test_a_writer_that_records_counts_where_its_mark_is(monkeypatch) -> None:
@@ -104,6 +121,12 @@ KNOWN = [
     ("flux", "xlabs", {}, True),
     ("flux", "kohya", {}, False),
     ("flux", "peft", {}, False),
+    ("flux", "comfyui", {}, False),  # ComfyUI's extraction alone: it writes files of any model
+    ("sd3", "comfyui", {}, False),
+    ("mochi", "comfyui", {}, False),
+    ("hunyuanvideo", "comfyui", {}, False),
+    ("cogvideox", "comfyui", {}, False),
+    ("chroma", "comfyui", {}, True),
     ("wan", "comfyui", {}, True),
     ("wan", "original", {}, False),
     ("wan", "diffsynth", {}, False),
@@ -145,4 +168,4 @@ def test_the_table_is_about_formats_and_architectures_that_exist() -> None:
         for form in t.get(w, {}).items()
     ]
     assert {name for name, _ in forms} - loraforge.formats().keys() <= {"comfyui-wrapper", "mlx"}
-    assert {name for _, names in forms for name in names} - architectures().keys() <= {"hidream"}
+    assert {name for _, names in forms for name in names} - architectures().keys() <= {"hidream", "*"}
