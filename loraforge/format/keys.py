@@ -40,7 +40,7 @@ PEFT_SPELLINGS = (
     Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".lora_magnitude_vector.{name}.weight"),
     Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".dora_scale", ".alpha"),
 )
-"""As PEFT saves an adapter, as the keys are in a model that was saved whole, and what OneTrainer's ORIGINAL has more."""
+"""As PEFT saves an adapter, as the keys are in a model that was saved whole, and what OneTrainer has beside them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,7 @@ def _as_diffsynth(file: TensorFile, pairs: Mapping[str, list[Keys]]) -> bool:
     Source: diffsynth/diffusion/training_module.py export_trainable_state_dict, diffusion/logger.py save_model.
     """
     exported = file.kind == "safetensors" and not file.within and len(file.tensors) == 2 * len(pairs)
-    return exported and all(keys[0].A == f"{path}.lora_A.default.weight" for path, keys in pairs.items())
+    return exported and all(f"{path}.lora_A.default.weight" == keys[0].A for path, keys in pairs.items())
 
 
 def _own(file: TensorFile, others: Mapping[str, str]) -> None:

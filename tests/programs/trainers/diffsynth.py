@@ -1,4 +1,4 @@
-"""modelscope/DiffSynth-Studio: add_lora_to_model of its training module and save_model of its logger, with its models."""
+"""modelscope/DiffSynth-Studio: its training module's add_lora_to_model and its logger's save_model, with its models."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def write(small: Small, file: Path, rank: int = 4) -> tuple[Any, ...]:
         package.__path__ = [str(root / name.replace(".", "/"))]
     where, script = MODELS[small.name]
     words = (root / "examples" / script).read_text("utf-8")
-    target, prefix = (re.search(rf'--{word} "([^"]*)"', words) for word in ("lora_target_modules", "remove_prefix_in_ckpt"))
+    target, prefix = (
+        re.search(rf'--{word} "([^"]*)"', words) for word in ("lora_target_modules", "remove_prefix_in_ckpt")
+    )
     assert target and prefix
     training: Any = importlib.import_module("diffsynth.diffusion.training_module")
     logger: Any = importlib.import_module("diffsynth.diffusion.logger")

@@ -145,7 +145,7 @@ def product(up: torch.Tensor, down: torch.Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def added(model: nn.Module) -> Updates:
-    """What each layer of a live model adds to its weight: what it makes of the identity, in float64, its weight zero."""
+    """What each layer of a live model adds to its weight, in float64: what it makes of the identity without it."""
     updates: Updates = {}
     model.double().eval()
     layers = {path: layer for path, layer in model.named_modules() if not _FACTOR.search(path)}

@@ -1,4 +1,4 @@
-"""Nerogar/OneTrainer: its LoRAModuleWrapper and each model's LoRASaver, in every format that it offers for the model."""
+"""Nerogar/OneTrainer: its LoRAModuleWrapper and each model's LoRASaver, in every format that it has for the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ MODELS = {
 }
 """Architecture -> how its classes begin, its ModelType, and the file of its entries in headers."""
 FORMATS = ("DIFFUSERS", "KOHYA", "ORIGINAL", "COMFY", "LEGACY")
-BLOCKS = {"hidream": "stream_block", "z_image": "layers"}
+BLOCKS = dict.fromkeys(MODELS, "blocks") | {"hidream": "stream_block", "z_image": "layers"}
+"""Architecture -> its preset of layers called blocks."""
 CASES: dict[str, list[dict[str, Any]]] = {
     name: [{"form": form, **more} for form in FORMATS for more in ({}, {"layers": ""}, {"settings": True})]
     for name in MODELS
@@ -58,7 +59,7 @@ def write(small: Small, file: Path, form: str, layers: str | None = None, settin
     model.model_spec = importlib.import_module("modules.util.modelSpec.ModelSpec").ModelSpec.from_dict(entries)
     model.transformer, model.train_config = small.model(), config
     model.transformer_lora = importlib.import_module("modules.module.LoRAModule").LoRAModuleWrapper(
-        model.transformer, "transformer", config, (BLOCKS.get(small.name, "blocks") if layers is None else layers).split(","),
+        model.transformer, "transformer", config, (BLOCKS[small.name] if layers is None else layers).split(","),
         fusion_spec=model.fusion_groups(), fuse=wanted.needs_qkv_fusion(),
     )  # fmt: skip
     fill(nn.ParameterList(model.transformer_lora.parameters()))

@@ -1,4 +1,4 @@
-"""bghira/SimpleTuner: SaveHookManager's _save_lora and _save_lycoris, with each model's class, pipeline and default targets."""
+"""bghira/SimpleTuner: SaveHookManager's _save_lora and _save_lycoris, with each model's class, pipeline and targets."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-
 from programs.trainers.models import Small, StandIn, added, factors, fill
 
 TITLE = "SimpleTuner"
 ABSENT: list[str] = []
 _ABSENT = """
 torchvision cv2 torchsde bitsandbytes optimi loguru boto3 botocore fastapi wandb datasets pandas aiohttp trainingsample
-sentencepiece torchaudio librosa soundfile imageio webdataset colorama open_clip compel timm sdnq torchao optimum webshart
+sentencepiece torchaudio librosa soundfile imageio webdataset colorama open_clip compel timm sdnq torchao
+optimum webshart
 """.split()
 MODELS = {
     "flux": "flux.model.Flux", "flux2": "flux2.model.Flux2", "qwen": "qwen_image.model.QwenImage",
@@ -62,7 +62,9 @@ def write(small: Small, file: Path, alpha: int = 2, form: str = "diffusers", lyc
     model.get_trained_component, model.get_text_encoder = (lambda *_, **__: base), (lambda _: None)
     accelerator = SimpleNamespace(unwrap_model=lambda one, **_: one, state=None, distributed_type="NO")
     saver = hooks.SaveHookManager.__new__(hooks.SaveHookManager)
-    saver.__dict__.update(args=args, model=model, accelerator=accelerator, ema_model=None, use_deepspeed_optimizer=False)
+    saver.__dict__.update(
+        args=args, model=model, accelerator=accelerator, ema_model=None, use_deepspeed_optimizer=False
+    )
     if lycoris:
         made.LycorisNetwork.apply_preset(WHERE)
         network = made.create_lycoris(base, 1.0, linear_dim=4, linear_alpha=alpha, **lycoris)
@@ -79,5 +81,3 @@ def write(small: Small, file: Path, alpha: int = 2, form: str = "diffusers", lyc
         fill(factors(base))
         saver._save_lora([base], [], str(file.parent))
     return "diffusers", added(base), file.with_name("pytorch_lora_weights.safetensors")
-
-

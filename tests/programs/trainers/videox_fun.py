@@ -1,4 +1,4 @@
-"""aigc-apps/VideoX-Fun: its own network and PEFT's, saved by save_model of each scripts/*/train_lora.py, with its models."""
+"""aigc-apps/VideoX-Fun: its own network and PEFT's, in its models, saved by save_model of scripts/*/train_lora.py."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ def write(small: Small, file: Path, singles: bool = True) -> tuple[Any, ...]:
     model = flux.Flux(flux.FluxParams(
         in_channels=c["in_channels"], vec_in_dim=c["pooled_projection_dim"], context_in_dim=c["joint_attention_dim"],
         hidden_size=d, mlp_ratio=4.0, num_heads=c["num_attention_heads"], depth=c["num_layers"],
-        depth_single_blocks=c["num_single_layers"], axes_dim=list(c["axes_dims_rope"]), theta=10000, qkv_bias=True, guidance_embed=True,
+        depth_single_blocks=c["num_single_layers"], axes_dim=list(c["axes_dims_rope"]),
+        theta=10000, qkv_bias=True, guidance_embed=True,
     ))  # fmt: skip
     processors = dict(model.attn_processors)
     for name in processors:
