@@ -10,8 +10,10 @@ from pathlib import Path
 from loraforge.adapter.drop import left_out
 from loraforge.errors import FileError, FormatError, LoraforgeError, Try
 from loraforge.files import shards
+from loraforge.files.neighbours import subfolders
 from loraforge.files.opening import open_tensors, snapshot, tensor_files
 from loraforge.files.tensorfile import TensorFile
+from loraforge.foreign import reading
 from loraforge.format.keys import KeyStyle, few
 from loraforge.format.not_an_adapter import taken_out
 from loraforge.format.other import OtherFormat
@@ -55,8 +57,7 @@ def locate(
         located = [(form, replace(one, notes=(note, *one.notes))) for form, one in in_file]
     if not located:
         what = f"no {name} checkpoint" if name else "nothing that any format reads"
-        folders = (child for child in sorted(source.iterdir()) if child.is_dir())
-        below = (child for child in folders if tensor_files(child) or any(_search(tried, child, Choice())))
+        below = (child for child in subfolders(source) if tensor_files(child) or any(_search(tried, child, Choice())))
         remedies = [command("loraforge", "inspect", child) for child in islice(below, 3)]
         remote = perhaps(str(given)) if hub is None else None
         other = [command("ls", "-l", source), *([remote] if remote else [])]
@@ -173,8 +174,9 @@ def _search(
     located, faults = list[_Located](), list[tuple[Format, FileError]]()
     for form in tried:
         try:
-            if found := form.find(source, choice):
-                located.append((form, found))
+            with reading(source, f"a folder of {form.name}"):
+                if found := form.find(source, choice):
+                    located.append((form, found))
         except FileError as error:
             faults.append((form, error))
     return located, faults
