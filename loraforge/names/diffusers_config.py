@@ -77,16 +77,15 @@ def faults(where: str, config: Mapping[str, Any], arch: Architecture) -> Iterato
             yield Fault(f"{where}: {name} is {value!r}, and {by} is no symbol of dimensions, no entry and no number")
 
 
-def like(value: object, example: object) -> bool:
-    """Whether an entry may have this value, where a variant has the example: of its type, and if a number, of its sign.
+def like(value: Any, example: Any) -> bool:
+    """Whether an entry may have this value, where a variant has the example: of its type, and a positive number.
 
     No number of such a configuration is larger than 10^9.
     """
-    if isinstance(example, float) or _is_size(example) or type(example) is int:
-        kinds = (int, float) if isinstance(example, float) else (int,)
-        above = 0 if _is_size(example) or example else -1  # type: ignore[operator]
-        return type(value) in kinds and above < value <= 1e9  # type: ignore[operator]
-    return type(value) is type(example)
+    example = 1 if _is_size(example) else example
+    if type(example) not in (int, float):
+        return type(value) is type(example)
+    return type(value) in (int, type(example)) and (0 < value <= 1e9 or value == example)
 
 
 def _is_size(value: Any) -> bool:

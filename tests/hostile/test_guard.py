@@ -8,11 +8,13 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import loraforge
+from hostile.base_builders import model
 from hostile.builders import checkpoint, diffusers_lora, safetensors, tensor
 from hostile.test_config import section
 from hostile.test_safetensors import KEY_A, KEY_B, text
@@ -237,3 +239,29 @@ def test_an_unforeseen_exception_is_one_message_and_code_70(tmp_path: Path, cli,
         assert done.exit_code == 1 and said in done.stderr and "report" not in done.stderr
     with pytest.raises(PermissionError):  # in Python it passes as it is
         loraforge.inspect(file)
+
+
+ENTRIES = [
+    *({"sample_width": value} for value in ("x", None, [], {}, 0, -1, 90.5, True, 10**12, float("nan"), float("inf"))),
+    {"sample_height": None}, {"sample_frames": []}, {"temporal_compression_ratio": 0}, {"patch_size": float("nan")},
+    {"spatial_interpolation_scale": "1"}, {"use_rotary_positional_embeddings": 1}, {"max_text_seq_length": "226"},
+    {"temporal_interpolation_scale": 0.0}, {"activation_fn": None}, {"patch_size_t": "x"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", ENTRIES, ids=str)
+def test_a_configuration_of_a_base_with_an_entry_it_cannot_have(tmp_path: Path, spares, said: dict[str, Any]) -> None:
+    words = ("convert-base", model(said=said)(tmp_path), "--to", "sat", "-o", tmp_path / "out")
+    spares(words, "config.json", next(iter(said)))
+
+
+def test_a_configuration_of_a_base_with_entries_of_its_kind(tmp_path: Path, cli) -> None:
+    said = {
+        "sample_width": 16,
+        "sample_height": 8,
+        "freq_shift": 0,
+        "spatial_interpolation_scale": 2,
+        "patch_size_t": None,
+    }
+    done = cli("convert-base", model(said=said)(tmp_path), "--to", "sat", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
