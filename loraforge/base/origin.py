@@ -39,7 +39,7 @@ class Fused:
 def fused(adapter: Adapter, strength: float) -> Fused:
     """The entry of an adapter. Raises FormatError if it contains NaN or infinity."""
     source = adapter.source
-    digest = scan(source.file, adapter.keys) if source else scan_modules(adapter.modules)
+    digest = scan(source.file, adapter.keys) if source else scan_modules(adapter.updates)
     names = (recorded(source.path), source.format) if source else ("made-in-python", "python")
     digests = (digest, *(step["source"]["digest"] for step in history(adapter.metadata)))
     return Fused(*names, digests, strength, adapter.scalings, adapter.scale.provenance, adapter.scale.portable)

@@ -18,7 +18,7 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
 from loraforge.names.catalog import architecture, architectures, holding
-from loraforge.names.layout import Architecture, pattern
+from loraforge.names.layout import Architecture, parted
 from loraforge.names.lookalike import models, of_repo, of_words, sharing
 from loraforge.programs.as_in import read_at
 from loraforge.scale.origin import own_entry
@@ -88,7 +88,7 @@ def _sample(adapter: Adapter) -> Adapter:
     groups = dict[object, list[str]]()
     for path, delta in adapter.modules.items():
         shapes = tuple((w.A.shape, w.B.shape, w.kernel) for w in delta)
-        groups.setdefault((pattern(path), shapes), []).append(path)
+        groups.setdefault((*parted(path)[::2], shapes), []).append(path)
     shown = {end(paths, key=_by_number) for paths in groups.values() for end in (min, max)}
     return replace(adapter, modules={path: delta for path, delta in adapter.modules.items() if path in shown})
 
@@ -290,7 +290,7 @@ def _contradicted(adapter: Adapter, file: TensorFile) -> str:
 def alike(adapter: Adapter) -> dict[str, frozenset[str]]:
     """Each other model that has all of its modules under these names -> whose names they are (names/lookalike.py)."""
     first = next(iter(adapter.modules), "")
-    sep = "." if not adapter.keys or any(first in key for key in adapter.keys) else "_"
+    sep = "." if not adapter.keys or first in "\n".join(adapter.keys) else "_"
     return sharing(adapter.modules, sep)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loraforge.adapter.differences import counted, described
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import fits
 from loraforge.conversion.evidence import read_adapter
@@ -37,6 +38,7 @@ class Inspection(Document):
     layout: str | None
     components: dict[str, int]
     targets: dict[str, int]
+    differences: dict[str, int]
     ranks: dict[int, int]
     dtypes: dict[str, int]
     scale: Scale | None
@@ -57,6 +59,7 @@ class Inspection(Document):
             "model": self._model(),
             "holds": self._holds(),
             "modules": ", ".join(f"{name} x{count}" for name, count in self.targets.items()),
+            "whole": described(self.differences),
             "rank": _counted(self.ranks),
             "dtype": _counted(self.dtypes),
             "scale": self._scale(),
@@ -177,6 +180,7 @@ def inspect(
         layout=adapter.layout if adapter else None,
         components=({"transformer": len(modules), "text_encoder": 0} | dict(adapter.others)) if adapter else {},
         targets=dict(Counter(kinds)),
+        differences=counted(adapter.differences) if adapter else {},
         ranks=dict(sorted(Counter(delta[0].rank for delta in modules.values()).items())),
         dtypes=dict(sorted(types.items())),
         scale=adapter.scale if adapter else None,

@@ -11,6 +11,7 @@ from typing import NamedTuple, Unpack
 
 from loraforge import errors
 from loraforge.adapter.adapter import Adapter, Source
+from loraforge.adapter.differences import counted, described
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import fits, misnamed
 from loraforge.base.fuse import fuse, other_base
@@ -204,7 +205,8 @@ def _judged(
     weights = [w for delta in adapter.modules.values() for w in delta]
     ranks = ", ".join(map(str, sorted({w.rank for w in weights})))
     dtypes = measured.dtypes if measured else sorted({w.A.dtype.name for w in weights})
-    modules = f"{len(adapter.modules)} modules of rank {ranks}, {', '.join(dtypes)}"
+    whole = [described(counted(adapter.differences))] if adapter.differences else []
+    modules = ", ".join([f"{len(adapter.modules)} modules of rank {ranks}", *dtypes, *whole])
     scale = f"{listed_scales(adapter.scalings)} ({scale_text(adapter.scale, adapter.scalings)})"
     if adapter.scale.provenance == "ambiguous":
         scale = f"unknown: {adapter.scale.source}"

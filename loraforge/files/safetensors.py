@@ -52,12 +52,14 @@ def read_safetensors(path: Path) -> TensorFile:
                 raise FileError(f"{what}: no loader opens the file. {whole}") from error
             raise
         header = json.loads(text, object_pairs_hook=_no_repeats)
-        metadata = header.pop("__metadata__", None) or {}  # the library lets null pass
-        tensors = {}
-        for key, entry in header.items():
-            if (kind := entry["dtype"]) not in BYTES:
-                raise FileError(f"{path}: {key} has element type {kind}, which no adapter is stored in.", remedy)
-            tensors[key] = TensorInfo(kind, tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        metadata, start = header.pop("__metadata__", None) or {}, 8 + length  # the library lets null pass
+        tensors = {
+            key: TensorInfo(entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
+            for key, entry in header.items()
+        }
+        if other := next((key for key, info in tensors.items() if info.dtype not in BYTES), ""):
+            what = f"{path}: {other} has element type {tensors[other].dtype}"
+            raise FileError(f"{what}, which no adapter is stored in.", remedy)
         return TensorFile(path, "safetensors", size, tensors, metadata)
 
 

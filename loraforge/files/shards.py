@@ -162,7 +162,7 @@ def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
         metadata |= file.metadata
     if len({file.kind for file in files}) > 1:
         raise FileError(f"{path} and the others of {group.whole.name} are files of different kinds.", ls)
-    tensors = {key: replace(info, map=n) for n, file in enumerate(files) for key, info in file.tensors.items()}
+    tensors = {key: info._replace(map=n) for n, file in enumerate(files) for key, info in file.tensors.items()}
     opaque = {key: name for file in files for key, name in file.opaque.items()}
     size, maps = sum(file.size for file in files), tuple(part for file in files for part in file.maps)
     whole = replace(files[0], path=files[0].path.with_name(group.whole.name), size=size, tensors=tensors, counts={})

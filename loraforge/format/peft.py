@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraforge.adapter.adapter import Adapter, Storage
+from loraforge.adapter.differences import LORA_BIAS
 from loraforge.errors import FileError, VariantError
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
@@ -52,7 +53,7 @@ class PeftWriter(LoraFileWriter):
         return None
 
     def beside(self, target: Target) -> dict[str, str]:
-        least = peft_config.config(target.ranks, target.scalings, dora=target.dora, older=True)
+        least = peft_config.config(target.ranks, target.scalings, dora=target.dora, bias=target.bias, older=True)
         entries = {"peft_type": "LORA", "base_model_name_or_path": target.base_model, "inference_mode": True} | least
         return {CONFIG: json.dumps(entries, indent=2, sort_keys=True) + "\n"}
 
@@ -67,7 +68,7 @@ class PeftFormat:
 
     name = "peft"
     summary = f"PEFT's save_pretrained folder, and bare state dicts (CogKit, VideoX-Fun): {FILES[0]}"
-    storage = Storage()
+    storage = Storage(differences={"bias": LORA_BIAS})
     writer: Callable[[Wanted], Writer] | None = PeftWriter
     options: frozenset[str] = frozenset({"pad_ranks"})
     style = STYLE

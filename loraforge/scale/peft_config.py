@@ -156,7 +156,12 @@ def _of_layers(config: Mapping[str, Any], paths: Collection[str], where: str) ->
 
 
 def config(
-    ranks: Mapping[str, int], scalings: Mapping[str, float], *, dora: bool = False, older: bool = False
+    ranks: Mapping[str, int],
+    scalings: Mapping[str, float],
+    *,
+    dora: bool = False,
+    bias: bool = False,
+    older: bool = False,
 ) -> dict[str, Any]:
     """The smallest LoraConfig that gives every module its rank and scaling, and names no other module.
 
@@ -172,7 +177,7 @@ def config(
         odd = {path: value for path, value in sorted(values.items()) if value != most}
         least[name] = {"^" + path.replace(".", r"\."): value for path, value in odd.items()}
         least[name] |= {path: value for path, value in odd.items() if path in plain}
-    return least | ({"use_dora": True} if dora else {})
+    return least | ({"use_dora": True} if dora else {}) | ({"lora_bias": True} if bias else {})
 
 
 def _given(

@@ -142,6 +142,10 @@ def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str
         if bool(config.get("use_dora", record.dora)) != record.dora:
             have = "and the file has" if record.dora else "but the file has no"
             raise FormatError(f"{path}: its {where} says use_dora {config['use_dora']}, {have} magnitudes.", look)
+        biases = [key for key in record.file.tensors if ".lora_B." in key and key.endswith(".bias")]
+        if biases and where != "lora_config" and not config.get("lora_bias"):
+            text = f"{path}: its {where} does not say lora_bias, so PEFT would leave out {listed(biases, 3)}."
+            raise FormatError(text, adding("--drop", "*.lora_B*.bias", why="if they are to be left out"))
         record.configs[where] = config
         if not record.believed:
             continue

@@ -99,7 +99,6 @@ CONTENT = {
     "modules' weights without saying so": Fault(
         copied("peft_modules_to_save", config={"modules_to_save": None}), "broken file", "proj_out"
     ),
-    "bias in the LoRA": Fault(in_peft("peft_plain", make.lora_bias, lora_bias=True), "cannot tell (", "lora_bias"),
     "bias in the LoRA without saying so": Fault(in_peft("peft_plain", make.lora_bias), "broken file", "lora_B.bias"),
     "modules it leaves out": Fault(copied("peft_plain", config={"target_modules": ["to_q"]}), "broken file", "to_k"),
     "LoHa's configuration": Fault(copied("peft_plain", config={"peft_type": "LOHA"}), "cannot tell (", "LOHA"),

@@ -100,7 +100,6 @@ MORE = {
     "whole weights": {"modules_to_save": ["proj_out"]},
     "all biases": {"bias": "all"},
     "biases beside the LoRA": {"bias": "lora_only"},
-    "a bias of the LoRA": {"lora_bias": True},
     "weights the other way round": {"fan_in_fan_out": True},
     "PiSSA": {"init_lora_weights": "pissa"},
     "PiSSA, fast": {"init_lora_weights": "pissa_niter_16"},
