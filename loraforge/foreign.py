@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +26,15 @@ def reading(
         raise
     except Exception as error:  # parsers raise what they like: PyYAML an IndexError for `!!int ""`
         if not remedies and isinstance(where, Path):
-            remedies = (command("ls", "-l", where),)
+            remedies = (command("ls", "-l", where if os.path.lexists(where) else where.parent),)
         text = f"{where} cannot be read as {what}: {reason(error)}."
         raise kind(f"{text} {then}" if then else text, *remedies) from error
 
 
 def reason(error: BaseException) -> str:
     """What an error says, in one line; with its name, if it was not made to be read."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
     text = plain(str(getattr(error, "strerror", None) or error).strip().partition("\n")[0], 200).rstrip(".")
     mark = getattr(error, "problem_mark", None)  # of PyYAML, whose first line says what, and not where
     text += f" (line {mark.line + 1})" if mark else ""

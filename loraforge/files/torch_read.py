@@ -48,7 +48,7 @@ def read_torch(path: Path) -> TensorFile:
     Nothing in the file is executed or imported. Raises HostileError if the pickle calls for code or the archive
     does not match its own table, FileError if the file is damaged or not supported.
     """
-    with reading(path, "a torch archive", then="Copy or download it again."):
+    with reading(path, "a torch archive", then="It is damaged: copy or download it again."):
         return _opened(path, path.stat().st_size)
 
 

