@@ -49,7 +49,8 @@ def locate(
         raise faults[0][1]
     look = open_tensors if hub is None else hub.whole if fetch else hub.header
     if not located:
-        only, note = hub.only() if hub else _only(tried, source, look, bool(name))
+        with reading(source, "a folder of adapters"):
+            only, note = hub.only() if hub else _only(tried, source, look, bool(name))
         if only and (flag := _choosing(choice)):
             what = f"{flag} chooses among the checkpoints of a run, and {source} has none"
             raise FileError(f"{what}: it holds {only.name}.", command("loraforge", "inspect", only))
@@ -57,8 +58,10 @@ def locate(
         located = [(form, replace(one, notes=(note, *one.notes))) for form, one in in_file]
     if not located:
         what = f"no {name} checkpoint" if name else "nothing that any format reads"
-        below = (child for child in subfolders(source) if tensor_files(child) or any(_search(tried, child, Choice())))
-        remedies = [command("loraforge", "inspect", child) for child in islice(below, 3)]
+        with reading(source, "a folder of adapters"):
+            folders = subfolders(source)
+            below = (child for child in folders if tensor_files(child) or any(_search(tried, child, Choice())))
+            remedies = [command("loraforge", "inspect", child) for child in islice(below, 3)]
         remote = perhaps(str(given)) if hub is None else None
         other = [command("ls", "-l", source), *([remote] if remote else [])]
         raise FileError(f"{source} has {what} in it.", *(remedies or other))
