@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from loraforge.errors import FileError, LoraforgeError, Try
-from loraforge.text import command, plain
+from loraforge.text import plain
 
 
 @contextmanager
@@ -17,7 +16,7 @@ def reading(
 ) -> Iterator[None]:
     """Around a parser, and the checks of the shape of what it parsed: any error in it becomes one of `kind`.
 
-    `where` the bytes are, `what` they are read as; without remedies, one that lists a path. `then`: the last sentence.
+    `where` the bytes are, `what` they are read as. `then`: the last sentence.
     Refusals pass as they are, and MemoryError, which is no fault of the file.
     """
     try:
@@ -25,8 +24,6 @@ def reading(
     except (LoraforgeError, MemoryError):
         raise
     except Exception as error:  # parsers raise what they like: PyYAML an IndexError for `!!int ""`
-        if not remedies and isinstance(where, Path):
-            remedies = (command("ls", "-l", where if os.path.lexists(where) else where.parent),)
         text = f"{where} cannot be read as {what}: {reason(error)}."
         raise kind(f"{text} {then}" if then else text, *remedies) from error
 

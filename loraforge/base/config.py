@@ -80,7 +80,7 @@ def diffusers_config(base: BaseModel, variant: Variant, sample: str | None = Non
     config = filled(expected, sizes(base.architecture, base.placed)) | stated | given
     if lacking := sorted(expected.keys() - config.keys()):
         text = f"{base.path} is not a whole {base.architecture.title}: no weight tells {listed(lacking, 3)}."
-        raise ConversionError(text, command("ls", "-l", base.folder))
+        raise ConversionError(text)
     where = "--sample" if given else where or f"{variant.name} as released"
     if shape := base.shape(_POSITIONS):
         of_text = shape[-2] - math.prod(grid(config))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ class Cli(click.Group):
         return super().main(_plugin_first(self.typed), *rest, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
+        from loraforge.hub import client
+
+        client.waiting = lambda text: say("note: ", text)
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -47,7 +51,7 @@ class Cli(click.Group):
         say("Error: ", refusal.message, colour="red")
         lines = {self.line(remedy, ctx): remedy.why for remedy in refusal.remedies}
         lines.pop(command("loraforge", *self.typed), None)  # the command that just failed
-        for line, why in (lines or {f"loraforge {ctx.invoked_subcommand or ''} --help": ""}).items():
+        for line, why in lines.items():
             say("  try: ", line, f"   # {why}" if why else "")
         if refusal.state:
             say("", refusal.state)
@@ -119,9 +123,9 @@ def show(report: Document, json_: bool, lines: Sequence[str] | None = None) -> N
 
 
 def as_json(document: Any) -> str:
-    """A document for programs."""
-    # half a surrogate pair, which a header may hold, has no UTF-8: it stays a JSON escape
-    return json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    """A document for programs. What no terminal should get, and half a surrogate pair, is an escape in it."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    return re.sub(r"[^ -~\n]", lambda match: match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1], text)
 
 
 def settle_process() -> None:

@@ -29,7 +29,7 @@ def unforeseen(error: Exception, typed: Sequence[str]) -> LoraforgeError:
         return LoraforgeError("this machine has not enough memory for it.")
     if isinstance(error, OSError) and error.filename:
         path = Path(os.fsdecode(error.filename))
-        return LoraforgeError(f"{path} cannot be used: {reason(error)}.", command("ls", "-l", path))
+        return LoraforgeError(f"{path} cannot be used: {reason(error)}.")
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"
     tries = [Try(command("env", f"{TRACE}=1", "loraforge", *typed), "shows where, for a report")]

@@ -105,7 +105,7 @@ def _shell(adapter: Adapter, base: Path | None) -> Any:
 def _read(base: Path) -> dict[str, Any]:
     path = next((p for p in (base / "transformer" / "config.json", base / "config.json") if p.is_file()), None)
     if path is None:
-        raise FormatError(f"--base {base} has no config.json of a transformer.", command("ls", "-l", base))
+        raise FormatError(f"--base {base} has no config.json of a transformer.")
     return read_json(path, "the configuration of a transformer", command("cat", path), kind=FormatError)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from loraforge.errors import FileError, LoraforgeError, ScaleError, Try, adding
+from loraforge.errors import FileError, LoraforgeError, ScaleError, Try, absent, adding
 from loraforge.foreign import content, reading
-from loraforge.text import command, shown
+from loraforge.text import shown
 
 MOST_BYTES = 1 << 26
 """Of a JSON file, if its reader states no other limit: the index of a model of 500,000 tensors."""
@@ -31,7 +31,7 @@ def read_json(
 def read_yaml(path: Path) -> Any:
     """The document of a training YAML. Raises ScaleError if it is missing, too large or not such a text."""
     if not path.is_file():
-        raise ScaleError(f"{path} does not exist.", command("ls", "-l", path.parent))
+        raise absent(path, kind=ScaleError)
     remedy = adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha")
     with reading(path, "YAML", remedy, kind=ScaleError):
         return parse_yaml(content(path, 1 << 18))

@@ -16,21 +16,19 @@ from loraforge.names.layout import pattern
 from loraforge.names.lookalike import lora_paths, other_model
 from loraforge.text import command, listed
 
-_SAT_RUN = "Give the mp_rank_00_model_states.pt that the LoRA run wrote."
 _DIFFUSERS_FILE = "Give the pytorch_lora_weights.safetensors that trainer saved."
-_LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
+_LORA_RUN = "Give what the LoRA run wrote."
 
 
 def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this version reads") -> NoAdapterError:
     """The refusal of a file that holds no `wanted`."""
-    folder, paths = file.path.absolute().parent, lora_paths(file.tensors)
+    paths = lora_paths(file.tensors)
     if not of_training(file) and not _diffsynth(file) and (error := _others(file, paths)):
         return error
     for kind in _KINDS:
         if kind.matches(file):
-            remedy = command("ls", "-l", folder)
             what = kind.what.replace("{base}", _base(file) or "")
-            return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {kind.instead}", remedy)
+            return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {kind.instead}")
     if not of_training(file) and (error := _misspelt(file, paths)):
         return error
     names = f", with names like {listed(list(file.tensors), 3)}" if file.tensors else ""
@@ -128,6 +126,6 @@ _KINDS = (
     _Kind("an optimizer state", "Give the weights that were saved beside it.", _optimizer),
     _Kind("a checkpoint of a Diffusers or PEFT trainer", _DIFFUSERS_FILE, _trainers),
     _Kind("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
-    _Kind("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
-    _Kind("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
+    _Kind("a T5 text encoder", _LORA_RUN, _any("shared.", "encoder.block.", "conditioner.")),
+    _Kind("a VAE", _LORA_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
 )

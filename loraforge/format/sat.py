@@ -57,7 +57,7 @@ class SatFormat:
         if base and base.is_dir():
             checkpoint = self.find(base, Choice()) or self.below(base)
             if checkpoint is None:
-                raise FileError(f"--base {base} has no SAT checkpoint in it.", command("ls", "-l", base))
+                raise FileError(f"no SAT checkpoint was found in --base {base}.")
             base = checkpoint.path
         return SatWriter(wanted, base)
 

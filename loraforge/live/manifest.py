@@ -29,7 +29,7 @@ def check_inputs(manifest: Mapping[str, Any], plan: RunPlan) -> None:
     for name, path in plan.inputs.items():
         before = manifest["inputs"].get(name)
         if before and str(path) == manifest[name] and _digest(path) != before:
-            raise LoraforgeError(f"{path} is not the {name} of the manifest.", command("ls", "-l", str(path)))
+            raise LoraforgeError(f"{path} is not the {name} of the manifest.")
 
 
 def manifest_of(

@@ -151,7 +151,9 @@ def written(values: Mapping[str, Any] | list[Any]) -> str:
             return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else None)
 
     Dumper.add_representer(str, Dumper.represent_str)
-    return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=_LONG))
+    text = str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=_LONG))
+    # what is left of characters that are not shown stands in quotes
+    return re.sub(r"[^ -~\n]", lambda match: match[0] if match[0].isprintable() else f"\\U{ord(match[0]):08x}", text)
 
 
 def problems(card: Mapping[str, Any]) -> Iterator[str]:

@@ -217,6 +217,9 @@ def _plain(record: Record) -> None:
                 record.notes.append(f"its header says {word} {shown(text)}, which is no number: not used")
             continue
         groups.setdefault(component, {})[word] = value
+    renamed = not record.alphas and any(".lora_A." in key for key in record.file.tensors)
+    if renamed and "ss_network_module" in record.file.metadata:
+        groups.pop("ss", None)  # a converter multiplied alpha in, and kept the header of the file that it read
     ours = record.origin.scale is not None  # what was true of the source need not be true of our result
     for component, values in groups.items() if record.believed and not ours else ():
         ranks = {word: value for word, value in values.items() if word in words["rank"]}
@@ -334,9 +337,8 @@ def _rule(config: TrainingScale, record: Record, path: Path) -> Rule:
 
 def read_config(path: Path) -> dict[str, Any]:
     """PEFT's configuration. Raises FormatError if it cannot be read."""
-    look = command("ls", "-l", path)
     if not path.is_file():  # opening a pipe would wait for ever
-        raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.", look)
+        raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.")
     return read_json(path, "a LoraConfig in JSON", kind=FormatError, most=_MOST_BYTES)
 
 

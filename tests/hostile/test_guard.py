@@ -56,14 +56,14 @@ def test_json_that_is_no_object(tmp_path: Path, value: str) -> None:
     file.write_bytes(value.encode("latin-1"))
     with pytest.raises(FileError, match=r"config\.json cannot be read as JSON") as refusal:
         read_json(file)
-    assert refusal.value.remedies and len(str(refusal.value)) < 1000
+    assert len(str(refusal.value)) < 1000
 
 
 def test_whatever_a_parser_raises_is_one_refusal(tmp_path: Path) -> None:
     for error in (KeyError("x"), RecursionError(), StopIteration(), OSError(5, "I/O"), ValueError("odd.")):
         with pytest.raises(ScaleError) as refusal, reading(tmp_path / "f", "TOML", kind=ScaleError):
             raise error
-        assert refusal.value.__cause__ is error and refusal.value.remedies
+        assert refusal.value.__cause__ is error
         assert str(refusal.value.message).startswith(f"{tmp_path / 'f'} cannot be read as TOML: ")
         assert ".." not in refusal.value.message
     for error in (KeyboardInterrupt(), MemoryError(), FileError("mine", "ls")):

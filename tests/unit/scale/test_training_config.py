@@ -92,6 +92,8 @@ READ = {
     "videox-fun": ("train_lora.sh", FUN, 32, 64, False),
     "videox-fun arguments": ("args.yaml", "rank: 128\nnetwork_alpha: 64\n", 64, 128, False),
     "sd-scripts": ("lora.toml", "[network]\nnetwork_dim = 16\nnetwork_alpha = 8.0\n", 8, 16, False),
+    "diffusion-pipe": ("train.toml", "[adapter]\ntype = 'lora'\nrank = 32\n[optimizer]\nlr = 2e-5\n", 32, 32, False),
+    "diffusion-pipe of 2024": ("train.toml", "[adapter]\ntype = 'lora'\nrank = 32\nalpha = 16\n", 16, 32, False),
     "peft": ("adapter_config.json", json.dumps(PEFT), 16, 8, True),
     "hparams": ("hparams.yml", "adam_beta1: 0.9\nalpha: null\nlora_alpha: 128\nrank: 128\n", 128, 128, False),
     "wandb": ("config.yaml", WANDB, 64, 128, False),
