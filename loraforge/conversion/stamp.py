@@ -14,12 +14,12 @@ from loraforge.adapter.fits import check_base
 from loraforge.conversion.evidence import doubt
 from loraforge.conversion.read import ambiguous, read_file
 from loraforge.conversion.report import scale_text
-from loraforge.conversion.store import entry_of
+from loraforge.conversion.store import entry_of, sealed
 from loraforge.document import Document, rows
 from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, adding, as_commands
 from loraforge.files.destination import Destination, destination, replacing
-from loraforge.files.digest import changed, scan
-from loraforge.files.safetensors import read_safetensors, write_safetensors
+from loraforge.files.digest import changed, scan, seal
+from loraforge.files.safetensors import read_safetensors, replace_entry, write_safetensors
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
@@ -159,6 +159,7 @@ def _written(
     """Write the new file and read it back. Raises VerificationError if its bytes or scalings are wrong."""
     header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
     sums = write_safetensors(path, header, ((key, file[key]) for key in file.tensors), metadata)
+    replace_entry(path, KEY, sealed(metadata[KEY], seal(header, sums)))
     back = read_safetensors(path)
     if changed(back, sums) or changed(file, sums):
         raise VerificationError("the disk gave back other bytes than were written. Nothing was kept.")

@@ -131,7 +131,8 @@ def verify(
         raise LoraforgeError("give two adapters, or one and the loader to try it in.", adding("--in", "diffusers"))
     if base and not in_:
         raise LoraforgeError("--base goes with --in: it is the model the loader fills.", adding("--in", "diffusers"))
-    choice, plain = choice_of(stated), Choice(architecture=stated["architecture"])
+    choice = choice_of(stated)
+    plain = Choice(architecture=choice.architecture, compare=True)
     asked = () if choice == plain or choice.stated.as_in else (a, b)
     unknown = [source for source in asked if source is not None and _unknown(source)]
     sides = {side: [p for p in drop if meets(locate(side, None, Choice())[2], p)] for side in (a, b) if side and drop}
@@ -183,7 +184,7 @@ def _unknown(source: str | Path) -> bool:
     """Whether the adapter records no scale; what cannot be read is refused later."""
     form, _, file = locate(source, None, Choice())
     try:
-        adapter = form.read(file, Choice()) if form else None
+        adapter = form.read(file, Choice(compare=True)) if form else None
     except LoraforgeError:
         return True
     known = adapter is not None and bool(own_entry(adapter.metadata))

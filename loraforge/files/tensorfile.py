@@ -102,9 +102,13 @@ class TensorFile:
     """Number of tensors in the model that these were taken out of; 0 if the file has only these."""
     maps: tuple[FileMap, ...] = ()
     """The files with the tensors; the one at `path` if none is given."""
+    whole: Mapping[str, TensorInfo] = field(default_factory=dict)
+    """All of its tensors, also those that were left out of `tensors` since."""
+    sums: dict[str, int] = field(default_factory=dict)
+    """Key -> CRC-32, of tensors that were compared with what a header says of them."""
 
     def __post_init__(self) -> None:
-        self.maps = self.maps or (FileMap(self.path),)
+        self.maps, self.whole = self.maps or (FileMap(self.path),), self.whole or self.tensors
 
     @property
     def absent(self) -> int:
