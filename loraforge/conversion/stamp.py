@@ -19,6 +19,7 @@ from loraforge.document import Document, rows
 from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, adding, as_commands
 from loraforge.files.destination import Destination, destination, replacing
 from loraforge.files.digest import changed, scan, seal
+from loraforge.files.mapped import steady
 from loraforge.files.safetensors import read_safetensors, replace_entry, write_safetensors
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.format.locate import locate
@@ -106,7 +107,7 @@ def stamp(
     adapter = replace(adapter, scale=scale, source=Source(Path(source), file, form.name, ""))
     metadata, replaced = _metadata(adapter, file, ranks, _typed(choice))
     output = _destination(file.path, _typed(choice), out, in_place=in_place, force=force)
-    with replacing(output, file.size, force=force or in_place) as folder:
+    with replacing(output, file.size, force=force or in_place) as folder, steady(*file.maps):
         back, again = _written(folder / output.names[0], adapter, form, file, metadata)
         acts_in = acting(outlooks(form, back, again))
     notes, whole = (*adapter.notes, *notes, *([unshown] if unshown else [])), bool(_prefix(adapter))

@@ -17,6 +17,7 @@ from loraforge.algebra.lora import Array, Delta
 from loraforge.conversion.prepare import Prepared, refusal
 from loraforge.files.destination import replacing
 from loraforge.files.digest import UNSEALED, scan, scan_modules, seal
+from loraforge.files.mapped import steady
 from loraforge.files.safetensors import replace_entry
 from loraforge.files.tensorfile import KEY, RELEASE_EVERY
 from loraforge.scale.origin import digest_of, history
@@ -84,7 +85,8 @@ def store(prepared: Prepared, typed: str, *, force: bool) -> Iterator[Written]:
             writer.beside(result).get(PEFT_CONFIG),
         )  # fmt: skip
         header, metadata = prepared.header, {**prepared.metadata, KEY: entry}
-        with replacing(output, writer.size(header), force=force) as folder:
+        maps = prepared.file.maps if prepared.file else ()
+        with replacing(output, writer.size(header), force=force) as folder, steady(*maps):
             file = folder / output.names[0]
             file.parent.mkdir(exist_ok=True)
             sums = writer.write(file, header, made.tensors, metadata)

@@ -17,6 +17,7 @@ from loraforge.conversion.report import scale_text
 from loraforge.document import Document
 from loraforge.errors import ConversionError, LoraforgeError, adding
 from loraforge.files.digest import scan
+from loraforge.files.mapped import steady
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
@@ -152,7 +153,8 @@ def verify(
         more, other_file, other_name = (), file, f"as {in_} loads it"
     scan(file, one.keys)
     pairs, (only_a, only_b) = pair_up(one, other)
-    results = compare(pairs, lambda _: True, file, other_file)
+    with steady(*file.maps, *other_file.maps):
+        results = compare(pairs, lambda _: True, file, other_file)
     same = not (only_a or only_b) and all(comparison.holds for comparison in results)
     return Verification(
         a=Side(told(file.path), name, one.scale, one.scalings),

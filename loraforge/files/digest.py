@@ -13,6 +13,7 @@ from loraforge.algebra.dtypes import FACTORS
 from loraforge.algebra.half import finite, widen
 from loraforge.algebra.lora import Delta
 from loraforge.errors import FormatError
+from loraforge.files.mapped import steady
 from loraforge.files.tensorfile import RELEASE_EVERY, TensorFile
 from loraforge.text import command, listed
 from loraforge.threads import in_order
@@ -61,9 +62,10 @@ def seal(entries: Mapping[str, tuple[str, tuple[int, ...]]], sums: Mapping[str, 
 def seal_of(file: TensorFile, keys: Sequence[str]) -> str:
     """The seal of tensors on the disk. They are read once, however often it is asked for."""
     file, missing = replace(file, tensors=file.whole), [key for key in keys if key not in file.sums]
-    for start in range(0, len(missing), _BATCH):
-        file.sums |= _checksums(file, missing[start : start + _BATCH])
-        file.release()
+    with steady(*file.maps):
+        for start in range(0, len(missing), _BATCH):
+            file.sums |= _checksums(file, missing[start : start + _BATCH])
+            file.release()
     return seal({key: (file.whole[key].dtype, file.whole[key].shape) for key in keys}, file.sums)
 
 
@@ -73,18 +75,19 @@ def scan(file: TensorFile, keys: Sequence[str]) -> str:
     Raises FormatError that names the tensors with a NaN or an infinity.
     """
     digest, broken = hashlib.sha256(), []
-    for n, key in enumerate(sorted(keys)):
-        info = file.tensors[key]
-        digest.update(f"{key}\0{info.dtype}\0{list(info.shape)}\0".encode())
-        if info.dtype not in FACTORS:  # an alpha that is an integer
-            digest.update(file.raw(key))
-            continue
-        tensor = np.ascontiguousarray(file[key])
-        if not finite(tensor):
-            broken.append(key)
-        digest.update(tensor.reshape(-1).view(np.uint8).data)
-        if n % RELEASE_EVERY == 0:
-            file.release()
+    with steady(*file.maps):
+        for n, key in enumerate(sorted(keys)):
+            info = file.tensors[key]
+            digest.update(f"{key}\0{info.dtype}\0{list(info.shape)}\0".encode())
+            if info.dtype not in FACTORS:  # an alpha that is an integer
+                digest.update(file.raw(key))
+                continue
+            tensor = np.ascontiguousarray(file[key])
+            if not finite(tensor):
+                broken.append(key)
+            digest.update(tensor.reshape(-1).view(np.uint8).data)
+            if n % RELEASE_EVERY == 0:
+                file.release()
     if broken:
         text = f"{file.path}: {len(broken)} tensors contain NaN or infinity: {listed(broken, 5)}."
         look = command("ls", file.path.absolute().parent.parent)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loraforge.errors import FileError, Try
+from loraforge.files.mapped import state_of
 from loraforge.files.neighbours import SAFETENSORS, TENSORS, TORCH
 from loraforge.files.safetensors import begins_safetensors, read_safetensors
 from loraforge.files.shards import alone, is_numbered
@@ -71,7 +72,10 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
         what, remedy = next(kinds, (what, None))
         raise FileError(f"{path} is {what}.", remedy or command("file", path))
     try:
+        state = state_of(path)
         file = container.open(path)
+        for part in file.maps:
+            part.state = state if is_file else None
     except FileError as error:
         error.remedies = error.remedies or (Try(look, "who wrote it, and when"),)
         raise

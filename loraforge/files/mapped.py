@@ -1,0 +1,133 @@
+"""Files mapped into memory, and what becomes of a reader whose file another program changes meanwhile.
+
+A POSIX system kills a reader of pages that a file no longer has (SIGBUS). Here such pages become not-a-numbers, in every
+floating-point type, and `steady` refuses what was computed of them. Windows does not truncate a mapped file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from loraforge.errors import FileError, adding
+from loraforge.text import command, megabytes
+
+_FILLING = 1 << 24
+"""Bytes of not-a-numbers that are mapped as often as is needed."""
+
+State = tuple[int, int, int]
+"""Size, time of the last change, and number of a file."""
+
+
+def state_of(file: Path | int) -> State:
+    """The state of a file on the disk."""
+    status = os.stat(file)  # noqa: PTH116  # of a handle too
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class FileMap:
+    """One file on the disk, mapped into memory at the first use."""
+
+    path: Path
+    absent: int = 0
+    """Bytes of tensors that were not fetched from the Hub: only the header was."""
+    state: State | None = None
+    """The file's when its header was read; None if nobody looked."""
+    _map: mmap.mmap | None = None
+    _stream: BinaryIO | None = field(default=None, repr=False)
+    _address: int = 0
+
+    def memory(self) -> mmap.mmap:
+        """The whole file. Raises FileError if only its header was fetched, or if the file was changed since."""
+        if self.absent:
+            text = f"{self.path}: that stands in its tensors ({megabytes(self.absent)}); only its header was fetched."
+            raise FileError(text, adding("--fetch", why="get them, into the cache of the Hub"))
+        if self._map is None:
+            self._stream = self.path.open("rb")
+            self.state = self.state or state_of(self._stream.fileno())
+            self.check()
+            self._map = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._address = np.frombuffer(self._map, np.uint8).ctypes.data
+            _guard(self)
+        self.check()
+        return self._map
+
+    def check(self) -> None:
+        """Raise FileError if the file was changed since its header was read."""
+        if self._stream is not None and state_of(self._stream.fileno()) != self.state:
+            raise changed_meanwhile(self.path)
+
+    def release(self, *span: int) -> None:
+        """Release the pages read so far: all, or those of a span (first byte, length)."""
+        if self._map is not None and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED, *span)
+
+    def patched(self) -> bool:
+        """Whether the file was changed. Not-a-numbers are then where it has no pages any more."""
+        if self._map is None or self._stream is None or (state := state_of(self._stream.fileno())) == self.state:
+            return False
+        with tempfile.TemporaryFile() as ones:
+            ones.write(b"\xff" * _FILLING)
+            ones.flush()
+            for start in range(-(-state[0] // mmap.PAGESIZE) * mmap.PAGESIZE, len(self._map), _FILLING):
+                size, place = min(_FILLING, len(self._map) - start), mmap.MAP_SHARED | 0x10  # MAP_FIXED
+                _libc().mmap(self._address + start, size, mmap.PROT_READ, place, ones.fileno(), 0)
+        return True
+
+
+def changed_meanwhile(path: Path) -> FileError:
+    text = f"{path} changed while it was read: is training still running? Take a file that is whole."
+    return FileError(text, command("ls", "-l", path.absolute().parent))
+
+
+@contextmanager
+def steady(*maps: FileMap) -> Iterator[None]:
+    """Raises FileError at the end of the block, in place of any other error, if one of the files was changed."""
+    with ExitStack() as checks:
+        for part in maps:
+            checks.callback(part.check)
+        yield
+
+
+_MAPS = weakref.WeakSet[FileMap]()
+_BEFORE: list[int | None] = []
+"""The handler that was there before ours; empty until ours is there."""
+
+
+def _guard(part: FileMap) -> None:
+    """From now on, a page that the file has no more ends in an error instead of the end of the process."""
+    _MAPS.add(part)
+    if not _BEFORE and hasattr(signal, "SIGBUS"):
+        with suppress(OSError, AttributeError):  # no such C library: as without us
+            _BEFORE.append(_libc().signal(signal.SIGBUS, ctypes.cast(_OURS, ctypes.c_void_p)))
+
+
+def _fault(_: int) -> None:
+    """Called in the thread that read a page which is not there; on return it reads the page again."""
+    with suppress(Exception):
+        if any([part.patched() for part in list(_MAPS)]):
+            return
+    _libc().signal(signal.SIGBUS, _BEFORE[0])  # the fault of somebody else, who gets what they would get without us
+
+
+_OURS = ctypes.CFUNCTYPE(None, ctypes.c_int)(_fault)
+
+
+def _libc() -> Any:
+    libc, number = ctypes.CDLL(None), ctypes.c_int
+    libc.mmap.restype = libc.signal.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, number, number, number, ctypes.c_long)
+    libc.signal.argtypes = (number, ctypes.c_void_p)
+    return libc
