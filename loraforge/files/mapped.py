@@ -1,7 +1,7 @@
 """Files mapped into memory, and what becomes of a reader whose file another program changes meanwhile.
 
-A POSIX system kills a reader of pages that a file no longer has (SIGBUS). Here such pages become not-a-numbers, in every
-floating-point type, and `steady` refuses what was computed of them. Windows does not truncate a mapped file.
+A POSIX system kills a reader of pages that a file no longer has (SIGBUS). Here such pages become not-a-numbers, in
+every floating-point type, and `steady` refuses what was computed of them. Windows truncates no file that is mapped.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _guard(part: FileMap) -> None:
 def _fault(_: int) -> None:
     """Called in the thread that read a page which is not there; on return it reads the page again."""
     with suppress(Exception):
-        if any([part.patched() for part in list(_MAPS)]):
+        if sum(part.patched() for part in list(_MAPS)):
             return
     _libc().signal(signal.SIGBUS, _BEFORE[0])  # the fault of somebody else, who gets what they would get without us
 

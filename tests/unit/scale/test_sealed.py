@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import loraforge
-from loraforge.errors import HubError, LoraforgeError, ScaleError
+from loraforge.errors import HubError, ScaleError
 from loraforge.files.digest import seal_of
 from loraforge.files.opening import open_tensors
 from loraforge.files.torch_write import write_torch
@@ -144,7 +144,7 @@ def test_a_configuration_of_another_conversion_is_refused(tmp_path: Path) -> Non
     said = json.loads(config.read_text())
     config.write_text(json.dumps(said | {"base_model_name_or_path": "user/base", "inference_mode": False, "new": 1}))
     assert loraforge.read(file).scale.provenance == "recorded"  # it says nothing of the scale
-    swapped = dict(zip(said["alpha_pattern"], reversed(said["alpha_pattern"].values()), strict=True))
+    swapped = {key.replace("1", "0", 1): alpha for key, alpha in said["alpha_pattern"].items()}  # of the other block
     for other in ({"lora_alpha": said["lora_alpha"] * 2}, {"alpha_pattern": swapped}):  # the second: the same scales
         config.write_text(json.dumps(said | other))
         with pytest.raises(ScaleError, match="of different conversions"):
