@@ -29,12 +29,15 @@ class Storage:
     """Whether it can hold DoRA's row norms."""
     segments: frozenset[str] | None = None
     """The only segments that its LoRA can adapt; None if it can adapt any."""
+    differences: Mapping[str, str] = field(default_factory=dict)
+    """Parameter -> what ends the key of its whole difference; `*`: any but weight and bias, whose `{name}` it is."""
 
     def text(self) -> str:
         """The same as one line of text."""
         ranks = "one rank" if self.one_rank else "any ranks"
         what = ", ".join(sorted(self.segments)) if self.segments else "any module"
-        return f"{what}; {ranks}; {'DoRA' if self.magnitude else 'no DoRA'}"
+        whole = f"; {', '.join(self.differences.values())}" if self.differences else ""
+        return f"{what}; {ranks}; {'DoRA' if self.magnitude else 'no DoRA'}{whole}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,9 @@ class Adapter:
     layout: str
     modules: Mapping[str, Delta]
     scale: Scale
+    differences: Mapping[str, Delta] = field(default_factory=dict)
+    """Parameter of `layout` (`blocks.0.norm3.bias`) -> what is added to it as a whole; not to matrices, whose whole
+    differences are updates of full rank in `modules`."""
     keys: tuple[str, ...] = ()
     """The keys of the adapter's tensors in the file, sorted."""
     evidence: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -88,7 +94,16 @@ class Adapter:
             return self
         layout = architecture(name).layouts[self.rivals[name]]
         modules = {layout.called(path): delta for path, delta in self.modules.items()}
-        return replace(self, architecture=name, layout=layout.name, modules=modules, rivals={})
+        whole = {
+            ".".join((layout.called(key.rpartition(".")[0]), key.rpartition(".")[2])): d
+            for key, d in self.differences.items()
+        }
+        return replace(self, architecture=name, layout=layout.name, modules=modules, differences=whole, rivals={})
+
+    @property
+    def updates(self) -> dict[str, Delta]:
+        """Of each module and of each parameter that is changed as a whole."""
+        return {**self.modules, **self.differences}
 
     @property
     def model(self) -> Architecture:

@@ -10,19 +10,24 @@ from difflib import SequenceMatcher
 from fnmatch import filter as matching
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.differences import suffixes
 from loraforge.errors import ConversionError, Try, adding
 from loraforge.files.tensorfile import TensorFile
 from loraforge.text import command, listed
 
 _ENDING = re.compile(
     r"\.(lora(_[AB]|[._](down|up))(\.[^.]+)?\.weight|lora_magnitude_vector(\.[^.]+)?(\.weight)?|matrix_[AB]\.\d+"
-    r"|(?P<other>alpha|diff|diff_b|dora_scale|weight|bias))$"
+    r"|(?P<other>alpha|diff|diff_[bm]|[wb]_norm|lora_B(\.[^.]+)?\.bias|dora_scale|set_weight|weight|bias))$"
 )
 """What follows the path of a module in a key."""
 _PREFIX = re.compile(r"^(base_model\.model\.|(model\.)?diffusion_model\.|transformer\.(?!layers)|lora_unet_)")
 COMPONENTS = {"text_encoder": "text encoder", "lora_te": "text encoder", "vae.": "VAE"}
 """How the keys of an adapter for another component begin -> the component."""
-_KINDS = {"diff": "weight differences (.diff)", "diff_b": "bias differences (.diff_b)", "alpha": "alphas"}
+_KINDS = {
+    "alpha": "alphas",
+    "set_weight": "weights that replace the base model's (.set_weight)",
+    **{end[1:]: f"{name} differences ({end})" for end, name in suffixes().items()},
+}
 
 
 def left_out(file: TensorFile, patterns: Sequence[str]) -> tuple[TensorFile, tuple[str, ...]]:
@@ -59,15 +64,19 @@ def without(
     """
     file = file or (adapter.source.file if adapter.source else None)
     before = file.dropped if file else ()
+    if not patterns and not before:
+        return adapter, ()
     seen = {name for key in before for name in _names(key)}
-    dropped = {module for pattern in patterns for module in matching(adapter.modules, pattern)}
+    dropped = {name for pattern in patterns for name in matching(adapter.updates, pattern)}
     for pattern in patterns:
-        if not matching(adapter.modules, pattern) and not _hits(seen, pattern):
-            raise _useless(pattern, adapter.modules, file)
-    if adapter.modules and len(dropped) == len(adapter.modules):
-        raise ConversionError(f"--drop leaves none of the {len(dropped)} modules.")
+        if not matching(adapter.updates, pattern) and not _hits(seen, pattern):
+            raise _useless(pattern, adapter.updates, file)
     kept = {module: delta for module, delta in adapter.modules.items() if module not in dropped}
-    return replace(adapter, modules=kept), tuple(sorted(dropped | {_module(key) for key in before if not _kind(key)}))
+    whole = {k: d for k, d in adapter.differences.items() if dropped.isdisjoint((k, k.rpartition(".")[0]))}
+    if adapter.modules and not kept:
+        raise ConversionError(f"--drop leaves none of the {len(adapter.modules)} modules.")
+    dropped |= {_module(key) for key in before if not _kind(key)}
+    return replace(adapter, modules=kept, differences=whole), tuple(sorted(dropped))
 
 
 def meets(file: TensorFile, pattern: str) -> bool:
@@ -87,12 +96,19 @@ def _pattern(key: str) -> str | None:
     if start := next((start for start in (*COMPONENTS, "bundle_emb") if key.startswith(start)), None):
         return f"{start}*"
     other = match["other"] if (match := _ENDING.search(key)) else None
-    return f"*.{other}" if other in ("diff", "diff_b") else key if other == "alpha" else None
+    whole = f".{other}" in suffixes() or other == "set_weight"
+    return f"*.{other}" if whole else key if other == "alpha" else None
 
 
 def _names(key: str) -> set[str]:
-    """What a pattern is compared with: the key, the path of its module, and both without the prefix of all keys."""
-    return {name for whole in (key, _ENDING.sub("", key)) for name in (whole, _PREFIX.sub("", whole))}
+    """What a pattern is compared with: the key, the path of its module, and both without the prefix of all keys.
+
+    Of a whole difference also the parameter that it changes.
+    """
+    stem, match = _ENDING.sub("", key), _ENDING.search(key)
+    changed = suffixes().get(f".{match['other']}") if match else None
+    wholes = (key, stem, *([f"{stem}.{changed}"] if changed else []))
+    return {name for whole in wholes for name in (whole, _PREFIX.sub("", whole))}
 
 
 def _hits(names: Iterable[str], pattern: str) -> list[str]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.adapter.relayout import Place, to_segments
+from loraforge.adapter.differences import segments
+from loraforge.adapter.relayout import Place
 from loraforge.algebra.dtypes import eps, subnormal
 from loraforge.algebra.half import widen
 from loraforge.algebra.lora import CEILING, Array, Delta, LoraWeight, is_zero, random_columns
 from loraforge.errors import VerificationError
 from loraforge.files.tensorfile import RELEASE_EVERY, TensorFile
 from loraforge.threads import in_order
+
+Placed = dict[tuple[str, Place], tuple[str, Delta]]
 
 EXACT = 1e-6
 """The largest error of a row in a module that is stored exactly, as a share of the row's size."""
@@ -54,11 +58,10 @@ def pair_up(source: Adapter, result: Adapter) -> tuple[list[tuple[str, Delta, De
 
     A segment whose update is exactly zero changes nothing and needs no partner.
     """
-    arch = source.model
-    mine, theirs = to_segments(source.modules, arch, source.layout), to_segments(result.modules, arch, result.layout)
+    mine, theirs = segments(source), segments(replace(result, architecture=source.architecture, last=source.last))
     pairs = [(theirs[place][0], part, theirs[place][1]) for place, (_, part) in mine.items() if place in theirs]
 
-    def alone(one: dict[Place, tuple[str, Delta]], other: dict[Place, tuple[str, Delta]]) -> list[str]:
+    def alone(one: Placed, other: Placed) -> list[str]:
         return sorted({path for place, (path, delta) in one.items() if place not in other and not is_zero(delta)})
 
     return pairs, (alone(mine, theirs), alone(theirs, mine))

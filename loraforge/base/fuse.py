@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.differences import counted, described
 from loraforge.adapter.drop import without
 from loraforge.algebra.dtypes import CHOICES, FACTORS, LARGEST
 from loraforge.base.folder import beside, index_text, shards
@@ -203,6 +204,8 @@ def _advice(base: BaseModel, adapters: Sequence[Adapter], total: Retention, dtyp
         )
     names = [variant.name for variant in base.variants]
     yield from filter(None, (other_base(adapter, names) for adapter in adapters))
+    whole = [key for adapter in adapters for key in adapter.differences]
+    yield from [f"{described(counted(whole))} are added as they are, times the strength"] if whole else []
     if not total.relative_size:
         yield "nothing is added: every strength is 0, or the updates cancel"
     if total.relative_size > LOUD:

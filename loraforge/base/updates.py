@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 
-from loraforge.adapter import relayout
+from loraforge.adapter import differences, relayout
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import fits
 from loraforge.algebra.lora import Delta, LoraWeight, rows
 from loraforge.base.model import BaseModel
 from loraforge.errors import ConversionError
 from loraforge.fusion.backend import Term
+from loraforge.names.layout import parameter_key
 from loraforge.text import command, listed
 
 Runs = Mapping[tuple[int, int], tuple[Term, ...]]
@@ -19,7 +20,7 @@ Runs = Mapping[tuple[int, int], tuple[Term, ...]]
 
 
 def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, Runs]:
-    """Key of a base weight -> the updates of its rows, by adapters at strengths.
+    """Key of a parameter of the base -> the updates of its rows, by adapters at strengths.
 
     Raises ConversionError that lists the modules that the base lacks or has in another shape, and names the released
     base that the adapter fits.
@@ -31,14 +32,17 @@ def updates(base: BaseModel, adapters: Sequence[tuple[Adapter, float]]) -> dict[
         if adapter.architecture != base.architecture.name:
             text = f"{base.path} is a {base.architecture.title}, and {name_of(adapter)} adapts {adapter.architecture}."
             raise ConversionError(text, look)
-        relaid = relayout.relayout(adapter.modules, base.architecture, adapter.layout, base.layout)
-        problems = [
-            text for path, (delta, _) in relaid.items() for text in misfit(path, base.shape(f"{path}.weight"), delta)
-        ]
+        modules = relayout.relayout(adapter.modules, base.architecture, adapter.layout, base.layout)
+        relaid = {(path, "weight"): one for path, one in modules.items()} | differences.relaid(adapter, base.layout)
+        problems = list[str]()
+        for (path, name), (delta, _) in relaid.items():
+            have = base.shape(parameter_key(path, name))
+            said = path if path in modules and name == "weight" else parameter_key(path, name)
+            problems += misfit(said, (*have, 1) if have and len(have) == 1 else have, delta)
         if problems:
             raise ConversionError(_other_base(base, adapter, problems), look)
-        for path, (delta, _) in relaid.items():
-            deltas.setdefault(base.parameters[f"{path}.weight"], []).append((delta, strength))
+        for where, (delta, _) in relaid.items():
+            deltas.setdefault(base.parameters[parameter_key(*where)], []).append((delta, strength))
     return {key: dict(_runs(weighted)) for key, weighted in deltas.items()}
 
 

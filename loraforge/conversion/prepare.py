@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from loraforge.adapter import fit, relayout
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.differences import LORA_BIAS, Whole, fitted
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import check_base, no_repository, repository
 from loraforge.adapter.rivals import decided, moves
@@ -46,6 +48,8 @@ class Prepared:
     """Called with `policy`: the plans of all modules under that policy."""
     policy: fit.Policy
     plans: list[fit.Plan]
+    whole: list[Whole]
+    """The differences of parameters that no pair of factors makes."""
     result: Target
     """Its modules' final shapes, types and scalings."""
     metadata: Mapping[str, str]
@@ -70,7 +74,8 @@ class Prepared:
     def header(self) -> Header:
         """Key -> element type and shape of every tensor that will be written."""
         encoded = (pair for path, delta in self.result.outlines.items() for pair in self.writer.encode(path, delta))
-        return {key: (name_of(tensor.dtype), tensor.shape) for key, tensor in encoded}
+        whole = ((self.writer.difference(one.path, one.suffix), one.outline(self.policy.dtype)) for one in self.whole)
+        return {key: (name_of(tensor.dtype), tensor.shape) for key, tensor in chain(encoded, whole)}
 
 
 def prepare(
@@ -110,7 +115,9 @@ def prepare(
         governs=() if dry_run else writer.governs,
     )
     kept, lost = carried_over(adapter.metadata)
-    result = Target({one.path: one.outline() for one in plans}, kept, base_model)
+    outlines = {one.path: one.outline() for one in plans}
+    whole = fitted(adapter, layout, target.storage, outlines, target.name)
+    result = Target(outlines, kept, base_model, bias=any(one.suffix == LORA_BIAS for one in whole))
     return Prepared(
         dtype=dtype,
         adapter=adapter,
@@ -119,6 +126,7 @@ def prepare(
         plan=plan,
         policy=policy,
         plans=plans,
+        whole=whole,
         result=result,
         metadata=kept | writer.header(result),
         destination=output,

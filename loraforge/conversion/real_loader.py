@@ -6,16 +6,17 @@ Needs `loraforge[pipeline]`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.differences import whole
 from loraforge.adapter.fits import fits, placed
 from loraforge.algebra.lora import Delta, LoraWeight
 from loraforge.errors import FormatError, LoraforgeError, Try, adding, no_such, of_pipeline
+from loraforge.files.texts import read_json
 from loraforge.fusion.with_torch import as_array
 from loraforge.names.diffusers_config import Placed, entries, filled, sizes
 from loraforge.names.layout import Architecture, Variant
@@ -50,8 +51,9 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
             f"{loader} refuses {file}: {reason}", *way, command("loraforge", "inspect", file)
         ) from error
     version = {"diffusers": diffusers, "peft": peft}[loader].__version__
+    layers, biases = _layers(shell)
     scale = Scale("recorded", f"the scaling of {loader} {version}'s own layers")
-    return Adapter(adapter.architecture, "diffusers", _layers(shell), scale)
+    return Adapter(adapter.architecture, "diffusers", layers, scale, biases)
 
 
 def _diffusers(file: Path, shell: Any, pipeline: str) -> None:
@@ -103,11 +105,8 @@ def _shell(adapter: Adapter, base: Path | None) -> Any:
 def _read(base: Path) -> dict[str, Any]:
     path = next((p for p in (base / "transformer" / "config.json", base / "config.json") if p.is_file()), None)
     if path is None:
-        raise FormatError(f"--base {base} has no config.json of a transformer.", command("ls", "-l", base))
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise FormatError(f"{path} is no transformer configuration ({error}).", command("cat", path)) from error
+        raise FormatError(f"--base {base} has no config.json of a transformer.")
+    return read_json(path, "the configuration of a transformer", command("cat", path), kind=FormatError)
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:
@@ -131,11 +130,11 @@ def _variant(arch: Architecture, every: Sequence[Placed]) -> Variant | None:
     return next(iter([*able, *arch.variants]), None)
 
 
-def _layers(model: Any) -> dict[str, Delta]:
-    """Module path -> the update its LoRA layer makes."""
+def _layers(model: Any) -> tuple[dict[str, Delta], dict[str, Delta]]:
+    """Module path -> the update its LoRA layer makes; and bias -> what the layer adds to it."""
     from peft.tuners.lora import LoraLayer
 
-    layers: dict[str, Delta] = {}
+    layers, biases = dict[str, Delta](), dict[str, Delta]()
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
@@ -146,5 +145,8 @@ def _layers(model: Any) -> dict[str, Delta]:
             rank, kernel = A.shape[0], A.shape[2:]
             scaling = float(layer.scaling[adapter])
             weight = LoraWeight(A.reshape(rank, -1), B.reshape(-1, rank), scaling, magnitude, kernel)
-            layers[name.removeprefix("base_model.model.")] = (weight,)
-    return layers
+            path = name.removeprefix("base_model.model.")
+            layers[path] = (weight,)
+            if (bias := layer.lora_B[adapter].bias) is not None:
+                biases[f"{path}.bias"] = whole(as_array(bias), scaling)
+    return layers, biases

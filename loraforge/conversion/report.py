@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraforge.adapter.adapter import Step
+from loraforge.adapter.differences import counted, described
 from loraforge.document import Document, rows
 from loraforge.names.catalog import architecture, architectures
 from loraforge.programs.outlook import Program, joined
@@ -46,8 +47,10 @@ class Report(Document):
     def lines(self) -> list[str]:
         """The report for a terminal: what was done, then the strength, how to load it, which base it fits."""
         kinds = Counter(step.kind for step in self.steps)
-        sources = {name for step in self.steps for name in step.sources}
-        done = [f"{len(sources)} modules -> {len(self.steps)}"]
+        whole = [step for step in self.steps if not step.rank[1]]
+        sources = {name for step in self.steps if step.rank[1] for name in step.sources}
+        done = [f"{len(sources)} modules -> {len(self.steps) - len(whole)}"]
+        done += [described(counted(step.module for step in whole))] if whole else []
         if kinds["exact"]:
             done.append(f"{'all' if kinds['exact'] == len(self.steps) else kinds['exact']} exact")
         if kinds["rounded"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Unpack
 
 from loraforge.adapter.adapter import Adapter, Source
+from loraforge.adapter.differences import has_lora_bias
 from loraforge.adapter.fits import check_base
 from loraforge.conversion.evidence import doubt
 from loraforge.conversion.read import ambiguous, read_file
@@ -143,7 +144,7 @@ def _metadata(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The header's entries with the scale, and the keys of the entries that were replaced."""
     scalings = {module: delta[0].scaling for module, delta in adapter.modules.items()}
-    least = peft_config.config(ranks, scalings, dora=adapter.dora)
+    least = peft_config.config(ranks, scalings, dora=adapter.dora, bias=has_lora_bias(adapter))
     config = {f"{_prefix(adapter)}{key}": value for key, value in least.items()}
     line, digest = command("loraforge", "stamp", recorded(file.path), *typed), scan(file, adapter.keys)
     ours = file.metadata[KEY] if origin(file.metadata).scale and not typed else None  # as true as before

@@ -62,13 +62,17 @@ def computed(prepared: Prepared) -> Iterator[Computed]:
             yield from prepared.writer.encode(step.module, delta)
             if file and len(steps) % RELEASE_EVERY == 0:
                 file.release()
+        for one in [] if prepared.unfetched else prepared.whole:
+            numbers, made = one.stored(prepared.policy.dtype)
+            steps.extend([made] if made.sources else [])
+            yield prepared.writer.difference(one.path, one.suffix), numbers
         if lossy := fit.too_lossy(steps):
             raise refusal(prepared, lossy)
 
     with in_order(fit.carry_out, [] if prepared.unfetched else prepared.plans) as fitted:
         digest = None
         if not prepared.unfetched:
-            digest = scan(file, prepared.adapter.keys) if file else scan_modules(prepared.adapter.modules)
+            digest = scan(file, prepared.adapter.keys) if file else scan_modules(prepared.adapter.updates)
         yield Computed(digest, steps, encoded(fitted))
 
 
@@ -101,7 +105,7 @@ def store(prepared: Prepared, typed: str, *, force: bool) -> Iterator[Written]:
 def source(adapter: Adapter, digest: str | None) -> dict[str, Any]:
     """Where the adapter came from, for the report and for the entry in the written file."""
     if adapter.source is None:
-        size = sum(f.nbytes for delta in adapter.modules.values() for w in delta for f in (w.A, w.B))
+        size = sum(f.nbytes for delta in adapter.updates.values() for w in delta for f in (w.A, w.B))
         return {"path": "made-in-python", "format": "python", "size": size, "digest": digest}
     file = adapter.source.file
     return {"path": told(file.path), "format": adapter.source.format, "size": file.size, "digest": digest}

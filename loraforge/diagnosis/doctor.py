@@ -11,6 +11,7 @@ from typing import NamedTuple, Unpack
 
 from loraforge import errors
 from loraforge.adapter.adapter import Adapter, Source
+from loraforge.adapter.differences import counted, described
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import fits, misnamed
 from loraforge.base.fuse import fuse, other_base
@@ -19,7 +20,7 @@ from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.report import base_text, scale_text
 from loraforge.diagnosis.factors import Numbers, numbers
 from loraforge.diagnosis.verdict import Diagnosis, Kind, Verdict, judge, listed_scales, named, remedies
-from loraforge.errors import LoraforgeError, Try, adding, as_commands
+from loraforge.errors import LoraforgeError, Try, absent, adding, as_commands
 from loraforge.facts.given_settings import parse
 from loraforge.facts.logs import Log
 from loraforge.facts.setting_rules import compare
@@ -31,7 +32,7 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import Format
-from loraforge.hub.address import address
+from loraforge.hub.address import address, perhaps
 from loraforge.programs.outlook import Outlook, by_names, does, outlook, outlooks
 from loraforge.programs.table import runtime, runtimes
 from loraforge.scale.origin import origin
@@ -65,7 +66,7 @@ def doctor(
     if variant is not None:
         variant_settings(variant)
     if address(source) is None and not Path(source).exists() and group_of(Path(source)) is None:
-        raise LoraforgeError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
+        raise absent(source, *perhaps(source))
     program = runtime(runtime_).name if runtime_ else None
     diagnosis, adapter = diagnosed(source, base, program, stated, drop, fetch=fetch or base is not None)
     file = adapter.source.file if adapter and adapter.source else None
@@ -117,7 +118,7 @@ def diagnosed(
     choice = choice_of(stated, drop=drop)
     try:
         form, located, file = locate(path, None, choice, fetch=fetch)
-    except errors.HubError:
+    except (errors.HubError, errors.FolderError):
         raise
     except LoraforgeError as fault:
         return _hopeless(path, Verdict(Kind.BROKEN, fault.message), fault), None
@@ -206,7 +207,8 @@ def _judged(
     weights = [w for delta in adapter.modules.values() for w in delta]
     ranks = ", ".join(map(str, sorted({w.rank for w in weights})))
     dtypes = measured.dtypes if measured else sorted({w.A.dtype.name for w in weights})
-    modules = f"{len(adapter.modules)} modules of rank {ranks}, {', '.join(dtypes)}"
+    whole = [described(counted(adapter.differences))] if adapter.differences else []
+    modules = ", ".join([f"{len(adapter.modules)} modules of rank {ranks}", *dtypes, *whole])
     scale = f"{listed_scales(adapter.scalings)} ({scale_text(adapter.scale, adapter.scalings)})"
     if adapter.scale.provenance == "ambiguous":
         scale = f"unknown: {adapter.scale.source}"

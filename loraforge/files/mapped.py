@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from loraforge.errors import FileError, adding
-from loraforge.text import command, megabytes
+from loraforge.text import megabytes
 
 _FILLING = 1 << 24
 """Bytes of not-a-numbers that are mapped as often as is needed."""
@@ -36,7 +36,35 @@ def state_of(file: Path | int) -> State:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
+@dataclass(slots=True)
+class _Pages:
+    """What is known of a map, for as long as somebody reads it: arrays outlive the object that they were taken from."""
+
+    path: Path
+    stream: BinaryIO
+    state: State
+    address: int
+    size: int
+    limit: int
+    """Where the pages begin that are the file's no more."""
+
+    def patched(self) -> bool:
+        """Whether the file was changed since the last call. Not-a-numbers are then where it has no pages any more."""
+        state = state_of(self.stream.fileno())
+        start = -(-state[0] // mmap.PAGESIZE) * mmap.PAGESIZE
+        if state == self.state or start >= self.limit:
+            return False
+        with tempfile.TemporaryFile() as ones:
+            ones.write(b"\xff" * _FILLING)
+            ones.flush()
+            for place in range(start, self.size, _FILLING):
+                length, how = min(_FILLING, self.size - place), mmap.MAP_SHARED | 0x10  # MAP_FIXED
+                _libc().mmap(self.address + place, length, mmap.PROT_READ, how, ones.fileno(), 0)
+        self.limit = start
+        return True
+
+
+@dataclass(slots=True, eq=False)
 class FileMap:
     """One file on the disk, mapped into memory at the first use."""
 
@@ -47,7 +75,6 @@ class FileMap:
     """The file's when its header was read; None if nobody looked."""
     _map: mmap.mmap | None = None
     _stream: BinaryIO | None = field(default=None, repr=False)
-    _address: int = 0
 
     def memory(self) -> mmap.mmap:
         """The whole file. Raises FileError if only its header was fetched, or if the file was changed since."""
@@ -59,8 +86,8 @@ class FileMap:
             self.state = self.state or state_of(self._stream.fileno())
             self.check()
             self._map = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ)
-            self._address = np.frombuffer(self._map, np.uint8).ctypes.data
-            _guard(self)
+            address, size = np.frombuffer(self._map, np.uint8).ctypes.data, len(self._map)
+            _guard(self._map, _Pages(self.path, self._stream, self.state, address, size, size + mmap.PAGESIZE))
         self.check()
         return self._map
 
@@ -74,22 +101,9 @@ class FileMap:
         if self._map is not None and hasattr(self._map, "madvise"):
             self._map.madvise(mmap.MADV_DONTNEED, *span)
 
-    def patched(self) -> bool:
-        """Whether the file was changed. Not-a-numbers are then where it has no pages any more."""
-        if self._map is None or self._stream is None or (state := state_of(self._stream.fileno())) == self.state:
-            return False
-        with tempfile.TemporaryFile() as ones:
-            ones.write(b"\xff" * _FILLING)
-            ones.flush()
-            for start in range(-(-state[0] // mmap.PAGESIZE) * mmap.PAGESIZE, len(self._map), _FILLING):
-                size, place = min(_FILLING, len(self._map) - start), mmap.MAP_SHARED | 0x10  # MAP_FIXED
-                _libc().mmap(self._address + start, size, mmap.PROT_READ, place, ones.fileno(), 0)
-        return True
-
 
 def changed_meanwhile(path: Path) -> FileError:
-    text = f"{path} changed while it was read: is training still running? Take a file that is whole."
-    return FileError(text, command("ls", "-l", path.absolute().parent))
+    return FileError(f"{path} changed while it was read: is training still running? Take a file that is whole.")
 
 
 @contextmanager
@@ -101,14 +115,17 @@ def steady(*maps: FileMap) -> Iterator[None]:
         yield
 
 
-_MAPS = weakref.WeakSet[FileMap]()
+_MAPS = weakref.WeakKeyDictionary[mmap.mmap, _Pages]()
 _BEFORE: list[int | None] = []
-"""The handler that was there before ours; empty until ours is there."""
+"""The handler that was there before ours; empty if ours is not there."""
+_THREADS = 100
+"""After so many faults at which nothing of ours is missing, they are of somebody else."""
+_idle = 0
 
 
-def _guard(part: FileMap) -> None:
+def _guard(memory: mmap.mmap, pages: _Pages) -> None:
     """From now on, a page that the file has no more ends in an error instead of the end of the process."""
-    _MAPS.add(part)
+    _MAPS[memory] = pages
     if not _BEFORE and hasattr(signal, "SIGBUS"):
         with suppress(OSError, AttributeError):  # no such C library: as without us
             _BEFORE.append(_libc().signal(signal.SIGBUS, ctypes.cast(_OURS, ctypes.c_void_p)))
@@ -116,10 +133,13 @@ def _guard(part: FileMap) -> None:
 
 def _fault(_: int) -> None:
     """Called in the thread that read a page which is not there; on return it reads the page again."""
+    global _idle
     with suppress(Exception):
-        if sum(part.patched() for part in list(_MAPS)):
+        _idle = 0 if sum(pages.patched() for pages in list(_MAPS.values())) else _idle + 1
+        if _idle < _THREADS:  # several can be at the same page
             return
-    _libc().signal(signal.SIGBUS, _BEFORE[0])  # the fault of somebody else, who gets what they would get without us
+    if _BEFORE:  # the fault of somebody else, who gets what they would get without us
+        _libc().signal(signal.SIGBUS, _BEFORE.pop())
 
 
 _OURS = ctypes.CFUNCTYPE(None, ctypes.c_int)(_fault)

@@ -17,7 +17,6 @@ from filelock import FileLock, Timeout
 from loraforge.errors import LoraforgeError, OutputError, adding
 from loraforge.files.destination import sync_folder
 from loraforge.files.neighbours import TENSORS
-from loraforge.text import command
 
 PROGRESS = "loraforge-progress.json"
 """In the unfinished folder: its plan, and a record of each finished file."""
@@ -112,14 +111,13 @@ def resumable(
     try:
         made = [above for above in folder.parents if not above.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        look = command("ls", "-l", folder)
         if any(folder.iterdir()) and not ((folder / PROGRESS).exists() or (folder / _LOCK).exists()):
-            raise OutputError(f"{folder} is in the way, and loraforge did not make it.", look)
+            raise OutputError(f"{folder} is in the way, and loraforge did not make it. Move it away.")
         lock = FileLock(folder / _LOCK)
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
-            raise OutputError(f"another loraforge is writing {out}.", look) from error
+            raise OutputError(f"another loraforge is writing {out}. Wait for it.") from error
         try:
             if new and out.exists():
                 _unmake(folder, made)
@@ -147,7 +145,7 @@ def resumable(
             lock.release()
     except OSError as error:
         text = f"{out} cannot be written: {error.strerror or error}."
-        raise OutputError(text, command("ls", "-l", out.parent)) from error
+        raise OutputError(text) from error
 
 
 def _unmake(folder: Path, made: Sequence[Path]) -> None:

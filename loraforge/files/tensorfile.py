@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +23,7 @@ Chunk = bytes | bytearray | memoryview
 """A piece of a tensor's raw little-endian bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """Where a tensor lies in its file."""
 
     dtype: str
@@ -39,7 +39,9 @@ class TensorInfo:
     @property
     def repeats(self) -> bool:
         """Whether some elements share memory, as in an expanded tensor."""
-        used = sorted((stride, n) for n, stride in zip(self.shape, self.strides or (), strict=False) if n > 1)
+        if self.strides is None:
+            return False
+        used = sorted((stride, n) for n, stride in zip(self.shape, self.strides, strict=False) if n > 1)
         reach = accumulate(((n - 1) * stride for stride, n in used), initial=1)
         return any(stride < most for (stride, _), most in zip(used, reach, strict=False))
 

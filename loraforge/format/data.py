@@ -54,7 +54,7 @@ class DataFormat:
         prefixes, column = tuple(table.get("prefixes", [""])), table.get("magnitude") == "column"
         self.separator: str = table.get("separator", ".")
         self.style = KeyStyle(spellings, prefixes, sep=self.separator, column=column)
-        self.storage = Storage(magnitude=bool(spellings[0].magnitude))
+        self.storage = Storage(magnitude=bool(spellings[0].magnitude), differences=table.get("differences", {}))
         self.file: str = table.get("file", f"{self.name}.safetensors")
         self.load: str = table.get("load", "{path}")
         self.not_with: str = table.get("not_with", NOT_TWICE)

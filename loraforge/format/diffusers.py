@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraforge.adapter.adapter import Adapter, Storage
+from loraforge.adapter.differences import LORA_BIAS
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
 from loraforge.format.keys import PEFT_SPELLINGS, KeyStyle, Spelling, kinds
@@ -42,7 +43,7 @@ class DiffusersWriter(LoraFileWriter):
         return 1.0 if self.stored == "tensors" else None
 
     def header(self, target: Target) -> dict[str, str]:
-        least = peft_config.config(target.ranks, target.scalings, dora=target.dora)
+        least = peft_config.config(target.ranks, target.scalings, dora=target.dora, bias=target.bias)
         # prefixed by the component, and only what is needed: diffusers raises for unprefixed or unknown keys
         metadata = {f"{COMPONENT}.{key}": value for key, value in least.items()}
         return {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, indent=2, sort_keys=True)}
@@ -59,7 +60,7 @@ class DiffusersFormat:
 
     name = "diffusers"
     summary = f"Diffusers' load_lora_weights: {FILES[0]}"
-    storage = Storage()
+    storage = Storage(differences={"bias": LORA_BIAS})
     writer: Callable[[Wanted], Writer] | None = DiffusersWriter
     options = frozenset({"scale_in", "pad_ranks"})
     style = STYLE

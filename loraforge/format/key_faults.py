@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, TensorInfo]
 
 _REFUSED = {
-    r"lora_B\.([^.]+\.)?bias": "a bias of the LoRA itself (lora_bias), which this version does not convert",
+    r"lora_B\.([^.]+\.)?bias": "a bias of the LoRA itself (lora_bias), of a module that is none of {title}'s",
+    r"set_weight": "a weight that replaces the base model's (.set_weight), whatever the base model has",
     r"hada_(w[12]_[ab]|t[12])": "LoHa",
     r"lokr_(w[12](_[ab])?|t2)": "LoKr",
     r"matrix_[AB]\.[1-9]\d*": "one of several pairs of a module, as SAT stores them: read with SAT's own names only",

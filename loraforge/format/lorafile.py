@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.differences import suffixes
+from loraforge.adapter.differences import whole as difference
 from loraforge.adapter.drop import COMPONENTS
-from loraforge.algebra.lora import Array, Delta, prune
+from loraforge.algebra.dtypes import FLOATS, widened
+from loraforge.algebra.lora import Array, Delta, is_zero, prune
 from loraforge.errors import FormatError, adding
 from loraforge.files.safetensors import write_safetensors
 from loraforge.files.tensorfile import KEY, TensorFile, TensorInfo
-from loraforge.format.keys import KeyStyle, alphas, altered, ranks
+from loraforge.format.keys import Keys, KeyStyle, alphas, altered, ranks
 from loraforge.format.protocol import Header, Target
+from loraforge.format.sorting import ending
 from loraforge.hub.address import renamed
-from loraforge.names.layout import Architecture
+from loraforge.names.layout import WEIGHT_AND_BIAS, Architecture, parameter_key
 from loraforge.scale.origin import CHANGED, kept, origin, seal, unsealed
 from loraforge.scale.recorded import Record, looked, search
 from loraforge.scale.resolve import resolve
 from loraforge.scale.rule import Choice
 from loraforge.scale.split_qkv import Stacks
 from loraforge.scale.writers import agreed, candidates, differ, writers
-from loraforge.text import command
+from loraforge.text import command, listed
 
 
 def read_lora_file(
@@ -46,8 +51,10 @@ def read_lora_file(
     if strange := [f"{key} ({name})" for key, name in file.opaque.items()]:
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
     try:
-        pairs = style.find(file.tensors, arch, layout)
+        whole = _whole(file, style, arch, layout)
+        pairs = style.find({key: info for key, info in file.tensors.items() if key not in whole}, arch, layout)
         stored = alphas(pairs, file)
+        _check(whole, file, pairs)
     except FormatError as error:
         raise type(error)(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
     sizes = ranks(pairs, file.tensors)
@@ -58,11 +65,10 @@ def read_lora_file(
         whole = {} if file.absent else style.decode(file, pairs, lambda *_: 1.0)
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 
-    ups = {path: pairs[path][0].B for path in stored}
-    heights = {
-        path: arch.sizes(arch.layouts[layout].stacked(path), file.tensors[up].shape[0]) for path, up in ups.items()
-    }
-    stacks = Stacks({path: rows for path, rows in heights.items() if rows}, lambda path: file[ups[path]])
+    stacked = ((path, arch.layouts[layout].stacked(path)) for path in stored)
+    ups = {path: (pairs[path][0].B, segments) for path, segments in stacked if len(segments) > 1}
+    heights = {path: arch.sizes(segments, file.tensors[up].shape[0]) for path, (up, segments) in ups.items()}
+    stacks = Stacks({path: rows for path, rows in heights.items() if rows}, lambda path: file[ups[path][0]])
     record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live, stacks=stacks))
     trainers = writers(arch.name, writes, file.metadata)
     unknown = looked(file, differ(trainers, writes, arch.title), record.notes)
@@ -71,25 +77,99 @@ def read_lora_file(
     doubtful = record.near or record.notes or choice.program or changed
     default = None if doubtful else agreed(trainers, writes, arch.title, file.metadata)
     rule, scale = resolve(record.rules, choice.stated, sizes, default=default, unknown=unknown, bare=choice.program)
+    added = {
+        key: difference(
+            widened(file[key]),
+            rule.of(one.path, sizes[one.path]) if one.of_lora else 1.0,
+            file.tensors[key].shape[2:] if one.kernel else (),
+        )
+        for key, one in whole.items()
+    }
+    matrices = {one.path: added[key] for key, one in whole.items() if one.matrix}
+    acting = {k: d for k, d in added.items() if not whole[k].matrix and (file.absent or not is_zero(d))}
+    notes = list(altered(pairs, file.tensors))
+    if idle := len(whole) - len(matrices) - len(acting):
+        notes.append(f"{idle} whole differences are zero, and change nothing")
+    if matrices:
+        notes.append(f"{len(matrices)} whole differences of matrices are read as updates of full rank, which is exact")
     return Adapter(
         architecture=arch.name,
         layout=layout,
-        modules=style.decode(file, pairs, rule.of),
+        modules=style.decode(file, pairs, rule.of) | matrices,
+        differences={parameter_key(whole[key].path, whole[key].parameter): delta for key, delta in acting.items()},
         scale=known.settle(scale, rule, choice.stated, sizes, str(file.path), record.configs.get(rule.file)),
         ranks_recorded=rule.has_rank,
         keys=tuple(sorted(file.tensors)),
         metadata={key: text for key, text in file.metadata.items() if not changed or key != KEY},
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
-        notes=(*altered(pairs, file.tensors), *record.notes, *unsealed(known, choice)),
+        notes=(*notes, *record.notes, *unsealed(known, choice)),
         candidates=(*record.near, *candidates(sizes, trainers)) if scale.provenance == "ambiguous" else (),
         configs=record.configs,
     )
 
 
+class _Whole(NamedTuple):
+    """Where a whole difference is added."""
+
+    path: str
+    parameter: str
+    of_lora: bool
+    """Whether it is scaled as its module is."""
+    matrix: bool
+    """Whether a LoRA can make it too, so that it is read as one of full rank."""
+    kernel: bool
+    """Whether dimensions after the first two are its own; else a linear module is stored as a 1x1 convolution."""
+
+
+def _whole(file: TensorFile, style: KeyStyle, arch: Architecture, layout: str) -> dict[str, _Whole]:
+    """The key of each whole difference -> where it is added. A key of which that is not known is left out."""
+    found, own = dict[str, _Whole](), arch.layouts[layout]
+    words = {end.rpartition(".")[2] for end in suffixes()}
+    for key in (key for key in file.tensors if key.rpartition(".")[2] in words):
+        match, end = next(((m, end) for end in suffixes() if (m := ending(end).fullmatch(key))), (None, ""))
+        stem = match["path"] if match else ""
+        inner, _, last = stem.rpartition(".")
+        for path, parameter in ((stem, suffixes().get(end, "")), *([(inner, last)] if end == ".diff" else [])):
+            hits = style.parse(f"{path}{style.spellings[0].A}") if match else ()
+            located = own.locate(hits[0].path, hits[0].sep) if len(hits) == 1 else None
+            stack, of_lora = own.modules[located[0]] if located else (), end.startswith(".lora_B")
+            if located and (of_lora or parameter in arch.named(stack, layout)):
+                matrix = parameter == "weight" and not arch.unadapted.keys() & set(stack)
+                kernel = not (matrix and arch.variants) or bool(arch.kernels(stack))
+                found[key] = _Whole(located[0].fill(located[1]), parameter, of_lora, matrix, kernel)
+                break
+    return found
+
+
+def _check(whole: Mapping[str, _Whole], file: TensorFile, pairs: Mapping[str, list[Keys]]) -> None:
+    """Raises FormatError, which lists the faults of whole differences."""
+    faults, seen = dict[str, str](), dict[tuple[str, str], str]()
+    for key, one in whole.items():
+        info, beside = file.tensors[key], pairs.get(one.path)
+        other = seen.setdefault((one.path, one.parameter), key)
+        dimensions = (2, 4, 5) if one.matrix else (1,) if one.parameter in WEIGHT_AND_BIAS else (1, 2, 3)
+        if other != key:
+            faults[key] = f"{other} and {key} both change {one.parameter} of {one.path}"
+        elif info.dtype not in FLOATS or info.repeats or len(info.shape) not in dimensions or 0 in info.shape:
+            faults[key] = f"{key} is {info.dtype} {list(info.shape)}: no difference of that parameter"
+        elif one.matrix and beside:
+            faults[key] = f"{key} is beside a LoRA of {one.path}, which ComfyUI leaves out for it, and LightX2V adds"
+        elif one.of_lora and (not beside or key != beside[0].B.removesuffix("weight") + "bias"):
+            faults[key] = f"{key} is a lora_bias without the LoRA that it is of"
+        elif one.of_lora and beside and beside[0].magnitude:
+            faults[key] = f"{key} is a lora_bias beside DoRA, which PEFT refuses"
+        elif beside and file.tensors[beside[0].B].shape[0] != info.shape[0]:
+            faults[key] = f"{key} has {info.shape[0]} rows, and the LoRA {file.tensors[beside[0].B].shape[0]}"
+    if faults:
+        leave = adding(*(word for key in faults for word in ("--drop", key)), why="convert the rest without them")
+        raise FormatError(listed(list(faults.values())), leave)
+
+
 def _own(file: TensorFile, others: Mapping[str, str]) -> None:
     """Raises FormatError for tensors of other components: they are left out only if the user says so."""
     known = {**COMPONENTS, **others}
-    foreign = {key: start for key in sorted(file.tensors) if (start := next(filter(key.startswith, known), ""))}
+    theirs = sorted(key for key in file.tensors if key.startswith((*known,)))
+    foreign = {key: next(filter(key.startswith, known)) for key in theirs}
     if foreign:
         first, start = next(iter(foreign.items()))
         raise FormatError(
@@ -107,6 +187,10 @@ class LoraFileWriter:
 
     def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
         return self.style.encode(path, delta)
+
+    def difference(self, path: str, suffix: str) -> str:
+        """The key of a whole difference in a module."""
+        return f"{self.style.prefixes[0]}{path.replace('.', self.style.sep)}{suffix}"
 
     def size(self, header: Header) -> int:
         return sum(TensorInfo(*entry, 0).nbytes for entry in header.values())

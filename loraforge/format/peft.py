@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraforge.adapter.adapter import Adapter, Storage
+from loraforge.adapter.differences import LORA_BIAS
 from loraforge.errors import FileError, VariantError
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
@@ -52,7 +53,7 @@ class PeftWriter(LoraFileWriter):
         return None
 
     def beside(self, target: Target) -> dict[str, str]:
-        least = peft_config.config(target.ranks, target.scalings, dora=target.dora, older=True)
+        least = peft_config.config(target.ranks, target.scalings, dora=target.dora, bias=target.bias, older=True)
         entries = {"peft_type": "LORA", "base_model_name_or_path": target.base_model, "inference_mode": True} | least
         return {CONFIG: json.dumps(entries, indent=2, sort_keys=True) + "\n"}
 
@@ -67,7 +68,7 @@ class PeftFormat:
 
     name = "peft"
     summary = f"PEFT's save_pretrained folder, and bare state dicts (CogKit, VideoX-Fun): {FILES[0]}"
-    storage = Storage()
+    storage = Storage(differences={"bias": LORA_BIAS})
     writer: Callable[[Wanted], Writer] | None = PeftWriter
     options: frozenset[str] = frozenset({"pad_ranks"})
     style = STYLE
@@ -85,14 +86,15 @@ class PeftFormat:
             note = f"{source.name} holds other adapters too, in folders of their own: {', '.join(others[:5])}"
             return replace(found, notes=(*found.notes, note))
         if found is None and (source / CONFIG).is_file() and not adapters(source):
-            raise FileError(f"{source} has {CONFIG}, but neither {' nor '.join(FILES)}.", command("ls", "-l", source))
+            raise FileError(f"{source} has {CONFIG}, but neither {' nor '.join(FILES)}.")
         return found
 
     def claims(self, file: TensorFile) -> bool:
         hits = STYLE.hits(kinds(file.tensors))
         if config_path(file):
-            # diffusion-pipe's folder has a configuration too, but the original names behind the component
-            return not outdone([hit.path.removeprefix(f"{COMPONENT}.") for hit in hits], self.layouts)
+            # diffusion-pipe's folder has one too, but ComfyUI's names, or original ones behind the component
+            paths = [hit.path.removeprefix(f"{COMPONENT}.") for hit in hits]
+            return not outdone(paths, self.layouts) and not any(path.startswith("diffusion_model.") for path in paths)
         paths = [hit.path for hit in hits]
         if of_training(file) or matching(paths, self.layouts) is None or outdone(paths, self.layouts):
             return False

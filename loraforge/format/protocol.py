@@ -44,6 +44,8 @@ class Target:
     """The origin of the written file, and the entries of the source's header that are still true."""
     base_model: str | None
     """A Hub id; None if not known."""
+    bias: bool = False
+    """Whether its LoRAs have biases of their own (PEFT's lora_bias)."""
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -93,6 +95,9 @@ class Writer(Protocol):
 
     def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
         """The keys and tensors of one module."""
+
+    def difference(self, path: str, suffix: str) -> str:
+        """The key of a whole difference in a module, with this ending; called if `storage.differences` has it."""
 
     def header(self, target: Target) -> dict[str, str]:
         """The metadata of the tensor file. Raises ConversionError if the adapter does not fit its base."""

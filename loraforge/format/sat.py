@@ -16,6 +16,7 @@ from typing import Any
 
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.errors import FileError, FormatError, ScaleError, Try, adding
+from loraforge.files.neighbours import subfolders
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_yaml
 from loraforge.format.keys import Keys
@@ -56,7 +57,7 @@ class SatFormat:
         if base and base.is_dir():
             checkpoint = self.find(base, Choice()) or self.below(base)
             if checkpoint is None:
-                raise FileError(f"--base {base} has no SAT checkpoint in it.", command("ls", "-l", base))
+                raise FileError(f"no SAT checkpoint was found in --base {base}.")
             base = checkpoint.path
         return SatWriter(wanted, base)
 
@@ -65,7 +66,7 @@ class SatFormat:
             return Found(source, run_name(source))
         if shards(source):
             return Found(only_shard(source), run_name(source / CHECKPOINT))
-        checkpoints = {child.name for child in source.iterdir() if child.is_dir() and shards(child)}
+        checkpoints = {child.name for child in subfolders(source) if shards(child)}
         if not checkpoints and not (source / "latest").is_file():
             return None
         chosen, note = choose(source, checkpoints, choice)
@@ -77,8 +78,7 @@ class SatFormat:
 
         Raises FileError that names the subfolders if there are several.
         """
-        children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
-        holding = [child for child in children if shards(child) or (child / "latest").is_file()]
+        holding = [child for child in subfolders(folder) if shards(child) or (child / "latest").is_file()]
         if len(holding) > 1:
             text = f"{folder} holds several SAT checkpoints, in {listed([child.name for child in holding])}: which?"
             raise FileError(text, *(Try(str(child), instead=str(folder)) for child in holding[:5]))

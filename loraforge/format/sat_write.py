@@ -7,7 +7,6 @@ checkpoint, and leaves at random what is not in it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -48,7 +47,7 @@ class SatWriter(LoraFileWriter):
                 adding("--lora-only", why="only the LoRA tensors, which SAT cannot load alone"),
             )
         self.alpha = 1.0 if wanted.target_alpha is None else float(wanted.target_alpha)
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
+        if not 2.0**-64 <= self.alpha <= 2.0**64:  # its square, over a rank, must be a number too
             text = f"--target-alpha {self.alpha:g} is no lora_alpha SAT can use."
             raise ConversionError(text, adding("--target-alpha", "1"))
         self.base = _open_base(base) if base else None

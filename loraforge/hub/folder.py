@@ -84,7 +84,7 @@ class Reached:
         whole = alone(self.folder / name for name in every if not is_index(PurePosixPath(name)))
         names = [path.relative_to(self.folder).as_posix() for path in whole]
         if len(names) != 1:
-            raise self.repo.missing(f"has {len(names)} tensor files: say which" if names else "has no adapter in it")
+            raise self.repo.missing(f"has {len(names)} tensor files: say which" if names else "has no tensor file")
         return self.folder / names[0], f"took {names[0]}, the only one in {self.repo.address}"
 
     def _opened(self, cached: Path, name: str) -> tuple[TensorFile, list[str]]:

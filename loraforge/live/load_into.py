@@ -22,7 +22,7 @@ from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.adapter.drop import without
 from loraforge.adapter.fit import Plan, Policy, carry_out, plan, refusal, too_lossy
 from loraforge.conversion.read import read
-from loraforge.errors import ConversionError, LoraforgeError, Try, of_pipeline
+from loraforge.errors import ConversionError, LoraforgeError, Try, leaving_out, of_pipeline
 from loraforge.format.diffusers import STYLE
 from loraforge.fusion.with_torch import as_tensor
 from loraforge.live.acting import Cast, Update, fuses_itself, group_offload, idle, is_bypassed, placed
@@ -94,6 +94,9 @@ def load_into(
 
 def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None) -> Loaded:
     adapter = of_its_model(transformer, adapter)
+    if adapter.differences:
+        text = f"no layer of PEFT is given the whole differences of {listed([*adapter.differences])}: fuse adds them."
+        raise ConversionError(text, leaving_out(adapter.differences))
     plans = fitted(adapter)
     refuse_misfits(transformer, adapter, plans)
     name = name or _free_name(transformer, adapter)

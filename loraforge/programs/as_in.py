@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.differences import has_lora_bias
 from loraforge.errors import LoraforgeError, ScaleError, Try, adding, no_such
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.keys import few
@@ -29,7 +30,7 @@ def read_at(form: Format, file: TensorFile, choice: Choice) -> Adapter:
     adapter = form.read(file, choice)
     if adapter.scale.provenance != "ambiguous":
         return adapter
-    return replace(adapter, candidates=(*adapter.candidates, *_offered(form, file, choice)))
+    return replace(adapter, candidates=(*adapter.candidates, *_offered(form, file, choice, adapter)))
 
 
 def _kept(form: Format, file: TensorFile, choice: Choice, name: str) -> Adapter:
@@ -70,13 +71,18 @@ def scaled(adapter: Adapter, applied: Mapping[str, float]) -> Adapter:
     """The same modules at the scales in `applied`; modules that are not in it get 0."""
     deltas = adapter.modules.items()
     modules = {path: tuple(replace(w, scaling=applied.get(path, 0.0)) for w in delta) for path, delta in deltas}
-    return replace(adapter, modules=modules)
+    own = {f"{path}.bias": applied.get(path, 0.0) for path in modules} if has_lora_bias(adapter) else {}
+    whole = {k: tuple(replace(w, scaling=own.get(k, w.scaling)) for w in d) for k, d in adapter.differences.items()}
+    return replace(adapter, modules=modules, differences=whole)
 
 
-def _offered(form: Format, file: TensorFile, choice: Choice) -> list[Try]:
-    """For each scale at which a program applies all of the file, the option that names the first such program."""
+def _offered(form: Format, file: TensorFile, choice: Choice, adapter: Adapter | None = None) -> list[Try]:
+    """For each scale at which a program applies all of the file, the option that names the first such program.
+
+    `adapter`: the one in the file, if it was read at scale 1 already.
+    """
     try:
-        adapter = form.read(file, replace(choice, stated=_PLAIN, training_config=None))
+        adapter = adapter or form.read(file, replace(choice, stated=_PLAIN, training_config=None))
         if len({w.rank for delta in adapter.modules.values() for w in delta}) == 1:
             file = few(file)  # without a record, programs treat modules of one kind and rank alike
             adapter = form.read(file, replace(choice, stated=_PLAIN, training_config=None))

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.errors import LoraforgeError
+from loraforge.adapter.differences import suffixes
+from loraforge.errors import FileError, LoraforgeError
 from loraforge.files.tensorfile import TensorFile
+from loraforge.files.texts import read_json
 from loraforge.format.protocol import Format
 from loraforge.programs.table import Outcome, Run, Runtime, is_down, is_factor, running, runtimes
 from loraforge.scale.rule import Choice
@@ -48,7 +51,7 @@ class Outlook:
     """How the update differs if not by a factor; else empty."""
     program: str = ""
     run: tuple[Run, ...] = ()
-    """The versions that were run on adapters of this architecture; empty if only its source code was read."""
+    """The versions that were run on such adapters of this architecture; empty if only its source code was read."""
     lacks: bool = False
     """Whether it stops because a header entry lacks a field, so that a complete entry helps."""
     bare: bool = False
@@ -88,6 +91,7 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
     if program.whole and len(applied) < len(adapter.modules):
         applied = {}
     otherwise = _otherwise(outcomes, adapter, applied)
+    measured = family == program.architecture and not adapter.differences
     trained = {path: delta[0].scaling for path, delta in adapter.modules.items()}
     known = adapter.scale.provenance != "ambiguous" and not otherwise
     ratios = {applied[path] / trained[path] for path in applied if known and trained.get(path)}
@@ -102,7 +106,7 @@ def outlook(program: Runtime, form: Format, file: TensorFile, adapter: Adapter, 
         ratios=tuple(sorted({float(f"{ratio:.12g}") for ratio in ratios})),
         scalings=tuple(sorted(set(applied.values()))), lost=tuple(f"{kind} x{count}" for kind, count in lost.items()),
         instead=program.instead, otherwise=otherwise, program=program.program,
-        run=program.run if family == program.architecture else (), lacks=lacks, scales=applied,
+        run=program.run if measured else (), lacks=lacks, scales=applied,
         bare=any(kind.startswith(_MAGNITUDES) for kind in lost),
     )  # fmt: skip
 
@@ -147,11 +151,8 @@ def stops(
 
 
 def _stops_at_config(program: Runtime, config: Path) -> Iterator[str]:
-    try:
-        fields = json.loads(config.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return
-    if isinstance(fields, dict):
+    with suppress(FileError):
+        fields = read_json(config)
         known = program.config_fields or fields
         yield from (f"{name} in {config.name}" for name in fields if name not in known)
         yield from (f"{config.name} without {name}" for name in program.config_needs if fields.get(name) is None)
@@ -222,7 +223,11 @@ def odd_ranks(program: Runtime, ranks: Mapping[str, int]) -> bool:
 
 
 def _otherwise(outcomes: Mapping[str, Outcome], adapter: Adapter, applied: Mapping[str, float]) -> str:
-    """How the effect of a DoRA differs from that of training, if not by a factor of the update; else empty."""
+    """How the effect differs from that of training, if not by a factor of the update; else empty."""
+    ends = tuple(suffixes())
+    lost = [key for key, outcome in outcomes.items() if key.endswith(ends) and outcome != "applied"]
+    if lost and adapter.differences and applied:
+        return f"without {len(lost)} whole differences like {lost[0]}"
     dora = [path for path, delta in adapter.modules.items() if any(w.magnitude is not None for w in delta)]
     if not dora or not applied:
         return ""

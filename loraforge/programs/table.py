@@ -170,7 +170,8 @@ def named(path: Path) -> tuple[str, ...]:
 
 def is_factor(key: str) -> bool:
     """Whether a key is named like an A or a B."""
-    return any(word in key for word in (".lora_A", ".lora_B", ".lora_up", ".lora_down", ".lora.up", ".lora.down"))
+    words = (".lora_A", ".lora_B", ".lora_up", ".lora_down", ".lora.up", ".lora.down")
+    return not key.endswith(".bias") and any(word in key for word in words)
 
 
 def is_down(key: str) -> bool:

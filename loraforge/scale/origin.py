@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ from loraforge.scale.run_folders import states_scale
 
 _HASHES = re.compile(r"sshs_.*|modelspec\.hash_sha256")
 """Entries that hold a hash of the old tensors."""
+WITHHELD = "(not shown)"
+"""Stands for a text of a header that is not shown or not published."""
+_LONGEST = 4000
+"""Letters of a recorded command."""
+VERBS = frozenset(("convert", "convert-base", "extract", "fuse", "merge", "resize", "stamp"))
+"""The verbs whose command a written file records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +107,20 @@ def _step(entry: Any) -> dict[str, Any] | None:
         } if scalings and all(number(value) is not None for value in scalings):
             source = {"path": path, "format": form, "size": size, "digest": digest}
             scale = {"provenance": provenance, "source": words, "scalings": scalings}
-            return {"tool": tool, "command": typed, "source": source, "scale": scale}
+            command = typed if is_command(typed) else WITHHELD
+            return {"tool": tool, "command": command, "source": source, "scale": scale}
     return None
+
+
+def is_command(text: object) -> bool:
+    """Whether a recorded command, which anybody can write, is `loraforge VERB ...` and nothing else for a shell."""
+    if not isinstance(text, str) or len(text) > _LONGEST or not text.isprintable() or set(text) & set(";&|<>$`#\\"):
+        return False
+    with suppress(ValueError):
+        match shlex.split(text):
+            case ["loraforge", verb, *_]:
+                return verb in VERBS
+    return False
 
 
 def own_entry(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding
 from loraforge.files.tensorfile import TensorFile
+from loraforge.files.texts import read_json
+from loraforge.foreign import reading
 from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config, split_qkv
 from loraforge.scale.origin import Origin
@@ -98,11 +100,9 @@ def header_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
     for key in places()["header"]["configs"]:
         if key not in file.metadata:
             continue
-        try:
+        look = command("loraforge", "inspect", file.path)
+        with reading(f"{file.path}: its header entry {key}", "JSON", look, kind=ScaleError):
             value = json.loads(file.metadata[key])
-        except (ValueError, RecursionError) as error:
-            look = command("loraforge", "inspect", file.path)
-            raise ScaleError(f"{file.path}: its header entry {key} is not JSON.", look) from error
         components = dict[str, dict[str, Any]]()
         for name, entry in value.items() if isinstance(value, dict) else ():
             component, _, word = name.rpartition(".")
@@ -142,6 +142,10 @@ def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str
         if bool(config.get("use_dora", record.dora)) != record.dora:
             have = "and the file has" if record.dora else "but the file has no"
             raise FormatError(f"{path}: its {where} says use_dora {config['use_dora']}, {have} magnitudes.", look)
+        biases = [key for key in record.file.tensors if ".lora_B." in key and key.endswith(".bias")]
+        if biases and where != "lora_config" and not config.get("lora_bias"):
+            text = f"{path}: its {where} does not say lora_bias, so PEFT would leave out {listed(biases, 3)}."
+            raise FormatError(text, adding("--drop", "*.lora_B*.bias", why="if they are to be left out"))
         record.configs[where] = config
         if not record.believed:
             continue
@@ -213,6 +217,9 @@ def _plain(record: Record) -> None:
                 record.notes.append(f"its header says {word} {shown(text)}, which is no number: not used")
             continue
         groups.setdefault(component, {})[word] = value
+    renamed = not record.alphas and any(".lora_A." in key for key in record.file.tensors)
+    if renamed and "ss_network_module" in record.file.metadata:
+        groups.pop("ss", None)  # a converter multiplied alpha in, and kept the header of the file that it read
     ours = record.origin.scale is not None  # what was true of the source need not be true of our result
     for component, values in groups.items() if record.believed and not ours else ():
         ranks = {word: value for word, value in values.items() if word in words["rank"]}
@@ -330,22 +337,9 @@ def _rule(config: TrainingScale, record: Record, path: Path) -> Rule:
 
 def read_config(path: Path) -> dict[str, Any]:
     """PEFT's configuration. Raises FormatError if it cannot be read."""
-    look = command("ls", "-l", path)
     if not path.is_file():  # opening a pipe would wait for ever
-        raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.", look)
-    try:
-        with path.open("rb") as stream:
-            text = stream.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise FormatError(f"{path} has more than {_MOST_BYTES >> 20} MB: it is no LoraConfig.", look)
-        value = json.loads(text)
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}.", look) from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not JSON: the save or the download failed.", look) from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{path} holds {shown(value)}, not a LoraConfig.", look)
-    return value
+        raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.")
+    return read_json(path, "a LoraConfig in JSON", kind=FormatError, most=_MOST_BYTES)
 
 
 PLACES: Mapping[str, Callable[[Record], None]] = {

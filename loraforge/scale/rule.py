@@ -113,6 +113,13 @@ def overriding(option: str, value: float, why: str) -> Try:
     return adding(option, f"{value:.12g}", "--override-scale", why=why)
 
 
+def unusual(scaling: float) -> str:
+    """What is odd about a scale, in words after its number; empty if training can have used it."""
+    if scaling <= 0:
+        return "inverts the adapter" if scaling else "switches the adapter off"
+    return "" if 1e-5 <= scaling <= 1e4 else "is hardly one of training, where it is lora_alpha / rank"
+
+
 BELIEVE = overriding("--trained-scale", 1, "if the strength was right as loaders apply it")
 """The remedy if a LoraConfig is wrong."""
 

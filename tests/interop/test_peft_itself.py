@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from helpers.oracle import DATA, Case
+from helpers.tolerance import WEIGHT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -28,6 +29,7 @@ SETTINGS = {
     "plain": {},
     "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
+    "biases": {"lora_bias": True, "lora_alpha": 3},
     "patterns": {"rank_pattern": {r".*attn1\.to_q": 2, "proj_out": 8}, "alpha_pattern": {r"norm\d\.linear": 16}},
     "target as a regex": {"target_modules": r"transformer_blocks\.\d+\.(attn1\.to_[qv]|ff\.net\.2)|patch_embed\.proj"},
 }
@@ -185,14 +187,27 @@ def test_initialisations_that_change_the_base_are_refused(way: str, tmp_path: Pa
         loraforge.convert(source, to="diffusers", out=tmp_path / "out")
 
 
-def test_a_bias_of_the_lora_is_refused_by_name_and_inspect_shows_it(tmp_path: Path, cli) -> None:
+def test_fused_a_bias_of_the_lora_is_what_peft_merges(tmp_path: Path) -> None:
+    source, _ = trained(tmp_path / "source", lora_bias=True, lora_alpha=3)
+    loraforge.fuse(DATA / "bases" / "2b", [source], tmp_path / "fused", dtype="fp32")
+    merged = PeftModel.from_pretrained(base().double(), str(source)).merge_and_unload().state_dict()
+    fused, before = load_file(next((tmp_path / "fused").rglob("*.safetensors"))), base().state_dict()
+    assert fused.keys() == merged.keys()
+    for key, tensor in fused.items():
+        assert (tensor.double() - merged[key]).abs().max() <= WEIGHT * max(1.0, float(merged[key].abs().max())), key
+    biases = {key for key in fused if key.endswith(".bias") and not torch.equal(fused[key], before[key])}
+    assert len(biases) == len([key for key in load_file(source / "adapter_model.safetensors") if "B.bias" in key]) > 10
+
+
+def test_a_bias_that_its_configuration_does_not_name_is_refused(tmp_path: Path, cli) -> None:
     source, _ = trained(tmp_path / "source", lora_bias=True)
-    with pytest.raises(FormatError, match="lora_bias"):
+    path = source / "adapter_config.json"
+    path.write_text(path.read_text().replace('"lora_bias": true', '"lora_bias": false'))
+    with pytest.raises(FormatError, match=r"does not say lora_bias.*lora_B\.bias") as refused:
         loraforge.convert(source, to="diffusers", out=tmp_path / "out")
-    (source / "adapter_config.json").unlink()
-    with pytest.raises(FormatError, match=r"lora_B\.bias.*a bias of the LoRA itself"):
-        loraforge.convert(source, to="diffusers", out=tmp_path / "out", as_loaded=True)
-    assert "lora_B.bias" in cli("inspect", source).stderr
+    drop = [word for word in refused.value.remedies[0].options if word != "--drop"]
+    loraforge.convert(source, to="diffusers", out=tmp_path / "out", drop=drop)
+    assert not any("bias" in key for key in load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors"))
 
 
 def test_the_scaling_peft_applies_is_the_one_written(tmp_path: Path) -> None:

@@ -46,14 +46,20 @@ BESIDE: dict[str, tuple[str, dict[str, np.ndarray], str, str]] = {
         "adapt the text encoder",
         "1 tensors of the text encoder",
     ),
-    "bias and weight differences": (
+    "weights that replace the base model's": (
         "diffusers",
         {
-            f"transformer.{PATHS[0]}.diff_b": numbers(64),
-            "transformer.transformer_blocks.0.norm1.norm.diff": numbers(64),
+            "transformer.transformer_blocks.1.norm1.norm.set_weight": numbers(64),
+            "transformer.transformer_blocks.0.norm1.norm.set_weight": numbers(64),
         },
-        "a bias difference",
-        "1 bias differences (.diff_b), 1 weight differences (.diff)",
+        "(.set_weight)",
+        "2 weights that replace the base model's (.set_weight)",
+    ),
+    "a difference of nothing": (
+        "diffusers",
+        {"transformer.transformer_blocks.0.norm9.norm.diff": numbers(64)},
+        "no LoRA key",
+        "1 weight differences (.diff)",
     ),
     "an alpha of nothing": (
         "peft",
