@@ -16,8 +16,9 @@ from loraforge.conversion.report import Report
 from loraforge.conversion.store import Computed, Written, computed, source, store
 from loraforge.errors import LoraforgeError, VerificationError
 from loraforge.files.digest import changed
+from loraforge.files.mapped import FileMap
 from loraforge.files.opening import open_tensors
-from loraforge.files.tensorfile import FileMap, TensorFile, TensorInfo
+from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.protocol import Wanted
 from loraforge.programs.outlook import Program, mixed_ranks, outlooks, programs
 from loraforge.programs.table import named as named_paths

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loraforge.errors import FileError
+from loraforge.files.mapped import state_of
 from loraforge.files.neighbours import SAFETENSORS, TENSORS, TORCH
 from loraforge.files.safetensors import begins_safetensors, read_safetensors
 from loraforge.files.shards import alone, is_numbered
@@ -68,7 +69,10 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
         what = "neither a safetensors file nor a torch archive (or it is damaged at the start)"
         what, remedy = next(kinds, (what, []))
         raise FileError(f"{path} is {what}.", *remedy)
+    state = state_of(path) if is_file else None
     file = container.open(path)
+    for part in file.maps:
+        part.state = state
     if is_file and path.suffix.lower() not in container.suffixes:
         return file, [f"{path.name} is really a {container.kind} file; its suffix says otherwise."]
     return file, []

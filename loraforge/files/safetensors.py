@@ -101,6 +101,26 @@ def write_safetensors(
     return sums
 
 
+def replace_entry(path: Path, key: str, text: str) -> None:
+    """Write another text of the same length to an entry of a written file's header, if it is one that has the entry."""
+    with path.open("rb+") as stream:
+        if not begins_safetensors(stream.read(9)):
+            return
+        stream.seek(0)
+        length = int.from_bytes(stream.read(8), "little")
+        table = json.loads(stream.read(length))
+        if key in table.get("__metadata__", {}):
+            table["__metadata__"][key] = text
+            if len(content := _as_text(table).ljust(length)) != length:
+                raise ValueError(f"{path}: {key} is not as long as it was")
+            stream.seek(8)
+            stream.write(content)
+
+
+def _as_text(table: Mapping[str, Any]) -> bytes:
+    return json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 def safetensors_header(header: Header, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
     """The bytes before the tensors, and the position in the file at which each tensor begins."""
     table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -110,7 +130,7 @@ def safetensors_header(header: Header, metadata: Mapping[str, str]) -> tuple[byt
         start, end = end, end + TensorInfo(dtype, shape, 0).nbytes
         offsets[key] = start
         table[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text = _as_text(table)
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {key: start + offset for key, offset in offsets.items()}

@@ -165,7 +165,9 @@ def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
     tensors = {key: info._replace(map=n) for n, file in enumerate(files) for key, info in file.tensors.items()}
     opaque = {key: name for file in files for key, name in file.opaque.items()}
     size, maps = sum(file.size for file in files), tuple(part for file in files for part in file.maps)
-    whole = replace(files[0], path=files[0].path.with_name(group.whole.name), size=size, tensors=tensors, counts={})
+    whole = replace(
+        files[0], path=files[0].path.with_name(group.whole.name), size=size, tensors=tensors, whole=tensors, counts={}
+    )
     return replace(whole, metadata=metadata, opaque=opaque, maps=maps), [
         *chain(*warned, unnamed),
         f"read {listed(list(group.names), 3)} as one, {why}",

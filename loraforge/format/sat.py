@@ -27,7 +27,7 @@ from loraforge.format.sat_run import choose, only_shard, run_name, shards, undiv
 from loraforge.format.sat_write import SatWriter
 from loraforge.names.catalog import architecture
 from loraforge.names.layout import Architecture
-from loraforge.scale.origin import origin
+from loraforge.scale.origin import CHANGED, kept, origin, seal, unsealed
 from loraforge.scale.recorded import around
 from loraforge.scale.resolve import resolve
 from loraforge.scale.rule import Choice, Rule, number, overriding
@@ -104,10 +104,12 @@ class SatFormat:
         ranks = {path: _one_rank(file, path, keys) for path, keys in pairs.items()}
         recorded, metadata, notes = _recorded(file.path, choice, ranks)
         near = [] if recorded or choice.training_config or choice.stated.override else _near(file, ranks)
+        known = origin(metadata, seal(file, sorted(filter(_looks_like_lora, file.whole)), choice))
         default = Rule("SAT's default lora_alpha 1, as no file of the run says otherwise", alpha=1.0)
         where = "no training_config.yaml is in the folder of its run, and one near by states another alpha than SAT's 1"
+        if known.tensors == "others":
+            recorded, metadata, near, where = [], {}, [*kept(known), *near], CHANGED
         rule, scale = resolve(recorded, choice.stated, ranks, default=None if near else default, unknown=where)
-        known = origin(metadata)
         return Adapter(
             architecture="cogvideox",
             layout="sat",
@@ -119,7 +121,7 @@ class SatFormat:
             others=components(key for key in file.tensors if key not in lora),
             metadata=metadata,
             base_model=known.base_model,
-            notes=notes,
+            notes=(*notes, *unsealed(known, choice)),
             candidates=tuple(near) if scale.provenance == "ambiguous" else (),
         )
 

@@ -17,6 +17,7 @@ import yaml
 from loraforge.algebra.lora import Array
 from loraforge.errors import ConversionError, FileError, VerificationError, adding
 from loraforge.files.digest import changed
+from loraforge.files.mapped import steady
 from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.torch_write import copy_chunks, write_torch
@@ -93,10 +94,12 @@ class SatWriter(LoraFileWriter):
             return write_torch(path, header, tensors)
         base, names = self.base, _renamed(self.base, header)
         copied = ((new, copy_chunks(base, key)) for key, new in names.items())
-        sums = write_torch(path, {**_base_header(base, header), **header}, chain(copied, tensors))
-        plain = {key: sums[new] for key, new in names.items() if base.tensors[key].strides is None}
-        if wrong := [key for key in changed(base, plain) if key in plain]:
-            raise VerificationError(f"the base's {listed(wrong, 5)} did not come through as it is. Nothing was kept.")
+        with steady(*base.maps):
+            sums = write_torch(path, {**_base_header(base, header), **header}, chain(copied, tensors))
+            plain = {key: sums[new] for key, new in names.items() if base.tensors[key].strides is None}
+            if wrong := [key for key in changed(base, plain) if key in plain]:
+                what = f"the base's {listed(wrong, 5)} did not come through as it is"
+                raise VerificationError(f"{what}. Nothing was kept.")
         return sums
 
     def use(self, path: Path, target: Target) -> Use:

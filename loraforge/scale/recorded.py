@@ -59,8 +59,8 @@ class Record:
 
     @property
     def believed(self) -> bool:
-        """Whether recorded scales count; not with --override-scale."""
-        return not self.choice.stated.override
+        """Whether recorded scales count; not with --override-scale, or if they were recorded of other tensors."""
+        return not self.choice.stated.override and self.origin.tensors != "others"
 
     def offer(self, path: Path, scaling: float, said: str) -> None:
         """Offer a configuration that counts only if the user names it."""
@@ -280,7 +280,7 @@ def _own(record: Record) -> None:
 def _training(record: Record) -> None:
     """The training configuration that the user names; if nothing is recorded, one in the run's own folder."""
     named = record.choice.training_config
-    if named and record.believed:
+    if named and not record.choice.stated.override:
         record.rules.append(_named(record, named))
     elif not record.rules and record.believed:
         mine, others = around(record.file.path, record.ranks)

@@ -98,6 +98,8 @@ class Choice:
     """Patterns of modules and tensors to leave out."""
     architecture: str | None = None
     """The name given with `--architecture`."""
+    compare: bool = False
+    """Read the tensors too, to see whether our entry in the header was written for them."""
     program: bool = False
     """Read it as programs do: a module without a record acts at 1.0, and no file beside it is read."""
 
