@@ -43,6 +43,8 @@ class Cli(click.Group):
         except LoraforgeError as error:
             say("Error: ", error.message, colour="red")
             lines = {self.line(remedy, ctx): remedy.why for remedy in error.remedies}
+            for remedy in error.remedies:  # in place of a word that was not typed
+                lines.pop(remedy.line if remedy.instead else "", None)
             lines.pop(command("loraforge", *self.typed), None)  # the command that just failed
             for line, why in lines.items():
                 say("  try: ", line, f"   # {why}" if why else "")
