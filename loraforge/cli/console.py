@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from loraforge.cli.fault import UnforeseenError, unforeseen
 from loraforge.document import Document
 from loraforge.errors import LoraforgeError, Try
 from loraforge.text import command, plain
@@ -24,7 +25,10 @@ PATH = click.Path(path_type=Path)
 
 
 class Cli(click.Group):
-    """A group that prints every LoraforgeError as a message and the commands to type next, with exit code 1."""
+    """A group that prints every LoraforgeError as a message and the commands to type next, with exit code 1.
+
+    Any other exception is a fault of ours: one message with what a report needs, and exit code 70 (EX_SOFTWARE).
+    """
 
     typed: Sequence[str] = ()
 
@@ -40,17 +44,20 @@ class Cli(click.Group):
         client.waiting = lambda text: say("note: ", text)
         try:
             return super().invoke(ctx)
-        except LoraforgeError as error:
-            say("Error: ", error.message, colour="red")
-            lines = {self.line(remedy, ctx): remedy.why for remedy in error.remedies}
-            for remedy in error.remedies:  # in place of a word that was not typed
-                lines.pop(remedy.line if remedy.instead else "", None)
-            lines.pop(command("loraforge", *self.typed), None)  # the command that just failed
-            for line, why in lines.items():
-                say("  try: ", line, f"   # {why}" if why else "")
-            if error.state:
-                say("", error.state)
-            ctx.exit(1)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own, and a reader of our output that has gone
+        except Exception as error:
+            refusal = error if isinstance(error, LoraforgeError) else unforeseen(error, self.typed)
+        say("Error: ", refusal.message, colour="red")
+        lines = {self.line(remedy, ctx): remedy.why for remedy in refusal.remedies}
+        for remedy in refusal.remedies:  # in place of a word that was not typed
+            lines.pop(remedy.line if remedy.instead else "", None)
+        lines.pop(command("loraforge", *self.typed), None)  # the command that just failed
+        for line, why in lines.items():
+            say("  try: ", line, f"   # {why}" if why else "")
+        if refusal.state:
+            say("", refusal.state)
+        return ctx.exit(70 if isinstance(refusal, UnforeseenError) else 1)
 
     def line(self, remedy: Try, ctx: click.Context) -> str:
         """The remedy as a whole command: added options replace the typed ones that they contradict."""

@@ -22,7 +22,7 @@ from loraforge.names.layout import Architecture, parted
 from loraforge.names.lookalike import models, of_repo, of_words, sharing
 from loraforge.programs.as_in import read_at
 from loraforge.scale.origin import own_entry
-from loraforge.scale.rule import Choice
+from loraforge.scale.rule import Choice, unusual
 from loraforge.scale.writers import narrowed
 from loraforge.text import command, listed
 
@@ -80,6 +80,7 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     lost = [name for name, repo in bases if not repo][:1]
     notes = [f"its base model is recorded as {name}, which names no repository: not carried over" for name in lost]
     notes += [note] if (note := fits.unchecked(adapter)) else []
+    notes += [f"a scale of {scale:g} {odd}" for scale in adapter.scalings if (odd := unusual(scale))][:1]
     base = adapter.base_model and repository(adapter.base_model, file.path.parent)
     base = base or next((repo for _, repo in bases if repo), None)
     return replace(adapter, base_model=base, notes=(*adapter.notes, *notes))

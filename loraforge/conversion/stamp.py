@@ -15,12 +15,13 @@ from loraforge.adapter.fits import check_base
 from loraforge.conversion.evidence import doubt
 from loraforge.conversion.read import ambiguous, read_file
 from loraforge.conversion.report import scale_text
-from loraforge.conversion.store import entry_of
+from loraforge.conversion.store import entry_of, sealed
 from loraforge.document import Document, rows
 from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, adding, as_commands
 from loraforge.files.destination import Destination, destination, replacing
-from loraforge.files.digest import changed, scan
-from loraforge.files.safetensors import read_safetensors, write_safetensors
+from loraforge.files.digest import changed, scan, seal
+from loraforge.files.mapped import steady
+from loraforge.files.safetensors import read_safetensors, replace_entry, write_safetensors
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
@@ -107,7 +108,7 @@ def stamp(
     adapter = replace(adapter, scale=scale, source=Source(Path(source), file, form.name, ""))
     metadata, replaced = _metadata(adapter, file, ranks, _typed(choice))
     output = _destination(file.path, _typed(choice), out, in_place=in_place, force=force)
-    with replacing(output, file.size, force=force or in_place) as folder:
+    with replacing(output, file.size, force=force or in_place) as folder, steady(*file.maps):
         back, again = _written(folder / output.names[0], adapter, form, file, metadata)
         acts_in = acting(outlooks(form, back, again))
     notes, whole = (*adapter.notes, *notes, *([unshown] if unshown else [])), bool(_prefix(adapter))
@@ -160,6 +161,7 @@ def _written(
     """Write the new file and read it back. Raises VerificationError if its bytes or scalings are wrong."""
     header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
     sums = write_safetensors(path, header, ((key, file[key]) for key in file.tensors), metadata)
+    replace_entry(path, KEY, sealed(metadata[KEY], seal(header, sums)))
     back = read_safetensors(path)
     if changed(back, sums) or changed(file, sums):
         raise VerificationError("the disk gave back other bytes than were written. Nothing was kept.")

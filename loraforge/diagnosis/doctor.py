@@ -26,6 +26,7 @@ from loraforge.facts.logs import Log
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.symptoms import find
 from loraforge.facts.variants import settings as variant_settings
+from loraforge.files.mapped import steady
 from loraforge.files.shards import group_of
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
@@ -185,7 +186,8 @@ def _judged(
     base: str | Path | None, program: str | None, stated: Stated, drop: Sequence[str],
 ) -> Diagnosis:  # fmt: skip
 
-    measured = None if file.absent else numbers(adapter, file)
+    with steady(*file.maps):
+        measured = None if file.absent else numbers(adapter, file)
     rows = (outlook(runtime(program), form, file, adapter),) if program else outlooks(form, file, adapter)
     mixed = form.writer is None and adapter.layout != "diffusers"  # a mixture of spellings is no program's own
     formats = (form.name, None if mixed else getattr(form, "like", None))

@@ -122,7 +122,8 @@ class Inspection(Document):
             return f"unknown ({self.scale.source}; loaders apply 1.0)"
         applied = ", ".join(map(fraction, self.scalings))
         trained = ", ".join(map(fraction, self.history[-1]["scale"]["scalings"])) if self.history else applied
-        known = f"({self.scale.provenance}: {self.scale.source})"
+        unread = "; not compared with the tensors" if self.history else ""
+        known = f"({self.scale.provenance}: {self.scale.source}{unread})"
         if trained == applied or self.scale.program:
             return f"{applied} {known}"
         return f"trained at {trained} {known}; readers apply {applied}"

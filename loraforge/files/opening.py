@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loraforge.errors import FileError
+from loraforge.files.mapped import state_of
 from loraforge.files.neighbours import SAFETENSORS, TENSORS, TORCH
 from loraforge.files.safetensors import begins_safetensors, read_safetensors
 from loraforge.files.shards import alone, is_numbered
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.torch_read import read_torch
+from loraforge.foreign import reading
 from loraforge.text import command
 
 _OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
@@ -52,14 +54,12 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
 
     Raises FileError that says what the file is, if it is neither safetensors nor a torch archive.
     """
-    try:
+    with reading(path, "a tensor file"):
         head, is_file = b"", path.is_file()
         if is_file:
             with path.open("rb") as stream:
                 head = stream.read(64)
         container = next((container for container in CONTAINERS if container.recognises(head, path)), None)
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if container is None:
         if not head:
             what = "empty (0 bytes): save it or download it again" if is_file else "no file"
@@ -69,7 +69,10 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
         what = "neither a safetensors file nor a torch archive (or it is damaged at the start)"
         what, remedy = next(kinds, (what, []))
         raise FileError(f"{path} is {what}.", *remedy)
+    state = state_of(path) if is_file else None
     file = container.open(path)
+    for part in file.maps:
+        part.state = state
     if is_file and path.suffix.lower() not in container.suffixes:
         return file, [f"{path.name} is really a {container.kind} file; its suffix says otherwise."]
     return file, []

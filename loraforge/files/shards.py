@@ -5,7 +5,6 @@ Sources: huggingface_hub serialization/_base.py (names of shards), transformers 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -15,14 +14,14 @@ from pathlib import Path, PurePath
 
 from loraforge.errors import FileError
 from loraforge.files.tensorfile import TensorFile
+from loraforge.files.texts import read_json
+from loraforge.foreign import reading
 from loraforge.text import command, listed
 
 Look = Callable[[Path], tuple[TensorFile, list[str]]]
 """Opens one file, and returns it with warnings."""
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<n>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.\w+)?")
 _INDEX = re.compile(r"(?P<whole>.+\.(safetensors|bin|pt|pth|ckpt))\.index(\.[\w-]+)?\.json")
-_MOST = 1 << 26
-"""The most bytes that an index may have."""
 _MANY = 1000
 """The most files that one adapter may be split into."""
 
@@ -95,14 +94,11 @@ def _readable(index: Path) -> Group | None:
 
 
 def _indexed(index: Path) -> Group:
-    try:
-        if index.stat().st_size > _MOST:
-            raise ValueError(f"more than {_MOST >> 20} MB")
-        places = json.loads(index.read_text("utf-8-sig")).get("weight_map")
+    what = "an index of shards"
+    places = read_json(index, what).get("weight_map")
+    with reading(index, what):
         if not places or not all(isinstance(name, str) for name in places.values()):
-            raise ValueError("no weight_map of names")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise FileError(f"{index} cannot be read as an index of shards: {error}.") from error
+            raise ValueError("it holds no weight_map of names")
     names = tuple(sorted(set(places.values())))
     if strange := [name for name in names if Path(name).name != name]:
         raise FileError(f"{index} names {strange[0]!r:.100}, which is no file beside it.")
@@ -169,7 +165,9 @@ def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
     tensors = {key: info._replace(map=n) for n, file in enumerate(files) for key, info in file.tensors.items()}
     opaque = {key: name for file in files for key, name in file.opaque.items()}
     size, maps = sum(file.size for file in files), tuple(part for file in files for part in file.maps)
-    whole = replace(files[0], path=files[0].path.with_name(group.whole.name), size=size, tensors=tensors, counts={})
+    whole = replace(
+        files[0], path=files[0].path.with_name(group.whole.name), size=size, tensors=tensors, whole=tensors, counts={}
+    )
     return replace(whole, metadata=metadata, opaque=opaque, maps=maps), [
         *chain(*warned, unnamed),
         f"read {listed(list(group.names), 3)} as one, {why}",

@@ -38,8 +38,9 @@ class Spelling:
 PEFT_SPELLINGS = (
     Spelling(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
     Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".lora_magnitude_vector.{name}.weight"),
+    Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".dora_scale", ".alpha"),
 )
-"""As PEFT saves an adapter, and as the keys are in a model that was saved whole."""
+"""As PEFT saves an adapter, as the keys are in a model that was saved whole, and what OneTrainer has beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class KeyStyle:
             hits = self._readings(f"{start}0{rest}")
             ends: list[list[str]] = [_FIRST.split(hit.path, maxsplit=1) for hit in hits]
             whose = all(len(end) == 2 for end in ends) and not any(parted(prefix)[1] for prefix in self.prefixes)
-            self._parsed[kind] = hits, ends if whose else None
+            self._parsed[kind] = hits, ends if hits and whose else None
         hits, known = self._parsed[kind]
         if number == "0":
             return hits
@@ -151,7 +152,8 @@ class KeyStyle:
         return ()
 
     def hits(self, keys: Iterable[str]) -> list[Hit]:
-        return [hit for key in keys for hit in self.parse(key)]
+        """The keys of this style; not the alphas, whose word is that of many."""
+        return [hit for key in keys for hit in self.parse(key) if hit.factor != "alpha"]
 
     def find(self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str) -> dict[str, list[Keys]]:
         """Module path -> the keys of its pairs in order, judged by names and shapes alone.

@@ -11,8 +11,10 @@ from pathlib import Path
 from loraforge.adapter.drop import left_out
 from loraforge.errors import FileError, FolderError, FormatError, LoraforgeError, SeveralError, Try, absent
 from loraforge.files import shards
+from loraforge.files.neighbours import subfolders
 from loraforge.files.opening import open_tensors, snapshot, tensor_files
 from loraforge.files.tensorfile import TensorFile
+from loraforge.foreign import reading
 from loraforge.format.keys import KeyStyle, few
 from loraforge.format.not_an_adapter import taken_out
 from loraforge.format.other import OtherFormat
@@ -50,7 +52,8 @@ def locate(
         raise faults[0][1]
     look = open_tensors if hub is None else hub.whole if fetch else hub.header
     if not located:
-        only, note = hub.only() if hub else _only(tried, given, source, look, name)
+        with reading(source, "a folder of adapters"):
+            only, note = hub.only() if hub else _only(tried, given, source, look, name)
         if not only and deep and (child := _below(given, source, name, choice)):
             return child[0], replace(child[1], notes=(*notes, *child[1].notes)), child[2]
         if only and (flag := _choosing(choice)):
@@ -152,7 +155,7 @@ def _below(
     Raises FileError that names the subfolders if there are several.
     """
     holding = dict[Path, list[tuple[Format | None, Found, TensorFile]]]()
-    for child in islice(sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith(".")), _MOST):
+    for child in islice((child for child in subfolders(source) if not child.name.startswith(".")), _MOST):
         try:
             form, found, file = locate(child, name, choice, deep=False)
             if form and form.claims(file) and any(_FACTOR.search(key) for key in file.tensors):
@@ -204,8 +207,9 @@ def _search(
     located, faults = list[_Located](), list[tuple[Format, FileError]]()
     for form in tried:
         try:
-            if found := form.find(source, choice):
-                located.append((form, found))
+            with reading(source, f"a folder of {form.name}"):
+                if found := form.find(source, choice):
+                    located.append((form, found))
         except FileError as error:
             faults.append((form, error))
     return located, faults

@@ -14,10 +14,11 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 
 from loraforge.errors import FileError, HubError, adding
+from loraforge.files.mapped import FileMap
 from loraforge.files.neighbours import BESIDE, TENSORS
 from loraforge.files.opening import open_tensors
 from loraforge.files.shards import alone, is_index
-from loraforge.files.tensorfile import FileMap, TensorFile
+from loraforge.files.tensorfile import TensorFile
 from loraforge.hub.address import address
 from loraforge.hub.repo import Repo, open_repo, page
 from loraforge.text import megabytes

@@ -18,6 +18,7 @@ import numpy as np
 
 from loraforge.errors import FileError, LoraforgeError, OutputError, Try, absent, adding, of_pipeline
 from loraforge.files.destination import destination, replacing
+from loraforge.foreign import reading
 from loraforge.media.metrics import Frames
 from loraforge.text import plain
 
@@ -97,20 +98,16 @@ def read_image(path: Path) -> Image:
     with of_pipeline("a picture"):
         from PIL import Image, ImageOps
     _must_exist(path)
-    try:
-        with Image.open(path, formats=_PICTURES) as stored:
-            upright = ImageOps.exif_transpose(stored)
-            if upright.mode.startswith("I"):
-                # 16-bit grey: keep the upper eight bits, as the versions of Pillow differ in how `convert` does it
-                grey = np.clip(np.asarray(upright, np.int64), 0, 0xFFFF) >> 8
-                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-            if upright.has_transparency_data:
-                upright = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-            return upright.convert("RGB")
-    except Exception as error:  # decoders raise errors of many types
-        why = plain(str(error) or type(error).__name__, 200).removesuffix(".")
-        raise FileError(f"{path} is no picture that can be read: {why}.") from error
+    with reading(path, "a picture"), Image.open(path, formats=_PICTURES) as stored:
+        upright = ImageOps.exif_transpose(stored)
+        if upright.mode.startswith("I"):
+            # 16-bit grey: keep the upper eight bits, as the versions of Pillow differ in how `convert` does it
+            grey = np.clip(np.asarray(upright, np.int64), 0, 0xFFFF) >> 8
+            return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+        return upright.convert("RGB")
 
 
 def _checked(frames: Iterable[Frames], path: Path) -> Iterator[Frames]:

@@ -19,14 +19,14 @@ from loraforge.diagnosis.doctor import diagnosed
 from loraforge.diagnosis.inspect import trigger_words
 from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Diagnosis, Kind
 from loraforge.errors import HubError, LoraforgeError, Try, adding
-from loraforge.files.tensorfile import TensorFile
+from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.format.registry import formats
 from loraforge.names.layout import Architecture
 from loraforge.programs.outlook import acting
 from loraforge.publishing.allowed import Allowed, has_form
 from loraforge.publishing.card import Facts
 from loraforge.publishing.outgoing import Outgoing, of_adapter, of_model
-from loraforge.scale.origin import WITHHELD, history, is_command, own_entry
+from loraforge.scale.origin import CHANGED, WITHHELD, history, is_command, own_entry
 from loraforge.scale.rule import Choice
 from loraforge.scale.stated import Stated
 from loraforge.text import command, fraction
@@ -68,6 +68,8 @@ def published(
     right = (Kind.AS_TRAINED, *[Kind.NO_PROGRAM] * known, *(SCALE_UNKNOWN if as_loaded else ()))
     if diagnosis.judgement.kind not in right:
         raise _not_as_trained(source, diagnosis, adapter)
+    if KEY in file.metadata and KEY not in adapter.metadata:  # whoever reads the header alone would believe our entry
+        raise HubError(f"{source} cannot be published as it is: {CHANGED}.", again)
     arch = adapter.model
     base, notes = _base(base_model, adapter, arch)
     files, changes = of_adapter(file, form, base, work)

@@ -15,6 +15,7 @@ from loraforge.files.opening import open_tensors
 from loraforge.files.safetensors import write_safetensors
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
+from loraforge.foreign import reading
 from loraforge.format.peft import CONFIG
 from loraforge.publishing.allowed import Allowed, at_home, has_form, rewritten
 from loraforge.tables import package_table
@@ -141,11 +142,8 @@ def of_sample(path: Path) -> Outgoing:
     if suffix not in known:
         raise FileError(f"{path} is no video or picture: {', '.join(known)} can be shown.")
     at, mark = known[suffix]
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(at + len(mark))
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}.") from error
+    with reading(path, f"a {suffix} file"), path.open("rb") as stream:
+        head = stream.read(at + len(mark))
     if head[at:] != mark.encode("latin-1"):
         raise FileError(f"{path} does not begin as a {suffix} file does: it is something else.")
     made = outgoing("", path)

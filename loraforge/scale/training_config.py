@@ -23,6 +23,7 @@ import tomli
 from loraforge.errors import ScaleError
 from loraforge.files.neighbours import BESIDE
 from loraforge.files.texts import once, parse_yaml
+from loraforge.foreign import content, reading
 from loraforge.scale.rule import number, over
 from loraforge.text import command, listed, plain, shown
 
@@ -55,9 +56,6 @@ def _wrong(path: Path, what: str) -> ScaleError:
 
 class _SilentError(ScaleError):
     """The file states no scale or cannot be read: the search goes on."""
-
-    def __init__(self, path: Path, what: str) -> None:
-        super().__init__(f"{path} {what}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,8 @@ def read_text(text: str, path: Path) -> TrainingScale:
         alphas += alpha
         ranks += rank
     if not alphas:
-        raise _SilentError(path, "states no lora_alpha, network_alpha, or alpha beside a rank")
+        text = f"{path} states no lora_alpha, network_alpha, or alpha beside a rank."
+        raise _SilentError(text)
     a, r, flag = (_agreed(path, entries) for entries in (alphas, ranks, flags))
     rslora = any(value for _, value in flag)
     said = ", ".join([f"{entry.name} {value:g}" for entry, value in a + r] + ["rslora"] * rslora)
@@ -144,33 +143,26 @@ def _agreed(path: Path, entries: list[_Entry]) -> list[tuple[_Entry, float]]:
 
 
 def _text(path: Path) -> str:
-    try:
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise FileNotFoundError(0, "it is no file")
-        with path.open("rb") as stream:
-            data = stream.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise _SilentError(path, f"cannot be read: {error.strerror}") from error
-    text = data.decode("utf-8-sig", "replace")  # a .bat may have comments in its system's encoding; options are ASCII
-    if len(data) > MOST_BYTES or re.search(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]", text):
-        raise _SilentError(path, "is no training configuration: it is not text, or has more than 1 MB")
+    with reading(path, "a training configuration", kind=_SilentError):
+        # a .bat may have comments in its system's encoding; options are ASCII
+        text = content(path, MOST_BYTES).decode("utf-8-sig", "replace")
+        if re.search(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]", text):
+            raise ValueError("it is not text")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _document(text: str, path: Path) -> Iterator[list[_Entry]]:
     """The entries of each mapping of a document. Each is visited once, however many aliases name it."""
-    try:
+    with reading(path, path.suffix[1:].upper(), kind=_SilentError):
         root = _PARSERS[path.suffix.lower()](text)
-    except Exception as error:  # parsers may raise anything: PyYAML raises IndexError for `!!int ""`
-        why = plain(str(error).partition("\n")[0], 200) or type(error).__name__
-        raise _SilentError(path, f"cannot be read as {path.suffix[1:].upper()}: {why}") from error
     seen, queue = set[int](), list[tuple[tuple[str, ...], object]]([((), root)])
     for keys, node in queue:
         if not isinstance(node, dict | list) or id(node) in seen:
             continue
         seen.add(id(node))
         if len(seen) > MOST_MAPPINGS or len(keys) > DEEPEST:
-            raise _SilentError(path, "holds too much to be a training configuration")
+            text = f"{path} holds too much to be a training configuration."
+            raise _SilentError(text)
         group = list[_Entry]()
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             if isinstance(value, dict) and "value" in value and value.keys() <= {"desc", "value"}:

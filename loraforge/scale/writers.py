@@ -34,7 +34,9 @@ def narrowed(architectures: Sequence[str], writes: str, metadata: Mapping[str, s
 
 def _mark(trainer: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
     """The entry of the header that names a trainer; empty if none does."""
-    return next((key for key, word in trainer.get("header", {}).items() if word in metadata.get(key, "")), "")
+    return next(
+        (key for key, word in trainer.get("header", {}).items() if key in metadata and word in metadata[key]), ""
+    )
 
 
 def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, metadata: Mapping[str, str]) -> Rule | None:

@@ -184,7 +184,7 @@ def test_bad_cards_are_told_before_anything_is_sent(hub: Hub, style: Path, front
 def test_a_card_that_is_no_yaml_is_left_to_its_owner(hub: Hub, style: Path) -> None:
     hub.add("me/style", {"README.md": b"---\ntags: [a\n---\nhello"})
     done = hub.run("push", style, "me/style")
-    assert done.returncode == 1 and "is no YAML" in done.stderr
+    assert done.returncode == 1 and "cannot be read as YAML" in done.stderr
     assert hub.files("me/style")["README.md"] == b"---\ntags: [a\n---\nhello"
 
 

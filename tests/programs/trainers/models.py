@@ -141,3 +141,32 @@ def product(up: torch.Tensor, down: torch.Tensor) -> np.ndarray:
     """up @ down in float64, of linear layers and of convolutions."""
     B, A = up.detach().double(), down.detach().double()
     return np.asarray((B.flatten(1) @ A.flatten(1)).reshape(B.shape[0], *A.shape[1:]))
+
+
+@torch.no_grad()
+def added(model: nn.Module) -> Updates:
+    """What each layer of a live model adds to its weight, in float64: what it makes of the identity without it."""
+    updates: Updates = {}
+    model.double().eval()
+    layers = {path: layer for path, layer in model.named_modules() if not _FACTOR.search(path)}
+    bases = {path: getattr(layer, "base_layer", layer) for path, layer in layers.items()}
+    bases = {path: base for path, base in bases.items() if isinstance(base, nn.Linear | nn.Conv2d | nn.Conv3d)}
+    for base in bases.values():
+        for parameter in base.parameters(recurse=False):
+            parameter.zero_()
+    for path, base in bases.items():
+        size = base.weight[0].numel() if base.weight.numel() else 0
+        shape = (size, *base.weight.shape[1:])
+        update = layers[path].forward(torch.eye(size, dtype=torch.float64).reshape(shape)).reshape(size, -1).T
+        if update.any():
+            updates[path] = np.asarray(update).reshape(base.weight.shape).copy()
+    return updates
+
+
+_FACTOR = re.compile(r"(^|\.)(base_layer|lora_A|lora_B|lora_down|lora_up|original)(\.|$)")
+"""Inside a layer that a trainer has wrapped."""
+
+
+def factors(model: nn.Module) -> nn.Module:
+    """The factors of a model that a trainer has wrapped, as `fill` takes them."""
+    return nn.ParameterList(p for name, p in model.named_parameters() if "lora" in name)  # type: ignore[return-value]

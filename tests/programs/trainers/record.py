@@ -40,7 +40,7 @@ def judged(file: Path, want: Updates, to: str, folder: Path, **stated: Any) -> s
         back = loraforge.convert(report.output["path"], to="diffusers", out=folder / f"{to}-back", dtype="fp32")
     except LoraforgeError as refusal:
         return f"refused: {refusal}".replace("\n", " | ")
-    got = written(Path(back.output["path"]))
+    got = {path: update for path, update in written(Path(back.output["path"])).items() if update.any()}
     if got.keys() != want.keys():
         return f"WRONG: {len(got.keys() ^ want.keys())} modules differ, as {sorted(got.keys() ^ want.keys())[:3]}"
     off = {path: share(got[path], want[path].reshape(len(want[path]), -1)) for path in want}

@@ -33,7 +33,7 @@ HEADERS: dict[str, tuple[dict[str, Any], float]] = {
     "behind a component": ({"transformer.lora_alpha": "64", "transformer.r": "4"}, 16),
     "rslora, plain": ({"transformer.lora_alpha": "8", "transformer.r": "4", "transformer.use_rslora": "True"}, 4),
     "sd-scripts": ({"ss_network_alpha": "1", "ss_network_dim": "4"}, 0.25),
-    "a document": ({"ot_config": {"lora": {"lora_rank": 4, "lora_alpha": 2.0}}}, 0.5),
+    "a document": ({"training_config": {"lora": {"lora_rank": 4, "lora_alpha": 2.0}}}, 0.5),
 }  # fmt: skip
 
 
