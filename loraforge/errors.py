@@ -112,7 +112,7 @@ def no_such(
 def absent(
     path: str | Path, *remedies: Try | str, what: str = "", kind: type[LoraforgeError] | None = None
 ) -> LoraforgeError:
-    """The refusal of a path that does not exist, with the names most like it in the last folder that does.
+    """The refusal of a path that is no file or does not exist; it gives the names most like it in the last folder.
 
     To type the nearest is the first remedy, if it is alike or the only one. `what`: the option that the path is of.
     """
@@ -120,6 +120,8 @@ def absent(
     here = next((above for above in typed.parents if os.path.lexists(above)), Path())
     missing, names = here / typed.relative_to(here).parts[0], list[str]()
     text = f"{what and f'{what} '}{path} does not exist"
+    if typed.exists():
+        return (kind or FileError)(f"{what and f'{what} '}{path} is no file that can be read.", *remedies)
     if typed.is_symlink() or not here.is_dir():
         odd = "it is a link to nothing" if typed.is_symlink() else f"{here} is no folder"
         return (kind or FileError)(f"{text}: {odd}.", *remedies)

@@ -247,9 +247,9 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
     """The architecture and layout that explain most names, at least half of those with a prefix; and what is around."""
     keys = [key for file in files for key in file.tensors if not LORA.search(key)]
     look = command("loraforge", "inspect", "--skeleton", files[0].path)
-    if wrapped := [key for key in keys if ".base_layer." in key]:
+    if layers := [key for key in keys if ".base_layer." in key]:
         raise FormatError(
-            f"{source} was saved with its LoRA layers still in it ({wrapped[0]}): loaders read noise from it. "
+            f"{source} was saved with its LoRA layers still in it ({layers[0]}): loaders read noise from it. "
             "Give the base model as it was released, and the adapter beside it; or call unload_lora_weights() before "
             "save_pretrained(). The adapter in it is read by convert.",
             look,

@@ -50,6 +50,8 @@ class Cli(click.Group):
             refusal = error if isinstance(error, LoraforgeError) else unforeseen(error, self.typed)
         say("Error: ", refusal.message, colour="red")
         lines = {self.line(remedy, ctx): remedy.why for remedy in refusal.remedies}
+        for remedy in refusal.remedies:  # in place of a word that was not typed
+            lines.pop(remedy.line if remedy.instead else "", None)
         lines.pop(command("loraforge", *self.typed), None)  # the command that just failed
         for line, why in lines.items():
             say("  try: ", line, f"   # {why}" if why else "")

@@ -244,8 +244,10 @@ def _whole(source: str | Path, *, choosing: bool = False) -> Inspection | None:
     from loraforge.base.origin import held, maker
 
     path = Path(source)
+    if address(source):
+        return None
     try:
-        base = open_base(path.parent if address(source) is None and group_of(path) else path)
+        base = open_base(path.parent if group_of(path) else path)
     except LoraforgeError as error:
         if choosing and any(remedy.instead for remedy in error.remedies):
             raise

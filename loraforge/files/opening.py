@@ -17,7 +17,7 @@ from loraforge.foreign import reading
 from loraforge.text import command
 
 _OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-_BEGINNINGS = (
+_BEGINNINGS: tuple[tuple[bytes | tuple[bytes, ...], str, list[str]], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", ["git lfs pull"]),
     ((b"<!doctype html", b"<html"), "a web page, probably an error page saved in place of the file", []),
     (_OLD_TORCH.lower(), "a torch file in the format from before 2020", []),

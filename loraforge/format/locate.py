@@ -62,9 +62,9 @@ def locate(
         in_file = _search(tried, only, choice)[0] if only else []
         located = [(form, replace(one, notes=(note, *one.notes))) for form, one in in_file]
     if not located:
-        names = listed(sorted(child.name for child in source.iterdir()), 5)
-        text = f"no adapter{(name and f' in format {name}') or ''} was found in {source}, nor in the folders in it"
-        raise FolderError(f"{text}: {f'it holds {names}' if names else 'it is empty'}.", *perhaps(given))
+        held = listed(sorted(child.name for child in source.iterdir()), 5)
+        text = f"no adapter{f' in format {name}' if name else ''} was found in {source}, nor in the folders in it"
+        raise FolderError(f"{text}: {f'it holds {held}' if held else 'it is empty'}.", *perhaps(given))
     opened = {}
     for path in dict.fromkeys(one.path for _, one in located):
         file, warnings = shards.opened(path, look)

@@ -184,7 +184,7 @@ def _ending(status: int, messages: bytes) -> str:
 
 def _must_exist(path: Path) -> None:
     if not path.is_file():
-        raise FileError(f"{path} is a folder, not a file.") if path.is_dir() else absent(path)
+        raise absent(path)
 
 
 def _no_film(path: Path, why: str) -> FileError:

@@ -55,7 +55,6 @@ def test_a_fault_is_called_by_its_name(name: str, tmp_path: Path):
         fault.verdict.startswith("cannot tell") and said["verdict"].startswith(fault.verdict)
     ), found
     assert fault.why.lower() in said["why"].replace(str(tmp_path), "").lower(), found
-    assert said["fix"], found
     run_each(said["fix"])
     assert not Path("executed").exists()
 
@@ -77,7 +76,7 @@ def test_there_are_enough():
     ("words", "fragment"),
     [
         (("--base", "{place}/nowhere"), "nowhere does not exist"),
-        (("--runtime", "comfy"), "no runtime 'comfy'"),
+        (("--runtime", "comfy"), "no program 'comfy'"),
         (("--training-config", "{place}/args.yaml"), "args.yaml cannot be read"),
         (("--alpha", "nan"), "--alpha nan"),
         (("--alpha", "4", "--trained-scale", "1"), "give one of them"),

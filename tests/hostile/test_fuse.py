@@ -44,7 +44,7 @@ from hostile.base_builders import (
     weights,
     wrapped,
 )
-from hostile.builders import checkpoint, numbers, safetensors, sat
+from hostile.builders import numbers, safetensors, sat
 from hostile.peft_builders import cases
 from hostile.refusal import proper
 from loraforge.files.opening import open_tensors
@@ -105,8 +105,6 @@ FUSED = {
     "with LoRA layers everywhere": (model(wrapped("")), ("base_layer", "LoRA layers still in it")),
     "a shard cut off": (edited(sharded(), cut), (SHARDS[1], "as a safetensors file")),
     "an empty shard": (edited(sharded(), lambda base: os.truncate(base / SHARDS[1], 0)), (SHARDS[1], "empty")),
-    "another wrapper": (file(checkpoint({"state_dict": dict(sat_weights())}), "x.pt"), ("x.pt", "module")),
-    "Diffusers' names in torch": (file(sat(typed("float32")), "x.pt"), ("x.pt", "no checkpoint of SAT")),
     "other names": (file(sat({"layer.weight": numbers(4, 4)}), "x.pt"), ("x.pt", "layer.weight")),
     "NaN": (model(changed(f"{TO_Q}.weight", np.nan)), (f"{TO_Q}.weight", "base", "NaN")),
     "another width": (lambda _: BASES / "1.5_t2v", ("there is no transformer_blocks.1", "1.5_t2v")),

@@ -191,7 +191,7 @@ REFUSED = {
     "me/style@v9": "me/style has no revision v9; it has main",
     "hf://me/style/other.safetensors": f"hf://me/style has no other.safetensors. It holds: {META.name}",
     "me/two": "hf://me/two has 2 tensor files: say which",
-    "me/empty": "hf://me/empty has no adapter in it. It holds: README.md",
+    "me/empty": "hf://me/empty has no tensor file. It holds: README.md",
     "hf://datasets/me/data": "is a dataset; adapters and base models are looked for in models",
     "https://example.com/me/style": "is no address of a model on the Hub",
     "hf://style": "is no address of a model on the Hub",
