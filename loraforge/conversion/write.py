@@ -90,7 +90,7 @@ def _read_back(prepared: Prepared, written: Written) -> tuple[TensorFile, Adapte
         damaged.append("its metadata")
     if damaged:
         text = f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept."
-        raise VerificationError(text, command("ls", "-l", file.parent.parent))
+        raise VerificationError(text, command("ls", "-l", prepared.destination.folder))
     try:
         return back, prepared.target.read(back, Choice(architecture=prepared.adapter.architecture))
     except LoraforgeError as error:

@@ -1,0 +1,136 @@
+"""Folders in which results are made: each is owned by the process that holds its lock, and swept once that is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+LOCK = "loraforge.lock"
+_OWNER = "loraforge-owner"
+"""Beside the lock: the name and the boot of its machine, as a shared disk may not carry locks from one to another."""
+
+
+def take(place: Path) -> BaseFileLock | None:
+    """Make the folder `place` and take its lock, without waiting; None if another process has it.
+
+    Raises OSError if it cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    for _ in range(100):
+        place.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
+        except FileNotFoundError:  # its owner has just removed it
+            continue
+        if (place / LOCK).exists():
+            return lock
+        lock.release()
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(place))
+
+
+def sign(place: Path) -> None:
+    """Note whose folder it is; its lock is held."""
+    (place / _OWNER).write_text("\n".join(_machine()), "utf-8")
+
+
+def stranger(place: Path) -> str:
+    """The name of the other machine on which `place` was made; empty if it was this one."""
+    with suppress(OSError, UnicodeDecodeError):
+        signed = (place / _OWNER).read_text("utf-8").split("\n")
+        return "" if set(signed) & set(_machine()) else signed[0]
+    return ""
+
+
+def _machine() -> list[str]:
+    """Its name, which outlives a restart, and its boot, which containers share."""
+    with suppress(OSError):
+        return [platform.node(), Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()]
+    return [platform.node()]
+
+
+def clear(place: Path) -> None:
+    """Remove everything in a folder but its lock."""
+    for child in place.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child, ignore_errors=True)
+        elif child.name != LOCK:
+            child.unlink()
+
+
+def remove(place: Path, lock: BaseFileLock) -> None:
+    """Remove a folder, its lock at the end, and let go of it."""
+    try:
+        with suppress(OSError):  # what is left, the next run removes
+            clear(place)
+            if os.name == "nt":  # which removes no open file
+                lock.release()
+            (place / LOCK).unlink(missing_ok=True)
+            place.rmdir()
+    finally:
+        lock.release()
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove the folders of killed runs in `folder`: ours, made on this machine, and locked by no one."""
+    mine = getattr(os, "getuid", lambda: 0)()
+    with suppress(OSError):
+        for place in folder.glob(pattern):
+            with suppress(OSError):
+                if place.lstat().st_uid != mine or place.is_symlink() or not (place / LOCK).is_file():
+                    continue
+                if not stranger(place) and (lock := take(place)):
+                    remove(place, lock)
+
+
+@contextmanager
+def temporary(kind: str) -> Iterator[Path]:
+    """A folder for what nobody keeps, in the system's own. Those of killed runs are removed first."""
+    sweep(Path(tempfile.gettempdir()), f"loraforge-{kind}-*")
+    lock = None
+    while lock is None:  # a sweep elsewhere can be quicker than our lock
+        place = Path(tempfile.mkdtemp(prefix=f"loraforge-{kind}-")).resolve()
+        lock = take(place)
+    try:
+        sign(place)
+        (place / "files").mkdir()
+        yield place / "files"
+    finally:
+        remove(place, lock)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Give two paths each other's content, in one step. Raises OSError where the system or the disk has no such step.
+
+    Source: the manual page renameat2(2), RENAME_EXCHANGE.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if call is None or call(here, os.fsencode(one), here, os.fsencode(other), both):
+        code = ctypes.get_errno() if call else errno.ENOSYS
+        raise OSError(code, os.strerror(code), str(other))
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the entries of a folder to the disk."""
+    if os.name == "posix":  # Windows cannot open a folder; there the rename itself is journalled
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
