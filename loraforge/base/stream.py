@@ -139,8 +139,8 @@ def write_base(
     """Write one tensor file, and read it back.
 
     Returns the sums of each tensor that has an update, and what `seen_again` compares later. `progress` is called
-    with the bytes of each piece. Raises
-    ConversionError if a value does not fit its new type, VerificationError if the disk returns other bytes.
+    with the bytes of each piece. Raises ConversionError if a value does not fit its new type, VerificationError if the
+    disk returns other bytes.
     """
     by_key = {tensor.key: tensor for tensor in shard.tensors}
     header = {tensor.key: tensor.entry for tensor in shard.tensors}

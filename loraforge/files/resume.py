@@ -10,15 +10,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraforge.errors import LoraforgeError, OutputError, adding
 from loraforge.files.neighbours import TENSORS
-from loraforge.files.workplace import LOCK, clear, exchange, remove, sync_folder, take
+from loraforge.files.workplace import LOCK, Lock, clear, exchange, remove, sync_folder, take
 from loraforge.text import command
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 PROGRESS = "loraforge-progress.json"
 """In the unfinished folder: its plan, and a record of each finished file."""
@@ -153,7 +150,7 @@ def resumable(
         raise OutputError(text, command("ls", "-l", out.parent)) from error
 
 
-def _unmake(place: Path, lock: BaseFileLock, made: Sequence[Path]) -> None:
+def _unmake(place: Path, lock: Lock, made: Sequence[Path]) -> None:
     """Remove an unfinished folder, and the folders above that were made for it."""
     remove(place, lock)
     with suppress(OSError):  # another program has put a file there

@@ -12,36 +12,74 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 LOCK = "loraforge.lock"
 _OWNER = "loraforge-owner"
 """Beside the lock: the name and the boot of its machine, as a shared disk may not carry locks from one to another."""
 
 
-def take(place: Path) -> BaseFileLock | None:
+class Lock:
+    """The lock of a folder. The system drops it when the process dies."""
+
+    def __init__(self, place: Path) -> None:
+        """Open it. Raises OSError."""
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        self.handle = os.open(place / LOCK, flags, 0o600)
+
+    def acquire(self) -> None:
+        """Take it, without waiting. Raises one of `HELD` if another process has it, OSError if there are no locks."""
+        if sys.platform == "win32":
+            msvcrt.locking(self.handle, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def release(self) -> None:
+        """Let go of it, if that has not been done."""
+        handle, self.handle = self.handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+
+HELD = (BlockingIOError, PermissionError)
+"""What the systems raise: Windows the second, and some disks."""
+
+
+def take(place: Path) -> Lock | None:
     """Make the folder `place` and take its lock, without waiting; None if another process has it.
 
-    Raises OSError if it cannot be made.
+    Raises OSError if it cannot be made, or if its disk has no locks and the folder was there: nobody knows whose it is.
     """
-    from filelock import FileLock, Timeout
-
     for _ in range(100):
-        place.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place / LOCK)
+        fresh = not place.is_dir()
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return None
+            place.mkdir(parents=True, exist_ok=not fresh)
+            lock = Lock(place)
+        except FileExistsError:
+            if place.is_dir():  # another process was quicker
+                continue
+            raise
         except FileNotFoundError:  # its owner has just removed it
             continue
-        if (place / LOCK).exists():
-            return lock
+        try:
+            lock.acquire()
+        except HELD:
+            lock.release()
+            return None
+        except OSError as error:
+            if not fresh:
+                lock.release()
+                text = f"its disk has no locks, and {place} exists: remove that if no loraforge is writing there"
+                raise OSError(error.errno, text) from error
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.handle), (place / LOCK).stat()):
+                return lock
         lock.release()
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(place))
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(place))
 
 
 def sign(place: Path) -> None:
@@ -73,7 +111,7 @@ def clear(place: Path) -> None:
             child.unlink()
 
 
-def remove(place: Path, lock: BaseFileLock) -> None:
+def remove(place: Path, lock: Lock) -> None:
     """Remove a folder, its lock at the end, and let go of it."""
     try:
         with suppress(OSError):  # what is left, the next run removes
