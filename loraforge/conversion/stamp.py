@@ -108,7 +108,8 @@ def stamp(
     metadata, replaced = _metadata(adapter, file, ranks, _typed(choice))
     output = _destination(file.path, _typed(choice), out, in_place=in_place, force=force)
     others = output.file.stat().st_nlink - 1 if in_place else 0
-    parted = [f"{others} other names (hard links) keep the file as it was"] if others else []
+    said = "1 other name (a hard link) keeps" if others == 1 else f"{others} other names (hard links) keep"
+    parted = [f"{said} the file as it was"] if others else []
     with replacing(output, file.size, force=force or in_place) as folder:
         back, again = _written(folder / output.names[0], adapter, form, file, metadata)
         acts_in = acting(outlooks(form, back, again))

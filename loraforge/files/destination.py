@@ -124,7 +124,7 @@ def replacing(target: Destination, nbytes: int, *, force: bool = True) -> Iterat
         try:
             clear(place)
             sign(place)
-            for where in (folder, place.parent):
+            for where in (folder, folder.parent):
                 sweep(where, f".{'[0-9a-f]' * 16}.part")
             free = shutil.disk_usage(place).free
             if free < nbytes:

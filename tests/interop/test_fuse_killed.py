@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -129,28 +130,82 @@ def model_and(model: tuple[Path, Path]) -> tuple[Path, list[Path]]:
     return model[0], [model[1]]
 
 
-def test_a_damaged_finished_shard_is_written_again(
-    model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def damaged(shard: Path, base: Path) -> None:
+    with shard.open("r+b") as stream:
+        stream.seek(-5000, os.SEEK_END)
+        stream.write(bytes(4000))
+
+
+def cut(shard: Path, base: Path) -> None:
+    os.truncate(shard, 1000)
+
+
+def another_header(shard: Path, base: Path) -> None:
+    shard.write_bytes(shard.read_bytes().replace(b"as-loaded", b"as-leaded", 1))
+
+
+def another_base(shard: Path, base: Path) -> None:
+    """Of the same size and date, as `cp -p` and `rsync -t` leave it."""
+    file = base / shard.name
+    state = file.stat()
+    tensors = load_file(file)
+    save_file({key: -tensor for key, tensor in tensors.items()}, file, {"format": "pt"})
+    assert file.stat().st_size == state.st_size
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [damaged, cut, another_header, another_base, None])
+def test_a_finished_shard_that_is_not_as_it_was_is_written_again(
+    model: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path, Path], None] | None,
 ) -> None:
     import loraforge.base.job as basejob
 
-    loraforge.fuse(*model_and(model), tmp_path / "whole", as_loaded=True)
-    real, count = basejob._write, []
+    base = shutil.copytree(model[0], tmp_path / "base")
+    real, written = basejob._write, []
 
     def write(file, *rest):
-        count.append(file)
-        if len(count) == 3:
+        written.append(file)
+        if len(written) == 3:
             raise Stop
         return real(file, *rest)
 
     monkeypatch.setattr(basejob, "_write", write)
     with pytest.raises(Stop):
-        loraforge.fuse(*model_and(model), tmp_path / "out", as_loaded=True)
-    with count[0].open("r+b") as stream:
-        stream.truncate(1000)
-    monkeypatch.setattr(basejob, "_write", real)
-    loraforge.fuse(*model_and(model), tmp_path / "out", as_loaded=True)
+        loraforge.fuse(base, [model[1]], tmp_path / "out", as_loaded=True)
+    if change:
+        change(written[0], base)
+    loraforge.fuse(base, [model[1]], tmp_path / "out", as_loaded=True)
+    again = [file.name[24:29] for file in written[3:]]
+    assert again == [*(["00001"] if change else []), *(f"{n:05}" for n in range(3, BLOCKS + 1))]
+    loraforge.fuse(base, [model[1]], tmp_path / "whole", as_loaded=True)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_kill_after_the_swap_leaves_nothing_to_the_next_run(
+    model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loraforge.files import resume
+
+    out = tmp_path / "out"
+    loraforge.fuse(*model_and(model), out, as_loaded=True, strength=[0.5])
+    old = content(out)
+
+    def killed(*_):
+        raise Stop
+
+    monkeypatch.setattr(resume, "remove", killed)
+    with pytest.raises(Stop):
+        loraforge.fuse(*model_and(model), out, as_loaded=True, force=True)
+    new = content(out)
+    assert new.keys() == old.keys() and new != old
+    assert content(tmp_path / "out.partial" / "made") == old or sys.platform != "linux"
+    monkeypatch.undo()
+    with pytest.raises(OutputError, match="exists"):
+        loraforge.fuse(*model_and(model), out, as_loaded=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_two_at_once_do_not_mix(model: tuple[Path, Path], tmp_path: Path) -> None:
