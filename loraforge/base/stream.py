@@ -184,10 +184,8 @@ def seen_again(path: Path, shard: Shard, engine: Engine) -> Seen | None:
     """
     back, by_key, seen = open_tensors(path)[0], {tensor.key: tensor for tensor in shard.tensors}, Seen()
     entries = {key: (info.dtype, info.shape) for key, info in back.tensors.items()}
-    if (
-        entries != {key: tensor.entry for key, tensor in by_key.items()}
-        or back.metadata.get(KEY) != shard.metadata[KEY]
-    ):
+    kept = shard.metadata if shard.kind == "safetensors" else {KEY: shard.metadata[KEY]}
+    if (entries, back.metadata) != ({key: tensor.entry for key, tensor in by_key.items()}, kept):
         return None
 
     def pieces() -> Iterator[tuple[Job, memoryview]]:

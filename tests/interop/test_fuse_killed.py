@@ -141,7 +141,7 @@ def cut(shard: Path, base: Path) -> None:
 
 
 def another_header(shard: Path, base: Path) -> None:
-    shard.write_bytes(shard.read_bytes().replace(b"as-loaded", b"as-leaded", 1))
+    shard.write_bytes(shard.read_bytes().replace(b'"pt"', b'"tf"', 1))
 
 
 def another_base(shard: Path, base: Path) -> None:
