@@ -5,7 +5,7 @@ from loraforge.adapter.adapter import Adapter as Adapter, Storage as Storage
 from loraforge.base.convert_base import BaseReport as BaseReport, convert_base as convert_base
 from loraforge.base.fuse import FuseReport as FuseReport, fuse as fuse
 from loraforge.conversion.convert import convert as convert
-from loraforge.conversion.inspect import Inspection as Inspection, inspect as inspect, skeleton as skeleton
+from loraforge.diagnosis.inspect import Inspection as Inspection, inspect as inspect, skeleton as skeleton
 from loraforge.conversion.read import read as read
 from loraforge.conversion.report import Report as Report
 from loraforge.conversion.stamp import Stamp as Stamp, stamp as stamp

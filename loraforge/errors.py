@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from loraforge.text import command, shown, told
+from loraforge.text import command, listed, shown, told
 
 Words = tuple[str | Path, ...]
+_ALIKE = 0.6
+"""How much two names must have in common, from 0 to 1, for one to be meant by the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Try:
 
     def _replaced(self, word: str | Path) -> str | Path:
         option, equals, value = str(word).rpartition("=")
-        return f"{option}{equals}{self.line}" if value.rstrip("/") == self.instead else word
+        return f"{option}{equals}{self.line}" if Path(value) == Path(self.instead) else word
 
     @property
     def verb(self) -> str:
@@ -106,6 +109,31 @@ def no_such(
     return kind(text, *(Try(one, instead=name) for one in near), *remedies)
 
 
+def absent(
+    path: str | Path, *remedies: Try | str, what: str = "", kind: type[LoraforgeError] | None = None
+) -> LoraforgeError:
+    """The refusal of a path that does not exist, with the names most like it in the last folder that does.
+
+    To type the nearest is the first remedy, if it is alike or the only one. `what`: the option that the path is of.
+    """
+    typed = Path(path)
+    here = next((above for above in typed.parents if os.path.lexists(above)), Path())
+    missing, names = here / typed.relative_to(here).parts[0], list[str]()
+    text = f"{what and f'{what} '}{path} does not exist"
+    if typed.is_symlink() or not here.is_dir():
+        odd = "it is a link to nothing" if typed.is_symlink() else f"{here} is no folder"
+        return (kind or FileError)(f"{text}: {odd}.", *remedies)
+    with suppress(OSError):
+        names = [child.name for child in here.iterdir() if not child.name.startswith(".")]
+    alike = {name: difflib.SequenceMatcher(None, name.lower(), missing.name.lower()).ratio() for name in names}
+    names.sort(key=lambda name: (-alike[name], name))
+    near = names[:1] if len(names) == 1 or (names and alike[names[0]] >= _ALIKE) else []
+    text += f", nor does {missing}" if missing != typed else ""
+    text += f"; {'this folder' if here == Path() else here} has {listed(near or names, 3)}" if names else ""
+    meant = [Try(str(here / name), instead=str(path)) for name in near if missing == typed]
+    return (kind or FileError)(f"{text}.", *meant, *remedies)
+
+
 def as_commands(error: LoraforgeError, *words: str | Path) -> LoraforgeError:
     """The same refusal, its options added to the command `words`: for a command that does not have these options."""
     error.remedies = tuple(remedy.added_to(*words) for remedy in error.remedies)
@@ -136,6 +164,14 @@ class LayoutError(LoraforgeError):
 
 class FileError(LoraforgeError):
     """A file is damaged, hostile, or of another kind than the one asked for."""
+
+
+class FolderError(FileError):
+    """A folder in which no adapter was found."""
+
+
+class SeveralError(FolderError):
+    """A folder holds several adapters: the user chooses."""
 
 
 class FormatError(LoraforgeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from functools import cache
@@ -39,6 +40,22 @@ def plain(text: str, most: int = 4000) -> str:
     return line if len(line) <= most else f"{line[:most]}..."
 
 
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~&$#]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|@")
+"""What makes Markdown or HTML of a text: links, pictures, emphasis, cells, entities, addresses that become links."""
+
+
+def markdown(text: str, most: int = 4000) -> str:
+    """Text from a file for a line or a cell of Markdown, in which it stands as it is."""
+    return _MARKDOWN.sub(lambda match: "&#64;" if match[0] == "@" else f"\\{match[0]}", plain(text, most))
+
+
+def code(text: str, most: int = 4000) -> str:
+    """Text from a file as code within a line of Markdown."""
+    line = plain(text, most)
+    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    return f"{fence} {line} {fence}" if "`" in line else f"`{line}`"
+
+
 def shown(value: object) -> str:
     """A value of a file, for a message. Containers are named, not printed: a printed one may have no end."""
     if isinstance(value, int) and abs(value) >= 1 << 64:
@@ -48,9 +65,6 @@ def shown(value: object) -> str:
 
 def command(*words: str | Path) -> str:
     """The words as one line for a shell, quoted if needed. A path is never mistaken for an option."""
-    if words[0] in ("ls", "file") and (address := _address(Path(words[-1]))):
-        repo = address.removeprefix("hf://").partition("@")[0]
-        return hf("models", "ls", repo, page=f"{repo}/tree/main")
     texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else told(word) for word in words]
     return shlex.join(texts)
 
@@ -70,11 +84,6 @@ def hub_client() -> tuple[int, ...]:
     from importlib.metadata import version
 
     return tuple(int(part) for part in version("huggingface_hub").split(".")[:2])
-
-
-def _address(path: Path) -> str:
-    """The address of the Hub that a path on this machine came from; empty if it did not."""
-    return next((address for folder, (address, _) in _STANDS_FOR.items() if path.is_relative_to(folder)), "")
 
 
 def options(values: Mapping[str, object]) -> list[str]:

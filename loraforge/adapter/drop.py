@@ -64,6 +64,8 @@ def without(
     """
     file = file or (adapter.source.file if adapter.source else None)
     before = file.dropped if file else ()
+    if not patterns and not before:
+        return adapter, ()
     seen = {name for key in before for name in _names(key)}
     dropped = {name for pattern in patterns for name in matching(adapter.updates, pattern)}
     for pattern in patterns:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.algebra.lora import LoraWeight, rows
@@ -23,48 +23,64 @@ FOLDERS = "models model checkpoints ckpts ckpt weights pretrained outputs output
 SMALL = 4
 """A model this many times narrower than the narrowest released one was made for a test."""
 
-_LAST: list[tuple[Any, tuple[tuple[Placed, ...], Solution]]] = []
+
+class _Solved(NamedTuple):
+    placed: tuple[Placed, ...]
+    uneven: tuple[str, ...]
+    """Modules whose rows cannot be divided among the segments that they stack, each with both."""
+    solution: Solution
+
+
+_LAST: list[tuple[Any, _Solved]] = []
 """What was computed for the last few adapters, as architectures they may be of: several questions about each follow."""
 
 
-def _solved(adapter: Adapter) -> tuple[tuple[Placed, ...], Solution]:
+def _solved(adapter: Adapter) -> _Solved:
     asked = (adapter.modules, adapter.architecture, adapter.layout, adapter.last)
     for (modules, *what), answer in _LAST:
         if modules is adapter.modules and what == [*asked[1:]]:
             return answer
-    every = tuple(_placed(adapter))
+    every, uneven = _placed(adapter)
     sized = [Sized(path, s, shape[0], shape[1]) for path, s, _, shape in every if len(shape) > 1]
-    _LAST[:] = [*_LAST[-7:], (asked, (every, solve(sized, adapter.model.dimensions)))]
+    _LAST[:] = [*_LAST[-7:], (asked, _Solved(every, uneven, solve(sized, adapter.model.dimensions)))]
     return _LAST[-1][1]
 
 
 def placed(adapter: Adapter) -> tuple[Placed, ...]:
     """Module, segment, block numbers and shape of each base weight that the adapter updates or has in its file."""
-    return _solved(adapter)[0]
+    return _solved(adapter).placed
 
 
 def solved(adapter: Adapter) -> Solution:
     """The sizes of the adapter's base model, as far as the shapes of its modules determine them."""
-    return _solved(adapter)[1]
+    return _solved(adapter).solution
 
 
-def _placed(adapter: Adapter) -> Iterator[Placed]:
+def _placed(adapter: Adapter) -> tuple[tuple[Placed, ...], tuple[str, ...]]:
     arch, layout = adapter.model, adapter.model.layouts[adapter.layout]
-    yield from ((f"the base's {segment}", segment, (), shape) for segment, shape in adapter.evidence.items())
+    every: list[Placed] = [(f"the base's {s}", s, (), shape) for s, shape in adapter.evidence.items()]
+    uneven, known = list[str](), dict[tuple[object, ...], list[tuple[str, tuple[int, ...]]]]()
     for path, delta in adapter.modules.items():
-        if located := layout.locate(path):
+        if (located := layout.locate(path)) is None:
+            continue
+        like = located[0].text, *[(w.B.shape[0], w.A.shape[1], w.kernel) for w in delta]
+        if like not in known:
             segments = layout.modules[located[0]]
             parts = delta if len(delta) == len(segments) else [delta[0]] * len(segments)
-            for segment, size, part in zip(segments, arch.sizes(segments, rows(delta)) or (), parts, strict=False):
-                yield path, segment, located[1], part.base_shape(size)
+            sizes = zip(segments, arch.sizes(segments, rows(delta)) or (), parts, strict=False)
+            known[like] = [(segment, part.base_shape(size)) for segment, size, part in sizes]
+        every += [(path, segment, located[1], shape) for segment, shape in known[like]]
+        if not known[like] and (segments := layout.modules[located[0]]):
+            uneven.append(f"{path} ({rows(delta)} rows for {', '.join(segments)})")
+    return tuple(every), tuple(uneven)
 
 
 def fits(adapter: Adapter) -> tuple[Variant, ...]:
     """The variants that agree with all shapes of the adapter and of base weights in its file."""
     arch, sizes = adapter.model, solved(adapter).values
-    shapes = {(segment, index, shape) for _, segment, index, shape in placed(adapter)}
     solutions = ((v, arch.solved(v).values) for v in arch.variants)
     same_sizes = [v for v, values in solutions if all(sizes.get(s, n) == n for s, n in values.items())]
+    shapes = {one[1:] for one in placed(adapter)} if same_sizes else ()
     return tuple(v for v in same_sizes if not any(v.objection(*shape) for shape in shapes))
 
 
@@ -73,16 +89,14 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
 
     `rank_known`: the rank is also recorded outside of the tensors, so that they are known not to be transposed.
     """
-    arch, layout = adapter.model, adapter.model.layouts[adapter.layout]
+    arch = adapter.model
     weights = [w for delta in adapter.modules.values() for w in delta]
     if all(map(_turned, weights)) and not rank_known and not adapter.evidence:  # base weights have the sizes
         w = weights[0]
         what = f"its rank ({w.rank}) is larger than the weight it is for ({w.rows} x {w.A.shape[1]}), in every module"
         return f"{what}: the factors look transposed"
-    stacks = [(path, layout.stacked(path), rows(delta)) for path, delta in adapter.modules.items()]
-    uneven = [f"{path} ({n} rows for {', '.join(s)})" for path, s, n in stacks if s and arch.sizes(s, n) is None]
-    if uneven:
-        return f"the rows of {listed(uneven, 40)} cannot be divided among the weights that are stacked there"
+    if uneven := _solved(adapter).uneven:
+        return f"the rows of {listed([*uneven], 40)} cannot be divided among the weights that are stacked there"
     if not (solution := solved(adapter)).odd:
         return ""
     groups: dict[str, dict[str, None]] = {}
@@ -126,8 +140,8 @@ def of_width(arch: Architecture, sizes: Mapping[str, int]) -> tuple[Variant, ...
 def excess(adapter: Adapter) -> dict[int, int]:
     """The block numbers that no released model of its width has -> how many blocks of that kind the deepest one has."""
     known = of_width(adapter.model, solved(adapter).values)
-    numbers = {(number, s) for _, s, index, _ in placed(adapter) for _, number in index}
-    most = {number: max(v.depth(s) for v in known) for number, s in sorted(numbers) if known}
+    numbers = {(number, s) for _, s, index, _ in placed(adapter) for _, number in index} if known else ()
+    most = {number: max(v.depth(s) for v in known) for number, s in sorted(numbers)}
     return {number: depth for number, depth in most.items() if number >= depth}
 
 

@@ -33,11 +33,16 @@ LARGEST = 3.4028234663852886e38
 """The largest float32: updates are computed in that type."""
 
 
+_TYPES: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16), "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}  # fmt: skip
+
+
 def numpy_type(name: str) -> np.dtype[Any]:
     """The numpy type of one of `FLOATS`; those that numpy has not come from ml_dtypes."""
-    types: dict[str, type] = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
-    types |= {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
-    return np.dtype(types[name])
+    return _TYPES[name]
 
 
 def widened(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:

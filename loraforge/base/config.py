@@ -12,13 +12,13 @@ from typing import Any
 
 from loraforge.base.model import BaseModel
 from loraforge.base.positions import grid
-from loraforge.errors import ConversionError, Try, adding
+from loraforge.errors import ConversionError, FileError, Try, adding
 from loraforge.files.texts import read_json, read_yaml
 from loraforge.format.sat_names import CONFIG
-from loraforge.names.diffusers_config import entries, filled, fixed, sizes
+from loraforge.names.diffusers_config import entries, filled, fixed, like, sizes
 from loraforge.names.layout import COMPONENT, Variant
 from loraforge.scale.origin import own_entry
-from loraforge.text import command, listed
+from loraforge.text import command, listed, shown
 
 PIXELS = 8
 """Pixels of a video per latent row and column: what the VAE reduces."""
@@ -51,9 +51,16 @@ def _speaks_against(base: BaseModel, variant: Variant) -> bool:
 
 
 def own_config(base: BaseModel) -> dict[str, Any]:
-    """The config.json of a Diffusers base; empty if it has none."""
+    """The config.json of a Diffusers base; empty if it has none. Raises FileError if an entry is of no such kind."""
     file = base.folder / "config.json"
-    return read_json(file) if base.kind in ("pipeline", COMPONENT) and file.is_file() else {}
+    config = read_json(file) if base.kind in ("pipeline", COMPONENT) and file.is_file() else {}
+    known = [entries(base.architecture, variant) for variant in base.architecture.variants]
+    for name, value in config.items():
+        examples = [entry[name] for entry in known if name in entry]
+        if examples and not any(like(value, example) for example in examples):
+            look = Try(command("cat", file), f"{name} is {shown(examples[0])} in the released model")
+            raise FileError(f"{file}: {name} is {shown(value)}, which no {base.architecture.title} can have.", look)
+    return config
 
 
 def diffusers_config(base: BaseModel, variant: Variant, sample: str | None = None) -> tuple[dict[str, Any], str]:
@@ -73,7 +80,7 @@ def diffusers_config(base: BaseModel, variant: Variant, sample: str | None = Non
     config = filled(expected, sizes(base.architecture, base.placed)) | stated | given
     if lacking := sorted(expected.keys() - config.keys()):
         text = f"{base.path} is not a whole {base.architecture.title}: no weight tells {listed(lacking, 3)}."
-        raise ConversionError(text, command("ls", "-l", base.folder))
+        raise ConversionError(text)
     where = "--sample" if given else where or f"{variant.name} as released"
     if shape := base.shape(_POSITIONS):
         of_text = shape[-2] - math.prod(grid(config))

@@ -99,7 +99,7 @@ def convert_base(
     if dry_run:
         measure(tensors, engine)  # whether every number fits
     else:
-        write_model(target, model, engine, progress, new=not force)
+        write_model(target, model, engine, progress, [part for file in base.files for part in file.maps], new=not force)
     others = components(key for key in base.held if key not in base.parameters.values() and key not in base.lora)
     return BaseReport(
         source={"path": told(base.path), "kind": base.kind, "layout": base.layout},

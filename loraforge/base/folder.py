@@ -30,7 +30,7 @@ def shards(base: BaseModel, out: Path, *, alone: bool) -> dict[str, TensorFile]:
     if out.suffix in {"file": (".safetensors",), "sat": (".pt", ".pth")}.get(base.kind, ()):
         return {out.name: base.files[0]}  # one file, no folder
     if base.kind == "file":
-        return {base.files[0].path.name: base.files[0]}
+        return {f"{base.files[0].path.stem}.safetensors": base.files[0]}
     if base.kind == "sat":
         folder = base.folder.name if base.folder.name.isdecimal() else ITERATION
         return {f"{folder}/{CHECKPOINT}": base.files[0]}
@@ -83,7 +83,7 @@ def index_text(base: BaseModel, names: Mapping[str, TensorFile], nbytes: int) ->
         return {}
     where, _, _ = next(iter(names)).rpartition("/")
     name, file = f"{where}/{INDEX}" if where else INDEX, base.folder / base.index
-    table = read_json(file)
+    table = read_json(file) if file.is_file() else {"weight_map": {}}
     metadata = table.get("metadata")
     known = metadata if isinstance(metadata, dict) else {}
     real = {key: name.rpartition("/")[2] for name, shard in names.items() for key in shard.tensors}

@@ -22,6 +22,7 @@ from loraforge.base.updates import Runs, updates
 from loraforge.conversion.read import read
 from loraforge.document import Document, rows, title
 from loraforge.errors import ConversionError, LoraforgeError, adding, as_commands
+from loraforge.files.mapped import steady
 from loraforge.files.resume import check_place
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.fusion.choose import choose
@@ -108,7 +109,13 @@ def fuse(
     target = Path(out)
     plan = _model(model, runs, target, CHOICES.get(dtype), origin, alone=transformer_only)
     check_place(target, plan.names, [model.path, *map(Path, adapters)], force=force or dry_run)
-    measured = measure(plan.tensors, engine) if dry_run else write_model(target, plan, engine, progress, new=not force)
+    read = [*model.files, *(adapter.source.file for adapter in opened if adapter.source)]
+    maps = [part for file in read for part in file.maps]
+    with steady(*maps):
+        new = not force
+        measured = (
+            measure(plan.tensors, engine) if dry_run else write_model(target, plan, engine, progress, maps, new=new)
+        )
     changed = [tensor.key for tensor in plan.tensors if tensor.terms]
     total, modules = summary({key.removeprefix(model.prefix): measured[key] for key in changed})
     untouched = [tensor for tensor in plan.tensors if not tensor.terms]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from loraforge.base.folder import put
 from loraforge.base.proof import prove
 from loraforge.base.stream import Engine, NewTensor, Seen, Shard, seen_again, write_base
 from loraforge.errors import FileError
+from loraforge.files.mapped import FileMap, steady
 from loraforge.files.opening import open_tensors
 from loraforge.files.resume import is_file, resumable
 from loraforge.files.tensorfile import TensorFile
@@ -37,11 +38,12 @@ class Model:
 
 
 def write_model(
-    out: Path, model: Model, engine: Engine, progress: Callable[[int, int], None], *, new: bool
+    out: Path, model: Model, engine: Engine, progress: Callable[[int, int], None], read: Iterable[FileMap], *, new: bool
 ) -> dict[str, Sums]:
     """Write the model, and return what became of every update. `progress` is called with (bytes written, all bytes).
 
-    Raises VerificationError if a file reads back other bytes than were written, or a row has wrong values.
+    Raises VerificationError if a file reads back other bytes than were written, or a row has wrong values, and
+    FileError if one of the files in `read` changed meanwhile.
     """
     sizes = {name: shard.nbytes for name, shard in model.shards.items()}
     measured, total, written = dict[str, Sums](), sum(sizes.values()), 0
@@ -51,7 +53,8 @@ def write_model(
         written += nbytes
         progress(written, total)
 
-    with resumable(out, _plan(model, engine), sizes, alone=is_file(out, model.names), new=new) as work:
+    work_on = resumable(out, _plan(model, engine), sizes, alone=is_file(out, model.names), new=new)
+    with work_on as work, steady(*read):
         for name, path in model.copied.items():
             put(path, work.folder / name)
         for name, text in model.texts.items():

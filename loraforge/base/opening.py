@@ -10,19 +10,26 @@ from typing import Any
 
 from loraforge.algebra.dtypes import FACTORS
 from loraforge.base.model import INDEX, LORA, NAME, STEM, BaseModel, Kind
-from loraforge.errors import FileError, FormatError, Try
+from loraforge.errors import FileError, FormatError, Try, absent
 from loraforge.files.opening import open_tensors, snapshot
+from loraforge.files.shards import group_of, is_numbered
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
+from loraforge.format.grammar import wrappers
 from loraforge.format.protocol import Found
 from loraforge.format.sat import SatFormat
 from loraforge.format.sat_names import SAT_PREFIX
 from loraforge.format.sat_run import undivided
+from loraforge.hub.address import perhaps
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import COMPONENT, Architecture
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
+_PREFIXES = (SAT_PREFIX, "", "transformer.", "diffusion_model.", "model.")
+"""What whole models are saved behind: SAT and ComfyUI, Diffusers' pipelines and modules of one's own, DeepSpeed."""
+_Around = tuple[str, bool]
+"""The prefix of the names, and whether words of wrappers (DistributedDataParallel, torch.compile, FSDP) are in them."""
 _FUSE_FIRST = "Fuse into the weights in full precision (bf16, fp16 or fp32), and quantise the result."
 
 
@@ -34,7 +41,7 @@ def open_base(path: str | Path) -> BaseModel:
     """
     source = Path(path)
     if not source.exists():
-        raise FileError(f"{source} does not exist.", command("ls", "-l", source.parent))
+        raise absent(path, *perhaps(path))
     source, took = snapshot(source)
     notes, index = list(took), ""
     if source.is_dir():
@@ -48,11 +55,17 @@ def open_base(path: str | Path) -> BaseModel:
             _full_precision(folder)
             files, index = _shards(folder, notes)
     else:
-        files = [_open(source)]
-        kind = "file" if files[0].kind == "safetensors" else "sat"
-    arch, layout, prefix = _recognised(source, files)
-    if index:
-        notes += _agrees(files, index, arch.layouts[layout], prefix)
+        files, kind = [_open(source)], "file"
+    arch, layout, around = _recognised(source, files)
+    if index and (files[0].path.parent / index).is_file():
+        notes += _agrees(files, index, arch.layouts[layout], around)
+    prefix = ""
+    if around == (SAT_PREFIX, False) and kind in ("sat", "file"):  # SAT's own names, and those of one file for ComfyUI
+        prefix, saved_by_sat = SAT_PREFIX, files[0].kind == "torch" and files[0].wrappers == ("module",)
+        kind = "sat" if saved_by_sat else "file"
+    else:
+        kind = "file" if kind == "sat" else kind
+        files = [_bare(file, around, notes) for file in files]
     base = BaseModel(source, kind, tuple(files), arch, layout, prefix, tuple(notes), index)
     base = replace(base, architecture=arch.ending(arch.layouts[layout].last_block(base.parameters)))
     _check(base)
@@ -65,16 +78,20 @@ def _sat(source: Path) -> Found | None:
     except FileError as error:  # the verbs that take a base model have no --iteration
         numbers = {remedy: str(remedy.options[1]) for remedy in error.remedies if remedy.names == {"--iteration"}}
         error.remedies = tuple(
-            Try(str(source / numbers[r]), instead=str(source)) if r in numbers else r for r in error.remedies
+            Try(str(_numbered(source, numbers[r])), instead=str(source)) if r in numbers else r for r in error.remedies
         )
         raise
+
+
+def _numbered(run: Path, number: str) -> Path:
+    return run / number if (run / number).is_dir() else run / f"global_step{number}"
 
 
 def _open(path: Path) -> TensorFile:
     with path.open("rb") as stream:
         if stream.read(4) == b"GGUF":
             text = f"{path} is a GGUF model, whose weights are quantised. {_FUSE_FIRST}"
-            raise FileError(text, command("ls", "-l", path.parent))
+            raise FileError(text)
     file = open_tensors(path)[0]
     undivided(file)
     return file
@@ -87,24 +104,19 @@ def _full_precision(folder: Path) -> None:
         if (folder / "adapter_config.json").is_file():
             raise _swapped(folder)
         if not folder.is_dir():
-            text = f"{folder.parent} has a model_index.json and no folder {folder.name}: the pipeline is not complete."
-            raise FileError(text, command("ls", "-l", folder.parent))
+            others = listed(sorted(child.name for child in folder.parent.iterdir() if child.is_dir()), 5) or "none"
+            text = f"{folder.parent} has a model_index.json and no folder {folder.name}, which is what is read of it"
+            raise FileError(f"{text}; its folders: {others}.")
         text = f"{folder} has no config.json, which a Diffusers model has, and no checkpoint of SAT was found in it."
         if models := sorted(path.parent for path in folder.glob("*/model_index.json")):
             text += f" Below it there is {listed([str(path) for path in models], 3)}: give that."
         elif files := sorted(path for path in folder.glob("*.safetensors")):
             text += f" Where {listed([path.name for path in files], 3)} is the model, give the file."
-        raise FileError(text, _look(folder))
+        raise FileError(text)
     quantized = read_json(file).get("quantization_config")
     if quantized is not None:
         method = quantized.get("quant_method", "some method") if isinstance(quantized, dict) else "some method"
-        raise FileError(f"{file} says the weights are quantised ({method!s:.60}). {_FUSE_FIRST}", _look(folder))
-
-
-def _look(folder: Path) -> str:
-    """The command that lists the tensors in a folder, or its files if it has none."""
-    files = sorted(folder.glob("*.safetensors"))
-    return command("loraforge", "inspect", "--skeleton", files[0]) if files else command("ls", "-l", folder)
+        raise FileError(f"{file} says the weights are quantised ({method!s:.60}). {_FUSE_FIRST}")
 
 
 def _swapped(source: Path) -> FormatError:
@@ -132,6 +144,8 @@ def _shards(folder: Path, notes: list[str]) -> tuple[list[TensorFile], str]:
     if not index.is_file():
         chosen = _under_another_name(folder)
         notes.append(f"read {chosen.name}, as there is no {single.name}")
+        if is_numbered(chosen) and (group := group_of(chosen)):
+            return [_open(folder / name) for name in group.names], INDEX  # which the result gets
         if not chosen.name.endswith(".json"):
             return [_open(chosen)], ""
         index = chosen
@@ -153,12 +167,15 @@ def _under_another_name(folder: Path) -> Path:
         # the largest has the most numbers, or the longest ones
         raise FileError(text, command("rm", *sorted(chosen, key=_bytes)[:-1]))
     if parts := [path.name for path, _ in known]:
-        text = f"{folder} holds {listed(parts, 3)}, and no index that says which parts there are: it is not complete."
+        group = group_of(folder / parts[0])
+        if group and sorted(group.names) == sorted(parts):
+            return folder / group.names[0]
+        text = f"{folder} holds {listed(parts, 3)}, and no index of its parts."
         raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", folder / parts[0]), "what is in it"))
     text = f"{folder} has no {STEM}.safetensors and no {INDEX}"
     strange = sorted(p.name for p in folder.glob("*.safetensors"))
     more = f"; there is {listed(strange, 3)}: where that is the model, give the file" if strange else ""
-    raise FileError(f"{text}{more}.", _look(folder))
+    raise FileError(f"{text}{more}.")
 
 
 def _bytes(path: Path) -> int:
@@ -175,11 +192,11 @@ def _indexed(index: Path) -> list[str]:
     strange = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if strange or not names:
         what = f"names {strange[0]!r:.100}, which is not there" if strange else "names no files"
-        raise FileError(f"{index} {what}: the download or the copy is not complete.", command("ls", "-l", index.parent))
+        raise FileError(f"{index} {what}. Get the files again, or the index that belongs to these.")
     return names
 
 
-def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> Iterator[str]:
+def _agrees(files: list[TensorFile], index: str, layout: Any, around: _Around) -> Iterator[str]:
     """Notes on differences between an index and its shards that loaders ignore.
 
     Raises FileError if a weight of the model is missing, is in several shards, or in another than the index names.
@@ -189,7 +206,7 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> It
     real = {key: shard.path.name for shard in files for key in shard.tensors}
     counts = Counter(key for shard in files for key in shard.tensors)
     missing = sorted(table.keys() - real.keys())
-    needed = [key for key in missing if layout.locate(key.removeprefix(prefix).rpartition(".")[0])]
+    needed = [key for key in missing if layout.locate(_name(key, around).rpartition(".")[0])]
     faults = {
         "is in several shards": sorted(key for key, count in counts.items() if count > 1),
         "is in another shard than the index says": sorted(k for k in real if table.get(k, real[k]) != real[k]),
@@ -197,7 +214,7 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> It
     }
     for what, keys in faults.items():
         if keys:
-            text = f"{file} and the shards beside it do not agree: {listed(keys, 3)} {what}. They were saved apart."
+            text = f"{file} and the shards beside it do not agree: {listed(keys, 3)} {what}."
             odd = file.parent / real.get(keys[0], files[0].path.name)
             raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", odd), "what is in it"))
     if missing:
@@ -206,8 +223,28 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, prefix: str) -> It
         yield f"the index does not name {listed(extra, 3)}, which a shard holds"
 
 
-def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, str, str]:
-    """The architecture, layout and prefix that explain most names, and at least half of the names with the prefix."""
+def _name(key: str, around: _Around) -> str:
+    """The name of a parameter without what stands around it."""
+    prefix, wrapped = around
+    words = (word for word in key.split(".") if not wrapped or word not in wrappers())
+    return ".".join(words).removeprefix(prefix)
+
+
+def _bare(file: TensorFile, around: _Around, notes: list[str]) -> TensorFile:
+    """The file with its parameters' own names. Raises FormatError if two keys have the same."""
+    names = {key: _name(key, around) for key in file.tensors}
+    keys = {name: key for key, name in names.items()}
+    if twice := [key for key, name in names.items() if keys[name] != key]:
+        text = f"{file.path} holds two weights of one name, {twice[0]} and {keys[names[twice[0]]]}: which is meant?"
+        raise FormatError(text, command("loraforge", "inspect", "--skeleton", file.path))
+    if changed := [key for key, name in names.items() if key != name]:
+        one = f"{changed[0]} is {names[changed[0]]}"
+        notes.append(f"{len(changed)} names in {file.path.name} are read without what stands around them: {one}")
+    return replace(file, tensors={name: file.tensors[key] for name, key in keys.items()}) if changed else file
+
+
+def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, str, _Around]:
+    """The architecture and layout that explain most names, at least half of those with a prefix; and what is around."""
     keys = [key for file in files for key in file.tensors if not LORA.search(key)]
     look = command("loraforge", "inspect", "--skeleton", files[0].path)
     if wrapped := [key for key in keys if ".base_layer." in key]:
@@ -219,28 +256,26 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
         )
     best, score = None, 0
     every = [(arch, layout) for arch in architectures().values() for layout in arch.layouts.values()]
-    for prefix in (SAT_PREFIX, ""):
-        names = [key.removeprefix(prefix).replace(".original.", ".") for key in keys if key.startswith(prefix)]
-        for arch, layout in every:
-            count = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
-            if count > score and 2 * count >= len(names):
-                best, score = (arch, layout.name, prefix), count
+    plain = [key.replace(".original.", ".") for key in keys]
+    for wrapped in (False, True):
+        bare = [_name(key, ("", True)).replace(".original.", ".") for key in keys] if wrapped else plain
+        for prefix in _PREFIXES if not wrapped or bare != plain else ():
+            names = [name.removeprefix(prefix) for name in bare if name.startswith(prefix)]
+            for arch, layout in every:
+                count = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
+                if count > score and 2 * count >= len(names):
+                    best, score = (arch, layout.name, (prefix, wrapped)), count
     if not keys:
         raise _swapped(source)
     if best is None:
         known = " or ".join(arch.title for arch in architectures().values())
-        raise FormatError(f"{source} holds no base model of {known}: its names are like {listed(keys, 3)}.", look)
+        text = f"{source} is not recognised as a base model of {known}: its names are like {listed(keys, 3)}."
+        raise FormatError(text, look)
     return best
 
 
 def _check(base: BaseModel) -> None:
     look = command("loraforge", "inspect", "--skeleton", base.files[0].path)
-    if base.kind == "sat" and (base.files[0].wrappers != ("module",) or base.prefix != SAT_PREFIX):
-        raise FormatError(
-            f"{base.files[0].path} is no checkpoint of SAT, whose weights stand under `module` as {SAT_PREFIX}...: "
-            "save it as safetensors, or give a Diffusers folder.",
-            look,
-        )
     if unreadable := [key for file in base.files for key in file.opaque]:
         raise FileError(f"{base.path} holds objects this tool cannot copy: {listed(unreadable, 3)}.", look)
     layout = base.architecture.layouts[base.layout]

@@ -15,7 +15,7 @@ from loraforge.base.model import BaseModel
 from loraforge.errors import ConversionError
 from loraforge.files.digest import scan, scan_modules
 from loraforge.scale.origin import history, own_entry
-from loraforge.text import command, recorded
+from loraforge.text import recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +67,24 @@ def refuse_twice(base: BaseModel, adapters: Sequence[Fused]) -> None:
                     f"{base.path} holds {new.path} already, fused at strength {known['strength']:g}. What was "
                     "rounded away cannot be taken back: fuse it into the original base, at the strength you want."
                 )
-                raise ConversionError(text, command("ls", "-l", base.path.absolute().parent))
+                raise ConversionError(text)
+
+
+def _own(base: BaseModel) -> dict[str, Any]:
+    return next((entry for file in base.files if (entry := own_entry(file.metadata))), {})
+
+
+def maker(base: BaseModel) -> dict[str, str]:
+    """What the base's own entry says of how it was made, as texts: `tool`, `command`, `of` (the base before)."""
+    own = _own(base)
+    before = own["base"] if isinstance(own.get("base"), dict) else {}
+    said = {"tool": own.get("tool"), "command": own.get("command"), "of": before.get("path")}
+    return {name: value for name, value in said.items() if isinstance(value, str)}
 
 
 def held(base: BaseModel) -> list[dict[str, Any]]:
     """The base's entries of adapters in it. Anybody can write a header, so entries unlike ours are left out."""
-    own = (entry for file in base.files if (entry := own_entry(file.metadata)))
-    listed = next(own, {}).get("fused")
+    listed = _own(base).get("fused")
     return [known for known in listed if _is_entry(known)] if isinstance(listed, list) else []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 
+from loraforge.cli.fault import UnforeseenError, unforeseen
 from loraforge.document import Document
 from loraforge.errors import LoraforgeError, Try
 from loraforge.text import command, plain
@@ -23,7 +25,10 @@ PATH = click.Path(path_type=Path)
 
 
 class Cli(click.Group):
-    """A group that prints every LoraforgeError as a message and the commands to type next, with exit code 1."""
+    """A group that prints every LoraforgeError as a message and the commands to type next, with exit code 1.
+
+    Any other exception is a fault of ours: one message with what a report needs, and exit code 70 (EX_SOFTWARE).
+    """
 
     typed: Sequence[str] = ()
 
@@ -34,17 +39,23 @@ class Cli(click.Group):
         return super().main(_plugin_first(self.typed), *rest, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
+        from loraforge.hub import client
+
+        client.waiting = lambda text: say("note: ", text)
         try:
             return super().invoke(ctx)
-        except LoraforgeError as error:
-            say("Error: ", error.message, colour="red")
-            lines = {self.line(remedy, ctx): remedy.why for remedy in error.remedies}
-            lines.pop(command("loraforge", *self.typed), None)  # the command that just failed
-            for line, why in (lines or {f"loraforge {ctx.invoked_subcommand or ''} --help": ""}).items():
-                say("  try: ", line, f"   # {why}" if why else "")
-            if error.state:
-                say("", error.state)
-            ctx.exit(1)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own, and a reader of our output that has gone
+        except Exception as error:
+            refusal = error if isinstance(error, LoraforgeError) else unforeseen(error, self.typed)
+        say("Error: ", refusal.message, colour="red")
+        lines = {self.line(remedy, ctx): remedy.why for remedy in refusal.remedies}
+        lines.pop(command("loraforge", *self.typed), None)  # the command that just failed
+        for line, why in lines.items():
+            say("  try: ", line, f"   # {why}" if why else "")
+        if refusal.state:
+            say("", refusal.state)
+        return ctx.exit(70 if isinstance(refusal, UnforeseenError) else 1)
 
     def line(self, remedy: Try, ctx: click.Context) -> str:
         """The remedy as a whole command: added options replace the typed ones that they contradict."""
@@ -112,9 +123,9 @@ def show(report: Document, json_: bool, lines: Sequence[str] | None = None) -> N
 
 
 def as_json(document: Any) -> str:
-    """A document for programs."""
-    # half a surrogate pair, which a header may hold, has no UTF-8: it stays a JSON escape
-    return json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    """A document for programs. What no terminal should get, and half a surrogate pair, is an escape in it."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    return re.sub(r"[^ -~\n]", lambda match: match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1], text)
 
 
 def settle_process() -> None:

@@ -96,7 +96,7 @@ def typed_log(text: str, lang: str = "en") -> Log:
             return read_log(stream)
     except OSError as error:
         message = _WORDS[lang]["unreadable"].format(text, error.strerror)
-        raise FileError(message, command("ls", "-l", Path(text))) from error
+        raise FileError(message) from error
 
 
 def _lines(entry: Found, lang: str, file: Path) -> list[str]:

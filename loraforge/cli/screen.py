@@ -55,7 +55,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     grid = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in cells:
         grid.add_row(*row)
-    console = Console(width=width)
+    console = Console(width=width, markup=False, emoji=False)  # cells may be texts of plugins
     with console.capture() as captured:
         console.print(grid)
     click.echo("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))

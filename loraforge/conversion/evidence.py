@@ -18,17 +18,18 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
 from loraforge.names.catalog import architecture, architectures, holding
-from loraforge.names.layout import Architecture, pattern
+from loraforge.names.layout import Architecture, parted
 from loraforge.names.lookalike import models, of_repo, of_words, sharing
 from loraforge.programs.as_in import read_at
 from loraforge.scale.origin import own_entry
-from loraforge.scale.rule import Choice
+from loraforge.scale.rule import Choice, unusual
+from loraforge.scale.writers import narrowed
 from loraforge.text import command, listed
 
-_WORDS = ("modelspec.architecture", "ss_base_model_version")
+WORDS = ("modelspec.architecture", "ss_base_model_version")
 _FEW = 3
 """Blocks that --drop is offered for; an adapter with more surplus blocks is for another model."""
-_BASES = ("base_model", "base_model_name_or_path")
+BASES = ("base_model", "base_model_name_or_path")
 
 
 def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str | None = None) -> Adapter:
@@ -55,6 +56,8 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
         pairs.append((replace(one, shown=shown[one.architecture].text), replace(_kept(one, choice), last=one.last)))
     told = [pair for pair in pairs if shown[pair[0].architecture].text and not shown[pair[0].architecture].is_measured]
     left = _possible(told or pairs, rank_known=rank_known)
+    writers = narrowed([one.architecture for one, _ in left], getattr(form, "like", None) or form.name, file.metadata)
+    left = [pair for pair in left if pair[0].architecture in writers]
     adapter = left[0][0]
     if len(left) > 1 and not told:  # what several models show is evidence of none
         adapter = replace(adapter, shown="")
@@ -77,6 +80,7 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     lost = [name for name, repo in bases if not repo][:1]
     notes = [f"its base model is recorded as {name}, which names no repository: not carried over" for name in lost]
     notes += [note] if (note := fits.unchecked(adapter)) else []
+    notes += [f"a scale of {scale:g} {odd}" for scale in adapter.scalings if (odd := unusual(scale))][:1]
     base = adapter.base_model and repository(adapter.base_model, file.path.parent)
     base = base or next((repo for _, repo in bases if repo), None)
     return replace(adapter, base_model=base, notes=(*adapter.notes, *notes))
@@ -87,7 +91,7 @@ def _sample(adapter: Adapter) -> Adapter:
     groups = dict[object, list[str]]()
     for path, delta in adapter.modules.items():
         shapes = tuple((w.A.shape, w.B.shape, w.kernel) for w in delta)
-        groups.setdefault((pattern(path), shapes), []).append(path)
+        groups.setdefault((*parted(path)[::2], shapes), []).append(path)
     shown = {end(paths, key=_by_number) for paths in groups.values() for end in (min, max)}
     return replace(adapter, modules={path: delta for path, delta in adapter.modules.items() if path in shown})
 
@@ -213,7 +217,7 @@ def evidence(adapter: Adapter, file: TensorFile, stated: str | None, named: str 
         return Evidence(f"--base-model {named}", outweighs_header=True)
     if text := next(_recorded(adapter, file, arch), ""):
         return Evidence(text)
-    for key in _WORDS:
+    for key in WORDS:
         words = file.metadata.get(key, "")
         named_there = of_words(words) or (arch.title if _plain(arch.title) in _plain(words) else None)
         if named_there == arch.title:
@@ -275,13 +279,13 @@ def _bases(adapter: Adapter, file: TensorFile) -> list[str]:
     own = own_entry(adapter.metadata)
     recorded: list[Any] = [own.get("base_model"), adapter.base_model]
     recorded += [config.get("base_model_name_or_path") for config in adapter.configs.values()]
-    recorded += [file.metadata.get(key) for key in _BASES]
+    recorded += [file.metadata.get(key) for key in BASES]
     return list(dict.fromkeys(text for text in recorded if isinstance(text, str) and text.strip()))
 
 
 def _contradicted(adapter: Adapter, file: TensorFile) -> str:
     """The header entry that names another model; empty if none does."""
-    words = [(key, file.metadata[key]) for key in _WORDS if file.metadata.get(key)]
+    words = [(key, file.metadata[key]) for key in WORDS if file.metadata.get(key)]
     others = ((key, text) for key, text in words if of_words(text) not in (None, adapter.model.title))
     return next((f"the header's {key} says {text:.60}" for key, text in others), "")
 
@@ -289,7 +293,7 @@ def _contradicted(adapter: Adapter, file: TensorFile) -> str:
 def alike(adapter: Adapter) -> dict[str, frozenset[str]]:
     """Each other model that has all of its modules under these names -> whose names they are (names/lookalike.py)."""
     first = next(iter(adapter.modules), "")
-    sep = "." if not adapter.keys or any(first in key for key in adapter.keys) else "_"
+    sep = "." if not adapter.keys or first in "\n".join(adapter.keys) else "_"
     return sharing(adapter.modules, sep)
 
 

@@ -6,7 +6,6 @@ Needs `loraforge[pipeline]`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
@@ -17,6 +16,7 @@ from loraforge.adapter.differences import whole
 from loraforge.adapter.fits import fits, placed
 from loraforge.algebra.lora import Delta, LoraWeight
 from loraforge.errors import FormatError, LoraforgeError, Try, adding, no_such, of_pipeline
+from loraforge.files.texts import read_json
 from loraforge.fusion.with_torch import as_array
 from loraforge.names.diffusers_config import Placed, entries, filled, sizes
 from loraforge.names.layout import Architecture, Variant
@@ -105,11 +105,8 @@ def _shell(adapter: Adapter, base: Path | None) -> Any:
 def _read(base: Path) -> dict[str, Any]:
     path = next((p for p in (base / "transformer" / "config.json", base / "config.json") if p.is_file()), None)
     if path is None:
-        raise FormatError(f"--base {base} has no config.json of a transformer.", command("ls", "-l", base))
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise FormatError(f"{path} is no transformer configuration ({error}).", command("cat", path)) from error
+        raise FormatError(f"--base {base} has no config.json of a transformer.")
+    return read_json(path, "the configuration of a transformer", command("cat", path), kind=FormatError)
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from loraforge.adapter.fits import check_base
 from loraforge.conversion.evidence import doubt
 from loraforge.conversion.read import ambiguous, read_file
 from loraforge.conversion.report import scale_text
-from loraforge.conversion.store import entry_of
+from loraforge.conversion.store import entry_of, sealed
 from loraforge.document import Document, rows
 from loraforge.errors import FormatError, LoraforgeError, ScaleError, Try, VerificationError, adding, as_commands
 from loraforge.files.destination import Destination, destination, replacing
-from loraforge.files.digest import changed, scan
-from loraforge.files.safetensors import read_safetensors, write_safetensors
+from loraforge.files.digest import changed, scan, seal
+from loraforge.files.mapped import steady
+from loraforge.files.safetensors import read_safetensors, replace_entry, write_safetensors
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
@@ -110,7 +111,7 @@ def stamp(
     others = output.file.stat().st_nlink - 1 if in_place else 0
     said = "1 other name (a hard link) keeps" if others == 1 else f"{others} other names (hard links) keep"
     parted = [f"{said} the file as it was"] if others else []
-    with replacing(output, file.size, force=force or in_place) as folder:
+    with replacing(output, file.size, force=force or in_place) as folder, steady(*file.maps):
         back, again = _written(folder / output.names[0], adapter, form, file, metadata)
         acts_in = acting(outlooks(form, back, again))
     notes, whole = (*adapter.notes, *notes, *parted, *([unshown] if unshown else [])), bool(_prefix(adapter))
@@ -163,6 +164,7 @@ def _written(
     """Write the new file and read it back. Raises VerificationError if its bytes or scalings are wrong."""
     header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
     sums = write_safetensors(path, header, ((key, file[key]) for key in file.tensors), metadata)
+    replace_entry(path, KEY, sealed(metadata[KEY], seal(header, sums)))
     back = read_safetensors(path)
     if changed(back, sums) or changed(file, sums):
         raise VerificationError("the disk gave back other bytes than were written. Nothing was kept.")

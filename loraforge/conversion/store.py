@@ -16,9 +16,12 @@ from loraforge.adapter.fits import fits
 from loraforge.algebra.lora import Array, Delta
 from loraforge.conversion.prepare import Prepared, refusal
 from loraforge.files.destination import replacing
-from loraforge.files.digest import scan, scan_modules
+from loraforge.files.digest import UNSEALED, scan, scan_modules, seal
+from loraforge.files.mapped import steady
+from loraforge.files.safetensors import replace_entry
 from loraforge.files.tensorfile import KEY, RELEASE_EVERY
-from loraforge.scale.origin import history
+from loraforge.scale.origin import digest_of, history
+from loraforge.scale.recorded import PEFT_CONFIG
 from loraforge.text import recorded, told
 from loraforge.threads import in_order
 
@@ -81,17 +84,22 @@ def store(prepared: Prepared, typed: str, *, force: bool) -> Iterator[Written]:
     """
     with computed(prepared) as made:
         output, result, writer = prepared.destination, prepared.result, prepared.writer
-        applied = result.scalings.values()
-        entry = entry_of(prepared.adapter, made.digest, typed, applied, writer.stored, result.base_model)
+        entry = entry_of(
+            prepared.adapter, made.digest, typed, result.scalings.values(), writer.stored, result.base_model,
+            writer.beside(result).get(PEFT_CONFIG),
+        )  # fmt: skip
         header, metadata = prepared.header, {**prepared.metadata, KEY: entry}
-        with replacing(output, writer.size(header), force=force) as folder:
+        maps = prepared.file.maps if prepared.file else ()
+        with replacing(output, writer.size(header), force=force) as folder, steady(*maps):
             file = folder / output.names[0]
             file.parent.mkdir(exist_ok=True)
             sums = writer.write(file, header, made.tensors, metadata)
+            entry = sealed(entry, seal(header, sums))
+            replace_entry(file, KEY, entry)
             beside = replace(result, metadata={**result.metadata, KEY: entry})
             for name, text in writer.beside(beside).items():
                 (folder / name).write_text(text, "utf-8")
-            yield Written(folder, file, sums, metadata, made)
+            yield Written(folder, file, sums, {**metadata, KEY: entry}, made)
 
 
 def source(adapter: Adapter, digest: str | None) -> dict[str, Any]:
@@ -104,18 +112,21 @@ def source(adapter: Adapter, digest: str | None) -> dict[str, Any]:
 
 
 def entry_of(
-    adapter: Adapter, digest: str | None, typed: str, applied: Iterable[float], stored: str, base: str | None
-) -> str:
-    """Our entry in the header of a file that the command `typed` made of `adapter`.
+    adapter: Adapter, digest: str | None, typed: str, applied: Iterable[float], stored: str, base: str | None,
+    config: str | None = None,
+) -> str:  # fmt: skip
+    """Our entry in the header of a file that the command `typed` made of `adapter`, to be `sealed`.
 
     No folders and no dates: the same input gives the same bytes. `applied`: the scalings that its readers apply.
+    `config`: the LoraConfig beside it.
     """
     scale, described = adapter.scale, source(adapter, digest)
     if adapter.source:
         described["path"] = recorded(adapter.source.file.path)
     trained: dict[str, Any] = {"provenance": scale.provenance, "source": scale.portable, "scalings": adapter.scalings}
     shown = adapter.architecture if adapter.shown or not adapter.source else None
-    optional = {"earlier": history(adapter.metadata), "architecture": shown}
+    beside = config and digest_of(json.loads(config))
+    optional = {"earlier": history(adapter.metadata), "architecture": shown, "config": beside}
     entry = {
         "tool": f"loraforge {__version__}",
         "command": typed,
@@ -125,6 +136,13 @@ def entry_of(
         "applied": sorted(set(applied)),
         "base_model": base,
         "fits": [variant.name for variant in fits(adapter)],
+        "tensors": UNSEALED,
         **{name: value for name, value in optional.items() if value},
     }
     return json.dumps(entry, sort_keys=True)
+
+
+def sealed(entry: str, tensors: str) -> str:
+    """The entry, as long as before, with the seal of the tensors that were written beside it, if it waits for one."""
+    said = json.loads(entry)
+    return json.dumps(said | {"tensors": tensors}, sort_keys=True) if said.get("tensors") == UNSEALED else entry

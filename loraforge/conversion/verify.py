@@ -17,6 +17,7 @@ from loraforge.conversion.report import scale_text
 from loraforge.document import Document
 from loraforge.errors import ConversionError, LoraforgeError, adding
 from loraforge.files.digest import scan
+from loraforge.files.mapped import steady
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
@@ -131,7 +132,8 @@ def verify(
         raise LoraforgeError("give two adapters, or one and the loader to try it in.", adding("--in", "diffusers"))
     if base and not in_:
         raise LoraforgeError("--base goes with --in: it is the model the loader fills.", adding("--in", "diffusers"))
-    choice, plain = choice_of(stated), Choice(architecture=stated["architecture"])
+    choice = choice_of(stated)
+    plain = Choice(architecture=choice.architecture, compare=True)
     asked = () if choice == plain or choice.stated.as_in else (a, b)
     unknown = [source for source in asked if source is not None and _unknown(source)]
     sides = {side: [p for p in drop if meets(locate(side, None, Choice())[2], p)] for side in (a, b) if side and drop}
@@ -151,7 +153,8 @@ def verify(
         more, other_file, other_name = (), file, f"as {in_} loads it"
     scan(file, one.keys)
     pairs, (only_a, only_b) = pair_up(one, other)
-    results = compare(pairs, lambda _: True, file, other_file)
+    with steady(*file.maps, *other_file.maps):
+        results = compare(pairs, lambda _: True, file, other_file)
     same = not (only_a or only_b) and all(comparison.holds for comparison in results)
     return Verification(
         a=Side(told(file.path), name, one.scale, one.scalings),
@@ -183,7 +186,7 @@ def _unknown(source: str | Path) -> bool:
     """Whether the adapter records no scale; what cannot be read is refused later."""
     form, _, file = locate(source, None, Choice())
     try:
-        adapter = form.read(file, Choice()) if form else None
+        adapter = form.read(file, Choice(compare=True)) if form else None
     except LoraforgeError:
         return True
     known = adapter is not None and bool(own_entry(adapter.metadata))

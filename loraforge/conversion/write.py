@@ -16,8 +16,9 @@ from loraforge.conversion.report import Report
 from loraforge.conversion.store import Computed, Written, computed, source, store
 from loraforge.errors import LoraforgeError, VerificationError
 from loraforge.files.digest import changed
+from loraforge.files.mapped import FileMap
 from loraforge.files.opening import open_tensors
-from loraforge.files.tensorfile import FileMap, TensorFile, TensorInfo
+from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.protocol import Wanted
 from loraforge.programs.outlook import Program, mixed_ranks, outlooks, programs
 from loraforge.programs.table import named as named_paths
@@ -90,7 +91,7 @@ def _read_back(prepared: Prepared, written: Written) -> tuple[TensorFile, Adapte
         damaged.append("its metadata")
     if damaged:
         text = f"the disk gave back other bytes than were written ({listed(damaged, 5)}). Nothing was kept."
-        raise VerificationError(text, command("ls", "-l", prepared.destination.folder))
+        raise VerificationError(text)
     try:
         return back, prepared.target.read(back, Choice(architecture=prepared.adapter.architecture))
     except LoraforgeError as error:
@@ -183,13 +184,11 @@ def _advice(prepared: Prepared, made: Computed, results: Sequence[Comparison]) -
     if where := mixed_ranks(prepared.target.name, ranks):
         text = f"its modules have ranks {', '.join(map(str, sorted(set(ranks.values()))))}"
         yield f"{text}: {where} would apply them at a wrong scale, without a word. For these: --pad-ranks"
-    if results and all(math.isnan(result.strength) for result in results):
+    if results and all(prepared.adapter.scalings) and all(math.isnan(result.strength) for result in results):
         yield "its update is zero: it was never trained, or the wrong tensors were saved"
     if prepared.unfetched:
         return
-    least, dtype = min(prepared.adapter.scalings), prepared.dtype
-    if least <= 0:
-        yield f"a scale of {least:g}, as you stated it, switches the adapter off or inverts it"
+    dtype = prepared.dtype
     if not any(step.error for step in made.steps):
         return
     ways = [f"leave out --dtype {dtype}"] if dtype in ("fp16", "bf16") else []

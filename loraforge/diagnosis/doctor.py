@@ -20,18 +20,19 @@ from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.report import base_text, scale_text
 from loraforge.diagnosis.factors import Numbers, numbers
 from loraforge.diagnosis.verdict import Diagnosis, Kind, Verdict, judge, listed_scales, named, remedies
-from loraforge.errors import LoraforgeError, Try, adding, as_commands
+from loraforge.errors import LoraforgeError, Try, absent, adding, as_commands
 from loraforge.facts.given_settings import parse
 from loraforge.facts.logs import Log
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.symptoms import find
 from loraforge.facts.variants import settings as variant_settings
+from loraforge.files.mapped import steady
 from loraforge.files.shards import group_of
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import Format
-from loraforge.hub.address import address
+from loraforge.hub.address import address, perhaps
 from loraforge.programs.outlook import Outlook, by_names, does, outlook, outlooks
 from loraforge.programs.table import runtime, runtimes
 from loraforge.scale.origin import origin
@@ -65,7 +66,7 @@ def doctor(
     if variant is not None:
         variant_settings(variant)
     if address(source) is None and not Path(source).exists() and group_of(Path(source)) is None:
-        raise LoraforgeError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
+        raise absent(source, *perhaps(source))
     program = runtime(runtime_).name if runtime_ else None
     diagnosis, adapter = diagnosed(source, base, program, stated, drop, fetch=fetch or base is not None)
     file = adapter.source.file if adapter and adapter.source else None
@@ -117,7 +118,7 @@ def diagnosed(
     choice = choice_of(stated, drop=drop)
     try:
         form, located, file = locate(path, None, choice, fetch=fetch)
-    except errors.HubError:
+    except (errors.HubError, errors.FolderError):
         raise
     except LoraforgeError as fault:
         return _hopeless(path, Verdict(Kind.BROKEN, fault.message), fault), None
@@ -185,7 +186,8 @@ def _judged(
     base: str | Path | None, program: str | None, stated: Stated, drop: Sequence[str],
 ) -> Diagnosis:  # fmt: skip
 
-    measured = None if file.absent else numbers(adapter, file)
+    with steady(*file.maps):
+        measured = None if file.absent else numbers(adapter, file)
     rows = (outlook(runtime(program), form, file, adapter),) if program else outlooks(form, file, adapter)
     mixed = form.writer is None and adapter.layout != "diffusers"  # a mixture of spellings is no program's own
     formats = (form.name, None if mixed else getattr(form, "like", None))

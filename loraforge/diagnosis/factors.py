@@ -63,7 +63,7 @@ def _look(delta: Delta) -> tuple[set[str], float, set[str]]:
     alive = any(w.magnitude is not None or (w.A.any() and w.B.any()) for w in delta)
     faint = [_faint(factor) for factor in factors if factor.dtype == np.float16]
     marks = {"dead": not alive, "subnormal": any(low for low, _ in faint), "coarse": alive and any(c for _, c in faint)}
-    return {mark for mark, holds in marks.items() if holds}, math.sqrt(sum(_squares(delta))), dtypes
+    return {mark for mark, holds in marks.items() if holds}, math.hypot(*_norms(delta)), dtypes
 
 
 def _faint(factor: Array) -> tuple[bool, bool]:
@@ -75,8 +75,9 @@ def _faint(factor: Array) -> tuple[bool, bool]:
     return bool(nonzero and np.count_nonzero(size[low]) > SUBNORMAL * nonzero), norm > 0 and lost > CEILING * norm
 
 
-def _squares(delta: Delta) -> Iterator[float]:
-    """|s B A|^2 of every block, from the two small Gram matrices: B A itself is never formed."""
+def _norms(delta: Delta) -> Iterator[float]:
+    """|s B A| of every block, from the two small Gram matrices: B A itself is never formed."""
     for w in delta:
         A, B = widen(w.A, np.float32), widen(w.B, np.float32)
-        yield w.scaling**2 * float(np.sum((B.T @ B).astype(np.float64) * (A @ A.T).astype(np.float64)))
+        square = float(np.sum((B.T @ B).astype(np.float64) * (A @ A.T).astype(np.float64)))
+        yield w.scaling * math.sqrt(max(square, 0.0))  # rounding may leave less than nothing of zero

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from loraforge.errors import FileError, LoraforgeError, Try, adding
+from loraforge.errors import LoraforgeError, Try, adding
+from loraforge.foreign import content, reading
 from loraforge.tables import package_table
 from loraforge.text import shown
 
@@ -58,19 +59,10 @@ def _example(key: str) -> Try:
 
 def _file(path: Path) -> list[tuple[str, Any]]:
     """The pairs of a JSON object, with repeated keys. Raises FileError if there is none in the file."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ValueError("more than a megabyte")
-        pairs = json.loads(content, object_pairs_hook=tuple)
-    except OSError as error:
-        text = f"{path} is neither KEY=VALUE nor a file that can be read: {error.strerror}."
-        raise FileError(text, _example("num_frames")) from None
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not JSON: {error}.", _example("num_frames")) from None
-    if not isinstance(pairs, tuple):
-        raise FileError(f"{path} holds no JSON object of settings.", _example("num_frames"))
+    with reading(path, "KEY=VALUE, or a file of settings in JSON", _example("num_frames")):
+        pairs = json.loads(content(path, MOST_BYTES), object_pairs_hook=tuple)
+        if not isinstance(pairs, tuple):
+            raise ValueError("it holds no JSON object")
     return list(pairs)
 
 

@@ -110,7 +110,6 @@ def replacing(target: Destination, nbytes: int, *, force: bool = True) -> Iterat
     files has appeared meanwhile (unless `force`).
     """
     names, first, made = target.names, target.file, list[Path]()
-    look = command("ls", "-la", target.folder.parent)
     try:
         folder = target.folder.resolve()
         place = _place(folder, names)
@@ -120,7 +119,7 @@ def replacing(target: Destination, nbytes: int, *, force: bool = True) -> Iterat
             raise OutputError(text, Try(command("rm", "-r", place), f"if none is running on {other}"))
         lock = take(place)
         if lock is None:
-            raise OutputError(f"another loraforge is writing {first}.", look)
+            raise OutputError(f"another loraforge is writing {first}. Wait for it.")
         try:
             clear(place)
             sign(place)

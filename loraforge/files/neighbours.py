@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 SAFETENSORS: tuple[str, ...] = (".safetensors",)
 TORCH: tuple[str, ...] = (".pt", ".pth", ".bin", ".ckpt")
 TENSORS = SAFETENSORS + TORCH
@@ -9,3 +12,8 @@ TENSORS = SAFETENSORS + TORCH
 
 BESIDE = """training_config.yaml args.yaml config.yaml args.json training_args.json hparams.yml hparams.yaml
 files/config.yaml wandb/latest-run/files/config.yaml""".split()
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name, without those that may not be looked into."""
+    return sorted(p for p in folder.iterdir() if os.path.isdir(p) and os.access(p, os.R_OK | os.X_OK))  # noqa: PTH112

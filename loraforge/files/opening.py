@@ -6,25 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from loraforge.errors import FileError, Try
+from loraforge.errors import FileError
+from loraforge.files.mapped import state_of
 from loraforge.files.neighbours import SAFETENSORS, TENSORS, TORCH
 from loraforge.files.safetensors import begins_safetensors, read_safetensors
 from loraforge.files.shards import alone, is_numbered
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.torch_read import read_torch
+from loraforge.foreign import reading
 from loraforge.text import command
 
 _OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _BEGINNINGS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "git lfs pull"),
-    ((b"<!doctype html", b"<html"), "a web page, probably an error page saved in place of the file", None),
-    (_OLD_TORCH.lower(), "a torch file in the format from before 2020", None),
-    (b"\x80", "a bare pickle, not a tensor file", None),
-    (b"\x1f\x8b", "a gzip archive; unpack it first", None),
-    (b"gguf", "a GGUF model", None),
-    (b"{", "a JSON text", None),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", ["git lfs pull"]),
+    ((b"<!doctype html", b"<html"), "a web page, probably an error page saved in place of the file", []),
+    (_OLD_TORCH.lower(), "a torch file in the format from before 2020", []),
+    (b"\x80", "a bare pickle, not a tensor file", []),
+    (b"\x1f\x8b", "a gzip archive; unpack it first", []),
+    (b"gguf", "a GGUF model", []),
+    (b"{", "a JSON text", []),
 )
-"""How another kind of file begins, in lower case; what it is; and the command to type, if not the usual one."""
+"""How another kind of file begins, in lower case; what it is; and the command to type, if there is one."""
 
 
 class Container(NamedTuple):
@@ -52,39 +54,34 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
 
     Raises FileError that says what the file is, if it is neither safetensors nor a torch archive.
     """
-    look = command("ls", "-l", path)
-    try:
+    with reading(path, "a tensor file"):
         head, is_file = b"", path.is_file()
         if is_file:
             with path.open("rb") as stream:
                 head = stream.read(64)
         container = next((container for container in CONTAINERS if container.recognises(head, path)), None)
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.", look) from error
     if container is None:
         if not head:
-            what = "empty (0 bytes): the save or the download failed" if is_file else "no file"
-            raise FileError(f"{path} is {what}.", look)
+            what = "empty (0 bytes): save it or download it again" if is_file else "no file"
+            raise FileError(f"{path} is {what}.")
         start = head.lstrip().lower()
         kinds = ((kind, remedy) for begin, kind, remedy in _BEGINNINGS if start.startswith(begin))
         what = "neither a safetensors file nor a torch archive (or it is damaged at the start)"
-        what, remedy = next(kinds, (what, None))
-        raise FileError(f"{path} is {what}.", remedy or command("file", path))
-    try:
-        file = container.open(path)
-    except FileError as error:
-        error.remedies = error.remedies or (Try(look, "who wrote it, and when"),)
-        raise
+        what, remedy = next(kinds, (what, []))
+        raise FileError(f"{path} is {what}.", *remedy)
+    state = state_of(path) if is_file else None
+    file = container.open(path)
+    for part in file.maps:
+        part.state = state
     if is_file and path.suffix.lower() not in container.suffixes:
         return file, [f"{path.name} is really a {container.kind} file; its suffix says otherwise."]
     return file, []
 
 
 def tensor_files(folder: Path) -> list[Path]:
-    """The files of a folder with names of tensor files, one per set of shards; only safetensors if there are any."""
+    """The files of a folder with names of tensor files, one per set of shards."""
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TENSORS or is_numbered(path)]
-    files = alone(path for path in files if path.is_file())
-    return [path for path in files if ".safetensors" in path.name.lower()] or files
+    return alone(path for path in files if path.is_file())
 
 
 def snapshot(folder: Path) -> tuple[Path, tuple[str, ...]]:
@@ -100,6 +97,6 @@ def snapshot(folder: Path) -> tuple[Path, tuple[str, ...]]:
     chosen = [child for child in held if child.name == name] or (held if not name else [])
     if len(chosen) != 1:
         text = f"{folder} is a folder of the Hub's cache, with {len(held)} snapshots and no main among them: which?"
-        remedies = [command("loraforge", "inspect", child) for child in held[:5]] or [command("ls", "-l", folder)]
+        remedies = [command("loraforge", "inspect", child) for child in held[:5]]
         raise FileError(text, *remedies)
     return chosen[0], (f"took the snapshot {chosen[0].name[:12]} of {folder.resolve().name}",)

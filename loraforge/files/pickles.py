@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraforge.errors import FileError
+from loraforge.foreign import reading
 
 MOST_BYTES, MOST_OPCODES, MOST_STACK, MOST_DEPTH = 256 << 20, 5_000_000, 100_000, 1_000
 """A SAT checkpoint with T5 and VAE has about 1 MB, 200,000 opcodes and a depth of 10."""
@@ -70,7 +71,7 @@ def load(
     if len(data) > MOST_BYTES:
         raise HostileError(f"{where}: its pickle has {len(data)} bytes; no checkpoint needs more than {MOST_BYTES}.")
     machine = _Machine(where, calls, persistent)
-    try:
+    with reading(where, "data: its pickle is damaged"):
         for opcode, argument, _ in pickletools.genops(data):
             machine.count += 1
             if machine.count > MOST_OPCODES or len(machine.marks) > MOST_DEPTH or len(machine.stack) > MOST_STACK:
@@ -82,8 +83,6 @@ def load(
         if machine.marks:
             raise ValueError("a mark is never closed")
         return machine.stack.pop(), tuple(sorted(machine.globals))
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeError, OverflowError) as error:
-        raise FileError(f"{where}: its pickle is damaged ({type(error).__name__}: {error}).") from error
 
 
 class _Machine:

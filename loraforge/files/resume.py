@@ -15,7 +15,6 @@ from typing import Any
 from loraforge.errors import LoraforgeError, OutputError, adding
 from loraforge.files.neighbours import TENSORS
 from loraforge.files.workplace import LOCK, Lock, clear, exchange, remove, sync_folder, take
-from loraforge.text import command
 
 PROGRESS = "loraforge-progress.json"
 """In the unfinished folder: its plan, and a record of each finished file."""
@@ -115,12 +114,11 @@ def resumable(
     place = _unfinished(out)
     try:
         made = [above for above in place.parents if not above.exists()]
-        look = command("ls", "-l", place)
         if place.exists() and any(place.iterdir()) and not any((place / own).exists() for own in (PROGRESS, LOCK)):
-            raise OutputError(f"{place} is in the way, and loraforge did not make it.", look)
+            raise OutputError(f"{place} is in the way, and loraforge did not make it. Move it away.")
         lock = take(place)
         if lock is None:
-            raise OutputError(f"another loraforge is writing {out}.", look)
+            raise OutputError(f"another loraforge is writing {out}. Wait for it.")
         try:
             if new and out.exists():
                 _unmake(place, lock, made)
@@ -147,7 +145,7 @@ def resumable(
             lock.release()
     except OSError as error:
         text = f"{out} cannot be written: {error.strerror or error}."
-        raise OutputError(text, command("ls", "-l", out.parent)) from error
+        raise OutputError(text) from error
 
 
 def _unmake(place: Path, lock: Lock, made: Sequence[Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -15,6 +16,7 @@ from loraforge.algebra.dtypes import BYTES, name_of
 from loraforge.algebra.lora import Array
 from loraforge.errors import FileError
 from loraforge.files.tensorfile import HEADER_LIMIT, Chunk, TensorFile, TensorInfo
+from loraforge.foreign import reading
 from loraforge.text import command
 
 Entry = tuple[str, tuple[int, ...]]
@@ -35,38 +37,37 @@ def read_safetensors(path: Path) -> TensorFile:
     Raises FileError if the header is not JSON, repeats a key, or does not describe the file.
     """
     remedy = command("loraforge", "inspect", path)
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
+    with reading(path, "a safetensors file", remedy, then="Download or save it again."):
+        size = path.stat().st_size
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length), object_pairs_hook=_no_repeats)
-    except (SafetensorError, ValueError, RecursionError) as error:
-        if odd := _not_texts(path):
-            name, value = odd[0]
-            what = f"{path}: its header entry {name:.80} is {value!r:.40}, and safetensors allows texts alone"
-            whole = "Its tensors may be whole: whoever wrote it can write the entry as a text."
-            raise FileError(f"{what}: no loader opens the file. {whole}") from error
-        text = f"{path} is not a healthy safetensors file: {error}. Download or save it again."
-        raise FileError(text, remedy) from error
-    metadata = header.pop("__metadata__", {})
-    tensors = {}
-    for key, entry in header.items():
-        if entry["dtype"] not in BYTES:
-            raise FileError(f"{path}: {key} has element type {entry['dtype']}, which no adapter is stored in.", remedy)
-        tensors[key] = TensorInfo(entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-    return TensorFile(path, "safetensors", path.stat().st_size, tensors, metadata)
+            text = stream.read(length if length <= min(HEADER_LIMIT, size) else 0)
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            if odd := _not_a_text(text):
+                what = f"{path}: its header entry {odd[0]:.80} is {odd[1]!r:.40}, and safetensors allows texts alone"
+                whole = "Its tensors may be whole: whoever wrote it can write the entry as a text."
+                raise FileError(f"{what}: no loader opens the file. {whole}") from error
+            raise
+        header = json.loads(text, object_pairs_hook=_no_repeats)
+        metadata, start = header.pop("__metadata__", None) or {}, 8 + length  # the library lets null pass
+        tensors = {
+            key: TensorInfo(entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
+            for key, entry in header.items()
+        }
+        if other := next((key for key, info in tensors.items() if info.dtype not in BYTES), ""):
+            what = f"{path}: {other} has element type {tensors[other].dtype}"
+            raise FileError(f"{what}, which no adapter is stored in.", remedy)
+        return TensorFile(path, "safetensors", size, tensors, metadata)
 
 
-def _not_texts(path: Path) -> list[tuple[str, object]]:
-    """The entries of the metadata that are not texts; empty if the header is not JSON."""
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length if length <= min(HEADER_LIMIT, path.stat().st_size) else 0))
-            return [(key, value) for key, value in header["__metadata__"].items() if not isinstance(value, str)]
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return []  # no such header
+def _not_a_text(header: bytes) -> tuple[str, object] | None:
+    """The first entry of the metadata that is no text; None if there is none, or no such header."""
+    with suppress(Exception):
+        return next((key, value) for key, value in json.loads(header)["__metadata__"].items() if type(value) is not str)
+    return None
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,6 +101,26 @@ def write_safetensors(
     return sums
 
 
+def replace_entry(path: Path, key: str, text: str) -> None:
+    """Write another text of the same length to an entry of a written file's header, if it is one that has the entry."""
+    with path.open("rb+") as stream:
+        if not begins_safetensors(stream.read(9)):
+            return
+        stream.seek(0)
+        length = int.from_bytes(stream.read(8), "little")
+        table = json.loads(stream.read(length))
+        if key in table.get("__metadata__", {}):
+            table["__metadata__"][key] = text
+            if len(content := _as_text(table).ljust(length)) != length:
+                raise ValueError(f"{path}: {key} is not as long as it was")
+            stream.seek(8)
+            stream.write(content)
+
+
+def _as_text(table: Mapping[str, Any]) -> bytes:
+    return json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 def safetensors_header(header: Header, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
     """The bytes before the tensors, and the position in the file at which each tensor begins."""
     table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -109,7 +130,7 @@ def safetensors_header(header: Header, metadata: Mapping[str, str]) -> tuple[byt
         start, end = end, end + TensorInfo(dtype, shape, 0).nbytes
         offsets[key] = start
         table[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text = _as_text(table)
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {key: start + offset for key, offset in offsets.items()}

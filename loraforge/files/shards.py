@@ -5,7 +5,6 @@ Sources: huggingface_hub serialization/_base.py (names of shards), transformers 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -13,16 +12,16 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path, PurePath
 
-from loraforge.errors import FileError, Try
+from loraforge.errors import FileError
 from loraforge.files.tensorfile import TensorFile
+from loraforge.files.texts import read_json
+from loraforge.foreign import reading
 from loraforge.text import command, listed
 
 Look = Callable[[Path], tuple[TensorFile, list[str]]]
 """Opens one file, and returns it with warnings."""
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<n>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.\w+)?")
 _INDEX = re.compile(r"(?P<whole>.+\.(safetensors|bin|pt|pth|ckpt))\.index(\.[\w-]+)?\.json")
-_MOST = 1 << 26
-"""The most bytes that an index may have."""
 _MANY = 1000
 """The most files that one adapter may be split into."""
 
@@ -95,18 +94,14 @@ def _readable(index: Path) -> Group | None:
 
 
 def _indexed(index: Path) -> Group:
-    look = command("ls", "-l", index.parent)
-    try:
-        if index.stat().st_size > _MOST:
-            raise ValueError(f"more than {_MOST >> 20} MB")
-        places = json.loads(index.read_text("utf-8-sig")).get("weight_map")
+    what = "an index of shards"
+    places = read_json(index, what).get("weight_map")
+    with reading(index, what):
         if not places or not all(isinstance(name, str) for name in places.values()):
-            raise ValueError("no weight_map of names")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise FileError(f"{index} cannot be read as an index of shards: {error}.", look) from error
+            raise ValueError("it holds no weight_map of names")
     names = tuple(sorted(set(places.values())))
     if strange := [name for name in names if Path(name).name != name]:
-        raise FileError(f"{index} names {strange[0]!r:.100}, which is no file beside it.", look)
+        raise FileError(f"{index} names {strange[0]!r:.100}, which is no file beside it.")
     return Group(index.with_name(whole_name(index.name)), names, index, places)
 
 
@@ -128,8 +123,7 @@ def _check_whole(file: TensorFile) -> None:
         if not any((index.parent / name).exists() for name in names):
             text = f"{file.path} is not all of it: by {index.name} its tensors are those of {listed(sorted(names), 3)}"
             what = f"{len(file.tensors)} of the {len(group.places)} of {group.whole.name}"
-            look = command("ls", "-l", index.parent)
-            raise FileError(f"{text}, {what}. Give the files the names in the index.", look)
+            raise FileError(f"{text}, {what}. Give the files the names in the index.")
 
 
 def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
@@ -142,36 +136,39 @@ def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
         file, warnings = look(path)
         _check_whole(file)
         return file, warnings
-    folder, ls = path.parent, command("ls", "-l", path.parent)
+    folder = path.parent
     why = f"by {group.index.name}" if group.index else "by its name"
     if missing := [name for name in group.names if not (folder / name).is_file()]:
         what = f"{path} is not all of it: {group.whole.name} lies in {len(group.names)} files, {why}"
-        raise FileError(f"{what}, and {listed(missing, 5)} is not here. Copy or download it too.", ls)
+        raise FileError(f"{what}, and {listed(missing, 5)} is not here. Copy or download it too.")
     files, warned = zip(*(look(folder / name) for name in group.names), strict=True)
     holder: dict[str, str] = {}
     for name, file in zip(group.names, files, strict=True):
         if twice := sorted(holder.keys() & file.tensors.keys()):
             both = f"{file.path} and {holder[twice[0]]} both hold {listed(twice, 3)}"
-            remedy = Try(ls, "give the one that is meant, in a folder of its own")
-            raise FileError(f"{both}: they are not parts of one adapter.", remedy)
+            raise FileError(f"{both}. Give the one that is meant, in a folder of its own.")
         holder |= dict.fromkeys(file.tensors, name)
-    wrong = sorted(key for key in holder.keys() | group.places.keys() if holder.get(key) != group.places.get(key))
-    if group.index and wrong:
-        text = f"{group.index} and the files beside it do not agree, in {listed(wrong, 3)}"
-        raise FileError(f"{text}: they are of different saves.", ls)
+    wrong = sorted(key for key, name in group.places.items() if holder.get(key) != name)
+    if wrong:
+        where = [f"{key} ({holder.get(key, 'in none of them')})" for key in wrong]
+        raise FileError(f"{group.index} names other places than the files beside it have: {listed(where, 3)}.")
+    rest = sorted(holder.keys() - group.places.keys()) if group.index else []
+    unnamed = [f"{group.index} does not name {listed(rest, 3)}, which the files beside it hold"] if rest else []
     metadata: dict[str, str] = {}
     for file in files:
         if odd := sorted(k for k in metadata.keys() & file.metadata.keys() if metadata[k] != file.metadata[k]):
-            text = f"{file.path} says of {odd[0]} what the files beside it do not say: they are of different saves."
+            text = f"{file.path} says of {odd[0]} what the files beside it do not say: which is meant is not known."
             raise FileError(text, command("loraforge", "inspect", "--skeleton", file.path))
         metadata |= file.metadata
     if len({file.kind for file in files}) > 1:
-        raise FileError(f"{path} and the others of {group.whole.name} are files of different kinds.", ls)
-    tensors = {key: replace(info, map=n) for n, file in enumerate(files) for key, info in file.tensors.items()}
+        raise FileError(f"{path} and the others of {group.whole.name} are files of different kinds.")
+    tensors = {key: info._replace(map=n) for n, file in enumerate(files) for key, info in file.tensors.items()}
     opaque = {key: name for file in files for key, name in file.opaque.items()}
     size, maps = sum(file.size for file in files), tuple(part for file in files for part in file.maps)
-    whole = replace(files[0], path=files[0].path.with_name(group.whole.name), size=size, tensors=tensors, counts={})
+    whole = replace(
+        files[0], path=files[0].path.with_name(group.whole.name), size=size, tensors=tensors, whole=tensors, counts={}
+    )
     return replace(whole, metadata=metadata, opaque=opaque, maps=maps), [
-        *chain(*warned),
+        *chain(*warned, unnamed),
         f"read {listed(list(group.names), 3)} as one, {why}",
     ]

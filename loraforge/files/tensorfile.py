@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from loraforge.algebra.dtypes import BYTES, FLOATS, numpy_type
 from loraforge.algebra.lora import Array
-from loraforge.errors import FileError, adding
-from loraforge.text import megabytes
+from loraforge.files.mapped import FileMap
 
 KEY = "loraforge"
 """The key of our entry on a file's origin (schemas/provenance.schema.json; of base weights, fused.schema.json)."""
@@ -23,8 +23,7 @@ Chunk = bytes | bytearray | memoryview
 """A piece of a tensor's raw little-endian bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """Where a tensor lies in its file."""
 
     dtype: str
@@ -40,38 +39,15 @@ class TensorInfo:
     @property
     def repeats(self) -> bool:
         """Whether some elements share memory, as in an expanded tensor."""
-        used = sorted((stride, n) for n, stride in zip(self.shape, self.strides or (), strict=False) if n > 1)
+        if self.strides is None:
+            return False
+        used = sorted((stride, n) for n, stride in zip(self.shape, self.strides, strict=False) if n > 1)
         reach = accumulate(((n - 1) * stride for stride, n in used), initial=1)
         return any(stride < most for (stride, _), most in zip(used, reach, strict=False))
 
     @property
     def nbytes(self) -> int:
         return BYTES[self.dtype] * math.prod(self.shape)
-
-
-@dataclass(slots=True)
-class FileMap:
-    """One file on the disk, mapped into memory at the first use."""
-
-    path: Path
-    absent: int = 0
-    """Bytes of tensors that were not fetched from the Hub: only the header was."""
-    _map: mmap.mmap | None = None
-
-    def memory(self) -> mmap.mmap:
-        """The whole file. Raises FileError if only its header was fetched."""
-        if self.absent:
-            text = f"{self.path}: that stands in its tensors ({megabytes(self.absent)}); only its header was fetched."
-            raise FileError(text, adding("--fetch", why="get them, into the cache of the Hub"))
-        if self._map is None:
-            with self.path.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._map
-
-    def release(self, *span: int) -> None:
-        """Release the pages read so far: all, or those of a span (first byte, length)."""
-        if self._map is not None and hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED, *span)
 
 
 @dataclass(slots=True)
@@ -102,9 +78,13 @@ class TensorFile:
     """Number of tensors in the model that these were taken out of; 0 if the file has only these."""
     maps: tuple[FileMap, ...] = ()
     """The files with the tensors; the one at `path` if none is given."""
+    whole: Mapping[str, TensorInfo] = field(default_factory=dict)
+    """All of its tensors, also those that were left out of `tensors` since."""
+    sums: dict[str, int] = field(default_factory=dict)
+    """Key -> CRC-32, of tensors that were compared with what a header says of them."""
 
     def __post_init__(self) -> None:
-        self.maps = self.maps or (FileMap(self.path),)
+        self.maps, self.whole = self.maps or (FileMap(self.path),), self.whole or self.tensors
 
     @property
     def absent(self) -> int:

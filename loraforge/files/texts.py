@@ -9,34 +9,32 @@ from typing import Any
 
 import yaml
 
-from loraforge.errors import FileError, ScaleError, adding
-from loraforge.text import command, shown
+from loraforge.errors import FileError, LoraforgeError, ScaleError, Try, absent, adding
+from loraforge.foreign import content, reading
+from loraforge.text import shown
+
+MOST_BYTES = 1 << 26
+"""Of a JSON file, if its reader states no other limit: the index of a model of 500,000 tensors."""
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises FileError if there is none."""
-    look = command("ls", "-l", file)
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{file} cannot be read as JSON: {error}.", look) from error
-    if not isinstance(value, dict):
-        raise FileError(f"{file} holds no JSON object.", look)
+def read_json(
+    file: Path, what: str = "JSON", *remedies: Try | str, kind: type[LoraforgeError] = FileError, most: int = MOST_BYTES
+) -> dict[str, Any]:
+    """The JSON object in a file. Raises `kind` if there is none; `what` it is read as, for the message."""
+    with reading(file, what, *remedies, kind=kind):
+        value = json.loads(content(file, most).decode("utf-8-sig"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds {shown(value)}, no JSON object")
     return value
 
 
 def read_yaml(path: Path) -> Any:
     """The document of a training YAML. Raises ScaleError if it is missing, too large or not such a text."""
     if not path.is_file():
-        raise ScaleError(f"{path} does not exist.", command("ls", "-l", path.parent))
-    if path.stat().st_size > 1 << 18:
-        raise ScaleError(f"{path} has more than 256 kB: it is no training YAML.", command("ls", "-l", path))
-    try:
-        return parse_yaml(path.read_bytes())
-    except Exception as error:  # PyYAML raises any error on odd text, like IndexError for `!!int ""`
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        remedy = adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha")
-        raise ScaleError(f"{path} cannot be read as YAML: {first}.", remedy) from error
+        raise absent(path, kind=ScaleError)
+    remedy = adding("--alpha", "1", "--override-scale", why="if the run did not set lora_alpha")
+    with reading(path, "YAML", remedy, kind=ScaleError):
+        return parse_yaml(content(path, 1 << 18))
 
 
 def parse_yaml(text: str | bytes, *, objects: bool = False) -> Any:

@@ -14,7 +14,8 @@ from loraforge.algebra.dtypes import BYTES, NAMES
 from loraforge.errors import FileError
 from loraforge.files.pickles import MOST_BYTES, Global, HostileError, Opaque, load
 from loraforge.files.tensorfile import KEY, TensorFile, TensorInfo
-from loraforge.text import command
+from loraforge.foreign import reading
+from loraforge.text import command, megabytes
 
 WRAPPERS = ("module", "model", "state_dict")
 """Keys under which trainers put the state dict: SAT and DeepSpeed, older SAT, Lightning."""
@@ -28,6 +29,8 @@ STORAGES = {
 _DTYPES = NAMES | {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 
 
+MOST_ALIASED = 10
+"""How many times the bytes of its file tensors may have together: those that are tied share a storage, like T5's."""
 _MOST = {"data.pkl": MOST_BYTES, "byteorder": 16}
 """The records that are read into memory -> the most bytes they may have."""
 
@@ -45,16 +48,15 @@ def read_torch(path: Path) -> TensorFile:
     Nothing in the file is executed or imported. Raises HostileError if the pickle calls for code or the archive
     does not match its own table, FileError if the file is damaged or not supported.
     """
-    size = path.stat().st_size
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
-            records = _records(archive, path)
-            spans = _spans(records, stream, size, path)
-            content = {name: _content(name, archive, records[name], path) for name in _MOST if name in records}
-    # zipfile raises NotImplementedError, a RuntimeError, for a compression or a version that it does not know
-    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OverflowError, OSError) as error:
-        text = f"{path} is a damaged torch archive ({error}). Copy or download it again."
-        raise FileError(text, command("ls", "-l", path)) from error
+    with reading(path, "a torch archive", then="It is damaged: copy or download it again."):
+        return _opened(path, path.stat().st_size)
+
+
+def _opened(path: Path, size: int) -> TensorFile:
+    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+        records = _records(archive, path)
+        spans = _spans(records, stream, size, path)
+        content = {name: _content(name, archive, records[name], path) for name in _MOST if name in records}
     if "data.pkl" not in content:
         text = f"{path} is a zip archive, but not one torch.save wrote: it has no data.pkl."
         raise FileError(text, command("unzip", "-l", path))
@@ -71,6 +73,9 @@ def read_torch(path: Path) -> TensorFile:
         if len(wrappers) > len(WRAPPERS):
             raise HostileError(f"{path}: its state dict is wrapped more than {len(WRAPPERS)} times.")
     tensors = {key: value for key, value in state_dict.items() if isinstance(value, TensorInfo)}
+    if (total := sum(info.nbytes for info in tensors.values())) > MOST_ALIASED * size:
+        text = f"its tensors share their numbers: they would be {megabytes(total)} apart, and the file is"
+        raise HostileError(f"{path}: {text} {megabytes(size)}. Up to {MOST_ALIASED} times as much is read.")
     others = {key: value for key, value in state_dict.items() if key not in tensors}
     opaque = {key: v.name if isinstance(v, Opaque) else type(v).__name__ for key, v in others.items()}
     metadata = {KEY: top[KEY]} if isinstance(top.get(KEY), str) else {}

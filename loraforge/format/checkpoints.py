@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraforge.errors import FileError, Try, adding
+from loraforge.errors import FileError, adding
 from loraforge.format.protocol import Found
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
@@ -36,8 +36,8 @@ def choose(folder: Path, names: Sequence[str], choice: Choice) -> Found | None:
     if final is None and not numbered:
         return None
     if choice.ema:
-        text = f"{folder} has no averaged weights (-ema): only SAT's trainer writes them."
-        raise FileError(text, command("ls", "-l", folder))
+        text = f"{folder}: --ema takes the averaged weights of a run of SAT (N-ema), and no such folder is in it."
+        raise FileError(text)
     everything = listed([str(n) for n in sorted(numbered)]) or "no numbered ones"
     if choice.iteration is not None:
         if final is not None and own and int(own[1]) == choice.iteration:
@@ -45,7 +45,7 @@ def choose(folder: Path, names: Sequence[str], choice: Choice) -> Found | None:
         if choice.iteration not in numbered:
             newest = [adding("--iteration", str(n)) for n in sorted(numbered)[-3:]]
             text = f"{folder} has no checkpoint {choice.iteration} (it has {everything})."
-            raise FileError(text, *(newest or [Try(command("ls", "-l", folder))]))
+            raise FileError(text, *newest)
         number = choice.iteration
         notes = [f"took checkpoint {number} of {run}, as asked; it has {everything}"]
     elif final is not None:
@@ -55,7 +55,7 @@ def choose(folder: Path, names: Sequence[str], choice: Choice) -> Found | None:
         number = max(numbered)
         notes = [f"took checkpoint {number} of {run}, the newest of {everything}"] if len(numbered) > 1 else []
         if later := [empty[n].name for n in sorted(empty) if n > number]:
-            notes.append(f"{listed(later, 3)} of {run} holds no adapter, and was passed over")
+            notes.append(f"{listed(later, 3)} of {run} has no {' or '.join(names)}, and was passed over")
     paths = numbered[number]
     if len(paths) > 1:
         text = f"{paths[0]} and {paths[1]} have the same number: give the one you mean."

@@ -54,6 +54,11 @@ def _table() -> dict[str, Any]:
     return package_table("format/spellings")
 
 
+def wrappers() -> frozenset[str]:
+    """Words that wrappers of training put anywhere into a path."""
+    return frozenset(_table()["wrappers"])
+
+
 @cache
 def _prefixes() -> re.Pattern[str]:
     """Listed prefixes, in any number and order."""
@@ -74,10 +79,10 @@ def _cuts(stem: str, words: str) -> Iterator[tuple[str, str, str, tuple[str, ...
     Of prefixes, the shortest first: `transformer.` is also how some layouts begin.
     """
     every = stem.split(".")
-    for wrappers in (frozenset(_table()["wrappers"]), frozenset[str]()):
-        bare = [word for word in every if word not in wrappers]
-        stripped = tuple(dict.fromkeys(word for word in every if word in wrappers))
-        if wrappers and not stripped:
+    for around in (wrappers(), frozenset[str]()):
+        bare = [word for word in every if word not in around]
+        stripped = tuple(dict.fromkeys(word for word in every if word in around))
+        if around and not stripped:
             continue
         for n in range(min(len(bare), _MOST_WORDS)):
             prefix, path = "".join(f"{word}." for word in bare[:n]), ".".join(bare[n:])

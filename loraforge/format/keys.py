@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from loraforge.algebra.lora import Array, Delta, LoraWeight
 from loraforge.errors import FormatError, NamesError
 from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.key_faults import mixed, module_faults, unknown
-from loraforge.format.sorting import cut, ending, parts_of, spelled_as, taken_apart
-from loraforge.names.layout import Architecture
+from loraforge.format.sorting import WHOLE, cut, ending, parts_of, spelled_as, taken_apart
+from loraforge.names.layout import Architecture, parted
 from loraforge.text import listed
 
 FACTOR_NAMES = ("A", "B", "magnitude", "alpha")
@@ -37,8 +38,9 @@ class Spelling:
 PEFT_SPELLINGS = (
     Spelling(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
     Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".lora_magnitude_vector.{name}.weight"),
+    Spelling(".lora_A.{name}.weight", ".lora_B.{name}.weight", ".dora_scale", ".alpha"),
 )
-"""As PEFT saves an adapter, and as the keys are in a model that was saved whole."""
+"""As PEFT saves an adapter, as the keys are in a model that was saved whole, and what OneTrainer has beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +60,21 @@ class Hit:
     """Words in the path that are no part of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(NamedTuple):
     """The keys of one pair of factors."""
 
     A: str
     B: str
     magnitude: str | None = None
     alpha: str | None = None
-    rows: slice = field(default_factory=lambda: slice(None))
+    rows: slice = WHOLE
     """The rows of B and of the magnitude that are the module's: all, unless it is a part of a fused module."""
     linear: bool = False
     """Whether the factors are stored as 1x1 convolutions of a module that is none."""
 
 
-_NUMBER = re.compile(r"(?<=[._])(?:0|[1-9]\d{0,5})(?=[._])", re.ASCII)
-"""A number as programs write it (names/layout.py): a key with another one, like `00`, is a kind of its own."""
-_FIRST = re.compile(r"(?<![^._])(?:0|[1-9]\d{0,5})(?![^._])", re.ASCII)
 _MOST_KINDS = 1 << 16
+_FIRST = re.compile(r"(?<![^._])(?:0|[1-9]\d{0,5})(?![^._])", re.ASCII)
 _Parsed = tuple[tuple[Hit, ...], list[list[str]] | None]
 """The readings of a key, and what stands before and after the block number in each path; None if there is none."""
 _COLUMN = ".dora_scale"
@@ -84,14 +83,15 @@ _COLUMN = ".dora_scale"
 
 def kinds(keys: Iterable[str]) -> tuple[str, ...]:
     """One key of each kind: keys that differ only in their first number, a block's, are of one kind."""
-    return tuple({_NUMBER.sub("#", key, count=1): key for key in keys}.values())
+    return tuple({(start, end): key for key in keys for start, _, end in (parted(key),)}.values())
 
 
 def few(file: TensorFile) -> TensorFile:
     """The file with the keys of as few blocks as have every kind of key, for what names alone decide."""
-    numbers = {key: number[0] if (number := _NUMBER.search(key)) else "" for key in file.tensors}
-    shown = {numbers[key] for key in kinds(file.tensors)}
-    return replace(file, tensors={key: info for key, info in file.tensors.items() if numbers[key] in shown})
+    numbers = [parted(key) for key in file.tensors]
+    shown = set({(start, end): number for start, number, end in numbers}.values())
+    some = zip(file.tensors.items(), numbers, strict=True)
+    return replace(file, tensors={key: info for (key, info), (_, number, _) in some if number in shown})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,29 +106,29 @@ class KeyStyle:
     """What replaces the dots of a module path: `_` in kohya's names."""
     column: bool = False
     """Magnitudes are stored as [rows, 1], as LyCORIS does, not as [rows]."""
-    _parsed: dict[str, _Parsed] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _parsed: dict[tuple[str, str], _Parsed] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The readings of one key of each kind."""
 
     def parse(self, key: str) -> tuple[Hit, ...]:
         """A key, taken apart: one reading, none if it is not of this style, several for the parts of a fused module."""
-        number = _NUMBER.search(key)
-        if number is None:
+        start, number, rest = parted(key)
+        if not number:
             return self._readings(key)
-        kind = f"{key[: number.start()]}0{key[number.end() :]}"
+        kind = start, rest
         if kind not in self._parsed:
             if len(self._parsed) >= _MOST_KINDS:
                 self._parsed.clear()
-            hits = self._readings(kind)
+            hits = self._readings(f"{start}0{rest}")
             ends: list[list[str]] = [_FIRST.split(hit.path, maxsplit=1) for hit in hits]
-            whose = all(len(end) == 2 for end in ends) and not any(map(_NUMBER.search, self.prefixes))
-            self._parsed[kind] = hits, ends if whose else None
+            whose = all(len(end) == 2 for end in ends) and not any(parted(prefix)[1] for prefix in self.prefixes)
+            self._parsed[kind] = hits, ends if hits and whose else None
         hits, known = self._parsed[kind]
-        if number[0] == "0":
+        if number == "0":
             return hits
         if known is None:  # the number is no block's: it may be in the adapter's name
             return self._readings(key)
         return tuple(
-            Hit(f"{end[0]}{number[0]}{end[1]}", hit.factor, hit.part, hit.spelled, hit.prefix, hit.sep, hit.stripped)
+            Hit(f"{end[0]}{number}{end[1]}", hit.factor, hit.part, hit.spelled, hit.prefix, hit.sep, hit.stripped)
             for hit, end in zip(hits, known, strict=True)
         )
 
@@ -152,7 +152,8 @@ class KeyStyle:
         return ()
 
     def hits(self, keys: Iterable[str]) -> list[Hit]:
-        return [hit for key in keys for hit in self.parse(key)]
+        """The keys of this style; not the alphas, whose word is that of many."""
+        return [hit for key in keys for hit in self.parse(key) if hit.factor != "alpha"]
 
     def find(self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str) -> dict[str, list[Keys]]:
         """Module path -> the keys of its pairs in order, judged by names and shapes alone.
@@ -165,12 +166,15 @@ class KeyStyle:
         if len(found.spelled) > 1:
             raise FormatError(mixed(found.spelled, found.factors.values()))
         names, orphans = list(unknown(found.strange, arch)), list[str]()
-        problems, modules = [*names, *found.doubled], {}
-        for path, parts in sorted(found.modules.items()):
-            stack = own.stacked(path)
+        problems, modules = [*names, *found.doubled], dict[str, list[Keys]]()
+        sound = dict[tuple[object, ...], tuple[slice, bool]]()  # what holds of all modules that are alike
+        for path, module in sorted(found.modules.items()):
+            parts, stack, like = module.parts, module.stack, tuple(module.like)
             want = len(stack) if self.parts else 1
             pairs = [keys for _, keys in sorted(parts.items())]
-            if all(keys.keys() == {"alpha"} for keys in pairs):
+            if like in sound:
+                pass
+            elif all(keys.keys() == {"alpha"} for keys in pairs):
                 orphans += [keys["alpha"] for keys in pairs]
                 problems.append(f"{pairs[0]['alpha']} is an alpha of {path}, which has no A and no B in the file")
             elif what := arch.unadapted.get(stack[0]):
@@ -179,11 +183,13 @@ class KeyStyle:
                 problems.append(f"{path} has parts {sorted(parts)}, not the {want} of {', '.join(stack)}")
             elif faults := list(module_faults(path, pairs, tensors, arch, own, self)):
                 problems += faults
-            elif (rows := cut(path, found.siblings.get(path), tensors[pairs[0]["B"]].shape[0], arch, own)) is None:
+            elif (rows := cut(path, module.siblings, tensors[pairs[0]["B"]].shape[0], arch, own)) is None:
                 problems.append(f"the {tensors[pairs[0]['B']].shape[0]} rows of {pairs[0]['B']} cannot be divided")
             else:
                 # without a released model only the file shows which modules are convolutions
-                linear = bool(arch.variants) and not arch.kernels(stack)
+                sound[like] = rows, bool(arch.variants) and not arch.kernels(stack)
+            if like in sound:
+                rows, linear = sound[like]
                 modules[path] = [Keys(**keys, rows=rows, linear=linear) for keys in pairs]
         if problems:
             only_those = len(problems) == len(names) + len(orphans)
@@ -197,10 +203,13 @@ class KeyStyle:
         """The updates of the keys, as views of the file. `scaling` is called with module path and rank."""
 
         def weight(path: str, keys: Keys) -> LoraWeight:
-            A, B = widened(file[keys.A]), widened(file[keys.B])[keys.rows]
+            A, B = widened(file[keys.A]), widened(file[keys.B])
+            B = B if keys.rows is WHOLE else B[keys.rows]
             magnitude = widened(file[keys.magnitude]).reshape(-1)[keys.rows] if keys.magnitude else None
             rank, kernel = A.shape[0], () if keys.linear else A.shape[2:]
-            return LoraWeight(A.reshape(rank, -1), B.reshape(-1, rank), scaling(path, rank), magnitude, kernel)
+            if A.ndim > 2:
+                A, B = A.reshape(rank, -1), B.reshape(-1, rank)
+            return LoraWeight(A, B, scaling(path, rank), magnitude, kernel)
 
         return {path: tuple(weight(path, keys) for keys in pairs) for path, pairs in found.items()}
 
@@ -234,19 +243,19 @@ def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float
         if (key := pairs[0].alpha) is None:
             continue
         info = file.tensors[key]
-        if math.prod(info.shape) != 1 or info.dtype not in (*FLOATS, *_ALPHA_TYPES):
+        if math.prod(info.shape) != 1 or (kind := _ALPHA_TYPES.get(info.dtype)) is None:
             raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
-        kind = _ALPHA_TYPES.get(info.dtype) or numpy_type(info.dtype)
-        # `raw` refuses a tensor that was not fetched; file[key] would give numbers for it
-        values[path] = np.frombuffer(file.raw(key), kind)[0].item()
+        # `memory` refuses a tensor that was not fetched; file[key] would give numbers for it
+        values[path] = np.frombuffer(file.maps[info.map].memory(), kind, 1, info.offset)[0].item()
     return values
 
 
 _ALPHA_TYPES = {
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    **{name: numpy_type(name) for name in FLOATS},
 }
-"""The types that an alpha may have and a factor may not."""
+"""The types that an alpha may have: those of factors, and integers."""
 
 
 def ranks(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) -> dict[str, int]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from loraforge.adapter.drop import left_out
-from loraforge.errors import FileError, FormatError, LoraforgeError, Try
+from loraforge.errors import FileError, FolderError, FormatError, LoraforgeError, SeveralError, Try, absent
 from loraforge.files import shards
+from loraforge.files.neighbours import subfolders
 from loraforge.files.opening import open_tensors, snapshot, tensor_files
 from loraforge.files.tensorfile import TensorFile
+from loraforge.foreign import reading
 from loraforge.format.keys import KeyStyle, few
 from loraforge.format.not_an_adapter import taken_out
 from loraforge.format.other import OtherFormat
@@ -25,42 +28,43 @@ from loraforge.text import command, listed
 
 _MOST = 50
 """How many files of a folder are opened to see what they are."""
+_FACTOR = re.compile(r"lora|lycoris|matrix_[AB]|lokr_|hada_", re.IGNORECASE)
+"""In the keys of every adapter, and of no base model; a SAT checkpoint may be either."""
 _Located = tuple[Format, Found]
 
 
 def locate(
-    given: str | Path, name: str | None, choice: Choice, *, fetch: bool = True
+    given: str | Path, name: str | None, choice: Choice, *, fetch: bool = True, deep: bool = True
 ) -> tuple[Format | None, Found, TensorFile]:
     """The format of a source, the file in it that holds the tensors, and that file, opened.
 
     The format is the one called `name`, otherwise the only one that claims the file; None if no format does. Without
-    `fetch`, only the header of a file on the Hub is downloaded.
+    `fetch`, only the header of a file on the Hub is downloaded. `deep`: the folders in a folder are looked at too.
     Raises FileError or FormatError if nothing can be opened or several formats claim the file, HubError if the file is
     not on the Hub.
     """
     hub = reach(given)
     source, notes = (hub.source, ()) if hub else _resolved(Path(given))
-    _check(source, choice)
+    _check(given, source, choice)
     tried = [named(name)] if name else list(formats().values())
     located, faults = _search(tried, source, choice)
     if not located and faults:
         raise faults[0][1]
     look = open_tensors if hub is None else hub.whole if fetch else hub.header
     if not located:
-        only, note = hub.only() if hub else _only(tried, source, look, bool(name))
+        with reading(source, "a folder of adapters"):
+            only, note = hub.only() if hub else _only(tried, given, source, look, name)
+        if not only and deep and (child := _below(given, source, name, choice)):
+            return child[0], replace(child[1], notes=(*notes, *child[1].notes)), child[2]
         if only and (flag := _choosing(choice)):
-            what = f"{flag} chooses among the checkpoints of a run, and {source} has none"
+            what = f"{flag} chooses among the checkpoints of a run, and none was found in {source}"
             raise FileError(f"{what}: it holds {only.name}.", command("loraforge", "inspect", only))
         in_file = _search(tried, only, choice)[0] if only else []
         located = [(form, replace(one, notes=(note, *one.notes))) for form, one in in_file]
     if not located:
-        what = f"no {name} checkpoint" if name else "nothing that any format reads"
-        folders = (child for child in sorted(source.iterdir()) if child.is_dir())
-        below = (child for child in folders if tensor_files(child) or any(_search(tried, child, Choice())))
-        remedies = [command("loraforge", "inspect", child) for child in islice(below, 3)]
-        remote = perhaps(str(given)) if hub is None else None
-        other = [command("ls", "-l", source), *([remote] if remote else [])]
-        raise FileError(f"{source} has {what} in it.", *(remedies or other))
+        names = listed(sorted(child.name for child in source.iterdir()), 5)
+        text = f"no adapter{(name and f' in format {name}') or ''} was found in {source}, nor in the folders in it"
+        raise FolderError(f"{text}: {f'it holds {names}' if names else 'it is empty'}.", *perhaps(given))
     opened = {}
     for path in dict.fromkeys(one.path for _, one in located):
         file, warnings = shards.opened(path, look)
@@ -143,7 +147,35 @@ def _resolved(source: Path) -> tuple[Path, tuple[str, ...]]:
         return source, ()
 
 
-def _only(tried: Sequence[Format], source: Path, look: shards.Look, named: bool) -> tuple[Path | None, str]:
+def _below(
+    given: str | Path, source: Path, name: str | None, choice: Choice
+) -> tuple[Format | None, Found, TensorFile] | None:
+    """What the only subfolder that has an adapter holds, with a note; None if no adapter was found in any.
+
+    Raises FileError that names the subfolders if there are several.
+    """
+    holding = dict[Path, list[tuple[Format | None, Found, TensorFile]]]()
+    for child in islice((child for child in subfolders(source) if not child.name.startswith(".")), _MOST):
+        try:
+            form, found, file = locate(child, name, choice, deep=False)
+            if form and form.claims(file) and any(_FACTOR.search(key) for key in file.tensors):
+                note = f"took {child.name}, the only folder in {source.name} with an adapter"
+                holding[child] = [(form, replace(found, notes=(note, *found.notes)), file)]
+        except SeveralError:
+            holding[child] = []
+        except LoraforgeError:  # its fault is reported if the folder is given by itself
+            continue
+    if len(holding) == 1 and (only := next(iter(holding.values()))):
+        return only[0]
+    if not holding:
+        return None
+    text = f"{source} holds adapters in {listed([child.name for child in holding], 5)}. Which?"
+    raise SeveralError(text, *(Try(str(child), instead=str(given)) for child in islice(holding, 8)))
+
+
+def _only(
+    tried: Sequence[Format], given: str | Path, source: Path, look: shards.Look, named: str | None
+) -> tuple[Path | None, str]:
     """The only adapter in a folder, whatever its name, and a note; None if the folder has no tensor file.
 
     A single file is returned even if it is no adapter. Raises FileError that names the candidates.
@@ -158,9 +190,11 @@ def _only(tried: Sequence[Format], source: Path, look: shards.Look, named: bool)
         except FileError:  # its fault is reported if the file is given by itself
             continue
     if len(left := adapters or files) > 1:
-        what = "adapters" if adapters else "tensor files, none of them an adapter"
-        text = f"{source} holds {len(left)} {what}: {listed([path.name for path in left], 5)}. Which?"
-        raise FileError(text, *(command("loraforge", "inspect", path) for path in left[:8]))
+        names = listed([path.name for path in left], 5)
+        if not adapters:
+            raise FolderError(f"{source} holds {len(left)} tensor files, none of them an adapter: {names}.")
+        each = (Try(str(path), instead=str(given)) for path in left[:8])
+        raise SeveralError(f"{source} holds {len(left)} adapters: {names}. Which?", *each)
     if not left:
         return None, ""
     return left[0], f"took {left[0].name}, the only {'adapter' if adapters else 'tensor file'} in {source.name}"
@@ -173,28 +207,26 @@ def _search(
     located, faults = list[_Located](), list[tuple[Format, FileError]]()
     for form in tried:
         try:
-            if found := form.find(source, choice):
-                located.append((form, found))
+            with reading(source, f"a folder of {form.name}"):
+                if found := form.find(source, choice):
+                    located.append((form, found))
         except FileError as error:
             faults.append((form, error))
     return located, faults
 
 
-def _check(source: Path, choice: Choice) -> None:
+def _check(given: str | Path, source: Path, choice: Choice) -> None:
     try:
         source.lstat()
     except (OSError, ValueError) as error:
-        lines: list[Try | str] = [command("ls", "-l", source.parent)]
-        if not isinstance(error, FileNotFoundError):
-            raise FileError(f"{source} cannot be looked at ({error}).", *lines) from error
-        hub = perhaps(str(source))
-        lines = [*([hub] if hub else []), *(lines if source.parent.exists() else [])]
-        raise FileError(f"{source} does not exist.", *(lines or ["ls -l"])) from error
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise FileError(f"{source} cannot be looked at ({error}).") from error
+        raise absent(given, *perhaps(given)) from error
     if not (source.is_file() or source.is_dir()):
-        raise FileError(f"{source} is neither a file nor a folder.", command("ls", "-l", source))
+        raise absent(given) if source.is_symlink() else FileError(f"{source} is neither a file nor a folder.")
     if source.is_file() and (flag := _choosing(choice)):
         text = f"{flag} chooses among the checkpoints of a folder, and {source} is one file."
-        raise FileError(text, command("ls", "-l", source.absolute().parent))
+        raise FileError(text)
 
 
 def _choosing(choice: Choice) -> str:

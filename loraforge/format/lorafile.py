@@ -15,13 +15,13 @@ from loraforge.algebra.dtypes import FLOATS, widened
 from loraforge.algebra.lora import Array, Delta, is_zero, prune
 from loraforge.errors import FormatError, adding
 from loraforge.files.safetensors import write_safetensors
-from loraforge.files.tensorfile import TensorFile, TensorInfo
+from loraforge.files.tensorfile import KEY, TensorFile, TensorInfo
 from loraforge.format.keys import Keys, KeyStyle, alphas, altered, ranks
 from loraforge.format.protocol import Header, Target
 from loraforge.format.sorting import ending
 from loraforge.hub.address import renamed
 from loraforge.names.layout import WEIGHT_AND_BIAS, Architecture, parameter_key
-from loraforge.scale.origin import origin
+from loraforge.scale.origin import CHANGED, kept, origin, seal, unsealed
 from loraforge.scale.recorded import Record, looked, search
 from loraforge.scale.resolve import resolve
 from loraforge.scale.rule import Choice
@@ -59,21 +59,24 @@ def read_lora_file(
         raise type(error)(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
     sizes = ranks(pairs, file.tensors)
     dora = any(keys.magnitude for each in pairs.values() for keys in each)
-    known = origin(file.metadata)
+    known = origin(file.metadata, seal(file, tuple(file.whole), choice))
 
     def live() -> dict[str, int]:
         whole = {} if file.absent else style.decode(file, pairs, lambda *_: 1.0)
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 
-    ups = {path: pairs[path][0].B for path in stored}
-    heights = {
-        path: arch.sizes(arch.layouts[layout].stacked(path), file.tensors[up].shape[0]) for path, up in ups.items()
-    }
-    stacks = Stacks({path: rows for path, rows in heights.items() if rows}, lambda path: file[ups[path]])
+    stacked = ((path, arch.layouts[layout].stacked(path)) for path in stored)
+    ups = {path: (pairs[path][0].B, segments) for path, segments in stacked if len(segments) > 1}
+    heights = {path: arch.sizes(segments, file.tensors[up].shape[0]) for path, (up, segments) in ups.items()}
+    stacks = Stacks({path: rows for path, rows in heights.items() if rows}, lambda path: file[ups[path][0]])
     record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live, stacks=stacks))
+    if _as_diffsynth(file, pairs) and "diffsynth" not in arch.layouts and writers(arch.name, "diffsynth", {}):
+        writes = "diffsynth"
     trainers = writers(arch.name, writes, file.metadata)
     unknown = looked(file, differ(trainers, writes, arch.title), record.notes)
-    doubtful = record.near or record.notes or choice.program
+    if changed := known.tensors == "others":
+        unknown, record.near = CHANGED, [*kept(known), *record.near]
+    doubtful = record.near or record.notes or choice.program or changed
     default = None if doubtful else agreed(trainers, writes, arch.title, file.metadata)
     rule, scale = resolve(record.rules, choice.stated, sizes, default=default, unknown=unknown, bare=choice.program)
     added = {
@@ -96,12 +99,12 @@ def read_lora_file(
         layout=layout,
         modules=style.decode(file, pairs, rule.of) | matrices,
         differences={parameter_key(whole[key].path, whole[key].parameter): delta for key, delta in acting.items()},
-        scale=known.settle(scale, rule, choice.stated, sizes, str(file.path)),
+        scale=known.settle(scale, rule, choice.stated, sizes, str(file.path), record.configs.get(rule.file)),
         ranks_recorded=rule.has_rank,
         keys=tuple(sorted(file.tensors)),
-        metadata=file.metadata,
+        metadata={key: text for key, text in file.metadata.items() if not changed or key != KEY},
         base_model=renamed(base) if (base := known.base_model or base_model) else None,
-        notes=(*notes, *record.notes),
+        notes=(*notes, *record.notes, *unsealed(known, choice)),
         candidates=(*record.near, *candidates(sizes, trainers)) if scale.provenance == "ambiguous" else (),
         configs=record.configs,
     )
@@ -164,10 +167,20 @@ def _check(whole: Mapping[str, _Whole], file: TensorFile, pairs: Mapping[str, li
         raise FormatError(listed(list(faults.values())), leave)
 
 
+def _as_diffsynth(file: TensorFile, pairs: Mapping[str, list[Keys]]) -> bool:
+    """Whether a file has PEFT's layers as they are in a model, and nothing else: what DiffSynth-Studio exports.
+
+    Source: diffsynth/diffusion/training_module.py export_trainable_state_dict, diffusion/logger.py save_model.
+    """
+    exported = file.kind == "safetensors" and not file.within and len(file.tensors) == 2 * len(pairs)
+    return exported and all(f"{path}.lora_A.default.weight" == keys[0].A for path, keys in pairs.items())
+
+
 def _own(file: TensorFile, others: Mapping[str, str]) -> None:
     """Raises FormatError for tensors of other components: they are left out only if the user says so."""
     known = {**COMPONENTS, **others}
-    foreign = {key: start for key in sorted(file.tensors) if (start := next(filter(key.startswith, known), ""))}
+    theirs = sorted(key for key in file.tensors if key.startswith((*known,)))
+    foreign = {key: next(filter(key.startswith, known)) for key in theirs}
     if foreign:
         first, start = next(iter(foreign.items()))
         raise FormatError(

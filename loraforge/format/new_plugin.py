@@ -36,6 +36,5 @@ def new_plugin(name: str, out: str | Path | None = None) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(Template(text).substitute(words), "utf-8")
     except OSError as error:
-        look = command("ls", "-ld", folder.parent)
-        raise OutputError(f"{folder} cannot be written: {error.strerror}.", look) from error
+        raise OutputError(f"{folder} cannot be written: {error.strerror}.") from error
     return folder

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from loraforge.errors import NoAdapterError
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.grammar import odd_words
+from loraforge.format.keys import kinds
 from loraforge.format.sat_names import SAT_PREFIX
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import pattern
 from loraforge.names.lookalike import lora_paths, other_model
 from loraforge.text import command, listed
 
-_SAT_RUN = "Give the mp_rank_00_model_states.pt that the LoRA run wrote."
 _DIFFUSERS_FILE = "Give the pytorch_lora_weights.safetensors that trainer saved."
-_LORA_RUN = "Give the checkpoint your LoRA run wrote, not its base model."
+_LORA_RUN = "Give what the LoRA run wrote."
 
 
 def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this version reads") -> NoAdapterError:
     """The refusal of a file that holds no `wanted`."""
-    folder = file.path.absolute().parent
-    if not of_training(file) and not _diffsynth(file) and (error := foreign(file)):
+    paths = lora_paths(file.tensors)
+    if not of_training(file) and not _diffsynth(file) and (error := _others(file, paths)):
         return error
     for kind in _KINDS:
         if kind.matches(file):
-            remedy = command("ls", "-l", folder)
             what = kind.what.replace("{base}", _base(file) or "")
-            return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {kind.instead}", remedy)
-    if not of_training(file) and (error := _misspelt(file)):
+            return NoAdapterError(f"{file.path} is {what}, and holds no {wanted}. {kind.instead}")
+    if not of_training(file) and (error := _misspelt(file, paths)):
         return error
     names = f", with names like {listed(list(file.tensors), 3)}" if file.tensors else ""
     text = f"{file.path} holds no {wanted}. It has {len(file.tensors)} tensors{names}."
@@ -39,26 +38,28 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
 
 def foreign(file: TensorFile) -> NoAdapterError | None:
     """The refusal of another model's adapter; None if the names are of no model that is known."""
-    paths = lora_paths(file.tensors)
+    return _others(file, lora_paths(file.tensors))
+
+
+def _others(file: TensorFile, paths: Mapping[str, str]) -> NoAdapterError | None:
     other = other_model(paths.values())
-    return _of_names(file, f"{_not_named()}: it looks like one of {other}") if other else None
+    return _of_names(file, paths, f"{_not_named()}: it looks like one of {other}") if other else None
 
 
-def _misspelt(file: TensorFile) -> NoAdapterError | None:
+def _misspelt(file: TensorFile, paths: Mapping[str, str]) -> NoAdapterError | None:
     """The refusal of an adapter with known modules in a spelling that no format has; None if there are no LoRA keys."""
-    paths = lora_paths(file.tensors)
     if not paths:
         return None
     if (odd := odd_words(file.tensors)) is None:
-        return _of_names(file, _not_named())
+        return _of_names(file, paths, _not_named())
     title, words = odd
     others = f" (which {other} has too)" if (other := other_model(paths.values(), tied=True)) else ""
-    return _of_names(file, f"an adapter of {title}'s modules{others}, in a spelling that is not read: {words}")
+    return _of_names(file, paths, f"an adapter of {title}'s modules{others}, in a spelling that is not read: {words}")
 
 
-def _of_names(file: TensorFile, what: str) -> NoAdapterError:
+def _of_names(file: TensorFile, paths: Mapping[str, str], what: str) -> NoAdapterError:
     """The refusal of an adapter for its names, with three of them, from different modules if possible."""
-    keys = list(lora_paths(file.tensors))
+    keys = list(paths)
     names = listed(keys[:: max(1, len(keys) // 3)][:3])
     return NoAdapterError(f"{file.path} is {what}. Its names are like {names}.", _skeleton(file))
 
@@ -73,7 +74,7 @@ def _skeleton(file: TensorFile) -> str:
 
 def _base(file: TensorFile) -> str | None:
     """The title of the architecture with a layout of the most module kinds (at least three), or None."""
-    weights = [key.removeprefix(SAT_PREFIX) for key in file.tensors if key.endswith(".weight")]
+    weights = [key.removeprefix(SAT_PREFIX) for key in kinds(file.tensors) if key.endswith(".weight")]
     paths = [re.sub(r"(\.original)?(\.base_layer)?\.weight$", "", key) for key in weights]
     index = architectures().index
     most = index.homes({pattern(path) for path in paths}).most_common(1)
@@ -125,6 +126,6 @@ _KINDS = (
     _Kind("an optimizer state", "Give the weights that were saved beside it.", _optimizer),
     _Kind("a checkpoint of a Diffusers or PEFT trainer", _DIFFUSERS_FILE, _trainers),
     _Kind("a full {base} transformer", _LORA_RUN, lambda file: _base(file) is not None),
-    _Kind("a T5 text encoder", _SAT_RUN, _any("shared.", "encoder.block.", "conditioner.")),
-    _Kind("a VAE", _SAT_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
+    _Kind("a T5 text encoder", _LORA_RUN, _any("shared.", "encoder.block.", "conditioner.")),
+    _Kind("a VAE", _LORA_RUN, _any("encoder.", "decoder.", "first_stage_model.", "loss.")),
 )

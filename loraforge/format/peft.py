@@ -86,14 +86,15 @@ class PeftFormat:
             note = f"{source.name} holds other adapters too, in folders of their own: {', '.join(others[:5])}"
             return replace(found, notes=(*found.notes, note))
         if found is None and (source / CONFIG).is_file() and not adapters(source):
-            raise FileError(f"{source} has {CONFIG}, but neither {' nor '.join(FILES)}.", command("ls", "-l", source))
+            raise FileError(f"{source} has {CONFIG}, but neither {' nor '.join(FILES)}.")
         return found
 
     def claims(self, file: TensorFile) -> bool:
         hits = STYLE.hits(kinds(file.tensors))
         if config_path(file):
-            # diffusion-pipe's folder has a configuration too, but the original names behind the component
-            return not outdone([hit.path.removeprefix(f"{COMPONENT}.") for hit in hits], self.layouts)
+            # diffusion-pipe's folder has one too, but ComfyUI's names, or original ones behind the component
+            paths = [hit.path.removeprefix(f"{COMPONENT}.") for hit in hits]
+            return not outdone(paths, self.layouts) and not any(path.startswith("diffusion_model.") for path in paths)
         paths = [hit.path for hit in hits]
         if of_training(file) or matching(paths, self.layouts) is None or outdone(paths, self.layouts):
             return False

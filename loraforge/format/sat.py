@@ -16,6 +16,7 @@ from typing import Any
 
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.errors import FileError, FormatError, ScaleError, Try, adding
+from loraforge.files.neighbours import subfolders
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_yaml
 from loraforge.format.keys import Keys
@@ -26,7 +27,7 @@ from loraforge.format.sat_run import choose, only_shard, run_name, shards, undiv
 from loraforge.format.sat_write import SatWriter
 from loraforge.names.catalog import architecture
 from loraforge.names.layout import Architecture
-from loraforge.scale.origin import origin
+from loraforge.scale.origin import CHANGED, kept, origin, seal, unsealed
 from loraforge.scale.recorded import around
 from loraforge.scale.resolve import resolve
 from loraforge.scale.rule import Choice, Rule, number, overriding
@@ -56,7 +57,7 @@ class SatFormat:
         if base and base.is_dir():
             checkpoint = self.find(base, Choice()) or self.below(base)
             if checkpoint is None:
-                raise FileError(f"--base {base} has no SAT checkpoint in it.", command("ls", "-l", base))
+                raise FileError(f"no SAT checkpoint was found in --base {base}.")
             base = checkpoint.path
         return SatWriter(wanted, base)
 
@@ -65,7 +66,7 @@ class SatFormat:
             return Found(source, run_name(source))
         if shards(source):
             return Found(only_shard(source), run_name(source / CHECKPOINT))
-        checkpoints = {child.name for child in source.iterdir() if child.is_dir() and shards(child)}
+        checkpoints = {child.name for child in subfolders(source) if shards(child)}
         if not checkpoints and not (source / "latest").is_file():
             return None
         chosen, note = choose(source, checkpoints, choice)
@@ -77,8 +78,7 @@ class SatFormat:
 
         Raises FileError that names the subfolders if there are several.
         """
-        children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
-        holding = [child for child in children if shards(child) or (child / "latest").is_file()]
+        holding = [child for child in subfolders(folder) if shards(child) or (child / "latest").is_file()]
         if len(holding) > 1:
             text = f"{folder} holds several SAT checkpoints, in {listed([child.name for child in holding])}: which?"
             raise FileError(text, *(Try(str(child), instead=str(folder)) for child in holding[:5]))
@@ -104,10 +104,12 @@ class SatFormat:
         ranks = {path: _one_rank(file, path, keys) for path, keys in pairs.items()}
         recorded, metadata, notes = _recorded(file.path, choice, ranks)
         near = [] if recorded or choice.training_config or choice.stated.override else _near(file, ranks)
+        known = origin(metadata, seal(file, sorted(filter(_looks_like_lora, file.whole)), choice))
         default = Rule("SAT's default lora_alpha 1, as no file of the run says otherwise", alpha=1.0)
         where = "no training_config.yaml is in the folder of its run, and one near by states another alpha than SAT's 1"
+        if known.tensors == "others":
+            recorded, metadata, near, where = [], {}, [*kept(known), *near], CHANGED
         rule, scale = resolve(recorded, choice.stated, ranks, default=None if near else default, unknown=where)
-        known = origin(metadata)
         return Adapter(
             architecture="cogvideox",
             layout="sat",
@@ -119,7 +121,7 @@ class SatFormat:
             others=components(key for key in file.tensors if key not in lora),
             metadata=metadata,
             base_model=known.base_model,
-            notes=notes,
+            notes=(*notes, *unsealed(known, choice)),
             candidates=tuple(near) if scale.provenance == "ambiguous" else (),
         )
 

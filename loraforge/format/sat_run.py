@@ -22,13 +22,12 @@ def only_shard(folder: Path) -> Path:
     if split := [name for name in names if name.startswith(("z3_rank_", "zero_pp_rank_"))]:
         raise FileError(
             f"{folder} is a DeepSpeed ZeRO-3 checkpoint: its weights are cut into {len(split)} pieces like {split[0]}. "
-            "Train with ZeRO stage 2 (SAT's default), or gather them with DeepSpeed's zero_to_fp32.py first.",
-            command("ls", "-l", folder),
+            "Train with ZeRO stage 2 (SAT's default), or gather them with DeepSpeed's zero_to_fp32.py first."
         )
     if [name for name in names if _PART.fullmatch(name)] not in ([], [CHECKPOINT]):
         raise _divided(folder, f"{listed(names, 3)} lie in it")
     if names != [CHECKPOINT]:
-        raise FileError(f"{folder} has {listed(names)}, but no {CHECKPOINT}.", command("ls", "-l", folder))
+        raise FileError(f"{folder} has {listed(names)}, but no {CHECKPOINT}.")
     return folder / CHECKPOINT
 
 
@@ -52,34 +51,33 @@ def _divided(path: Path, why: str) -> FileError:
     return FileError(
         f"{path} was saved with model parallelism ({why}): each part has some rows of every module, and SAT's LoRA "
         "acts differently in each, so that no one update is what was trained. Train with model_parallel_size: 1. "
-        "The parts of a base model can be merged first, by SAT.",
-        command("ls", "-l", path if path.is_dir() else path.absolute().parent),
+        "The parts of a base model can be merged first, by SAT."
     )
 
 
 def choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]:
     """The iteration folder to take, and a note that says which and why. Raises FileError if there is no such one."""
-    plain = sorted(int(name) for name in checkpoints if name.isdecimal())
-    averaged = sorted(int(name.removesuffix("-ema")) for name in checkpoints if re.fullmatch(r"\d+-ema", name))
+    plain, averaged = _by_number(checkpoints, r"(?:global_step)?(\d+)"), _by_number(checkpoints, r"(\d+)-ema")
     have, ending = (averaged, "-ema") if choice.ema else (plain, "")
-    everything = listed([str(n) for n in plain] + [f"{n}-ema" for n in averaged]) or "none"
+    everything = listed([*plain.values(), *averaged.values()]) or "none"
     latest, name, others = _latest(run / "latest"), run.resolve().name, f"; the run has {everything}"
     if choice.ema and not averaged:
-        raise FileError(f"{run} has no averaged weights (-ema); it has {everything}.", command("ls", "-l", run))
+        raise FileError(f"{run} has no averaged weights (-ema); it has {everything}.")
     if choice.iteration is not None:
-        chosen = f"{choice.iteration}{ending}"
         if choice.iteration not in have:
-            raise FileError(f"{run} has no checkpoint {chosen} (it has {everything}).", *_iterations(run, have))
+            text = f"{run} has no checkpoint {choice.iteration}{ending} (it has {everything})."
+            raise FileError(text, *_iterations(have))
+        chosen = have[choice.iteration]
         return chosen, f"took iteration {chosen} of {name}, as asked{others}"
     if latest is not None:
         chosen = f"{latest.removesuffix('-ema')}{ending}" if choice.ema else latest
         if chosen not in checkpoints:
             text = f"{run / 'latest'} names {chosen!r}, but there is no such checkpoint (found: {everything})."
-            raise FileError(text, *_iterations(run, have))
+            raise FileError(text, *_iterations(have))
         others = others if len(checkpoints) > 1 else ""
         return chosen, f"took iteration {chosen} of {name}, which `latest` names{others}"
     if have:
-        newest = f"{have[-1]}{ending}"
+        newest = have[max(have)]
         return newest, f"took iteration {newest} of {name}, the newest; there is no `latest`{others}"
     if len(checkpoints) == 1:
         (only,) = checkpoints
@@ -98,8 +96,14 @@ def _latest(file: Path) -> str | None:
     return text.decode("utf-16" if wide else "utf-8-sig", "replace").strip()
 
 
-def _iterations(run: Path, have: list[int]) -> list[Try]:
-    return [adding("--iteration", str(n)) for n in have[-3:]] or [Try(command("ls", "-l", run))]
+def _by_number(checkpoints: set[str], pattern: str) -> dict[int, str]:
+    """Iteration -> the name of its folder, the oldest first. DeepSpeed's own names begin with global_step."""
+    matches = (match for name in checkpoints if (match := re.fullmatch(pattern, name)))
+    return {int(match[1]): match[0] for match in sorted(matches, key=lambda match: int(match[1]))}
+
+
+def _iterations(have: dict[int, str]) -> list[Try]:
+    return [adding("--iteration", str(n)) for n in list(have)[-3:]]
 
 
 def run_name(file: Path) -> str:

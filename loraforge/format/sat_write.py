@@ -7,7 +7,6 @@ checkpoint, and leaves at random what is not in it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 from loraforge.algebra.lora import Array
 from loraforge.errors import ConversionError, FileError, VerificationError, adding
 from loraforge.files.digest import changed
+from loraforge.files.mapped import steady
 from loraforge.files.opening import open_tensors
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.torch_write import copy_chunks, write_torch
@@ -47,7 +47,7 @@ class SatWriter(LoraFileWriter):
                 adding("--lora-only", why="only the LoRA tensors, which SAT cannot load alone"),
             )
         self.alpha = 1.0 if wanted.target_alpha is None else float(wanted.target_alpha)
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
+        if not 2.0**-64 <= self.alpha <= 2.0**64:  # its square, over a rank, must be a number too
             text = f"--target-alpha {self.alpha:g} is no lora_alpha SAT can use."
             raise ConversionError(text, adding("--target-alpha", "1"))
         self.base = _open_base(base) if base else None
@@ -94,10 +94,12 @@ class SatWriter(LoraFileWriter):
             return write_torch(path, header, tensors)
         base, names = self.base, _renamed(self.base, header)
         copied = ((new, copy_chunks(base, key)) for key, new in names.items())
-        sums = write_torch(path, {**_base_header(base, header), **header}, chain(copied, tensors))
-        plain = {key: sums[new] for key, new in names.items() if base.tensors[key].strides is None}
-        if wrong := [key for key in changed(base, plain) if key in plain]:
-            raise VerificationError(f"the base's {listed(wrong, 5)} did not come through as it is. Nothing was kept.")
+        with steady(*base.maps):
+            sums = write_torch(path, {**_base_header(base, header), **header}, chain(copied, tensors))
+            plain = {key: sums[new] for key, new in names.items() if base.tensors[key].strides is None}
+            if wrong := [key for key in changed(base, plain) if key in plain]:
+                what = f"the base's {listed(wrong, 5)} did not come through as it is"
+                raise VerificationError(f"{what}. Nothing was kept.")
         return sums
 
     def use(self, path: Path, target: Target) -> Use:

@@ -83,7 +83,7 @@ class Address:
 
 
 def address(source: str | Path) -> Address | None:
-    """The address on the Hub that `source` names; None if it is a path, as is all that exists on this machine.
+    """The address on the Hub that `source` names; None if it is a path, or begins with a folder that is here.
 
     Raises HubError for an address that is not one of a repository of models.
     """
@@ -156,10 +156,13 @@ def _split(text: str) -> Address:
 
 
 def _bare(text: str) -> bool:
-    """Whether a text without a scheme can only be `user/repo` or `user/repo@revision`."""
+    """Whether a text without a scheme can only be `user/repo` or `user/repo@revision`: no folder `user` is here.
+
+    What is in a folder of this machine, or was in it, is not asked for: its name is nobody's business.
+    """
     repo = text.partition("@")[0]
     can_be = _BARE.fullmatch(text) is not None and is_repo(repo) and not repo.endswith(_FILES)
-    return can_be and not Path(text).exists()
+    return can_be and not os.path.lexists(repo.partition("/")[0])
 
 
 def meant(text: str) -> tuple[str, str]:
@@ -183,9 +186,10 @@ def _example(text: str) -> str:
     return mirror + command("loraforge", "inspect", f"hf://{repo}")
 
 
-def perhaps(text: str) -> Try | None:
-    """The command for a missing path that may be meant as a repository; None if it cannot be one."""
+def perhaps(source: str | Path) -> list[Try]:
+    """The remedy for a missing path that may be meant as a repository; none if it cannot be one."""
+    text = str(source)
     repo = "/".join(text.strip("/").split("/")[:2])
-    if text.startswith(("/", "~", ".")) or not is_repo(repo):
-        return None
-    return Try(command("loraforge", "inspect", f"hf://{text.strip('/')}"), "if it is on the Hub")
+    if text.startswith(("/", "~", ".")) or not is_repo(repo) or repo.endswith(_FILES):
+        return []
+    return [Try(f"hf://{text.strip('/')}", "if it is on the Hub", instead=text)]

@@ -10,31 +10,41 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import Timer
 from typing import Any, TypeVar
 
-from loraforge.errors import HubError, Try
+from loraforge.errors import HubError, LoraforgeError, Try
 from loraforge.text import HUB, hub_client
 
 BUSY = (408, 429, 500, 502, 503, 504)
 _TRIES = 6
+_SILENCE = 2.0
+"""Seconds without an answer after which it is said that one is waited for."""
 _LONGEST = 30.0
 """Seconds: the longest pause between two tries."""
 
 T = TypeVar("T")
 Wait = Callable[[str], None]
 """Called with the reason before each pause."""
+waiting: Wait = lambda _: None  # noqa: E731 - the command line puts its own in this place
+"""Called once if an answer takes long."""
 
 
 @contextmanager
 def asking(repo: str, what: str = "") -> Iterator[None]:
     """Turn the client's errors into a HubError: what of `repo` is not available, and the command to type."""
-    from huggingface_hub import errors
-
+    timer = Timer(_SILENCE, lambda: waiting(f"waiting for the Hub, for {what or repo}"))
+    timer.daemon = True
+    timer.start()
     try:
         yield
-    except (*_NO_ANSWER, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, transport_error()) as error:
+    except (LoraforgeError, MemoryError):
+        raise
+    except Exception as error:  # also if the answer did not come from the Hub (a login proxy), or the cache is broken
         real = _behind(error)
         raise _in_our_words(real, repo, what) from real
+    finally:
+        timer.cancel()
 
 
 def _behind(error: BaseException) -> BaseException:
@@ -43,10 +53,6 @@ def _behind(error: BaseException) -> BaseException:
 
     wrapped = isinstance(error, errors.LocalEntryNotFoundError) or not isinstance(error, transport_error())
     return error.__cause__ if wrapped and error.__cause__ else error
-
-
-_NO_ANSWER = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError)
-"""Raised if the answer did not come from the Hub (a login proxy), or if the cache is broken."""
 
 
 def _in_our_words(error: BaseException, repo: str, what: str) -> HubError:

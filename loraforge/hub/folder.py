@@ -14,10 +14,11 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 
 from loraforge.errors import FileError, HubError, adding
+from loraforge.files.mapped import FileMap
 from loraforge.files.neighbours import BESIDE, TENSORS
 from loraforge.files.opening import open_tensors
 from loraforge.files.shards import alone, is_index
-from loraforge.files.tensorfile import FileMap, TensorFile
+from loraforge.files.tensorfile import TensorFile
 from loraforge.files.workplace import temporary
 from loraforge.hub.address import address
 from loraforge.hub.repo import Repo, open_repo, page
@@ -84,7 +85,7 @@ class Reached:
         whole = alone(self.folder / name for name in every if not is_index(PurePosixPath(name)))
         names = [path.relative_to(self.folder).as_posix() for path in whole]
         if len(names) != 1:
-            raise self.repo.missing(f"has {len(names)} tensor files: say which" if names else "has no adapter in it")
+            raise self.repo.missing(f"has {len(names)} tensor files: say which" if names else "has no tensor file")
         return self.folder / names[0], f"took {names[0]}, the only one in {self.repo.address}"
 
     def _opened(self, cached: Path, name: str) -> tuple[TensorFile, list[str]]:

@@ -93,11 +93,13 @@ def open_repo(address: Address) -> Repo:
     from huggingface_hub import HfApi, constants, errors
 
     if constants.HF_HUB_OFFLINE:
-        return _from_cache(address)
+        with asking(address.repo, str(address)):
+            return _from_cache(address)
     try:
         address = settled(address)
         with asking(address.repo, str(address)):
             info = patiently(lambda: HfApi().model_info(address.repo, revision=address.revision, files_metadata=True))
+            every = {file.rfilename: file.size for file in info.siblings or ()}
     except HubError as error:
         if isinstance(error.__cause__, errors.RevisionNotFoundError):
             with asking(address.repo):
@@ -109,7 +111,7 @@ def open_repo(address: Address) -> Repo:
         if address.bare and isinstance(error.__cause__, errors.RepositoryNotFoundError):
             raise HubError(f"{_not_here(address)}{error.message}", *error.remedies) from error
         raise
-    sizes: dict[str, Any] = {file.rfilename: file.size for file in info.siblings or () if _harmless(file.rfilename)}
+    sizes: dict[str, Any] = {name: size for name, size in every.items() if _harmless(name)}
     for name, size in sizes.items():
         if not isinstance(size, int) or not 0 <= size < 1 << 50:
             raise HubError(f"the Hub says that {address.at(name)} has {size!r:.40} bytes.", page(address))

@@ -88,9 +88,10 @@ def open_checkpoint(path: Path, drop: Sequence[tuple[str, str]] = ()) -> Checkpo
     Raises FileError if there is no such file, if a folder holds several, and if the weights are quantised.
     """
     files = tensor_files(path) if path.is_dir() else [path]
+    files = [file for file in files if ".safetensors" in file.name.lower()] or files
     if len(files) != 1:
         text = f"{path} holds {listed([file.name for file in files], 5) or 'no tensor file'}: give the file."
-        raise FileError(text, command("ls", "-l", path))
+        raise FileError(text)
     file, _ = opened(files[0], open_tensors)
     if odd := sorted(key for key, info in file.tensors.items() if "8" in info.dtype and len(info.shape) > 1):
         text = f"{path} is quantised ({listed(odd, 3)}): rounded rows cannot be compared. Give bf16, fp16 or fp32."

@@ -79,8 +79,13 @@ def _place(layer: Any, group: Any) -> tuple[Any, Any, bool]:
 
 def group_offload(transformer: Any) -> Any:
     """The configuration of Diffusers' group offload, or None."""
+    return next((hook.config for hook in group_hooks(transformer)), None)
+
+
+def group_hooks(transformer: Any) -> list[Any]:
+    """The hooks of Diffusers' group offload, in the order of their modules."""
     hooks = (_hook(module, "group_offloading") for module in transformer.modules())
-    return next((hook.config for hook in hooks if hook is not None), None)
+    return [hook for hook in hooks if hook is not None]
 
 
 def _hook(module: Any, name: str) -> Any:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from loraforge._version import __version__
-from loraforge.errors import FileError, LoraforgeError
+from loraforge.errors import LoraforgeError
 from loraforge.files.digest import scan
+from loraforge.files.texts import read_json
+from loraforge.foreign import reading
 from loraforge.live.plan import RunPlan
 from loraforge.live.runner import versions
 from loraforge.text import command, recorded, told
@@ -28,7 +29,7 @@ def check_inputs(manifest: Mapping[str, Any], plan: RunPlan) -> None:
     for name, path in plan.inputs.items():
         before = manifest["inputs"].get(name)
         if before and str(path) == manifest[name] and _digest(path) != before:
-            raise LoraforgeError(f"{path} is not the {name} of the manifest.", command("ls", "-l", str(path)))
+            raise LoraforgeError(f"{path} is not the {name} of the manifest.")
 
 
 def manifest_of(
@@ -70,15 +71,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Read a manifest; its relative paths are resolved against its own folder. Raises FileError if it is not one."""
     from loraforge.plugin.schema_check import first_fault
 
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        fault = first_fault(manifest, "manifest")
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
-    except (ValueError, RecursionError) as error:
-        fault = str(error).partition("\n")[0][:200]
-    if fault:
-        raise FileError(f"{path} is no manifest of `loraforge run`: {fault}.", command("ls", "-l", path))
+    what = "a manifest of `loraforge run`"
+    manifest = read_json(path, what)
+    with reading(path, what):
+        if fault := first_fault(manifest, "manifest"):
+            raise ValueError(fault)
     named = [(manifest, key) for key in ("base", "image", "video")]
     for table, key in (*named, *((part, "path") for part in manifest["adapters"])):
         text = table[key]

@@ -15,7 +15,7 @@ from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.updates import updates
 from loraforge.conversion.read import read
-from loraforge.errors import LoraforgeError, Try, adding
+from loraforge.errors import LoraforgeError, Try, absent, adding
 from loraforge.facts.given_settings import Settings, checked
 from loraforge.facts.setting_rules import compare
 from loraforge.facts.variants import preset, settings
@@ -219,7 +219,7 @@ def _pipeline(base: BaseModel, image: str | Path | None, video: str | Path | Non
         raise LoraforgeError(f"{name} is a {own}, which is none of CogVideoX's pipelines.", "loraforge run --help")
     for path, flag in ((image, "--image"), (video, "--video")):
         if path is not None and not Path(path).is_file():
-            raise LoraforgeError(f"{flag} {path} does not exist.", command("ls", "-l", Path(path).parent))
+            raise absent(path, what=flag)
     if image is not None and video is not None:
         text = "--image and --video exclude each other: a run begins with one of them."
         raise LoraforgeError(text, "loraforge run --help")

@@ -131,13 +131,14 @@ class Running:
         pipeline, scheduler = getattr(diffusers, plan.pipeline), getattr(diffusers, chosen["scheduler"])
         self.pipe = _loaded(pipeline, plan.base.path, chosen)
         spacing = {"timestep_spacing": chosen["timestep_spacing"]}
-        self.pipe.scheduler = scheduler.from_config(self.pipe.scheduler.config, **spacing)
-        self.adapted = Adapted(self.pipe.transformer, plan.adapters)
-        if tiling and _tiles_fit(self.pipe.vae):
-            self.pipe.vae.enable_tiling()
-        if slicing:
-            self.pipe.vae.enable_slicing()
-        self.pipe.set_progress_bar_config(disable=True)
+        with _diffusers(f"set {told(plan.base.path)} up"):
+            self.pipe.scheduler = scheduler.from_config(self.pipe.scheduler.config, **spacing)
+            self.adapted = Adapted(self.pipe.transformer, plan.adapters)
+            if tiling and _tiles_fit(self.pipe.vae):
+                self.pipe.vae.enable_tiling()
+            if slicing:
+                self.pipe.vae.enable_slicing()
+            self.pipe.set_progress_bar_config(disable=True)
 
     def place(self, device: str, offload: str) -> None:
         """Put the weights on the device, or enable one of `OFFLOADS`."""
@@ -207,7 +208,8 @@ def transformer_of(plan: RunPlan, device: str) -> Adapted:
     from diffusers import CogVideoXTransformer3DModel
 
     adapted = Adapted(_loaded(CogVideoXTransformer3DModel, plan.base.folder, plan.settings), plan.adapters)
-    adapted.module.to(device)
+    with _diffusers(f"place it on {device}"):
+        adapted.module.to(device)
     return adapted
 
 

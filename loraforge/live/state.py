@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraforge.errors import LoraforgeError, Try
-from loraforge.live.acting import FUSED, fuses_itself
+from loraforge.live.acting import FUSED, fuses_itself, group_hooks
 
 _ATTRIBUTES = ("peft_config", "_hf_peft_config_loaded", "_prepare_lora_hotswap_kwargs")
 
@@ -42,6 +42,7 @@ class LiveState:
         self.layers = {path: _state(layer) for path, layer in layers(transformer)}
         self.attributes = {name: vars(transformer)[name] for name in _ATTRIBUTES if name in vars(transformer)}
         self.frozen = [(parameter, parameter.requires_grad) for parameter in transformer.parameters()]
+        self.hooks = group_hooks(transformer)
         self.processors = dict(getattr(transformer, "attn_processors", {}))
         self.fused = [
             (module, {name: getattr(module, name) for name in FUSED if hasattr(module, name)})
@@ -55,7 +56,7 @@ class LiveState:
             parameter.requires_grad_(needed)
 
     def undo(self) -> None:
-        """Restore everything. Hooks are never changed by loading."""
+        """Restore everything. Of hooks, loading changes those of a group offload alone."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted", UserWarning)
             for path, layer in list(layers(self.transformer)):
@@ -71,6 +72,13 @@ class LiveState:
                 setattr(attention, name, layer)
             attention.fused_projections = True
         self.keep_gradients()
+        if self.hooks != group_hooks(self.transformer):
+            from diffusers.hooks import HookRegistry, group_offloading
+
+            registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
+            for name in ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading"):
+                registry.remove_hook(name, recurse=True)
+            group_offloading._apply_group_offloading(self.transformer, self.hooks[0].config)
 
     def _undo(self, path: str, layer: Any) -> None:
         before = self.layers.get(path)

@@ -80,7 +80,7 @@ def refuse_misfits(transformer: Any, adapter: Adapter, plans: list[Plan]) -> Non
     if problems := list(_misfits(transformer, plans)):
         right = adapter.base_model or " or ".join(variant.name for variant in fits(adapter))
         base = f"It is for {right}." if right else "Use the base model of its training."
-        text = f"{name_of(adapter)} is not for this base model: {listed(problems, 3)}. {base}"
+        text = f"{name_of(adapter)} does not fit this transformer: {listed(problems, 3)}. {base}"
         raise ConversionError(text, _look(adapter))
 
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loraforge.errors import FileError, LoraforgeError, OutputError, Try, adding, of_pipeline
+from loraforge.errors import FileError, LoraforgeError, OutputError, Try, absent, adding, of_pipeline
 from loraforge.files.destination import destination, replacing
+from loraforge.foreign import reading
 from loraforge.media.metrics import Frames
-from loraforge.text import command, plain
+from loraforge.text import plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,20 +98,16 @@ def read_image(path: Path) -> Image:
     with of_pipeline("a picture"):
         from PIL import Image, ImageOps
     _must_exist(path)
-    try:
-        with Image.open(path, formats=_PICTURES) as stored:
-            upright = ImageOps.exif_transpose(stored)
-            if upright.mode.startswith("I"):
-                # 16-bit grey: keep the upper eight bits, as the versions of Pillow differ in how `convert` does it
-                grey = np.clip(np.asarray(upright, np.int64), 0, 0xFFFF) >> 8
-                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-            if upright.has_transparency_data:
-                upright = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-            return upright.convert("RGB")
-    except Exception as error:  # decoders raise errors of many types
-        why = plain(str(error) or type(error).__name__, 200).removesuffix(".")
-        raise FileError(f"{path} is no picture that can be read: {why}.", Try(command("file", path))) from error
+    with reading(path, "a picture"), Image.open(path, formats=_PICTURES) as stored:
+        upright = ImageOps.exif_transpose(stored)
+        if upright.mode.startswith("I"):
+            # 16-bit grey: keep the upper eight bits, as the versions of Pillow differ in how `convert` does it
+            grey = np.clip(np.asarray(upright, np.int64), 0, 0xFFFF) >> 8
+            return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+        return upright.convert("RGB")
 
 
 def _checked(frames: Iterable[Frames], path: Path) -> Iterator[Frames]:
@@ -187,9 +184,8 @@ def _ending(status: int, messages: bytes) -> str:
 
 def _must_exist(path: Path) -> None:
     if not path.is_file():
-        kind = "a folder, not a file" if path.is_dir() else "not there"
-        raise FileError(f"{path} is {kind}.", Try(command("ls", "-l", path if path.is_dir() else path.parent)))
+        raise FileError(f"{path} is a folder, not a file.") if path.is_dir() else absent(path)
 
 
 def _no_film(path: Path, why: str) -> FileError:
-    return FileError(f"{path} is no film that can be read: {why}.", Try(command("file", path), "what it is"))
+    return FileError(f"{path} is no film that can be read: {why}.")

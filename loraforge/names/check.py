@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from loraforge.errors import Fault, FormatError, LayoutError, LoraforgeError
+from loraforge.errors import Fault, FormatError, LayoutError, LoraforgeError, absent
 from loraforge.names.bijection import parse
 from loraforge.names.catalog import architectures, joined, known_without
 from loraforge.plugin.schema_check import Problem, line_of, look
-from loraforge.text import command
 
 
 def check(file: Path) -> tuple[list[str], list[Problem]]:
     """What a data file adds, and its problems. Raises LoraforgeError if the file does not exist."""
     if not file.is_file():
-        raise LoraforgeError(f"{file} is no file.", command("ls", "-l", file.parent))
+        raise LoraforgeError(f"{file} is no file.") if file.exists() else absent(file)
     data, problems = look(file)
     if problems:  # what follows needs the types to be right
         return [], problems

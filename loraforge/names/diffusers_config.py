@@ -77,5 +77,16 @@ def faults(where: str, config: Mapping[str, Any], arch: Architecture) -> Iterato
             yield Fault(f"{where}: {name} is {value!r}, and {by} is no symbol of dimensions, no entry and no number")
 
 
+def like(value: Any, example: Any) -> bool:
+    """Whether an entry may have this value, where a variant has the example: of its type, and a positive number.
+
+    No number of such a configuration is larger than 10^9.
+    """
+    example = 1 if _is_size(example) else example
+    if type(example) not in (int, float):
+        return type(value) is type(example)
+    return type(value) in (int, type(example)) and (0 < value <= 1e9 or value == example)
+
+
 def _is_size(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("{")

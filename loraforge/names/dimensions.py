@@ -46,24 +46,32 @@ class Solution(NamedTuple):
 def solve(found: Sequence[Sized], table: Mapping[str, Sizes]) -> Solution:
     """The sizes of the model that these weights belong to. Segments without an entry in `table` are not used."""
     known = [one for one in dict.fromkeys(found) if one.segment in table]
+    alike = Counter(one[1:] for one in known)
+    says = {like: [*_says(like, table[like[0]])] for like in alike}
     votes = defaultdict[str, Counter[int]](Counter)
-    for symbol, value in (pair for one in known for pair in {*_says(one, table[one.segment])}):
-        if symbol and value:
-            votes[symbol][value] += 1
+    for like, times in alike.items():
+        for symbol, value in {*says[like]}:
+            if symbol and value:
+                votes[symbol][value] += times
     values = {symbol: counts.most_common(1)[0][0] for symbol, counts in votes.items()}
     expected = {**values, "": 1}
-    odd = tuple(one for one in known if any(expected.get(s) != v for s, v in _says(one, table[one.segment])))
+    wrong = {like for like, pairs in says.items() if any(expected.get(s) != v for s, v in pairs)}
+    odd = tuple(one for one in known if one[1:] in wrong) if wrong else ()
     tied = any(len(top := counts.most_common(2)) == 2 and top[0][1] == top[1][1] for counts in votes.values())
     if not odd or not tied:
         return Solution(values, odd)
     contested = {s for s, counts in votes.items() if len(counts) > 1}
-    both = tuple(one for one in known if one in odd or contested & {s for s, _ in _says(one, table[one.segment])})
+    wrong |= {like for like, pairs in says.items() if contested & {s for s, _ in pairs}}
+    both = tuple(one for one in known if one[1:] in wrong)
     return Solution(values, both, split=True)
 
 
-def _says(one: Sized, sizes: Sizes) -> Iterator[tuple[str, int]]:
-    """Symbol and value, 0 if the size is not a multiple; for a number alone, 1 if the size is that number."""
-    for (times, symbol), size in zip(sizes, (one.rows, one.inputs), strict=True):
+def _says(one: tuple[str, int, int], sizes: Sizes) -> Iterator[tuple[str, int]]:
+    """Symbol and value of a segment's rows and inputs, 0 if the size is not a multiple.
+
+    For a number alone, 1 if the size is that number.
+    """
+    for (times, symbol), size in zip(sizes, one[1:], strict=True):
         yield (symbol, 0 if size % times else size // times) if symbol else ("", int(size == times))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import takewhile
 from typing import Any
 
@@ -91,6 +91,21 @@ def parameter_key(path: str, parameter: str) -> str:
     return f"{path}.{parameter}" if path else parameter
 
 
+_FIRST = re.compile(r"(?<=[._])(0|[1-9][0-9]{0,5})(?=[._])")
+ANY = "999999"
+"""A block number that is asked for in place of all: it is a word of no template, and of no model known."""
+
+
+@lru_cache(1 << 17)
+def parted(name: str) -> tuple[str, str, str]:
+    """A key or a module path: what is before its first number as programs write it, that number, and what is after it.
+
+    All of the name and twice nothing if it has no number, or none that is within it.
+    """
+    parts = _FIRST.split(name, 1)
+    return (parts[0], parts[1], parts[2]) if len(parts) > 1 else (name, "", "")
+
+
 def _is_number(token: str) -> bool:
     """Whether it is a block number as programs write it: no sign, no leading zero, at most six digits."""
     return token.isascii() and token.isdecimal() and len(token) <= 6 and str(int(token)) == token
@@ -98,7 +113,7 @@ def _is_number(token: str) -> bool:
 
 WEIGHT_AND_BIAS = ("weight", "bias")
 _MOST_LOCATED = 1 << 16
-"""Paths of which a layout keeps where they are, so that a file of a million keys does not fill the memory."""
+"""Names of which a layout keeps where they are, so that a file of a million keys does not fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +136,7 @@ class Layout:
     _located: dict[tuple[str, str], tuple[Template, Index] | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    """The answers of `locate`: formats and programs ask for the same paths, ten times each."""
+    """The answers for paths that differ by more than a block number."""
     _patterns: dict[str, list[Template]] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The templates by their patterns, so that a path is compared with one or two."""
 
@@ -144,6 +159,16 @@ class Layout:
 
     def locate(self, path: str, sep: str = ".") -> tuple[Template, Index] | None:
         """The template and block numbers of a module path, or None if the layout has no such module."""
+        before, number, after = parted(path)
+        everywhere = self._matching(f"{before}{ANY}{after}", sep) if number else None
+        if everywhere is None or ANY in path or int(number) == self.last:  # it may be a word of a template: `net.2`
+            return self._matching(path, sep)
+        template, index = everywhere
+        if len(index) == 1:
+            return template, ((index[0][0], int(number)),)
+        return template, tuple(sorted((hole, int(number) if other == int(ANY) else other) for hole, other in index))
+
+    def _matching(self, path: str, sep: str) -> tuple[Template, Index] | None:
         if (path, sep) not in self._located:
             if len(self._located) >= _MOST_LOCATED:
                 self._located.clear()

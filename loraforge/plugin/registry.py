@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from loraforge.errors import LoraforgeError
-from loraforge.text import command, plain
+from loraforge.text import plain
 
 T = TypeVar("T")
 
@@ -64,5 +64,5 @@ def use_plugin(path: str | Path) -> None:
     """
     file = Path(path)
     if file.suffix not in (".toml", ".py") or not file.is_file():
-        raise LoraforgeError(f"--plugin {file}: no .toml or .py file of that name.", command("ls", "-l", file.parent))
+        raise LoraforgeError(f"--plugin {file}: no .toml or .py file of that name.")
     use(Registry((*current().files, file)))

@@ -15,6 +15,7 @@ from jsonschema.exceptions import best_match
 from referencing import Registry, Resource
 
 from loraforge.errors import LoraforgeError
+from loraforge.foreign import reason
 from loraforge.plugin.host import DataFile
 from loraforge.tables import SCHEMAS, schema
 from loraforge.text import plain
@@ -47,14 +48,13 @@ def look(file: DataFile) -> tuple[dict[str, Any], list[Problem]]:
     try:
         text = file.read_text("utf-8")
     except (OSError, ValueError) as error:
-        return {}, [Problem(None, f"it cannot be read ({error}).", "")]
+        return {}, [Problem(None, f"it cannot be read ({reason(error)}).", "")]
     if len(text) > MOST_BYTES:
         return {}, [Problem(None, "it has more than 1 MB.", "A plugin is a page of names.")]
     try:
         data = tomli.loads(text)
-    except (tomli.TOMLDecodeError, RecursionError) as error:
-        line = re.search(r"at line (\d+)", str(error))
-        what = re.sub(r" \(at line.*", "", str(error))
+    except Exception as error:  # a parser of foreign bytes
+        line, what = re.search(r"at line (\d+)", str(error)), re.sub(r" \(at line.*", "", reason(error))
         hint = "TOML quotes names that have dots or braces." if what.startswith("Expected") else ""
         return {}, [Problem(int(line[1]) if line else None, f"{what}.", hint)]
     problems = list(dict.fromkeys(_problem(text, error) for error in _errors(data)))  # one error per missing entry

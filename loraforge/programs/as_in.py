@@ -30,7 +30,7 @@ def read_at(form: Format, file: TensorFile, choice: Choice) -> Adapter:
     adapter = form.read(file, choice)
     if adapter.scale.provenance != "ambiguous":
         return adapter
-    return replace(adapter, candidates=(*adapter.candidates, *_offered(form, file, choice)))
+    return replace(adapter, candidates=(*adapter.candidates, *_offered(form, file, choice, adapter)))
 
 
 def _kept(form: Format, file: TensorFile, choice: Choice, name: str) -> Adapter:
@@ -76,10 +76,13 @@ def scaled(adapter: Adapter, applied: Mapping[str, float]) -> Adapter:
     return replace(adapter, modules=modules, differences=whole)
 
 
-def _offered(form: Format, file: TensorFile, choice: Choice) -> list[Try]:
-    """For each scale at which a program applies all of the file, the option that names the first such program."""
+def _offered(form: Format, file: TensorFile, choice: Choice, adapter: Adapter | None = None) -> list[Try]:
+    """For each scale at which a program applies all of the file, the option that names the first such program.
+
+    `adapter`: the one in the file, if it was read at scale 1 already.
+    """
     try:
-        adapter = form.read(file, replace(choice, stated=_PLAIN, training_config=None))
+        adapter = adapter or form.read(file, replace(choice, stated=_PLAIN, training_config=None))
         if len({w.rank for delta in adapter.modules.values() for w in delta}) == 1:
             file = few(file)  # without a record, programs treat modules of one kind and rank alike
             adapter = form.read(file, replace(choice, stated=_PLAIN, training_config=None))

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.differences import suffixes
-from loraforge.errors import LoraforgeError
+from loraforge.errors import FileError, LoraforgeError
 from loraforge.files.tensorfile import TensorFile
+from loraforge.files.texts import read_json
 from loraforge.format.protocol import Format
 from loraforge.programs.table import Outcome, Run, Runtime, is_down, is_factor, running, runtimes
 from loraforge.scale.rule import Choice
@@ -149,11 +151,8 @@ def stops(
 
 
 def _stops_at_config(program: Runtime, config: Path) -> Iterator[str]:
-    try:
-        fields = json.loads(config.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return
-    if isinstance(fields, dict):
+    with suppress(FileError):
+        fields = read_json(config)
         known = program.config_fields or fields
         yield from (f"{name} in {config.name}" for name in fields if name not in known)
         yield from (f"{config.name} without {name}" for name in program.config_needs if fields.get(name) is None)

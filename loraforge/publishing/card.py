@@ -16,9 +16,9 @@ from loraforge.facts.variants import settings, table
 from loraforge.hub.address import is_repo, renamed
 from loraforge.names.layout import Architecture, Variant
 from loraforge.publishing.front_matter import fields, join, merged, split, written
-from loraforge.publishing.private import private
+from loraforge.scale.origin import is_command
 from loraforge.tables import package_table
-from loraforge.text import HUB, plain
+from loraforge.text import HUB, code, markdown
 
 BEGIN, END = "<!-- loraforge: from here -->", "<!-- loraforge: to here; write outside of these two lines -->"
 _MARK = "<!-- loraforge:"
@@ -186,20 +186,17 @@ def _section(facts: Facts) -> Iterator[str]:
     use = snippet(facts.repo, facts.base_model, facts.format, facts.weights, *model, _prompt(facts))
     yield _what(facts)
     if facts.trigger:
-        words = plain(facts.trigger, 200).replace("`", "'")
-        yield f"\nIts prompts have `{words}` in them."
+        yield f"\nIts prompts have {code(facts.trigger, 200)} in them."
     yield "\n## Use\n"
     yield use or f"Load `{facts.weights}` at strength 1.0 in a program that reads the format {facts.format}."
     yield "\n## What it is\n"
     yield "| | |\n|---|---|"
     for label, text in facts.rows:
-        cell = plain(text, 500).replace("|", "\\|").replace("<", "&lt;")
-        yield f"| {label} | {cell} |"
+        yield f"| {label} | {markdown(text, 500)} |"
     if facts.commands:
         yield "\n## How it was made\n"
         yield "```sh"
-        # a header may hold any text: each command becomes one line, which cannot end the fence
-        yield from (line if line.startswith("loraforge ") else f"# {line}" for line in map(plain, facts.commands))
+        yield from filter(is_command, facts.commands)
         yield "```"
 
 
@@ -220,8 +217,3 @@ def _prompt(facts: Facts) -> str:
     if facts.example:
         return facts.example
     return f"{facts.trigger} {EXAMPLE[0].lower()}{EXAMPLE[1:]}" if facts.trigger else EXAMPLE
-
-
-def rows(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Label and text of each that is not empty and holds nothing private."""
-    return tuple((label, text) for label, text in texts.items() if text and not private(text))

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loraforge.adapter.adapter import Adapter
-from loraforge.adapter.fits import check_base, fits
+from loraforge.adapter.fits import check_base, fits, variant_of_repo
 from loraforge.base.model import BaseModel
 from loraforge.base.opening import open_base
 from loraforge.base.origin import held
-from loraforge.conversion.evidence import doubt
-from loraforge.conversion.inspect import trigger_words
+from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.diagnosis.doctor import diagnosed
+from loraforge.diagnosis.inspect import trigger_words
 from loraforge.diagnosis.verdict import SCALE_UNKNOWN, Diagnosis, Kind
 from loraforge.errors import HubError, LoraforgeError, Try, adding
+from loraforge.files.tensorfile import KEY, TensorFile
+from loraforge.format.registry import formats
 from loraforge.names.layout import Architecture
 from loraforge.programs.outlook import acting
-from loraforge.publishing.card import Facts, rows
+from loraforge.publishing.allowed import Allowed, has_form
+from loraforge.publishing.card import Facts
 from loraforge.publishing.outgoing import Outgoing, of_adapter, of_model
-from loraforge.publishing.private import cleaned
-from loraforge.scale.origin import history, own_entry
+from loraforge.scale.origin import CHANGED, WITHHELD, history, is_command, own_entry
+from loraforge.scale.rule import Choice
 from loraforge.scale.stated import Stated
 from loraforge.text import command, fraction
 
@@ -42,7 +46,7 @@ def published(
         if drop:
             text = f"{source} is a model with adapters in it: --drop takes nothing out of it."
             raise HubError(text, command("loraforge", "fuse", "--help"))
-        return _of_model(model, base_model, as_loaded=stated["as_loaded"])
+        return _of_model(model, base_model, work, as_loaded=stated["as_loaded"])
     # a stated scale is compared with the file; --as-in counts only if no scale is known
     keep = stated["as_loaded"] or stated["as_in"]
     plain: Stated = {**stated, "as_loaded": False, "as_in": None}
@@ -64,17 +68,31 @@ def published(
     right = (Kind.AS_TRAINED, *[Kind.NO_PROGRAM] * known, *(SCALE_UNKNOWN if as_loaded else ()))
     if diagnosis.judgement.kind not in right:
         raise _not_as_trained(source, diagnosis, adapter)
+    if KEY in file.metadata and KEY not in adapter.metadata:  # whoever reads the header alone would believe our entry
+        raise HubError(f"{source} cannot be published as it is: {CHANGED}.", again)
     arch = adapter.model
     base, notes = _base(base_model, adapter, arch)
     files, changes = of_adapter(file, form, base, work)
+    header = Allowed(file.tensors, base).header(file.metadata)
+    if _reading(form, file) != _reading(form, replace(file, metadata=header)):
+        text = f"{file.path} would be read at another scale without what stays at home of its header. Nothing was sent."
+        raise HubError(text, again)
     variant = next((v for v in arch.variants if v.repo == base), None)
     facts = Facts(
         repo=repo, kind="adapter", as_trained=not as_loaded, format=form,
         architecture=arch, base_model=base, variant=variant, weights=files[0].name,
-        rows=_rows(adapter, diagnosis), commands=tuple(step["command"] for step in reversed(history(adapter.metadata))),
-        trigger=next(iter(trigger_words(cleaned(file.metadata)[0]).values()), None),
+        rows=_rows(adapter, diagnosis, header), commands=_commands(reversed(history(header))),
+        trigger=next(iter(trigger_words(header).values()), None),
     )  # fmt: skip
     return facts, files, [*diagnosis.notes, *notes, *changes]
+
+
+def _reading(form: str, file: TensorFile) -> tuple[object, ...]:
+    """The scale that is read of a file, and how well it is known; empty if it cannot be read without a statement."""
+    with suppress(LoraforgeError):
+        adapter = read_adapter(formats()[form], file, Choice())
+        return adapter.scalings, adapter.scale.provenance
+    return ()
 
 
 def _model(source: Path) -> BaseModel | None:
@@ -108,8 +126,12 @@ def _not_as_trained(source: Path, diagnosis: Diagnosis, adapter: Adapter) -> Hub
 def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str, list[str]]:
     """The base model as a Hub id, and notes. Raises HubError if it is unknown: nobody would find the adapter."""
     right = [variant.repo for variant in fits(adapter) if variant.repo]
-    if base := stated or adapter.base_model:
+    known = variant_of_repo(adapter.base_model) if adapter.base_model and not stated else None
+    if base := stated or (known and known[1].repo):
         return base, list(check_base(adapter, base))
+    if adapter.base_model:  # a name that a stranger or a trainer wrote: is it to be published?
+        text = f"it says that its base model is {adapter.base_model}, which is no released model that is known here."
+        raise HubError(text, *(adding("--base-model", repo) for repo in [adapter.base_model, *right]))
     if len(right) == 1:
         return right[0], [f"the base model is {right[0]}: told by the shapes; --base-model changes it"]
     raise HubError(
@@ -118,7 +140,7 @@ def _base(stated: str | None, adapter: Adapter, arch: Architecture) -> tuple[str
     )
 
 
-def _rows(adapter: Adapter, diagnosis: Diagnosis) -> tuple[tuple[str, str], ...]:
+def _rows(adapter: Adapter, diagnosis: Diagnosis, header: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     factors = [w for delta in adapter.modules.values() for w in delta]
     right = diagnosis.outlooks if adapter.scale.provenance in ("recorded", "given") else ()
     counts = Counter(path.removesuffix(".0").rpartition(".")[2] for path in adapter.modules)
@@ -126,23 +148,29 @@ def _rows(adapter: Adapter, diagnosis: Diagnosis) -> tuple[tuple[str, str], ...]
         "modules": f"{len(adapter.modules)}: {', '.join(f'{name} x{count}' for name, count in counts.items())}",
         "rank": ", ".join(map(str, sorted({w.rank for w in factors}))),
         "element type": ", ".join(sorted({w.A.dtype.name for w in factors})),
-        "scale in training": _trained(adapter),
+        "scale in training": _trained(adapter, header),
         "acts as trained in": acting(right),
     }
-    header = cleaned(adapter.metadata)[0]
     words = ("title", "author", "description", "date", "usage_hint")  # of the model specification
-    return rows({**pairs, **{name: header.get(f"modelspec.{name}", "") for name in words}})
+    texts = {**pairs, **{name: header.get(f"modelspec.{name}", "") for name in words}}
+    return tuple((label, text) for label, text in texts.items() if text)
 
 
-def _trained(adapter: Adapter) -> str:
+def _commands(steps: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The commands that a card shows, the oldest first."""
+    return tuple(step["command"] for step in steps if is_command(step.get("command")))
+
+
+def _trained(adapter: Adapter, header: Mapping[str, str]) -> str:
     """The scale of training and its source, from the first file of the history if there is one."""
-    own = {"scalings": adapter.scalings, "provenance": adapter.scale.provenance, "source": adapter.scale.portable}
-    first = next((step["scale"] for step in reversed(history(adapter.metadata))), own)
+    said = adapter.scale.portable if has_form("said", adapter.scale.portable) else WITHHELD
+    own = {"scalings": adapter.scalings, "provenance": adapter.scale.provenance, "source": said}
+    first = next((step["scale"] for step in reversed(history(header))), own)
     return f"{', '.join(map(fraction, first['scalings']))} ({first['provenance']}: {first['source']})"
 
 
-def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Published:
-    entry, adapters = own_entry(base.files[0].metadata), held(base)
+def _of_model(base: BaseModel, stated: str | None, work: Path, *, as_loaded: bool) -> Published:
+    adapters = held(base)
     if not adapters:
         text = f"{base.path} is a base model without adapters in it, as far as its header says"
         fuse = command("loraforge", "fuse", base.path, "ADAPTER", "-o", "OUT")
@@ -156,13 +184,15 @@ def _of_model(base: BaseModel, stated: str | None, *, as_loaded: bool) -> Publis
         text = "which base model it was is not told by its shapes, and the card must say it."
         raise HubError(text, *(adding("--base-model", repo) for repo in repos))
     repo = stated or repos[0]
-    files, notes = of_model(base)
+    files, notes = of_model(base, repo, work)
+    header = Allowed((), repo).header(base.files[0].metadata)
+    shown = replace(base, files=(replace(base.files[0], metadata=header), *base.files[1:]))
     variant = next((v for v in base.architecture.variants if v.repo == repo), None)
     facts = Facts(
         repo="", kind="merge", as_trained=not guessed, format=base.kind,
         architecture=base.architecture, base_model=repo, variant=variant, weights=base.files[0].path.name,
-        rows=rows({f"adapter {n}": _held(each) for n, each in enumerate(adapters, 1)}),
-        commands=(str(entry.get("command", "")),), trigger=None,
+        rows=tuple((f"adapter {n}", _held(each)) for n, each in enumerate(held(shown), 1)),
+        commands=_commands([own_entry(header)]), trigger=None,
     )  # fmt: skip
     return facts, files, notes
 

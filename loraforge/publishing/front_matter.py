@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import yaml
 
 from loraforge.errors import HubError, Try
+from loraforge.foreign import reading
 from loraforge.hub.address import is_repo
 
 _FENCE = "---"
@@ -47,16 +49,13 @@ def join(front: str, body: str) -> str:
 
 def fields(front: str, where: str) -> dict[str, Any]:
     """The fields of the YAML. Raises HubError if it is invalid or not a mapping."""
-    try:
+    with reading(f"the head of {where}", "YAML", edit(where), kind=HubError, then="Mend it there first."):
+        front = f"\n{front}"  # so that lines are those of the card
         if _size(yaml.compose(front, Loader=yaml.SafeLoader), {}) > _MOST:
-            raise HubError(f"the head of {where} is too large, or contains itself: mend it there first.", edit(where))
+            raise ValueError("it is too large, or contains itself")
         values = yaml.safe_load(front)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        at = f" (line {line + 2})" if line is not None else ""
-        raise HubError(f"the head of {where} is no YAML{at}: mend it there first.", edit(where)) from error
-    if values is not None and not isinstance(values, dict):
-        raise HubError(f"the head of {where} is no table of fields: mend it there first.", edit(where))
+        if values is not None and not isinstance(values, dict):
+            raise ValueError("it is no table of fields")
     return values or {}
 
 
@@ -89,12 +88,10 @@ def merged(front: str, new: Mapping[str, Any]) -> str:
     wanted = written(kept)
     for longer in (True, False):
         made = _edited(front, old, changes, longer=longer)
-        try:
+        with suppress(Exception):  # whatever PyYAML raises, the text cannot be kept
             # compared as text: a YAML may refer to one part of itself many times
             if written(yaml.safe_load(made)) == wanted:
                 return made
-        except (yaml.YAMLError, ValueError, TypeError):
-            pass
     return wanted
 
 
@@ -154,7 +151,9 @@ def written(values: Mapping[str, Any] | list[Any]) -> str:
             return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else None)
 
     Dumper.add_representer(str, Dumper.represent_str)
-    return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=_LONG))
+    text = str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=_LONG))
+    # what is left of characters that are not shown stands in quotes
+    return re.sub(r"[^ -~\n]", lambda match: match[0] if match[0].isprintable() else f"\\U{ord(match[0]):08x}", text)
 
 
 def problems(card: Mapping[str, Any]) -> Iterator[str]:

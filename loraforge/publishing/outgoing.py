@@ -13,12 +13,12 @@ from loraforge.base.model import BaseModel
 from loraforge.errors import FileError, HubError
 from loraforge.files.opening import open_tensors
 from loraforge.files.safetensors import write_safetensors
-from loraforge.files.tensorfile import KEY, TensorFile
+from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
+from loraforge.foreign import reading
 from loraforge.format.peft import CONFIG
-from loraforge.publishing.private import cleaned, cleaned_json, secrets_in
+from loraforge.publishing.allowed import Allowed, at_home, has_form, rewritten
 from loraforge.tables import package_table
-from loraforge.text import command
 
 _TABLE = package_table("publishing/files")
 _COMPONENT, _CONFIGURATION, _WEIGHTS, _OTHER_TENSORS = (
@@ -51,26 +51,31 @@ def outgoing(name: str, content: Path | bytes) -> Outgoing:
     return Outgoing(name, content, content.stat().st_size, digest)
 
 
-def of_adapter(file: TensorFile, form: str, base_model: str | None, work: Path) -> tuple[list[Outgoing], list[str]]:
+def of_adapter(file: TensorFile, form: str, base_model: str, work: Path) -> tuple[list[Outgoing], list[str]]:
     """The tensor file under its canonical name, PEFT's configuration, and notes of what is not sent.
 
-    A header or configuration with private parts is rewritten in `work`, with the same tensors. Raises HubError if
-    the history that loraforge recorded would be lost.
+    A header that is not published as it is gets rewritten in `work`, with the same tensors.
     """
-    name = _TABLE["canonical"].get(form, file.path.name)
-    metadata, notes = cleaned(file.metadata)
-    content = file.path.resolve()
-    if notes or file.dropped or file.spread:
-        if KEY in file.metadata and KEY not in metadata:
-            text = f"the history in the header of {file.path} has a path or a token in it, which would be published."
-            raise HubError(text, command("loraforge", "inspect", "--history", file.path))
-        content = work / "cleaned.safetensors"
-        header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
-        write_safetensors(content, header, ((key, [file.raw(key)]) for key in file.tensors), metadata)
+    own = file.path.name if has_form("file", file.path.name) else "lora.safetensors"
+    sent, notes = _tensor_file(file, _TABLE["canonical"].get(form, own), Allowed(file.tensors, base_model), work)
     if form != "peft":
-        return [outgoing(name, content)], list(notes)
-    text, more = _configuration(_no_way_out(file.path.with_name(CONFIG), file.path.parent), base_model)
-    return [outgoing(name, content), outgoing(CONFIG, text.encode())], [*notes, *more]
+        return [sent], notes
+    config = json.loads(_no_way_out(file.path.with_name(CONFIG), file.path.parent).read_text("utf-8"))
+    kept = Allowed(file.tensors, base_model).config(config)
+    text = json.dumps(kept, indent=2, sort_keys=True) + "\n"
+    return [sent, outgoing(CONFIG, text.encode())], [*notes, *at_home(config, kept, CONFIG)]
+
+
+def _tensor_file(file: TensorFile, name: str, allowed: Allowed, work: Path) -> tuple[Outgoing, list[str]]:
+    """The file, or if its header is not published as it is, a copy with another one."""
+    metadata = allowed.header(file.metadata)
+    if metadata == file.metadata and not file.dropped and not file.spread:
+        return outgoing(name, file.path.resolve()), []
+    content = work / name
+    content.parent.mkdir(parents=True, exist_ok=True)
+    header = {key: (info.dtype, info.shape) for key, info in file.tensors.items()}
+    write_safetensors(content, header, ((key, [file.raw(key)]) for key in file.tensors), metadata)
+    return outgoing(name, content), list(at_home(file.metadata, metadata, f"the header of {name}"))
 
 
 def _no_way_out(path: Path, folder: Path) -> Path:
@@ -78,45 +83,35 @@ def _no_way_out(path: Path, folder: Path) -> Path:
     real = path.resolve()
     if path.is_symlink() and not real.is_relative_to(folder.resolve()) and real.parent.name != "blobs":
         text = f"{path} is a link that leads out of its folder: what it leads to stays here."
-        raise HubError(text, command("ls", "-l", path))
+        raise HubError(text)
     return path
 
 
-def _configuration(path: Path, base_model: str | None) -> tuple[str, tuple[str, ...]]:
-    """PEFT's configuration with the base model as on the Hub, and notes."""
-    text = path.read_text("utf-8")
-    config = json.loads(text)
-    notes: tuple[str, ...] = ()
-    if base_model and (was := config.get("base_model_name_or_path")) != base_model:
-        notes = (f"{CONFIG} said base_model_name_or_path {was!r:.100}; it says {base_model} now",) if was else ()
-        text = json.dumps({**config, "base_model_name_or_path": base_model}, indent=2, sort_keys=True) + "\n"
-    text, more = cleaned_json(text, path.name)
-    return text, (*notes, *more)
-
-
-def of_model(base: BaseModel) -> tuple[list[Outgoing], list[str]]:
+def of_model(base: BaseModel, base_model: str, work: Path) -> tuple[list[Outgoing], list[str]]:
     """The files of a model folder that `from_pretrained` reads, and notes of what is not sent.
 
-    Raises HubError if the header of a shard holds something private, FileError if a file cannot be read.
+    Headers and configurations that are not published as they are get rewritten, those of tensors in `work`. Raises
+    FileError if a file cannot be read.
     """
     shards = {file.path.resolve() for file in base.files}
     files, notes = list[Outgoing](), list[str]()
     for name, path in _parts(base):
+        more = list[str]()
         if path.suffix == ".safetensors":
             own = path.resolve() in shards
             if not own and (path.parent == base.folder or not _WEIGHTS.fullmatch(path.name)):
                 continue
-            if secrets := secrets_in(open_tensors(path)[0].metadata):
-                raise HubError(f"{path}: the header: {secrets[0]}.", command("ls", "-l", path))
-        if not _CONFIGURATION.fullmatch(name):
-            files.append(outgoing(name, path.resolve()))
-            continue
-        try:
-            text, removed = cleaned_json(path.read_text("utf-8"), name)
-        except ValueError as error:
-            raise FileError(f"{path} is no JSON: {error}.", command("ls", "-l", path)) from error
-        files.append(outgoing(name, text.encode()))
-        notes += removed
+            file = open_tensors(path)[0]
+            sent, more = _tensor_file(file, name, Allowed(file.tensors, base_model), work)
+        elif not _CONFIGURATION.fullmatch(name):
+            sent = outgoing(name, path.resolve())
+        else:
+            allowed, config = Allowed((), base_model), read_json(path)
+            text = rewritten(path.read_text("utf-8"), allowed.index if "weight_map" in config else allowed.component)
+            more = list(at_home(config, json.loads(text or "{}"), name))
+            sent = outgoing(name, (text or "{}").encode())
+        files.append(sent)
+        notes += more
     return files, notes
 
 
@@ -145,14 +140,11 @@ def of_sample(path: Path) -> Outgoing:
     """A picture or video for the card, named by its content. Raises FileError if it is neither."""
     suffix, known = path.suffix.lower(), _TABLE["samples"]
     if suffix not in known:
-        raise FileError(f"{path} is no video or picture: {', '.join(known)} can be shown.", command("ls", "-l", path))
+        raise FileError(f"{path} is no video or picture: {', '.join(known)} can be shown.")
     at, mark = known[suffix]
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(at + len(mark))
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}.", command("ls", "-l", path.parent)) from error
+    with reading(path, f"a {suffix} file"), path.open("rb") as stream:
+        head = stream.read(at + len(mark))
     if head[at:] != mark.encode("latin-1"):
-        raise FileError(f"{path} does not begin as a {suffix} file does: it is something else.", command("file", path))
+        raise FileError(f"{path} does not begin as a {suffix} file does: it is something else.")
     made = outgoing("", path)
     return replace(made, name=f"samples/{made.sha256[:8]}{suffix}")

@@ -9,12 +9,13 @@ from typing import Any, Literal, Unpack
 
 from loraforge.adapter.fits import no_repository, repository
 from loraforge.document import Document
-from loraforge.errors import HubError, Try, adding
+from loraforge.errors import HubError, Try, absent, adding
 from loraforge.files.neighbours import TENSORS
 from loraforge.files.shards import group_of
 from loraforge.files.workplace import temporary
 from loraforge.hub.address import Address, address, is_branch, is_repo, meant, parsed, renamed
 from loraforge.hub.repo import licence_of, settled
+from loraforge.publishing.allowed import has_form
 from loraforge.publishing.card import Facts, new_card, updated_card
 from loraforge.publishing.commit import Remote, commit, remote
 from loraforge.publishing.contents import published
@@ -211,7 +212,7 @@ def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], s
         convert = Try(command("loraforge", "convert", source, "--to", "diffusers"), "then push what it writes")
         raise HubError(f"{source} is on the Hub: what is published comes from this machine.", convert)
     if not Path(source).exists() and group_of(Path(source)) is None:
-        raise HubError(f"{source} does not exist.", command("ls", "-l", Path(source).parent))
+        raise absent(source)
     if base_model is not None and repository(base_model) is None:
         refused = no_repository(base_model)
         raise HubError(f"{refused.message} The Hub refuses cards with paths.", *refused.remedies)
@@ -233,10 +234,13 @@ def _licence(
     stated = {key: value for key, value in given.items() if value}
     if stated or old.get("license"):
         return stated, []
-    licence, why = licence_of(base) if base else ({}, "no base model is known.")
+    theirs, why = licence_of(base) if base else ({}, "no base model is known.")
+    licence = {key: text for key, text in theirs.items() if has_form(key, text)}
     if licence:
         return licence, [f"the licence is the base model's: {', '.join(licence.values())}"]
-    return {}, [f"the card names no licence, as {why} --license NAME states one"]
+    return {}, [
+        f"the card names no licence, as {why or f'that of {base} is no name of one.'} --license NAME states one"
+    ]
 
 
 def _card(before: Remote, facts: Facts, licence: Mapping[str, str], stated: frozenset[str]) -> tuple[str, list[str]]:

@@ -12,7 +12,7 @@ import json
 import re
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -24,10 +24,13 @@ from loraforge.text import listed, shown
 SECONDS = 3.0
 """For all patterns of one configuration together."""
 
-MOST, LONGEST = 10_000, 1_000
-"""Patterns of one configuration, and letters of one."""
+MOST, LONGEST, MOST_NAMES = 10_000, 1_000, 100_000
+"""Patterns of one configuration, letters of one, and entries of a list of modules or of blocks."""
+MOST_WORK = 5_000_000
+"""Names that all plain patterns of one configuration are compared with."""
 
 _SIMPLE = re.compile(r"\^?(?:[\w.-]|\\\.)*", re.ASCII)
+"""A pattern that matches names of one length, as its only sign is the dot for any letter."""
 
 PROGRAM = """
 import json, re, sys
@@ -107,12 +110,15 @@ def untargeted(config: Mapping[str, Any], paths: Collection[str], where: str) ->
 
     Raises ScaleError if an entry has a wrong type.
     """
+    for name in ("target_modules", "exclude_modules", "layers_to_transform"):
+        if isinstance(entries := config.get(name), list) and len(entries) > MOST_NAMES:
+            raise ScaleError(f"{where}: {name} has {len(entries):,} entries; up to {MOST_NAMES:,} are read.", BELIEVE)
     targets, left = config.get("target_modules"), config.get("exclude_modules")
     meant = _named(targets, paths, f"{where}: target_modules")
     if targets is None or targets == "all-linear":
         meant = set(paths)
     elif isinstance(targets, list):  # a regular expression says it all
-        meant &= _of_layers(config, paths, where) | {path for path in paths if path in targets}
+        meant &= _of_layers(config, paths, where) | set(targets)
     excluded = _named(left, paths, f"{where}: exclude_modules") if left else set()
     return [path for path in paths if path not in meant or path in excluded]
 
@@ -134,7 +140,7 @@ def _of_layers(config: Mapping[str, Any], paths: Collection[str], where: str) ->
     blocks = config.get("layers_to_transform")
     if blocks is None or blocks == []:
         return set(paths)
-    blocks = blocks if isinstance(blocks, list) else [blocks]
+    blocks = {n for n in (blocks if isinstance(blocks, list) else [blocks]) if isinstance(n, int)}
     stems = config.get("layers_pattern") or []
     stems = [stems] if isinstance(stems, str) else stems
     if not isinstance(stems, list) or not all(isinstance(stem, str) and stem.isidentifier() for stem in stems):
@@ -222,11 +228,33 @@ def _full_matches(patterns: Collection[str], texts: Collection[str], where: str,
         raise ScaleError(f"{where}: patterns: more than {MOST:,}, or one of more than {LONGEST:,} letters.", BELIEVE)
     hard = [pattern for pattern in patterns if not _SIMPLE.fullmatch(pattern)]
     matches = dict(zip(hard, _apart(hard, list(texts), where, tail), strict=True)) if hard else {}
-    for pattern in patterns:
-        if pattern not in matches:
-            match = re.compile(tail.replace("{}", pattern)).fullmatch
-            matches[pattern] = {text for text in texts if match(text)}
+    matches |= _plainly([pattern for pattern in patterns if pattern not in matches], texts, where, ends=tail != "{}")
     return [matches[pattern] for pattern in patterns]
+
+
+def _plainly(patterns: Sequence[str], texts: Collection[str], where: str, *, ends: bool) -> dict[str, set[str]]:
+    """The same for simple patterns, without `re`. `ends`: one that has no ^ matches what follows a dot, too."""
+    whole, parts = defaultdict[int, dict[str, set[str]]](dict), defaultdict[int, dict[str, set[str]]](dict)
+    for text in texts:
+        whole[len(text)][text] = {text}
+        for start in (0, *(match.end() for match in re.finditer(r"\.", text))):
+            parts[len(text) - start].setdefault(text[start:], set()).add(text)
+    tables, work, found = dict[object, dict[tuple[str, ...], set[str]]](), 0, dict[str, set[str]]()
+    for pattern in patterns:
+        letters = pattern.removeprefix("^").replace(r"\.", "/")  # a dot in it is any letter, a slash is a dot
+        length, any_letter = len(letters), [n for n, letter in enumerate(letters) if letter == "."]
+        spans = tuple(zip([0, *(n + 1 for n in any_letter)], [*any_letter, length], strict=True))
+        anchored = not ends or pattern.startswith("^")
+        if (table := tables.get((anchored, spans))) is None:
+            table = tables[anchored, spans] = {}
+            held = (whole if anchored else parts)[length]
+            if (work := work + len(held)) > MOST_WORK:
+                raise ScaleError(f"{where}: the patterns take too long to match.", BELIEVE)
+            for text, names in held.items():
+                table.setdefault(tuple(text[start:stop] for start, stop in spans), set()).update(names)
+        sought = letters.replace("/", ".")
+        found[pattern] = table.get(tuple(sought[start:stop] for start, stop in spans), set())
+    return found
 
 
 def _apart(patterns: Sequence[str], texts: Sequence[str], where: str, tail: str) -> list[set[str]]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding
 from loraforge.files.tensorfile import TensorFile
+from loraforge.files.texts import read_json
+from loraforge.foreign import reading
 from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config, split_qkv
 from loraforge.scale.origin import Origin
@@ -57,8 +59,8 @@ class Record:
 
     @property
     def believed(self) -> bool:
-        """Whether recorded scales count; not with --override-scale."""
-        return not self.choice.stated.override
+        """Whether recorded scales count; not with --override-scale, or if they were recorded of other tensors."""
+        return not self.choice.stated.override and self.origin.tensors != "others"
 
     def offer(self, path: Path, scaling: float, said: str) -> None:
         """Offer a configuration that counts only if the user names it."""
@@ -98,11 +100,9 @@ def header_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
     for key in places()["header"]["configs"]:
         if key not in file.metadata:
             continue
-        try:
+        look = command("loraforge", "inspect", file.path)
+        with reading(f"{file.path}: its header entry {key}", "JSON", look, kind=ScaleError):
             value = json.loads(file.metadata[key])
-        except (ValueError, RecursionError) as error:
-            look = command("loraforge", "inspect", file.path)
-            raise ScaleError(f"{file.path}: its header entry {key} is not JSON.", look) from error
         components = dict[str, dict[str, Any]]()
         for name, entry in value.items() if isinstance(value, dict) else ():
             component, _, word = name.rpartition(".")
@@ -217,6 +217,9 @@ def _plain(record: Record) -> None:
                 record.notes.append(f"its header says {word} {shown(text)}, which is no number: not used")
             continue
         groups.setdefault(component, {})[word] = value
+    renamed = not record.alphas and any(".lora_A." in key for key in record.file.tensors)
+    if renamed and "ss_network_module" in record.file.metadata:
+        groups.pop("ss", None)  # a converter multiplied alpha in, and kept the header of the file that it read
     ours = record.origin.scale is not None  # what was true of the source need not be true of our result
     for component, values in groups.items() if record.believed and not ours else ():
         ranks = {word: value for word, value in values.items() if word in words["rank"]}
@@ -277,7 +280,7 @@ def _own(record: Record) -> None:
 def _training(record: Record) -> None:
     """The training configuration that the user names; if nothing is recorded, one in the run's own folder."""
     named = record.choice.training_config
-    if named and record.believed:
+    if named and not record.choice.stated.override:
         record.rules.append(_named(record, named))
     elif not record.rules and record.believed:
         mine, others = around(record.file.path, record.ranks)
@@ -334,22 +337,9 @@ def _rule(config: TrainingScale, record: Record, path: Path) -> Rule:
 
 def read_config(path: Path) -> dict[str, Any]:
     """PEFT's configuration. Raises FormatError if it cannot be read."""
-    look = command("ls", "-l", path)
     if not path.is_file():  # opening a pipe would wait for ever
-        raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.", look)
-    try:
-        with path.open("rb") as stream:
-            text = stream.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise FormatError(f"{path} has more than {_MOST_BYTES >> 20} MB: it is no LoraConfig.", look)
-        value = json.loads(text)
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}.", look) from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not JSON: the save or the download failed.", look) from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{path} holds {shown(value)}, not a LoraConfig.", look)
-    return value
+        raise FormatError(f"{path} is no file that can be read, and the scale would stand in it.")
+    return read_json(path, "a LoraConfig in JSON", kind=FormatError, most=_MOST_BYTES)
 
 
 PLACES: Mapping[str, Callable[[Record], None]] = {
@@ -357,7 +347,7 @@ PLACES: Mapping[str, Callable[[Record], None]] = {
     "adapter_config.json": _peft,
     "alpha tensors": _tensors,
     "header entries lora_alpha, network_alpha, alpha, ss_network_alpha": _plain,
-    "ot_config, training_config, ss_network_args": _documents,
+    "training_config, ss_network_args": _documents,
     "loraforge's own entry": _own,
     "training configurations of its run": _training,
 }

@@ -98,6 +98,8 @@ class Choice:
     """Patterns of modules and tensors to leave out."""
     architecture: str | None = None
     """The name given with `--architecture`."""
+    compare: bool = False
+    """Read the tensors too, to see whether our entry in the header was written for them."""
     program: bool = False
     """Read it as programs do: a module without a record acts at 1.0, and no file beside it is read."""
 
@@ -109,6 +111,13 @@ AS_LOADED = "diffusers"
 def overriding(option: str, value: float, why: str) -> Try:
     """The remedy that states a scale over whatever files record."""
     return adding(option, f"{value:.12g}", "--override-scale", why=why)
+
+
+def unusual(scaling: float) -> str:
+    """What is odd about a scale, in words after its number; empty if training can have used it."""
+    if scaling <= 0:
+        return "inverts the adapter" if scaling else "switches the adapter off"
+    return "" if 1e-5 <= scaling <= 1e4 else "is hardly one of training, where it is lora_alpha / rank"
 
 
 BELIEVE = overriding("--trained-scale", 1, "if the strength was right as loaders apply it")

@@ -72,9 +72,9 @@ def takes_stated(verb: Callable[P, R]) -> Callable[P, R]:
 
 
 def choice_of(stated: Stated, *, iteration: int | None = None, ema: bool = False, drop: Sequence[str] = ()) -> Choice:
-    """How to read an adapter. Raises ScaleError if the scale is stated in two ways."""
+    """How to read an adapter, tensors too. Raises ScaleError if the scale is stated in two ways."""
     config, arch = stated.get("training_config"), stated.get("architecture")
-    return Choice(iteration, ema, Path(config) if config else None, _statement(stated), tuple(drop), arch)
+    return Choice(iteration, ema, Path(config) if config else None, _statement(stated), tuple(drop), arch, True)
 
 
 def _statement(stated: Stated) -> Statement:

@@ -1,7 +1,8 @@
 """Finds the scale that a run used in the files of its trainer, its trackers or the user's launch script.
 
 Sources: CogVideo sat/configs/*_lora.yaml and finetune/*.sh, cogvideox-factory, finetrainers and VideoX-Fun launch
-scripts, sd-scripts config files, accelerate tracking.py (`hparams.yml` in logs/<project>/<time>/), wandb config.yaml.
+scripts, sd-scripts config files, diffusion-pipe train.py (copied to epoch{n}, step{n}), accelerate tracking.py
+(`hparams.yml` in logs/<project>/<time>/), wandb config.yaml.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ import tomli
 from loraforge.errors import ScaleError
 from loraforge.files.neighbours import BESIDE
 from loraforge.files.texts import once, parse_yaml
+from loraforge.foreign import content, reading
 from loraforge.scale.rule import number, over
 from loraforge.text import command, listed, plain, shown
 
 SAT_DEFAULT = "SAT's default lora_alpha"
-ALPHAS = ("lora_alpha", "network_alpha", SAT_DEFAULT, "alpha")
+PIPE_DEFAULT = "diffusion-pipe's alpha"
+"""Which is the rank: since 2024-12-10 it refuses a configuration that states another, and before it was the default."""
+ALPHAS = (PIPE_DEFAULT, "lora_alpha", "network_alpha", SAT_DEFAULT, "alpha")
 RANKS = ("lora_rank", "lora_r", "network_dim", "network_rank", "rank", "r")
 RSLORA = ("use_rslora", "rslora")
 PATTERNS = ("alpha_pattern", "rank_pattern")
@@ -52,9 +56,6 @@ def _wrong(path: Path, what: str) -> ScaleError:
 
 class _SilentError(ScaleError):
     """The file states no scale or cannot be read: the search goes on."""
-
-    def __init__(self, path: Path, what: str) -> None:
-        super().__init__(f"{path} {what}.", command("ls", "-l", path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def read_text(text: str, path: Path) -> TrainingScale:
     alphas, ranks, flags = list[_Entry](), list[_Entry](), list[_Entry]()
     outputs = set[str]()
     # Only these words state an alpha; a file without them need not be parsed.
-    for group in read(text, path) if re.search("alpha|lora_config", text) else []:
+    for group in read(text, path) if re.search(r"alpha|lora_config|\[adapter\]", text) else []:
         flags += _named(group, RSLORA)
         outputs |= {entry.value for entry in _named(group, OUTPUTS) if isinstance(entry.value, str)}
         alpha, rank = _named(group, ALPHAS), _named(group, RANKS)
@@ -98,7 +99,8 @@ def read_text(text: str, path: Path) -> TrainingScale:
         alphas += alpha
         ranks += rank
     if not alphas:
-        raise _SilentError(path, "states no lora_alpha, network_alpha, or alpha beside a rank")
+        text = f"{path} states no lora_alpha, network_alpha, or alpha beside a rank."
+        raise _SilentError(text)
     a, r, flag = (_agreed(path, entries) for entries in (alphas, ranks, flags))
     rslora = any(value for _, value in flag)
     said = ", ".join([f"{entry.name} {value:g}" for entry, value in a + r] + ["rslora"] * rslora)
@@ -110,7 +112,8 @@ def stated_in(folder: Path) -> dict[Path, TrainingScale | None]:
     """The configurations in a folder that state a lora alpha; None for one that contradicts itself."""
     scales = dict[Path, TrainingScale | None]()
     logged = [*folder.glob("logs/*/hparams.yml"), *folder.glob("logs/*/*/hparams.yml")]
-    for path in [folder / name for name in BESIDE] + logged * (len(logged) == 1):
+    copied = sorted(folder.glob("*.toml")) * bool(re.fullmatch(r"(epoch|step)\d+", folder.name))  # by diffusion-pipe
+    for path in [folder / name for name in BESIDE] + logged * (len(logged) == 1) + copied:
         try:
             scales[path] = read_training_config(path)
         except _SilentError:
@@ -140,33 +143,26 @@ def _agreed(path: Path, entries: list[_Entry]) -> list[tuple[_Entry, float]]:
 
 
 def _text(path: Path) -> str:
-    try:
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise FileNotFoundError(0, "it is no file")
-        with path.open("rb") as stream:
-            data = stream.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise _SilentError(path, f"cannot be read: {error.strerror}") from error
-    text = data.decode("utf-8-sig", "replace")  # a .bat may have comments in its system's encoding; options are ASCII
-    if len(data) > MOST_BYTES or re.search(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]", text):
-        raise _SilentError(path, "is no training configuration: it is not text, or has more than 1 MB")
+    with reading(path, "a training configuration", kind=_SilentError):
+        # a .bat may have comments in its system's encoding; options are ASCII
+        text = content(path, MOST_BYTES).decode("utf-8-sig", "replace")
+        if re.search(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]", text):
+            raise ValueError("it is not text")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _document(text: str, path: Path) -> Iterator[list[_Entry]]:
     """The entries of each mapping of a document. Each is visited once, however many aliases name it."""
-    try:
+    with reading(path, path.suffix[1:].upper(), kind=_SilentError):
         root = _PARSERS[path.suffix.lower()](text)
-    except Exception as error:  # parsers may raise anything: PyYAML raises IndexError for `!!int ""`
-        why = plain(str(error).partition("\n")[0], 200) or type(error).__name__
-        raise _SilentError(path, f"cannot be read as {path.suffix[1:].upper()}: {why}") from error
     seen, queue = set[int](), list[tuple[tuple[str, ...], object]]([((), root)])
     for keys, node in queue:
         if not isinstance(node, dict | list) or id(node) in seen:
             continue
         seen.add(id(node))
         if len(seen) > MOST_MAPPINGS or len(keys) > DEEPEST:
-            raise _SilentError(path, "holds too much to be a training configuration")
+            text = f"{path} holds too much to be a training configuration."
+            raise _SilentError(text)
         group = list[_Entry]()
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             if isinstance(value, dict) and "value" in value and value.keys() <= {"desc", "value"}:
@@ -178,6 +174,8 @@ def _document(text: str, path: Path) -> Iterator[list[_Entry]]:
                 queue.append((at, value))
         if keys[-2:] == ("lora_config", "params") and isinstance(node, dict) and "lora_alpha" not in node:
             group += [_Entry(SAT_DEFAULT, 1, ".".join(keys))] * ("r" in node)
+        if keys == ("adapter",) and isinstance(node, dict) and node.get("type") == "lora" and "alpha" not in node:
+            group += [_Entry(PIPE_DEFAULT, node["rank"], "adapter")] * ("rank" in node)
         yield group
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraforge.errors import Try, adding
@@ -17,15 +17,26 @@ def writers(architecture: str, writes: str, metadata: Mapping[str, str]) -> dict
     `writes`: the format or family of formats. `metadata`: the header; if it names one of them, it is that one.
     Beside them, a tool whose entry says `*` writes such files of any model: it alone settles nothing.
     """
-    entries = package_table("facts/trainers").items()
-    known = {name: t for name, t in entries if {architecture, "*"} & {*t.get("writes", {}).get(writes, ())}}
-    named = {name: trainer for name, trainer in known.items() if _mark(trainer, metadata)}
+    known, named = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
+    for name, trainer in package_table("facts/trainers").items():
+        of = [{architecture, "*"} & {*trainer.get(key, {}).get(writes, ())} for key in ("writes", "records")]
+        known |= {name: trainer} if of[0] else {}
+        named |= {name: trainer} if any(of) and _mark(trainer, metadata) else {}
     return named or known
+
+
+def narrowed(architectures: Sequence[str], writes: str, metadata: Mapping[str, str]) -> list[str]:
+    """The architectures that the trainer named in the header writes in this format; all of them if none is named."""
+    marked = [t.get("writes", {}) for t in package_table("facts/trainers").values() if _mark(t, metadata)]
+    mine = [name for name in architectures if any(name in each.get(writes, ()) for each in marked)]
+    return mine or [*architectures]
 
 
 def _mark(trainer: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
     """The entry of the header that names a trainer; empty if none does."""
-    return next((key for key, word in trainer.get("header", {}).items() if word in metadata.get(key, "")), "")
+    return next(
+        (key for key, word in trainer.get("header", {}).items() if key in metadata and word in metadata[key]), ""
+    )
 
 
 def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, metadata: Mapping[str, str]) -> Rule | None:
@@ -36,13 +47,13 @@ def agreed(known: Mapping[str, Mapping[str, Any]], writes: str, title: str, meta
     names = listed(titles(known))
     said = f"every known writer of {writes} files for {title} trains at alpha = rank: {names}"
     if mark := next(filter(None, (_mark(trainer, metadata) for trainer in known.values())), ""):
-        said = f"{mark} in its header names {names}, which trains at alpha = rank"
+        said = f"{mark} in its header names {names}: alpha = rank"
     return Rule(f"no number in the file; {said}", scaling=1.0)
 
 
 def _of_the_model(known: Mapping[str, Mapping[str, Any]], writes: str) -> bool:
     """Whether one of them is known to write the files of this very model."""
-    return any("*" not in trainer["writes"][writes] for trainer in known.values())
+    return any("*" not in trainer.get("writes", {}).get(writes, ()) for trainer in known.values())
 
 
 def differ(known: Mapping[str, Mapping[str, Any]], writes: str, title: str) -> str:

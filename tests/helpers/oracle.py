@@ -106,8 +106,8 @@ class Case:
 
 
 def updates(file: Path) -> dict[str, np.ndarray]:
-    """Module path -> update of a Diffusers file as a loader that knows no metadata applies it: B @ A at 1.0."""
-    tensors = load_file(file)
+    """Module path -> update of a Diffusers file as a loader that knows no metadata applies it: B @ A at 1.0, flat."""
+    tensors = {key: tensor.reshape(tensor.shape[0], -1) for key, tensor in load_file(file).items()}
     paths = sorted(
         key.removeprefix("transformer.").removesuffix(".lora_A.weight") for key in tensors if ".lora_A." in key
     )

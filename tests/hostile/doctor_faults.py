@@ -75,7 +75,7 @@ NAMES = {
     "alpha tensors, no header": Fault(changed(make.no_header, make.alphas), "broken file", "to_k.alpha"),
     "header without prefix": Fault(changed(make.unprefixed_header), "does nothing", make.ENTRY),
     "header with an unknown field": Fault(changed(header(magic=1)), "does nothing", "magic"),
-    "header is no JSON": Fault(changed(make.header_text("{'r': 8}")), "broken file", "not JSON"),
+    "header is no JSON": Fault(changed(make.header_text("{'r': 8}")), "broken file", "JSON"),
     "mixed prefixes": Fault(
         changed(renamed((BLOCKS, "transformer_blocks"), only="blocks.1.")), "broken file", "several spellings"
     ),
@@ -103,7 +103,7 @@ CONTENT = {
     "modules it leaves out": Fault(copied("peft_plain", config={"target_modules": ["to_q"]}), "broken file", "to_k"),
     "LoHa's configuration": Fault(copied("peft_plain", config={"peft_type": "LOHA"}), "cannot tell (", "LOHA"),
     "configuration is no JSON": Fault(
-        make.beside(copied("peft_plain"), "adapter_config.json", "{"), "broken file", "not JSON"
+        make.beside(copied("peft_plain"), "adapter_config.json", "{"), "broken file", "JSON"
     ),
     "configuration alone": Fault(copied("peft_plain", without=PEFT_FILE), "broken file", "adapter_config.json"),
     "alpha 0": Fault(changed(header(lora_alpha=0)), "broken file", "scaling of 0"),

@@ -103,7 +103,7 @@ FUSED = {
     "a part without an index": (model(name=SHARDS[0]), (SHARDS[0], "no index")),
     "with LoRA layers": (model(wrapped("attn1.to_")), ("base_layer", "LoRA layers still in it")),
     "with LoRA layers everywhere": (model(wrapped("")), ("base_layer", "LoRA layers still in it")),
-    "a shard cut off": (edited(sharded(), cut), (SHARDS[1], "not a healthy safetensors file")),
+    "a shard cut off": (edited(sharded(), cut), (SHARDS[1], "as a safetensors file")),
     "an empty shard": (edited(sharded(), lambda base: os.truncate(base / SHARDS[1], 0)), (SHARDS[1], "empty")),
     "another wrapper": (file(checkpoint({"state_dict": dict(sat_weights())}), "x.pt"), ("x.pt", "module")),
     "Diffusers' names in torch": (file(sat(typed("float32")), "x.pt"), ("x.pt", "no checkpoint of SAT")),

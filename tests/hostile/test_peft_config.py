@@ -11,19 +11,19 @@ import pytest
 from hostile.peft_builders import MANY, NAMES, cases, config, peft
 
 TEXTS = {
-    "empty": (b"", "not JSON"),
-    "half of it": (b'{"r": 4, "lora_al', "not JSON"),
-    "noise": (b"\xff\xfe\x00\x1b[2J", "not JSON"),
-    "zeros": (b"\0" * 100, "not JSON"),
+    "empty": (b"", "JSON"),
+    "half of it": (b'{"r": 4, "lora_al', "JSON"),
+    "noise": (b"\xff\xfe\x00\x1b[2J", "JSON"),
+    "zeros": (b"\0" * 100, "JSON"),
     "a list": (b"[]", "a list"),
     "a number": (b"4", "4"),
     "null": (b"null", "None"),
     "a text": (b'"LORA"', "LORA"),
     "20 MB of blanks": (b" " * (20 << 20), "16 MB"),
     "20 MB of a text": (b'{"r": "' + b"4" * (20 << 20) + b'"}', "16 MB"),
-    "nested 100,000 deep": (b"[" * 100_000, "not JSON"),
-    "tables nested 100,000 deep": (b'{"r":' * 100_000, "not JSON"),
-    "a number of 5,000 digits": (b'{"r": 4, "lora_alpha": ' + b"9" * 5_000 + b"}", "not JSON"),
+    "nested 100,000 deep": (b"[" * 100_000, "JSON"),
+    "tables nested 100,000 deep": (b'{"r":' * 100_000, "JSON"),
+    "a number of 5,000 digits": (b'{"r": 4, "lora_alpha": ' + b"9" * 5_000 + b"}", "JSON"),
     "an empty table": (b"{}", "scale"),
 }
 

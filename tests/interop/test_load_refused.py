@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,8 @@ def _state_of(transformer: Any) -> dict[str, Any]:
                    for p, m in named.items() if hasattr(m, "merged_adapters")},
         "adapters": set(getattr(transformer, "peft_config", {})),
         "hooks": {path: id(m._hf_hook) for path, m in named.items() if hasattr(m, "_hf_hook")},
+        "groups": {path: sorted(m._diffusers_hook.hooks) for path, m in named.items()
+                   if hasattr(m, "_diffusers_hook") and m._diffusers_hook.hooks},
         "processors": {path: type(p) for path, p in transformer.attn_processors.items()},
         "attributes": {k for k in vars(transformer) if "peft" in k},
     }  # fmt: skip
@@ -76,6 +79,47 @@ def test_a_failure_leaves_everything_as_it_was(
     assert _state_of(pipe.transformer) == was
     assert torch.equal(forward(pipe.transformer), before)
     loraforge.load_into(pipe, file, name="a", trained_scale=SCALE)  # the same name is free
+
+
+STEPS = """peft.inject_adapter_in_model peft.set_peft_model_state_dict
+loraforge.live.load_into._unfused loraforge.live.load_into._settle loraforge.live.load_into._others_as_before
+loraforge.live.load_into.set_strength loraforge.live.load_into.idle peft.tuners.lora.layer.LoraLayer.set_scale
+diffusers.hooks.group_offloading._maybe_remove_and_reapply_group_offloading
+diffusers.hooks.group_offloading._apply_group_offloading
+diffusers.models.attention.AttentionModuleMixin.unfuse_projections""".split()
+
+
+@pytest.mark.parametrize("then", ["before it", "after it"])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("state", ["group_leaf", "group_block", "fused_qkv", "fused", "hook_of_the_users"])
+def test_a_failure_in_any_step_leaves_everything_as_it_was(
+    state: str, step: str, then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = adapter(tmp_path)
+    pipe = pipeline(model())
+    BEFORE[state](pipe, tmp_path)
+    before, was = forward(pipe.transformer), _state_of(pipe.transformer)
+    module, _, name = step.rpartition(".")
+    real, calls = getattr(pkgutil.resolve_name(module), name), 0
+
+    def breaks(*given: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = real(*given, **options) if calls > 1 or then == "after it" else None
+        if calls > 1:
+            return result
+        list(result if hasattr(result, "__next__") else ())  # the notes of a step that yields them
+        raise RuntimeError("no accelerator")
+
+    monkeypatch.setattr(step, breaks)
+    try:
+        loraforge.load_into(pipe, file, name="a", trained_scale=SCALE)
+    except LoraforgeError as error:
+        assert "The pipeline is as it was" in str(error)  # Diffusers may raise another one as it cleans up
+    assert calls == 0 or _state_of(pipe.transformer) == was
+    if calls:
+        monkeypatch.undo()
+        assert torch.equal(forward(pipe.transformer), before)
 
 
 def _meta(pipe: Any) -> None:

@@ -199,7 +199,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no mp4": ("5b", {"out": "x.gif"}, "the name of the video must end in .mp4"),
     "setting": ("5b", {"settings": ["lora_scale=2"]}, "is no setting of a run"),
     "strengths": ("5b", {"strength": [1.0, 2.0]}, "2 strengths for 1 adapters"),
-    "manifest": ("5b", {"manifest": "first.png"}, "is no manifest"),
+    "manifest": ("5b", {"manifest": "first.png"}, "as a manifest"),
 }
 
 
@@ -318,7 +318,7 @@ def test_a_manifest_edited_by_hand(name: str, pipelines: Folders, tmp_path: Path
     made = json.loads((tmp_path / "a.json").read_text())
     EDITS[name](made)
     (tmp_path / "a.json").write_text(json.dumps(made))
-    with pytest.raises(LoraforgeError, match=r"a\.json is no manifest of"):
+    with pytest.raises(LoraforgeError, match=r"a\.json cannot be read as a manifest of"):
         loraforge.run([], manifest=tmp_path / "a.json", out=tmp_path / "b.mp4")
 
 

@@ -378,3 +378,8 @@ def test_a_table_is_whole_in_a_terminal_of_any_width(width: int, is_grid: bool) 
     assert "CogVideo's SAT trainer: run folder or mp_rank_00_model_states.pt" in shown
     assert "\u2026" not in shown
     assert ("\u2500\u2500" in shown) == is_grid
+
+
+def test_python_dash_m_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "loraforge", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"loraforge, version {loraforge.__version__}\n"

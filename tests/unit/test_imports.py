@@ -88,9 +88,9 @@ main({[verb, *map(str, words)]!r}, standalone_mode=False)
 
 
 LAYERS = (
-    "text _version threads document tables < errors < algebra facts plugin < files names fusion < scale hub media < "
-    "adapter < format < programs < conversion < base < live diagnosis learning < "
-    "publishing < __init__ settings < cli testing"
+    "text _version threads document tables < errors < foreign < algebra facts plugin < files names fusion < "
+    "scale hub media < adapter < format < programs < conversion < base < live diagnosis learning < "
+    "publishing < __init__ settings < cli testing < __main__"
 )
 """A folder imports from its own and from those left of its own `<`, types and deferred imports included."""
 

@@ -315,7 +315,7 @@ def test_words_and_files_are_read_alike(tmp_path: Path) -> None:
         (["generator_device=gpu"], "cpu, cuda"),
         (["scheduler=a b"], "name of a class"),
         (["fuse_components=,"], "names of components"),
-        (["nothing.json"], "neither KEY=VALUE nor a file"),
+        (["nothing.json"], "KEY=VALUE, or a file"),
     ],
 )
 def test_what_is_refused_in_words(items: list[str], says: str) -> None:
@@ -341,10 +341,10 @@ def test_what_is_refused_in_words(items: list[str], says: str) -> None:
         ('{"fuse_components": [1]}', "names of components"),
         ("[]", "no JSON object"),
         ("49", "no JSON object"),
-        ("", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ('{"seed": ' + "9" * 5000 + "}", "not JSON|whole number"),
-        (" " * (1 << 20) + "{}", "megabyte"),
+        ("", "in JSON"),
+        ("[" * 100_000, "in JSON"),
+        ('{"seed": ' + "9" * 5000 + "}", "in JSON|whole number"),
+        (" " * (1 << 20) + "{}", "1 MB"),
     ],
 )
 def test_what_is_refused_in_a_file(text: str, says: str, tmp_path: Path) -> None:

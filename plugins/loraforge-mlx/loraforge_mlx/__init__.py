@@ -74,7 +74,7 @@ def turned(file: TensorFile) -> TensorFile:
         if len(info.shape) != 2 or not key.endswith((".lora_a", ".lora_b")):  # what is wrong with it is told later
             return info
         strides = info.strides or (info.shape[1], 1)
-        return replace(info, shape=info.shape[::-1], strides=strides[::-1])
+        return info._replace(shape=info.shape[::-1], strides=strides[::-1])
 
     return replace(file, tensors={key: turn(key, info) for key, info in file.tensors.items()})
 

@@ -15,8 +15,9 @@ from loraforge.algebra.lora import LoraWeight
 from loraforge.errors import ConversionError, FileError
 from loraforge.files import opening
 from loraforge.files.digest import scan
+from loraforge.files.mapped import FileMap
 from loraforge.files.safetensors import read_safetensors, write_safetensors
-from loraforge.files.tensorfile import FileMap, TensorFile, TensorInfo
+from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.names.bijection import parse
 from loraforge.scale.peft_config import config, rule
 

@@ -76,5 +76,5 @@ def test_a_manifest_that_states_what_is_no_option_is_refused(stated: dict[str, A
     file.write_text(json.dumps(EARLIER), "utf-8")
     assert read_manifest(file)["stated"] == {"alpha": 64.0}
     file.write_text(json.dumps({**EARLIER, "stated": stated}), "utf-8")
-    with pytest.raises(FileError, match=r"is no manifest of `loraforge run`: stated"):
+    with pytest.raises(FileError, match=r"as a manifest of `loraforge run`: stated"):
         read_manifest(file)

@@ -33,7 +33,7 @@ HEADERS: dict[str, tuple[dict[str, Any], float]] = {
     "behind a component": ({"transformer.lora_alpha": "64", "transformer.r": "4"}, 16),
     "rslora, plain": ({"transformer.lora_alpha": "8", "transformer.r": "4", "transformer.use_rslora": "True"}, 4),
     "sd-scripts": ({"ss_network_alpha": "1", "ss_network_dim": "4"}, 0.25),
-    "a document": ({"ot_config": {"lora": {"lora_rank": 4, "lora_alpha": 2.0}}}, 0.5),
+    "a document": ({"training_config": {"lora": {"lora_rank": 4, "lora_alpha": 2.0}}}, 0.5),
 }  # fmt: skip
 
 
@@ -51,6 +51,17 @@ def test_the_header_records_it(header: dict[str, Any], scale: float, words: str,
     assert stale <= {"lora_adapter_metadata"}  # which is our own now
     again = loraforge.convert(tmp_path / "out.safetensors", to="peft", out=tmp_path / "again")
     assert (again.scalings, again.scale.provenance) == ((1.0,), "recorded")  # no entry of the source is left
+
+
+@pytest.mark.parametrize("words", ["diffusers", "bare", "peft"])
+def test_the_header_of_a_file_that_lost_its_alphas_is_not_counted_twice(words: str, tmp_path: Path) -> None:
+    """musubi-tuner's and sd-scripts' converters multiply alpha into A and B, and keep the header of what they read."""
+    header = {"ss_network_module": "networks.lora_wan", "ss_network_alpha": "1", "ss_network_dim": "4"}
+    file = adapter(tmp_path / "style.safetensors", header, words=words)
+    assert "no alpha is recorded" in refused(file, tmp_path / "out").message
+    assert loraforge.convert(file, to="peft", out=tmp_path / "out", trained_scale=1).scalings == (1.0,)
+    toy_file = toy(tmp_path / "kohya.safetensors", header, dict.fromkeys(PATHS, 1.0))  # as its trainer wrote it
+    assert loraforge.convert(toy_file, to="diffusers", out=tmp_path / "k").scalings == (0.25,)
 
 
 FORMAT = """

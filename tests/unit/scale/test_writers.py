@@ -9,7 +9,7 @@ import pytest
 import loraforge
 from loraforge.names.catalog import architectures
 from loraforge.scale import writers as module
-from loraforge.scale.writers import agreed, candidates, differ, writers
+from loraforge.scale.writers import agreed, candidates, differ, narrowed, writers
 from loraforge.tables import package_table
 
 AI_TOOLKIT = {"software": '{"name": "ai-toolkit", "repo": "https://github.com/ostris/ai-toolkit", "version": "0.7.1"}'}
@@ -84,10 +84,26 @@ def test_a_tool_that_writes_files_of_any_model_is_no_trainer_of_this_one(monkeyp
 def test_a_header_that_names_its_writer_leaves_that_one(monkeypatch) -> None:
     marked = {**FIXED, "header": {"software": "one-trainer"}}
     rule, _, _ = judged(monkeypatch, {"software": '{"name": "one-trainer"}'}, one=marked, two=HALF)
-    assert rule.said == "no number in the file; software in its header names One, which trains at alpha = rank"
+    assert rule.said == "no number in the file; software in its header names One: alpha = rank"
     assert judged(monkeypatch, {"software": "another"}, one=marked, two=HALF)[0] is None
     wan = {**marked, "writes": {"comfyui": ["wan"]}}  # it is not known to write such files
     assert judged(monkeypatch, {"software": "one-trainer"}, one=wan, two=HALF)[0] is None
+
+
+def test_a_header_that_names_its_writer_leaves_the_models_that_it_writes() -> None:
+    assert narrowed(["flux", "chroma"], "comfyui", AI_TOOLKIT) == ["chroma"]  # whose Flux has Diffusers' names
+    assert narrowed(["hunyuanvideo", "flux"], "diffusers", AI_TOOLKIT) == ["flux"]
+    for form, header in (("comfyui", {}), ("comfyui", {"software": "another"}), ("sat", AI_TOOLKIT)):
+        assert narrowed(["flux", "chroma"], form, header) == ["flux", "chroma"]
+
+
+def test_a_writer_that_records_counts_where_its_mark_is(monkeypatch) -> None:
+    """A converter that multiplies alpha in leaves the header of the trainer: that header tells, and nothing else."""
+    marked = {**FIXED, "header": {"ss_network_module": "networks.lora"}, "records": FIXED["writes"]}
+    del marked["writes"]
+    assert judged(monkeypatch, {"ss_network_module": "networks.lora_wan"}, one=marked, two=HALF)[0].scaling == 1.0
+    assert judged(monkeypatch, {"ss_network_module": "lycoris.kohya"}, one=marked, two=HALF)[0] is None
+    assert judged(monkeypatch, one=marked)[0] is None
 
 
 def test_the_mark_of_a_trainer_does_not_lend_it_to_the_others(monkeypatch) -> None:
@@ -151,5 +167,5 @@ def test_the_table_is_about_formats_and_architectures_that_exist() -> None:
         for w in ("writes", "records")
         for form in t.get(w, {}).items()
     ]
-    assert {name for name, _ in forms} - loraforge.formats().keys() <= {"mlx"}
+    assert {name for name, _ in forms} - loraforge.formats().keys() <= {"comfyui-wrapper", "mlx"}
     assert {name for _, names in forms for name in names} - architectures().keys() <= {"hidream", "*"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from loraforge.adapter.fits import fits
 from loraforge.conversion.evidence import read_adapter
 from loraforge.conversion.report import base_text, titles, unshown
 from loraforge.document import Document
-from loraforge.errors import LoraforgeError, as_commands
+from loraforge.errors import FileError, LoraforgeError, NoAdapterError, as_commands
+from loraforge.files.shards import group_of
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
+from loraforge.hub.address import address
 from loraforge.scale.origin import history
 from loraforge.scale.rule import Choice, Scale
-from loraforge.text import fraction, told
+from loraforge.text import fraction, listed, told
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +33,32 @@ class Inspection(Document):
     path: str
     container: str
     size: int
-    format: str | None
-    architecture: str | None
-    evidence: str | None
-    rivals: tuple[str, ...]
-    layout: str | None
-    components: dict[str, int]
-    targets: dict[str, int]
-    differences: dict[str, int]
-    ranks: dict[int, int]
-    dtypes: dict[str, int]
-    scale: Scale | None
-    scalings: tuple[float, ...]
-    fits: tuple[str, ...]
-    metadata: dict[str, str]
-    trigger_words: dict[str, str]
-    history: tuple[dict[str, Any], ...]
-    notes: tuple[str, ...]
-    problem: str | None
-    remedies: tuple[str, ...]
+    format: str | None = None
+    architecture: str | None = None
+    evidence: str | None = None
+    rivals: tuple[str, ...] = ()
+    layout: str | None = None
+    components: dict[str, int] = field(default_factory=dict)
+    targets: dict[str, int] = field(default_factory=dict)
+    differences: dict[str, int] = field(default_factory=dict)
+    ranks: dict[int, int] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)
+    scale: Scale | None = None
+    scalings: tuple[float, ...] = ()
+    fits: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    trigger_words: dict[str, str] = field(default_factory=dict)
+    history: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    problem: str | None = None
+    remedies: tuple[str, ...] = ()
+    base: dict[str, Any] | None = None
 
     def lines(self) -> list[str]:
         """The same for a terminal, one fact a line."""
         table = {
             "file": f"{self.path} ({self.size:,} bytes, {self.container})",
-            "format": f"{self.format or 'unknown'}{f', layout {self.layout}' if self.layout else ''}",
+            "format": f"{self._format()}{f', layout {self.layout}' if self.layout else ''}",
             "model": self._model(),
             "holds": self._holds(),
             "modules": ", ".join(f"{name} x{count}" for name, count in self.targets.items()),
@@ -74,6 +77,11 @@ class Inspection(Document):
 
     def history_lines(self) -> list[str]:
         """Where the file comes from, the oldest first; for `--history`."""
+        if self.base and self.base["made"]:
+            made = {"of": "?", "command": "?", "tool": "?", **self.base["made"]}
+            fused = [f"         + {_added(one)}" for one in self.base["fused"]]
+            last = [f"         {made['command']}   ({made['tool']})", f"         -> {self.path}, this model"]
+            return [f"history  {made['of']}", *fused, *last]
         if not self.history:
             return ["history  none is recorded: no conversion by loraforge led to this file"]
         steps = list(reversed(self.history))
@@ -85,13 +93,22 @@ class Inspection(Document):
             lines += [f"         {n + 1}. {step['command']}   ({step['tool']})", f"            -> {after}"]
         return lines
 
+    def _format(self) -> str:
+        return _KINDS[self.base["kind"]] if self.base else self.format or "unknown"
+
     def _model(self) -> str:
+        if self.base:
+            return f"{self.architecture}; the released models most like it: {listed(list(self.fits)) or 'none'}"
         if self.architecture is None:
             return ""
         others = titles(self.rivals)
         return f"{self.architecture} ({self.evidence})" if self.evidence else unshown(self.architecture, others)
 
     def _holds(self) -> str:
+        if self.base:
+            fused = f"; {len(self.base['fused'])} adapters fused (--history)" if self.base["fused"] else ""
+            index = f", by {self.base['index']}" if self.base["index"] else ""
+            return f"{sum(self.dtypes.values())} tensors in {listed(self.base['files'], 3)}{index}{fused}"
         adapted = {name: count for name, count in self.components.items() if name in ("transformer", "text_encoder")}
         rest = {name: count for name, count in self.components.items() if name not in adapted}
         lora = ", ".join(f"{name} {count}" for name, count in adapted.items())
@@ -105,11 +122,19 @@ class Inspection(Document):
             return f"unknown ({self.scale.source}; loaders apply 1.0)"
         applied = ", ".join(map(fraction, self.scalings))
         trained = ", ".join(map(fraction, self.history[-1]["scale"]["scalings"])) if self.history else applied
-        known = f"({self.scale.provenance}: {self.scale.source})"
+        unread = "; not compared with the tensors" if self.history else ""
+        known = f"({self.scale.provenance}: {self.scale.source}{unread})"
         if trained == applied or self.scale.program:
             return f"{applied} {known}"
         return f"trained at {trained} {known}; readers apply {applied}"
 
+
+_KINDS = {
+    "pipeline": "base model, a Diffusers pipeline",
+    "transformer": "base model, a Diffusers transformer",
+    "file": "base model, one file of tensors",
+    "sat": "base model, a SAT checkpoint",
+}
 
 TRIGGERS = (
     "modelspec.trigger_phrase modelspec.trigger_words ss_trigger_words trained_words trigger_words trigger_word "
@@ -125,6 +150,12 @@ def trigger_words(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def _origin(source: Mapping[str, Any]) -> str:
     return f"{source['path']} ({source['format']}, {source['size']:,} bytes, {source['digest'][:19]}...)"
+
+
+def _added(one: Mapping[str, Any]) -> str:
+    """An adapter that was fused into a base model."""
+    trained = f"trained at {', '.join(map(fraction, one['scalings']))} ({one['provenance']}: {one['said']})"
+    return f"{one['path']} ({one['format']}) at strength {one['strength']:g}, {trained}"
 
 
 def _short(text: str) -> str:
@@ -148,11 +179,18 @@ def inspect(
 ) -> Inspection:
     """Describe the adapter in `source`, a path or an address on the Hub, without reading a weight.
 
-    Only the header of a file on the Hub is fetched; with `fetch`, the whole file, into the Hub's cache. A file that
-    opens but is no adapter is described too, with `problem` set. Raises a LoraforgeError if it cannot be opened.
+    Only the header of a file on the Hub is fetched; with `fetch`, the whole file, into the Hub's cache. A base model
+    on this machine is described as one. Any other file that opens but is no adapter is described too, with `problem`
+    set. Raises a LoraforgeError if it cannot be opened.
     """
     choice = Choice(iteration, ema, drop=tuple(drop), architecture=architecture)
-    form, located, file = locate(source, from_, choice, fetch=fetch)
+    asked = (from_, iteration) == (None, None) and not (ema or drop)
+    try:
+        form, located, file = locate(source, from_, choice, fetch=fetch)
+    except FileError:
+        if asked and (model := _whole(source, choosing=True)):
+            return model
+        raise
     start = ("loraforge", "convert", file.path, "--to", "diffusers")
     adapter, error = None, None
     try:
@@ -160,6 +198,8 @@ def inspect(
             raise not_an_adapter(file)
         adapter, _ = without(read_adapter(form, file, choice), drop, file)
     except LoraforgeError as refusal:
+        if asked and isinstance(refusal, NoAdapterError) and (model := _whole(source)):
+            return model
         error = as_commands(refusal, *start) if form else refusal
     modules = adapter.modules if adapter else {}
     layout = adapter.model.layouts[adapter.layout] if adapter else None
@@ -193,6 +233,31 @@ def inspect(
         problem=error.message if error else None,
         remedies=tuple(remedies),
     )
+
+
+def _whole(source: str | Path, *, choosing: bool = False) -> Inspection | None:
+    """What the base model at a path is; None if there is none that can be opened.
+
+    `choosing`: raise the FileError of a folder with several, which asks for one.
+    """
+    from loraforge.base.opening import open_base
+    from loraforge.base.origin import held, maker
+
+    path = Path(source)
+    try:
+        base = open_base(path.parent if address(source) is None and group_of(path) else path)
+    except LoraforgeError as error:
+        if choosing and any(remedy.instead for remedy in error.remedies):
+            raise
+        return None
+    every = Counter(info.dtype for file in base.files for info in file.tensors.values())
+    names = [file.path.name for file in base.files]
+    return Inspection(
+        told(base.path), base.files[0].kind, sum(file.size for file in base.files), layout=base.layout,
+        architecture=base.architecture.name, fits=tuple(variant.name for variant in base.variants),
+        dtypes=dict(sorted(every.items())), metadata=dict(sorted(base.files[0].metadata.items())), notes=base.notes,
+        base={"kind": base.kind, "files": names, "index": base.index, "fused": held(base), "made": maker(base)},
+    )  # fmt: skip
 
 
 def skeleton(

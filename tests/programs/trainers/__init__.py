@@ -1,0 +1,1 @@
+"""Trainers' own LoRA networks and saving functions, run on tiny models: who wrote the files of tests/data/trainers."""
