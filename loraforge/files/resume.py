@@ -157,10 +157,11 @@ def _unmake(place: Path, lock: Lock, made: Sequence[Path]) -> None:
 
 
 def _progress(place: Path) -> dict[str, Any]:
-    """What an earlier run noted; empty if nothing can be read."""
-    with suppress(OSError, ValueError, RecursionError):
-        progress = json.loads((place / PROGRESS).read_bytes())
-        return progress if isinstance(progress, dict) else {}
+    """What an earlier run noted; empty if it cannot be read, or is of another shape."""
+    with suppress(Exception):  # the work begins anew
+        progress: dict[str, Any] = json.loads((place / PROGRESS).read_bytes())
+        if all(type(record["size"]) is int for record in progress.get("done", {}).values()):
+            return progress
     return {}
 
 
