@@ -11,6 +11,8 @@ from typing import Any
 from loraforge.adapter.differences import counted, described
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import fits
+from loraforge.base.opening import open_base
+from loraforge.base.origin import held, maker
 from loraforge.conversion.evidence import read_adapter
 from loraforge.conversion.report import base_text, titles, unshown
 from loraforge.document import Document
@@ -240,9 +242,6 @@ def _whole(source: str | Path, *, choosing: bool = False) -> Inspection | None:
 
     `choosing`: raise the FileError of a folder with several, which asks for one.
     """
-    from loraforge.base.opening import open_base
-    from loraforge.base.origin import held, maker
-
     path = Path(source)
     if address(source):
         return None

@@ -227,7 +227,11 @@ def series(name: str, place: Path, kills: int, seed: int) -> Counter[str]:
         with Hub() as hub:
             os.environ.update(hub.environment(hub.home))
             hub.add(BASE, {"README.md": b"---\nlicense: other\nlicense_link: LICENSE\n---\n# 5B\n"})
-            return Push(place, hub).kill(kills, rng)
+            try:
+                return Push(place, hub).kill(kills, rng)
+            finally:
+                tempfile.tempdir = None
+                os.environ.pop("TMPDIR", None)
     if name == "pairs":
         total = Counter[str]()
         for to in ("sat", "peft"):

@@ -8,10 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 import tomli
 from helpers.oracle import DATA, Case
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import loraforge
 from loraforge.tables import package_tables
@@ -61,12 +63,16 @@ def test_doctor(name: str, cli) -> None:
     check(json.loads(cli("doctor", DATA / name, "--json").stdout), "doctor")
 
 
-def test_inspect_of_something_else(cli) -> None:
-    result = cli("inspect", DATA / "bases" / "2b" / "sat_base", "--json")
+def test_inspect_of_something_else(tmp_path: Path, cli) -> None:
+    document = json.loads(cli("inspect", DATA / "bases" / "2b" / "sat_base", "--json").stdout)
+    check(document, "inspect")
+    assert document["base"]["kind"] == "sat" and document["problem"] is None
+    save_file({"decoder.conv_in.weight": np.ones((2, 2), np.float32)}, tmp_path / "x.safetensors")
+    result = cli("inspect", tmp_path / "x.safetensors", "--json")
     assert result.exit_code == 1
     document = json.loads(result.stdout)
     check(document, "inspect")
-    assert "full CogVideoX transformer" in document["problem"]
+    assert "is a VAE" in document["problem"] and document["base"] is None
 
 
 def test_tables() -> None:

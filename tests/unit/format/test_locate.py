@@ -189,7 +189,7 @@ def test_latest_as_editors_write_it(text: str, tmp_path: Path) -> None:
 
 def test_deepspeeds_own_tag(tmp_path: Path) -> None:
     shutil.copytree(run(tmp_path), tmp_path / "d" / "global_step5")
-    assert "took global_step5 of d, the only one" in loraforge.inspect(tmp_path / "d").notes[0]
+    assert "took iteration global_step5 of d, the newest" in loraforge.inspect(tmp_path / "d").notes[0]
 
 
 def test_a_zero_3_piece_is_still_refused(tmp_path: Path) -> None:
