@@ -11,6 +11,7 @@ import mmap
 import os
 import signal
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -75,19 +76,22 @@ class FileMap:
     """The file's when its header was read; None if nobody looked."""
     _map: mmap.mmap | None = None
     _stream: BinaryIO | None = field(default=None, repr=False)
+    _opening: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def memory(self) -> mmap.mmap:
         """The whole file. Raises FileError if only its header was fetched, or if the file was changed since."""
         if self.absent:
             text = f"{self.path}: that stands in its tensors ({megabytes(self.absent)}); only its header was fetched."
             raise FileError(text, adding("--fetch", why="get them, into the cache of the Hub"))
-        if self._map is None:
-            self._stream = self.path.open("rb")
-            self.state = self.state or state_of(self._stream.fileno())
-            self.check()
-            self._map = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ)
-            address, size = np.frombuffer(self._map, np.uint8).ctypes.data, len(self._map)
-            _guard(self._map, _Pages(self.path, self._stream, self.state, address, size, size + mmap.PAGESIZE))
+        with self._opening:  # threads may come here together, and one map is enough
+            if self._map is None:
+                stream = self.path.open("rb")
+                self._stream, self.state = stream, self.state or state_of(stream.fileno())
+                self.check()  # a file without bytes has no map
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                weakref.finalize(self._map, stream.close)
+                address, size = np.frombuffer(self._map, np.uint8).ctypes.data, len(self._map)
+                _guard(self._map, _Pages(self.path, stream, self.state, address, size, size + mmap.PAGESIZE))
         self.check()
         return self._map
 

@@ -40,6 +40,8 @@ _OWN = re.compile(
 )
 """How keys of SAT begin. Blocks are called `transformer.layers` in Diffusers' files of Z-Image and Lumina 2 too, and
 `model.diffusion_model.` stands before the names of any whole model."""
+_OF_BASE = re.compile(r"^(?!.*\.lora_).*\.(weight|bias)$")
+"""What a parameter of the base is called: no factor in the words of another trainer, which has learned SAT's names."""
 
 
 class SatFormat:
@@ -86,7 +88,7 @@ class SatFormat:
         return located and replace(located, notes=(f"took {holding[0].name} of {folder.name}", *located.notes))
 
     def claims(self, file: TensorFile) -> bool:
-        return any(_OWN.match(key) for key in file.tensors)
+        return any(_OWN.match(key) and (is_lora(key) or _OF_BASE.search(key)) for key in file.tensors)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         undivided(file)
