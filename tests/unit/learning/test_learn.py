@@ -489,7 +489,7 @@ def test_what_is_dropped_is_said_with_its_reason(tmp_path: Path, cli) -> None:
         (["learn", "a", "b", "-o", "x.toml", "--drop", "one"], "PATTERN=reason"),
         (["probe", "nothing", "-o", "p.safetensors"], "nothing is no file"),
         (["check", "x.toml", "a"], "pairs"),
-        (["check", "x.toml", "a", "b"], "x.toml is no file"),
+        (["check", "x.toml", "a", "b"], "x.toml does not exist"),
     ],
 )
 def test_bad_words_are_refused(words: list[str], message: str, tmp_path: Path, cli, monkeypatch) -> None:
