@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from loraforge._version import __version__
 from loraforge.base.folder import put
 from loraforge.base.proof import prove
-from loraforge.base.stream import Engine, NewTensor, Shard, write_base
+from loraforge.base.stream import Engine, NewTensor, Seen, Shard, seen_again, write_base
+from loraforge.errors import FileError
 from loraforge.files.mapped import FileMap, steady
 from loraforge.files.opening import open_tensors
 from loraforge.files.resume import is_file, resumable
@@ -60,27 +61,35 @@ def write_model(
             (work.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (work.folder / name).write_text(text, "utf-8")
         for name, shard in model.shards.items():
-            if name in work.done:
+            if name in work.done and _as_it_was(work.folder / name, shard, engine, work.done[name].get("seen", ())):
                 more(sizes[name])
             else:
-                results = _write(work.folder / name, shard, engine, more)
-                work.finish(name, {"measured": {key: astuple(sums) for key, sums in results.items()}})
+                results, seen = _write(work.folder / name, shard, engine, more)
+                work.finish(name, {"measured": {key: astuple(sums) for key, sums in results.items()}, "seen": seen})
             measured |= {key: Sums(*numbers) for key, numbers in work.done[name]["measured"].items()}
     return measured
 
 
-def _write(file: Path, shard: Shard, engine: Engine, progress: Callable[[int], None]) -> dict[str, Sums]:
+def _write(file: Path, shard: Shard, engine: Engine, progress: Callable[[int], None]) -> tuple[dict[str, Sums], Seen]:
     file.parent.mkdir(parents=True, exist_ok=True)
-    measured = write_base(file, shard, engine, progress)
+    made = write_base(file, shard, engine, progress)
     prove(shard.tensors, open_tensors(file)[0])
-    return measured
+    return made
+
+
+def _as_it_was(file: Path, shard: Shard, engine: Engine, seen: Sequence[int]) -> bool:
+    """Whether a finished shard, and what it was made from, still have the checksums of the run that made it."""
+    try:
+        return seen_again(file, shard, engine) == tuple(seen)
+    except FileError:
+        return False
 
 
 def _plan(model: Model, engine: Engine) -> str:
     """A hash of everything that decides what is written.
 
-    Of the base it covers names, sizes, dates and headers, not every byte; of the adapters, the digests and strengths
-    that are in the metadata of every file.
+    Of the base it covers names, sizes, dates and headers; its bytes are compared shard by shard (`_as_it_was`). Of the
+    adapters it covers the digests and strengths that are in the metadata of every file.
     """
     facts = [__version__, engine.backend.name, engine.device]
     files: dict[Path, TensorFile] = {}

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from loraforge.files.digest import changed
 from loraforge.files.direct_write import PIECE, write_direct
 from loraforge.files.opening import open_tensors
 from loraforge.files.safetensors import chunks_of, file_order, safetensors_header
-from loraforge.files.tensorfile import KEY, Chunk, TensorFile, TensorInfo
+from loraforge.files.tensorfile import KEY, RELEASE_EVERY, Chunk, TensorFile, TensorInfo
 from loraforge.files.torch_write import copy_chunks, write_torch
 from loraforge.fusion.backend import FusionBackend, Sums, Term
 from loraforge.text import listed
@@ -94,27 +95,65 @@ class Engine(NamedTuple):
 AHEAD = 48
 """Pieces in work or waiting to be written: many, as computed weights come in groups between copied ones."""
 
-Job = Callable[[], tuple[Chunk, Sums | None]]
-"""Makes one piece of a tensor."""
+
+class Job(NamedTuple):
+    """Makes one piece of a tensor, from elements `start` to `stop` of a tensor of the source."""
+
+    work: Callable[[], tuple[Chunk, Sums | None]]
+    nbytes: int
+    """Of the piece."""
+    part: Part | None = None
+    start: int = 0
+    stop: int = 0
+
+    def run(self) -> tuple[Chunk, Sums | None, Seen]:
+        chunk, sums = self.work()
+        written = crc32(chunk)
+        same = isinstance(self.work, partial) and self.work.func is _copy
+        return chunk, sums, Seen(written if same else self.read(), written)
+
+    def read(self) -> int:
+        """The CRC-32 of the bytes that it is made from."""
+        if self.part is None:
+            return 0
+        info, file = self.part.file.tensors[self.part.key], self.part.file
+        if info.strides is None:
+            width = BYTES[info.dtype]
+            return crc32(file.raw(self.part.key)[self.start * width : self.stop * width])
+        return crc32(b"".join(copy_chunks(file, self.part.key)))
 
 
-def write_base(path: Path, shard: Shard, engine: Engine, progress: Callable[[int], None]) -> dict[str, Sums]:
+class Seen(NamedTuple):
+    """CRC-32 of the CRC-32 of all pieces, of what was read for them and of what was written."""
+
+    read: int = 0
+    written: int = 0
+
+    def then(self, piece: Seen) -> Seen:
+        return Seen(*(crc32(new.to_bytes(4, "little"), old) for old, new in zip(self, piece, strict=True)))
+
+
+def write_base(
+    path: Path, shard: Shard, engine: Engine, progress: Callable[[int], None]
+) -> tuple[dict[str, Sums], Seen]:
     """Write one tensor file, and read it back.
 
-    Returns the sums of each tensor that has an update. `progress` is called with the bytes of each piece. Raises
-    ConversionError if a value does not fit its new type, VerificationError if the disk returns other bytes.
+    Returns the sums of each tensor that has an update, and what `seen_again` compares later. `progress` is called
+    with the bytes of each piece. Raises ConversionError if a value does not fit its new type, VerificationError if the
+    disk returns other bytes.
     """
     by_key = {tensor.key: tensor for tensor in shard.tensors}
     header = {tensor.key: tensor.entry for tensor in shard.tensors}
-    order = file_order(header) if shard.kind == "safetensors" else list(header)
-    measured: dict[str, Sums] = {}
-    plans = [(key, list(_jobs(by_key[key], engine))) for key in order]
-    with in_order(lambda job: job(), (job for _, jobs in plans for job in jobs), AHEAD) as results:
+    measured, seen = dict[str, Sums](), Seen()
+    plans = [(key, list(_jobs(by_key[key], engine))) for key in _order(shard)]
+    with in_order(Job.run, (job for _, jobs in plans for job in jobs), AHEAD) as results:
 
         def chunks(key: str, count: int) -> Iterator[Chunk]:
+            nonlocal seen
             for _ in range(count):
-                chunk, sums = next(results)
+                chunk, sums, piece = next(results)
                 yield chunk
+                seen = seen.then(piece)
                 if sums is not None:
                     measured[key] = measured.get(key, Sums()) + sums
                 progress(memoryview(chunk).nbytes)
@@ -127,10 +166,43 @@ def write_base(path: Path, shard: Shard, engine: Engine, progress: Callable[[int
             if damaged := changed(open_tensors(path)[0], sums):
                 text = f"the disk gave back other bytes than were written: {listed(damaged, 3)}. Nothing was kept."
                 raise VerificationError(text)
-            return measured
+            return measured, seen
         each = (piece for key, pieces in contents for piece in chunks_of(key, header[key], pieces))
         write_direct(path, chain([safetensors_header(header, shard.metadata)[0]], each))
-    return measured
+    return measured, seen
+
+
+def _order(shard: Shard) -> list[str]:
+    header = {tensor.key: tensor.entry for tensor in shard.tensors}
+    return file_order(header) if shard.kind == "safetensors" else list(header)
+
+
+def seen_again(path: Path, shard: Shard, engine: Engine) -> Seen | None:
+    """What `write_base` saw, read once more from the source and from the written file; None if that has another header.
+
+    Raises FileError if the file is none of tensors.
+    """
+    back, by_key, seen = open_tensors(path)[0], {tensor.key: tensor for tensor in shard.tensors}, Seen()
+    entries = {key: (info.dtype, info.shape) for key, info in back.tensors.items()}
+    kept = shard.metadata if shard.kind == "safetensors" else {KEY: shard.metadata[KEY]}
+    if (entries, back.metadata) != ({key: tensor.entry for key, tensor in by_key.items()}, kept):
+        return None
+
+    def pieces() -> Iterator[tuple[Job, memoryview]]:
+        for key in _order(shard):
+            content = back.raw(key)
+            for job in _jobs(by_key[key], engine):
+                yield job, content[: job.nbytes]
+                content = content[job.nbytes :]
+            for part in by_key[key].parts:
+                part.file.release(part.key)
+
+    with in_order(lambda piece: Seen(piece[0].read(), crc32(piece[1])), pieces()) as each:
+        for n, piece in enumerate(each):
+            seen = seen.then(piece)
+            if n % RELEASE_EVERY == 0:
+                back.release()
+    return seen
 
 
 def measure(tensors: Iterable[NewTensor], engine: Engine) -> dict[str, Sums]:
@@ -138,7 +210,7 @@ def measure(tensors: Iterable[NewTensor], engine: Engine) -> dict[str, Sums]:
     measured: dict[str, Sums] = {}
     changing = [tensor for tensor in tensors if tensor.terms or tensor.is_cast]
     jobs = [(tensor, job) for tensor in changing for job in _jobs(tensor, engine)]
-    with in_order(lambda entry: entry[1]()[1], jobs) as results:
+    with in_order(lambda entry: entry[1].work()[1], jobs) as results:
         for (tensor, _), sums in zip(jobs, results, strict=True):
             if sums is not None:
                 measured[tensor.key] = measured.get(tensor.key, Sums()) + sums
@@ -150,7 +222,7 @@ def measure(tensors: Iterable[NewTensor], engine: Engine) -> dict[str, Sums]:
 def _jobs(tensor: NewTensor, engine: Engine) -> Iterator[Job]:
     """The pieces of a tensor, in the order of its bytes."""
     if tensor.made is not None:
-        yield partial(_make, tensor.made, tensor.dtype)
+        yield Job(partial(_make, tensor.made, tensor.dtype), tensor.nbytes)
     width, row = math.prod(tensor.shape[1:]), 0
     for part in tensor.parts:
         begin, row = row, row + part.stop - part.start
@@ -164,7 +236,9 @@ def _jobs(tensor: NewTensor, engine: Engine) -> Iterator[Job]:
             for top in range(first, last, step):
                 end = min(top + step, last)
                 cut = tuple(Term(t.weight.take(top - start, end - start), t.strength) for t in terms)
-                yield partial(_fuse, part, top + shift, end + shift, cut, tensor, engine)
+                work = partial(_fuse, part, top + shift, end + shift, cut, tensor, engine)
+                size = (end - top) * width * BYTES[tensor.dtype]
+                yield Job(work, size, part, (top + shift) * width, (end + shift) * width)
 
 
 def _copies(part: Part, start: int, stop: int, tensor: NewTensor) -> Iterator[Job]:
@@ -174,7 +248,8 @@ def _copies(part: Part, start: int, stop: int, tensor: NewTensor) -> Iterator[Jo
     in_one = info.dtype == tensor.dtype and info.strides is not None  # each piece would gather the whole tensor
     step = stop - start if in_one else PIECE // BYTES[tensor.dtype]
     for first in range(start, stop, max(1, step)):
-        yield partial(work, first, min(first + step, stop))
+        last = min(first + step, stop)
+        yield Job(partial(work, first, last), (last - first) * BYTES[tensor.dtype], part, first, last)
 
 
 def _copy(part: Part, start: int, stop: int) -> tuple[Chunk, None]:

@@ -108,10 +108,13 @@ def stamp(
     adapter = replace(adapter, scale=scale, source=Source(Path(source), file, form.name, ""))
     metadata, replaced = _metadata(adapter, file, ranks, _typed(choice))
     output = _destination(file.path, _typed(choice), out, in_place=in_place, force=force)
+    others = output.file.stat().st_nlink - 1 if in_place else 0
+    said = "1 other name (a hard link) keeps" if others == 1 else f"{others} other names (hard links) keep"
+    parted = [f"{said} the file as it was"] if others else []
     with replacing(output, file.size, force=force or in_place) as folder, steady(*file.maps):
         back, again = _written(folder / output.names[0], adapter, form, file, metadata)
         acts_in = acting(outlooks(form, back, again))
-    notes, whole = (*adapter.notes, *notes, *([unshown] if unshown else [])), bool(_prefix(adapter))
+    notes, whole = (*adapter.notes, *notes, *parted, *([unshown] if unshown else [])), bool(_prefix(adapter))
     return Stamp(str(source), str(output.file), scale, adapter.scalings, replaced, whole, not unshown, acts_in, notes)
 
 

@@ -120,7 +120,7 @@ _BEFORE: list[int | None] = []
 """The handler that was there before ours; empty if ours is not there."""
 _THREADS = 100
 """After so many faults at which nothing of ours is missing, they are of somebody else."""
-_idle = 0
+_idle = [0]
 
 
 def _guard(memory: mmap.mmap, pages: _Pages) -> None:
@@ -133,10 +133,9 @@ def _guard(memory: mmap.mmap, pages: _Pages) -> None:
 
 def _fault(_: int) -> None:
     """Called in the thread that read a page which is not there; on return it reads the page again."""
-    global _idle
     with suppress(Exception):
-        _idle = 0 if sum(pages.patched() for pages in list(_MAPS.values())) else _idle + 1
-        if _idle < _THREADS:  # several can be at the same page
+        _idle[0] = 0 if sum(pages.patched() for pages in list(_MAPS.values())) else _idle[0] + 1
+        if _idle[0] < _THREADS:  # several can be at the same page
             return
     if _BEFORE:  # the fault of somebody else, who gets what they would get without us
         _libc().signal(signal.SIGBUS, _BEFORE.pop())

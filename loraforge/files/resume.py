@@ -12,24 +12,28 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from loraforge.errors import LoraforgeError, OutputError, adding
-from loraforge.files.destination import sync_folder
 from loraforge.files.neighbours import TENSORS
+from loraforge.files.workplace import LOCK, Lock, clear, exchange, remove, sync_folder, take
 
 PROGRESS = "loraforge-progress.json"
 """In the unfinished folder: its plan, and a record of each finished file."""
-_LOCK = "loraforge.lock"
+_MADE = "made"
+"""In it: the folder with the files of the result."""
 
 
 @dataclass(slots=True)
 class Partial:
-    """An unfinished folder. The files in `done` are whole."""
+    """An unfinished result. The files in `done` were whole."""
 
-    folder: Path
+    place: Path
     plan: str
     done: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are written."""
+        return self.place / _MADE
 
     def finish(self, name: str, record: Mapping[str, Any]) -> None:
         """Put a file on the disk, and note that it is whole."""
@@ -39,12 +43,11 @@ class Partial:
         self.done[name] = {**record, "size": file.stat().st_size}
         self.save()
 
-    def save(self) -> None:
+    def save(self, **more: int) -> None:
         """Write the progress file, in one step."""
-        text = json.dumps({"plan": self.plan, "done": self.done})
-        new = self.folder / f"{PROGRESS}.new"
-        new.write_text(text, "utf-8")
-        new.replace(self.folder / PROGRESS)
+        new = self.place / f"{PROGRESS}.new"
+        new.write_text(json.dumps({"plan": self.plan, "done": self.done, **more}), "utf-8")
+        new.replace(self.place / PROGRESS)
 
 
 def check_place(out: Path, names: Sequence[str], sources: Sequence[Path], *, force: bool) -> None:
@@ -55,6 +58,7 @@ def check_place(out: Path, names: Sequence[str], sources: Sequence[Path], *, for
     try:
         for path, source in product((out, _unfinished(out)), sources):
             _check_outside(path, source)
+        _settle(out)
         _check_free(out, names, force=force)
     except (OSError, RuntimeError) as error:  # a name that is too long, or links in a circle
         elsewhere = adding("-o", Path.home() / out.name[:100], why="another place")
@@ -107,26 +111,23 @@ def resumable(
     the folder becomes `out`. `new`: refuse if `out` exists by now. Raises OutputError if another process is writing
     it, if the folder is not ours, or if the disk is too small or cannot be written.
     """
-    folder = _unfinished(out)
+    place = _unfinished(out)
     try:
-        made = [above for above in folder.parents if not above.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not ((folder / PROGRESS).exists() or (folder / _LOCK).exists()):
-            raise OutputError(f"{folder} is in the way, and loraforge did not make it. Move it away.")
-        lock = FileLock(folder / _LOCK)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            raise OutputError(f"another loraforge is writing {out}. Wait for it.") from error
+        made = [above for above in place.parents if not above.exists()]
+        if place.exists() and any(place.iterdir()) and not any((place / own).exists() for own in (PROGRESS, LOCK)):
+            raise OutputError(f"{place} is in the way, and loraforge did not make it. Move it away.")
+        lock = take(place)
+        if lock is None:
+            raise OutputError(f"another loraforge is writing {out}. Wait for it.")
         try:
             if new and out.exists():
-                _unmake(folder, made)
+                _unmake(place, lock, made)
                 text = f"{out} exists: another loraforge has just written it."
                 raise OutputError(text, adding("--force", why="replace it"))
-            partial = _resumed(folder, plan)
+            partial = _resumed(place, plan)
             worth_keeping = bool(partial.done)
             try:
-                free = shutil.disk_usage(folder).free
+                free = shutil.disk_usage(place).free
                 needed = sum(size for name, size in nbytes.items() if name not in partial.done)
                 if free < needed:
                     elsewhere = adding("-o", Path.home() / out.name, why="another disk")
@@ -136,11 +137,10 @@ def resumable(
                 yield partial
             except LoraforgeError:
                 if not worth_keeping:
-                    _unmake(folder, made)
+                    _unmake(place, lock, made)
                 raise
-            if os.name == "nt":  # which renames no folder that holds an open file
-                lock.release()
-            _appear(folder, out, next(iter(nbytes)) if alone else None)
+            _appear(partial, out, next(iter(nbytes)) if alone else None)
+            remove(place, lock)
         finally:
             lock.release()
     except OSError as error:
@@ -148,50 +148,57 @@ def resumable(
         raise OutputError(text) from error
 
 
-def _unmake(folder: Path, made: Sequence[Path]) -> None:
-    """Remove a folder, and the folders above that were made for it."""
-    shutil.rmtree(folder)
+def _unmake(place: Path, lock: Lock, made: Sequence[Path]) -> None:
+    """Remove an unfinished folder, and the folders above that were made for it."""
+    remove(place, lock)
     with suppress(OSError):  # another program has put a file there
         for above in made:
             above.rmdir()
 
 
-def _resumed(folder: Path, plan: str) -> Partial:
+def _progress(place: Path) -> dict[str, Any]:
+    """What an earlier run noted; empty if it cannot be read, or is of another shape."""
+    with suppress(Exception):  # the work begins anew
+        progress: dict[str, Any] = json.loads((place / PROGRESS).read_bytes())
+        if all(type(record["size"]) is int for record in progress.get("done", {}).values()):
+            return progress
+    return {}
+
+
+def _resumed(place: Path, plan: str) -> Partial:
     """What an earlier run left, if it followed the same plan; else an empty folder."""
-    progress: Any = None
-    partial = Partial(folder, plan, {})
-    with suppress(OSError, ValueError, RecursionError):
-        progress = json.loads((folder / PROGRESS).read_bytes())
-    if isinstance(progress, dict) and progress.get("plan") == plan:
-        files = ((folder / name, name, record) for name, record in progress.get("done", {}).items())
+    progress, partial = _progress(place), Partial(place, plan, {})
+    if progress.get("plan") == plan:
+        files = ((partial.folder / name, name, record) for name, record in progress.get("done", {}).items())
         partial.done = {
             n: record for file, n, record in files if file.is_file() and file.stat().st_size == record["size"]
         }
     else:
-        for child in folder.iterdir():
-            if child.is_dir() and not child.is_symlink():
-                shutil.rmtree(child)
-            elif child.name != _LOCK:
-                child.unlink()
+        clear(place)
+    partial.folder.mkdir(exist_ok=True)
     partial.save()
     return partial
 
 
-def _appear(folder: Path, out: Path, alone: str | None) -> None:
-    """Move the file `alone`, or the folder if it is None, to `out`; in one step if `out` does not exist."""
-    old = None
-    if out.exists():
-        old = out.with_name(f".{out.name}.{os.urandom(4).hex()}.old")
-        out.rename(old)
-    if alone is not None:
-        (folder / alone).replace(out)
-        shutil.rmtree(folder)
+def _appear(partial: Partial, out: Path, alone: str | None) -> None:
+    """Give the name `out` to the file `alone`, or to the folder if it is None: in one step where the system has one."""
+    made = partial.folder / alone if alone is not None else partial.folder
+    partial.save(appears=made.stat().st_ino)
+    if not out.exists():
+        made.rename(out)
     else:
-        folder.rename(out)  # with the lock in it: another process finds the lock held, or `out`
-        for name in (PROGRESS, _LOCK):
-            (out / name).unlink(missing_ok=True)
+        try:
+            exchange(made, out)
+        except OSError:
+            aside = partial.place / "old"
+            out.rename(aside)
+            made.rename(out)
     sync_folder(out.parent)
-    if old is not None and old.is_dir():
-        shutil.rmtree(old)
-    elif old is not None:
-        old.unlink()
+
+
+def _settle(out: Path) -> None:
+    """Remove what a run left that was killed when `out` had its name already."""
+    place = _unfinished(out)
+    appeared = _progress(place).get("appears")
+    if appeared and out.exists() and out.stat().st_ino == appeared and (lock := take(place)):
+        remove(place, lock)

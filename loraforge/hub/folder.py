@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import atexit
 import shutil
-import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path, PurePosixPath
@@ -19,6 +19,7 @@ from loraforge.files.neighbours import BESIDE, TENSORS
 from loraforge.files.opening import open_tensors
 from loraforge.files.shards import alone, is_index
 from loraforge.files.tensorfile import TensorFile
+from loraforge.files.workplace import temporary
 from loraforge.hub.address import address
 from loraforge.hub.repo import Repo, open_repo, page
 from loraforge.text import megabytes
@@ -111,10 +112,10 @@ def reach(source: str | Path) -> Reached | None:
         return None
     repo = open_repo(where)
     where = repo.address
-    temporary = Path(tempfile.mkdtemp(prefix="loraforge-")).resolve()
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    kept = ExitStack()
+    atexit.register(kept.close)
     # deep enough that a search for training configurations, upwards, stays in our folders
-    folder = temporary / "hub" / where.repo
+    folder = kept.enter_context(temporary("hub")) / "hub" / where.repo
     reached = Reached(repo, folder)
     repo.known_as(folder)
     folder.mkdir(parents=True)

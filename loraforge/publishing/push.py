@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, Unpack
 
 from loraforge.adapter.fits import no_repository, repository
@@ -13,6 +12,7 @@ from loraforge.document import Document
 from loraforge.errors import HubError, Try, absent, adding
 from loraforge.files.neighbours import TENSORS
 from loraforge.files.shards import group_of
+from loraforge.files.workplace import temporary
 from loraforge.hub.address import Address, address, is_branch, is_repo, meant, parsed, renamed
 from loraforge.hub.repo import licence_of, settled
 from loraforge.publishing.allowed import has_form
@@ -109,12 +109,12 @@ def push(
     revision, repo = _branch(repo, to, revision, dry_run=dry_run), to.repo
     shown = [of_sample(Path(path)) for path in sample]
     _check(source, base_model, prompt, sample)
-    with TemporaryDirectory(prefix="loraforge-push-") as work:
+    with temporary("push") as work:
         before = remote(repo, revision, dry_run=dry_run, wait=wait)
         _reachable(before, private=private)
         old = fields(split(before.card)[0], _card_page(repo))
         chosen = repository(base_model) if base_model else _base_of(old)
-        known, content, more = published(Path(source), repo, chosen, stated, drop, Path(work))
+        known, content, more = published(Path(source), repo, chosen, stated, drop, work)
         facts = replace(
             known, repo=repo, prompts=tuple(prompt), samples=tuple(file.name for file in shown),
             example=_example(prompt, old), trigger=trigger or known.trigger or _words(old.get("instance_prompt")),

@@ -19,6 +19,7 @@ from hostile.builders import checkpoint, diffusers_lora, safetensors, tensor
 from hostile.test_config import section
 from hostile.test_safetensors import KEY_A, KEY_B, text
 from loraforge.errors import FileError, HubError, ScaleError
+from loraforge.files import resume
 from loraforge.files.texts import read_json, read_yaml
 from loraforge.files.torch_read import read_torch
 from loraforge.foreign import reading
@@ -265,3 +266,13 @@ def test_a_configuration_of_a_base_with_entries_of_its_kind(tmp_path: Path, cli)
     }
     done = cli("convert-base", model(said=said)(tmp_path), "--to", "sat", "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
+
+
+DONE = ("null", '{"a":1}', '{"a":{"size":"1"}}', "[1]")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "[" * 100_000, *(f'{{"plan":"p","done":{done}}}' for done in DONE)])
+def test_a_list_of_finished_files_of_another_shape_counts_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a").write_text("1")
+    (tmp_path / resume.PROGRESS).write_text(text)
+    assert resume._progress(tmp_path) == {}

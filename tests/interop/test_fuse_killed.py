@@ -11,45 +11,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.sharded import BLOCKS, sharded_model
 from safetensors.numpy import load_file, save_file
 
 import loraforge
 from loraforge.errors import OutputError
-from loraforge.files.resume import _LOCK, PROGRESS
+from loraforge.files.resume import PROGRESS
 
-HIDDEN, BLOCKS = 256, 6
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9 is of POSIX systems")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A sharded transformer whose fuse takes long enough to be killed on the way, and an adapter for it."""
-    place = tmp_path_factory.mktemp("model")
-    base, rng = place / "base", np.random.default_rng(0)
-    base.mkdir()
-    where, lora = {}, {}
-    for i in range(BLOCKS):
-        stem = f"transformer_blocks.{i}"
-        shapes = {f"attn1.{name}": (HIDDEN, HIDDEN) for name in ("to_q", "to_k", "to_v", "to_out.0")}
-        shapes |= {"ff.net.0.proj": (4 * HIDDEN, HIDDEN), "ff.net.2": (HIDDEN, 4 * HIDDEN)}
-        tensors = {f"{stem}.{n}.weight": rng.standard_normal(s).astype(np.float16) for n, s in shapes.items()}
-        tensors |= {f"{stem}.{n}.bias": rng.standard_normal(s[0]).astype(np.float16) for n, s in shapes.items()}
-        name = f"diffusion_pytorch_model-{i + 1:05}-of-{BLOCKS:05}.safetensors"
-        save_file(tensors, base / name, {"format": "pt"})
-        where |= dict.fromkeys(tensors, name)
-        for n, (rows, width) in shapes.items():
-            lora[f"transformer.{stem}.{n}.lora_A.weight"] = rng.standard_normal((8, width)).astype(np.float16)
-            lora[f"transformer.{stem}.{n}.lora_B.weight"] = rng.standard_normal((rows, 8)).astype(np.float16) / 64
-    index = {"metadata": {"total_size": 1}, "weight_map": where}
-    (base / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    (base / "config.json").write_text("{}")
-    save_file(lora, place / "adapter.safetensors", {"format": "pt"})
-    return base, place / "adapter.safetensors"
+    return sharded_model(tmp_path_factory.mktemp("model"))
 
 
 def command(model: tuple[Path, Path], out: Path) -> list[str]:
@@ -83,10 +63,7 @@ def test_killed_many_times_at_any_moment(model: tuple[Path, Path], tmp_path: Pat
         process.send_signal(signal.SIGKILL)
         process.wait()
         if out.exists():  # it was quicker than the kill: what has the name is whole
-            got = content(out)
-            for own in (PROGRESS, _LOCK):
-                got.pop(own, None)
-            assert got == want
+            assert content(out) == want
             shutil.rmtree(out)
             continue
         unfinished += 1
@@ -153,28 +130,82 @@ def model_and(model: tuple[Path, Path]) -> tuple[Path, list[Path]]:
     return model[0], [model[1]]
 
 
-def test_a_damaged_finished_shard_is_written_again(
-    model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def damaged(shard: Path, base: Path) -> None:
+    with shard.open("r+b") as stream:
+        stream.seek(-5000, os.SEEK_END)
+        stream.write(bytes(4000))
+
+
+def cut(shard: Path, base: Path) -> None:
+    os.truncate(shard, 1000)
+
+
+def another_header(shard: Path, base: Path) -> None:
+    shard.write_bytes(shard.read_bytes().replace(b'"pt"', b'"tf"', 1))
+
+
+def another_base(shard: Path, base: Path) -> None:
+    """Of the same size and date, as `cp -p` and `rsync -t` leave it."""
+    file = base / shard.name
+    state = file.stat()
+    tensors = load_file(file)
+    save_file({key: -tensor for key, tensor in tensors.items()}, file, {"format": "pt"})
+    assert file.stat().st_size == state.st_size
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [damaged, cut, another_header, another_base, None])
+def test_a_finished_shard_that_is_not_as_it_was_is_written_again(
+    model: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path, Path], None] | None,
 ) -> None:
     import loraforge.base.job as basejob
 
-    loraforge.fuse(*model_and(model), tmp_path / "whole", as_loaded=True)
-    real, count = basejob._write, []
+    base = shutil.copytree(model[0], tmp_path / "base")
+    real, written = basejob._write, []
 
     def write(file, *rest):
-        count.append(file)
-        if len(count) == 3:
+        written.append(file)
+        if len(written) == 3:
             raise Stop
         return real(file, *rest)
 
     monkeypatch.setattr(basejob, "_write", write)
     with pytest.raises(Stop):
-        loraforge.fuse(*model_and(model), tmp_path / "out", as_loaded=True)
-    with count[0].open("r+b") as stream:
-        stream.truncate(1000)
-    monkeypatch.setattr(basejob, "_write", real)
-    loraforge.fuse(*model_and(model), tmp_path / "out", as_loaded=True)
+        loraforge.fuse(base, [model[1]], tmp_path / "out", as_loaded=True)
+    if change:
+        change(written[0], base)
+    loraforge.fuse(base, [model[1]], tmp_path / "out", as_loaded=True)
+    again = [file.name[24:29] for file in written[3:]]
+    assert again == [*(["00001"] if change else []), *(f"{n:05}" for n in range(3, BLOCKS + 1))]
+    loraforge.fuse(base, [model[1]], tmp_path / "whole", as_loaded=True)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_kill_after_the_swap_leaves_nothing_to_the_next_run(
+    model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loraforge.files import resume
+
+    out = tmp_path / "out"
+    loraforge.fuse(*model_and(model), out, as_loaded=True, strength=[0.5])
+    old = content(out)
+
+    def killed(*_):
+        raise Stop
+
+    monkeypatch.setattr(resume, "remove", killed)
+    with pytest.raises(Stop):
+        loraforge.fuse(*model_and(model), out, as_loaded=True, force=True)
+    new = content(out)
+    assert new.keys() == old.keys() and new != old
+    assert content(tmp_path / "out.partial" / "made") == old or sys.platform != "linux"
+    monkeypatch.undo()
+    with pytest.raises(OutputError, match="exists"):
+        loraforge.fuse(*model_and(model), out, as_loaded=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_two_at_once_do_not_mix(model: tuple[Path, Path], tmp_path: Path) -> None:
