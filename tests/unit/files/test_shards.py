@@ -122,8 +122,11 @@ def twice(folder: Path) -> None:
 
 
 DISAGREEING = {
-    "a key in another file": (moved, "do not agree"),
-    "a key that none holds": (changed(nobody="adapter_model-00001-of-00003.safetensors"), "do not agree, in nobody"),
+    "a key in another file": (moved, "names other places than the files beside it have"),
+    "a key that none holds": (
+        changed(nobody="adapter_model-00001-of-00003.safetensors"),
+        r"have: nobody \(in none of them\)",
+    ),
     "a file elsewhere": (changed(x="../x.safetensors"), "which is no file beside it"),
     "a file that is not there": (changed(x="x.safetensors"), "x.safetensors is not here"),
     "a key in two files": (twice, "both hold"),
