@@ -121,7 +121,8 @@ def absent(
     missing, names = here / typed.relative_to(here).parts[0], list[str]()
     text = f"{what and f'{what} '}{path} does not exist"
     if typed.exists():
-        return (kind or FileError)(f"{what and f'{what} '}{path} is no file that can be read.", *remedies)
+        kept = "a folder, and a file is asked for" if typed.is_dir() else "no file that can be read"
+        return (kind or FileError)(f"{what and f'{what} '}{path} is {kept}.", *remedies)
     if typed.is_symlink() or not here.is_dir():
         odd = "it is a link to nothing" if typed.is_symlink() else f"{here} is no folder"
         return (kind or FileError)(f"{text}: {odd}.", *remedies)

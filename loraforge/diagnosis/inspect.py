@@ -21,6 +21,7 @@ from loraforge.files.shards import group_of
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.hub.address import address
+from loraforge.names.lookalike import lora_paths
 from loraforge.scale.origin import history
 from loraforge.scale.rule import Choice, Scale
 from loraforge.text import fraction, listed, told
@@ -251,6 +252,8 @@ def _whole(source: str | Path, *, choosing: bool = False) -> Inspection | None:
         if choosing and any(remedy.instead for remedy in error.remedies):
             raise
         return None
+    if lora_paths(key for file in base.files for key in file.tensors):
+        return None  # an adapter in words that no format reads has modules of a base too
     every = Counter(info.dtype for file in base.files for info in file.tensors.values())
     names = [file.path.name for file in base.files]
     return Inspection(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from helpers.oracle import DATA
 from safetensors.numpy import load_file, save_file
 
 import loraforge
-from loraforge.errors import LoraforgeError
+from loraforge.errors import FormatError, LoraforgeError
 from loraforge.names.catalog import outdone
 
 TOY = """
@@ -106,9 +105,14 @@ def test_a_base_is_of_the_architecture_that_knows_most_of_it(tmp_path: Path) -> 
     save_file(
         {f"{path}.weight": np.ones(shape, np.float32) for path, shape in base.items()}, tmp_path / "b.safetensors"
     )
-    assert re.search("is a full Toy transformer", loraforge.inspect(tmp_path / "b.safetensors").problem or "")
-    cogvideox = loraforge.inspect(DATA / "bases" / "2b" / "diffusion_pytorch_model.safetensors")
-    assert "is a full CogVideoX transformer" in (cogvideox.problem or "")
+    bases = {
+        "Toy": tmp_path / "b.safetensors",
+        "CogVideoX": DATA / "bases" / "2b" / "diffusion_pytorch_model.safetensors",
+    }
+    for title, base in bases.items():
+        assert loraforge.inspect(base).architecture == title.lower()
+        with pytest.raises(FormatError, match=f"is a full {title} transformer"):
+            loraforge.convert(base, to="diffusers")
 
 
 def test_a_convolution_over_frames_too_keeps_its_kernel(tmp_path: Path) -> None:

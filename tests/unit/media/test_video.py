@@ -313,7 +313,7 @@ def test_sound_alone_is_no_film(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("read", [read_video, read_image])
 def test_what_is_not_there_is_told(tmp_path: Path, read) -> None:
-    with pytest.raises(FileError, match=r"x\.mp4 is not there"):
+    with pytest.raises(FileError, match=r"x\.mp4 does not exist"):
         read(tmp_path / "x.mp4")
     with pytest.raises(FileError, match="is a folder"):
         read(tmp_path)
