@@ -149,7 +149,6 @@ DIFFUSERS = {
     "a block that is no number": (f"{TO_Q.replace('.0.', '.x.')}.lora_A.weight", A, "transformer_blocks.x"),
     "a text encoder's": ("text_encoder.encoder.q.lora_A.weight", A, "text_encoder"),
     "a magnitude of the wrong length": (f"{TO_Q}.lora_magnitude_vector", numbers(HIDDEN - 1), "lora_magnitude_vector"),
-    "a bias of B": (f"{TO_Q}.lora_B.bias", numbers(HIDDEN), "lora_B.bias"),
     "an alpha of its own": (f"{TO_Q}.alpha", numbers(), "alpha"),
     "a SAT factor": (f"{DENSE}.matrix_A.0", A, "sat"),
     "a full weight": ("transformer.proj_out.weight", A, "proj_out.weight"),

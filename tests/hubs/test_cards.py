@@ -112,7 +112,7 @@ def test_a_yaml_that_is_made_to_blow_up_is_refused() -> None:
         f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
     )
     for front in (bomb + "library_name: *i\n", "tags: &t [*t]\n", "[" * 3000, "? [a]\n: b\n", "a:\n\t- b\n", "x\x07y"):
-        with pytest.raises(HubError, match="mend it there first"):
+        with pytest.raises(HubError, match="Mend it there first"):
             fields(front, "the card")
 
 
