@@ -73,7 +73,7 @@ class Allowed:
     def header(self, metadata: Mapping[str, str]) -> dict[str, str]:
         """The entries of a header that are published, rewritten where only a part of one is."""
         kept = {key: self._entry(key, text) for key, text in metadata.items()}
-        return {key: text for key, text in kept.items() if text}
+        return {key: text for key, text in kept.items() if text is not None}
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The published part of a PEFT configuration."""
@@ -112,8 +112,8 @@ class Allowed:
             return self._base(text)
         if key in WORDS:
             return _model(text)
-        if mark := next((mark for mark in _marks(key) if mark in text), ""):
-            return mark
+        if (mark := next((mark for mark in _marks(key) if mark in text), None)) is not None:
+            return mark  # empty, if the entry tells by itself
         known = word in (*words["alpha"], *words["rank"], *words["rslora"])
         if known and (not component or _COMPONENT.fullmatch(component)):
             return text if has_form("number", text.strip()) or has_form("flag", text.strip()) else None

@@ -71,8 +71,8 @@ NAMES = {
         changed(renamed((".weight", ".default.weight"))), "does nothing", ".default."
     ),
     "kohya's words": Fault(changed(make.no_header, TO_KOHYA), "does nothing", ".lora_down.", ("--alpha", "4")),
-    "alpha tensors": Fault(changed(make.alphas), "broken file", "to_k.alpha"),
-    "alpha tensors, no header": Fault(changed(make.no_header, make.alphas), "broken file", "to_k.alpha"),
+    "alpha tensors": Fault(changed(make.alphas), "does nothing", "to_k.alpha"),
+    "alpha tensors, no header": Fault(changed(make.no_header, make.alphas), "does nothing", "to_k.alpha"),
     "header without prefix": Fault(changed(make.unprefixed_header), "does nothing", make.ENTRY),
     "header with an unknown field": Fault(changed(header(magic=1)), "does nothing", "magic"),
     "header is no JSON": Fault(changed(make.header_text("{'r': 8}")), "broken file", "JSON"),

@@ -65,21 +65,18 @@ def run_of(tmp_path: Path, make: Make) -> Path:
 
 
 NOTHING = {
-    "an empty folder": (made(), "nothing"),
-    "an empty checkpoint": (empty("checkpoint-5"), "nothing"),
-    "a checkpoint of a trainer's state alone": (text("checkpoint-5/random_states_0.pkl", "x"), "nothing"),
-    "a file called as a checkpoint": (text("checkpoint-5"), "nothing"),
-    "a folder called as a file": (empty("checkpoint-5.safetensors"), "nothing"),
-    "a folder called as the tensors": (empty(f"checkpoint-5/{FILE}"), "nothing"),
-    "a number of 30 digits": (checkpoint("checkpoint-" + "9" * 30), "nothing"),
-    "a number below 0": (checkpoint("checkpoint--5"), "nothing"),
-    "a number of two parts": (checkpoint("checkpoint-5-6"), "nothing"),
-    "a number with a line break": (checkpoint("checkpoint-5\n"), "nothing"),
-    "no number": (checkpoint("checkpoint-last"), "nothing"),
-    "a checkpoint in a checkpoint": (checkpoint("checkpoint-5/checkpoint-6"), "nothing"),
-    "a link to nowhere": (link("checkpoint-5", "nowhere"), "nothing"),
-    "a link to itself": (link("checkpoint-5", "checkpoint-5"), "nothing"),
-    "tensors that are a link to nowhere": (made(empty("checkpoint-5"), link(f"checkpoint-5/{FILE}", "no")), "nothing"),
+    "an empty folder": (made(), "no adapter was found"),
+    "an empty checkpoint": (empty("checkpoint-5"), "no adapter was found"),
+    "a checkpoint of a trainer's state alone": (text("checkpoint-5/random_states_0.pkl", "x"), "no adapter was found"),
+    "a file called as a checkpoint": (text("checkpoint-5"), "no adapter was found"),
+    "a folder called as a file": (empty("checkpoint-5.safetensors"), "no adapter was found"),
+    "a folder called as the tensors": (empty(f"checkpoint-5/{FILE}"), "no adapter was found"),
+    "a link to nowhere": (link("checkpoint-5", "nowhere"), "no adapter was found"),
+    "a link to itself": (link("checkpoint-5", "checkpoint-5"), "no adapter was found"),
+    "tensors that are a link to nowhere": (
+        made(empty("checkpoint-5"), link(f"checkpoint-5/{FILE}", "no")),
+        "no adapter was found",
+    ),
     "a configuration alone": (text("adapter_config.json"), "adapter_model.safetensors"),
     "tensors of 0 bytes": (checkpoint("checkpoint-5", b""), "empty"),
     "tensors cut short": (checkpoint("checkpoint-5", HEALTHY[:-8]), "safetensors"),
@@ -100,11 +97,31 @@ def test_a_run_without_tensors(tmp_path: Path, refused, make: Make, fragment: st
     refused(run_of(tmp_path, make), fragment)
 
 
+ODDLY_NAMED = {
+    "a number of 30 digits": checkpoint("checkpoint-" + "9" * 30),
+    "a number below 0": checkpoint("checkpoint--5"),
+    "a number of two parts": checkpoint("checkpoint-5-6"),
+    "a number with a line break": checkpoint("checkpoint-5\n"),
+    "no number": checkpoint("checkpoint-last"),
+    "a checkpoint in a checkpoint": checkpoint("checkpoint-5/checkpoint-6"),
+    "digits of another script": checkpoint("checkpoint-٣"),
+}
+
+
+@pytest.mark.parametrize("make", **cases(ODDLY_NAMED))
+def test_the_only_adapter_is_taken_under_any_name(tmp_path: Path, cli, out: Path, make: Make):
+    """Its name is no number, and so it is no checkpoint; but it is the only adapter, and that is said."""
+    run = run_of(tmp_path, make)
+    done = cli("convert", run, "--to", "diffusers", "-o", out)
+    assert done.exit_code == 0, done.output
+    assert "the only folder in run with an adapter" in done.stderr, done.output
+
+
 def test_what_is_below_is_proposed(tmp_path: Path, refused):
     """A folder of runs is no run: each of them is one command away."""
     for name in "ab":
         diffusers(tmp_path / "runs" / name / "checkpoint-5")
-    refused(tmp_path / "runs", "nothing")
+    refused(tmp_path / "runs", "holds adapters in a, b. Which?")
 
 
 TWO = {
@@ -139,10 +156,6 @@ def test_a_newest_checkpoint_that_is_skipped_is_told(tmp_path: Path, cli, out: P
     assert result.exit_code == 1 or "checkpoint-50" in result.stderr, result.output
 
 
-def test_digits_of_another_script_are_no_number(tmp_path: Path, refused):
-    refused(run_of(tmp_path, checkpoint("checkpoint-٣")))
-
-
 BOTH = made(checkpoint("checkpoint-5"), checkpoint("checkpoint-10"))
 CHOICES = {
     "that is not there": (BOTH, "7", "no checkpoint 7"),
@@ -151,7 +164,7 @@ CHOICES = {
     "without tensors": (made(BOTH, empty("checkpoint-50")), "50", "no checkpoint 50"),
     "that is a file": (made(BOTH, text("checkpoint-50")), "50", "no checkpoint 50"),
     "where nothing is numbered": (diffusers, "5", "no checkpoint 5"),
-    "where there is nothing": (empty("checkpoint-5"), "5", "nothing"),
+    "where there is nothing": (empty("checkpoint-5"), "5", "no adapter was found"),
     "beside a final result": (made(diffusers, BOTH), "7", "no checkpoint 7"),
 }
 

@@ -161,7 +161,7 @@ UNSTAMPABLE = {
     "noise": (raw(b"noise" * 20), "neither"),
     "0 bytes": (raw(b""), "empty"),
     "a file that is not there": (lambda folder: folder / "no.safetensors", "does not exist"),
-    "an empty folder": (lambda folder: (folder / "x").mkdir() or folder / "x", "nothing"),
+    "an empty folder": (lambda folder: (folder / "x").mkdir() or folder / "x", "no adapter was found"),
     "SAT's names are told": (file(sat_lora()), "SAT"),
     "a rank unlike the tensors": (file(PLAIN, recorded(r=8)), "rank 4"),
 }
@@ -258,7 +258,7 @@ def test_a_stamp_as_it_should_be(tmp_path: Path, cli):
 
 UNREADABLE = {
     "none there": (lambda folder: folder / "no.safetensors", "does not exist"),
-    "an empty folder": (lambda folder: folder.mkdir() or folder, "nothing"),
+    "an empty folder": (lambda folder: folder.mkdir() or folder, "no adapter was found"),
     "Wan": (file(lora("diffusion_model.", "blocks.0.self_attn.q")), "CogVideoX"),
     "Wan, by Diffusers": (file(lora("transformer.", "blocks.0.attn1.to_q")), "CogVideoX"),
     "Flux": (file(lora("transformer.", "single_transformer_blocks.0.attn.to_q")), "CogVideoX"),
