@@ -112,7 +112,7 @@ FILES: dict[str, tuple[tuple[Change, ...], str]] = {
         (no_header, renamed(".lora_A.", ".lora_down."), renamed(".lora_B.", ".lora_up.")),
         "does nothing",
     ),
-    "alpha tensors": ((alphas, no_header), "broken file"),
+    "alpha tensors": ((alphas, no_header), "does nothing"),
     "header of nobody": ((unprefixed_header,), "does nothing"),
     "header with a field of the future": ((header(**{"transformer.magic": 1}),), "does nothing"),
     "dead B": ((zeroed(".lora_B."),), "does nothing"),
