@@ -18,15 +18,19 @@ SCALES = {"tensors": "nothing: folded in", "metadata": "the header", "config": "
 
 def matrix() -> str:
     """What `loraforge formats` knows, as a table."""
-    rows = ["| format | modules | ranks | DoRA | the scale stands in |", "|---|---|---|---|---|"]
+    rows = [
+        "| format | modules | ranks | DoRA | whole differences | the scale stands in |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, form in sorted(loraforge.formats().items()):
-        modules, ranks, dora = form.storage.text().split("; ")
+        modules, ranks, dora, *whole = form.storage.text().split("; ")
         if form.writer is None:
             continue
         wanted = Wanted(lora_only=True) if "lora_only" in form.options else Wanted()
         scale = SCALES[form.writer(wanted).stored]
         scale += ", or the header (`--scale-in metadata`)" if "scale_in" in form.options else ""
-        rows.append(f"| `{name}` | {modules} | {ranks} | {'yes' if dora == 'DoRA' else 'no'} | {scale} |")
+        held = ", ".join(f"`{end}`" for end in whole[0].split(", ")) if whole else "no"
+        rows.append(f"| `{name}` | {modules} | {ranks} | {'yes' if dora == 'DoRA' else 'no'} | {held} | {scale} |")
     return "\n".join(rows)
 
 
