@@ -68,7 +68,7 @@ def _asked(text: str, file: Path, lang: str) -> list[Found]:
         adapter, message = command(Path(text)), words["binary"].format(text)
     elif os.path.isdir(text):  # noqa: PTH112 - a text too long for a path is no error for it
         message = words["folder"].format(text)
-    elif _PATH.fullmatch(text) and not os.path.exists(text):  # noqa: PTH110
+    elif _PATH.fullmatch(text) and not os.path.exists(text):  # noqa: PTH110 - the same
         message = words["no_file"].format(text)
     raise LoraforgeError(
         message,

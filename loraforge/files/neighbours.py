@@ -16,4 +16,5 @@ files/config.yaml wandb/latest-run/files/config.yaml""".split()
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, by name, without those that may not be looked into."""
-    return sorted(p for p in folder.iterdir() if os.path.isdir(p) and os.access(p, os.R_OK | os.X_OK))  # noqa: PTH112
+    may = os.R_OK | os.X_OK
+    return sorted(p for p in folder.iterdir() if os.path.isdir(p) and os.access(p, may))  # noqa: PTH112 - raises nothing
