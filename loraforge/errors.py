@@ -109,6 +109,11 @@ def no_such(
     return kind(text, *(Try(one, instead=name) for one in near), *remedies)
 
 
+def names_in(path: str | Path) -> Try:
+    """The remedy that shows what a file of tensors holds, if only its reader can tell what is wrong."""
+    return Try(command("loraforge", "inspect", "--skeleton", path), "every name in it")
+
+
 def absent(
     path: str | Path, *remedies: Try | str, what: str = "", kind: type[LoraforgeError] | None = None
 ) -> LoraforgeError:

@@ -18,7 +18,7 @@ from loraforge.base.origin import entry
 from loraforge.base.route import Piece, route
 from loraforge.base.stream import Engine, NewTensor, Part, measure
 from loraforge.document import Document, rows, title
-from loraforge.errors import ConversionError, adding
+from loraforge.errors import ConversionError, adding, names_in
 from loraforge.files.resume import check_place
 from loraforge.format.sat_names import SAT_PREFIX, components
 from loraforge.fusion.choose import choose
@@ -129,7 +129,7 @@ def _check(base: BaseModel, to: str) -> None:
 def _routed(base: BaseModel, to: str, variant: Variant) -> tuple[dict[str, tuple[Piece, ...]], dict[str, str]]:
     """The result of `route` for this base. Raises ConversionError if the base lacks a parameter."""
     if gaps := list(_gaps(base, variant)):
-        look = command("loraforge", "inspect", "--skeleton", base.files[0].path)
+        look = names_in(base.files[0].path)
         raise ConversionError(f"{base.path} is not whole: there is no {listed(gaps, 3)}.", look)
     shapes = {name: base.held[key].tensors[key].shape for name, key in base.parameters.items()}
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from loraforge.algebra.dtypes import FACTORS
 from loraforge.base.model import INDEX, LORA, NAME, STEM, BaseModel, Kind
-from loraforge.errors import FileError, FormatError, Try, absent
+from loraforge.errors import FileError, FormatError, Try, absent, names_in
 from loraforge.files.opening import open_tensors, snapshot
 from loraforge.files.shards import group_of, is_numbered
 from loraforge.files.tensorfile import TensorFile
@@ -171,7 +171,7 @@ def _under_another_name(folder: Path) -> Path:
         if group and sorted(group.names) == sorted(parts):
             return folder / group.names[0]
         text = f"{folder} holds {listed(parts, 3)}, and no index of its parts."
-        raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", folder / parts[0]), "what is in it"))
+        raise FileError(text, names_in(folder / parts[0]))
     text = f"{folder} has no {STEM}.safetensors and no {INDEX}"
     strange = sorted(p.name for p in folder.glob("*.safetensors"))
     more = f"; there is {listed(strange, 3)}: where that is the model, give the file" if strange else ""
@@ -216,7 +216,7 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, around: _Around) -
         if keys:
             text = f"{file} and the shards beside it do not agree: {listed(keys, 3)} {what}."
             odd = file.parent / real.get(keys[0], files[0].path.name)
-            raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", odd), "what is in it"))
+            raise FileError(text, names_in(odd))
     if missing:
         yield f"the index names {listed(missing, 3)}, which no shard holds and the model has no place for"
     if extra := sorted(real.keys() - table.keys()):
@@ -236,7 +236,7 @@ def _bare(file: TensorFile, around: _Around, notes: list[str]) -> TensorFile:
     keys = {name: key for key, name in names.items()}
     if twice := [key for key, name in names.items() if keys[name] != key]:
         text = f"{file.path} holds two weights of one name, {twice[0]} and {keys[names[twice[0]]]}: which is meant?"
-        raise FormatError(text, command("loraforge", "inspect", "--skeleton", file.path))
+        raise FormatError(text, names_in(file.path))
     if changed := [key for key, name in names.items() if key != name]:
         one = f"{changed[0]} is {names[changed[0]]}"
         notes.append(f"{len(changed)} names in {file.path.name} are read without what stands around them: {one}")
@@ -246,7 +246,7 @@ def _bare(file: TensorFile, around: _Around, notes: list[str]) -> TensorFile:
 def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, str, _Around]:
     """The architecture and layout that explain most names, at least half of those with a prefix; and what is around."""
     keys = [key for file in files for key in file.tensors if not LORA.search(key)]
-    look = command("loraforge", "inspect", "--skeleton", files[0].path)
+    look = names_in(files[0].path)
     if layers := [key for key in keys if ".base_layer." in key]:
         raise FormatError(
             f"{source} was saved with its LoRA layers still in it ({layers[0]}): loaders read noise from it. "
@@ -275,7 +275,7 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
 
 
 def _check(base: BaseModel) -> None:
-    look = command("loraforge", "inspect", "--skeleton", base.files[0].path)
+    look = names_in(base.files[0].path)
     if unreadable := [key for file in base.files for key in file.opaque]:
         raise FileError(f"{base.path} holds objects this tool cannot copy: {listed(unreadable, 3)}.", look)
     layout = base.architecture.layouts[base.layout]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from loraforge.algebra.lora import Array
-from loraforge.errors import ConversionError, FileError, VerificationError, adding
+from loraforge.errors import ConversionError, FileError, VerificationError, adding, names_in
 from loraforge.files.digest import changed
 from loraforge.files.mapped import steady
 from loraforge.files.opening import open_tensors
@@ -133,7 +133,7 @@ def _base_header(base: TensorFile, header: Header) -> dict[str, tuple[str, tuple
 
 def _open_base(path: Path) -> TensorFile:
     file, _ = open_tensors(path)
-    look = command("loraforge", "inspect", "--skeleton", path)
+    look = names_in(path)
     if file.counts.get("mp_world_size", 1) > 1:
         raise FileError(f"--base {path} is one part of a model that is cut over several files: merge them first.", look)
     if file.opaque:
