@@ -10,13 +10,12 @@ from typing import Any
 
 from loraforge.algebra.dtypes import FACTORS
 from loraforge.base.model import INDEX, LORA, NAME, STEM, BaseModel, Kind
-from loraforge.errors import FileError, FormatError, Try, absent, names_in
+from loraforge.errors import FileError, FormatError, absent, names_in
 from loraforge.files.opening import open_tensors, snapshot
 from loraforge.files.shards import group_of, is_numbered
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
 from loraforge.format.grammar import wrappers
-from loraforge.format.protocol import Found
 from loraforge.format.sat import SatFormat
 from loraforge.format.sat_names import SAT_PREFIX
 from loraforge.format.sat_run import undivided
@@ -46,7 +45,7 @@ def open_base(path: str | Path) -> BaseModel:
     notes, index = list(took), ""
     if source.is_dir():
         whole = (source / "config.json").exists() or (source / "model_index.json").exists()
-        if not whole and (sat := _sat(source)):
+        if not whole and (sat := SatFormat().find(source, Choice()) or SatFormat().below(source)):
             kind: Kind = "sat"
             files, notes = [_open(sat.path)], [*notes, *sat.notes]
         else:
@@ -70,21 +69,6 @@ def open_base(path: str | Path) -> BaseModel:
     base = replace(base, architecture=arch.ending(arch.layouts[layout].last_block(base.parameters)))
     _check(base)
     return base
-
-
-def _sat(source: Path) -> Found | None:
-    try:
-        return SatFormat().find(source, Choice()) or SatFormat().below(source)
-    except FileError as error:  # the verbs that take a base model have no --iteration
-        numbers = {remedy: str(remedy.options[1]) for remedy in error.remedies if remedy.names == {"--iteration"}}
-        error.remedies = tuple(
-            Try(str(_numbered(source, numbers[r])), instead=str(source)) if r in numbers else r for r in error.remedies
-        )
-        raise
-
-
-def _numbered(run: Path, number: str) -> Path:
-    return run / number if (run / number).is_dir() else run / f"global_step{number}"
 
 
 def _open(path: Path) -> TensorFile:
@@ -262,7 +246,8 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
         for prefix in _PREFIXES if not wrapped or bare != plain else ():
             names = [name.removeprefix(prefix) for name in bare if name.startswith(prefix)]
             for arch, layout in every:
-                count = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
+                modules = filter(None, (name.rpartition(".")[0] for name in names))  # a name without one is nobody's
+                count = sum(layout.locate(module) is not None for module in modules)
                 if count > score and 2 * count >= len(names):
                     best, score = (arch, layout.name, (prefix, wrapped)), count
     if not keys:

@@ -217,7 +217,7 @@ def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], s
         refused = no_repository(base_model)
         raise HubError(f"{refused.message} The Hub refuses cards with paths.", *refused.remedies)
     if len(samples) > len(prompts):
-        raise HubError("each --sample needs the --prompt it was made with.", adding("--prompt", "what the video shows"))
+        raise HubError("each --sample needs the --prompt it was made with: give --prompt TEXT once for each.")
 
 
 def _base_of(card: Mapping[str, Any]) -> str | None:

@@ -45,7 +45,7 @@ Run = Callable[[list[str]], Ended]
 
 def typed(words: list[str]) -> Ended:
     """Run `loraforge`, here. A verdict of `doctor` that finds a fault counts as a refusal, its fixes as remedies."""
-    judging = words[:1] == ["doctor"] and "--json" not in words
+    judging = words[:1] == ["doctor"]
     result = CliRunner().invoke(main, [*words, "--json"] if judging else words)
     return ended(result.exit_code, result.stdout, result.stderr, judging=judging)
 
@@ -55,7 +55,7 @@ def ended(code: int, stdout: str, stderr: str, *, judging: bool = False) -> Ende
     if judging and code == 1 and stdout:
         said = json.loads(stdout)
         return Ended(code, f"{said['verdict']}: {said['why']}", tuple(said["fix"]), stdout)
-    lines = stderr.splitlines()
+    lines = stderr.replace(" --json", "").splitlines() if judging else stderr.splitlines()
     message = next((line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")), "")
     tries = tuple(line.removeprefix("  try: ") for line in lines if line.startswith("  try: "))
     return Ended(code, message or (stderr[-400:] if code else ""), tries, stdout + stderr)
