@@ -39,7 +39,7 @@ class Try:
     def command(self) -> str:
         """The text to type: the command with its options, or only the options if they belong to what was typed."""
         if self.instead and self.of:
-            return command(*map(self._replaced, self.of))
+            return command(*self.of[:2], *map(self._replaced, self.of[2:]))
         return command(*self.of, *self.options) if self.options else self.line
 
     def _replaced(self, word: str | Path) -> str | Path:
@@ -228,12 +228,21 @@ class OutputError(LoraforgeError):
 
 @contextmanager
 def of_pipeline(what: str, why: str = "it comes with this") -> Iterator[None]:
-    """Around imports of `loraforge[pipeline]`: raises LoraforgeError with the command to install what is missing."""
+    """Around imports of the extra `pipeline`: raises LoraforgeError with the command to install what is missing."""
     try:
         yield
     except ImportError as error:
         text = f"{what} needs {error.name or error}, which is not installed here."
-        raise LoraforgeError(text, Try("pip install 'loraforge[pipeline]'", why)) from error
+        raise LoraforgeError(text, installing("pipeline", why)) from error
+
+
+def installing(extra: str, why: str = "") -> Try:
+    """The remedy that installs what an extra of ours names: its packages, which are found wherever loraforge is not."""
+    from importlib.metadata import requires
+
+    named = (text.partition(";") for text in requires("loraforge") or ())
+    packages = [text.strip() for text, _, marker in named if re.search(rf"extra *== *['\"]{extra}['\"]", marker)]
+    return Try(command("pip", "install", *packages), why)
 
 
 def leaving_out(paths: Iterable[str]) -> Try:

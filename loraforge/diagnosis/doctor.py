@@ -19,7 +19,7 @@ from loraforge.base.retention import lines as retained
 from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.report import base_text, scale_text
 from loraforge.diagnosis.factors import Numbers, numbers
-from loraforge.diagnosis.verdict import Diagnosis, Kind, Verdict, judge, listed_scales, named, remedies
+from loraforge.diagnosis.verdict import Diagnosis, Kind, Verdict, advice, judge, listed_scales, named, remedies
 from loraforge.errors import LoraforgeError, Try, absent, adding, as_commands
 from loraforge.facts.given_settings import parse
 from loraforge.facts.logs import Log
@@ -226,7 +226,7 @@ def _judged(
         *_elsewhere(path, rows, own if verdict.kind is Kind.AS_TRAINED else None),
     ]
     more = [other] if (other := other_base(adapter, in_base.variants)) else []
-    more += _contradicted(file, adapter)
+    more += [*_contradicted(file, adapter), *advice(adapter, own, verdict)]
     if measured and (low := measured.subnormal):
         more.append(f"in {named(low)} a tenth of the numbers or more lie below float16's normal range: fewer bits")
     loaded = own is None or own.applied == len(adapter.modules)
@@ -236,9 +236,15 @@ def _judged(
     if unread:
         again = ("loraforge", "doctor", path, "--base", base or "")
         mend = (replace(remedy.added_to(*again), why="") for remedy in unread.remedies)
-    left_out = [word for pattern in drop for word in ("--drop", pattern)]
-    left_out += options({"architecture": stated.get("architecture")})
-    mend = (replace(remedy, of=(*remedy.of, *left_out)) if remedy.of else remedy for remedy in mend)
+    said = [word for pattern in drop for word in ("--drop", pattern)]
+    said += options({"architecture": stated.get("architecture")})
+    config, asked = stated.get("training_config"), choice_of(stated).stated.options
+    asked = (*said, *options({"runtime": program, "base": base and str(base) if not unread else None}), *asked)
+    asked = (*asked, *options({"training_config": config and str(config)}))
+    mend = (
+        replace(remedy, of=(*remedy.of, *(asked if remedy.verb == "doctor" else said))) if remedy.of else remedy
+        for remedy in mend
+    )
     stamp = _whole_entry(file, rows, verdict)
     fix = stamp if stamp and own and own.lacks else (*stamp, *mend)
     sizes = {module: size for module, size in measured.sizes.items() if math.isfinite(size)} if measured else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from loraforge.format.registry import formats
 from loraforge.programs.outlook import Outlook, strength_text
 from loraforge.programs.table import runtime
 from loraforge.scale.rule import Statement
-from loraforge.text import command, fraction, listed
+from loraforge.text import fraction, listed
 
 
 class Kind(Enum):
@@ -199,7 +199,7 @@ def remedies(
     elif verdict.kind is Kind.NO_ARCHITECTURE:
         yield adding("--architecture", adapter.architecture).added_to(*again)
     elif verdict.kind in (Kind.BROKEN, Kind.WRONG_BASE, Kind.COARSE) or dead:
-        yield Try(command("loraforge", "inspect", path))  # no conversion mends what was never trained
+        return  # no conversion mends what was never trained
     elif verdict.kind is Kind.SCALE_AMBIGUOUS:
         yield from (remedy.added_to(*again) for remedy in adapter.candidates)
     elif verdict.kind is Kind.SCALE_ASSUMED and adapter.scale.provenance == "assumed":
@@ -211,24 +211,41 @@ def remedies(
 
 
 def _conversion(path: str | Path, adapter: Adapter, own: Outlook | None, stated: Statement) -> Iterator[Try]:
-    """The conversion that makes a file that the program applies as trained, and what to change in the program."""
+    """The conversion that makes a file that the program applies as trained, if there is one."""
+    to = _target(adapter, own)
+    known = formats().get(to)
+    scale = stated.options if adapter.scale.provenance == "given" else ()
+    if known and known.writer and not (to == "sat" and adapter.dora):
+        why = "it asks for SAT's checkpoint of the base" if to == "sat" else _instead(own)
+        yield replace(adding("--to", to, *scale).added_to("loraforge", "convert", path), why=why)
+
+
+def advice(adapter: Adapter, own: Outlook | None, verdict: Verdict) -> list[str]:
+    """What to do that no command does, if the file acts otherwise than as trained in its program."""
+    if verdict.kind not in (Kind.NOTHING, Kind.OTHER_STRENGTH, Kind.IN_PART):
+        return []
+    to = _target(adapter, own)
+    known = formats().get(to)
+    notes = [_instead(own)] if own and _instead(own) else []
+    if known is None or known.writer is None:
+        notes.append(f"a package adds the format {to}, for `loraforge convert --to {to}`: docs/plugins.md says which")
+    elif to == "sat" and adapter.dora:
+        notes.append("SAT has no DoRA: `loraforge fuse` puts it into the weights of SAT's base")
+    return notes
+
+
+def _instead(own: Outlook | None) -> str:
+    """What to change in the program; empty if no change of it helps, or none is needed."""
+    return own.instead if own and (own.raises or own.ratios not in ((), (1.0,))) else ""
+
+
+def _target(adapter: Adapter, own: Outlook | None) -> str:
+    """The format of a file that the program applies as trained."""
     to = runtime(own.runtime).format if own else "diffusers"
     kept = adapter.source.format if adapter.source else to
     if own and own.applied == own.modules and "alpha" in runtime(own.runtime).sees and own.ratios and kept in formats():
         to = kept  # the program knows these names, and reads the scale that is written with them
-    scale = stated.options if adapter.scale.provenance == "given" else ()
-    known = formats().get(to)
-    if known is None or known.writer is None:
-        yield Try(f"# a package adds the format {to}: docs/plugins.md says which; then loraforge convert --to {to}")
-    elif to == "sat" and adapter.dora:
-        yield Try(f"# SAT has no DoRA: loraforge fuse SAT_BASE {command(path)} -o OUT puts it into the weights")
-    elif to == "sat":
-        base = " ".join(["--base SAT_BASE, the base's SAT checkpoint", *([command(*scale)] if scale else [])])
-        yield Try(f"# loraforge convert {command(path)} --to sat {base}")
-    else:
-        yield adding("--to", to, *scale).added_to("loraforge", "convert", path)
-    if own and own.instead and (own.raises or own.ratios not in ((), (1.0,))):
-        yield Try(f"# then: {own.instead}")
+    return to
 
 
 def listed_scales(scalings: Sequence[float]) -> str:

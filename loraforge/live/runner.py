@@ -51,7 +51,7 @@ class Clip:
 
 def device_of(name: str) -> str:
     """The device of a run; for `auto` the first that this machine has. Raises LoraforgeError if it has no such one."""
-    with of_pipeline("a run", EXTRA.why):
+    with of_pipeline("a run", EXTRA):
         import torch
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     devices = [name for name, is_available in available.items() if is_available]

@@ -249,7 +249,9 @@ def _card(before: Remote, facts: Facts, licence: Mapping[str, str], stated: froz
     page = _card_page(facts.repo)
     if wrong := list(problems(fields(split(card)[0], page))):
         text = f"the card of {facts.repo} would not be a right one: {'; '.join(wrong)}. Nothing was sent."
-        raise HubError(text, edit(page) if before.card else adding("--license", "other", "--license-name", "NAME"))
+        name = licence.get("license", "")
+        other = [adding("--license", "other", "--license-name", name)] if name not in ("", "other") else []
+        raise HubError(text, *([edit(page)] if before.card else other))
     return card, notes
 
 

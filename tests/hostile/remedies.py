@@ -92,6 +92,9 @@ class Walk:
         for line in refused.lines:
             self.lines += 1
             program = _words(line)
+            if "HF_HUB_OFFLINE=0" in line:  # a network is more than a test has
+                well = True
+                continue
             if why := untypable(program, self.folder):
                 self.fault(chain, line, why)
                 continue
