@@ -161,7 +161,7 @@ INPUTS: dict[str, Callable[[Path], object]] = {
     # adapters that are whole
     "scale": both(copy(ADAPTER, "x.safetensors"), bytes_of(y_DOT_safetensors="mine", z__keep="mine")),
     "no scale": file("x.safetensors", TWO),
-    "no scale, SAT's rank": file("x.safetensors", lora(rank=128)),
+    "no scale, SAT's rank": file("x.safetensors", lora(rank=128, width=160)),
     "no scale, a configuration near": both(
         file("run/checkpoint-5/x.safetensors", TWO), bytes_of(run__args_DOT_yaml="rank: 8\nlora_alpha: 4\n")
     ),
@@ -301,6 +301,12 @@ INPUTS: dict[str, Callable[[Path], object]] = {
     ],
     # other files
     "an LFS pointer": bytes_of(x_DOT_safetensors="version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
+    "an LFS pointer in a clone": bytes_of(
+        **{
+            "_DOT_git__HEAD": "",
+            "x_DOT_safetensors": "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+        }
+    ),
     "a web page": bytes_of(x_DOT_safetensors="<!DOCTYPE html>\n<html><body>404</body></html>"),
     "nothing": bytes_of(x_DOT_safetensors=b""),
     "noise": bytes_of(x_DOT_safetensors=bytes(range(256)) * 9),
@@ -331,7 +337,7 @@ INPUTS: dict[str, Callable[[Path], object]] = {
         ),
     ),
     # bases
-    "a base": BASE,
+    "a base, and an adapter": BASE,
     "a base of SAT": both(copy(ADAPTER, "x.safetensors"), copy(BASES / "2b" / "sat_base", "base")),
     "a base that holds it": both(BASE, _fused),
     "a wider adapter": both(BASE, file("x.safetensors", lora(width=72))),

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -71,6 +72,7 @@ class Walk:
     faults: list[str] = field(default_factory=list)
     lines: int = 0
     """How many lines were typed."""
+    seen: dict[tuple[str, ...], Ended] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.kept = self.folder.with_name(f"{self.folder.name}-kept")
@@ -98,10 +100,13 @@ class Walk:
             if why := untypable(program, self.folder):
                 self.fault(chain, line, why)
                 continue
-            before = listing(self.folder)
-            then = self.run(program[1:]) if program[0] == "loraforge" else shell(program, line, self.folder)
-            if then.code == 0 and program[0] != "loraforge" and listing(self.folder) != before:
-                then, program = self.run(words), ["loraforge", *words]  # it changed something: does that help?
+            if program[0] == "loraforge":
+                then = self.typed(program[1:])
+            elif why := PROGRAMS[program[0]](program, line, self.folder):
+                self.fault(chain, line, why)
+                continue
+            else:
+                then, program = self.changed(words), ["loraforge", *words]
             if then.code == 0:
                 well = True
             elif then.code != 1:
@@ -112,8 +117,22 @@ class Walk:
                 well |= self.remedies(program[1:], then, *chain)
             else:
                 well |= bool(then.message) and not then.lines  # it is told what is wrong, and that nothing mends it
-            self.restore()
         return well
+
+    def typed(self, words: list[str]) -> Ended:
+        """Run a command of ours in the folder as it was; each only once."""
+        if tuple(words) not in self.seen:
+            self.seen[tuple(words)] = self.run(words)
+            self.restore()
+        return self.seen[tuple(words)]
+
+    def changed(self, words: list[str]) -> Ended:
+        """Run the refused command again, if another program has changed something; then make it as it was."""
+        if _sizes(listing(self.folder), self.folder) == _sizes(self.before, self.kept):
+            return Ended(0)
+        again = self.run(words)
+        self.restore()
+        return again
 
     def fault(self, chain: tuple[str, ...], line: str, why: str) -> None:
         texts = "\n  -> ".join(text[:300] for text in chain)
@@ -163,19 +182,13 @@ def untypable(words: list[str], folder: Path) -> str:
     for word in words[1:]:
         if _PLACEHOLDER.fullmatch(word) and not (folder / word).exists() and words[0] != "git":
             return f"{word} is a placeholder"
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in pairwise(words):
         if option == "--drop" and any(fnmatchcase(name, value) for name in _SCALE):
             return f"--drop {value} leaves out what records the scale"
     return ""
 
 
 # lines that are not ours
-
-
-def shell(words: list[str], line: str, folder: Path) -> Ended:
-    """Type a line of another program, or judge it if it needs a network or a person."""
-    why = PROGRAMS[words[0]](words, line, folder)
-    return Ended(1 if why else 0, f"{line}: {why}" if why else "")
 
 
 def _typed(words: list[str], line: str, folder: Path) -> str:
