@@ -16,8 +16,8 @@ import numpy as np
 import loraforge
 from hostile.base_builders import ADAPTER, BASES, DATA, INDEX, SHARDS, SINGLE, STEM, sharded, weights
 from hostile.builders import checkpoint, diffusers_lora, factors, numbers, run_folder, safetensors, sat
-from hostile.doctor_faults import FAULTS, KOHYA
 from hostile.pickles import call
+from loraforge.files.opening import open_tensors
 
 Tensors = dict[str, np.ndarray]
 ENTRY = "lora_adapter_metadata"
@@ -135,6 +135,36 @@ def _two(place: Path) -> None:
     file("y.safetensors", lora(TO_Q, rank=8, width=64), header(r=8, lora_alpha=4))(place)
 
 
+def _changed_since(place: Path) -> None:
+    loraforge.convert(place / "x.safetensors", to="peft", out=place / "out")
+    path = place / "out" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 16}))
+
+
+def _multiplied(place: Path) -> None:
+    loraforge.convert(place / "y.safetensors", to="diffusers", out=place / "x.safetensors")
+    tensors, head = opened(place / "x.safetensors")
+    (place / "x.safetensors").write_bytes(safetensors({key: value * 2 for key, value in tensors.items()}, head))
+
+
+def _unsaid(place: Path) -> None:
+    tensors, _ = opened(DATA / "architectures" / "flux_kohya_split_qkv" / "adapter.safetensors")
+    (place / "x.safetensors").write_bytes(safetensors(tensors, PLAIN))
+
+
+def _renamed(place: Path) -> None:
+    """The same model in names of its own, and one tensor more."""
+    tensors, head = opened(BASES / "2b" / SINGLE)
+    mine = {key.replace("transformer_blocks", "my_blocks").replace("attn1", "att"): v for key, v in tensors.items()}
+    (place / "c.safetensors").write_bytes(safetensors(mine, head))
+    (place / "d.safetensors").write_bytes(safetensors({**mine, "more.weight": numbers(5, 9) + 77}, head))
+
+
+def opened(path: Path) -> tuple[Tensors, dict[str, str]]:
+    found = open_tensors(path)[0]
+    return {key: np.array(found[key]) for key in found.tensors}, dict(found.metadata)
+
+
 A, B = factors()
 BASE = both(copy(ADAPTER, "x.safetensors"), copy(BASES / "2b", "base"))
 RUN = lambda place: run_folder(place / "run", "1000", "2000", latest="2000", config=YAML.format(4))  # noqa: E731
@@ -169,7 +199,7 @@ INPUTS: dict[str, Callable[[Path], object]] = {
     "bare of PEFT": file("x.safetensors", lora(prefix="base_model.model.")),
     "DoRA": copy(DATA / "peft_dora", "x"),
     "PEFT": peft(),
-    "kohya": copy(KOHYA, "x.safetensors"),
+    "kohya": copy(DATA / "videox_fun_kohya_attn_fp32" / "checkpoint-100.safetensors", "x.safetensors"),
     "two adapters": _two,
     "a run of SAT": RUN,
     "a run of SAT without its YAML": lambda place: run_folder(place / "run", "1000", latest="1000"),
@@ -192,6 +222,26 @@ INPUTS: dict[str, Callable[[Path], object]] = {
         "x.safetensors",
         {**lora(), "transformer.proj_out.alpha": np.float32([2]), f"transformer.{TO_Q}.alpha": np.float32([2])},
     ),
+    "a run of a trainer": both(
+        file("run/checkpoint-5/pytorch_lora_weights.safetensors", TWO, header(r=4, lora_alpha=2)),
+        file("run/checkpoint-10/pytorch_lora_weights.safetensors", TWO, header(r=4, lora_alpha=2)),
+    ),
+    "words of a header, of another rank": file("x.safetensors", TWO, {**PLAIN, "lora_alpha": "4", "r": "8"}),
+    "alphas of some, ranks of two kinds": file(
+        "x.safetensors",
+        {
+            **lora(),
+            **lora("transformer_blocks.0.attn1.to_k", rank=2),
+            **lora("transformer_blocks.0.attn1.to_v"),
+            f"transformer.{TO_Q}.alpha": np.float32([2]),
+            "transformer.transformer_blocks.0.attn1.to_k.alpha": np.float32([2]),
+        },
+    ),
+    "of loraforge, its configuration changed": both(copy(ADAPTER, "x.safetensors"), _changed_since),
+    "of loraforge, its tensors changed": both(copy(ADAPTER, "y.safetensors"), _multiplied),
+    "split_qkv, unsaid": _unsaid,
+    "a link to nothing": lambda place: (place / "x.safetensors").symlink_to("nowhere"),
+    "two logs": bytes_of(a_DOT_log="no", b_DOT_log="none"),
     # adapters with something wrong
     "half": file("x.safetensors", {f"transformer.{TO_Q}.lora_A.weight": A}),
     "turned": file(
@@ -302,10 +352,7 @@ INPUTS: dict[str, Callable[[Path], object]] = {
     # other files
     "an LFS pointer": bytes_of(x_DOT_safetensors="version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
     "an LFS pointer in a clone": bytes_of(
-        **{
-            "_DOT_git__HEAD": "",
-            "x_DOT_safetensors": "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
-        }
+        _DOT_git__HEAD="", x_DOT_safetensors="version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
     ),
     "a web page": bytes_of(x_DOT_safetensors="<!DOCTYPE html>\n<html><body>404</body></html>"),
     "nothing": bytes_of(x_DOT_safetensors=b""),
@@ -374,6 +421,7 @@ INPUTS: dict[str, Callable[[Path], object]] = {
     "layouts": both(
         copy(BASES / "2b" / SINGLE, "a.safetensors"),
         copy(BASES / "5b" / SINGLE, "b.safetensors"),
+        _renamed,
         bytes_of(
             odd_DOT_toml="[format]\nname = 1\n",
             broken_DOT_toml="a = [",
@@ -407,10 +455,8 @@ class Refusal(NamedTuple):
 
 
 def refusals() -> Iterator[Refusal]:
-    """Every command of refusals.toml, and the faults that `doctor` knows."""
+    """Every command of refusals.toml."""
     table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
     for name, commands in table.items():
         for words in commands:
             yield Refusal(name, INPUTS[name], tuple(shlex.split(words)))
-    for name, fault in FAULTS.items():
-        yield Refusal(name, fault.make, ("doctor", "{made}", *fault.words))

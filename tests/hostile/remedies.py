@@ -23,6 +23,8 @@ from loraforge.cli.app import main
 
 DEPTH = 4
 """A remedy of a remedy of a remedy of a remedy: nobody follows further."""
+FURTHER = 2
+"""The lines of a refusal that a remedy led to, of which the first are followed; of the first refusal, all are."""
 _EXTRAS = Path(__file__).parents[2] / "pyproject.toml"
 _PLACEHOLDER = re.compile(r"(?:[^=]*=)?(?:[A-Z][A-Z0-9_]{2,}|[A-Z]\d?|LAYOUT)(?:\.\w+)?")
 """BASE, SAT_BASE, OUT, A2, LAYOUT.toml: what only its reader could fill in."""
@@ -91,7 +93,7 @@ class Walk:
         """Type every line of a refusal. Whether one of them, or what it leads to, ends well."""
         chain = (*chain, refused.message)
         well = False
-        for line in refused.lines:
+        for line in refused.lines if len(chain) == 1 else refused.lines[:FURTHER]:
             self.lines += 1
             program = _words(line)
             if "HF_HUB_OFFLINE=0" in line:  # a network is more than a test has
