@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -218,7 +219,9 @@ def _page(words: list[str], line: str, folder: Path) -> str:
 
 
 def _hub_client(words: list[str], line: str, folder: Path) -> str:
-    done = subprocess.run([*words[:1], *words[1:3], "--help"], capture_output=True, text=True, timeout=60)
+    """Whether the installed client has such a command: what it answers needs an account."""
+    client = Path(sys.executable).with_name("hf")
+    done = subprocess.run([client, *words[1:3], "--help"], capture_output=True, text=True, timeout=60)
     return "" if done.returncode == 0 else done.stderr[-200:]
 
 
