@@ -10,7 +10,7 @@ from typing import Any
 
 from loraforge.algebra.dtypes import FACTORS
 from loraforge.base.model import INDEX, LORA, NAME, STEM, BaseModel, Kind
-from loraforge.errors import FileError, FormatError, absent, names_in
+from loraforge.errors import FileError, FormatError, Try, absent, names_in
 from loraforge.files.opening import open_tensors, snapshot
 from loraforge.files.shards import group_of, is_numbered
 from loraforge.files.tensorfile import TensorFile
@@ -120,7 +120,7 @@ def _shards(folder: Path, notes: list[str]) -> tuple[list[TensorFile], str]:
     others = sorted({p.name for p in folder.glob("*.safetensors")} - {single.name})
     if single.is_file() and index.is_file():
         text = f"{folder} holds {single.name} and {index.name}: two models, of which loaders take the second."
-        raise FileError(text, command("rm", single), command("rm", index, *(folder / name for name in others)))
+        raise FileError(text, _aside(single), _aside(index))
     if single.is_file():
         if others:
             notes.append(f"left out, as {single.name} is the model: {listed(others, 3)}")
@@ -148,8 +148,7 @@ def _under_another_name(folder: Path) -> Path:
         return chosen[0]
     if chosen:
         text = f"{folder} holds several versions of the weights: {listed([p.name for p in chosen])}. Keep one of them."
-        # the largest has the most numbers, or the longest ones
-        raise FileError(text, command("rm", *sorted(chosen, key=_bytes)[:-1]))
+        raise FileError(text, *map(_aside, sorted(chosen, key=_bytes)[:-1]))  # the largest has the most bits
     if parts := [path.name for path, _ in known]:
         group = group_of(folder / parts[0])
         if group and sorted(group.names) == sorted(parts):
@@ -160,6 +159,11 @@ def _under_another_name(folder: Path) -> Path:
     strange = sorted(p.name for p in folder.glob("*.safetensors"))
     more = f"; there is {listed(strange, 3)}: where that is the model, give the file" if strange else ""
     raise FileError(f"{text}{more}.")
+
+
+def _aside(path: Path) -> Try:
+    """The remedy that gives a file a name that nobody reads."""
+    return Try(command("mv", path, path.with_name(f"{path.name}.unused")), "it stays, and is not read")
 
 
 def _bytes(path: Path) -> int:

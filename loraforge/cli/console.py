@@ -82,7 +82,11 @@ def _plugin_first(typed: Sequence[str]) -> list[str]:
     return [*plugins, *others]
 
 
-_ONE_OF = {"--alpha", "--trained-scale", "--trained-by", "--as-in", "--as-loaded"}, {"--in-place", "-o"}
+_ONE_OF = (
+    {"--alpha", "--trained-scale", "--trained-by", "--as-in", "--as-loaded"},
+    {"--in-place", "-o"},
+    {"--base", "--lora-only"},
+)
 """Options of which only one may be given."""
 _ONE_EACH = {"--strength", "--settings"}
 """Repeatable options that an added one replaces as a whole."""

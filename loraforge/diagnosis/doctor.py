@@ -37,6 +37,7 @@ from loraforge.programs.outlook import Outlook, by_names, does, outlook, outlook
 from loraforge.programs.table import runtime, runtimes
 from loraforge.scale.origin import origin
 from loraforge.scale.recorded import around
+from loraforge.scale.resolve import STATES
 from loraforge.scale.rule import Choice
 from loraforge.scale.run_folders import as_typed
 from loraforge.scale.stated import Stated, choice_of, takes_stated
@@ -207,8 +208,8 @@ def _judged(
     weights = [w for delta in adapter.modules.values() for w in delta]
     ranks = ", ".join(map(str, sorted({w.rank for w in weights})))
     dtypes = measured.dtypes if measured else sorted({w.A.dtype.name for w in weights})
-    whole = [described(counted(adapter.differences))] if adapter.differences else []
-    modules = ", ".join([f"{len(adapter.modules)} modules of rank {ranks}", *dtypes, *whole])
+    others = [described(counted(adapter.differences))] if adapter.differences else []
+    modules = ", ".join([f"{len(adapter.modules)} modules of rank {ranks}", *dtypes, *others])
     scale = f"{listed_scales(adapter.scalings)} ({scale_text(adapter.scale, adapter.scalings)})"
     if adapter.scale.provenance == "ambiguous":
         scale = f"unknown: {adapter.scale.source}"
@@ -236,20 +237,28 @@ def _judged(
     if unread:
         again = ("loraforge", "doctor", path, "--base", base or "")
         mend = (replace(remedy.added_to(*again), why="") for remedy in unread.remedies)
-    said = [word for pattern in drop for word in ("--drop", pattern)]
-    said += options({"architecture": stated.get("architecture")})
-    config, asked = stated.get("training_config"), choice_of(stated).stated.options
-    asked = (*said, *options({"runtime": program, "base": base and str(base) if not unread else None}), *asked)
-    asked = (*asked, *options({"training_config": config and str(config)}))
-    mend = (
-        replace(remedy, of=(*remedy.of, *(asked if remedy.verb == "doctor" else said))) if remedy.of else remedy
-        for remedy in mend
-    )
+    typed = [
+        *(word for pattern in drop for word in ("--drop", pattern)),
+        *_options(architecture=stated.get("architecture")),
+    ]
+    asked = _options(runtime=program, base=None if unread else base)
+    scale = [*choice_of(stated).stated.options, *_options(training_config=stated.get("training_config"))]
+
+    def whole(remedy: Try) -> Try:
+        """The remedy with what was typed, as far as it goes with it."""
+        more = [*asked, *(() if remedy.names & STATES else scale)] if remedy.verb == "doctor" else []
+        return replace(remedy, of=(*remedy.of, *typed, *more)) if remedy.of else remedy
+
     stamp = _whole_entry(file, rows, verdict)
-    fix = stamp if stamp and own and own.lacks else (*stamp, *mend)
+    fix = stamp if stamp and own and own.lacks else (*stamp, *map(whole, mend))
     sizes = {module: size for module, size in measured.sizes.items() if math.isfinite(size)} if measured else {}
     every_note = (*notes, *adapter.notes, *more)
     return Diagnosis(str(path), verdict, tuple(facts), rows, every_note, fix, sizes)
+
+
+def _options(**values: object) -> list[str]:
+    """The values that are given, as options of `loraforge doctor`; paths as they were typed."""
+    return options({name: value if value is None else str(value) for name, value in values.items()})
 
 
 def _whole_entry(file: TensorFile, rows: Sequence[Outlook], verdict: Verdict) -> tuple[Try, ...]:

@@ -18,7 +18,7 @@ from loraforge.conversion.report import base_text, titles, unshown
 from loraforge.document import Document
 from loraforge.errors import FileError, LoraforgeError, NoAdapterError, as_commands
 from loraforge.files.opening import open_tensors
-from loraforge.files.shards import group_of, opened
+from loraforge.files.shards import group_of
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.hub.address import address
@@ -271,7 +271,7 @@ def skeleton(
     """Everything of a file but its weights, to rebuild one of the same shapes: schemas/skeleton.schema.json."""
     path, choice = Path(source), Choice(iteration, ema)
     alone = choice == Choice() and address(source) is None and path.is_file()  # of several formats, or of none
-    file = opened(path, open_tensors)[0] if alone else locate(source, None, choice, fetch=fetch)[2]
+    file = open_tensors(path)[0] if alone else locate(source, None, choice, fetch=fetch)[2]
     return {
         "schema": "loraforge.skeleton.v1",
         "name": file.path.name,

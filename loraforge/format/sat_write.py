@@ -38,14 +38,12 @@ class SatWriter(LoraFileWriter):
     def __init__(self, wanted: Wanted, base: Path | None) -> None:
         """`base`: the checkpoint file of `wanted.base`. Raises ConversionError if the options contradict each other."""
         if (base is None) != wanted.lora_only:
-            both = "--base and --lora-only exclude each other."
-            none = "--to sat needs the base model's SAT checkpoint: SAT loads a base and its LoRA from one file."
-            why = "the folder of the SAT weights it was, or will be, run with"
-            raise ConversionError(
-                both if base else none,
-                adding("--base", "CogVideoX-2b-sat/transformer", why=why),
-                adding("--lora-only", why="only the LoRA tensors, which SAT cannot load alone"),
-            )
+            text = "--to sat needs the base model's SAT checkpoint: SAT loads a base and its LoRA from one file. "
+            text += "--base names its folder: that of the SAT weights it was, or will be, run with."
+            alone = adding("--lora-only", why="only the LoRA tensors, which SAT cannot load alone")
+            if base is None or wanted.base is None:
+                raise ConversionError(text, alone)
+            raise ConversionError("--base and --lora-only exclude each other.", adding("--base", wanted.base), alone)
         self.alpha = 1.0 if wanted.target_alpha is None else float(wanted.target_alpha)
         if not 2.0**-64 <= self.alpha <= 2.0**64:  # its square, over a rank, must be a number too
             text = f"--target-alpha {self.alpha:g} is no lora_alpha SAT can use."

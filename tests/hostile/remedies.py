@@ -30,6 +30,8 @@ _EXTRAS = Path(__file__).parents[2] / "pyproject.toml"
 _PLACEHOLDER = re.compile(r"(?:[^=]*=)?(?:[A-Z][A-Z0-9_]{2,}|[A-Z]\d?|LAYOUT)(?:\.\w+)?")
 """BASE, SAT_BASE, OUT, A2, LAYOUT.toml: what only its reader could fill in."""
 _NO_PLACEHOLDER = re.compile(r"[A-Z_]+=.+")
+_SPOILT = ("give one of them", "exclude each other")
+"""What is said of options that go ill together, which no remedy may bring together."""
 _SCALE = ("x.alpha", "x.lora_A.alpha", "x.dora_scale", "x.network_alpha")
 """Names of tensors that record a scale, in any module: no remedy may leave them out."""
 
@@ -114,6 +116,8 @@ class Walk:
                 well = True
             elif then.code != 1:
                 self.fault(chain, line, f"ends with code {then.code}: {then.message}")
+            elif any(words in then.message for words in _SPOILT):
+                self.fault(chain, line, f"contradicts what was typed: {then.message}")
             elif any(same(then.message, earlier) for earlier in chain):
                 self.fault(chain, line, "is refused in the same words" if len(chain) == 1 else "leads in a circle")
             elif then.lines and len(chain) < DEPTH:
@@ -215,7 +219,11 @@ def _page(words: list[str], line: str, folder: Path) -> str:
         with suppress(SyntaxError):
             compile(words[2], line, "exec")
             return ""
-    return "" if words[1:3] == ["-m", "webbrowser"] and words[3].startswith("https://") else "it opens no page"
+    return (
+        ""
+        if words[1:3] == ["-m", "webbrowser"] and words[3].startswith(("https://", "http://127.0.0.1:"))
+        else "it opens no page"
+    )
 
 
 def _hub_client(words: list[str], line: str, folder: Path) -> str:

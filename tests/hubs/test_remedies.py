@@ -23,6 +23,7 @@ def hub():
         made.add("me/style", {}, revision="dev")
         made.add("me/several", {"a.safetensors": adapter, "b.safetensors": adapter})
         made.add("me/empty", {"notes.txt": b"none"})
+        made.add("me/locked", {"README.md": CARD})
         made.add("me/oddcard", {"README.md": b"\xff\xfe"})
         made.add("theirs/open", {NAME: adapter})
         made.add("theirs/gated", {NAME: adapter}, gated=True)
@@ -43,7 +44,7 @@ REFUSED = [
     ("inspect", "me/styl"),
     ("convert", "me/style", "--to", "diffuser"),
     ("convert", "hf://me/several", "--to", "diffusers"),
-    ("doctor", "hf://me/style", "--architecture", "cogvideox"),
+    ("doctor", "hf://me/style"),
     ("verify", "hf://me/several", "hf://me/style"),
     ("push", "x.safetensors", "me/style", "--revision", "nowhere", *BASE),
     ("push", "x.safetensors", "me/new", "--revision", "dev", *BASE),
@@ -83,6 +84,6 @@ def test_without_a_right_token_it_says_how_to_get_one(token: str | None, hub: Hu
         done = hub.run(*typed, token=token, cwd=tmp_path / "here")
         return ended(done.returncode, done.stdout, done.stderr)
 
-    refused, walk = faults(["push", "x.safetensors", "me/style", *BASE], tmp_path / "here", run)
+    refused, walk = faults(["push", "x.safetensors", "me/locked", *BASE], tmp_path / "here", run)
     assert any("hf auth login" in line for line in refused.lines), refused
     assert not walk.faults, "\n\n".join(walk.faults)
