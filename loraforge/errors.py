@@ -233,16 +233,17 @@ def of_pipeline(what: str, why: str = "it comes with this") -> Iterator[None]:
         yield
     except ImportError as error:
         text = f"{what} needs {error.name or error}, which is not installed here."
-        raise LoraforgeError(text, installing("pipeline", why)) from error
+        raise LoraforgeError(text, *_installing("pipeline", why)) from error
 
 
-def installing(extra: str, why: str = "") -> Try:
-    """The remedy that installs what an extra of ours names: its packages, which are found wherever loraforge is not."""
-    from importlib.metadata import requires
+def _installing(extra: str, why: str) -> Iterator[Try]:
+    """The remedy that installs the packages of an extra of ours by their own names; none in a bare checkout."""
+    from importlib.metadata import PackageNotFoundError, requires
 
-    named = (text.partition(";") for text in requires("loraforge") or ())
-    packages = [text.strip() for text, _, marker in named if re.search(rf"extra *== *['\"]{extra}['\"]", marker)]
-    return Try(command("pip", "install", *packages), why)
+    with suppress(PackageNotFoundError):
+        named = (text.partition(";") for text in requires("loraforge") or ())
+        packages = [text.strip() for text, _, marker in named if re.search(rf"extra *== *['\"]{extra}['\"]", marker)]
+        yield Try(command("pip", "install", *packages), why)
 
 
 def leaving_out(paths: Iterable[str]) -> Try:
