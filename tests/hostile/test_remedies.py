@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shlex
 import sys
@@ -87,6 +88,13 @@ def test_what_is_not_installed_is_installed_as_it_is_named(name: str, place: Pat
     assert not remedies.PROGRAMS["pip"](words, remedy.command, place), remedy.command
     assert set(words[2:]) >= {word for word in remedies.extras() if word.startswith(name)}
     assert remedies.PROGRAMS["pip"](["pip", "install", "loraforge[pipeline]"], "", place)  # it is not there yet
+
+
+def test_in_a_checkout_that_is_not_installed_nothing_is_proposed(monkeypatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: importlib.metadata.version(f"no-{name}"))
+    with pytest.raises(LoraforgeError) as caught, of_pipeline("a run"):
+        raise ImportError("no", name="torch")
+    assert not caught.value.remedies
 
 
 # the judge itself
