@@ -226,24 +226,21 @@ class OutputError(LoraforgeError):
     """The destination cannot be written."""
 
 
+PIPELINE = (
+    "torch>=2.6", "diffusers>=0.34", "peft>=0.17", "transformers>=4.50", "imageio[ffmpeg]>=2.37", "imageio-ffmpeg>=0.6",
+    "pillow>=11.1", "psutil>=5.9", "scikit-image>=0.25",
+)  # fmt: skip
+"""What the extra `pipeline` of pyproject.toml installs: by these names it is found wherever loraforge is not."""
+
+
 @contextmanager
-def of_pipeline(what: str, why: str = "it comes with this") -> Iterator[None]:
+def of_pipeline(what: str) -> Iterator[None]:
     """Around imports of the extra `pipeline`: raises LoraforgeError with the command to install what is missing."""
     try:
         yield
     except ImportError as error:
         text = f"{what} needs {error.name or error}, which is not installed here."
-        raise LoraforgeError(text, *_installing("pipeline", why)) from error
-
-
-def _installing(extra: str, why: str) -> Iterator[Try]:
-    """The remedy that installs the packages of an extra of ours by their own names; none in a bare checkout."""
-    from importlib.metadata import PackageNotFoundError, requires
-
-    with suppress(PackageNotFoundError):
-        named = (text.partition(";") for text in requires("loraforge") or ())
-        packages = [text.strip() for text, _, marker in named if re.search(rf"extra *== *['\"]{extra}['\"]", marker)]
-        yield Try(command("pip", "install", *packages), why)
+        raise LoraforgeError(text, command("pip", "install", *PIPELINE)) from error
 
 
 def leaving_out(paths: Iterable[str]) -> Try:

@@ -83,10 +83,9 @@ def _plugin_first(typed: Sequence[str]) -> list[str]:
 
 
 _ONE_OF = (
-    {"--alpha", "--trained-scale", "--trained-by", "--as-in", "--as-loaded"},
-    {"--in-place", "-o"},
+    {"--alpha", "--trained-scale", "--trained-by", "--as-in", "--as-loaded"}, {"--in-place", "-o"},
     {"--base", "--lora-only"},
-)
+)  # fmt: skip
 """Options of which only one may be given."""
 _ONE_EACH = {"--strength", "--settings"}
 """Repeatable options that an added one replaces as a whole."""

@@ -70,12 +70,8 @@ def _asked(text: str, file: Path, lang: str) -> list[Found]:
         message = words["folder"].format(text)
     elif _PATH.fullmatch(text) and not os.path.exists(text):  # noqa: PTH110 - the same
         message = words["no_file"].format(text)
-    looks = {
-        ("doctor", adapter): "doctor",
-        ("inspect", adapter): "inspect",
-        ("inspect", "--skeleton", adapter): "report",
-    }
-    tries = [Try(command("loraforge", *line), words[why]) for line, why in looks.items() if adapter.exists()]
+    looks = {"doctor": ["doctor"], "inspect": ["inspect"], "report": ["inspect", "--skeleton"]}
+    tries = [Try(command("loraforge", *v, adapter), words[why]) for why, v in looks.items() if adapter.exists()]
     raise LoraforgeError(message, *tries[:2], every, *tries[2:])
 
 

@@ -36,7 +36,7 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
     if not arch.transformer or not arch.pipelines:
         text = f"--in {loader} fills a model of Diffusers, and the data of {arch.title} names no class of one"
         raise LoraforgeError(f"{text}: config._class_name and pipelines.", command("loraforge", "layouts", arch.name))
-    with of_pipeline(f"--in {loader}, the real loader,", "torch, diffusers, peft"):
+    with of_pipeline(f"--in {loader}, the real loader,"):
         import diffusers
         import peft
     try:

@@ -19,7 +19,7 @@ from loraforge.base.retention import lines as retained
 from loraforge.conversion.evidence import doubt, read_adapter
 from loraforge.conversion.report import base_text, scale_text
 from loraforge.diagnosis.factors import Numbers, numbers
-from loraforge.diagnosis.verdict import Diagnosis, Kind, Verdict, advice, judge, listed_scales, named, remedies
+from loraforge.diagnosis.verdict import Diagnosis, Kind, Verdict, judge, listed_scales, named, remedies
 from loraforge.errors import LoraforgeError, Try, absent, adding, as_commands
 from loraforge.facts.given_settings import parse
 from loraforge.facts.logs import Log
@@ -227,22 +227,23 @@ def _judged(
         *_elsewhere(path, rows, own if verdict.kind is Kind.AS_TRAINED else None),
     ]
     more = [other] if (other := other_base(adapter, in_base.variants)) else []
-    more += [*_contradicted(file, adapter), *advice(adapter, own, verdict)]
+    more += _contradicted(file, adapter)
     if measured and (low := measured.subnormal):
         more.append(f"in {named(low)} a tenth of the numbers or more lie below float16's normal range: fewer bits")
     loaded = own is None or own.applied == len(adapter.modules)
     all_dead = measured is not None and len(measured.dead) == len(adapter.modules)
     dead = all_dead or (measured is not None and verdict.kind is Kind.IN_PART and loaded)
-    mend = remedies(path, adapter, verdict, own, choice_of(stated).stated, dead=dead)
+    mend = [*remedies(path, adapter, verdict, own, choice_of(stated).stated, dead=dead)]
+    more += [text for text in mend if isinstance(text, str)]
+    lines = [remedy for remedy in mend if isinstance(remedy, Try)]
     if unread:
         again = ("loraforge", "doctor", path, "--base", base or "")
-        mend = (replace(remedy.added_to(*again), why="") for remedy in unread.remedies)
-    typed = [
-        *(word for pattern in drop for word in ("--drop", pattern)),
-        *_options(architecture=stated.get("architecture")),
-    ]
-    asked = _options(runtime=program, base=None if unread else base)
-    scale = [*choice_of(stated).stated.options, *_options(training_config=stated.get("training_config"))]
+        lines = [replace(remedy.added_to(*again), why="") for remedy in unread.remedies]
+    typed = [word for pattern in drop for word in ("--drop", pattern)]
+    typed += options({"architecture": stated.get("architecture")})
+    asked = options({"runtime": program, "base": None if unread or base is None else str(base)})
+    config, scale = stated.get("training_config"), choice_of(stated).stated.options
+    scale = (*scale, *options({"training_config": config and str(config)}))
 
     def whole(remedy: Try) -> Try:
         """The remedy with what was typed, as far as it goes with it."""
@@ -250,15 +251,10 @@ def _judged(
         return replace(remedy, of=(*remedy.of, *typed, *more)) if remedy.of else remedy
 
     stamp = _whole_entry(file, rows, verdict)
-    fix = stamp if stamp and own and own.lacks else (*stamp, *map(whole, mend))
+    fix = stamp if stamp and own and own.lacks else (*stamp, *map(whole, lines))
     sizes = {module: size for module, size in measured.sizes.items() if math.isfinite(size)} if measured else {}
     every_note = (*notes, *adapter.notes, *more)
     return Diagnosis(str(path), verdict, tuple(facts), rows, every_note, fix, sizes)
-
-
-def _options(**values: object) -> list[str]:
-    """The values that are given, as options of `loraforge doctor`; paths as they were typed."""
-    return options({name: value if value is None else str(value) for name, value in values.items()})
 
 
 def _whole_entry(file: TensorFile, rows: Sequence[Outlook], verdict: Verdict) -> tuple[Try, ...]:

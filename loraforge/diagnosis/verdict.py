@@ -189,8 +189,8 @@ def judge(adapter: Adapter, measured: Numbers | None, own: Outlook | None, misfi
 
 def remedies(
     path: str | Path, adapter: Adapter, verdict: Verdict, own: Outlook | None, stated: Statement, *, dead: bool
-) -> Iterator[Try]:
-    """The commands to type, and what to change in the program if no file can be right in it."""
+) -> Iterator[Try | str]:
+    """The commands to type, and as texts what no command does, such as a change in the program."""
     if verdict.kind is Kind.AS_TRAINED:
         return
     again = ("loraforge", "doctor", path)
@@ -210,42 +210,24 @@ def remedies(
         yield from _conversion(path, adapter, own, stated)
 
 
-def _conversion(path: str | Path, adapter: Adapter, own: Outlook | None, stated: Statement) -> Iterator[Try]:
-    """The conversion that makes a file that the program applies as trained, if there is one."""
-    to = _target(adapter, own)
-    known = formats().get(to)
-    scale = stated.options if adapter.scale.provenance == "given" else ()
-    if known and known.writer and not (to == "sat" and adapter.dora):
-        why = "it asks for SAT's checkpoint of the base" if to == "sat" else _instead(own)
-        yield replace(adding("--to", to, *scale).added_to("loraforge", "convert", path), why=why)
-
-
-def advice(adapter: Adapter, own: Outlook | None, verdict: Verdict) -> list[str]:
-    """What to do that no command does, if the file acts otherwise than as trained in its program."""
-    if verdict.kind not in (Kind.NOTHING, Kind.OTHER_STRENGTH, Kind.IN_PART):
-        return []
-    to = _target(adapter, own)
-    known = formats().get(to)
-    notes = [_instead(own)] if own and _instead(own) else []
-    if known is None or known.writer is None:
-        notes.append(f"a package adds the format {to}, for `loraforge convert --to {to}`: docs/plugins.md says which")
-    elif to == "sat" and adapter.dora:
-        notes.append("SAT has no DoRA: `loraforge fuse` puts it into the weights of SAT's base")
-    return notes
-
-
-def _instead(own: Outlook | None) -> str:
-    """What to change in the program; empty if no change of it helps, or none is needed."""
-    return own.instead if own and (own.raises or own.ratios not in ((), (1.0,))) else ""
-
-
-def _target(adapter: Adapter, own: Outlook | None) -> str:
-    """The format of a file that the program applies as trained."""
+def _conversion(
+    path: str | Path, adapter: Adapter, own: Outlook | None, stated: Statement
+) -> Iterator[Try | str]:  # fmt: skip
+    """The conversion that makes a file that the program applies as trained, and what to change in the program."""
     to = runtime(own.runtime).format if own else "diffusers"
     kept = adapter.source.format if adapter.source else to
     if own and own.applied == own.modules and "alpha" in runtime(own.runtime).sees and own.ratios and kept in formats():
         to = kept  # the program knows these names, and reads the scale that is written with them
-    return to
+    scale = stated.options if adapter.scale.provenance == "given" else ()
+    known, line = formats().get(to), adding("--to", to, *scale).added_to("loraforge", "convert", path)
+    if known is None or known.writer is None:
+        yield f"a package adds the format {to}, for `loraforge convert --to {to}`: docs/plugins.md says which"
+    elif to == "sat" and adapter.dora:
+        yield "SAT has no DoRA: `loraforge fuse` puts it into the weights of SAT's base"
+    else:
+        yield replace(line, why="it asks for SAT's checkpoint of the base") if to == "sat" else line
+    if own and own.instead and (own.raises or own.ratios not in ((), (1.0,))):
+        yield f"{own.title}: {own.instead}"
 
 
 def listed_scales(scalings: Sequence[float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shlex
 import sys
@@ -86,15 +85,8 @@ def test_what_is_not_installed_is_installed_as_it_is_named(name: str, place: Pat
     words = shlex.split(remedy.command)
     assert not untypable(words, place)
     assert not remedies.PROGRAMS["pip"](words, remedy.command, place), remedy.command
-    assert set(words[2:]) >= {word for word in remedies.extras() if word.startswith(name)}
+    assert set(words[2:]) == remedies.extras()
     assert remedies.PROGRAMS["pip"](["pip", "install", "loraforge[pipeline]"], "", place)  # it is not there yet
-
-
-def test_in_a_checkout_that_is_not_installed_nothing_is_proposed(monkeypatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "requires", lambda name: importlib.metadata.version(f"no-{name}"))
-    with pytest.raises(LoraforgeError) as caught, of_pipeline("a run"):
-        raise ImportError("no", name="torch")
-    assert not caught.value.remedies
 
 
 # the judge itself
