@@ -12,7 +12,9 @@ from typing import Any
 from loraforge.names.dimensions import Sized, Sizes, Solution, solve
 
 COMPONENT = "transformer"
-"""Diffusers' name of the part of a pipeline that LoRAs adapt: a folder, and the prefix of keys and entries."""
+"""Diffusers' name of the part of most pipelines that LoRAs adapt: a folder, and the prefix of keys and entries."""
+COMPONENTS = (COMPONENT, "unet")
+"""Its names in all pipelines."""
 
 Index = tuple[tuple[str, int], ...]
 """Block numbers by hole name, sorted: `(("i", 3),)`."""
