@@ -27,7 +27,8 @@ from loraforge.scale import peft_config
 from loraforge.scale.recorded import header_configs
 from loraforge.scale.rule import Choice
 
-STYLE = KeyStyle((*PEFT_SPELLINGS, Spelling(".lora.down.weight", ".lora.up.weight")), (*(f"{name}." for name in COMPONENTS), ""))
+_SPELLINGS = (*PEFT_SPELLINGS, Spelling(".lora.down.weight", ".lora.up.weight"))
+STYLE = KeyStyle(_SPELLINGS, (*(f"{name}." for name in COMPONENTS), ""))
 FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
 
