@@ -77,7 +77,7 @@ def test_every_variant_says_how_it_is_run_and_how_deep_it_is(name: str) -> None:
         if isinstance(stated, dict):  # one segment of each kind at least
             assert {kinds[segment] for segment in stated} == present, variant.name
         else:
-            assert len(present) == 1, f"{variant.name} has several kinds of blocks, and one number"
+            assert len(present) <= 1, f"{variant.name} has several kinds of blocks, and one number"
 
 
 @pytest.mark.parametrize("name", TABLES)
