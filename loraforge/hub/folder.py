@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from glob import escape
@@ -137,7 +138,8 @@ def reach(source: str | Path) -> Reached | None:
 def base_folder(source: str | Path, *, only: Sequence[str] = ()) -> Path:
     """The folder of a base model on this machine: `source` if it is a path, else the downloaded one.
 
-    `only`: components of a pipeline, of which the first that it has is downloaded; all if empty. Raises HubError if the Hub has no such model.
+    `only`: components of a pipeline, of which the first that it has is downloaded; all if empty. Raises HubError if the
+    Hub has no such model.
     """
     where = address(source)
     if where is None:

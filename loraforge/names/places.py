@@ -6,22 +6,22 @@ its own: `conv1_0`, `conv1_1`, ... Everything else sees the modules and segments
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from loraforge.errors import Fault
+from loraforge.names.dimensions import term
 
 Table = dict[str, Any]
 _BY_SEGMENT = ("rows", "parameters", "kernels")
-_WORD = re.compile(r"\{(\w+)\}")
 
 
 def misplaces(data: Mapping[str, Any]) -> Iterator[Fault]:
     """Why a template of places cannot be written out."""
     owner = dict[str, str]()
     for name, place in data.get("places", {}).items():
-        if len(sizes := {word: len(values) for word, values in place.items()}) and len({*sizes.values()}) > 1:
+        if _uneven(place):
+            sizes = {word: len(values) for word, values in place.items()}
             yield Fault(f"places.{name}: its lists are not of one length: {sizes}", (name,))
     for layout, table in data.get("layouts", {}).items():
         for text, stack in table.get("modules", {}).items():
@@ -36,6 +36,13 @@ def misplaces(data: Mapping[str, Any]) -> Iterator[Fault]:
                 if not paths or len({*paths}) < len(paths):
                     what = "has a path twice" if paths else "has no paths"
                     yield Fault(f"places.{name} {what} of layout {layout}", (name,), layout)
+    if owner.keys() & data.get("dimensions", {}).keys() and not any(map(_uneven, data.get("places", {}).values())):
+        for segment, sizes in _dimensions(data, _homes(data)).items():
+            yield from (Fault(f"dimensions of {segment}: {size!r} is no size") for size in sizes if not term(size))
+
+
+def _uneven(place: Mapping[str, list[str]]) -> bool:
+    return len({len(values) for values in place.values()}) > 1
 
 
 def expanded(data: Mapping[str, Any]) -> Table:
@@ -48,6 +55,10 @@ def expanded(data: Mapping[str, Any]) -> Table:
 
     def several(segments: Iterable[str]) -> list[str]:
         return [one for segment in segments for one in each.get(segment, [segment])]
+
+    def in_all(text: str) -> list[str]:
+        segment, dot, parameter = text.partition(".")
+        return [f"{one}{dot}{parameter}" for one in several([segment])]
 
     def by_segment(table: Mapping[str, Any]) -> Table:
         return {one: value for segment, value in table.items() for one in each.get(segment, [segment])}
@@ -64,8 +75,7 @@ def expanded(data: Mapping[str, Any]) -> Table:
         blocks = table.get("blocks", 0)
         if isinstance(blocks, Mapping):
             blocks = {one: depth for segment, depths in blocks.items() for one, depth in _depths(segment, depths, each)}
-        absent = [f"{one}{dot}{name}" for text in table.get("absent", ()) for segment, dot, name in [text.partition(".")]
-                  for one in several([segment])]  # fmt: skip
+        absent = [one for text in table.get("absent", ()) for one in in_all(text)]
         variants[name] = {**table, "blocks": blocks, "absent": absent}
     return made | ({"variants": variants} if variants else {})
 
@@ -101,9 +111,17 @@ def _dimensions(data: Mapping[str, Any], homes: Mapping[str, tuple[str, int]]) -
         made |= {} if place else {segment: sizes}
         for n in range(number):
             words = {word: values[n] for word, values in data["places"][place].items()}
-            if all(filled := [_WORD.sub(lambda hole, words=words: words[hole[1]], size) for size in sizes]):
+            if all(filled := [_said(size, words) for size in sizes]):
                 made[f"{segment}_{n}"] = filled
     return made
+
+
+def _said(size: str, words: Mapping[str, str]) -> str:
+    """A size with the value of its word, if it has one; empty if that is."""
+    for word, value in words.items():
+        if f"{{{word}}}" in size:
+            return size.replace(f"{{{word}}}", value) if value else ""
+    return size
 
 
 def _depths(segment: str, depths: int | list[int], each: Mapping[str, list[str]]) -> Iterator[tuple[str, int]]:

@@ -69,7 +69,10 @@ class Case:
 
 def updates(file: Path) -> Updates:
     """Module -> update of a Diffusers file without alpha, a convolution's without the shape of its kernel."""
-    tensors = {key.removeprefix("transformer.").removeprefix("unet."): array.astype(np.float64) for key, array in load_file(file).items()}
+    tensors = {
+        key.removeprefix("transformer.").removeprefix("unet."): array.astype(np.float64)
+        for key, array in load_file(file).items()
+    }
     factors = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
     assert 2 * len(factors) == len(tensors)
     flat = {key: array.reshape(array.shape[0], -1) for key, array in tensors.items()}
