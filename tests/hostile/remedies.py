@@ -19,7 +19,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from hostile.refusal import listing
+from hostile.refusal import listing, same
 from loraforge.cli.app import main
 
 DEPTH = 4
@@ -171,13 +171,6 @@ def _words(line: str) -> list[str]:
     while words and (_NO_PLACEHOLDER.fullmatch(words[0]) or words[0] == "env"):
         words = words[3:] if words[:2] == ["env", "-u"] else words[1:]
     return words
-
-
-def same(one: str, other: str) -> bool:
-    """Whether two refusals say the same, one perhaps with more words around it."""
-    one, other = (re.sub(r"[\s.]+$", "", re.sub(r"\s+", " ", text)) for text in (one, other))
-    short, long = sorted((one, other), key=len)
-    return short == long or (len(short) > 40 and short in long)
 
 
 def untypable(words: list[str], folder: Path) -> str:
