@@ -242,8 +242,8 @@ def _judged(
     typed = [word for pattern in drop for word in ("--drop", pattern)]
     typed += options({"architecture": stated.get("architecture")})
     asked = options({"runtime": program, "base": None if unread or base is None else str(base)})
-    config, scale = stated.get("training_config"), choice_of(stated).stated.options
-    scale = (*scale, *options({"training_config": config and str(config)}))
+    config = stated.get("training_config")
+    scale = [*choice_of(stated).stated.options, *options({"training_config": config and str(config)})]
 
     def whole(remedy: Try) -> Try:
         """The remedy with what was typed, as far as it goes with it."""

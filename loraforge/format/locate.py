@@ -245,7 +245,7 @@ def _reads(form: Format, file: TensorFile, choice: Choice) -> bool:
 
 def _several(source: Path, claiming: list[_Located], sound: list[_Located]) -> LoraforgeError:
     """The refusal; its remedies are the formats that understand every key."""
-    each = [command("loraforge", "inspect", "--from", form.name, one.path) for form, one in sound]
+    each = [Try(command("loraforge", "inspect", "--from", form.name, one.path)) for form, one in sound]
     if len({one.path for _, one in claiming}) == 1:
         kinds, path = " and ".join(form.name for form, _ in claiming), claiming[0][1].path
         which = "say which with --from" if each else "none of them has all of its names"
