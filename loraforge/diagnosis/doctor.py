@@ -243,11 +243,11 @@ def _judged(
     typed += options({"architecture": stated.get("architecture")})
     asked = options({"runtime": program, "base": None if unread or base is None else str(base)})
     config = stated.get("training_config")
-    scale = [*choice_of(stated).stated.options, *options({"training_config": config and str(config)})]
+    settled = [*choice_of(stated).stated.options, *options({"training_config": config and str(config)})]
 
     def whole(remedy: Try) -> Try:
         """The remedy with what was typed, as far as it goes with it."""
-        more = [*asked, *(() if remedy.names & STATES else scale)] if remedy.verb == "doctor" else []
+        more = [*asked, *(() if remedy.names & STATES else settled)] if remedy.verb == "doctor" else []
         return replace(remedy, of=(*remedy.of, *typed, *more)) if remedy.of else remedy
 
     stamp = _whole_entry(file, rows, verdict)

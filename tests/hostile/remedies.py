@@ -245,7 +245,8 @@ PROGRAMS: dict[str, Callable[[list[str], str, Path], str]] = {
 def extras() -> frozenset[str]:
     """The requirements of the extras, as pip takes them."""
     project = tomllib.loads(_EXTRAS.read_text())["project"]
-    return frozenset(text for texts in project["optional-dependencies"].values() for text in texts)
+    every = (text for texts in project["optional-dependencies"].values() for text in texts)
+    return frozenset(text for text in every if not text.startswith("loraforge"))
 
 
 def each(lines: tuple[str, ...]) -> Iterator[list[str]]:
