@@ -51,7 +51,7 @@ def read_safetensors(path: Path) -> TensorFile:
                 whole = "Its tensors may be whole: whoever wrote it can write the entry as a text."
                 raise FileError(f"{what}: no loader opens the file. {whole}") from error
             raise
-        header = json.loads(text, object_pairs_hook=_no_repeats)
+        header = _read_header(text)
         metadata, start = header.pop("__metadata__", None) or {}, 8 + length  # the library lets null pass
         tensors = {
             key: TensorInfo(entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
@@ -68,6 +68,20 @@ def _not_a_text(header: bytes) -> tuple[str, object] | None:
     with suppress(Exception):
         return next((key, value) for key, value in json.loads(header)["__metadata__"].items() if type(value) is not str)
     return None
+
+
+def _read_header(text: bytes) -> dict[str, Any]:
+    """The header of a file that the library has checked. Raises ValueError if it repeats a key.
+
+    A string has two quotes that are not its own, and an entry has five strings: a text with no more repeats nothing.
+    """
+    header: dict[str, Any] = json.loads(text)
+    metadata = header.get("__metadata__") or {}
+    strings = 5 * len(header) - 4 * ("__metadata__" in header) + 2 * len(metadata)
+    own = "".join((*header, *metadata, *metadata.values())).count('"')
+    if b"\\u" in text or text.count(b'"') != 2 * strings + own:  # an escape may hide a quote
+        json.loads(text, object_pairs_hook=_no_repeats)
+    return header
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +18,8 @@ from loraforge.algebra.lora import Array, Delta, LoraWeight
 from loraforge.errors import FormatError, NamesError
 from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.key_faults import mixed, module_faults, unknown
-from loraforge.format.sorting import WHOLE, cut, ending, parts_of, spelled_as, taken_apart
-from loraforge.names.layout import Architecture, parted
+from loraforge.format.sorting import WHOLE, Alike, ending, parts_of, spelled_as, taken_apart
+from loraforge.names.layout import Architecture, Layout, parted
 from loraforge.text import listed
 
 FACTOR_NAMES = ("A", "B", "magnitude", "alpha")
@@ -65,11 +67,22 @@ class Keys(NamedTuple):
 
     A: str
     B: str
-    magnitude: str | None = None
-    alpha: str | None = None
-    rows: slice = WHOLE
+    magnitude: str | None
+    alpha: str | None
+    like: Like
+
+
+class Like(NamedTuple):
+    """What holds of a pair in all modules that are alike."""
+
+    A: TensorInfo
+    B: TensorInfo
+    """Of the first module: its type and shape are those of all."""
+    stack: tuple[str, ...]
+    """The segments of the module."""
+    rows: slice
     """The rows of B and of the magnitude that are the module's: all, unless it is a part of a fused module."""
-    linear: bool = False
+    linear: bool
     """Whether the factors are stored as 1x1 convolutions of a module that is none."""
 
 
@@ -165,48 +178,61 @@ class KeyStyle:
         found = taken_apart(self, tensors, own)
         if len(found.spelled) > 1:
             raise FormatError(mixed(found.spelled, found.factors.values()))
-        names, orphans = list(unknown(found.strange, arch)), list[str]()
-        problems, modules = [*names, *found.doubled], dict[str, list[Keys]]()
-        sound = dict[tuple[object, ...], tuple[slice, bool]]()  # what holds of all modules that are alike
-        for path, module in sorted(found.modules.items()):
-            parts, stack, like = module.parts, module.stack, tuple(module.like)
-            want = len(stack) if self.parts else 1
-            pairs = [keys for _, keys in sorted(parts.items())]
-            if like in sound:
-                pass
-            elif all(keys.keys() == {"alpha"} for keys in pairs):
-                orphans += [keys["alpha"] for keys in pairs]
-                problems.append(f"{pairs[0]['alpha']} is an alpha of {path}, which has no A and no B in the file")
-            elif what := arch.unadapted.get(stack[0]):
-                problems.append(f"{path} is a {what}, which no LoRA adapts")
-            elif sorted(parts) != list(range(want)):
-                problems.append(f"{path} has parts {sorted(parts)}, not the {want} of {', '.join(stack)}")
-            elif faults := list(module_faults(path, pairs, tensors, arch, own, self)):
-                problems += faults
-            elif (rows := cut(path, module.siblings, tensors[pairs[0]["B"]].shape[0], arch, own)) is None:
-                problems.append(f"the {tensors[pairs[0]['B']].shape[0]} rows of {pairs[0]['B']} cannot be divided")
-            else:
-                # without a released model only the file shows which modules are convolutions
-                sound[like] = rows, bool(arch.variants) and not arch.kernels(stack)
-            if like in sound:
-                rows, linear = sound[like]
-                modules[path] = [Keys(**keys, rows=rows, linear=linear) for keys in pairs]
-        if problems:
+        names, orphans = list(unknown(found.strange, arch)), dict[str, str]()
+        faults, modules = dict[str, list[str]](), dict[str, list[Keys]]()
+        for alike in found.modules:
+            if all({*kinds} == {"alpha"} for kinds in alike.parts.values()):
+                orphans |= {alike.path(n): alike.pairs(n)[0]["alpha"] for n in alike.numbers}
+            for number in alike.numbers:
+                if not (what := list(self._faults(alike, number, tensors, arch, own))):
+                    modules.update(self._modules(alike, arch, own))
+                    break  # nor is anything wrong with those that are like it
+                faults[alike.path(number)] = what
+        if problems := [*names, *found.doubled, *(what for _, each in sorted(faults.items()) for what in each)]:
             only_those = len(problems) == len(names) + len(orphans)
-            kind = NamesError if found.strange else FormatError
-            raise kind(listed(problems), *(patterns_for([*found.strange, *orphans]) if only_those else ()))
-        return modules
+            kind, keys = NamesError if found.strange else FormatError, [key for _, key in sorted(orphans.items())]
+            raise kind(listed(problems), *(patterns_for([*found.strange, *keys]) if only_those else ()))
+        return {path: modules[path] for path in sorted(modules)}
+
+    def _faults(
+        self, alike: Alike, number: str, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: Layout
+    ) -> Iterator[str]:
+        """What is wrong with one module."""
+        path, pairs, stack = alike.path(number), alike.pairs(number), alike.stack
+        want = len(stack) if self.parts else 1
+        if all(keys.keys() == {"alpha"} for keys in pairs):
+            yield f"{pairs[0]['alpha']} is an alpha of {path}, which has no A and no B in the file"
+        elif what := arch.unadapted.get(stack[0]):
+            yield f"{path} is a {what}, which no LoRA adapts"
+        elif [*alike.parts] != list(range(want)):
+            yield f"{path} has parts {[*alike.parts]}, not the {want} of {', '.join(stack)}"
+        elif faults := list(module_faults(path, pairs, tensors, arch, layout, self)):
+            yield from faults
+        elif alike.rows(arch) is None:
+            yield f"the {tensors[pairs[0]['B']].shape[0]} rows of {pairs[0]['B']} cannot be divided"
+
+    def _modules(self, alike: Alike, arch: Architecture, layout: Layout) -> Iterator[tuple[str, list[Keys]]]:
+        """The modules that are alike, and have no fault."""
+        # without a released model only the file shows which modules are convolutions
+        linear, rows = bool(arch.variants) and not arch.kernels(alike.stack), alike.rows(arch) or WHOLE
+        pairs = []
+        for kinds in alike.parts.values():
+            keys = [[kinds[f].keys[n] for n in alike.numbers] if f in kinds else repeat(None) for f in FACTOR_NAMES]
+            pairs.append(map(Keys, *keys, repeat(Like(kinds["A"].info, kinds["B"].info, alike.stack, rows, linear))))
+        return zip(map(alike.path, alike.numbers), map(list, zip(*pairs, strict=True)), strict=True)
 
     def decode(
         self, file: TensorFile, found: Mapping[str, list[Keys]], scaling: Callable[[str, int], float]
     ) -> dict[str, Delta]:
         """The updates of the keys, as views of the file. `scaling` is called with module path and rank."""
+        every = [key for pairs in found.values() for keys in pairs for key in (keys.A, keys.B, keys.magnitude) if key]
+        views = map(widened, file.views(every))
 
         def weight(path: str, keys: Keys) -> LoraWeight:
-            A, B = widened(file[keys.A]), widened(file[keys.B])
-            B = B if keys.rows is WHOLE else B[keys.rows]
-            magnitude = widened(file[keys.magnitude]).reshape(-1)[keys.rows] if keys.magnitude else None
-            rank, kernel = A.shape[0], () if keys.linear else A.shape[2:]
+            A, B = next(views), next(views)
+            B = B if keys.like.rows is WHOLE else B[keys.like.rows]
+            magnitude = next(views).reshape(-1)[keys.like.rows] if keys.magnitude else None
+            rank, kernel = A.shape[0], () if keys.like.linear else A.shape[2:]
             if A.ndim > 2:
                 A, B = A.reshape(rank, -1), B.reshape(-1, rank)
             return LoraWeight(A, B, scaling(path, rank), magnitude, kernel)
@@ -239,14 +265,12 @@ class KeyStyle:
 def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float]:
     """Module path -> the value of its alpha tensor, if it has one. Raises FormatError if it is not one number."""
     values: dict[str, float] = {}
-    for path, pairs in found.items():
-        if (key := pairs[0].alpha) is None:
-            continue
+    memory = cache(lambda part: file.maps[part].memory())  # refuses what was not fetched; file[key] would give numbers
+    for path, key in ((path, key) for path, (first, *_) in found.items() if (key := first.alpha)):
         info = file.tensors[key]
         if math.prod(info.shape) != 1 or (kind := _ALPHA_TYPES.get(info.dtype)) is None:
             raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
-        # `memory` refuses a tensor that was not fetched; file[key] would give numbers for it
-        values[path] = np.frombuffer(file.maps[info.map].memory(), kind, 1, info.offset)[0].item()
+        values[path] = np.frombuffer(memory(info.map), kind, 1, info.offset)[0].item()
     return values
 
 
@@ -258,17 +282,17 @@ _ALPHA_TYPES = {
 """The types that an alpha may have: those of factors, and integers."""
 
 
-def ranks(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+def ranks(found: Mapping[str, list[Keys]]) -> dict[str, int]:
     """Module path -> the rank of its first pair."""
-    return {path: tensors[keys[0].B].shape[1] for path, keys in found.items()}
+    return {path: keys[0].like.B.shape[1] for path, keys in found.items()}
 
 
-def altered(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) -> list[str]:
+def altered(found: Mapping[str, list[Keys]]) -> list[str]:
     """Notes on what is read otherwise than it is stored; each is exact."""
     pairs = [keys for each in found.values() for keys in each]
-    cut = {keys.B for keys in pairs if keys.rows != slice(None)}
-    short = sum(tensors[key].dtype not in FACTORS for keys in pairs for key in (keys.A, keys.B))
-    flat = sum(keys.linear and len(tensors[keys.A].shape) > 2 for keys in pairs)
+    cut = {keys.B for keys in pairs if keys.like.rows is not WHOLE}
+    short = sum(info.dtype not in FACTORS for keys in pairs for info in keys.like[:2])
+    flat = sum(keys.like.linear and len(keys.like.A.shape) > 2 for keys in pairs)
     notes = {
         f"{len(cut)} fused modules like {min(cut, default='')} were cut into the modules they stack": len(cut),
         f"{short} factors of 8 bits were widened to bfloat16, which has each of their numbers": short,

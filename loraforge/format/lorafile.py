@@ -57,7 +57,7 @@ def read_lora_file(
         _check(whole, file, pairs)
     except FormatError as error:
         raise type(error)(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
-    sizes = ranks(pairs, file.tensors)
+    sizes = ranks(pairs)
     dora = any(keys.magnitude for each in pairs.values() for keys in each)
     known = origin(file.metadata, seal(file, tuple(file.whole), choice))
 
@@ -65,10 +65,9 @@ def read_lora_file(
         whole = {} if file.absent else style.decode(file, pairs, lambda *_: 1.0)
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 
-    stacked = ((path, arch.layouts[layout].stacked(path)) for path in stored)
-    ups = {path: (pairs[path][0].B, segments) for path, segments in stacked if len(segments) > 1}
-    heights = {path: arch.sizes(segments, file.tensors[up].shape[0]) for path, (up, segments) in ups.items()}
-    stacks = Stacks({path: rows for path, rows in heights.items() if rows}, lambda path: file[ups[path][0]])
+    stacked = {path: pairs[path][0] for path in stored if len(pairs[path][0].like.stack) > 1}
+    heights = {path: arch.sizes(keys.like.stack, keys.like.B.shape[0]) for path, keys in stacked.items()}
+    stacks = Stacks({path: rows for path, rows in heights.items() if rows}, lambda path: file[stacked[path].B])
     record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live, stacks=stacks))
     if _as_diffsynth(file, pairs) and "diffsynth" not in arch.layouts and writers(arch.name, "diffsynth", {}):
         writes = "diffsynth"
@@ -89,7 +88,7 @@ def read_lora_file(
     }
     matrices = {one.path: added[key] for key, one in whole.items() if one.matrix}
     acting = {k: d for k, d in added.items() if not whole[k].matrix and (file.absent or not is_zero(d))}
-    notes = list(altered(pairs, file.tensors))
+    notes = list(altered(pairs))
     if idle := len(whole) - len(matrices) - len(acting):
         notes.append(f"{idle} whole differences are zero, and change nothing")
     if matrices:

@@ -91,7 +91,7 @@ def parameter_key(path: str, parameter: str) -> str:
     return f"{path}.{parameter}" if path else parameter
 
 
-_FIRST = re.compile(r"(?<=[._])(0|[1-9][0-9]{0,5})(?=[._])")
+_FIRST = re.compile(r"([._])(0|[1-9][0-9]{0,5})(?=[._])")
 ANY = "999999"
 """A block number that is asked for in place of all: it is a word of no template, and of no model known."""
 
@@ -102,8 +102,8 @@ def parted(name: str) -> tuple[str, str, str]:
 
     All of the name and twice nothing if it has no number, or none that is within it.
     """
-    parts = _FIRST.split(name, 1)
-    return (parts[0], parts[1], parts[2]) if len(parts) > 1 else (name, "", "")
+    start, *rest = _FIRST.split(name, 1)
+    return (start + rest[0], rest[1], rest[2]) if rest else (name, "", "")
 
 
 def _is_number(token: str) -> bool:

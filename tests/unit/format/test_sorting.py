@@ -57,7 +57,7 @@ def test_the_parts_of_a_fused_module_have_rows_of_their_own() -> None:
     found = KOHYA.find(fused(12), architecture("cogvideox"), "diffusers")
     for n in range(12):
         words = [f"transformer_blocks.{n}.attn1.{word}" for word in ("to_q", "to_k", "to_v")]
-        assert [found[word][0].rows for word in words] == [slice(0, 8), slice(8, 16), slice(16, 24)]
+        assert [found[word][0].like.rows for word in words] == [slice(0, 8), slice(8, 16), slice(16, 24)]
 
 
 Q = MODULE.format(7, "to_q")
