@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.adapter import Adapter, alike
 from loraforge.algebra.lora import Delta, LoraWeight, rows
 from loraforge.errors import ConversionError, Try, adding
 from loraforge.hub.address import is_repo, renamed
@@ -37,7 +37,7 @@ class _Seen(NamedTuple):
 
     modules: Mapping[str, Delta]
     sample: Mapping[str, Delta]
-    """The first and the last module of each name and shape."""
+    """The first and the last module of each name and shape; the numbers may be those of another one like it."""
     solved: dict[tuple[object, ...], _Solved]
     """Architecture, layout and last block -> what follows from its shapes there."""
 
@@ -50,12 +50,13 @@ def _seen(adapter: Adapter) -> _Seen:
     for one in _LAST:
         if adapter.modules is one.modules or adapter.modules is one.sample:
             return one
-    groups = defaultdict[tuple[object, ...], list[str]](list)
-    for path, delta in adapter.modules.items():
-        start, _, end = parted(path)
-        groups[start, end, *[(w.A.shape, w.B.shape, w.kernel) for w in delta]].append(path)
-    shown = {end(paths, key=_by_length) for paths in groups.values() for end in (min, max)}
-    some = {path: delta for path, delta in adapter.modules.items() if path in shown}
+    groups = defaultdict[tuple[object, ...], dict[str, Delta]](dict)
+    for delta, paths in alike(adapter.modules):
+        start, _, end = parted(paths[0])
+        ends = min(paths, key=_by_length), max(paths, key=_by_length)
+        groups[start, end, *[(w.A.shape, w.B.shape, w.kernel) for w in delta]] |= dict.fromkeys(ends, delta)
+    shown = {end(each, key=_by_length): each for each in groups.values() for end in (min, max)}
+    some = {path: shown[path][path] for path in adapter.modules if path in shown}
     _LAST[:] = [*_LAST[-7:], _Seen(adapter.modules, some, {})]
     return _LAST[-1]
 
@@ -130,7 +131,7 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
     `rank_known`: the rank is also recorded outside of the tensors, so that they are known not to be transposed.
     """
     arch = adapter.model
-    weights = [w for delta in adapter.modules.values() for w in delta]
+    weights = [w for delta, _ in alike(adapter.modules) for w in delta]
     if all(map(_turned, weights)) and not rank_known and not adapter.evidence:  # base weights have the sizes
         w = weights[0]
         what = f"its rank ({w.rank}) is larger than the weight it is for ({w.rows} x {w.A.shape[1]}), in every module"

@@ -171,8 +171,10 @@ def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
 
 def _kept(adapter: Adapter, choice: Choice) -> Adapter:
     """The adapter without the modules that match --drop; unchanged if all of them do."""
-    left = {m: d for m, d in adapter.modules.items() if not any(fnmatch.fnmatch(m, p) for p in choice.drop)}
-    return replace(adapter, modules=left) if left and len(left) < len(adapter.modules) else adapter
+    left = [path for path in adapter.modules if not any(fnmatch.fnmatch(path, p) for p in choice.drop)]
+    if not left or len(left) == len(adapter.modules):
+        return adapter
+    return replace(adapter, modules={path: adapter.modules[path] for path in left})
 
 
 def _ranks_recorded(adapter: Adapter) -> bool:

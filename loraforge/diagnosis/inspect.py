@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraforge.adapter.adapter import alike
 from loraforge.adapter.differences import counted, described
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import fits
@@ -204,10 +205,12 @@ def inspect(
         if asked and isinstance(refusal, NoAdapterError) and (model := _whole(source)):
             return model
         error = as_commands(refusal, *start) if form else refusal
-    modules = adapter.modules if adapter else {}
+    modules, ranks = adapter.modules if adapter else {}, Counter[int]()
+    for delta, paths in alike(modules):
+        ranks[delta[0].rank] += len(paths)
     layout = adapter.model.layouts[adapter.layout] if adapter else None
     kinds = [place[0].text for place in map(layout.locate, modules) if place] if layout else []
-    types = Counter(file.tensors[key].dtype for key in (adapter.keys if adapter else file.tensors))
+    types = Counter([file.tensors[key].dtype for key in (adapter.keys if adapter else file.tensors)])
     remedies = [remedy.command for remedy in error.remedies] if error else []
     if adapter and form and adapter.scale.provenance == "ambiguous":
         less = [word for pattern in drop for word in ("--drop", pattern)]
@@ -224,7 +227,7 @@ def inspect(
         components=({"transformer": len(modules), "text_encoder": 0} | dict(adapter.others)) if adapter else {},
         targets=dict(Counter(kinds)),
         differences=counted(adapter.differences) if adapter else {},
-        ranks=dict(sorted(Counter(delta[0].rank for delta in modules.values()).items())),
+        ranks=dict(sorted(ranks.items())),
         dtypes=dict(sorted(types.items())),
         scale=adapter.scale if adapter else None,
         scalings=adapter.scalings if adapter else (),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 
+from loraforge.adapter.adapter import Views
 from loraforge.adapter.drop import patterns_for
 from loraforge.algebra.dtypes import FACTORS, FLOATS, numpy_type, widened
 from loraforge.algebra.lora import Array, Delta, LoraWeight
@@ -185,7 +186,7 @@ class KeyStyle:
                 orphans |= {alike.path(n): alike.pairs(n)[0]["alpha"] for n in alike.numbers}
             for number in alike.numbers:
                 if not (what := list(self._faults(alike, number, tensors, arch, own))):
-                    modules.update(self._modules(alike, arch, own))
+                    modules.update(self._modules(alike, arch))
                     break  # nor is anything wrong with those that are like it
                 faults[alike.path(number)] = what
         if problems := [*names, *found.doubled, *(what for _, each in sorted(faults.items()) for what in each)]:
@@ -211,7 +212,7 @@ class KeyStyle:
         elif alike.rows(arch) is None:
             yield f"the {tensors[pairs[0]['B']].shape[0]} rows of {pairs[0]['B']} cannot be divided"
 
-    def _modules(self, alike: Alike, arch: Architecture, layout: Layout) -> Iterator[tuple[str, list[Keys]]]:
+    def _modules(self, alike: Alike, arch: Architecture) -> Iterator[tuple[str, list[Keys]]]:
         """The modules that are alike, and have no fault."""
         # without a released model only the file shows which modules are convolutions
         linear, rows = bool(arch.variants) and not arch.kernels(alike.stack), alike.rows(arch) or WHOLE
@@ -221,14 +222,18 @@ class KeyStyle:
             pairs.append(map(Keys, *keys, repeat(Like(kinds["A"].info, kinds["B"].info, alike.stack, rows, linear))))
         return zip(map(alike.path, alike.numbers), map(list, zip(*pairs, strict=True)), strict=True)
 
-    def decode(
-        self, file: TensorFile, found: Mapping[str, list[Keys]], scaling: Callable[[str, int], float]
-    ) -> dict[str, Delta]:
+    def decode(self, file: TensorFile, found: Mapping[str, list[Keys]], scaling: Callable[[str, int], float]) -> Views:
         """The updates of the keys, as views of the file. `scaling` is called with module path and rank."""
-        every = [key for pairs in found.values() for keys in pairs for key in (keys.A, keys.B, keys.magnitude) if key]
-        views = map(widened, file.views(every))
 
-        def weight(path: str, keys: Keys) -> LoraWeight:
+        def read(paths: Iterable[str]) -> dict[str, Delta]:
+            chosen = {path: found[path] for path in paths}
+            each = [
+                key for pairs in chosen.values() for keys in pairs for key in (keys.A, keys.B, keys.magnitude) if key
+            ]
+            views = map(widened, file.views(each))
+            return {path: tuple(weight(path, keys, views) for keys in pairs) for path, pairs in chosen.items()}
+
+        def weight(path: str, keys: Keys, views: Iterator[Array]) -> LoraWeight:
             A, B = next(views), next(views)
             B = B if keys.like.rows is WHOLE else B[keys.like.rows]
             magnitude = next(views).reshape(-1)[keys.like.rows] if keys.magnitude else None
@@ -237,7 +242,12 @@ class KeyStyle:
                 A, B = A.reshape(rank, -1), B.reshape(-1, rank)
             return LoraWeight(A, B, scaling(path, rank), magnitude, kernel)
 
-        return {path: tuple(weight(path, keys) for keys in pairs) for path, pairs in found.items()}
+        groups = defaultdict[tuple[int, float], list[str]](list)
+        for path, (first, *_) in found.items():
+            groups[id(first.like), scaling(path, first.like.B.shape[1])].append(path)
+        for part in file.maps if not file.absent else ():  # what is read is the file as it is now
+            part.memory()
+        return Views(found, [*groups.values()], read)
 
     def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
         """The keys and tensors of one module that already fits this style."""
@@ -264,14 +274,18 @@ class KeyStyle:
 
 def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float]:
     """Module path -> the value of its alpha tensor, if it has one. Raises FormatError if it is not one number."""
-    values: dict[str, float] = {}
-    memory = cache(lambda part: file.maps[part].memory())  # refuses what was not fetched; file[key] would give numbers
+    groups, values = defaultdict[tuple[str, int], dict[str, int]](dict), dict[str, float]()
     for path, key in ((path, key) for path, (first, *_) in found.items() if (key := first.alpha)):
         info = file.tensors[key]
-        if math.prod(info.shape) != 1 or (kind := _ALPHA_TYPES.get(info.dtype)) is None:
+        if math.prod(info.shape) != 1 or info.dtype not in _ALPHA_TYPES:
             raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
-        values[path] = np.frombuffer(memory(info.map), kind, 1, info.offset)[0].item()
-    return values
+        groups[info.dtype, info.map][path] = info.offset
+    for (dtype, n), offsets in groups.items():
+        kind = _ALPHA_TYPES[dtype]
+        content = np.frombuffer(file.maps[n].memory(), np.uint8)  # refused if not fetched: file[key] would give numbers
+        numbers = content[np.add.outer([*offsets.values()], range(kind.itemsize))].view(kind)
+        values |= zip(offsets, numbers[:, 0].tolist(), strict=True)
+    return {path: values[path] for path in found if path in values}
 
 
 _ALPHA_TYPES = {

@@ -88,7 +88,7 @@ def read_lora_file(
     }
     matrices = {one.path: added[key] for key, one in whole.items() if one.matrix}
     acting = {k: d for k, d in added.items() if not whole[k].matrix and (file.absent or not is_zero(d))}
-    notes = list(altered(pairs))
+    notes, modules = list(altered(pairs)), style.decode(file, pairs, rule.of)
     if idle := len(whole) - len(matrices) - len(acting):
         notes.append(f"{idle} whole differences are zero, and change nothing")
     if matrices:
@@ -96,7 +96,7 @@ def read_lora_file(
     return Adapter(
         architecture=arch.name,
         layout=layout,
-        modules=style.decode(file, pairs, rule.of) | matrices,
+        modules={**modules, **matrices} if matrices else modules,
         differences={parameter_key(whole[key].path, whole[key].parameter): delta for key, delta in acting.items()},
         scale=known.settle(scale, rule, choice.stated, sizes, str(file.path), record.configs.get(rule.file)),
         ranks_recorded=rule.has_rank,

@@ -83,10 +83,16 @@ class Sorted:
     """What is wrong with keys that are the same factor of the same module."""
 
 
+_Words = tuple[str, str, str, tuple[int, ...], tuple[int, ...] | None]
+"""What is before and after the block number of a key, and its type, shape and strides."""
+_Module = tuple[str, str, tuple[str, ...]]
+"""What is before and after the block number of a module's path, and the segments that it stacks."""
+
+
 def taken_apart(style: KeyStyle, tensors: Mapping[str, TensorInfo], layout: Layout) -> Sorted:
     """The keys by module of this layout. A kind of key is read and located once, whatever its block numbers."""
-    words, found, rest = defaultdict[tuple[object, ...], dict[str, str]](dict), Sorted(), dict[str, str]()
-    known, families = dict[tuple[object, ...], list[_Place]](), defaultdict[tuple[object, ...], list[Kind]](list)
+    words, found, rest = defaultdict[_Words, dict[str, str]](dict), Sorted(), dict[str, str]()
+    known, families = dict[tuple[str, str], list[_Place]](), defaultdict[_Module, list[Kind]](list)
     for key, (dtype, shape, _, strides, _) in tensors.items():
         start, number, end = parted(key)
         words[start, end, dtype, shape, strides][number] = key
@@ -98,12 +104,12 @@ def taken_apart(style: KeyStyle, tensors: Mapping[str, TensorInfo], layout: Layo
             each = [(_places(style, key, layout), key) for key in keys.values()]
             found.strange += [key for places, key in each if not places]
             groups = [(places, {places[0].number: key}) for places, key in each if places]
-        for places, same in groups:
-            first = next(iter(same.values()))
+        for places, of_one in groups:
+            first, fused = next(iter(of_one.values())), places if len(places) > 1 else ()
             for place in places:
-                _, factor, spelled = what = place[-3:]
-                kind = Kind(*what, tensors[first], same, places if len(places) > 1 else ())
+                kind = Kind(*place[-3:], tensors[first], of_one, fused)
                 families[place.start, place.end, place.stack].append(kind)
+            _, factor, spelled = places[0][-3:]
             named = factor in ("A", "B") or not spelled.endswith("...")
             (found.spelled if named else rest).setdefault(spelled, first)
             found.factors[spelled].add(factor)
@@ -114,12 +120,12 @@ def taken_apart(style: KeyStyle, tensors: Mapping[str, TensorInfo], layout: Layo
                 held[number].append(n)
         for number, which in held.items():
             alike[tuple(which)].append(number)
-        for which, numbers in alike.items():
+        for group, numbers in alike.items():
             parts = defaultdict[int, dict[str, Kind]](dict)
-            for kind in map(kinds.__getitem__, which):
+            for kind in map(kinds.__getitem__, group):
                 if (same := parts[kind.part].setdefault(kind.factor, kind)) is not kind:
                     both = [(f"{same.keys[n]} and {kind.keys[n]}", f"{start}{n}{end}") for n in numbers]
-                    found.doubled += [f"{keys} are both {kind.factor} of {path}" for keys, path in both]
+                    found.doubled += [f"{each} are both {kind.factor} of {path}" for each, path in both]
             found.modules.append(Alike(start, end, numbers, stack, dict(sorted(parts.items()))))
     if strange := {*found.strange}:
         found.strange = [key for key in tensors if key in strange]
