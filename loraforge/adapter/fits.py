@@ -15,8 +15,9 @@ from loraforge.hub.address import is_repo, renamed
 from loraforge.names.catalog import architectures
 from loraforge.names.diffusers_config import Placed
 from loraforge.names.dimensions import Sized, Solution, solve
-from loraforge.names.layout import Architecture, Variant, parted
+from loraforge.names.layout import Architecture, Variant
 from loraforge.names.lookalike import of_repo
+from loraforge.numbered import parted
 from loraforge.text import command, listed
 
 FOLDERS = "models model checkpoints ckpts ckpt weights pretrained outputs output data cache".split()

@@ -280,7 +280,7 @@ def _contradicted(adapter: Adapter, file: TensorFile) -> str:
 def alike(adapter: Adapter) -> dict[str, frozenset[str]]:
     """Each other model that has all of its modules under these names -> whose names they are (names/lookalike.py)."""
     first = next(iter(adapter.modules), "")
-    sep = "." if not adapter.keys or first in "\n".join(adapter.keys) else "_"
+    sep = "." if not adapter.keys or any(first in key for key in adapter.keys) else "_"
     return sharing(adapter.modules, sep)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from loraforge.algebra.dtypes import BYTES, FLOATS, numpy_type
 from loraforge.algebra.lora import Array
 from loraforge.files.mapped import FileMap
+from loraforge.numbered import Kinds, by_words
 
 KEY = "loraforge"
 """The key of our entry on a file's origin (schemas/provenance.schema.json; of base weights, fused.schema.json)."""
@@ -83,9 +84,16 @@ class TensorFile:
     """All of its tensors, also those that were left out of `tensors` since."""
     sums: dict[str, int] = field(default_factory=dict)
     """Key -> CRC-32, of tensors that were compared with what a header says of them."""
+    _kinds: Kinds = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.maps, self.whole = self.maps or (FileMap(self.path),), self.whole or self.tensors
+
+    @property
+    def kinds(self) -> Kinds:
+        """Its keys by their words."""
+        self._kinds = self._kinds or by_words(self.tensors)
+        return self._kinds
 
     @property
     def absent(self) -> int:

@@ -20,7 +20,8 @@ from loraforge.errors import FormatError, NamesError
 from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.key_faults import mixed, module_faults, unknown
 from loraforge.format.sorting import WHOLE, Alike, ending, parts_of, spelled_as, taken_apart
-from loraforge.names.layout import Architecture, Layout, parted
+from loraforge.names.layout import Architecture, Layout
+from loraforge.numbered import Kinds, by_words, parted
 from loraforge.text import listed
 
 FACTOR_NAMES = ("A", "B", "magnitude", "alpha")
@@ -95,17 +96,16 @@ _COLUMN = ".dora_scale"
 """LyCORIS's word for a magnitude, which it stores as [rows, 1] (modules/locon.py)."""
 
 
-def kinds(keys: Iterable[str]) -> tuple[str, ...]:
+def kinds(file: TensorFile) -> tuple[str, ...]:
     """One key of each kind: keys that differ only in their first number, a block's, are of one kind."""
-    return tuple({(start, end): key for key in keys for start, _, end in (parted(key),)}.values())
+    return tuple(next(reversed(keys.values())) for keys in file.kinds.values())
 
 
 def few(file: TensorFile) -> TensorFile:
     """The file with the keys of as few blocks as have every kind of key, for what names alone decide."""
-    numbers = [parted(key) for key in file.tensors]
-    shown = set({(start, end): number for start, number, end in numbers}.values())
-    some = zip(file.tensors.items(), numbers, strict=True)
-    return replace(file, tensors={key: info for (key, info), (_, number, _) in some if number in shown})
+    numbers = {next(reversed(keys)) for keys in file.kinds.values()}
+    shown = {keys[number] for keys in file.kinds.values() for number in numbers & keys.keys()}
+    return replace(file, tensors={key: info for key, info in file.tensors.items() if key in shown})
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +169,18 @@ class KeyStyle:
         """The keys of this style; not the alphas, whose word is that of many."""
         return [hit for key in keys for hit in self.parse(key) if hit.factor != "alpha"]
 
-    def find(self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str) -> dict[str, list[Keys]]:
+    def find(
+        self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str, kinds: Kinds | None = None
+    ) -> dict[str, list[Keys]]:
         """Module path -> the keys of its pairs in order, judged by names and shapes alone.
+
+        `kinds`: those of the file, which may have other keys too.
 
         Raises FormatError that lists every fault: keys outside the layout, modules that no LoRA adapts, A without B,
         two spellings, ranks that disagree, empty shapes, wrong element types, missing parts.
         """
         own = arch.layouts[layout]
-        found = taken_apart(self, tensors, own)
+        found = taken_apart(self, tensors, kinds or by_words(tensors), own)
         if len(found.spelled) > 1:
             raise FormatError(mixed(found.spelled, found.factors.values()))
         names, orphans = list(unknown(found.strange, arch)), dict[str, str]()

@@ -52,7 +52,8 @@ def read_lora_file(
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
     try:
         whole = _whole(file, style, arch, layout)
-        pairs = style.find({key: info for key, info in file.tensors.items() if key not in whole}, arch, layout)
+        factors = {key: info for key, info in file.tensors.items() if key not in whole} if whole else file.tensors
+        pairs = style.find(factors, arch, layout, file.kinds)
         stored = alphas(pairs, file)
         _check(whole, file, pairs)
     except FormatError as error:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from loraforge.files.tensorfile import TensorInfo
 from loraforge.names.catalog import architectures
-from loraforge.names.layout import ANY, Architecture, Layout, parted, pattern
+from loraforge.names.layout import ANY, Architecture, Layout, pattern
+from loraforge.numbered import Kinds, parted
 from loraforge.tables import package_table
 
 if TYPE_CHECKING:
@@ -83,28 +84,27 @@ class Sorted:
     """What is wrong with keys that are the same factor of the same module."""
 
 
-_Words = tuple[str, str, str, tuple[int, ...], tuple[int, ...] | None]
-"""What is before and after the block number of a key, and its type, shape and strides."""
 _Module = tuple[str, str, tuple[str, ...]]
 """What is before and after the block number of a module's path, and the segments that it stacks."""
 
 
-def taken_apart(style: KeyStyle, tensors: Mapping[str, TensorInfo], layout: Layout) -> Sorted:
-    """The keys by module of this layout. A kind of key is read and located once, whatever its block numbers."""
-    words, found, rest = defaultdict[_Words, dict[str, str]](dict), Sorted(), dict[str, str]()
-    known, families = dict[tuple[str, str], list[_Place]](), defaultdict[_Module, list[Kind]](list)
-    for key, (dtype, shape, _, strides, _) in tensors.items():
-        start, number, end = parted(key)
-        words[start, end, dtype, shape, strides][number] = key
-    for (start, end, *_), keys in words.items():
-        if (start, end) not in known:
-            known[start, end] = _places(style, f"{start}{ANY}{end}", layout, ANY) if end else []
-        groups = [(known[start, end], keys)]
-        if not known[start, end]:  # what it is depends on the number
-            each = [(_places(style, key, layout), key) for key in keys.values()]
+def taken_apart(style: KeyStyle, tensors: Mapping[str, TensorInfo], kinds: Kinds, layout: Layout) -> Sorted:
+    """The keys of these tensors by module of this layout, from a file with keys of these kinds.
+
+    A kind of key is read and located once, whatever its block numbers.
+    """
+    found, rest, families = Sorted(), dict[str, str](), defaultdict[_Module, list[Kind]](list)
+    for (start, end), every in kinds.items():
+        alike = defaultdict[tuple[object, ...], dict[str, str]](dict)
+        for number, key in every.items():
+            if info := tensors.get(key):
+                alike[info.dtype, info.shape, info.strides][number] = key
+        groups = [(_places(style, f"{start}{ANY}{end}", layout, ANY) if end and alike else [], [*alike.values()])]
+        if not groups[0][0]:  # what it is depends on the number
+            each = [(_places(style, key, layout), key) for keys in alike.values() for key in keys.values()]
             found.strange += [key for places, key in each if not places]
-            groups = [(places, {places[0].number: key}) for places, key in each if places]
-        for places, of_one in groups:
+            groups = [(places, [{places[0].number: key}]) for places, key in each if places]
+        for places, of_one in ((places, keys) for places, sets in groups for keys in sets):
             first, fused = next(iter(of_one.values())), places if len(places) > 1 else ()
             for place in places:
                 kind = Kind(*place[-3:], tensors[first], of_one, fused)
@@ -113,16 +113,16 @@ def taken_apart(style: KeyStyle, tensors: Mapping[str, TensorInfo], layout: Layo
             named = factor in ("A", "B") or not spelled.endswith("...")
             (found.spelled if named else rest).setdefault(spelled, first)
             found.factors[spelled].add(factor)
-    for (start, end, stack), kinds in families.items():
-        held, alike = defaultdict[str, list[int]](list), defaultdict[tuple[int, ...], list[str]](list)
-        for n, kind in enumerate(kinds):
+    for (start, end, stack), mine in families.items():
+        held, like = defaultdict[str, list[int]](list), defaultdict[tuple[int, ...], list[str]](list)
+        for n, kind in enumerate(mine):
             for number in kind.keys:
                 held[number].append(n)
         for number, which in held.items():
-            alike[tuple(which)].append(number)
-        for group, numbers in alike.items():
+            like[tuple(which)].append(number)
+        for group, numbers in like.items():
             parts = defaultdict[int, dict[str, Kind]](dict)
-            for kind in map(kinds.__getitem__, group):
+            for kind in map(mine.__getitem__, group):
                 if (same := parts[kind.part].setdefault(kind.factor, kind)) is not kind:
                     both = [(f"{same.keys[n]} and {kind.keys[n]}", f"{start}{n}{end}") for n in numbers]
                     found.doubled += [f"{each} are both {kind.factor} of {path}" for each, path in both]
