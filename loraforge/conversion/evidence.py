@@ -172,7 +172,7 @@ def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
 def _kept(adapter: Adapter, choice: Choice) -> Adapter:
     """The adapter without the modules that match --drop; unchanged if all of them do."""
     left = [path for path in adapter.modules if not any(fnmatch.fnmatch(path, p) for p in choice.drop)]
-    if not left or len(left) == len(adapter.modules):
+    if len(left) in (0, len(adapter.modules)):
         return adapter
     return replace(adapter, modules={path: adapter.modules[path] for path in left})
 

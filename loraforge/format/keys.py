@@ -278,15 +278,15 @@ class KeyStyle:
 
 def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float]:
     """Module path -> the value of its alpha tensor, if it has one. Raises FormatError if it is not one number."""
-    groups, values = defaultdict[tuple[str, int], dict[str, int]](dict), dict[str, float]()
-    for path, key in ((path, key) for path, (first, *_) in found.items() if (key := first.alpha)):
-        info = file.tensors[key]
-        if math.prod(info.shape) != 1 or info.dtype not in _ALPHA_TYPES:
-            raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
-        groups[info.dtype, info.map][path] = info.offset
-    for (dtype, n), offsets in groups.items():
-        kind = _ALPHA_TYPES[dtype]
-        content = np.frombuffer(file.maps[n].memory(), np.uint8)  # refused if not fetched: file[key] would give numbers
+    groups, values = defaultdict[tuple[str, tuple[int, ...], int], dict[str, int]](dict), dict[str, float]()
+    for path, pairs in found.items():
+        if key := pairs[0].alpha:
+            dtype, shape, offset, _, part = file.tensors[key]
+            groups[dtype, shape, part][path] = offset
+    for (dtype, shape, part), offsets in groups.items():
+        if math.prod(shape) != 1 or (kind := _ALPHA_TYPES.get(dtype)) is None:
+            raise FormatError(f"{found[next(iter(offsets))][0].alpha} is {dtype} {list(shape)}, not one number")
+        content = np.frombuffer(file.maps[part].memory(), np.uint8)  # refuses what was not fetched
         numbers = content[np.add.outer([*offsets.values()], range(kind.itemsize))].view(kind)
         values |= zip(offsets, numbers[:, 0].tolist(), strict=True)
     return {path: values[path] for path in found if path in values}

@@ -174,6 +174,7 @@ OPTIONAL = {
     "skimage",
     "imageio_ffmpeg",
     "psutil",
+    "yaml",
 }
 """What may be imported inside a function: heavy, or of an extra."""
 
