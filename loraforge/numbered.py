@@ -28,8 +28,12 @@ def parted(name: str) -> tuple[str, str, str]:
 
 def by_words(names: Iterable[str]) -> Kinds:
     """The names by their words."""
-    kinds = defaultdict[tuple[str, str], dict[str, str]](dict)
+    kinds, start, number, head = defaultdict[tuple[str, str], dict[str, str]](dict), "", "", ""
     for name in names:
-        start, number, end = _parted(name)
+        if number and name.startswith(head):  # the keys of a block mostly follow one another
+            end = name[len(head) - 1 :]
+        else:
+            start, number, end = _parted(name)
+            head = f"{start}{number}{end[:1]}"
         kinds[start, end][number] = name
     return kinds

@@ -127,7 +127,9 @@ def _whole(file: TensorFile, style: KeyStyle, arch: Architecture, layout: str) -
     """The key of each whole difference -> where it is added. A key of which that is not known is left out."""
     found, own = dict[str, _Whole](), arch.layouts[layout]
     words = {end.rpartition(".")[2] for end in suffixes()}
-    for key in (key for key in file.tensors if key.rpartition(".")[2] in words):
+    kinds = [keys.values() for keys in file.kinds.values() if next(iter(keys.values())).rpartition(".")[2] in words]
+    some = {key for keys in kinds for key in keys}
+    for key in (key for key in file.tensors if key in some) if some else ():
         match, end = next(((m, end) for end in suffixes() if (m := ending(end).fullmatch(key))), (None, ""))
         stem = match["path"] if match else ""
         inner, _, last = stem.rpartition(".")
@@ -179,7 +181,8 @@ def _as_diffsynth(file: TensorFile, pairs: Mapping[str, list[Keys]]) -> bool:
 def _own(file: TensorFile, others: Mapping[str, str]) -> None:
     """Raises FormatError for tensors of other components: they are left out only if the user says so."""
     known = {**COMPONENTS, **others}
-    theirs = sorted(key for key in file.tensors if key.startswith((*known,)))
+    near = [keys for (at, _), keys in file.kinds.items() if any(at.startswith(k) or k.startswith(at) for k in known)]
+    theirs = sorted(key for keys in near for key in keys.values() if key.startswith((*known,)))
     foreign = {key: next(filter(key.startswith, known)) for key in theirs}
     if foreign:
         first, start = next(iter(foreign.items()))
