@@ -51,11 +51,11 @@ def _seen(adapter: Adapter) -> _Seen:
     for one in _LAST:
         if adapter.modules is one.modules or adapter.modules is one.sample:
             return one
-    groups = defaultdict[tuple[object, ...], dict[str, Delta]](dict)
+    groups, layout = defaultdict[tuple[object, ...], dict[str, Delta]](dict), adapter.model.layouts[adapter.layout]
     for delta, paths in alike(adapter.modules):
-        start, _, end = parted(paths[0])
+        kind = parted(paths[0])[::2], located[0].text if (located := layout.locate(paths[0])) else ""
         ends = min(paths, key=_by_length), max(paths, key=_by_length)
-        groups[start, end, *[(w.A.shape, w.B.shape, w.kernel) for w in delta]] |= dict.fromkeys(ends, delta)
+        groups[*kind, *[(w.A.shape, w.B.shape, w.kernel) for w in delta]] |= dict.fromkeys(ends, delta)
     shown = {end(each, key=_by_length): each for each in groups.values() for end in (min, max)}
     some = {path: shown[path][path] for path in adapter.modules if path in shown}
     _LAST[:] = [*_LAST[-7:], _Seen(adapter.modules, some, {})]

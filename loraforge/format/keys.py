@@ -219,7 +219,7 @@ class KeyStyle:
     def _modules(self, alike: Alike, arch: Architecture) -> Iterator[tuple[str, list[Keys]]]:
         """The modules that are alike, and have no fault."""
         # without a released model only the file shows which modules are convolutions
-        linear, rows = bool(arch.variants) and not arch.kernels(alike.stack), alike.rows(arch) or WHOLE
+        linear, rows = bool(arch.variants) and not arch.kernel_sizes(alike.stack), alike.rows(arch) or WHOLE
         pairs = []
         for kinds in alike.parts.values():
             keys = [[kinds[f].keys[n] for n in alike.numbers] if f in kinds else repeat(None) for f in FACTOR_NAMES]
