@@ -72,7 +72,7 @@ def _read_header(text: bytes, start: int) -> tuple[dict[str, TensorInfo], dict[s
     """
 
     def entry(table: dict[str, Any]) -> TensorInfo | dict[str, Any]:
-        if "data_offsets" not in table:
+        if type(table.get("data_offsets")) is not list:  # the header itself, or its metadata, whatever names are in it
             return table
         return TensorInfo(table["dtype"], tuple(table["shape"]), start + table["data_offsets"][0])
 
