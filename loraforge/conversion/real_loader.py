@@ -58,6 +58,9 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
 
 def _diffusers(file: Path, shell: Any, pipeline: str) -> None:
     kind = _class(pipeline)
+    if not hasattr(kind, "lora_state_dict"):  # a pipeline that takes no adapters: its transformer does
+        shell.load_lora_adapter(str(file.parent), weight_name=file.name)
+        return
     state, metadata = kind.lora_state_dict(str(file.parent), weight_name=file.name, return_lora_metadata=True)
     needed = "network_alphas" in signature(kind.load_lora_into_transformer).parameters  # it has no default there
     alphas = {"network_alphas": None} if needed else {}

@@ -40,7 +40,7 @@ def built(data: Mapping[str, Any]) -> Architecture:
     unadapted = {segment: what for what, segments in kinds.items() for segment in segments}
     name, title, words = data.get("architecture", ""), data.get("title", ""), tuple(data.get("words", ()))
     rest = {field: data[field] for field in ("config", "told_by", "pipelines") if field in data}
-    rest |= {"dimensions": dimensions, "words": words}
+    rest |= {"dimensions": dimensions, "words": words, "bare": tuple(data.get("bare", ()))}
     arch = Architecture(name, title, segments, (), layouts, _parameters(data), unadapted, **rest)
     released = data.get("variants", {}).items()
     return replace(arch, variants=tuple(_variant(name, table, arch.block_kinds()) for name, table in released))
