@@ -125,7 +125,9 @@ def test_into_a_format_and_back(case: Case, to: str, tmp_path: Path) -> None:
     same(updates(Path(back.output["path"])), want)
 
 
-BY_BASE = [name for name in TABLE if whole(name) and len(architecture(name).layouts) == 2 and "converter" in TABLE[name]]
+BY_BASE = [
+    name for name in TABLE if whole(name) and len(architecture(name).layouts) == 2 and "converter" in TABLE[name]
+]
 TINY = [tiny for tiny in tiny_models() if tiny.name in BY_BASE]
 
 
