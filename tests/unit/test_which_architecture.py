@@ -114,7 +114,7 @@ def test_an_architecture_is_stated_by_its_name_or_title(name: str, tmp_path: Pat
     file = sparse(tmp_path / "x.safetensors", attention(64, 2))
     adapter = loraforge.read(file, alpha=4, architecture=name)
     assert (adapter.architecture, adapter.rivals) == ("cogvideox", {})
-    with pytest.raises(FormatError, match="there is no architecture 'cogvideo'; there are .*chroma, cogvideox"):
+    with pytest.raises(FormatError, match=r"there is no architecture 'cogvideo'; there are .*chroma, cogvideox"):
         loraforge.read(file, alpha=4, architecture="cogvideo")
 
 

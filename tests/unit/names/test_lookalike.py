@@ -15,8 +15,6 @@ from loraforge.names.lookalike import models, of_repo, of_words, other_model
 
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 OTHERS = (
-    ("Stable Diffusion (1.5, 2, XL)", "lora_unet_", "input_blocks_{}_1_transformer_blocks_0_attn1_to_q label_emb_0_0"),
-    ("Stable Diffusion (1.5, 2, XL)", "unet.", "down_blocks.{}.attentions.0.transformer_blocks.0.attn1.to_q"),
     ("MiniMax-H3", "lora_unet_", "blocks_{}_attn_qkv_proj token_refiner_blocks_{}_mlp_fc1"),
     ("MiniMax-H3", "diffusion_model.", "blocks.{}.attn.qkv_proj blocks.{}.adaln_proj.linear"),
     ("text encoder (CLIP or T5)", "text_encoder.text_model.", "encoder.layers.{}.self_attn.q_proj"),
