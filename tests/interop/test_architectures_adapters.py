@@ -64,7 +64,7 @@ class Case:
     def converted(self, out: Path, **options: Any) -> Path:
         """A Diffusers file of it in float32."""
         options = {"to": "diffusers", "dtype": "fp32"} | options
-        return Path(loraforge.convert(self.file, out=out, **options, **(self.stated or {})).output["path"])
+        return Path(loraforge.convert(self.file, out=out, **(options | (self.stated or {}))).output["path"])
 
 
 def updates(file: Path) -> Updates:
