@@ -25,8 +25,8 @@ from loraforge.names.layout import COMPONENT, COMPONENTS, Architecture
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
-_PREFIXES = (SAT_PREFIX, "", "transformer.", "unet.", "diffusion_model.", "model.")
-"""What whole models are saved behind: SAT and ComfyUI, Diffusers' pipelines and modules of one's own, DeepSpeed."""
+_PREFIXES = (SAT_PREFIX, "", "transformer.", "unet.", "diffusion_model.", "model.", "net.")
+"""What whole models are saved behind: SAT, ComfyUI, Diffusers, modules of one's own, DeepSpeed, Cosmos."""
 _Around = tuple[str, bool]
 """The prefix of the names, and whether words of wrappers (DistributedDataParallel, torch.compile, FSDP) are in them."""
 _FUSE_FIRST = "Fuse into the weights in full precision (bf16, fp16 or fp32), and quantise the result."

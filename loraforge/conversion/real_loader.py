@@ -57,6 +57,9 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
 
 def _diffusers(file: Path, shell: Any, pipeline: str) -> None:
     kind = _class(pipeline)
+    if not hasattr(kind, "lora_state_dict"):  # a pipeline that takes no adapters: its model does
+        shell.load_lora_adapter(str(file.parent), weight_name=file.name)
+        return
     state, *_, metadata = kind.lora_state_dict(str(file.parent), weight_name=file.name, return_lora_metadata=True)
     component = next(name for name in COMPONENTS if hasattr(kind, f"load_lora_into_{name}"))
     into = getattr(kind, f"load_lora_into_{component}")

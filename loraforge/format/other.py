@@ -13,7 +13,7 @@ from loraforge.format import checkpoints
 from loraforge.format.grammar import described, grammar
 from loraforge.format.keys import Hit, kinds
 from loraforge.format.lorafile import read_lora_file
-from loraforge.format.not_an_adapter import not_an_adapter, of_training
+from loraforge.format.not_an_adapter import foreign, not_an_adapter, of_training
 from loraforge.format.protocol import Found
 from loraforge.names.catalog import architecture, architectures
 from loraforge.names.layout import pattern
@@ -55,7 +55,8 @@ class OtherFormat:
 
     def claims(self, file: TensorFile) -> bool:
         every = kinds(file)
-        return not of_training(file) and 2 * sum(bool(self.style.parse(key)) for key in every) >= len(every) > 0
+        known = 2 * sum(bool(self.style.parse(key)) for key in every) >= len(every) > 0
+        return known and not of_training(file) and not foreign(file)
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         hits = self._hits(file)

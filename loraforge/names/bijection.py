@@ -44,7 +44,7 @@ def built(data: Mapping[str, Any]) -> Architecture:
     segments = {segment: ratios.get(segment, 1) for segment in data.get("segments", ())}
     unadapted = {segment: what for what, segments in kinds.items() for segment in segments}
     name, title, words = data.get("architecture", ""), data.get("title", ""), tuple(data.get("words", ()))
-    rest: dict[str, Any] = {"dimensions": dimensions, "words": words}
+    rest: dict[str, Any] = {"dimensions": dimensions, "words": words, "bare": tuple(data.get("bare", ()))}
     rest |= {
         field: data[field] for field in ("config", "told_by", "pipelines", "kernels", "component") if field in data
     }

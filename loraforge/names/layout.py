@@ -245,6 +245,8 @@ class Architecture:
     """Segment -> rows and inputs of its weight in symbols; empty if they are not stated."""
     pipelines: Mapping[str, str] = field(default_factory=dict)
     """Diffusers' classes that run it -> the Hub's name of their task: `text-to-video`."""
+    bare: tuple[str, ...] = ()
+    """Those of them that take no adapters: the transformer does."""
     words: tuple[str, ...] = ()
     """What its name begins with in headers (modelspec.architecture), in small letters and digits alone."""
     component: str = COMPONENT

@@ -64,16 +64,17 @@ def _kinds(paths: Iterable[str]) -> set[str]:
 def other_model(paths: Iterable[str], *, tied: bool = False) -> str | None:
     """The other model with the most of these module kinds, and at least half; None if an architecture has as many.
 
-    With `tied`: None only if an architecture has more.
+    With `tied`: None only if an architecture has more; so it is for a model that is `common`.
     """
     kinds = _kinds(paths)
     each = ((title, [_pattern(title, names, "[._]") for names in _NAMES]) for title in _others())
     ends = {title: [re.compile(rf"(?:^|[._])(?:{p.pattern})$") for p in lists if p] for title, lists in each}
     counts = {title: sum(any(end.search(path) for end in lists) for path in kinds) for title, lists in ends.items()}
     most, ours = max(counts.values(), default=0), sum(map(_known, kinds))
-    if not kinds or 2 * most < len(kinds) or most < ours or (most == ours and not tied):
+    best = [title for title, count in counts.items() if count == most]
+    if not kinds or 2 * most < len(kinds) or most < ours:
         return None
-    return " or ".join(title for title, count in counts.items() if count == most)
+    return " or ".join(best) if most > ours or tied or any(models()[one].get("common") for one in best) else None
 
 
 def _others() -> list[str]:
@@ -82,9 +83,9 @@ def _others() -> list[str]:
 
 
 def of_repo(repo: str) -> str | None:
-    """The other model in a repository, by the repository's name; None if not known."""
+    """The model in a repository, by what its name begins with, the longest; None if not known."""
     starts = {start.lower(): title for title, model in models().items() for start in model.get("repos", ())}
-    return next((title for start, title in starts.items() if repo.lower().startswith(start)), None)
+    return starts.get(max((start for start in starts if repo.lower().startswith(start)), key=len, default=""))
 
 
 def of_words(text: str) -> str | None:

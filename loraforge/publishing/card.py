@@ -160,6 +160,8 @@ def snippet(
         return None
     wants = settings(variant.name) if variant.name in table()["variants"] else None
     task = arch.pipelines[variant.pipeline]
+    if not task.endswith(("image", "video")):
+        return None
     words = {form, task.partition("-")[0], "to-video" if task.endswith("video") else "to-image"}
     transformer, helpers = arch.transformer_of(variant), [helper for word, helper in _HELPERS.items() if word in words]
     classes = [variant.pipeline, *([transformer] if form == "transformer" else [])]
@@ -172,6 +174,7 @@ def snippet(
         words |= {"settings", *["size"] * odd_size, *["long-text"] * odd_text}
     values |= {
         "repo": repo, "base": base, "weights": weights, "pipeline": variant.pipeline, "transformer": transformer,
+        "loader": "pipe.transformer.load_lora_adapter" if variant.pipeline in arch.bare else "pipe.load_lora_weights",
         "name": variant.name, "classes": ", ".join(sorted(classes)), "helpers": ", ".join(helpers),
         "dtype": f"torch_dtype=torch.{values['torch_dtype']}",
         "fps_argument": f", fps={wants.fps}" if wants else "",

@@ -101,6 +101,12 @@ class Tiny:
         return names[convert.__name__]
 
 
+def whole(name: str) -> bool:
+    """Whether its own code's names are those of every parameter; some are of adapters alone."""
+    original = architecture(name).layouts.get("original")
+    return original is not None and not original.absent & architecture(name).unadapted.keys()
+
+
 def tiny_models(more: tuple[int, ...] = (0,)) -> list[Tiny]:
     """Every model of the table; with `more`, also those with so many blocks more or fewer."""
     return [Tiny(name, n, by) for name, table in TABLE.items() for n in range(len(table["models"])) for by in more]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers.pipelines import auto_pipeline
 from helpers.carry import carry
-from helpers.tiny import TABLE, State, Tiny, tiny_models
+from helpers.tiny import TABLE, State, Tiny, tiny_models, whole
 from safetensors.numpy import load_file, save_file
 
 import loraforge
@@ -26,8 +26,8 @@ from loraforge.names.layout import LAST, Architecture, Index, Variant
 
 ELSEWHERE = {"cogvideox": "test_whole_graph.py"}
 """Architecture -> where the same is shown of it."""
-TWO_NAMED = [name for name in TABLE if "original" in architecture(name).layouts]
-"""Those of which Diffusers' names are not the only ones."""
+TWO_NAMED = [name for name in TABLE if whole(name)]
+"""Those of which base weights have other names than Diffusers'."""
 VARIANTS = [(name, v) for name in TABLE for v in architecture(name).variants]
 
 
@@ -54,14 +54,14 @@ def test_every_architecture_has_tiny_models() -> None:
     assert all(len(table["models"]) > 1 for table in TABLE.values())
 
 
-@pytest.mark.parametrize("tiny", two_named((0, 1, -1)), ids=str)
+@pytest.mark.parametrize("tiny", [t for t in two_named((0, 1, -1)) if "converter" in TABLE[t.name]], ids=str)
 def test_diffusers_makes_the_model_of_our_original_checkpoint(tiny: Tiny) -> None:
     checkpoint = original(tiny)
     same(tiny.by_diffusers(checkpoint), tiny.state)
 
 
 @pytest.mark.parametrize(
-    "tiny", [t for t in tiny_models() if "converter" in TABLE[t.name] and t not in two_named()], ids=str
+    "tiny", [t for t in tiny_models() if "converter" in TABLE[t.name] and "original" not in t.whole.layouts], ids=str
 )
 def test_diffusers_renames_nothing_of_a_model_that_has_one_layout(tiny: Tiny) -> None:
     same(tiny.by_diffusers(tiny.state), tiny.state)
@@ -210,6 +210,8 @@ def test_the_pipelines_are_those_that_have_the_transformer(name: str) -> None:
         if words & arch.transformers:
             having.add(cls.__name__)
     assert arch.pipelines.keys() <= having and (TABLE[name].get("shared") or arch.pipelines.keys() == having)
+    bare = {name for name in arch.pipelines if not hasattr(getattr(diffusers, name), "load_lora_weights")}
+    assert {*arch.bare} == bare
     text_to_image = {cls.__name__ for cls in auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
     image_to_image = {cls.__name__ for cls in auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values()}
     for pipeline in arch.pipelines.keys() & (text_to_image | image_to_image):  # some are both

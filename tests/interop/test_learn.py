@@ -92,9 +92,9 @@ def test_the_converter_on_the_page_makes_what_lies_beside_it(tmp_path: Path, mon
     got, want = load_file("converted.safetensors"), load_file(small.parent / "small-diffusers.safetensors")
     assert got.keys() == want.keys()
     assert all(torch.equal(got[key], want[key]) for key in want)
-    learn(small, small.parent / "small-diffusers.safetensors", Path("auraflow.toml"))
-    plain = Path("auraflow.toml").read_text().partition("\n")[2]
+    learn(small, small.parent / "small-diffusers.safetensors", Path("mine.toml"))
+    plain = Path("mine.toml").read_text().partition("\n")[2]
     probe(small, Path("probe.safetensors"), force=True)
     exec(code)
-    learn(Path("probe.safetensors"), Path("converted.safetensors"), Path("auraflow.toml"), force=True)
-    assert Path("auraflow.toml").read_text().partition("\n")[2] == plain
+    learn(Path("probe.safetensors"), Path("converted.safetensors"), Path("mine.toml"), force=True)
+    assert Path("mine.toml").read_text().partition("\n")[2] == plain

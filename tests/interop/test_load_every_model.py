@@ -24,6 +24,10 @@ from loraforge.live.acting import FUSED
 from loraforge.live.target import of_its_model
 from loraforge.names.catalog import architecture
 
+BARE = {"cosmos2", "glm_image", "hunyuanimage", "hunyuanvideo15", "qwen21"}
+"""Those whose pipelines take no adapters, or cannot be made of a transformer alone: it is given without one."""
+PLAIN = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "linear_1", "linear_2", "linear", "net.2"]
+"""All but a convolution of 1 x 1 x 1, whose update PEFT 0.21 computes in a wrong shape (get_delta_weight)."""
 FLAVOURS = [("diffusers", tiny) for tiny in tiny_models()]
 FLAVOURS += [(("comfyui", "kohya")[tiny.number], tiny) for tiny in tiny_models() if tiny.number < 2]
 
@@ -44,12 +48,14 @@ def test_every_layer_adds_the_update(flavour: str, tiny: Tiny, tmp_path: Path) -
     if tiny.name not in formats()[flavour].layouts:
         pytest.skip(f"{flavour} has no names for it")
     file, named = tmp_path / "style.safetensors", {"trained_scale": SCALE, "architecture": tiny.name}
-    updates = trained(tiny, file)
+    in_blocks = tiny.name == "ideogram4" and flavour != "diffusers"  # of the rest only Diffusers' names are known
+    words = ["to_q", "to_k", "to_v", "to_out.0", "w1"] if in_blocks else [] if tiny.name != "hunyuanvideo15" else PLAIN
+    updates = trained(tiny, file, *words)
     if flavour != "diffusers":
         loraforge.convert(file, to=flavour, out=tmp_path / "other.safetensors", **named)
         file, named = tmp_path / "other.safetensors", {"architecture": tiny.name}
-    pipe = pipeline(tiny, tiny.model())
-    model = getattr(pipe, tiny.whole.component)
+    model = tiny.model()
+    pipe = model if tiny.name in BARE else pipeline(tiny, model)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     loaded = loraforge.load_into(pipe, file, name="style", **named)
     assert loaded.modules == len(updates) > 0
@@ -57,7 +63,7 @@ def test_every_layer_adds_the_update(flavour: str, tiny: Tiny, tmp_path: Path) -
         layer = model.get_submodule(path)
         assert layer.active_adapters == ["style"]
         assert share(layer.get_delta_weight("style").double().numpy(), update) <= UPDATE, path
-    pipe.unload_lora_weights()
+    (model.unload_lora if pipe is model else pipe.unload_lora_weights)()
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[key], tensor) for key, tensor in before.items())
 

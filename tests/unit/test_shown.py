@@ -36,8 +36,6 @@ OTHERS: Mapping[str, dict[str, tuple[int, ...]]] = {
     "PixArt": blocks(1152, 2),
     "Allegro": blocks(2304, 1),
     "CogView4": blocks(4096, 1, norm=512),
-    "CogView3, with its embedders": blocks(2560, 1, norm=512)
-    | {"patch_embed.text_proj": (2560, 4096), "norm_out.linear": (5120, 512), "proj_out": (64, 2560)},
     "Stable Audio": attention(1536, 2),
     "Mochi, the first blocks": attention(3072, 2),
     "EasyAnimate of 24 blocks": blocks(3072, 1, norm=512),
@@ -45,6 +43,8 @@ OTHERS: Mapping[str, dict[str, tuple[int, ...]]] = {
     "of a width nobody has": blocks(1000, 3),
 }
 REFUSED = {
+    "CogView3, with its embedders": blocks(2560, 1, norm=512)
+    | {"patch_embed.text_proj": (2560, 4096), "norm_out.linear": (5120, 512), "proj_out": (64, 2560)},
     "EasyAnimate": attention(3072, 1, 43) | {"transformer_blocks.0.norm2.linear": (18432, 512)},
     "Mochi's gated feed-forward": blocks(3072, 1, ff=5),
 }
@@ -127,7 +127,7 @@ def test_the_class_that_peft_records_shows_it() -> None:
 
 
 def test_a_header_that_names_another_model_is_refused_and_can_be_settled(tmp_path: Path, cli) -> None:
-    for n, text in enumerate(("PixArt-alpha", "flux-1-dev", "Sana_1600M")):
+    for n, text in enumerate(("PixArt-alpha", "flux-1-dev", "EasyAnimate")):
         file = sparse(tmp_path / f"{n}.safetensors", attention(64, 2), metadata={"modelspec.architecture": text})
         refused = cli("convert", file, "--to", "diffusers", "--alpha", "4", "-o", tmp_path / f"{n}-o.safetensors")
         assert refused.exit_code == 1
@@ -246,8 +246,8 @@ def test_two_architectures_with_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "twin.toml").write_text(TWIN.format(q="d"))
     loraforge.use_plugin(tmp_path / "twin.toml")
     file = sparse(tmp_path / "x.safetensors", attention(64, 2))
-    assert {*loraforge.read(file, alpha=4).rivals} == {"ltx", "ltx2", "mochi", "twin"}
-    assert "those of LTX-Video, LTX-2, Mochi 1, Twin" in loraforge.inspect(file).lines()[2]
+    assert {*loraforge.read(file, alpha=4).rivals} > {"ltx", "ltx2", "mochi", "twin", "sana"}
+    assert re.search("those of .*LTX-Video, LTX-2, Mochi 1, .*Twin", loraforge.inspect(file).lines()[2])
     out = tmp_path / "same.safetensors"  # where both have the same names, it does not matter which it is
     assert loraforge.convert(file, to="diffusers", alpha=4, out=out).evidence is None
     for name in ("cogvideox", "twin"):

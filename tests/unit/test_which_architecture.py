@@ -114,7 +114,7 @@ def test_an_architecture_is_stated_by_its_name_or_title(name: str, tmp_path: Pat
     file = sparse(tmp_path / "x.safetensors", attention(64, 2))
     adapter = loraforge.read(file, alpha=4, architecture=name)
     assert (adapter.architecture, adapter.rivals) == ("cogvideox", {})
-    with pytest.raises(FormatError, match="there is no architecture 'cogvideo'; there are chroma, cogvideox"):
+    with pytest.raises(FormatError, match=r"there is no architecture 'cogvideo'; there are .*chroma, cogvideox"):
         loraforge.read(file, alpha=4, architecture="cogvideo")
 
 
@@ -128,8 +128,8 @@ def test_names_that_stay_as_they_are_need_no_model(tmp_path: Path) -> None:
     file = sparse(tmp_path / "x.safetensors", attention(64, 2), prefix="diffusion_model.")
     report = loraforge.convert(file, to="diffusers", alpha=4, out=tmp_path / "out.safetensors")
     assert report.evidence is None and {step.module for step in report.steps} == {*attention(64, 2)}
-    with pytest.raises(ConversionError, match="nothing shows which it is of"):
-        loraforge.convert(file, to="comfyui", alpha=4, architecture=None, out=tmp_path / "comfyui.safetensors")
+    report = loraforge.convert(file, to="comfyui", alpha=4, out=tmp_path / "comfyui.safetensors")
+    assert report.evidence is None and {step.module for step in report.steps} == {*attention(64, 2)}
 
 
 @pytest.mark.parametrize(("prefix", "sep"), [("lora_unet_", "_"), ("diffusion_model.", "."), ("", ".")])

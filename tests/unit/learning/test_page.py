@@ -31,12 +31,12 @@ def test_the_commands_print_what_is_shown(tmp_path: Path, cli, monkeypatch) -> N
         assert output in ("", done.stdout), line
         shown += bool(output)
         if "[dimensions]" in output:
-            with Path("auraflow.toml").open("a") as file:
+            with Path("mine.toml").open("a") as file:
                 file.write(output[output.index("\n[dimensions]") :])
     assert (shown, len([line for line in lines if line])) == (4, 7)
     assert "double_layers.1.attn.w2q" in str(list(load_file("comfyui.safetensors")))
-    seen = cli("--plugin", "auraflow.toml", "inspect", "lora.safetensors").stdout
-    assert "no released auraflow is known: its data lists no variants" in seen
+    seen = cli("--plugin", "mine.toml", "inspect", "lora.safetensors", "--architecture", "mine").stdout
+    assert "no released mine is known: its data lists no variants" in seen
 
 
 def test_options_and_pages_named_exist() -> None:

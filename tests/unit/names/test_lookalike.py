@@ -15,10 +15,8 @@ from loraforge.names.lookalike import models, of_repo, of_words, other_model
 
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 OTHERS = (
-    ("Sana", "lora_unet_", "blocks_{}_cross_attn_kv_linear blocks_{}_mlp_inverted_conv_conv"),
-    ("Krea 2", "diffusion_model.", "blocks.{}.attn.wq txtfusion.layerwise_blocks.{}.attn.wk"),
-    ("Flux.3", "diffusion_model.", "content_mode_blocks.image.{}.q_proj single_blocks.{}.mlp_in"),
-    ("AuraFlow", "", "double_layers.{}.attn.w2q single_layers.{}.mlp.c_fc1"),
+    ("MiniMax-H3", "lora_unet_", "blocks_{}_attn_qkv_proj token_refiner_blocks_{}_mlp_fc1"),
+    ("MiniMax-H3", "diffusion_model.", "blocks.{}.attn.qkv_proj blocks.{}.adaln_proj.linear"),
     ("text encoder (CLIP or T5)", "text_encoder.text_model.", "encoder.layers.{}.self_attn.q_proj"),
     ("text encoder (CLIP or T5)", "lora_te_text_model_encoder_layers_{}_", "mlp_fc1"),
     ("language model", "base_model.model.model.layers.{}.", "self_attn.q_proj mlp.up_proj"),
@@ -67,6 +65,9 @@ def test_the_table_of_other_models() -> None:
     assert of_repo("black-forest-labs/FLUX.1-dev") == "Flux.1"
     assert of_repo("Wan-AI/Wan2.1-T2V-14B") == "Wan 2.x"
     assert of_repo("zai-org/CogVideoX-5b") == "CogVideoX"
+    assert of_repo("hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v") == "HunyuanVideo 1.5"  # the longest
+    assert of_repo("hunyuanvideo-community/HunyuanVideo") == "HunyuanVideo"
+    assert (of_repo("Qwen/Qwen-Image-2.1"), of_repo("qwen/qwen-image-edit")) == ("Qwen-Image 2.1", "Qwen-Image")
     assert of_repo("someone/else") is None
     assert of_words("flux-1-dev") == "Flux.1"
     assert of_words("Flux.1-fill-dev/lora") == of_words("flux.1_kontext") == "Flux.1"
