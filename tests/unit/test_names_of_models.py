@@ -16,6 +16,7 @@ MAY_NAME = ("live/", "format/sat", "base/as_stored")
 """Where one architecture is meant: its pipelines are run here, and SAT is its own software."""
 EXAMPLES = {
     "facts/given_settings.py": {"CogVideoXDPMScheduler"},  # of a class, in a message
+    "scale/split_qkv.py": {"sd-scripts", "sd-scripts-split-qkv"},  # a trainer's name
 }
 
 
