@@ -12,7 +12,7 @@ from loraforge.algebra.dtypes import FACTORS
 from loraforge.base.model import INDEX, LORA, NAME, STEM, BaseModel, Kind
 from loraforge.errors import FileError, FormatError, Try, absent
 from loraforge.files.opening import open_tensors, snapshot
-from loraforge.files.shards import group_of, is_numbered
+from loraforge.files.shards import group_of, is_beside, is_numbered
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
 from loraforge.format.grammar import wrappers
@@ -189,7 +189,7 @@ def _indexed(index: Path) -> list[str]:
     table = read_json(index).get("weight_map")
     values = table.values() if isinstance(table, dict) else ()
     names = sorted(set(values)) if all(isinstance(value, str) for value in values) else []
-    strange = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    strange = [name for name in names if not (is_beside(name) and (index.parent / name).is_file())]
     if strange or not names:
         what = f"names {strange[0]!r:.100}, which is not there" if strange else "names no files"
         raise FileError(f"{index} {what}. Get the files again, or the index that belongs to these.")

@@ -48,6 +48,11 @@ def is_numbered(path: Path) -> bool:
     return _NUMBERED.fullmatch(path.name) is not None
 
 
+def is_beside(name: str) -> bool:
+    """Whether a text from a file can name a file beside it. Systems raise errors for names of more than 255 bytes."""
+    return Path(name).name == name and len(name.encode("utf-8", "replace")) <= 255
+
+
 def whole_name(name: str) -> str:
     """The name that the whole would have, if `name` is a shard or an index; otherwise `name` itself."""
     if match := _INDEX.fullmatch(name):
@@ -100,7 +105,7 @@ def _indexed(index: Path) -> Group:
         if not places or not all(isinstance(name, str) for name in places.values()):
             raise ValueError("it holds no weight_map of names")
     names = tuple(sorted(set(places.values())))
-    if strange := [name for name in names if Path(name).name != name]:
+    if strange := [name for name in names if not is_beside(name)]:
         raise FileError(f"{index} names {strange[0]!r:.100}, which is no file beside it.")
     return Group(index.with_name(whole_name(index.name)), names, index, places)
 

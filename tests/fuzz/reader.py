@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 FACTOR = re.compile(r"(.+?)\.(?:lora_?(A|B|down|up|magnitude_vector)|lora\.(down|up)|(alpha|dora_scale))(?:\.weight|\.default)*$")
-XLABS = re.compile(r"_(lora\d)\.(down|up)\.weight$")
+XLABS = re.compile(r"_(lora\d?)\.(down|up)\.weight$")
 WRAPS = re.compile(r"^(base_model\.model\.|transformer\.)+")
 VECTORS = 3
 
