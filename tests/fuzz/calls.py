@@ -254,7 +254,7 @@ def part(place: Path, rng: Random, go_on: Callable[[], bool]) -> Iterator[list[d
 
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
         wrong = watch.faults(call, size)
-        wrong += _judged(codes[0], folder, before, may_change) if codes else []
+        wrong += judged(codes[0], folder, before, may_change) if codes else []
         ended = f"{words[0]} {codes[0].exit_code}" if codes else f"{words[0]} stopped"
         counts[ended] = counts.get(ended, 0) + 1
         yield [{"what": f"{words[0]}: {line.replace(str(folder), '')}", "words": words, "folder": folder} for line in wrong]
@@ -264,7 +264,7 @@ def part(place: Path, rng: Random, go_on: Callable[[], bool]) -> Iterator[list[d
 part.counts = {"ended": counts}  # type: ignore[attr-defined]
 
 
-def _judged(result: Any, folder: Path, before: Any, may_change: bool) -> list[str]:
+def judged(result: Any, folder: Path, before: Any, may_change: bool) -> list[str]:
     """What is wrong with how a call ended."""
     wrong = list[str]()
     code, text = result.exit_code, result.stderr
