@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -85,6 +85,20 @@ def begun(rng: Random, place: Path) -> tuple[str, Path]:
         "rank_pattern": {f"^{re.escape(path)}": r for path, r in ranks.items() if r != rank},
         "alpha_pattern": {f"^{re.escape(path)}": a for path, a in alphas.items() if a != alpha},
     }  # fmt: skip
+    return name, _written(place, tensors, kind, config)
+
+
+def saved(place: Path, shapes: Mapping[str, tuple[int, int]], rank: int = 2) -> Path:
+    """A PEFT folder of these modules (inputs, rows), with random numbers, at scale 1."""
+    numbers, tensors = np.random.default_rng(0), dict[str, np.ndarray]()
+    for path, (inputs, rows) in shapes.items():
+        tensors[f"base_model.model.{path}.lora_A.weight"] = numbers.standard_normal((rank, inputs), np.float32)
+        tensors[f"base_model.model.{path}.lora_B.weight"] = numbers.standard_normal((rows, rank), np.float32)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": sorted(shapes)}
+    return _written(place, tensors, "float32", config)
+
+
+def _written(place: Path, tensors: Mapping[str, np.ndarray], kind: str, config: Mapping[str, Any]) -> Path:
     place.mkdir()
     header, data = dict[str, Any](), b""
     for key, tensor in tensors.items():
@@ -92,7 +106,7 @@ def begun(rng: Random, place: Path) -> tuple[str, Path]:
         header[key] = {"dtype": NAMES[kind], "shape": list(tensor.shape), "data_offsets": [start, len(data)]}
     (place / "adapter_model.safetensors").write_bytes(framed(json.dumps(header).encode(), data))
     (place / "adapter_config.json").write_text(json.dumps(config))
-    return name, place
+    return place
 
 
 def step(rng: Random, to: str) -> dict[str, Any]:

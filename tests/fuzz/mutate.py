@@ -162,5 +162,5 @@ def of_json(rng: Random, data: bytes, words: tuple[str, ...] = WORDS) -> bytes:
             depth = rng.choice((70, 2_000))
             text = '{"a":' * depth + text + "}" * depth
         case 4:
-            return text.encode("utf-16")
+            return text.encode("utf-16", "surrogatepass")
     return text.encode("utf-8", "surrogatepass")
