@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -82,9 +83,11 @@ def _one(name: str, part: Part, place: Path, seed: int, count: int, seconds: flo
     from fuzz.watch import now
 
     began, executed, found, last = now(), 0, dict[str, Finding](), 0.0
+    stopped = list[int]()  # SIGTERM ends a long run early, with its results
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
 
     def go_on() -> bool:
-        return executed < count if count else now() - began < seconds
+        return not stopped and (executed < count if count else now() - began < seconds)
 
     folder = place / name
     folder.mkdir()
