@@ -83,8 +83,8 @@ def _one(name: str, part: Part, place: Path, seed: int, count: int, seconds: flo
     from fuzz.watch import now
 
     began, executed, found, last = now(), 0, dict[str, Finding](), 0.0
-    stopped = list[int]()  # SIGTERM ends a long run early, with its results
-    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    stopped = list[int]()  # SIGUSR1 ends a long run early, with its results
+    signal.signal(signal.SIGUSR1, lambda number, _: stopped.append(number))
 
     def go_on() -> bool:
         return not stopped and (executed < count if count else now() - began < seconds)
