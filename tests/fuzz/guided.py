@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -64,10 +66,15 @@ class Reached:
 
 
 def part(parser: Parser) -> Callable[[Path, Random, Callable[[], bool]], Iterator[list[dict[str, Any]]]]:
-    """What run.py calls: the seeds as they are, then changes of them and of what was new."""
+    """What run.py calls: the seeds as they are, then changes of them and of what was new.
+
+    The folder in FUZZ_CORPUS keeps what was new, for the next run: under coverage.py nothing is traced here.
+    """
 
     def executions(place: Path, rng: Random, go_on: Callable[[], bool]) -> Iterator[list[dict[str, Any]]]:
+        kept = Path(os.environ["FUZZ_CORPUS"], parser.name) if "FUZZ_CORPUS" in os.environ else None
         corpus, reached, number = list(parser.seeds()), Reached(parser.files), 0
+        corpus += [path.read_bytes() for path in sorted(kept.iterdir())] if kept and kept.is_dir() else []
         watch = watched(place.parent)
         while go_on():
             if number < len(corpus):
@@ -89,6 +96,9 @@ def part(parser: Parser) -> Callable[[Path, Random, Callable[[], bool]], Iterato
             wrong = watch.faults(reached.during(call), len(data) + (1 << 20))
             if reached.is_new() and len(data) < 100_000 and data not in corpus:
                 corpus.append(data)
+                if kept:
+                    kept.mkdir(parents=True, exist_ok=True)
+                    (kept / sha256(data).hexdigest()[:16]).write_bytes(data)
             shutil.rmtree(folder)
             yield [{"what": f"{parser.name}: {line}", "input": data} for line in wrong]
 
