@@ -307,7 +307,9 @@ class Architecture:
 
     def lacks(self, segments: tuple[str, ...], index: Index) -> bool:
         """Whether the block of this number has not got these segments: in a layout, their name is another module's."""
-        every = ((layout, one) for layout in self.layouts.values() for one, stack in layout.modules.items() if stack == segments)
+        every = (
+            (layout, one) for layout in self.layouts.values() for one, s in layout.modules.items() if s == segments
+        )
         found = ((one, layout.locate(one.fill(index))) for layout, one in every if one.holes and not one.for_last)
         return any(hit is not None and hit[0] != one for one, hit in found)
 

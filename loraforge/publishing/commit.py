@@ -43,7 +43,8 @@ def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Wait) -> Rem
     try:
         with asking(repo):
             info = patiently(lambda: api.model_info(repo, revision=revision, files_metadata=True), wait)
-            hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in info.siblings or ()}
+            held = info.siblings or ()
+            hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in held}
             if not all(isinstance(text, str) for text in (info.sha or "", *hashes, *hashes.values())):
                 raise ValueError("a commit or a file is named by something else than text")
     except HubError as error:

@@ -13,14 +13,14 @@ from random import Random
 from typing import Any
 
 from click.testing import CliRunner
+from hostile.base_builders import SINGLE, sharded
+from hostile.builders import CHECKPOINT, safetensors
 
 from fuzz import seeds
 from fuzz.containers import of_safetensors, of_torch
 from fuzz.guided import watched
 from fuzz.mutate import TEXTS, of_bytes, of_json
 from fuzz.parsers import plugin_files, text_change
-from hostile.base_builders import INDEX, SINGLE, sharded
-from hostile.builders import CHECKPOINT, safetensors
 from loraforge.cli.app import main
 from loraforge.plugin.registry import Registry, use
 
@@ -50,11 +50,14 @@ def bases() -> dict[str, seeds.Files]:
     config, whole = (held / "config.json").read_bytes(), (held / SINGLE).read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         parts = {path.name: path.read_bytes() for path in sharded()(Path(folder)).iterdir()}
-    index = json.dumps({"_class_name": "CogVideoXPipeline", "transformer": ["diffusers", "CogVideoXTransformer3DModel"]})
+    index = json.dumps(
+        {"_class_name": "CogVideoXPipeline", "transformer": ["diffusers", "CogVideoXTransformer3DModel"]}
+    )
     return {
         "folder": {"config.json": config, SINGLE: whole},
         "shards": parts | {"config.json": config},
-        "pipeline": {"model_index.json": index.encode(), "transformer/config.json": config, f"transformer/{SINGLE}": whole},
+        "pipeline": {"model_index.json": index.encode(), "transformer/config.json": config,
+            f"transformer/{SINGLE}": whole},
         "sat": {"latest": b"1", f"1/{CHECKPOINT}": (held / "sat_base" / "1" / CHECKPOINT).read_bytes(),
                 "training_config.yaml": seeds.YAMLS[0].encode()},
         "file": {"x.safetensors": whole},
@@ -84,10 +87,13 @@ def changed(rng: Random, files: seeds.Files) -> seeds.Files:
                 new[f"{folder}/{Path(name).name}"] = new[name]
             case 3:
                 odd = rng.choice(("adapter_config.json", "x.safetensors.index.json", "latest", "training_config.yaml",
-                                  "adapter_model-00001-of-00002.safetensors", "args.yaml", "config.json", "model_index.json"))  # fmt: skip
+                                  "adapter_model-00001-of-00002.safetensors", "args.yaml", "config.json",
+                                  "model_index.json"))  # fmt: skip
                 new[odd] = rng.choice((b"", b"{}", b"null", b"[]", b"1", new[name][:2000]))
             case 4:
-                new = {f"{rng.choice(('-x', 'a b', '[/x]', 'ü', 'x' * 200))}/{path}": data for path, data in new.items()}
+                new = {
+                    f"{rng.choice(('-x', 'a b', '[/x]', 'ü', 'x' * 200))}/{path}": data for path, data in new.items()
+                }
     return {path: data for path, data in new.items() if not any(other.startswith(f"{path}/") for other in new)}
 
 
@@ -102,10 +108,16 @@ def written(place: Path, files: seeds.Files) -> Path:
 def stated(rng: Random) -> list[str]:
     """Options that state a scale, or none."""
     options = [
-        *[[]] * 8, ["--alpha", rng.choice(ODD_NUMBERS)], ["--trained-scale", rng.choice(ODD_NUMBERS)], ["--alpha", "4", "--override-scale"],
-        ["--trained-by", rng.choice(("cogvideo", "sd-scripts", "x-flux", "x"))], ["--as-loaded"], ["--as-in", rng.choice(PROGRAMS)],
+        *[[]] * 8, ["--alpha", rng.choice(ODD_NUMBERS)], ["--trained-scale", rng.choice(ODD_NUMBERS)], ["--alpha", "4",
+            "--override-scale"],
+        ["--trained-by", rng.choice(("cogvideo", "sd-scripts", "x-flux", "x"))], ["--as-loaded"], ["--as-in",
+            rng.choice(PROGRAMS)],
     ]  # fmt: skip
-    more = [*[[]] * 6, ["--architecture", rng.choice(("cogvideox", "flux", "wan", "x"))], ["--drop", rng.choice(("*", "*to_q*", "["))]]
+    more = [
+        *[[]] * 6,
+        ["--architecture", rng.choice(("cogvideox", "flux", "wan", "x"))],
+        ["--drop", rng.choice(("*", "*to_q*", "["))],
+    ]
     return [*rng.choice(options), *rng.choice(more)]
 
 
@@ -126,7 +138,9 @@ def of_adapter(rng: Random, place: Path) -> tuple[list[str], bool]:
             mode = rng.choice(([], [], ["--json"], ["--skeleton"], ["--history"], ["--from", rng.choice(FORMATS)]))
             return ["inspect", str(source), *mode], False
         case 3 | 4 | 5:
-            more = rng.choice(([], [], ["--error", rng.choice(seeds.logs())], ["--settings", "num_frames=49"], ["--like", "sat"]))
+            more = rng.choice(
+                ([], [], ["--error", rng.choice(seeds.logs())], ["--settings", "num_frames=49"], ["--like", "sat"])
+            )
             if rng.random() < 0.1:
                 held = seeds.DATA / "bases" / "2b"
                 more = ["--base", str(held)]
@@ -134,8 +148,10 @@ def of_adapter(rng: Random, place: Path) -> tuple[list[str], bool]:
         case 6 | 7 | 8 | 9 | 10:
             to = rng.choice((*FORMATS, *FORMATS[:2] * 6))
             more = ["--lora-only"] if to == "sat" else []
-            more += rng.choice(([], [], ["--scale-in", "metadata"], ["--dtype", rng.choice(("fp16", "bf16", "fp32"))], ["--dry-run"],
-                                ["--pad-ranks"], ["--iteration", rng.choice(ODD_NUMBERS)], ["--ema"], ["--base-model", rng.choice(TYPED)]))  # fmt: skip
+            more += rng.choice(([], [], ["--scale-in", "metadata"], ["--dtype", rng.choice(("fp16", "bf16", "fp32"))],
+                ["--dry-run"],
+                                ["--pad-ranks"], ["--iteration", rng.choice(ODD_NUMBERS)], ["--ema"], ["--base-model",
+                                    rng.choice(TYPED)]))  # fmt: skip
             more += ["--target-alpha", rng.choice(ODD_NUMBERS)] if rng.random() < 0.05 else []
             return ["convert", str(source), "--to", to, "-o", out, *more, *stated(rng), *json_], False
         case 11 | 12:
@@ -153,7 +169,14 @@ def of_adapter(rng: Random, place: Path) -> tuple[list[str], bool]:
 
 def _odd_neighbour(rng: Random, folder: Path) -> None:
     """A pipe, or a link to nothing, to itself or to a device, under a name that is looked for."""
-    names = ("adapter_config.json", "training_config.yaml", "args.yaml", "x.safetensors.index.json", "x.safetensors", "latest")
+    names = (
+        "adapter_config.json",
+        "training_config.yaml",
+        "args.yaml",
+        "x.safetensors.index.json",
+        "x.safetensors",
+        "latest",
+    )
     path = folder / rng.choice(names)
     if not os.path.lexists(path):
         if rng.random() < 0.5:
@@ -175,8 +198,24 @@ def of_base(rng: Random, place: Path) -> tuple[list[str], bool]:
             return ["fuse", str(base), str(adapter), "--dry-run", "-o", out], False
         case _:
             to = rng.choice(("sat", "diffusers", "x"))
-            more = rng.choice(([], [], ["--sample", rng.choice(("13x480x720", "49x8x8", "0x0x0", "9" * 400 + "x8x8", "x"))], ["--dtype", "fp16"]))
-            return ["convert-base", str(base), "--to", to, "-o", out, "--dry-run" if rng.random() < 0.8 else "--json", *more], False
+            more = rng.choice(
+                (
+                    [],
+                    [],
+                    ["--sample", rng.choice(("13x480x720", "49x8x8", "0x0x0", "9" * 400 + "x8x8", "x"))],
+                    ["--dtype", "fp16"],
+                )
+            )
+            return [
+                "convert-base",
+                str(base),
+                "--to",
+                to,
+                "-o",
+                out,
+                "--dry-run" if rng.random() < 0.8 else "--json",
+                *more,
+            ], False
 
 
 @cache
@@ -191,8 +230,18 @@ def of_layouts(rng: Random, place: Path) -> tuple[list[str], bool]:
     one, other = _pair()
     one, other = (of_safetensors(rng, one), other) if rng.random() < 0.5 else (one, of_safetensors(rng, other))
     folder = written(place / "in", {"a.safetensors": one, "b.safetensors": other})
-    more = rng.choice(([], ["--onto", "cogvideox", "--names", "mine,diffusers"], ["--names", rng.choice(TYPED)], ["--drop", "x=y"]))
-    words = ["layouts", "learn", str(folder / "a.safetensors"), str(folder / "b.safetensors"), "-o", str(place / "out.toml"), *more]
+    more = rng.choice(
+        ([], ["--onto", "cogvideox", "--names", "mine,diffusers"], ["--names", rng.choice(TYPED)], ["--drop", "x=y"])
+    )
+    words = [
+        "layouts",
+        "learn",
+        str(folder / "a.safetensors"),
+        str(folder / "b.safetensors"),
+        "-o",
+        str(place / "out.toml"),
+        *more,
+    ]
     return words, False
 
 
@@ -204,12 +253,22 @@ def of_log(rng: Random, place: Path) -> tuple[list[str], bool]:
 
 def of_training(rng: Random, place: Path) -> tuple[list[str], bool]:
     """A training configuration or settings that are named."""
-    texts = {".yaml": seeds.YAMLS, ".toml": seeds.TOMLS, ".sh": seeds.SCRIPTS, ".json": tuple(map(json.dumps, seeds.LORA_CONFIGS))}
+    texts = {
+        ".yaml": seeds.YAMLS,
+        ".toml": seeds.TOMLS,
+        ".sh": seeds.SCRIPTS,
+        ".json": tuple(map(json.dumps, seeds.LORA_CONFIGS)),
+    }
     suffix = rng.choice(list(texts))
-    files = {"x.safetensors": safetensors(seeds.lora()), f"x{suffix}": CHANGES[suffix](rng, rng.choice(texts[suffix]).encode())}
+    files = {
+        "x.safetensors": safetensors(seeds.lora()),
+        f"x{suffix}": CHANGES[suffix](rng, rng.choice(texts[suffix]).encode()),
+    }
     place_in = written(place / "in", files)
     if rng.random() < 0.2:
-        settings = written(place_in, {"s.json": of_json(rng, json.dumps(rng.choice(seeds.SETTINGS)).encode())}) / "s.json"
+        settings = (
+            written(place_in, {"s.json": of_json(rng, json.dumps(rng.choice(seeds.SETTINGS)).encode())}) / "s.json"
+        )
         return ["doctor", str(place_in / "x.safetensors"), "--settings", str(settings)], False
     verb = rng.choice((["doctor"], ["convert", "--to", "peft", "-o", str(place / "out")]))
     return [*verb, str(place_in / "x.safetensors"), "--training-config", str(place_in / f"x{suffix}")], False
@@ -257,7 +316,9 @@ def part(place: Path, rng: Random, go_on: Callable[[], bool]) -> Iterator[list[d
         wrong += judged(codes[0], folder, before, may_change) if codes else []
         ended = f"{words[0]} {codes[0].exit_code}" if codes else f"{words[0]} stopped"
         counts[ended] = counts.get(ended, 0) + 1
-        yield [{"what": f"{words[0]}: {line.replace(str(folder), '')}", "words": words, "folder": folder} for line in wrong]
+        yield [
+            {"what": f"{words[0]}: {line.replace(str(folder), '')}", "words": words, "folder": folder} for line in wrong
+        ]
         shutil.rmtree(folder)
 
 

@@ -7,18 +7,18 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from hostile.builders import NAMES, framed
 
 import loraforge
 from fuzz import reader, seeds
 from fuzz.guided import watched
-from hostile.builders import NAMES, framed
 from loraforge.errors import LoraforgeError, VerificationError
 
 TYPES = {"float32": np.float32, "float16": np.float16, "float64": np.float64, "bfloat16": ml_dtypes.bfloat16}
@@ -40,10 +40,16 @@ def models() -> dict[str, Shapes]:
 
     found: dict[str, Shapes] = {}
     with tempfile.TemporaryDirectory() as folder:
-        paths = [*(seeds.DATA / "architectures").glob("*/adapter.safetensors"), seeds.DATA / "peft_plain", seeds.DATA / "sat_2b_full_r4" / "sat_ckpt"]
+        paths = [
+            *(seeds.DATA / "architectures").glob("*/adapter.safetensors"),
+            seeds.DATA / "peft_plain",
+            seeds.DATA / "sat_2b_full_r4" / "sat_ckpt",
+        ]
         for n, path in enumerate(sorted(paths)):
             try:
-                report = loraforge.convert(path, to="peft", out=Path(folder) / f"{n}", trained_scale=1.0, override_scale=True)
+                report = loraforge.convert(
+                    path, to="peft", out=Path(folder) / f"{n}", trained_scale=1.0, override_scale=True
+                )
             except LoraforgeError:
                 continue
             whole = reader.checker.safetensors(Path(folder) / f"{n}" / "adapter_model.safetensors")[0]
@@ -63,7 +69,13 @@ def begun(rng: Random, place: Path) -> tuple[str, Path]:
     block = rng.choice(sorted(shapes))
     stem = re.sub(r"\d+", r"\\d+", re.escape(block).replace(r"\.", r"\.")).rpartition(r"\.")[0]
     near = [path for path in shapes if re.match(stem, path)]
-    paths = sorted({block, *rng.sample(near, min(len(near), rng.randint(1, 4))), *rng.sample(sorted(shapes), min(len(shapes), rng.randint(0, 3)))})
+    paths = sorted(
+        {
+            block,
+            *rng.sample(near, min(len(near), rng.randint(1, 4))),
+            *rng.sample(sorted(shapes), min(len(shapes), rng.randint(0, 3))),
+        }
+    )
     numbers = np.random.default_rng(rng.getrandbits(32))
     kind = rng.choice(["float32"] * 4 + ["float16", "bfloat16", "float64"])
     dora, several = rng.random() < 0.1, rng.random() < 0.3
@@ -77,11 +89,14 @@ def begun(rng: Random, place: Path) -> tuple[str, Path]:
         (inputs, rows), r = shapes[path], ranks[path]
         stem = f"base_model.model.{path}"
         tensors[f"{stem}.lora_A.weight"] = (size[0] * numbers.standard_normal((r, *inputs))).astype(TYPES[kind])
-        tensors[f"{stem}.lora_B.weight"] = (size[1] * numbers.standard_normal((rows[0], r, *rows[1:]))).astype(TYPES[kind])
+        tensors[f"{stem}.lora_B.weight"] = (size[1] * numbers.standard_normal((rows[0], r, *rows[1:]))).astype(
+            TYPES[kind]
+        )
         if dora:
             tensors[f"{stem}.lora_magnitude_vector"] = (numbers.random(rows[0]) + 0.5).astype(TYPES[kind])
     config: dict[str, Any] = {
-        "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": paths, "use_dora": dora, "use_rslora": rng.random() < 0.1,
+        "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": paths, "use_dora": dora,
+        "use_rslora": rng.random() < 0.1,
         "rank_pattern": {f"^{re.escape(path)}": r for path, r in ranks.items() if r != rank},
         "alpha_pattern": {f"^{re.escape(path)}": a for path, a in alphas.items() if a != alpha},
     }  # fmt: skip
@@ -132,8 +147,12 @@ def part(place: Path, rng: Random, go_on: Callable[[], bool]) -> Iterator[list[d
         folder = place / f"{number}"
         folder.mkdir()
         said, wrong = list[dict[str, Any]](), list[str]()
-        fault = watch.faults(lambda: wrong.extend(_chain(rng, folder, said)), 1 << 22)
-        yield [{"what": f"chain: {line.replace(str(folder), '')}", "words": said, "folder": folder} for line in [*wrong, *fault]]
+        carry_out = partial(_chain, rng, folder, said)
+        fault = watch.faults(lambda wrong=wrong, steps=carry_out: wrong.extend(steps()), 1 << 22)
+        yield [
+            {"what": f"chain: {line.replace(str(folder), '')}", "words": said, "folder": folder}
+            for line in [*wrong, *fault]
+        ]
         shutil.rmtree(folder)
 
 

@@ -11,9 +11,10 @@ import zipfile
 from random import Random
 from typing import Any
 
-from fuzz.mutate import MARK, NUMBERS, TEXTS, WORDS, of_bytes, of_json, of_tree
 from hostile.builders import framed
 from hostile.pickles import call, named, persistent, push
+
+from fuzz.mutate import MARK, NUMBERS, TEXTS, WORDS, of_bytes, of_json, of_tree
 
 DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL F8_E4M3 F8_E5M2 C64 U16 X f32".split()
 FLOATS = (b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x01\x00\x00\x00", b"\xff\xff\x7f\x7f", b"\x00\x00\x00\x80")
@@ -34,7 +35,9 @@ def of_safetensors(rng: Random, data: bytes) -> bytes:
         case 1:
             return framed(of_bytes(rng, data[8 : 8 + length]), body)
         case 2:
-            return framed(data[8 : 8 + length], body, rng.choice((0, 1, length - 1, length + 1, 10**8, 10**8 + 1, 1 << 63)))
+            return framed(
+                data[8 : 8 + length], body, rng.choice((0, 1, length - 1, length + 1, 10**8, 10**8 + 1, 1 << 63))
+            )
         case 3:
             return framed(data[8 : 8 + length], rng.choice((body[:-1], body + b"\0", b"", body * 2)))
         case 4:
@@ -80,11 +83,20 @@ def _of_entry(rng: Random, header: dict[str, Any], key: str) -> None:
             entry["dtype"] = rng.choice(DTYPES)
         case 1 if isinstance(entry.get("shape"), list):
             shape = list(entry["shape"])
-            changes = (shape[::-1], [*shape, 1], shape[:-1], [*shape, 0], [1, *shape], [rng.choice(NUMBERS), *shape[1:]])
+            changes = (
+                shape[::-1],
+                [*shape, 1],
+                shape[:-1],
+                [*shape, 0],
+                [1, *shape],
+                [rng.choice(NUMBERS), *shape[1:]],
+            )
             entry["shape"] = rng.choice(changes)
         case 2 if isinstance(entry.get("data_offsets"), list):
             start, end = entry["data_offsets"]
-            entry["data_offsets"] = rng.choice(([end, start], [start, end + 4], [0, end - start], [start - 1, end], [start]))
+            entry["data_offsets"] = rng.choice(
+                ([end, start], [start, end + 4], [0, end - start], [start - 1, end], [start])
+            )
         case 3:
             entry = of_tree(rng, entry)
         case 4:
@@ -95,7 +107,8 @@ def _of_entry(rng: Random, header: dict[str, Any], key: str) -> None:
 def _renamed(rng: Random, key: str) -> str:
     parts = key.split(".")
     n = rng.randrange(len(parts))
-    words = ("to_q", "to_k", "lora_A", "lora_B", "weight", "bias", "alpha", "lora_magnitude_vector", "dora_scale", "0", "1",
+    words = ("to_q", "to_k", "lora_A", "lora_B", "weight", "bias", "alpha", "lora_magnitude_vector", "dora_scale", "0",
+        "1",
              "diff", "lora_mid", "hada_w1_a", "lokr_w1", "lora_te", "x", "99", "")  # fmt: skip
     match rng.randrange(4):
         case 0:
@@ -105,26 +118,31 @@ def _renamed(rng: Random, key: str) -> str:
         case 2:
             parts.insert(n, rng.choice(words))
         case 3:
-            return rng.choice((key.upper(), key + key, rng.choice(TEXTS), f"lora_te_{key}", f"model.{key}", f"{key}.alpha"))
+            return rng.choice(
+                (key.upper(), key + key, rng.choice(TEXTS), f"lora_te_{key}", f"model.{key}", f"{key}.alpha")
+            )
     return ".".join(parts)
 
 
 # pickles
 
-_TENSOR = call("torch._utils._rebuild_tensor_v2", persistent(("storage", named("torch.FloatStorage"), "0", "cpu", 1)), 0, (1,), (1,), False, {})  # fmt: skip
-FRAGMENTS = tuple(
-    b"( t ] } N ) 0 1 2 a e d s u l \x85 \x86 \x87 \x88 \x89 \x81 \x92 \x93 \x94 \x90 \x91 \x8f b o R Q".split()
-) + (
+_TENSOR = call("torch._utils._rebuild_tensor_v2", persistent(("storage", named("torch.FloatStorage"), "0", "cpu", 1)),
+    0, (1,), (1,), False, {})  # fmt: skip
+FRAGMENTS = (
+    *b"( t ] } N ) 0 1 2 a e d s u l \x85 \x86 \x87 \x88 \x89 \x81 \x92 \x93 \x94 \x90 \x91 \x8f b o R Q".split(),
     b"\x80\x05", b"\x95\x00\x00\x00\x00\x00\x00\x00\x00", b"q\x00", b"h\x00", b"q\xff", b"h\xff", b"r\xff\xff\xff\x7f",
     b"j\xff\xff\xff\x7f", b"p9\n", b"g9\n", b"I1\n", b"I01\n", b"L1L\n", b"F1.5\n", b"S'x'\n", b"Vx\n", b"T\x01\0\0\0x",
     b"U\x01x", b"B\x01\0\0\0x", b"C\x01x", b"\x8e\x01\0\0\0\0\0\0\0x", b"\x8d\x01\0\0\0\0\0\0\0x", b"\x8c\x01x",
     b"\x96\x01\0\0\0\0\0\0\0x", b"\x97", b"\x98", b"\x82\x01", b"\x83\x01\x00", b"\x84\x01\0\0\0", b"Px\n",
-    f"c{MARK}\nrun\n".encode(), f"i{MARK}\nrun\n".encode(), b"cos\nsystem\n", b"cbuiltins\neval\n", b"ccopyreg\n_reconstructor\n",
+    f"c{MARK}\nrun\n".encode(), f"i{MARK}\nrun\n".encode(), b"cos\nsystem\n", b"cbuiltins\neval\n",
+    b"ccopyreg\n_reconstructor\n",
     b"ccollections\nOrderedDict\n", b"ctorch\nSize\n", b"ctorch._utils\n_rebuild_tensor\n", b"ctorch\nfloat8_e4m3fn\n",
     b"ctorch._utils\n_rebuild_tensor_v3\n", b"ctorch._utils\n_rebuild_parameter\n", b"ctorch\nHalfStorage\n",
     b"ctorch._utils\n_rebuild_parameter_with_state\n", b"ctorch.serialization\n_get_layout\n", b"c a\n b\n", b"c\n\n",
-    push("module"), push(-1), push(1 << 70), push(2.5), push((1, 2)), push([]), push({"a": 1}), push({"module": {}}), _TENSOR.code,
-    persistent(("storage", named("torch.X"), "0", "cpu", 1)).code, persistent("x").code, call("torch.Size", (1, 2)).code,
+    push("module"), push(-1), push(1 << 70), push(2.5), push((1, 2)), push([]), push({"a": 1}), push({"module": {}}),
+    _TENSOR.code,
+    persistent(("storage", named("torch.X"), "0", "cpu", 1)).code, persistent("x").code, call("torch.Size", (1,
+        2)).code,
     call("collections.OrderedDict", [("a", 1), (2, 3)]).code, call("collections.OrderedDict", 1).code,
 )  # fmt: skip
 """Whole opcodes, and values in opcodes."""
@@ -167,7 +185,9 @@ def _argued(rng: Random, code: bytes) -> bytes:
     match code[:1]:
         case b"K" | b"M" | b"J" | b"\x8a":
             number = rng.choice([n for n in NUMBERS if isinstance(n, int)])
-            return rng.choice((b"K" + bytes([number % 256]), b"J" + struct.pack("<i", number % (1 << 31)), push(number)))
+            return rng.choice(
+                (b"K" + bytes([number % 256]), b"J" + struct.pack("<i", number % (1 << 31)), push(number))
+            )
         case b"X" | b"\x8c" | b"U":
             return push(rng.choice((*TEXTS, *WORDS, "cpu", "storage", "0")))
         case b"c":

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -88,10 +89,8 @@ def part(parser: Parser) -> Callable[[Path, Random, Callable[[], bool]], Iterato
             folder.mkdir()
 
             def call(data: bytes = data, folder: Path = folder) -> None:
-                try:
+                with suppress(LoraforgeError):
                     parser.read(data, folder)
-                except LoraforgeError:
-                    pass
 
             wrong = watch.faults(reached.during(call), len(data) + (1 << 20))
             if reached.is_new() and len(data) < 100_000 and data not in corpus:

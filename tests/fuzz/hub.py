@@ -1,4 +1,4 @@
-"""Fuzzes what the Hub answers: a real server on loopback whose answers are changed, for the real client in this process.
+"""Fuzzes what the Hub answers: a real server on loopback changes its answers, for the real client in this process.
 
 It is run alone: the client reads its settings from the environment when it is imported.
 """
@@ -15,20 +15,62 @@ from random import Random
 from typing import Any
 
 from click.testing import CliRunner
+from helpers.hub import Hub
+from helpers.hub_api import Answer, Request
 
 from fuzz import seeds
 from fuzz.calls import CHANGES, judged, listing, written
 from fuzz.guided import watched
 from fuzz.mutate import of_bytes, of_json
-from helpers.hub import Hub
-from helpers.hub_api import Answer, Request
 
-WORDS = ("siblings", "rfilename", "size", "lfs", "sha", "id", "gated", "private", "tags", "cardData", "branches", "ref", "path", "type", "oid")
-STATUSES = (200, 204, 206, 301, 302, 307, 400, 401, 403, 404, 405, 408, 409, 410, 416, 418, 429, 451, 500, 502, 503, 504)
-HEADERS = ("X-Repo-Commit", "ETag", "X-Linked-ETag", "X-Linked-Size", "Location", "Content-Range", "X-Error-Code", "X-Error-Message",
+WORDS = (
+    "siblings",
+    "rfilename",
+    "size",
+    "lfs",
+    "sha",
+    "id",
+    "gated",
+    "private",
+    "tags",
+    "cardData",
+    "branches",
+    "ref",
+    "path",
+    "type",
+    "oid",
+)
+STATUSES = (
+    200,
+    204,
+    206,
+    301,
+    302,
+    307,
+    400,
+    401,
+    403,
+    404,
+    405,
+    408,
+    409,
+    410,
+    416,
+    418,
+    429,
+    451,
+    500,
+    502,
+    503,
+    504,
+)
+HEADERS = ("X-Repo-Commit", "ETag", "X-Linked-ETag", "X-Linked-Size", "Location", "Content-Range", "X-Error-Code",
+    "X-Error-Message",
            "Content-Type", "Link", "Retry-After", "Accept-Ranges")  # fmt: skip
-VALUES = ("", "0", "-1", "x", "main", "../../x", "9" * 40, "0" * 40, "bytes 0-1/2", "bytes */0", "GatedRepo", "RevisionNotFound", "EntryNotFound",
-          "RepoNotFound", "/x", "http://127.0.0.1:1/x", '"x"', 'W/"y"', "text/html", "application/json", "99999999999999999999", "a" * 300)  # fmt: skip
+VALUES = ("", "0", "-1", "x", "main", "../../x", "9" * 40, "0" * 40, "bytes 0-1/2", "bytes */0", "GatedRepo",
+    "RevisionNotFound", "EntryNotFound",
+          "RepoNotFound", "/x", "http://127.0.0.1:1/x", '"x"', 'W/"y"', "text/html", "application/json",
+          "99999999999999999999", "a" * 300)  # fmt: skip
 
 
 class OddHub(Hub):
@@ -99,7 +141,14 @@ def part(place: Path, rng: Random, go_on: Callable[[], bool]) -> Iterator[list[d
             if wrong:
                 answers = [(one.method, one.path, one.status) for one in HUB.log]
                 (folder / "answers.json").write_text(json.dumps(answers))
-            yield [{"what": f"{words[0]}: {line.replace(str(folder), '').replace(name, 'R')}", "words": words, "folder": folder} for line in wrong]
+            yield [
+                {
+                    "what": f"{words[0]}: {line.replace(str(folder), '').replace(name, 'R')}",
+                    "words": words,
+                    "folder": folder,
+                }
+                for line in wrong
+            ]
             shutil.rmtree(folder)
             shutil.rmtree(Path(os.environ["HF_HOME"]) / "hub", ignore_errors=True)
 
@@ -114,11 +163,37 @@ def _call(rng: Random, folder: Path, name: str) -> tuple[list[str], seeds.Files]
     if rng.random() < 0.3:
         path = rng.choice(list(files))
         files[path] = CHANGES.get(Path(path).suffix, of_bytes)(rng, files[path])
-    at = rng.choice((f"hf://{name}", f"hf://{name}", f"hf://{name}@main", f"hf://{name}@a/b", f"hf://{name}/{rng.choice(list(files))}", name))
-    verb = rng.choice((["inspect"], ["inspect"], ["doctor"], ["convert", "--dry-run", "--to", "peft"], ["convert", "--to", "peft", "-o", str(folder / "out")], ["push"], ["fuse"]))
+    at = rng.choice(
+        (
+            f"hf://{name}",
+            f"hf://{name}",
+            f"hf://{name}@main",
+            f"hf://{name}@a/b",
+            f"hf://{name}/{rng.choice(list(files))}",
+            name,
+        )
+    )
+    verb = rng.choice(
+        (
+            ["inspect"],
+            ["inspect"],
+            ["doctor"],
+            ["convert", "--dry-run", "--to", "peft"],
+            ["convert", "--to", "peft", "-o", str(folder / "out")],
+            ["push"],
+            ["fuse"],
+        )
+    )
     if verb == ["push"]:
         source = written(folder / "in", seeds.adapters()["diffusers"][0])
-        return ["push", str(source), name, "--base-model", "zai-org/CogVideoX-2b", *(["--dry-run"] * (rng.random() < 0.7))], files
+        return [
+            "push",
+            str(source),
+            name,
+            "--base-model",
+            "zai-org/CogVideoX-2b",
+            *(["--dry-run"] * (rng.random() < 0.7)),
+        ], files
     if verb == ["fuse"]:
         return ["fuse", str(seeds.DATA / "bases" / "2b"), at, "--dry-run", "-o", str(folder / "out")], files
     return [*verb, at, *(["--fetch"] if verb[0] in ("inspect", "doctor") and rng.random() < 0.5 else [])], files

@@ -16,16 +16,21 @@ NUMBERS = (
     float("inf"), float("-inf"), float("nan"),
 )  # fmt: skip
 TEXTS = (
-    "", " ", "0", "1", "-1", "x", "nan", "inf", "1e999", "none", "null", "true", "True", "auto", "dynamic", "[/x]", "{}",
-    "[]", "../../x", "/etc/passwd", "a/b", "..", ".", "\x00", "\x1b[31m", "\u202e", "\x9b", "\ud800", "\ufeff", "é", "模型",
-    "(a+)+$", ".*", "^", "[", "(?", "\\", "*", "?", "$(x)", "`x`", "a" * 300, "9" * 5000, "to_q", "transformer", "F32", "F16",
+    "", " ", "0", "1", "-1", "x", "nan", "inf", "1e999", "none", "null", "true", "True", "auto", "dynamic", "[/x]",
+    "{}",
+    "[]", "../../x", "/etc/passwd", "a/b", "..", ".", "\x00", "\x1b[31m", "\u202e", "\x9b", "\ud800", "\ufeff", "é",
+    "模型",
+    "(a+)+$", ".*", "^", "[", "(?", "\\", "*", "?", "$(x)", "`x`", "a" * 300, "9" * 5000, "to_q", "transformer", "F32",
+    "F16",
     "BF16", "F8_E4M3", "I64", "U8", "C64", "LORA", "hf://a/b", "https://x.invalid/y",
 )  # fmt: skip
 WORDS = (
     "lora_alpha", "alpha", "r", "rank", "lora_rank", "network_alpha", "network_dim", "use_rslora", "use_dora", "rslora",
     "alpha_pattern", "rank_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "modules_to_save", "peft_type", "bias", "lora_bias", "init_lora_weights", "base_model_name_or_path", "fan_in_fan_out",
-    "lora_config", "params", "value", "desc", "adapter", "type", "output_dir", "output_path", "transformer", "loraforge",
+    "modules_to_save", "peft_type", "bias", "lora_bias", "init_lora_weights", "base_model_name_or_path",
+    "fan_in_fan_out",
+    "lora_config", "params", "value", "desc", "adapter", "type", "output_dir", "output_path", "transformer",
+    "loraforge",
     "lora_adapter_metadata", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args", "format",
     "modelspec.architecture", "training_config", "weight_map", "metadata", "__metadata__", "dtype", "shape",
     "data_offsets", "module", "state_dict", "model", "sample_width", "sample_height", "sample_frames", "patch_size",

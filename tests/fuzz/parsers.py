@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from hostile.base_builders import INDEX, SINGLE
+from hostile.builders import safetensors
+
 import loraforge
 from fuzz import seeds
 from fuzz.containers import of_pickle, of_safetensors, of_torch
 from fuzz.mutate import of_bytes, of_json, of_text
-from hostile.base_builders import INDEX, SINGLE
-from hostile.builders import safetensors
 from loraforge.algebra.dtypes import FLOATS
 from loraforge.errors import LoraforgeError
 from loraforge.facts import given_settings, logs, symptoms
@@ -82,10 +84,8 @@ def _index(data: bytes, place: Path) -> None:
         _put(place, name, content)
     index = _put(place, "adapter_model.safetensors.index.json", data)
     for path in (index, place / "adapter_model-00001-of-00002.safetensors", place / "adapter_model.safetensors"):
-        try:
+        with suppress(LoraforgeError):
             shards.opened(path, opening.open_tensors)
-        except LoraforgeError:
-            pass
     shards.alone(sorted(place.iterdir()))
 
 
@@ -96,11 +96,9 @@ def _peft(data: bytes, place: Path) -> None:
     config = texts.read_json(_put(place, "adapter_config.json", data))
     peft_config.unsupported(config)
     for ranks in ({k: v for k, v in RANKS.items() if v == 4}, RANKS, {"to_q": 2}):
-        try:
+        with suppress(LoraforgeError):
             made = peft_config.rule(config, ranks, "x", "file", lambda: dict.fromkeys(RANKS, 4))
             peft_config.config(ranks, {path: made.of(path, rank) for path, rank in ranks.items()}, older=True)
-        except LoraforgeError:
-            pass
         peft_config.untargeted(config, ranks, "x")
 
 
@@ -113,25 +111,32 @@ def _recorded(data: bytes, place: Path) -> None:
     table: Mapping[str, Any] = said if isinstance(said, dict) else {}
     header = table.get("header") if isinstance(table.get("header"), dict) else {}
     header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (header or {}).items()}
-    names = table.get("name") if table.get("name") in ("adapter_model.safetensors", "x.safetensors") else "x.safetensors"
+    names = (
+        table.get("name") if table.get("name") in ("adapter_model.safetensors", "x.safetensors") else "x.safetensors"
+    )
     tensors = seeds.kohya() if table.get("kohya") is True else seeds.lora(prefix="base_model.model.", rank=4)
     path = _put(place, f"run/{names}", safetensors(tensors, header))
     for name in ("adapter_config.json", "args.yaml", "train.sh", "other/training_config.yaml"):
         if isinstance(text := table.get(name), str):
             _put(place, f"run/{name}", text.encode("utf-8", "surrogatepass"))
     stated = {k: v for k, v in (("alpha", table.get("alpha")),) if isinstance(v, float) and v == v}
-    loraforge.read(path, architecture="cogvideox", override_scale=table.get("override") is True and bool(stated), **stated)
+    loraforge.read(
+        path, architecture="cogvideox", override_scale=table.get("override") is True and bool(stated), **stated
+    )
 
 
 RECORDED = [
     {"header": {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in seeds.LORA_CONFIG.items()})}},
     {"header": {"lora_config": '{"r": 4, "lora_alpha": 2, "target_modules": ["to_q"]}'}, "name": "x.safetensors"},
     {"header": {"lora_alpha": "8", "rank": "4", "use_rslora": "true"}, "args.yaml": seeds.YAMLS[3]},
-    {"header": {"ss_network_dim": "4", "ss_network_alpha": "none", "ss_network_module": "networks.lora"}, "kohya": True},
+    {"header": {"ss_network_dim": "4", "ss_network_alpha": "none", "ss_network_module": "networks.lora"},
+        "kohya": True},
     {"header": {"ss_network_args": '{"alpha": 2, "r": 4}', "training_config": '{"lora_alpha": 2, "rank": 4}'}},
     {"name": "adapter_model.safetensors", "adapter_config.json": json.dumps(seeds.LORA_CONFIG), "header": {}},
-    {"name": "x.safetensors", "adapter_config.json": json.dumps(seeds.LORA_CONFIGS[-1]), "header": {"alpha": "dynamic"}},
-    {"train.sh": seeds.SCRIPTS[0], "other/training_config.yaml": seeds.YAMLS[0], "header": {}, "alpha": 4.0, "override": True},
+    {"name": "x.safetensors", "adapter_config.json": json.dumps(seeds.LORA_CONFIGS[-1]),
+        "header": {"alpha": "dynamic"}},
+    {"train.sh": seeds.SCRIPTS[0], "other/training_config.yaml": seeds.YAMLS[0], "header": {}, "alpha": 4.0,
+        "override": True},
     {"header": {"loraforge": '{"scale": {"provenance": "recorded", "applied": [1.0], "stored": "tensors"}}'}},
     {"header": {"text_encoder.lora_alpha": "3", "transformer.lora_alpha": "8", "transformer.rank": "8"}},
 ]  # fmt: skip
@@ -148,7 +153,9 @@ def _card(data: bytes, place: Path) -> None:
     for key, value in new.items():
         assert made.get(key) == value, f"{key} is {made.get(key)!r:.80}"
     kept = {key: json.dumps(value, default=str) for key, value in old.items() if key not in new}
-    assert {key: json.dumps(value, default=str) for key, value in made.items() if key not in new} == kept, "a field was changed"
+    assert {key: json.dumps(value, default=str) for key, value in made.items() if key not in new} == kept, (
+        "a field was changed"
+    )
 
 
 def _settings(data: bytes, place: Path) -> None:
@@ -182,10 +189,8 @@ def _pipeline(data: bytes, place: Path) -> None:
 
 def _plugin(data: bytes, place: Path) -> None:
     path = _put(place, "plugin.toml", data)
-    try:
+    with suppress(LoraforgeError):
         check(path)
-    except LoraforgeError:
-        pass
     if len(data) % 8:  # what follows takes long
         return
     try:
@@ -226,7 +231,12 @@ def _dumped(*trees: Any) -> Callable[[], list[bytes]]:
 
 
 def _safetensors() -> list[bytes]:
-    files = [content for held, _ in seeds.adapters().values() for name, content in held.items() if name.endswith("safetensors")]
+    files = [
+        content
+        for held, _ in seeds.adapters().values()
+        for name, content in held.items()
+        if name.endswith("safetensors")
+    ]
     return [content for content in files if len(content) < 20_000]
 
 
@@ -234,36 +244,56 @@ def _config() -> list[bytes]:
     return [(seeds.DATA / "bases" / "2b" / "config.json").read_bytes()]
 
 
-_PLACES = {f"base_model.model.transformer_blocks.0.attn1.{p}.lora_{x}.weight": f"adapter_model-0000{n}-of-00002.safetensors" for n, p in ((1, "to_q"), (2, "to_k")) for x in "AB"}  # fmt: skip
+_PLACES = {
+    f"base_model.model.transformer_blocks.0.attn1.{part}.lora_{x}.weight": f"adapter_model-0000{n}-of-00002.safetensors"
+    for n, part in ((1, "to_q"), (2, "to_k"))
+    for x in "AB"
+}
 _INDEX = {"metadata": {"total_size": 1}, "weight_map": _PLACES}
 _SHARD_WORDS = tuple(seeds.adapters()["sharded"][0])
-_PIPELINE = {"_class_name": "CogVideoXPipeline", "_diffusers_version": "0.31.0", "transformer": ["diffusers", "X"], "vae": [None, None]}
+_PIPELINE = {
+    "_class_name": "CogVideoXPipeline",
+    "_diffusers_version": "0.31.0",
+    "transformer": ["diffusers", "X"],
+    "vae": [None, None],
+}
 
 PARSERS: dict[str, Parser] = {
     parser.name: parser
     for parser in (
-        Parser("safetensors", _safetensors, of_safetensors, _tensors("x.safetensors"), ("files/safetensors", "files/opening")),
+        Parser("safetensors", _safetensors, of_safetensors, _tensors("x.safetensors"), ("files/safetensors",
+            "files/opening")),
         Parser("torch", seeds.torch_archives, of_torch, _tensors("x.pt"), ("files/torch_read", "files/pickles")),
         Parser("pickle", seeds.pickles, of_pickle, _pickle, ("files/pickles",)),
-        Parser("opening", lambda: [b"{}", b"\x80\x02N.", b"GGUF", *(b for b, *_ in opening._BEGINNINGS if isinstance(b, bytes))],
+        Parser("opening", lambda: [b"{}", b"\x80\x02N.", b"GGUF", *(b for b, *_ in opening._BEGINNINGS if isinstance(b,
+            bytes))],
                of_bytes, _tensors("x.bin"), ("files/opening",)),
-        Parser("json", _dumped(seeds.LORA_CONFIG, _INDEX), of_json, lambda data, place: texts.read_json(_put(place, "x", data)), ("files/texts",)),
-        Parser("yaml", _bytes(*seeds.YAMLS), text_change(*seeds.YAML_WORDS), lambda data, place: texts.read_yaml(_put(place, "x", data)), ("files/texts",)),
-        Parser("training-yaml", _bytes(*seeds.YAMLS), text_change(*seeds.YAML_WORDS), _training(".yaml"), ("scale/training_config",)),
-        Parser("training-json", _dumped({"rank": 4, "lora_alpha": 8}, {"a": [{"network_dim": 4, "network_alpha": 2, "b": {"value": 1}}]}),
+        Parser("json", _dumped(seeds.LORA_CONFIG, _INDEX), of_json, lambda data, place: texts.read_json(_put(place,
+            "x", data)), ("files/texts",)),
+        Parser("yaml", _bytes(*seeds.YAMLS), text_change(*seeds.YAML_WORDS), lambda data,
+            place: texts.read_yaml(_put(place, "x", data)), ("files/texts",)),
+        Parser("training-yaml", _bytes(*seeds.YAMLS), text_change(*seeds.YAML_WORDS), _training(".yaml"),
+            ("scale/training_config",)),
+        Parser("training-json", _dumped({"rank": 4, "lora_alpha": 8}, {"a": [{"network_dim": 4, "network_alpha": 2,
+            "b": {"value": 1}}]}),
                of_json, _training(".json"), ("scale/training_config",)),
-        Parser("training-toml", _bytes(*seeds.TOMLS), text_change(*seeds.TOML_WORDS), _training(".toml"), ("scale/training_config",)),
-        Parser("script", _bytes(*seeds.SCRIPTS), text_change(*seeds.SCRIPT_WORDS), _training(".sh"), ("scale/training_config",)),
+        Parser("training-toml", _bytes(*seeds.TOMLS), text_change(*seeds.TOML_WORDS), _training(".toml"),
+            ("scale/training_config",)),
+        Parser("script", _bytes(*seeds.SCRIPTS), text_change(*seeds.SCRIPT_WORDS), _training(".sh"),
+            ("scale/training_config",)),
         Parser("index", _dumped(_INDEX), lambda r, d: of_json(r, d, _SHARD_WORDS), _index, ("files/shards",)),
         Parser("peft", _dumped(*seeds.LORA_CONFIGS), of_json, _peft, ("scale/peft_config",)),
         Parser("recorded", _dumped(*RECORDED), of_json, _recorded, ("scale/recorded",)),
         Parser("card", _bytes(*seeds.CARDS), text_change(*seeds.CARD_WORDS), _card, ("publishing/front_matter",)),
-        Parser("settings", _dumped(*seeds.SETTINGS), lambda r, d: of_json(r, d, tuple(given_settings.KEYS)), _settings, ("facts/given_settings",)),
+        Parser("settings", _dumped(*seeds.SETTINGS), lambda r, d: of_json(r, d, tuple(given_settings.KEYS)), _settings,
+            ("facts/given_settings",)),
         Parser("base", _config, of_json, _base, ("base/config",)),
         Parser("base-index", _dumped(_INDEX), of_json, _base_index, ()),
         Parser("pipeline", _dumped(_PIPELINE), of_json, _pipeline, ()),
         Parser("plugin", plugin_files, text_change(*seeds.TOML_WORDS), _plugin, ("plugin/datafile",)),
-        Parser("manifest", _dumped(seeds.MANIFEST), of_json, lambda data, place: read_manifest(_put(place, "x.json", data)), ()),
-        Parser("log", lambda: [text.encode() for text in seeds.logs()], text_change(*seeds.logs()[:60]), _log, ("facts/logs",)),
+        Parser("manifest", _dumped(seeds.MANIFEST), of_json, lambda data, place: read_manifest(_put(place, "x.json",
+            data)), ()),
+        Parser("log", lambda: [text.encode() for text in seeds.logs()], text_change(*seeds.logs()[:60]), _log,
+            ("facts/logs",)),
     )
 }  # fmt: skip

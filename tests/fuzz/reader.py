@@ -1,4 +1,4 @@
-"""An own reader of what chains write: of updates, without knowing the names of any format. Imports nothing of loraforge.
+"""An own reader of what chains write: updates, whatever a format calls the modules. It imports nothing of loraforge.
 
 Formats call modules as they like, stack some and pad with zeros, but a row of an update stays a row. So two files make
 the same update if they have the same rows, in whatever order: with a vector per width, every row becomes a number,
@@ -17,7 +17,9 @@ import checker
 import numpy as np
 import yaml
 
-FACTOR = re.compile(r"(.+?)\.(?:lora_?(A|B|down|up|magnitude_vector)|lora\.(down|up)|(alpha|dora_scale))(?:\.weight|\.default)*$")
+FACTOR = re.compile(
+    r"(.+?)\.(?:lora_?(A|B|down|up|magnitude_vector)|lora\.(down|up)|(alpha|dora_scale))(?:\.weight|\.default)*$"
+)
 XLABS = re.compile(r"_(lora\d?)\.(down|up)\.weight$")
 WRAPS = re.compile(r"^(base_model\.model\.|transformer\.)+")
 VECTORS = 3
@@ -50,8 +52,12 @@ def read(path: Path) -> dict[str, Update]:
         else:
             raise ValueError(f"{key} is no factor")
     if any(map(checker.SAT.match, tensors)):
-        run = next(place / "training_config.yaml" for place in source.parents if (place / "training_config.yaml").is_file())
-        params = yaml.safe_load(run.read_text())["model"]["network_config"]["params"]["modules"]["lora_config"]["params"]
+        run = next(
+            place / "training_config.yaml" for place in source.parents if (place / "training_config.yaml").is_file()
+        )
+        params = yaml.safe_load(run.read_text())["model"]["network_config"]["params"]["modules"]["lora_config"][
+            "params"
+        ]
         config = {"lora_alpha": params.get("lora_alpha", 1)}
     return {name: _update(name, part, config) for name, part in parts.items()}
 
@@ -59,13 +65,21 @@ def read(path: Path) -> dict[str, Update]:
 def _update(name: str, part: dict[str, np.ndarray], config: dict[str, Any]) -> Update:
     A, B = part["A"].reshape(len(part["A"]), -1), part["B"].reshape(len(part["B"]), -1)
     plain = WRAPS.sub("", name)
-    s = float(part["alpha"].reshape(())) / len(A) if "alpha" in part else checker.declared(config, plain, len(A)) if config else 1.0
+    s = (
+        float(part["alpha"].reshape(())) / len(A)
+        if "alpha" in part
+        else checker.declared(config, plain, len(A))
+        if config
+        else 1.0
+    )
     return Update(s * (B @ A), part.get("magnitude_vector", np.zeros(0)).reshape(-1))
 
 
 def by_names(one: dict[str, Update], other: dict[str, Update]) -> float:
-    """The largest difference of a module of the same name, as a share of the first; infinite if names or shapes differ."""
-    first, second = ({WRAPS.sub("", name): u for name, u in side.items() if u.rows.any() or u.lengths.size} for side in (one, other))
+    """The largest difference of modules of one name, as a share of the first; infinite if names or shapes differ."""
+    first, second = (
+        {WRAPS.sub("", name): u for name, u in side.items() if u.rows.any() or u.lengths.size} for side in (one, other)
+    )
     if first.keys() != second.keys():
         return np.inf
     worst = 0.0
@@ -85,13 +99,15 @@ def by_rows(one: dict[str, Update], other: dict[str, Update]) -> float:
     worst = 0.0
     for width, (norm, rows) in first.items():
         length = max(rows.shape[1], second[width][1].shape[1])
-        a, b = (np.sort(np.pad(side, ((0, 0), (0, length - side.shape[1]))), axis=1) for side in (rows, second[width][1]))
+        a, b = (
+            np.sort(np.pad(side, ((0, 0), (0, length - side.shape[1]))), axis=1) for side in (rows, second[width][1])
+        )
         worst = max(worst, float(np.abs(a - b).max() / norm))
     return worst
 
 
 def _numbers(side: dict[str, Update]) -> dict[int, tuple[float, np.ndarray]]:
-    """Width (0: lengths) -> the norm of the largest update of that width, and its rows as numbers, one line a vector."""
+    """Width (0: lengths) -> the norm of the largest update of it, and its rows as numbers, one line per vector."""
     found = defaultdict[int, list[np.ndarray]](list)
     for update in side.values():
         if update.rows.any():

@@ -78,7 +78,9 @@ def main() -> int:
     return 1 if any(line["findings"] for line in done) else 0
 
 
-def _one(name: str, part: Part, place: Path, seed: int, count: int, seconds: float, keep: Path | None) -> dict[str, Any]:
+def _one(
+    name: str, part: Part, place: Path, seed: int, count: int, seconds: float, keep: Path | None
+) -> dict[str, Any]:
     """One part, for `count` executions or so many seconds of CPU."""
     from fuzz.watch import now
 
@@ -104,12 +106,22 @@ def _one(name: str, part: Part, place: Path, seed: int, count: int, seconds: flo
                         shutil.copytree(finding["folder"], target, symlinks=True, dirs_exist_ok=True)
                     if "input" in finding:
                         target.with_suffix(".input").write_bytes(finding["input"])
-                    print(f"FOUND {name} {seed} {executed}: {finding['what']} {finding.get('words', '')}", file=sys.stderr, flush=True)
+                    print(
+                        f"FOUND {name} {seed} {executed}: {finding['what']} {finding.get('words', '')}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
     took = now() - began
-    commit = process(["git", "-C", str(HERE), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
-    kept = [{key: str(value)[:300] for key, value in one.items() if key not in ("input", "folder")} for one in found.values()]
+    commit = process(
+        ["git", "-C", str(HERE), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    kept = [
+        {key: str(value)[:300] for key, value in one.items() if key not in ("input", "folder")}
+        for one in found.values()
+    ]
     return {
-        "part": name, "seed": seed, "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "commit": commit, "executions": executed,
+        "part": name, "seed": seed, "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "commit": commit,
+        "executions": executed,
         "cpu_seconds": round(took), "cpu_seconds_since_last_finding": round(took - last), "findings": kept,
     } | getattr(part, "counts", {})  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What the fuzzer begins with: recorded files of tests/data, small ones of tests/hostile, texts of every kind of file."""
+"""What the fuzzer begins with: recorded files of tests/data, small ones of tests/hostile, texts of every kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import tomli
-
 from hostile.builders import CHECKPOINT, DENSE, QKV, diffusers_lora, factors, numbers, safetensors, sat, sat_lora
 from hostile.pickles import call, named, pickled
 
@@ -21,7 +20,8 @@ Files = dict[str, bytes]
 """Path within a folder -> content."""
 
 LORA_CONFIG: dict[str, Any] = {
-    "peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": False, "use_dora": False, "bias": "none", "lora_bias": False,
+    "peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": False, "use_dora": False, "bias": "none",
+    "lora_bias": False,
     "target_modules": ["to_q", "to_k"], "exclude_modules": None, "layers_to_transform": None, "layers_pattern": None,
     "rank_pattern": {}, "alpha_pattern": {"^transformer_blocks\\.0\\.attn1\\.to_k": 4}, "modules_to_save": None,
     "init_lora_weights": True, "fan_in_fan_out": False, "base_model_name_or_path": "zai-org/CogVideoX-2b",
@@ -29,7 +29,8 @@ LORA_CONFIG: dict[str, Any] = {
 LORA_CONFIGS = (
     LORA_CONFIG,
     LORA_CONFIG | {"target_modules": r".*\.to_[qk]", "alpha_pattern": {}},
-    LORA_CONFIG | {"target_modules": "all-linear", "alpha_pattern": {r"to_[k]": 4.5, "x": 1}, "rank_pattern": {"to_q": 4}},
+    LORA_CONFIG | {"target_modules": "all-linear", "alpha_pattern": {r"to_[k]": 4.5, "x": 1},
+        "rank_pattern": {"to_q": 4}},
     LORA_CONFIG | {"layers_to_transform": [0], "layers_pattern": "transformer_blocks", "alpha_pattern": {}},
     LORA_CONFIG | {"layers_to_transform": 0, "layers_pattern": ["transformer_blocks"], "use_rslora": True},
     LORA_CONFIG | {"exclude_modules": ["to_k"], "rank_pattern": {"to.k": 4, "^to_k": 2}, "lora_alpha": 0.5},
@@ -38,7 +39,8 @@ LORA_CONFIGS = (
 
 YAMLS = (
     "model:\n  network_config:\n    params:\n      num_frames: 13\n      latent_height: 60\n      modules:\n"
-    "        pos_embed_config: {params: {text_length: 226}}\n        lora_config:\n          params: {r: 4, lora_alpha: 8}\n",
+    "        pos_embed_config: {params: {text_length: 226}}\n        lora_config:\n"
+    "          params: {r: 4, lora_alpha: 8}\n",
     "lora_config:\n  target: x.LoraMixin\n  params:\n    r: 4\n",
     "adapter:\n  type: lora\n  rank: 4\n  dtype: bfloat16\noutput_dir: /runs/a\n",
     "rank: 4\nlora_alpha: 64\noutput_dir: out\nuse_rslora: true\n",
@@ -50,8 +52,10 @@ YAMLS = (
 YAML_WORDS = (
     "!!bool x", '!!int ""', '!!float ""', "!!timestamp y", "!!binary x", "!!set {a}", "!!omap [a: 1]", "!!pairs [a: 1]",
     "!!null ''", "!!str 1", "!!seq {}", "!!map []", "!x y", "!!python/object/apply:fuzzmark.run [1]",
-    "!!python/object/new:os.system [x]", "&a [*a]", "&a", "*a", "*b", "<<: *a", "[", "{", "}", "'", '"', '"\\x"', "|", ">",
-    "? ", ": ", "- ", "---", "...", "%YAML 9.9", "\t", "1_0:60", "0x1f", "0b1", ".inf", ".nan", "1:30:00", "~", "@x", "`x",
+    "!!python/object/new:os.system [x]", "&a [*a]", "&a", "*a", "*b", "<<: *a", "[", "{", "}", "'", '"', '"\\x"', "|",
+    ">",
+    "? ", ": ", "- ", "---", "...", "%YAML 9.9", "\t", "1_0:60", "0x1f", "0b1", ".inf", ".nan", "1:30:00", "~", "@x",
+    "`x",
     "&a [1,2]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: [*c,*c]", "[" * 60, "{a: " * 60, "lora_alpha: 4", "rank: 4", "r: 4",
     "network_alpha: 1", "lora_config: {params: {r: 4}}", "alpha_pattern: {x: 1}", "output_dir: x", "use_rslora: yes",
 )  # fmt: skip
@@ -60,31 +64,40 @@ TOMLS = (
     'network_dim = 4\nnetwork_alpha = 8.0\noutput_dir = "x"\n[[a]]\nb = [1, 2]\nc = 1979-05-27T07:32:00Z\n',
 )
 TOML_WORDS = (
-    "[", "]", "[[x]]", "x = ", '"', '"""', "'''", "=", "1979-05-27", "07:32:00", "inf", "-nan", "0x1F", "1e999", "{ a = 1 }",
-    "network_alpha = 4", "[adapter]", "a.b.c = 1", "\x00", '"\\ud800"', "x" * 300, "[format]", "[layouts.x]", "summary = 1",
+    "[", "]", "[[x]]", "x = ", '"', '"""', "'''", "=", "1979-05-27", "07:32:00", "inf", "-nan", "0x1F", "1e999",
+    "{ a = 1 }",
+    "network_alpha = 4", "[adapter]", "a.b.c = 1", "\x00", '"\\ud800"', "x" * 300, "[format]", "[layouts.x]",
+    "summary = 1",
 )  # fmt: skip
 SCRIPTS = (
-    "export RANK=4\nALPHA=${RANK}\naccelerate launch train.py \\\n  --rank $RANK \\\n  --lora_alpha $ALPHA --output_dir 'x'\n",
+    "export RANK=4\nALPHA=${RANK}\naccelerate launch train.py \\\n"
+    "  --rank $RANK \\\n  --lora_alpha $ALPHA --output_dir 'x'\n",
     "$RANK = 4\npython train.py `\n  --network_dim=$RANK --network_alpha $env:RANK  # --network_alpha 9\n",
-    "@echo off\r\nset R=8\r\nrem --lora_alpha 1\r\npython train.py ^\r\n --lora_r %R% --lora_alpha !R! --use_rslora\r\n",
+    "@echo off\r\nset R=8\r\nrem --lora_alpha 1\r\n"
+    "python train.py ^\r\n --lora_r %R% --lora_alpha !R! --use_rslora\r\n",
     ": <<'END'\n--lora_alpha 3\nEND\nA=$B\nB=$A\nfor lora_alpha in 1 2; do python x --lora_alpha $A --rank 4; done\n",
     'python t.py --lora_alpha "64" \\\n# comment\n  --rank 64\n',
 )
 SCRIPT_WORDS = (
-    "--lora_alpha", "--rank 4", "--network-alpha=1", "$RANK", "${ALPHA}", "%R%", "!R!", "\\", "`", "^", "#", "rem ", "::",
-    "ALPHA=1", "ALPHA+=1", "A = B / 2", "for A in 1 2", "'", '"', "<#", "#>", ": '", "echo --lora_alpha 2;", "|", "&", ";",
+    "--lora_alpha", "--rank 4", "--network-alpha=1", "$RANK", "${ALPHA}", "%R%", "!R!", "\\", "`", "^", "#", "rem ",
+    "::",
+    "ALPHA=1", "ALPHA+=1", "A = B / 2", "for A in 1 2", "'", '"', "<#", "#>", ": '", "echo --lora_alpha 2;", "|", "&",
+    ";",
     "--use_rslora", "--use_rslora false", "$(RANK)", "$env:RANK", "\x00", "\r", "--alpha_pattern x", "$env:A = 4",
 )  # fmt: skip
 CARDS = (
     "---\nlicense: other\nlicense_name: x\nlicense_link: LICENSE\nbase_model: zai-org/CogVideoX-2b\n"
     "base_model_relation: adapter\ntags:\n  - lora # mine\n  - text-to-video\nlanguage: [en]\n---\n# A\ntext\n",
-    "---\ntags: [a, b]\nwidget:\n- text: x\n  output:\n    url: a.mp4\nlibrary_name: diffusers\npipeline_tag: text-to-video\n---\n",
+    "---\ntags: [a, b]\nwidget:\n- text: x\n  output:\n    url: a.mp4\n"
+    "library_name: diffusers\npipeline_tag: text-to-video\n---\n",
     "\ufeff\n---\n{tags: [x], base_model: [a/b, c/d], datasets: &d [e/f], metrics: *d}\n---\nx\n",
     "---\n---\n", "no head\n", "---\nopen\n", "---\r\ninstance_prompt: x\r\nlicense:\r\n- mit\r\n---\r\nx",
 )  # fmt: skip
 CARD_WORDS = (
-    *YAML_WORDS, "---", "tags:", "- lora", "license: mit", "license: [other]", "base_model: 1", "widget: [1]", "widget: {}",
-    "widget: [{text: 1}]", "tags: a, b", "# comment", "library_name: 1", "license_link: javascript:x", "base_model_relation: x",
+    *YAML_WORDS, "---", "tags:", "- lora", "license: mit", "license: [other]", "base_model: 1", "widget: [1]",
+    "widget: {}",
+    "widget: [{text: 1}]", "tags: a, b", "# comment", "library_name: 1", "license_link: javascript:x",
+    "base_model_relation: x",
     "pipeline_tag: [x]", "datasets: [[x]]", "2020-01-01: x", "null: 1", "? {a: b}\n: 1",
 )  # fmt: skip
 SETTINGS = (
@@ -94,12 +107,15 @@ SETTINGS = (
 MANIFEST = {
     "schema": "loraforge.manifest.v1", "base": "base", "variant": "CogVideoX-2B", "pipeline": "CogVideoXPipeline",
     "adapters": [{"path": "a.safetensors", "digest": "0" * 64, "strength": 1.0, "scalings": {"x": 1.0}, "scale": "x"}],
-    "stated": {}, "prompt": "x", "negative_prompt": "", "image": None, "video": None, "inputs": {}, "settings": {"seed": 1},
+    "stated": {}, "prompt": "x", "negative_prompt": "", "image": None, "video": None, "inputs": {},
+    "settings": {"seed": 1},
     "device": "cpu", "latents": "0" * 64, "versions": {}, "tool": "loraforge 0.1",
 }  # fmt: skip
 
 
-def lora(modules: tuple[str, ...] = ("0.attn1.to_q", "0.attn1.to_k"), prefix: str = "transformer.", rank: int = 4) -> dict[str, np.ndarray]:
+def lora(
+    modules: tuple[str, ...] = ("0.attn1.to_q", "0.attn1.to_k"), prefix: str = "transformer.", rank: int = 4
+) -> dict[str, np.ndarray]:
     """A small adapter of the tiny CogVideoX bases, in names of Diffusers or PEFT."""
     A, B = factors(rank, WIDE, WIDE)
     stems = [f"{prefix}transformer_blocks.{module}" for module in modules]
@@ -116,34 +132,58 @@ def kohya() -> dict[str, np.ndarray]:
 def adapters() -> dict[str, tuple[Files, str]]:
     """Name -> the files of a source, and the path in it that a user gives (empty: the folder)."""
     base = "zai-org/CogVideoX-2b"
-    header = {"format": "pt", "lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in LORA_CONFIG.items()})}
+    header = {
+        "format": "pt",
+        "lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in LORA_CONFIG.items()}),
+    }
     ours = {"format": "pt", "ss_network_dim": "4", "ss_network_alpha": "2", "ss_network_module": "networks.lora"}
     peft = lora(prefix="base_model.model.")
     yaml = YAMLS[0].encode()
-    dora = peft | {f"{key[: -len('.lora_A.weight')]}.lora_magnitude_vector": numbers(WIDE) + 2 for key in peft if "lora_A" in key}
+    dora = peft | {
+        f"{key[: -len('.lora_A.weight')]}.lora_magnitude_vector": numbers(WIDE) + 2 for key in peft if "lora_A" in key
+    }
     shards = [f"adapter_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    halves = [{k: v for k, v in peft.items() if k.startswith("base_model.model.transformer_blocks.0.attn1." + x)} for x in ("to_q", "to_k")]
+    halves = [
+        {k: v for k, v in peft.items() if k.startswith("base_model.model.transformer_blocks.0.attn1." + x)}
+        for x in ("to_q", "to_k")
+    ]
     places = {key: name for name, half in zip(shards, halves, strict=True) for key in half}
     made: dict[str, tuple[Files, str]] = {
         "diffusers": ({"pytorch_lora_weights.safetensors": safetensors(lora(), header)}, ""),
         "plain": ({"style.safetensors": safetensors(lora(), {"lora_alpha": "8", "rank": "4"})}, "style.safetensors"),
         "kohya": ({"style.safetensors": safetensors(kohya(), ours)}, "style.safetensors"),
-        "finetrainers": ({"x.safetensors": safetensors(lora(), {"format": "pt", "lora_config": json.dumps({"r": 4, "lora_alpha": 4, "target_modules": ["to_q", "to_k"]})})}, ""),
-        "peft": ({"adapter_model.safetensors": safetensors(peft, {"format": "pt"}), "adapter_config.json": _json(LORA_CONFIG)}, ""),
-        "dora": ({"adapter_model.safetensors": safetensors(dora), "adapter_config.json": _json(LORA_CONFIG | {"use_dora": True, "base_model_name_or_path": base})}, ""),
-        "sharded": ({n: safetensors(h) for n, h in zip(shards, halves, strict=True)} | {"adapter_config.json": _json(LORA_CONFIG), "adapter_model.safetensors.index.json": _json({"metadata": {}, "weight_map": places})}, ""),
-        "numbered": ({n: safetensors(h) for n, h in zip(shards, halves, strict=True)} | {"adapter_config.json": _json(LORA_CONFIG)}, shards[0]),
+        "finetrainers": ({"x.safetensors": safetensors(lora(), {"format": "pt", "lora_config": json.dumps({"r": 4,
+            "lora_alpha": 4, "target_modules": ["to_q", "to_k"]})})}, ""),
+        "peft": ({"adapter_model.safetensors": safetensors(peft, {"format": "pt"}),
+            "adapter_config.json": _json(LORA_CONFIG)}, ""),
+        "dora": ({"adapter_model.safetensors": safetensors(dora),
+            "adapter_config.json": _json(LORA_CONFIG | {"use_dora": True, "base_model_name_or_path": base})}, ""),
+        "sharded": ({n: safetensors(h) for n, h in zip(shards, halves,
+            strict=True)} | {"adapter_config.json": _json(LORA_CONFIG),
+            "adapter_model.safetensors.index.json": _json({"metadata": {}, "weight_map": places})}, ""),
+        "numbered": ({n: safetensors(h) for n, h in zip(shards, halves,
+            strict=True)} | {"adapter_config.json": _json(LORA_CONFIG)}, shards[0]),
         "sat": ({"latest": b"1000", f"1000/{CHECKPOINT}": sat(), "training_config.yaml": yaml}, ""),
         "sat-wide": ({"latest": b"1", f"1/{CHECKPOINT}": sat(_sat()), "training_config.yaml": yaml}, f"1/{CHECKPOINT}"),
-        "run": ({"args.yaml": YAMLS[3].encode(), "checkpoint-9/pytorch_lora_weights.safetensors": safetensors(lora())}, ""),
-        "logs": ({"style.safetensors": safetensors(lora()), "logs/a/1/hparams.yml": YAMLS[3].encode(), "config.yaml": YAMLS[4].encode(), "training_args.json": _json({"rank": 4, "lora_alpha": 2})}, "style.safetensors"),
-        "pipe": ({"epoch10/adapter_model.safetensors": safetensors(peft), "epoch10/adapter_config.json": _json({k: v for k, v in LORA_CONFIG.items() if k != "lora_alpha"}), "epoch10/x.toml": TOMLS[0].encode()}, "epoch10"),
-        "several": ({"a/x.safetensors": safetensors(lora(), header), "b/y.safetensors": safetensors(kohya()), "note.txt": b"x"}, ""),
-        "cache": ({"models--a--b/snapshots/0123/x.safetensors": safetensors(lora(), header), "models--a--b/refs/main": b"0123"}, "models--a--b"),
-        "documents": ({"x.safetensors": safetensors(lora(), {"ss_network_args": json.dumps({"alpha": 2, "rank": 4}), "training_config": json.dumps({"lora_alpha": 2, "r": 4})})}, ""),
+        "run": ({"args.yaml": YAMLS[3].encode(), "checkpoint-9/pytorch_lora_weights.safetensors": safetensors(lora())},
+            ""),
+        "logs": ({"style.safetensors": safetensors(lora()), "logs/a/1/hparams.yml": YAMLS[3].encode(),
+            "config.yaml": YAMLS[4].encode(), "training_args.json": _json({"rank": 4, "lora_alpha": 2})},
+            "style.safetensors"),
+        "pipe": ({"epoch10/adapter_model.safetensors": safetensors(peft),
+            "epoch10/adapter_config.json": _json({k: v for k, v in LORA_CONFIG.items() if k != "lora_alpha"}),
+            "epoch10/x.toml": TOMLS[0].encode()}, "epoch10"),
+        "several": ({"a/x.safetensors": safetensors(lora(), header), "b/y.safetensors": safetensors(kohya()),
+            "note.txt": b"x"}, ""),
+        "cache": ({"models--a--b/snapshots/0123/x.safetensors": safetensors(lora(), header),
+            "models--a--b/refs/main": b"0123"}, "models--a--b"),
+        "documents": ({"x.safetensors": safetensors(lora(), {"ss_network_args": json.dumps({"alpha": 2, "rank": 4}),
+            "training_config": json.dumps({"lora_alpha": 2, "r": 4})})}, ""),
         "tiny": ({"x.safetensors": safetensors(diffusers_lora(), {"lora_alpha": "8"})}, ""),
     }  # fmt: skip
-    for path in sorted((DATA / "trainers").glob("*/*.safetensors")) + sorted((DATA / "architectures").glob("*/adapter.safetensors")):
+    for path in sorted((DATA / "trainers").glob("*/*.safetensors")) + sorted(
+        (DATA / "architectures").glob("*/adapter.safetensors")
+    ):
         if path.name != "expected.safetensors" and path.stat().st_size < 60_000:
             made[f"{path.parent.name}"] = ({path.name: path.read_bytes()}, path.name)
     torch = DATA / "videox_fun_peft" / "checkpoint-100.safetensors"
@@ -152,21 +192,37 @@ def adapters() -> dict[str, tuple[Files, str]]:
 
 def _sat() -> dict[str, np.ndarray]:
     A, B = factors(4, WIDE, WIDE)
-    return {f"{m}.matrix_{x}.{n}": part for m, ns in ((QKV, 3), (DENSE, 1)) for n in range(ns) for x, part in (("A", A), ("B", B))}
+    return {
+        f"{m}.matrix_{x}.{n}": part
+        for m, ns in ((QKV, 3), (DENSE, 1))
+        for n in range(ns)
+        for x, part in (("A", A), ("B", B))
+    }
 
 
 def torch_archives() -> list[bytes]:
     """Archives with every way of writing a tensor that is read."""
-    small = sat_lora() | {"opaque": call("somewhere.Thing", 1), "param": call("torch._utils._rebuild_parameter", 1, 2, 3)}
-    return [sat(), sat(small, iteration=3, extra=[1, 2.5, None, ("x",)]), _half(), adapters()["sat-wide"][0][f"1/{CHECKPOINT}"]]
+    small = sat_lora() | {
+        "opaque": call("somewhere.Thing", 1),
+        "param": call("torch._utils._rebuild_parameter", 1, 2, 3),
+    }
+    return [
+        sat(),
+        sat(small, iteration=3, extra=[1, 2.5, None, ("x",)]),
+        _half(),
+        adapters()["sat-wide"][0][f"1/{CHECKPOINT}"],
+    ]
 
 
 def _half() -> bytes:
     from hostile.builders import checkpoint, tensor
 
-    typed = call("torch._utils._rebuild_tensor_v3", call("x.y", 1), 0, (2,), (1,), False, {}, named("torch.float8_e4m3fn"))
+    typed = call(
+        "torch._utils._rebuild_tensor_v3", call("x.y", 1), 0, (2,), (1,), False, {}, named("torch.float8_e4m3fn")
+    )
     size = call("torch.Size", (1, 2))
-    return checkpoint({"state_dict": {"a.lora_A.weight": numbers(4, 8, dtype="float16"), "t": tensor("7", 8, (2, 2), (4, 2)), "v3": typed, "s": size}, "loraforge": "{}"}, {"data/7": b"\0" * 64})  # fmt: skip
+    return checkpoint({"state_dict": {"a.lora_A.weight": numbers(4, 8, dtype="float16"), "t": tensor("7", 8, (2, 2),
+        (4, 2)), "v3": typed, "s": size}, "loraforge": "{}"}, {"data/7": b"\0" * 64})  # fmt: skip
 
 
 def pickles() -> list[bytes]:
@@ -176,9 +232,15 @@ def pickles() -> list[bytes]:
 
     from fuzz.containers import records
 
-    trees = ({"a": [1, 2.5, None, True, "x", b"y", (1, (2, 3, 4, 5))], "b": {1: 2}, "n": 1 << 70}, OrderedDict(a=1, b={3}), [frozenset({1})])
+    trees = (
+        {"a": [1, 2.5, None, True, "x", b"y", (1, (2, 3, 4, 5))], "b": {1: 2}, "n": 1 << 70},
+        OrderedDict(a=1, b={3}),
+        [frozenset({1})],
+    )
     own = [pickle.dumps(tree, protocol) for tree in trees for protocol in range(6)]
-    held = [next(code for name, code in records(data).items() if name.endswith("data.pkl")) for data in torch_archives()]
+    held = [
+        next(code for name, code in records(data).items() if name.endswith("data.pkl")) for data in torch_archives()
+    ]
     return [*own, *held, pickled({"x": call("x.y", 1)}), pickle.dumps(bytearray(b"x"), 5)]
 
 

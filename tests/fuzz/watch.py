@@ -19,7 +19,8 @@ SECONDS = 5.0
 GROWTH, TIMES = 64 << 20, 10
 """Bytes of memory that one may take, and how many times the bytes of its input more."""
 _RUNS = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "pickle.find_class", "ctypes.dlopen")
-_WRITES = {"os.mkdir": (0,), "os.rename": (0, 1), "os.remove": (0,), "os.rmdir": (0,), "os.link": (1,), "os.symlink": (1,),
+_WRITES = {"os.mkdir": (0,), "os.rename": (0, 1), "os.remove": (0,), "os.rmdir": (0,), "os.link": (1,),
+    "os.symlink": (1,),
            "os.chmod": (0,), "os.chown": (0,), "os.truncate": (0,), "shutil.rmtree": (0,)}  # fmt: skip
 """Events of the interpreter that change the disk -> which of their values are the paths that are changed."""
 _OPENED_TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

@@ -235,11 +235,13 @@ def test_a_card_that_cannot_be_kept_is_not_touched(hub: Hub, name: str) -> None:
 NO_TEXTS: dict[str, tuple[str, Change]] = {
     "a name that is a list": (r"/api/models/me/style\?", beside(["a"])),
     "a name that is a number": (r"/api/models/me/style\?", beside(5)),
-    "a hash that is a list": (r"/api/models/me/style\?", lambda said: {**said, "siblings": [{"rfilename": "a", "blobId": [1]}]}),
+    "a hash that is a list": (r"/api/models/me/style\?", lambda said: {**said, "siblings": [{"rfilename": "a",
+        "blobId": [1]}]}),
     "a commit that is a number": (r"/api/models/me/style\?", lambda said: {**said, "sha": 7}),
     "a new commit that is none": (r"/commit/main", lambda said: {**said, "commitOid": None}),
     "a new commit that is a number": (r"/commit/main", lambda said: {**said, "commitOid": 7}),
-    "a file of the base model that is a list": ("CogVideoX-2b", lambda said: {**said, "siblings": [{"rfilename": ["a"]}]}),
+    "a file of the base model that is a list": ("CogVideoX-2b", lambda said: {**said,
+        "siblings": [{"rfilename": ["a"]}]}),
 }  # fmt: skip
 
 
