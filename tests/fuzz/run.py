@@ -1,7 +1,8 @@
 """Runs a part of the fuzzing in this process: `python tests/fuzz/run.py PART --count N --seed S`, or `--minutes M`.
 
-PART: `parsers`, the name of one of them, `calls`, `chains` or `hub`. Prints what was done as JSON. Exit code 1 if
-something was found; the inputs are in `--keep`. `--record`: also appends a line to that file (runs.json).
+PART: `parsers`, the name of one of them, `calls`, `chains` or `hub`. `--minutes` are of CPU, for all parts together.
+Prints what was done as JSON. Exit code 1 if something was found; the inputs are in `--keep`, and the same part, seed and
+count find it again. `--record`: also appends to that file (runs.json).
 """
 
 from __future__ import annotations
@@ -64,10 +65,9 @@ def main() -> int:
     (place / "current").mkdir()
     os.chdir(place / "current")
     try:
-        done = [
-            _one(name, part, place, seed, given.count, given.minutes * 60 / len(given.parts), given.keep)
-            for name, part in _parts(given.parts).items()
-        ]
+        parts = _parts(given.parts)
+        seconds = given.minutes * 60 / len(parts)
+        done = [_one(name, part, place, seed, given.count, seconds, given.keep) for name, part in parts.items()]
     finally:
         os.chdir("/")
         shutil.rmtree(place, ignore_errors=True)

@@ -6,13 +6,15 @@ import contextlib
 from pathlib import Path
 
 import pytest
+import tomli
 
 import loraforge
 from fuzz import chains, reader
 from fuzz.parsers import PARSERS
 from loraforge.errors import LoraforgeError
 
-FINDINGS = sorted((Path(__file__).parent / "findings").iterdir())
+HERE = Path(__file__).parent
+FINDINGS = sorted((HERE / "findings").iterdir())
 
 
 @pytest.mark.parametrize("path", FINDINGS, ids=lambda path: path.stem)
@@ -21,6 +23,13 @@ def test_what_was_found_is_refused_or_read(path: Path, tmp_path: Path, monkeypat
     (tmp_path / "place").mkdir()
     with contextlib.suppress(LoraforgeError):
         PARSERS[path.name.partition(".")[0]].read(path.read_bytes(), tmp_path / "place")
+
+
+def test_every_earlier_fault_has_its_test() -> None:
+    table = tomli.loads((HERE / "earlier.toml").read_text("utf-8"))
+    assert list(table) == [f"B{n:02}" for n in range(1, 22)]
+    for _, file, test in table.values():
+        assert f"def {test}(" in (HERE.parent / file).read_text("utf-8"), test
 
 
 @pytest.mark.parametrize("to", ["kohya", "comfyui", "original"])

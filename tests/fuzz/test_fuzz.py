@@ -27,7 +27,10 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memory, alarms and p
 
 
 def child(*words: object) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])}
+    environment = os.environ | {
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])]),
+    }
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, env=environment)
 
 
