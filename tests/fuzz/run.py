@@ -1,8 +1,8 @@
 """Runs a part of the fuzzing in this process: `python tests/fuzz/run.py PART --count N --seed S`, or `--minutes M`.
 
 PART: `parsers`, the name of one of them, `calls`, `chains` or `hub`. `--minutes` are of CPU, for all parts together.
-Prints what was done as JSON. Exit code 1 if something was found; the inputs are in `--keep`, and the same part, seed and
-count find it again. `--record`: also appends to that file (runs.json).
+Prints what was done as JSON. Exit code 1 if something was found; the inputs are in `--keep`, and the same part, seed
+and count find it again. `--record`: also appends to that file (runs.json).
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def main() -> int:
     options.add_argument("--count", type=int, default=0)
     options.add_argument("--minutes", type=float, default=0.0)
     options.add_argument("--seed", type=int, default=None)
-    options.add_argument("--keep", type=Path)
-    options.add_argument("--record", type=Path)
+    options.add_argument("--keep", type=lambda text: Path(text).resolve())  # as the folder is left soon
+    options.add_argument("--record", type=lambda text: Path(text).resolve())
     given = options.parse_args()
     seed = int.from_bytes(os.urandom(4)) if given.seed is None else given.seed
     place = Path(tempfile.mkdtemp(prefix="fuzz-"))
