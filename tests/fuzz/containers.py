@@ -53,6 +53,9 @@ def of_safetensors(rng: Random, data: bytes) -> bytes:
         case 12 if len(keys) > 1:
             one, other = rng.sample(keys, 2)
             header[one], header[other] = header[other], header[one]
+        case 13 if keys and rng.random() < 0.3:
+            entry = json.dumps({rng.choice(keys): header[keys[0]]})[1:-1]
+            return framed(data[8 : 8 + length].rstrip()[:-1] + b", " + entry.encode() + b"}", body)
         case 13 if keys:
             del header[rng.choice(keys)]  # its bytes become a hole
         case 14 if len(body) >= 4:

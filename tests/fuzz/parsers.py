@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from hostile.base_builders import INDEX, SINGLE
-from hostile.builders import safetensors
+from hostile.builders import CHECKPOINT, numbers, safetensors
 
 import loraforge
 from fuzz import seeds
@@ -22,10 +22,12 @@ from loraforge.algebra.dtypes import FLOATS
 from loraforge.errors import LoraforgeError
 from loraforge.facts import given_settings, logs, symptoms
 from loraforge.files import opening, pickles, shards, texts, torch_read
+from loraforge.hub import address
 from loraforge.live.manifest import read_manifest
 from loraforge.names.check import check
 from loraforge.plugin.registry import Registry, use
 from loraforge.publishing import front_matter
+from loraforge.publishing.push import destination
 from loraforge.scale import peft_config, training_config
 
 Change = Callable[[Random, bytes], bytes]
@@ -86,6 +88,14 @@ def _index(data: bytes, place: Path) -> None:
     for path in (index, place / "adapter_model-00001-of-00002.safetensors", place / "adapter_model.safetensors"):
         with suppress(LoraforgeError):
             shards.opened(path, opening.open_tensors)
+    first, second = (place / name for name in list(files)[:2])
+    with suppress(LoraforgeError):  # a part under another name
+        shards.opened(first.rename(place / "style.safetensors"), opening.open_tensors)
+    for content in (safetensors(seeds.lora(), {"a": "1"}), seeds.torch_archives()[0], second.read_bytes()):
+        second.write_bytes(safetensors({"x": numbers(2)}, {"a": "2"}))
+        first.write_bytes(content)
+        with suppress(LoraforgeError):
+            shards.opened(first, opening.open_tensors)
     shards.alone(sorted(place.iterdir()))
 
 
@@ -104,22 +114,23 @@ def _peft(data: bytes, place: Path) -> None:
 
 def _recorded(data: bytes, place: Path) -> None:
     """The three places of a scale: header, configuration and training files. The input is JSON of all of them."""
-    try:
-        said = json.loads(data)
-    except (ValueError, RecursionError):
-        return
-    table: Mapping[str, Any] = said if isinstance(said, dict) else {}
+    table = _table(data)
     header = table.get("header") if isinstance(table.get("header"), dict) else {}
     header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (header or {}).items()}
     names = (
         table.get("name") if table.get("name") in ("adapter_model.safetensors", "x.safetensors") else "x.safetensors"
     )
     tensors = seeds.kohya() if table.get("kohya") is True else seeds.lora(prefix="base_model.model.", rank=4)
+    tensors |= {"base_model.model.proj.lora_B.bias": numbers(4)} if table.get("bias") else {}
     path = _put(place, f"run/{names}", safetensors(tensors, header))
     for name in ("adapter_config.json", "args.yaml", "train.sh", "other/training_config.yaml"):
         if isinstance(text := table.get(name), str):
             _put(place, f"run/{name}", text.encode("utf-8", "surrogatepass"))
-    stated = {k: v for k, v in (("alpha", table.get("alpha")),) if isinstance(v, float) and v == v}
+    if table.get("second"):
+        _put(place, "run/second.safetensors", safetensors(tensors))
+    stated: dict[str, Any] = {"alpha": v} if isinstance(v := table.get("alpha"), float) and v == v else {}
+    if table.get("named") in ("train.sh", "args.yaml", "adapter_config.json", "nothing.yaml"):
+        stated = {"training_config": path.parent / table["named"]}
     loraforge.read(
         path, architecture="cogvideox", override_scale=table.get("override") is True and bool(stated), **stated
     )
@@ -138,6 +149,26 @@ RECORDED = [
     {"train.sh": seeds.SCRIPTS[0], "other/training_config.yaml": seeds.YAMLS[0], "header": {}, "alpha": 4.0,
         "override": True},
     {"header": {"loraforge": '{"scale": {"provenance": "recorded", "applied": [1.0], "stored": "tensors"}}'}},
+    {"header": {"lora_adapter_metadata": '{"a.r": 4, "a.lora_alpha": 2, "a.use_dora": true}'}},
+    {"header": {"lora_adapter_metadata": '{"r": 4, "lora_alpha": 2, "target_modules": ["to_q"]}'}},
+    {"header": {"lora_config": "[]"}},
+    {"header": {"lora_adapter_metadata": '{"r": 4, "lora_alpha": 2, "init_lora_weights": "pissa"}'}},
+    {"header": {"lora_config": "x"}},
+    {"header": {"lora_alpha": "8", "rank": "16"}}, {"header": {"lora_alpha": "8", "rank": "16"}, "kohya": True},
+    {"header": {"rank": "0", "alpha": "2"}, "bias": True, "adapter_config.json": "{}",
+        "name": "adapter_model.safetensors"},
+    {"header": {}, "adapter_config.json": json.dumps(seeds.LORA_CONFIG), "name": "adapter_model.safetensors",
+        "bias": True},
+    {"header": {}, "adapter_config.json": "{\"x\": 1}"}, {"header": {}, "adapter_config.json": "["}, {"header": {},
+        "other/args.yaml": "x"},
+    {"header": {}, "adapter_config.json": json.dumps(seeds.LORA_CONFIG | {"r": 8})}, {"header": {},
+        "args.yaml": "rank: 8\nlora_alpha: 4"},
+    {"header": {}, "adapter_config.json": json.dumps({"r": 4, "lora_alpha": 2, "peft_type": "LORA"}), "second": True},
+    {"header": {}, "train.sh": seeds.SCRIPTS[1], "named": "train.sh"}, {"header": {},
+        "args.yaml": "rank: 8\nlora_alpha: 4", "named": "args.yaml"},
+    {"header": {}, "adapter_config.json": json.dumps(seeds.LORA_CONFIG), "named": "adapter_config.json"},
+    {"header": {}, "named": "nothing.yaml"},
+    {"header": {"loraforge": '{"scale": {"provenance": "recorded", "applied": [0.5], "stored": "metadata"}}'}},
     {"header": {"text_encoder.lora_alpha": "3", "transformer.lora_alpha": "8", "transformer.rank": "8"}},
 ]  # fmt: skip
 
@@ -148,7 +179,8 @@ def _card(data: bytes, place: Path) -> None:
     front_matter.split(front_matter.join(front, body))
     old = front_matter.fields(front, "https://x.invalid")
     list(front_matter.problems(old))
-    new = {"tags": ["lora", "new"], "license": None, "base_model": "a/b", "x-y": {"a": [1, "\x85"]}}
+    tags = old.get("tags") if isinstance(old.get("tags"), list) else []
+    new = {"tags": [*tags, "new"], "license": None, "base_model": "a/b", "x-y": {"a": [1, "\x85"]}}
     made = front_matter.fields(front_matter.merged(front, new), "x")
     for key, value in new.items():
         assert made.get(key) == value, f"{key} is {made.get(key)!r:.80}"
@@ -160,15 +192,50 @@ def _card(data: bytes, place: Path) -> None:
 
 def _settings(data: bytes, place: Path) -> None:
     path = _put(place, "settings.json", data)
-    for items in ([path], [part for part in data.decode("utf-8", "replace").split("\n") if "=" in part][:3]):
-        given_settings.parse(items)
+    with suppress(LoraforgeError):
+        given_settings.parse(path)
+    for item in data.decode("utf-8", "replace").split("\n")[:4]:
+        if "=" in item:
+            for value in given_settings.parse([item]).values():
+                given_settings.words(value)
 
 
 def _base(data: bytes, place: Path) -> None:
-    held = seeds.DATA / "bases" / "2b" / SINGLE
-    base = _put(place, "base/config.json", data).parent
-    (base / SINGLE).symlink_to(held)
-    loraforge.convert_base(base, to="sat", out=place / "out", dry_run=True)
+    """A base in one of both layouts with its configurations. The input is JSON of all that is said of it."""
+    said = _table(data)
+    name = said.get("base") if said.get("base") in ("2b", "5b", "5b_i2v", "1.5_t2v") else "2b"
+    held = seeds.DATA / "bases" / str(name)
+    text = said.get("config") if isinstance(said.get("config"), str) else json.dumps(said.get("config"))
+    base = _put(place, "base/config.json", (text or "").encode("utf-8", "surrogatepass")).parent
+    if said.get("sat"):
+        (base / "config.json").unlink()
+        _put(base, "latest", b"1")
+        (base / "1").mkdir()
+        (base / "1" / CHECKPOINT).symlink_to(seeds.DATA / "bases" / "2b" / "sat_base" / "1" / CHECKPOINT)
+        if isinstance(said.get("yaml"), str):
+            _put(base, "training_config.yaml", said["yaml"].encode("utf-8", "surrogatepass"))
+    else:
+        (base / SINGLE).symlink_to(held / SINGLE)
+    sample = said.get("sample") if isinstance(said.get("sample"), str) else None
+    to = "diffusers" if said.get("sat") else "sat"
+    loraforge.convert_base(base, to=to, out=place / "out", sample=sample, dry_run=True)
+
+
+def _table(data: bytes) -> Mapping[str, Any]:
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _address(data: bytes, place: Path) -> None:
+    """A text that may be an address on the Hub. Nothing is asked for."""
+    text = data.decode("utf-8", "replace")
+    with suppress(LoraforgeError):
+        address.address(text)
+    address.perhaps(text)
+    destination(text)
 
 
 def _base_index(data: bytes, place: Path) -> None:
@@ -240,8 +307,19 @@ def _safetensors() -> list[bytes]:
     return [content for content in files if len(content) < 20_000]
 
 
-def _config() -> list[bytes]:
-    return [(seeds.DATA / "bases" / "2b" / "config.json").read_bytes()]
+def _bases() -> list[bytes]:
+    names = ("2b", "5b", "5b_i2v", "1.5_t2v")
+    own = [
+        {"base": name, "config": json.loads((seeds.DATA / "bases" / name / "config.json").read_text())}
+        for name in names
+    ]
+    yaml = seeds.YAMLS[0]
+    return [json.dumps(tree).encode() for tree in (*own, *(
+        {"sat": 1, "yaml": yaml}, {"sat": 1, "yaml": yaml, "sample": "13x480x720"}, {"sat": 1, "sample": "9x64x64"},
+        {"sat": 1},
+        {"sat": 1, "sample": "49x8x9"}, {"sat": 1, "sample": "x"}, {"sat": 1, "yaml": yaml.replace("60", "61")},
+        {"sample": "9x64x64", **own[1]},
+    ))]  # fmt: skip
 
 
 _PLACES = {
@@ -257,6 +335,19 @@ _PIPELINE = {
     "transformer": ["diffusers", "X"],
     "vae": [None, None],
 }
+
+ADDRESSES = (
+    "me/style", "hf://me/style@main/a.safetensors",
+    "https://huggingface.co/me/style/blob/main/x/y.safetensors?download=true",
+    "https://huggingface.co/me/style/tree/refs%2Fpr%2F1", "huggingface.co/datasets/me/x", "hf://me/style@a/b/c",
+    "hf://spaces/me/x",
+    "https://x:y@huggingface.co/me/style", "https://hf-mirror.invalid/me/style",
+    "hf://me/style@0123456789abcdef0123456789abcdef01234567/x",
+    "hf://me", "hf://", "me/style@", "https://huggingface.co/me/style/commit/abc", "https://huggingface.co/me/style#x",
+    "me/../style",
+    "https://huggingfac[e.co/x/y", "me/style.safetensors", "./me/style",
+    "https://huggingface.co/me/style/resolve/main/a%20b.bin",
+)  # fmt: skip
 
 PARSERS: dict[str, Parser] = {
     parser.name: parser
@@ -287,13 +378,18 @@ PARSERS: dict[str, Parser] = {
         Parser("card", _bytes(*seeds.CARDS), text_change(*seeds.CARD_WORDS), _card, ("publishing/front_matter",)),
         Parser("settings", _dumped(*seeds.SETTINGS), lambda r, d: of_json(r, d, tuple(given_settings.KEYS)), _settings,
             ("facts/given_settings",)),
-        Parser("base", _config, of_json, _base, ("base/config",)),
+        Parser("base", _bases, of_json, _base, ("base/config",)),
+        Parser("setting-words", _bytes(*seeds.SETTING_WORDS), text_change(*seeds.SETTING_WORDS), _settings,
+            ("facts/given_settings",)),
+        Parser("address", _bytes(*ADDRESSES), text_change("hf://", "@", "/", "..", "%2F", "?", "#", "models/",
+            "https://"), _address, ("hub/address",)),
         Parser("base-index", _dumped(_INDEX), of_json, _base_index, ()),
         Parser("pipeline", _dumped(_PIPELINE), of_json, _pipeline, ()),
         Parser("plugin", plugin_files, text_change(*seeds.TOML_WORDS), _plugin, ("plugin/datafile",)),
         Parser("manifest", _dumped(seeds.MANIFEST), of_json, lambda data, place: read_manifest(_put(place, "x.json",
             data)), ()),
-        Parser("log", lambda: [text.encode() for text in seeds.logs()], text_change(*seeds.logs()[:60]), _log,
-            ("facts/logs",)),
+        Parser("log", lambda: [*(text.encode() for text in seeds.logs()), *seeds.long_logs()],
+            text_change(*seeds.logs()[:60]), _log,
+            ("facts/logs", "facts/symptoms")),
     )
 }  # fmt: skip

@@ -9,7 +9,19 @@ from typing import Any
 
 import numpy as np
 import tomli
-from hostile.builders import CHECKPOINT, DENSE, QKV, diffusers_lora, factors, numbers, safetensors, sat, sat_lora
+from hostile.builders import (
+    CHECKPOINT,
+    DENSE,
+    QKV,
+    checkpoint,
+    diffusers_lora,
+    factors,
+    numbers,
+    safetensors,
+    sat,
+    sat_lora,
+    tensor,
+)  # fmt: skip
 from hostile.pickles import call, named, pickled
 
 TESTS = Path(__file__).parents[1]
@@ -35,6 +47,10 @@ LORA_CONFIGS = (
     LORA_CONFIG | {"layers_to_transform": 0, "layers_pattern": ["transformer_blocks"], "use_rslora": True},
     LORA_CONFIG | {"exclude_modules": ["to_k"], "rank_pattern": {"to.k": 4, "^to_k": 2}, "lora_alpha": 0.5},
     {"lora_alpha": 8}, {"r": 8, "lora_alpha": 8, "target_modules": ["to_q", "to_k"]},
+    LORA_CONFIG | {"r": 2, "rank_pattern": {}, "alpha_pattern": {}}, LORA_CONFIG | {"target_modules": ["x"] * 100_001},
+    LORA_CONFIG | {"alpha_pattern": {"(x": 1}}, LORA_CONFIG | {"alpha_pattern": {"(a+)+$": 1, "x" * 1001: 1}},
+    LORA_CONFIG | {"use_rslora": 3}, LORA_CONFIG | {"layers_pattern": 3, "layers_to_transform": [1]},
+    {"target_modules": 3, "r": 4, "lora_alpha": 1},
 )  # fmt: skip
 
 YAMLS = (
@@ -91,6 +107,11 @@ CARDS = (
     "---\ntags: [a, b]\nwidget:\n- text: x\n  output:\n    url: a.mp4\n"
     "library_name: diffusers\npipeline_tag: text-to-video\n---\n",
     "\ufeff\n---\n{tags: [x], base_model: [a/b, c/d], datasets: &d [e/f], metrics: *d}\n---\nx\n",
+    "---\nbase_model: 7\nbase_model_relation: x\npipeline_tag: x\ntags: a, b\nlibrary_name: 1\nwidget: 1\n"
+    "license: [X!]\n---\n",
+    "---\nlicense: other\nlicense_link: 1\nwidget: [1]\ndatasets: [1]\n---\n", "---\nlicense: other\n---\n",
+    "---\n- a\n---\n",
+    "---\nlicense: mit\nlicense_name: x\nbase_model: &b [c/d] # mine\n\n# more\nz: *b\n---\n", "---\na: &a [*a]\n---\n",
     "---\n---\n", "no head\n", "---\nopen\n", "---\r\ninstance_prompt: x\r\nlicense:\r\n- mit\r\n---\r\nx",
 )  # fmt: skip
 CARD_WORDS = (
@@ -100,16 +121,27 @@ CARD_WORDS = (
     "base_model_relation: x",
     "pipeline_tag: [x]", "datasets: [[x]]", "2020-01-01: x", "null: 1", "? {a: b}\n: 1",
 )  # fmt: skip
+SETTING_WORDS = (
+    "num_frames=49\nguidance_scale=1/2\nseed=0",
+    "dtype=half\nheight=480",
+    "components=[transformer, 'vae']\ncomponents=a",
+    "guidance_scale=1/0\nfps=x",
+    "device=cuda:1\ndtype=float64",
+    "num_frames=1\nnum_frames=2",
+    "nothing=1",
+    "use_dynamic_cfg=yes",
+)
 SETTINGS = (
     {"num_frames": 49, "guidance_scale": 6.0, "height": 480, "width": 720, "scheduler": "CogVideoXDPMScheduler"},
     {"seed": 42, "dtype": "torch.bfloat16", "components": ["transformer"], "num_inference_steps": "50"},
 )
 MANIFEST = {
     "schema": "loraforge.manifest.v1", "base": "base", "variant": "CogVideoX-2B", "pipeline": "CogVideoXPipeline",
-    "adapters": [{"path": "a.safetensors", "digest": "0" * 64, "strength": 1.0, "scalings": {"x": 1.0}, "scale": "x"}],
+    "adapters": [{"path": "a.safetensors", "digest": "0" * 64, "strength": 1.0, "scalings": [1.0], "scale": "x"}],
     "stated": {}, "prompt": "x", "negative_prompt": "", "image": None, "video": None, "inputs": {},
     "settings": {"seed": 1},
-    "device": "cpu", "latents": "0" * 64, "versions": {}, "tool": "loraforge 0.1",
+    "anyway": False, "device": "cpu", "offload": "none", "tiling": False, "slicing": False, "latents": "0" * 64,
+    "versions": {}, "tool": "loraforge 0.1",
 }  # fmt: skip
 
 
@@ -202,21 +234,32 @@ def _sat() -> dict[str, np.ndarray]:
 
 def torch_archives() -> list[bytes]:
     """Archives with every way of writing a tensor that is read."""
+    deep: Any = sat_lora()
+    for key in ("module", "model", "state_dict", "module", "model"):
+        deep = {key: deep}
+    odd = checkpoint({"module": sat_lora()}, {"byteorder": b"little" * 9})
     small = sat_lora() | {
         "opaque": call("somewhere.Thing", 1),
         "param": call("torch._utils._rebuild_parameter", 1, 2, 3),
     }
     return [
         sat(),
+        checkpoint(deep),
+        odd,
+        _aliased(),
         sat(small, iteration=3, extra=[1, 2.5, None, ("x",)]),
         _half(),
         adapters()["sat-wide"][0][f"1/{CHECKPOINT}"],
     ]
 
 
-def _half() -> bytes:
-    from hostile.builders import checkpoint, tensor
+def _aliased() -> bytes:
+    """Many tensors that share one storage."""
+    tree = {f"a{n}.lora_A.weight": tensor("7", 500, (20, 25), (25, 1)) for n in range(60)}
+    return checkpoint({"module": tree}, {"data/7": b"\0" * 2000})
 
+
+def _half() -> bytes:
     typed = call(
         "torch._utils._rebuild_tensor_v3", call("x.y", 1), 0, (2,), (1,), False, {}, named("torch.float8_e4m3fn")
     )
@@ -254,6 +297,12 @@ def logs() -> list[str]:
         elif isinstance(node, list | dict):
             queue.extend(node.values() if isinstance(node, dict) else node)
     return [text for text in texts if len(text) > 15]
+
+
+def long_logs() -> list[bytes]:
+    """In the encodings of terminals, and longer than what is kept of a log."""
+    first = logs()[0]
+    return [first.encode("utf-16"), b"\xff\xfe\x00", (first + "\nline" * 1_100_000 + first).encode()]
 
 
 def _json(tree: Any) -> bytes:
