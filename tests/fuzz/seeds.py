@@ -140,7 +140,8 @@ MANIFEST = {
     "adapters": [{"path": "a.safetensors", "digest": "0" * 64, "strength": 1.0, "scalings": [1.0], "scale": "x"}],
     "stated": {}, "prompt": "x", "negative_prompt": "", "image": None, "video": None, "inputs": {},
     "settings": {"seed": 1},
-    "anyway": False, "device": "cpu", "offload": "none", "tiling": False, "slicing": False, "latents": "0" * 64,
+    "anyway": False, "device": "cpu", "offload": "none", "tiling": False, "slicing": False,
+    "latents": "sha256:" + "0" * 64,
     "versions": {}, "tool": "loraforge 0.1",
 }  # fmt: skip
 
