@@ -23,6 +23,7 @@ from loraforge.adapter.drop import without
 from loraforge.adapter.fit import Plan, Policy, carry_out, plan, refusal, too_lossy
 from loraforge.conversion.read import read
 from loraforge.errors import ConversionError, LoraforgeError, Try, leaving_out, of_pipeline
+from loraforge.files.mapped import steady
 from loraforge.format.diffusers import STYLE
 from loraforge.fusion.with_torch import as_tensor
 from loraforge.live.acting import Cast, Update, fuses_itself, group_offload, idle, is_bypassed, placed
@@ -107,7 +108,8 @@ def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None)
         A, B, magnitude = (state.get(f"{start}.lora_{name}") for name in ("A.weight", "B.weight", "magnitude_vector"))
         updates[one.path] = Update(A, B, one.delta[0].scaling, magnitude)
     casts = placed(transformer, updates)
-    with guarded(transformer, name) as before:
+    maps = adapter.source.file.maps if adapter.source else ()
+    with guarded(transformer, name) as before, steady(*maps):
         notes = list(_unfused(transformer, updates))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # as intended

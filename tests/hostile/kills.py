@@ -77,6 +77,9 @@ def files(folder: Path) -> dict[str, str]:
 class Series:
     """One command and its two variants, whose results replace each other at `out`, or appear there anew each time."""
 
+    turn = 3
+    """How many runs of one variant follow each other."""
+
     def __init__(self, place: Path, words: Callable[[int], list[object]], *, anew: bool = False) -> None:
         self.results, self.anew, self.words = place / "results", anew, words
         self.results.mkdir()
@@ -116,7 +119,7 @@ class Series:
         took, count = self.learn(), Counter[str]()
         for n in range(kills):
             self.prepare()
-            before, variant = self.state(), n // 3 % 2
+            before, variant = self.state(), n // self.turn % 2
             child = begin(*self.words(variant))
             time.sleep(took * (rng.uniform(0, 1.1) if n % 2 else rng.uniform(0.7, 1.1)))
             os.kill(child, signal.SIGKILL)
@@ -204,6 +207,8 @@ def convert_base(place: Path) -> Series:
 
 class Push(Series):
     """Pushes; the result is the state of the repository, the rest is in the folder for temporary files."""
+
+    turn = 1  # what is there already is not pushed again, which takes no time in which to be killed
 
     def __init__(self, place: Path, hub: Hub) -> None:
         self.hub, self.made = hub, [path.parent for path in adapters(place)]

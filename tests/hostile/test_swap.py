@@ -96,20 +96,22 @@ def test_killed_at_the_worst_moments(out: Path, point: str, count: int, seen: tu
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("swapped", [pytest.param(True, marks=linux), False])
-def test_what_lies_beside_the_result_stays(out: Path, swapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(*_: object) -> None:
+@pytest.mark.parametrize("lacking", [pytest.param("", marks=linux), "exchange", "link"])
+def test_what_lies_beside_the_result_stays(out: Path, lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the system cannot exchange two folders, or the disk has no hard links."""
+
+    def none(*_: object, **_more: object) -> None:
         raise OSError(errno.ENOSYS, "none")
 
-    if not swapped:
-        monkeypatch.setattr(destination, "exchange", none)
+    if lacking:
+        monkeypatch.setattr(*{"exchange": (destination, "exchange"), "link": (destination.os, "link")}[lacking], none)
     before, folder = (out / "1" / "mine").stat().st_ino, out.stat().st_ino
     write(out, "new")
     assert texts(out) == result("new", **{"1/mine": "mine"})
     assert (out / "1" / "mine").stat().st_ino == before and (out / "1" / "mine").stat().st_nlink == 1
     assert (out / "link").readlink() == Path("nowhere")
     assert [stat.S_IMODE(path.stat().st_mode) for path in (out, out / "latest")] == [0o750, 0o600]
-    assert (out.stat().st_ino != folder) == swapped
+    assert (out.stat().st_ino == folder) == bool(lacking)
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 

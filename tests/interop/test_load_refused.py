@@ -15,6 +15,7 @@ from helpers.livestates import PATHS, SCALE, STATES, adapter, forward, model, of
 
 import loraforge
 from loraforge.errors import LoraforgeError
+from loraforge.live import load_into
 from loraforge.live.load_into import set_strength
 
 
@@ -249,3 +250,25 @@ def test_a_loader_that_does_something_else_is_noticed(
         assert _state_of(pipe.transformer) == was
     if case != "merged":  # which rounds the base weights
         assert torch.equal(forward(pipe.transformer), before)
+
+
+@pytest.mark.parametrize("moment", ["_as_diffusers", "set_strength"])
+def test_a_file_that_changes_meanwhile_is_not_loaded(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = adapter(tmp_path)
+    pipe = pipeline(model())
+    before, was = forward(pipe.transformer), _state_of(pipe.transformer)
+    known = getattr(load_into, moment)
+
+    def changed(*words: Any) -> Any:
+        done = known(*words)
+        data = file.read_bytes()
+        file.write_bytes(data[:-64] + bytes(64))
+        return done
+
+    monkeypatch.setattr(load_into, moment, changed)
+    with pytest.raises(LoraforgeError, match="changed while it was read: is training still running"):
+        loraforge.load_into(pipe, file, name="a", trained_scale=SCALE)
+    assert _state_of(pipe.transformer) == was
+    assert torch.equal(forward(pipe.transformer), before)

@@ -12,8 +12,6 @@ judges its own files.
 from __future__ import annotations
 
 import argparse
-import importlib.abc
-import importlib.machinery
 import logging
 import sys
 import tempfile
@@ -21,12 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import MagicMock
 
 import torch
 from helpers.carry import carry
+from helpers.stand_in import StandIn
 from helpers.tiny import Tiny
 from helpers.tolerance import UPDATE, share
 from helpers.trained import SCALE, trained
@@ -36,24 +33,6 @@ from loraforge.format.registry import formats
 
 ABSENT = ("torchvision", "torchaudio", "kornia", "av", "comfy_kitchen", "comfy_aimdo")
 Config = dict[str, Any]
-
-
-class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands in for packages that are not installed and that no LoRA needs."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        """A spec for the packages of ABSENT."""
-        wanted = name.partition(".")[0] in ABSENT
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if wanted else None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        """A module with every attribute."""
-        made: Any = MagicMock()
-        made.__path__, made.__spec__ = [], spec
-        return made
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +158,7 @@ the width of the time embeddings of Flux.2 and Z-Image. Mochi is missing: all of
 
 def imported(checkout: Path) -> Any:
     """ComfyUI's package, on the CPU."""
-    sys.meta_path.append(StandIn())
+    sys.meta_path.append(StandIn(*ABSENT))
     sys.path.insert(0, str(checkout))
     sys.argv = [sys.argv[0], "--cpu"]
     import comfy.options

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import tomli
@@ -25,27 +21,6 @@ from loraforge.names.layout import Variant
 SMALL: dict[str, Any] = tomli.loads((Path(__file__).parent / "small_models.toml").read_text("utf-8"))
 Updates = dict[str, np.ndarray]
 """Module path -> what the network adds to its weight."""
-
-
-class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands in for packages that are not installed and that no saving function uses."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        """A spec for those packages, or modules of the trainer."""
-        wanted = any(name == one or name.startswith(f"{one}.") for one in self.names)
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if wanted else None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        """A module with every attribute."""
-        made: Any = MagicMock()
-        made.__path__, made.__spec__ = [], spec
-        return made
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)

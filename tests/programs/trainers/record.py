@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from helpers.oracle import updates as written
+from helpers.stand_in import StandIn
 from helpers.tolerance import UPDATE, share
 from safetensors.numpy import save_file
 
 import loraforge
 from loraforge.errors import LoraforgeError
-from programs.trainers.models import Small, StandIn, Updates
+from programs.trainers.models import Small, Updates
 
 
 def judged(file: Path, want: Updates, to: str, folder: Path, **stated: Any) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from programs.trainers.models import Small, StandIn, added, factors, fill
+from helpers.stand_in import StandIn
+
+from programs.trainers.models import Small, added, factors, fill
 
 TITLE = "SimpleTuner"
 ABSENT: list[str] = []
