@@ -23,7 +23,7 @@ from loraforge.files.resume import check_place
 from loraforge.format.sat_names import SAT_PREFIX, components
 from loraforge.fusion.choose import choose
 from loraforge.hub.folder import base_folder
-from loraforge.names.layout import COMPONENT, LAST, Index, Variant, parameter_key
+from loraforge.names.layout import COMPONENTS, LAST, Index, Variant, parameter_key
 from loraforge.text import command, listed, options, recorded, told
 
 
@@ -81,7 +81,7 @@ def convert_base(
     `progress` is called with (bytes written, all bytes). Raises a LoraforgeError, with nothing left behind, if a key
     is unknown, a part is missing, the released model cannot be identified, or a number does not fit its new type.
     """
-    base = open_base(base_folder(source, only=COMPONENT))
+    base = open_base(base_folder(source, only=COMPONENTS))
     _check(base, to)
     variant = variant_of(base)
     routed, dropped = _routed(base, to, variant)
@@ -188,5 +188,5 @@ def _load(base: BaseModel, out: Path, to: str, variant: Variant) -> str:
         return f"in SAT's inference.yaml `load: {out}`"
     if to != "diffusers":
         return f"load_file({str(out / FILE)!r})  # where the model in the names of {to} was loaded"
-    whole = f"as transformer= of the pipeline of {variant.repo}"
+    whole = f"as {base.architecture.component}= of the pipeline of {variant.repo}"
     return f"{base.architecture.transformer_of(variant)}.from_pretrained({str(out)!r})  # {whole}"

@@ -15,7 +15,6 @@ from loraforge.files.neighbours import TENSORS
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
 from loraforge.format.sat_names import CHECKPOINT, ITERATION
-from loraforge.names.layout import COMPONENT
 
 LINKED = 1 << 20
 """Files of this many bytes or more are linked instead of copied. Users may edit smaller ones in place."""
@@ -34,7 +33,7 @@ def shards(base: BaseModel, out: Path, *, alone: bool) -> dict[str, TensorFile]:
     if base.kind == "sat":
         folder = base.folder.name if base.folder.name.isdecimal() else ITERATION
         return {f"{folder}/{CHECKPOINT}": base.files[0]}
-    inside = f"{COMPONENT}/" if base.kind == "pipeline" and not alone else ""
+    inside = f"{base.architecture.component}/" if base.kind == "pipeline" and not alone else ""
     return {f"{inside}{_as_diffusers(file.path.name)}": file for file in base.files}
 
 
@@ -52,7 +51,7 @@ def beside(base: BaseModel, names: Mapping[str, TensorFile], *, alone: bool) -> 
         where = next(iter(names)).rpartition("/")[0]
         config = base.folder.parent / "model_config.json"
         return ({config.name: config} if where and config.is_file() else {}), ({"latest": where} if where else {})
-    inside = f"{COMPONENT}/" if base.kind == "pipeline" and not alone else ""
+    inside = f"{base.architecture.component}/" if base.kind == "pipeline" and not alone else ""
     kept = [p for p in sorted(base.folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
     kept = [path for path in kept if path.suffix not in _OUR_KIND and not _INDEX.search(path.name)]
     copied = {f"{inside}{path.name}": path for path in kept}

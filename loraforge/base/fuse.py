@@ -27,7 +27,7 @@ from loraforge.files.resume import check_place
 from loraforge.files.tensorfile import KEY, TensorFile
 from loraforge.fusion.choose import choose
 from loraforge.hub.folder import base_folder
-from loraforge.names.layout import COMPONENT
+from loraforge.names.layout import COMPONENTS
 from loraforge.scale.resolve import STATES
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command, fraction, options, recorded, told
@@ -97,7 +97,7 @@ def fuse(
     shapes than they need, or if a value is NaN or does not fit the type of the weights.
     """
     engine = Engine(*choose(backend, device))
-    model = open_base(base_folder(base, only=COMPONENT if transformer_only else ""))
+    model = open_base(base_folder(base, only=COMPONENTS if transformer_only else ()))
     opened, dropped = _read(adapters, {**stated, "drop": drop})
     weighted = list(zip(opened, _strengths(strength, opened), strict=True))
     runs = updates(model, weighted)

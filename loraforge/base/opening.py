@@ -22,11 +22,11 @@ from loraforge.format.sat_names import SAT_PREFIX
 from loraforge.format.sat_run import undivided
 from loraforge.hub.address import perhaps
 from loraforge.names.catalog import architectures
-from loraforge.names.layout import COMPONENT, Architecture
+from loraforge.names.layout import COMPONENT, COMPONENTS, Architecture
 from loraforge.scale.rule import Choice
 from loraforge.text import command, listed
 
-_PREFIXES = (SAT_PREFIX, "", "transformer.", "diffusion_model.", "model.")
+_PREFIXES = (SAT_PREFIX, "", "transformer.", "unet.", "diffusion_model.", "model.")
 """What whole models are saved behind: SAT and ComfyUI, Diffusers' pipelines and modules of one's own, DeepSpeed."""
 _Around = tuple[str, bool]
 """The prefix of the names, and whether words of wrappers (DistributedDataParallel, torch.compile, FSDP) are in them."""
@@ -51,7 +51,7 @@ def open_base(path: str | Path) -> BaseModel:
             files, notes = [_open(sat.path)], [*notes, *sat.notes]
         else:
             kind = "pipeline" if (source / "model_index.json").exists() else "transformer"
-            folder = source / COMPONENT if kind == "pipeline" else source
+            folder = _component(source) if kind == "pipeline" else source
             _full_precision(folder)
             files, index = _shards(folder, notes)
     else:
@@ -70,6 +70,11 @@ def open_base(path: str | Path) -> BaseModel:
     base = replace(base, architecture=arch.ending(arch.layouts[layout].last_block(base.parameters)))
     _check(base)
     return base
+
+
+def _component(pipeline: Path) -> Path:
+    """The folder of the model that LoRAs adapt."""
+    return next((pipeline / name for name in COMPONENTS if (pipeline / name).is_dir()), pipeline / COMPONENT)
 
 
 def _sat(source: Path) -> Found | None:

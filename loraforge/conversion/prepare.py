@@ -95,7 +95,7 @@ def prepare(
     layout = _layout(adapter, target, arch)
     base_model = base_model or adapter.base_model
     notes = [*check_base(adapter, base_model), *_same_files(target, arch.name)]
-    writer = _writer(target, wanted)
+    writer = _writer(target, wanted, arch.component)
     adapter, dropped = without(adapter, drop)
     relaid = relayout.relayout(adapter.modules, arch, adapter.layout, layout)
     ranks = {path: max(w.rank for w in delta) for path, delta in adapter.modules.items()}
@@ -192,7 +192,7 @@ def _same_files(target: Format, architecture: str) -> list[str]:
     return [f"{target.name} has {same.name}'s files for this model: --to {same.name} writes the same tensors"]
 
 
-def _writer(target: Format, wanted: Wanted) -> Writer:
+def _writer(target: Format, wanted: Wanted, component: str) -> Writer:
     if target.writer is None:
         raise ConversionError(f"{target.name} is read, not written.", command("loraforge", "formats"))
     for option in fields(Wanted):
@@ -201,4 +201,4 @@ def _writer(target: Format, wanted: Wanted) -> Writer:
         if knowing := [name for name, form in formats().items() if option.name in form.options]:
             flag = "--" + option.name.replace("_", "-")
             raise ConversionError(f"{flag} goes with --to {' or '.join(knowing)}, not with --to {target.name}.")
-    return target.writer(wanted)
+    return target.writer(replace(wanted, component=component))

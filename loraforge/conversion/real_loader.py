@@ -19,7 +19,7 @@ from loraforge.errors import FormatError, LoraforgeError, Try, adding, no_such, 
 from loraforge.files.texts import read_json
 from loraforge.fusion.with_torch import as_array
 from loraforge.names.diffusers_config import Placed, entries, filled, sizes
-from loraforge.names.layout import Architecture, Variant
+from loraforge.names.layout import COMPONENTS, Architecture, Variant
 from loraforge.scale.rule import Scale
 from loraforge.text import command
 
@@ -58,10 +58,11 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
 
 def _diffusers(file: Path, shell: Any, pipeline: str) -> None:
     kind = _class(pipeline)
-    state, metadata = kind.lora_state_dict(str(file.parent), weight_name=file.name, return_lora_metadata=True)
-    needed = "network_alphas" in signature(kind.load_lora_into_transformer).parameters  # it has no default there
-    alphas = {"network_alphas": None} if needed else {}
-    kind.load_lora_into_transformer(state, transformer=shell, metadata=metadata, **alphas)
+    state, *_, metadata = kind.lora_state_dict(str(file.parent), weight_name=file.name, return_lora_metadata=True)
+    component = next(name for name in COMPONENTS if hasattr(kind, f"load_lora_into_{name}"))
+    into = getattr(kind, f"load_lora_into_{component}")
+    alphas = {"network_alphas": None} if "network_alphas" in signature(into).parameters else {}  # without a default
+    into(state, **{component: shell}, metadata=metadata, **alphas)
 
 
 def _peft(file: Path, shell: Any, _: str) -> None:
@@ -103,7 +104,8 @@ def _shell(adapter: Adapter, base: Path | None) -> Any:
 
 
 def _read(base: Path) -> dict[str, Any]:
-    path = next((p for p in (base / "transformer" / "config.json", base / "config.json") if p.is_file()), None)
+    every = [*(base / name / "config.json" for name in COMPONENTS), base / "config.json"]
+    path = next((p for p in every if p.is_file()), None)
     if path is None:
         raise FormatError(f"--base {base} has no config.json of a transformer.")
     return read_json(path, "the configuration of a transformer", command("cat", path), kind=FormatError)

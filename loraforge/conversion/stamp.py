@@ -27,7 +27,7 @@ from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.peft import config_path
 from loraforge.format.protocol import Format
-from loraforge.names.layout import COMPONENT
+from loraforge.names.layout import COMPONENTS
 from loraforge.programs.outlook import acting, outlooks
 from loraforge.scale import peft_config
 from loraforge.scale.origin import origin
@@ -139,7 +139,8 @@ def _opened(source: str | Path, choice: Choice, *, in_place: bool) -> tuple[Form
 
 def _prefix(adapter: Adapter) -> str:
     """How the keys of the file begin; empty in a bare state dict."""
-    return f"{COMPONENT}." if all(key.startswith(f"{COMPONENT}.") for key in adapter.keys) else ""
+    starts = [f"{name}." for name in COMPONENTS if all(key.startswith(f"{name}.") for key in adapter.keys)]
+    return starts[0] if starts and adapter.keys else ""
 
 
 def _metadata(

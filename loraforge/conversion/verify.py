@@ -22,7 +22,7 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.hub.folder import base_folder
-from loraforge.names.layout import COMPONENT
+from loraforge.names.layout import COMPONENTS
 from loraforge.scale.origin import own_entry
 from loraforge.scale.rule import Choice, Scale
 from loraforge.scale.stated import Stated, choice_of, takes_stated
@@ -149,7 +149,7 @@ def verify(
             line = command("loraforge", "convert", a, "--to", str(in_), *[w for p in drop for w in ("--drop", p)])
             what = "some of it is to be left out" if file.dropped else "it lies in several files"
             raise LoraforgeError(f"{in_} would read {a} as it is, and {what}: convert it first.", line)
-        other = load_back(file.path, one, str(in_), base_folder(base, only=COMPONENT) if base else None)
+        other = load_back(file.path, one, str(in_), base_folder(base, only=COMPONENTS) if base else None)
         more, other_file, other_name = (), file, f"as {in_} loads it"
     scan(file, one.keys)
     pairs, (only_a, only_b) = pair_up(one, other)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,22 +22,24 @@ from loraforge.format.lorafile import LoraFileWriter, read_lora_file
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.format.protocol import NOT_TWICE, Found, Target, Use, Wanted, Writer
 from loraforge.names.catalog import best_known, having, matching, outdone
-from loraforge.names.layout import COMPONENT
+from loraforge.names.layout import COMPONENTS
 from loraforge.scale import peft_config
 from loraforge.scale.recorded import header_configs
 from loraforge.scale.rule import Choice
 
-STYLE = KeyStyle((*PEFT_SPELLINGS, Spelling(".lora.down.weight", ".lora.up.weight")), (f"{COMPONENT}.", ""))
+_SPELLINGS = (*PEFT_SPELLINGS, Spelling(".lora.down.weight", ".lora.up.weight"))
+STYLE = KeyStyle(_SPELLINGS, (*(f"{name}." for name in COMPONENTS), ""))
 FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
 
 class DiffusersWriter(LoraFileWriter):
     """Writes one file with the canonical name."""
 
-    style = STYLE
     files: tuple[str, ...] = FILES[:1]
 
     def __init__(self, wanted: Wanted) -> None:
+        self.component = wanted.component
+        self.style = replace(STYLE, prefixes=(f"{wanted.component}.",))
         self.stored: Literal["tensors", "metadata", "config"] = wanted.scale_in
 
     def scaling(self, _: int) -> float | None:
@@ -45,7 +48,7 @@ class DiffusersWriter(LoraFileWriter):
     def header(self, target: Target) -> dict[str, str]:
         least = peft_config.config(target.ranks, target.scalings, dora=target.dora, bias=target.bias)
         # prefixed by the component, and only what is needed: diffusers raises for unprefixed or unknown keys
-        metadata = {f"{COMPONENT}.{key}": value for key, value in least.items()}
+        metadata = {f"{self.component}.{key}": value for key, value in least.items()}
         return {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, indent=2, sort_keys=True)}
 
     def use(self, path: Path, _: Target) -> Use:

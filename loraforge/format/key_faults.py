@@ -75,7 +75,7 @@ def module_faults(
     stack = layout.stacked(path)
     A, *_ = shapes = [tensors[keys["A"]].shape for keys in parts]
     if len(A) > 2 and arch.variants:  # where no model is known, nothing says which module is a convolution
-        kernels, plain = arch.kernels(stack), layout.plain_kernel(path, A[2:])
+        kernels, plain = arch.kernel_sizes(stack), layout.plain_kernel(path, A[2:])
         if not kernels and set(A[2:]) == {1}:  # a linear layer, stored as a 1x1 convolution
             return
         if not kernels:

@@ -187,7 +187,7 @@ class KeyStyle:
                 problems.append(f"the {tensors[pairs[0]['B']].shape[0]} rows of {pairs[0]['B']} cannot be divided")
             else:
                 # without a released model only the file shows which modules are convolutions
-                sound[like] = rows, bool(arch.variants) and not arch.kernels(stack)
+                sound[like] = rows, bool(arch.variants) and not arch.kernel_sizes(stack)
             if like in sound:
                 rows, linear = sound[like]
                 modules[path] = [Keys(**keys, rows=rows, linear=linear) for keys in pairs]

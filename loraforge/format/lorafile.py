@@ -137,7 +137,7 @@ def _whole(file: TensorFile, style: KeyStyle, arch: Architecture, layout: str) -
             stack, of_lora = own.modules[located[0]] if located else (), end.startswith(".lora_B")
             if located and (of_lora or parameter in arch.named(stack, layout)):
                 matrix = parameter == "weight" and not arch.unadapted.keys() & set(stack)
-                kernel = not (matrix and arch.variants) or bool(arch.kernels(stack))
+                kernel = not (matrix and arch.variants) or bool(arch.kernel_sizes(stack))
                 found[key] = _Whole(located[0].fill(located[1]), parameter, of_lora, matrix, kernel)
                 break
     return found

@@ -26,7 +26,7 @@ from loraforge.format.not_an_adapter import not_an_adapter, of_training
 from loraforge.format.protocol import Found, Target, Use, Wanted, Writer
 from loraforge.hub.address import is_repo
 from loraforge.names.catalog import best_known, having, matching, outdone
-from loraforge.names.layout import COMPONENT
+from loraforge.names.layout import COMPONENTS
 from loraforge.scale import peft_config
 from loraforge.scale.recorded import PEFT_CONFIG, PEFT_FILES, header_configs, read_config
 from loraforge.scale.rule import Choice
@@ -93,7 +93,8 @@ class PeftFormat:
         hits = STYLE.hits(kinds(file.tensors))
         if config_path(file):
             # diffusion-pipe's folder has one too, but ComfyUI's names, or original ones behind the component
-            paths = [hit.path.removeprefix(f"{COMPONENT}.") for hit in hits]
+            starts = tuple(f"{name}." for name in COMPONENTS)
+            paths = [hit.path.partition(".")[2] if hit.path.startswith(starts) else hit.path for hit in hits]
             return not outdone(paths, self.layouts) and not any(path.startswith("diffusion_model.") for path in paths)
         paths = [hit.path for hit in hits]
         if of_training(file) or matching(paths, self.layouts) is None or outdone(paths, self.layouts):

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from loraforge.adapter.adapter import Adapter, Storage
 from loraforge.algebra.lora import Array, Delta
 from loraforge.files.tensorfile import TensorFile
+from loraforge.names.layout import COMPONENT
 from loraforge.scale.rule import Choice
 
 
@@ -32,6 +33,8 @@ class Wanted:
     base: Path | None = None
     lora_only: bool = False
     pad_ranks: bool = False
+    component: str = COMPONENT
+    """What Diffusers calls the model in its pipelines; never typed."""
 
 
 @dataclass(frozen=True, slots=True)

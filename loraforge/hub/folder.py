@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from glob import escape
@@ -134,10 +135,11 @@ def reach(source: str | Path) -> Reached | None:
     return reached
 
 
-def base_folder(source: str | Path, *, only: str = "") -> Path:
+def base_folder(source: str | Path, *, only: Sequence[str] = ()) -> Path:
     """The folder of a base model on this machine: `source` if it is a path, else the downloaded one.
 
-    `only`: the one component of a pipeline to download. Raises HubError if the Hub has no such model.
+    `only`: components of a pipeline, of which the first that it has is downloaded; all if empty. Raises HubError if the
+    Hub has no such model.
     """
     where = address(source)
     if where is None:
@@ -154,7 +156,7 @@ def base_folder(source: str | Path, *, only: str = "") -> Path:
     return folder / where.path
 
 
-def _needed(repo: Repo, only: str) -> list[str]:
+def _needed(repo: Repo, only: Sequence[str]) -> list[str]:
     inside = repo.address.path
     if inside in repo.files:
         return [inside]
@@ -162,7 +164,8 @@ def _needed(repo: Repo, only: str) -> list[str]:
     below = {name.removeprefix(start) for name in repo.files if name.startswith(start)}
     read = {name for name in below if name.endswith(_READ)}
     if "model_index.json" in below:
-        folder = f"{only}/" if only else ""
+        having = [one for one in only if any(name.startswith(f"{one}/") for name in below)]
+        folder = f"{[*having, *only][0]}/" if only else ""
         chosen = {name for name in read if ("/" in name and name.startswith(folder)) or name == "model_index.json"}
     elif "config.json" in below:
         chosen = {name for name in read if "/" not in name}

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Unpack
@@ -29,7 +29,6 @@ from loraforge.fusion.with_torch import as_tensor
 from loraforge.live.acting import Cast, Update, fuses_itself, group_offload, idle, is_bypassed, placed
 from loraforge.live.state import LiveState, guarded, layers
 from loraforge.live.target import of_its_model, refuse_misfits, transformer_of
-from loraforge.names.layout import COMPONENT
 from loraforge.scale import peft_config
 from loraforge.scale.rule import Scale
 from loraforge.scale.stated import Stated, takes_stated
@@ -101,10 +100,10 @@ def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None)
     plans = fitted(adapter)
     refuse_misfits(transformer, adapter, plans)
     name = name or _free_name(transformer, adapter)
-    state, metadata = _as_diffusers(plans)
+    state, metadata = _as_diffusers(plans, adapter.model.component)
     updates = dict[str, Update]()  # that each layer should add, of the very tensors that Diffusers gets
     for one in plans:
-        start = f"{COMPONENT}.{one.path}"
+        start = f"{adapter.model.component}.{one.path}"
         A, B, magnitude = (state.get(f"{start}.lora_{name}") for name in ("A.weight", "B.weight", "magnitude_vector"))
         updates[one.path] = Update(A, B, one.delta[0].scaling, magnitude)
     casts = placed(transformer, updates)
@@ -115,7 +114,7 @@ def _load(transformer: Any, adapter: Adapter, strength: float, name: str | None)
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # as intended
             warnings.filterwarnings("ignore", "Adapter cannot be set when the model is merged", UserWarning)
             warnings.filterwarnings("ignore", ".* to a meta parameter", UserWarning)  # see `_settle`
-            transformer.load_lora_adapter(state, prefix=COMPONENT, adapter_name=name, metadata=metadata)
+            transformer.load_lora_adapter(state, prefix=adapter.model.component, adapter_name=name, metadata=metadata)
         if odd := {path for path, _ in layers(transformer, name)} ^ updates.keys():
             text = f"Diffusers put the adapter into other modules than it has: {listed(sorted(odd), 3)}."
             raise LoraforgeError(f"{text} It was taken out again.", "pip install --upgrade diffusers peft")
@@ -266,15 +265,15 @@ def _free_name(transformer: Any, adapter: Adapter) -> str:
     return next(name for name in names if name not in getattr(transformer, "peft_config", {}))
 
 
-def _as_diffusers(plans: list[Plan]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _as_diffusers(plans: list[Plan], component: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors under Diffusers' keys, unchanged, and the LoraConfig that gives every module its scaling."""
-    done = [carry_out(plan) for plan in plans]
+    style, done = replace(STYLE, prefixes=(f"{component}.",)), [carry_out(plan) for plan in plans]
     if lossy := too_lossy([step for _, step in done]):
         raise refusal(lossy, len(plans), "the types of their numbers")
     deltas = {step.module: delta for delta, step in done}
-    state = {key: as_tensor(array) for path, delta in deltas.items() for key, array in STYLE.encode(path, delta)}
+    state = {key: as_tensor(array) for path, delta in deltas.items() for key, array in style.encode(path, delta)}
     ranks = {path: delta[0].rank for path, delta in deltas.items()}
     scalings = {path: delta[0].scaling for path, delta in deltas.items()}
     dora = any(w.magnitude is not None for delta in deltas.values() for w in delta)
     config = peft_config.config(ranks, scalings, dora=dora)
-    return state, {f"{COMPONENT}.{key}": value for key, value in config.items()}
+    return state, {f"{component}.{key}": value for key, value in config.items()}

@@ -183,7 +183,7 @@ def planned(adapters: Adapters, base: str | Path, request: RunRequest) -> RunPla
 
 def checkable(adapters: Adapters, base: str | Path, given: Settings) -> RunPlan:
     """The plan of a run of the transformer alone; `base` may be a transformer without the rest of its pipeline."""
-    model = open_base(base_folder(base, only=COMPONENT))
+    model = open_base(base_folder(base, only=(COMPONENT,)))
     if model.kind not in ("pipeline", "transformer"):
         text = f"{told(model.path)} is no folder that Diffusers loads: convert it first."
         convert = command("loraforge", "convert-base", model.path, "--to", "diffusers", "-o", "transformer")

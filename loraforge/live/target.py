@@ -14,7 +14,7 @@ from loraforge.adapter.fits import fits
 from loraforge.base.updates import misfit, name_of
 from loraforge.errors import ConversionError, LoraforgeError, Try
 from loraforge.names.catalog import architecture, architectures
-from loraforge.names.layout import COMPONENT
+from loraforge.names.layout import COMPONENT, COMPONENTS
 from loraforge.text import command, listed
 
 _STEPS = {COMPONENT: "for the first steps, of much noise", f"{COMPONENT}_2": "for the last steps, of little noise"}
@@ -31,12 +31,13 @@ def transformer_of(pipe: Any) -> Any:
         text = f"{type(pipe).__name__} has two transformers, and an adapter is of one of them: say which. "
         ways = [Try(f"load_into(pipe.{name}, adapter)", _STEPS[name]) for name in several]
         raise LoraforgeError(f"{text}A pair of adapters is loaded by two calls.", *ways)
-    transformer = _inner(getattr(pipe, COMPONENT, pipe))
+    component = next((name for name in COMPONENTS if hasattr(pipe, name)), COMPONENT)
+    transformer = _inner(getattr(pipe, component, pipe))
     if hasattr(transformer, "load_lora_adapter"):
         return transformer
     if transformer is None and pipe is not None:
         ways = [Try(f"load_into(pipe.{name}, adapter)") for name in several]
-        raise LoraforgeError(f"the {COMPONENT} of {type(pipe).__name__} is None.", *ways or [_ORDER])
+        raise LoraforgeError(f"the {component} of {type(pipe).__name__} is None.", *ways or [_ORDER])
     raise LoraforgeError(f"{type(pipe).__name__} is no pipeline of Diffusers, nor the transformer of one.", _ORDER)
 
 

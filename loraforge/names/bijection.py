@@ -12,6 +12,7 @@ from loraforge.errors import Fault, LayoutError
 from loraforge.names.diffusers_config import faults
 from loraforge.names.dimensions import term
 from loraforge.names.layout import Architecture, Layout, Template, Variant, _is_hole, parameter_key
+from loraforge.names.places import expanded, misplaces
 
 
 def parse(data: Mapping[str, Any], where: str) -> Architecture:
@@ -19,6 +20,9 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
 
     Raises LayoutError that lists all problems of the file.
     """
+    if odd := list(misplaces(data)):
+        raise LayoutError(where, odd)
+    data = expanded(data)
     arch = built(data)
     problems = [*_wrong_segments(data), *_wrong_dimensions(arch), *_wrong_classes(arch), *_misnamed(arch)]
     holes: dict[str, tuple[str, frozenset[str]]] = {}
@@ -32,6 +36,7 @@ def parse(data: Mapping[str, Any], where: str) -> Architecture:
 
 def built(data: Mapping[str, Any]) -> Architecture:
     """The architecture of tables that are known to have no fault."""
+    data = expanded(data)
     ratios, kinds = data.get("rows", {}), data.get("unadapted", {})
     layouts = {name: _layout(name, table, kinds) for name, table in data.get("layouts", {}).items()}
     sizes = {segment: (term(rows), term(inputs)) for segment, (rows, inputs) in data.get("dimensions", {}).items()}
@@ -39,8 +44,10 @@ def built(data: Mapping[str, Any]) -> Architecture:
     segments = {segment: ratios.get(segment, 1) for segment in data.get("segments", ())}
     unadapted = {segment: what for what, segments in kinds.items() for segment in segments}
     name, title, words = data.get("architecture", ""), data.get("title", ""), tuple(data.get("words", ()))
-    rest = {field: data[field] for field in ("config", "told_by", "pipelines") if field in data}
-    rest |= {"dimensions": dimensions, "words": words}
+    rest: dict[str, Any] = {"dimensions": dimensions, "words": words}
+    rest |= {
+        field: data[field] for field in ("config", "told_by", "pipelines", "kernels", "component") if field in data
+    }
     arch = Architecture(name, title, segments, (), layouts, _parameters(data), unadapted, **rest)
     released = data.get("variants", {}).items()
     return replace(arch, variants=tuple(_variant(name, table, arch.block_kinds()) for name, table in released))
@@ -84,6 +91,7 @@ def _wrong_segments(data: Mapping[str, Any]) -> Iterator[Fault]:
         "parameters": [segment for segment in data.get("parameters", {}) if segment != "*"],
         "told_by": [told_by] if told_by is not None else [],
         "dimensions": list(data.get("dimensions", {})),
+        "kernels": list(data.get("kernels", {})),
         **{f"unadapted {what!r}": segments for what, segments in kinds.items()},
         **{f"variant {name}": [*v.get("shapes", {}), *absent[name]] for name, v in variants.items()},
         **{f"variant {n}: blocks": list(b) for n, v in variants.items() if isinstance(b := v.get("blocks"), Mapping)},

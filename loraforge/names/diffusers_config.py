@@ -1,7 +1,7 @@
 """Diffusers' config.json as an architecture's data states it: numbers, and sizes that follow from the weights.
 
 A size is a text in braces: `{x}` is a symbol of the dimensions, `{d / 64}` a share of one, and `{blocks q}` the number
-of blocks that have the segment q.
+of blocks that have the segment q. A list can have sizes too.
 """
 
 from __future__ import annotations
@@ -45,11 +45,19 @@ def sizes(arch: Architecture, placed: Iterable[Placed]) -> dict[str, int]:
 
 
 def filled(values: Mapping[str, Any], known: Mapping[str, int], *, any_share: bool = False) -> dict[str, Any]:
-    """The entries with their sizes as numbers. An entry whose size is not known is left out.
+    """The entries with their sizes as numbers. An entry of which a size is not known is left out.
 
     `any_share`: a width that is not divisible as the entry says, or by an unknown number, is one share. This is for a
     model of which only the shapes matter.
     """
+    lists = {name: value for name, value in values.items() if isinstance(value, list) and _is_size(value)}
+    each = {f"{name}.{n}": one for name, value in lists.items() for n, one in enumerate(value)}
+    done = _filled({name: value for name, value in values.items() if name not in lists} | each, known, any_share)
+    every = {name: [done.pop(f"{name}.{n}", None) for n in range(len(value))] for name, value in lists.items()}
+    return done | {name: value for name, value in every.items() if None not in value}
+
+
+def _filled(values: Mapping[str, Any], known: Mapping[str, int], any_share: bool) -> dict[str, Any]:
     numbers, known = {name: value for name, value in values.items() if not _is_size(value)}, dict(known)
     texts = {name: match for name, value in values.items() if _is_size(value) and (match := _SIZE.fullmatch(value))}
     for name, match in sorted(texts.items(), key=lambda item: item[1][2] is None):  # shares first: they may settle one
@@ -69,7 +77,8 @@ def faults(where: str, config: Mapping[str, Any], arch: Architecture) -> Iterato
     """The sizes of a configuration that do not follow from any weight."""
     symbols = {symbol for pair in arch.dimensions.values() for _, symbol in pair}
     known = symbols | {f"blocks {segment}" for segment in arch.segments}
-    for name, value in ((name, value) for name, value in config.items() if _is_size(value)):
+    every = ((name, one) for name, value in config.items() for one in (value if isinstance(value, list) else [value]))
+    for name, value in ((name, value) for name, value in every if _is_size(value)):
         match = _SIZE.fullmatch(value)
         if match is None or match[1] not in known:
             yield Fault(f"{where}: {name} is {value!r}, which is no symbol of dimensions and no number of blocks")
@@ -82,11 +91,12 @@ def like(value: Any, example: Any) -> bool:
 
     No number of such a configuration is larger than 10^9.
     """
-    example = 1 if _is_size(example) else example
+    example = 1 if isinstance(example, str) and _is_size(example) else example
     if type(example) not in (int, float):
         return type(value) is type(example)
     return type(value) in (int, type(example)) and (0 < value <= 1e9 or value == example)
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("{")
+    """Whether it is a size, or a list that has one."""
+    return any(isinstance(one, str) and one.startswith("{") for one in (value if isinstance(value, list) else [value]))

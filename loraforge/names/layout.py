@@ -12,7 +12,9 @@ from typing import Any
 from loraforge.names.dimensions import Sized, Sizes, Solution, solve
 
 COMPONENT = "transformer"
-"""Diffusers' name of the part of a pipeline that LoRAs adapt: a folder, and the prefix of keys and entries."""
+"""Diffusers' name of the part of most pipelines that LoRAs adapt: a folder, and the prefix of keys and entries."""
+COMPONENTS = (COMPONENT, "unet")
+"""Its names in all pipelines."""
 
 Index = tuple[tuple[str, int], ...]
 """Block numbers by hole name, sorted: `(("i", 3),)`."""
@@ -255,6 +257,10 @@ class Architecture:
     """Diffusers' classes that run it -> the Hub's name of their task: `text-to-video`."""
     words: tuple[str, ...] = ()
     """What its name begins with in headers (modelspec.architecture), in small letters and digits alone."""
+    component: str = COMPONENT
+    """Diffusers' name of the model in a pipeline: a folder, and the prefix of keys and entries."""
+    kernels: Mapping[str, int] = field(default_factory=dict)
+    """Segment that is a convolution -> how many dimensions its kernel has, where no variant gives its shape."""
     _ended: dict[int, Architecture] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -317,10 +323,10 @@ class Architecture:
         """The variants whose `told_by` weight has this shape after dim 0, of any width."""
         return tuple(v for v in self.variants if v.shapes.get(self.told_by, shape)[1:] == shape[1:])
 
-    def kernels(self, segments: tuple[str, ...]) -> set[int]:
+    def kernel_sizes(self, segments: tuple[str, ...]) -> set[int]:
         """How many dimensions the kernels of these segments have; empty if no variant has a convolution there."""
         sizes = {len(variant.shapes.get(segment, ())) for variant in self.variants for segment in segments}
-        return {size - 2 for size in sizes if size > 2}
+        return {size - 2 for size in sizes if size > 2} | {self.kernels[s] for s in segments if s in self.kernels}
 
     def sizes(self, segments: tuple[str, ...], rows: int) -> list[int] | None:
         """Rows of each stacked segment if the module has `rows` in total; None if they cannot be divided."""

@@ -7,6 +7,7 @@ finds in the file after everything that the program does not look at has been re
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -198,7 +199,7 @@ def _applied_scalings(
     adapter = memo[same]
     if adapter is None:
         return {}
-    wrong = _wrong_rank(program, adapter, file)
+    wrong = {**_wrong_rank(program, adapter, file), **_wrong_alpha(program, adapter)}
     return {
         name: delta[0].scaling * program.factor(delta[0].rank, file.path) * wrong.get(name, 1.0)
         for name, delta in adapter.modules.items()
@@ -213,6 +214,16 @@ def _wrong_rank(program: Runtime, adapter: Adapter, file: TensorFile) -> Mapping
     ups = [info for key, info in file.tensors.items() if is_factor(key) and not is_down(key)]
     first = min(ups, key=lambda info: info.offset).shape[1]
     return {path: first / rank for path, rank in ranks.items()}
+
+
+def _wrong_alpha(program: Runtime, adapter: Adapter) -> Mapping[str, float]:
+    """Module -> the factor by which its scale is wrong in programs that give it the alpha most modules have."""
+    alphas = {path: delta[0].scaling * delta[0].rank for path, delta in adapter.modules.items()}
+    if not program.common_alpha or "alpha" not in program.sees:
+        return {}
+    ((common, _),) = Counter(alphas.values()).most_common(1)
+    stray = (path for path in alphas if re.search(program.common_alpha, path) and alphas[path])
+    return {path: common / alphas[path] for path in stray}
 
 
 def odd_ranks(program: Runtime, ranks: Mapping[str, int]) -> bool:

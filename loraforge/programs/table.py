@@ -64,6 +64,7 @@ class Runtime:
     rest: Outcome | None = None
     convolution: Outcome = "applied"
     mixed_ranks: str = ""
+    common_alpha: str = ""
     rank: int = 0
     whole: bool = False
     header_needs: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
 from loraforge.foreign import reading
-from loraforge.names.layout import COMPONENT
+from loraforge.names.layout import COMPONENTS
 from loraforge.scale import peft_config, split_qkv
 from loraforge.scale.origin import Origin
 from loraforge.scale.rule import Choice, Rule, over, overriding
@@ -110,8 +110,8 @@ def header_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
             components.setdefault(component, {})[word] = entry
             components.setdefault(name, {}).update(more)
         mine = {n: part for n, part in components.items() if ("r" in part or "lora_alpha" in part) and _adapts(n)}
-        for name in [name for name in (COMPONENT, "") if name in mine][:1] or mine:
-            configs[key if name in (COMPONENT, "") else f"{key} ({name})"] = mine[name]
+        for name in [name for name in (*COMPONENTS, "") if name in mine][:1] or mine:
+            configs[key if name in (*COMPONENTS, "") else f"{key} ({name})"] = mine[name]
     return configs
 
 

@@ -85,8 +85,10 @@ class Tiny:
 
     def by_diffusers(self, original: Mapping[str, np.ndarray]) -> State:
         """An original checkpoint as Diffusers' converter moves it, with this model's sizes for the released ones."""
-        convert = getattr(single_file_utils, TABLE[self.name]["converter"])
-        moved = self._resized(convert)({key: torch.from_numpy(array) for key, array in original.items()})
+        convert, prefix = getattr(single_file_utils, TABLE[self.name]["converter"]), TABLE[self.name].get("prefix", "")
+        more = {"config": dict(self.model().config)} if "config" in inspect.signature(convert).parameters else {}
+        tensors = {prefix + key: torch.from_numpy(array) for key, array in original.items()}
+        moved = self._resized(convert)(tensors, **more)
         return {key: tensor.numpy() for key, tensor in moved.items()}
 
     def _resized(self, convert: Callable[..., Any]) -> Callable[..., Any]:

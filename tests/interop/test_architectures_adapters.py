@@ -69,7 +69,10 @@ class Case:
 
 def updates(file: Path) -> Updates:
     """Module -> update of a Diffusers file without alpha, a convolution's without the shape of its kernel."""
-    tensors = {key.removeprefix("transformer."): array.astype(np.float64) for key, array in load_file(file).items()}
+    tensors = {
+        key.removeprefix("transformer.").removeprefix("unet."): array.astype(np.float64)
+        for key, array in load_file(file).items()
+    }
     factors = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
     assert 2 * len(factors) == len(tensors)
     flat = {key: array.reshape(array.shape[0], -1) for key, array in tensors.items()}
@@ -151,9 +154,10 @@ def test_diffusers_class_applies_every_module(case: Case, tmp_path: Path) -> Non
     model = getattr(diffusers, arch.transformer)(**case.config)
     file = case.converted(tmp_path)
     loader = getattr(diffusers, next(iter(arch.pipelines)))
-    state = loader.lora_state_dict(str(file))
-    alphas = {"network_alphas"} & inspect.signature(loader.load_lora_into_transformer).parameters.keys()
-    loader.load_lora_into_transformer(state, transformer=model, **dict.fromkeys(alphas))
+    state, into = loader.lora_state_dict(str(file)), getattr(loader, f"load_lora_into_{arch.component}")
+    state = state[0] if isinstance(state, tuple) else state
+    alphas = {"network_alphas"} & inspect.signature(into).parameters.keys()
+    into(state, **{arch.component: model}, **dict.fromkeys(alphas))
     layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     assert layers.keys() == case.expected.keys()
     before = {path: layer.get_base_layer().weight.detach().clone().double() for path, layer in layers.items()}

@@ -29,13 +29,14 @@ FLAVOURS += [(("comfyui", "kohya")[tiny.number], tiny) for tiny in tiny_models()
 
 
 def pipeline(tiny: Tiny, transformer: Any, **more: Any) -> Any:
-    """The architecture's pipeline with nothing but a transformer, a scheduler and what else is given."""
+    """The architecture's pipeline with nothing but the model, a scheduler and what else is given."""
     kind = getattr(diffusers, tiny.variant.pipeline or next(iter(tiny.whole.pipelines)))
     parts = dict.fromkeys(inspect.signature(kind.__init__).parameters.keys() - {"self"})
     options = {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items() if name in parts}
     given = {name: value for name, value in options.items() if value not in (inspect.Parameter.empty, None)}
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    return kind(**{**parts, **given, "transformer": transformer, "scheduler": scheduler, **more})
+    flow = tiny.whole.component == "transformer"
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler() if flow else diffusers.DDIMScheduler(steps_offset=1)
+    return kind(**{**parts, **given, tiny.whole.component: transformer, "scheduler": scheduler, **more})
 
 
 @pytest.mark.parametrize(("flavour", "tiny"), FLAVOURS, ids=str)
@@ -48,15 +49,16 @@ def test_every_layer_adds_the_update(flavour: str, tiny: Tiny, tmp_path: Path) -
         loraforge.convert(file, to=flavour, out=tmp_path / "other.safetensors", **named)
         file, named = tmp_path / "other.safetensors", {"architecture": tiny.name}
     pipe = pipeline(tiny, tiny.model())
-    before = {key: tensor.clone() for key, tensor in pipe.transformer.state_dict().items()}
+    model = getattr(pipe, tiny.whole.component)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     loaded = loraforge.load_into(pipe, file, name="style", **named)
     assert loaded.modules == len(updates) > 0
     for path, update in updates.items():
-        layer = pipe.transformer.get_submodule(path)
+        layer = model.get_submodule(path)
         assert layer.active_adapters == ["style"]
         assert share(layer.get_delta_weight("style").double().numpy(), update) <= UPDATE, path
     pipe.unload_lora_weights()
-    after = pipe.transformer.state_dict()
+    after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
 

@@ -43,7 +43,7 @@ SPELLED = {
 """Format -> the prefix of its keys, and the words of its factors."""
 PLAIN: dict[str, Any] = {"dtype": "keep", "base_model": None, "drop": (), "force": True, "dry_run": True}
 NAMES = sorted(built_in().layouts)
-ONLY = {("z_image", "musubi")}
+ONLY = {("z_image", "musubi"), ("sd", "kohya")}
 """A flavour's names that are for one model alone: without its file, the flavour does not know of them."""
 Result = set[tuple[str, Any, str, Any]] | None
 
@@ -64,7 +64,7 @@ def without(name: str) -> Index:
 def widths(arch: Architecture) -> Iterator[tuple[Variant, bool]]:
     """A model of each released hidden size, and a tiny one like the first."""
     yield arch.variants[0], True
-    sizes = {arch.solved(v).values["d"]: v for v in reversed(arch.variants)}
+    sizes = {values.get("d", str(values)): v for v in reversed(arch.variants) if (values := arch.solved(v).values)}
     yield from ((variant, False) for variant in sizes.values())
 
 
@@ -82,7 +82,7 @@ def modules(arch: Architecture, layout: str, variant: Variant, *, tiny: bool) ->
         shape = (
             sum(n * values[s] for (n, s), _ in known),
             times * values[symbol],
-            *variant.shapes.get(stack[0], ())[2:],
+            *(variant.shapes.get(stack[0], ())[2:] or [3] * arch.kernels.get(stack[0], 0)),
         )
         depth = min(3, variant.depth(stack[0])) if tiny else variant.depth(stack[0])
         ends = [one for one in arch.layouts[layout].modules if one.ends(template)]
@@ -121,6 +121,7 @@ def spellings() -> list[tuple[str, str]]:
 def test_it_is_no_other_model_s(name: str, spelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arch, used = architecture(name), {to: form.layouts.get(name) for to, form in formats().items()}
     layout, (prefix, words) = str(used[spelled]), SPELLED[spelled]
+    prefix = f"{arch.component}." if spelled == "diffusers" else prefix
     files = [
         (label, some, arch.ending((3 if tiny else variant.blocks) - 1), variant, tiny)
         for variant, tiny in widths(arch)

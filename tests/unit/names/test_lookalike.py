@@ -15,8 +15,6 @@ from loraforge.names.lookalike import models, of_repo, of_words, other_model
 
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 OTHERS = (
-    ("Stable Diffusion (1.5, 2, XL)", "lora_unet_", "input_blocks_{}_1_transformer_blocks_0_attn1_to_q label_emb_0_0"),
-    ("Stable Diffusion (1.5, 2, XL)", "unet.", "down_blocks.{}.attentions.0.transformer_blocks.0.attn1.to_q"),
     ("Sana", "lora_unet_", "blocks_{}_cross_attn_kv_linear blocks_{}_mlp_inverted_conv_conv"),
     ("Krea 2", "diffusion_model.", "blocks.{}.attn.wq txtfusion.layerwise_blocks.{}.attn.wk"),
     ("Flux.3", "diffusion_model.", "content_mode_blocks.image.{}.q_proj single_blocks.{}.mlp_in"),
