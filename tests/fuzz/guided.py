@@ -74,7 +74,9 @@ def part(parser: Parser) -> Callable[[Path, Random, Callable[[], bool]], Iterato
 
     def executions(place: Path, rng: Random, go_on: Callable[[], bool]) -> Iterator[list[dict[str, Any]]]:
         kept = Path(os.environ["FUZZ_CORPUS"], parser.name) if "FUZZ_CORPUS" in os.environ else None
-        corpus, reached, number = list(parser.seeds()), Reached(parser.files), 0
+        findings = sorted((Path(__file__).parent / "findings").glob(f"{parser.name}.*"))
+        corpus = [*parser.seeds(), *(path.read_bytes() for path in findings)]
+        reached, number = Reached(parser.files), 0
         corpus += [path.read_bytes() for path in sorted(kept.iterdir())] if kept and kept.is_dir() else []
         watch = watched(place.parent)
         while go_on():

@@ -17,6 +17,7 @@ from typing import Any
 from click.testing import CliRunner
 from helpers.hub import Hub
 from helpers.hub_api import Answer, Request
+from hostile.base_builders import SINGLE
 
 from fuzz import seeds
 from fuzz.calls import CHANGES, judged, listing, written
@@ -102,6 +103,12 @@ class OddHub(Hub):
         return Answer(status, content, headers, span)
 
 
+BASE_MODEL = "zai-org/CogVideoX-2b"
+LICENCES = (
+    "---\nlicense: other\nlicense_link: LICENSE\n---\n", "---\nlicense: mit\n---\n", "no head",
+    "---\nlicense: other\n---\n",
+    "---\nlicense: [x]\n---\n", "---\nlicense: other\nlicense_link: https://x.invalid/y\n---\n",
+)  # fmt: skip
 HUB = OddHub()
 os.environ.pop("HF_HUB_OFFLINE", None)
 os.environ.update(HUB.environment(Path(os.environ["HF_HOME"])))
@@ -124,6 +131,7 @@ def part(place: Path, rng: Random, go_on: Callable[[], bool]) -> Iterator[list[d
             words, files = _call(rng, folder, name)
             HUB.repos.clear(), HUB.log.clear()
             HUB.add(name, dict(files))
+            HUB.add(BASE_MODEL, {"README.md": rng.choice(LICENCES).encode()})
             HUB.seed = str(rng.random())
             before, codes = listing(folder), list[Any]()
 
@@ -194,6 +202,11 @@ def _call(rng: Random, folder: Path, name: str) -> tuple[list[str], seeds.Files]
             "zai-org/CogVideoX-2b",
             *(["--dry-run"] * (rng.random() < 0.7)),
         ], files
+    if verb == ["fuse"] and rng.random() < 0.5:
+        adapter = written(folder / "in", seeds.adapters()["diffusers"][0])
+        held = seeds.DATA / "bases" / "2b"
+        files = {path: (held / path).read_bytes() for path in ("config.json", SINGLE)}
+        return ["fuse", f"hf://{name}", str(adapter), "--dry-run", "-o", str(folder / "out")], files
     if verb == ["fuse"]:
         return ["fuse", str(seeds.DATA / "bases" / "2b"), at, "--dry-run", "-o", str(folder / "out")], files
     return [*verb, at, *(["--fetch"] if verb[0] in ("inspect", "doctor") and rng.random() < 0.5 else [])], files

@@ -211,7 +211,7 @@ def _base(data: bytes, place: Path) -> None:
         (base / "config.json").unlink()
         _put(base, "latest", b"1")
         (base / "1").mkdir()
-        (base / "1" / CHECKPOINT).symlink_to(seeds.DATA / "bases" / "2b" / "sat_base" / "1" / CHECKPOINT)
+        (base / "1" / CHECKPOINT).write_bytes(seeds.sat_base(learned=said.get("sat") == "learned"))
         if isinstance(said.get("yaml"), str):
             _put(base, "training_config.yaml", said["yaml"].encode("utf-8", "surrogatepass"))
     else:
@@ -268,8 +268,9 @@ def _plugin(data: bytes, place: Path) -> None:
 
 
 def _log(data: bytes, place: Path) -> None:
-    for found in symptoms.find(logs.read_log(io.BytesIO(data))):
-        found.to_dict("en", "x")
+    for log in (logs.read_log(io.BytesIO(data)), logs.log_of(data.decode("utf-8", "replace"))):
+        for found in symptoms.find(log):
+            found.to_dict("en", "x")
 
 
 def _training(suffix: str) -> Callable[[bytes, Path], object]:
@@ -315,7 +316,8 @@ def _bases() -> list[bytes]:
     ]
     yaml = seeds.YAMLS[0]
     return [json.dumps(tree).encode() for tree in (*own, *(
-        {"sat": 1, "yaml": yaml}, {"sat": 1, "yaml": yaml, "sample": "13x480x720"}, {"sat": 1, "sample": "9x64x64"},
+        {"sat": 1, "yaml": yaml}, {"sat": "learned", "yaml": yaml}, {"sat": "learned", "sample": "9x64x64"},
+        {"sat": "learned"}, {"sat": 1, "yaml": yaml, "sample": "13x480x720"}, {"sat": 1, "sample": "9x64x64"},
         {"sat": 1},
         {"sat": 1, "sample": "49x8x9"}, {"sat": 1, "sample": "x"}, {"sat": 1, "yaml": yaml.replace("60", "61")},
         {"sample": "9x64x64", **own[1]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from hostile.builders import (
     tensor,
 )  # fmt: skip
 from hostile.pickles import call, named, pickled
+
+import loraforge
 
 TESTS = Path(__file__).parents[1]
 DATA, ROOT = TESTS / "data", TESTS.parent
@@ -231,6 +234,16 @@ def _sat() -> dict[str, np.ndarray]:
         for n in range(ns)
         for x, part in (("A", A), ("B", B))
     }
+
+
+@cache
+def sat_base(*, learned: bool) -> bytes:
+    """A base in SAT's names, with the table of positions that is computed, or with one that was trained."""
+    if not learned:
+        return (DATA / "bases" / "2b" / "sat_base" / "1" / CHECKPOINT).read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        loraforge.convert_base(DATA / "bases" / "5b_i2v", to="sat", out=Path(folder) / "out")
+        return next((Path(folder) / "out").rglob("*.pt")).read_bytes()
 
 
 def torch_archives() -> list[bytes]:
