@@ -19,7 +19,7 @@ from hostile.builders import CHECKPOINT, safetensors
 from fuzz import seeds
 from fuzz.containers import of_safetensors, of_torch
 from fuzz.guided import watched
-from fuzz.mutate import TEXTS, of_bytes, of_json
+from fuzz.mutate import TEXTS, changed, of_bytes, of_json
 from fuzz.parsers import plugin_files, text_change
 from loraforge.cli.app import main
 from loraforge.plugin.registry import Registry, use
@@ -65,15 +65,14 @@ def bases() -> dict[str, seeds.Files]:
     }  # fmt: skip
 
 
-def changed(rng: Random, files: seeds.Files) -> seeds.Files:
+def altered(rng: Random, files: seeds.Files) -> seeds.Files:
     """The files with one or two of them changed, now and then also lost, renamed or doubled, or as they are."""
     new = dict(files)
     if rng.random() < 0.25:
         return new
     for _ in range(rng.choice((1, 1, 2))):
         name = rng.choice(list(new))
-        change = CHANGES.get(Path(name).suffix, of_bytes)
-        new[name] = change(rng, new[name])
+        new[name] = changed(CHANGES.get(Path(name).suffix, of_bytes), rng, new[name])
     if rng.random() < 0.12:
         name = rng.choice(list(new))
         match rng.randrange(5):
@@ -125,7 +124,7 @@ def of_adapter(rng: Random, place: Path) -> tuple[list[str], bool]:
     """A call on a changed adapter; whether it may change the source."""
     name = rng.choice(list(seeds.adapters()))
     files, given = seeds.adapters()[name]
-    source = written(place / "in", changed(rng, files)) / given
+    source = written(place / "in", altered(rng, files)) / given
     if rng.random() < 0.03:
         _odd_neighbour(rng, place / "in")
     out, in_place = str(place / "out"), rng.random() < 0.2
@@ -187,7 +186,7 @@ def _odd_neighbour(rng: Random, folder: Path) -> None:
 
 def of_base(rng: Random, place: Path) -> tuple[list[str], bool]:
     name = rng.choice(list(bases()))
-    base = written(place / "in", changed(rng, bases()[name]))
+    base = written(place / "in", altered(rng, bases()[name]))
     base = next(base.iterdir(), base) if name in ("file", "adapter") else base
     out = str(place / "out")
     match rng.randrange(4):

@@ -26,7 +26,7 @@ def of_safetensors(rng: Random, data: bytes) -> bytes:
     length = int.from_bytes(data[:8], "little")
     try:
         header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
-    except ValueError:
+    except (ValueError, RecursionError):
         return of_bytes(rng, data)
     keys = [key for key in header if key != "__metadata__"]
     match rng.randrange(16):

@@ -13,6 +13,7 @@ from random import Random
 from types import FrameType
 from typing import Any
 
+from fuzz.mutate import changed
 from fuzz.parsers import Parser
 from fuzz.watch import Watch
 from loraforge.errors import LoraforgeError
@@ -83,9 +84,9 @@ def part(parser: Parser) -> Callable[[Path, Random, Callable[[], bool]], Iterato
             if number < len(corpus):
                 data = corpus[number]
             else:
-                data = parser.change(rng, rng.choice(corpus[-40:] if rng.random() < 0.5 else corpus))
+                data = changed(parser.change, rng, rng.choice(corpus[-40:] if rng.random() < 0.5 else corpus))
                 while rng.random() < 0.25:
-                    data = parser.change(rng, data)
+                    data = changed(parser.change, rng, data)
             number += 1
             folder = place / f"{number}"
             folder.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -37,6 +38,14 @@ WORDS = (
     "tags", "license", "license_name", "license_link", "base_model", "widget", "language", "pipeline_tag",
 )  # fmt: skip
 ODD_VALUES: tuple[Any, ...] = (None, True, False, [], {}, [[]], [None], {"": None}, *NUMBERS, *TEXTS)
+
+
+def changed(change: Callable[[Random, bytes], bytes], rng: Random, data: bytes) -> bytes:
+    """The data changed; as bytes, if an earlier change made it too deep for `change` itself."""
+    try:
+        return change(rng, data)
+    except RecursionError:
+        return of_bytes(rng, data)
 
 
 def of_bytes(rng: Random, data: bytes) -> bytes:
@@ -130,7 +139,7 @@ def _of_string(rng: Random, value: str, words: tuple[str, ...]) -> str:
     if value[:1] in "{[" and rng.random() < 0.8:
         try:
             return json.dumps(of_tree(rng, json.loads(value), words))
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
     return rng.choice((value + rng.choice(TEXTS), value[: len(value) // 2], of_text(rng, value), rng.choice(words)))
 
@@ -152,10 +161,10 @@ def of_json(rng: Random, data: bytes, words: tuple[str, ...] = WORDS) -> bytes:
     if rng.random() < 0.12:
         return of_bytes(rng, data)
     try:
-        tree = json.loads(data)
+        tree = of_tree(rng, json.loads(data), words)
+        text = json.dumps(tree, ensure_ascii=rng.random() < 0.7, indent=rng.choice((None, None, 2)))
     except (ValueError, RecursionError):
         return of_bytes(rng, data)
-    text = json.dumps(of_tree(rng, tree, words), ensure_ascii=rng.random() < 0.7, indent=rng.choice((None, None, 2)))
     match rng.randrange(24):
         case 0:
             text = "\ufeff" + text
