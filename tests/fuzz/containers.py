@@ -16,7 +16,7 @@ from hostile.pickles import call, named, persistent, push
 
 from fuzz.mutate import MARK, NUMBERS, TEXTS, WORDS, of_bytes, of_json, of_tree
 
-DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL F8_E4M3 F8_E5M2 C64 U16 X f32".split()
+DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL F8_E4M3 F8_E5M2 F8_E8M0 F4 C64 U16 X f32".split()
 FLOATS = (b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x01\x00\x00\x00", b"\xff\xff\x7f\x7f", b"\x00\x00\x00\x80")
 """float32: NaN, infinity, the smallest, the largest, -0."""
 
