@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -113,7 +114,7 @@ def of_tree(rng: Random, tree: Any, words: tuple[str, ...] = WORDS) -> Any:
         value = holder[key]
         match rng.randrange(10):
             case 0 | 1 | 2:
-                holder[key] = rng.choice(ODD_VALUES)
+                holder[key] = deepcopy(rng.choice(ODD_VALUES))
             case 3 if isinstance(value, int | float) and not isinstance(value, bool):
                 holder[key] = rng.choice((value + 1, value * 2, -value, str(value), rng.choice(NUMBERS)))
             case 4 if isinstance(value, str):
@@ -123,9 +124,9 @@ def of_tree(rng: Random, tree: Any, words: tuple[str, ...] = WORDS) -> Any:
             case 6 if isinstance(holder, dict) and key != "":
                 holder[rng.choice((*words, *TEXTS))] = holder.pop(key)
             case 7 if isinstance(value, dict):
-                value[rng.choice(words)] = rng.choice(ODD_VALUES)
+                value[rng.choice(words)] = deepcopy(rng.choice(ODD_VALUES))
             case 7 if isinstance(value, list):
-                value.insert(rng.randint(0, len(value)), rng.choice((*ODD_VALUES, *value)))
+                value.insert(rng.randint(0, len(value)), deepcopy(rng.choice((*ODD_VALUES, *value))))
             case 8:
                 other, place = rng.choice(_places(root))
                 holder[key] = json.loads(json.dumps(other[place]))
