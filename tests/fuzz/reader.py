@@ -21,7 +21,7 @@ FACTOR = re.compile(
     r"(.+?)\.(?:lora_?(A|B|down|up|magnitude_vector)|lora\.(down|up)|(alpha|dora_scale))(?:\.weight|\.default)*$"
 )
 XLABS = re.compile(r"_(lora\d?)\.(down|up)\.weight$")
-WRAPS = re.compile(r"^(base_model\.model\.|transformer\.)+")
+WRAPS = re.compile(r"^(base_model\.model\.|transformer\.|unet\.)+")
 VECTORS = 3
 
 
@@ -39,7 +39,7 @@ def read(path: Path) -> dict[str, Update]:
     source = checker.located(path)
     tensors, said = checker.safetensors(source) if source.suffix == ".safetensors" else (checker.torch_file(source), {})
     config: dict[str, Any] = json.loads(said.get("lora_adapter_metadata", "{}"))
-    config = {key.removeprefix("transformer."): value for key, value in config.items()}
+    config = {WRAPS.sub("", key): value for key, value in config.items()}
     if (beside := source.with_name("adapter_config.json")).is_file():
         config = json.loads(beside.read_text())
     parts = defaultdict[str, dict[str, np.ndarray]](dict)
