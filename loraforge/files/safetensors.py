@@ -57,8 +57,8 @@ def read_safetensors(path: Path) -> TensorFile:
             key: TensorInfo(entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
             for key, entry in header.items()
         }
-        if other := next((key for key, info in tensors.items() if info.dtype not in BYTES), ""):
-            what = f"{path}: {other} has element type {tensors[other].dtype}"
+        if odd := [key for key, info in tensors.items() if info.dtype not in BYTES]:
+            what = f"{path}: {odd[0]} has element type {tensors[odd[0]].dtype}"
             raise FileError(f"{what}, which no adapter is stored in.", remedy)
         return TensorFile(path, "safetensors", size, tensors, metadata)
 
