@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,48 @@ class Storage:
         what = ", ".join(sorted(self.segments)) if self.segments else "any module"
         whole = f"; {', '.join(self.differences.values())}" if self.differences else ""
         return f"{what}; {ranks}; {'DoRA' if self.magnitude else 'no DoRA'}{whole}"
+
+
+class Views(Mapping[str, Delta]):
+    """The updates of a file, by module path, which are read when the first is asked for."""
+
+    def __init__(
+        self, paths: Iterable[str], groups: Sequence[Sequence[str]], read: Callable[[Iterable[str]], dict[str, Delta]]
+    ) -> None:
+        """`groups`: the same paths, of modules that differ in a number alone and have one scaling, type and shape."""
+        self._paths, self._groups, self._read = dict.fromkeys(paths), groups, read
+
+    @cached_property
+    def _every(self) -> dict[str, Delta]:
+        return self._read(self._paths)
+
+    @cached_property
+    def alike(self) -> list[tuple[Delta, Sequence[str]]]:
+        """The first update of each group, and the paths of all."""
+        return [*zip(self._read([group[0] for group in self._groups]).values(), self._groups, strict=True)]
+
+    def __getitem__(self, path: str) -> Delta:
+        return self._every[path]
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._paths
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def items(self) -> ItemsView[str, Delta]:
+        return self._every.items()
+
+    def values(self) -> ValuesView[Delta]:
+        return self._every.values()
+
+
+def alike(modules: Mapping[str, Delta]) -> Iterable[tuple[Delta, Sequence[str]]]:
+    """An update, and the paths of the modules whose updates have its shapes, types and scaling, as far as is known."""
+    return modules.alike if isinstance(modules, Views) else ((delta, (path,)) for path, delta in modules.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +146,7 @@ class Adapter:
     @property
     def updates(self) -> dict[str, Delta]:
         """Of each module and of each parameter that is changed as a whole."""
-        return {**self.modules, **self.differences}
+        return {**dict(self.modules.items()), **self.differences}
 
     @property
     def model(self) -> Architecture:
@@ -113,12 +156,12 @@ class Adapter:
     @property
     def scalings(self) -> tuple[float, ...]:
         """The distinct scalings of its modules, sorted."""
-        return tuple(sorted({w.scaling for delta in self.modules.values() for w in delta}))
+        return tuple(sorted({w.scaling for delta, _ in alike(self.modules) for w in delta}))
 
     @property
     def dora(self) -> bool:
         """Whether it has magnitudes (DoRA)."""
-        return any(w.magnitude is not None for delta in self.modules.values() for w in delta)
+        return any(w.magnitude is not None for delta, _ in alike(self.modules) for w in delta)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from loraforge.adapter.adapter import Adapter
-from loraforge.algebra.lora import LoraWeight, rows
+from loraforge.adapter.adapter import Adapter, alike
+from loraforge.algebra.lora import Delta, LoraWeight, rows
 from loraforge.errors import ConversionError, Try, adding
 from loraforge.hub.address import is_repo, renamed
 from loraforge.names.catalog import architectures
@@ -16,6 +17,7 @@ from loraforge.names.diffusers_config import Placed
 from loraforge.names.dimensions import Sized, Solution, solve
 from loraforge.names.layout import Architecture, Variant
 from loraforge.names.lookalike import of_repo
+from loraforge.numbered import parted
 from loraforge.text import command, listed
 
 FOLDERS = "models model checkpoints ckpts ckpt weights pretrained outputs output data cache".split()
@@ -31,23 +33,63 @@ class _Solved(NamedTuple):
     solution: Solution
 
 
-_LAST: list[tuple[Any, _Solved]] = []
-"""What was computed for the last few adapters, as architectures they may be of: several questions about each follow."""
+class _Seen(NamedTuple):
+    """What is known of the modules of an adapter."""
+
+    modules: Mapping[str, Delta]
+    sample: Mapping[str, Delta]
+    """The first and the last module of each name and shape; the numbers may be those of another one like it."""
+    solved: dict[tuple[object, ...], _Solved]
+    """Architecture, layout and last block -> what follows from its shapes there."""
+
+
+_LAST: list[_Seen] = []
+"""The last few adapters: several questions about each follow."""
+
+
+def _seen(adapter: Adapter) -> _Seen:
+    for one in _LAST:
+        if adapter.modules is one.modules or adapter.modules is one.sample:
+            return one
+    groups, layout = defaultdict[tuple[object, ...], dict[str, Delta]](dict), adapter.model.layouts[adapter.layout]
+    for delta, paths in alike(adapter.modules):
+        kind = parted(paths[0])[::2], located[0].text if (located := layout.locate(paths[0])) else ""
+        ends = min(paths, key=_by_length), max(paths, key=_by_length)
+        groups[*kind, *[(w.A.shape, w.B.shape, w.kernel) for w in delta]] |= dict.fromkeys(ends, delta)
+    shown = {end(each, key=_by_length): each for each in groups.values() for end in (min, max)}
+    some = {path: shown[path][path] for path in adapter.modules if path in shown}
+    _LAST[:] = [*_LAST[-7:], _Seen(adapter.modules, some, {})]
+    return _LAST[-1]
+
+
+def _by_length(path: str) -> tuple[int, str]:
+    """Puts block 2 before block 10, in names that are alike."""
+    return len(path), path
+
+
+def sample(adapter: Adapter) -> Adapter:
+    """The adapter with the first and the last module of each name and shape: they show what the others do."""
+    return replace(adapter, modules=_seen(adapter).sample)
 
 
 def _solved(adapter: Adapter) -> _Solved:
-    asked = (adapter.modules, adapter.architecture, adapter.layout, adapter.last)
-    for (modules, *what), answer in _LAST:
-        if modules is adapter.modules and what == [*asked[1:]]:
-            return answer
-    every, uneven = _placed(adapter)
-    sized = [Sized(path, s, shape[0], shape[1]) for path, s, _, shape in every if len(shape) > 1]
-    _LAST[:] = [*_LAST[-7:], (asked, _Solved(every, uneven, solve(sized, adapter.model.dimensions)))]
-    return _LAST[-1][1]
+    known, asked = _seen(adapter), (adapter.architecture, adapter.layout, adapter.last)
+    whole = adapter.modules is known.modules
+    if (*asked, whole) not in known.solved:
+        if whole and not (answer := _solved(sample(adapter))).uneven and not answer.solution.odd:
+            known.solved[*asked, whole] = answer
+        else:  # which modules are at fault, and how many
+            every, uneven = _placed(adapter)
+            sized = [Sized(path, s, shape[0], shape[1]) for path, s, _, shape in every if len(shape) > 1]
+            known.solved[*asked, whole] = _Solved(every, uneven, solve(sized, adapter.model.dimensions))
+    return known.solved[*asked, whole]
 
 
 def placed(adapter: Adapter) -> tuple[Placed, ...]:
-    """Module, segment, block numbers and shape of each base weight that the adapter updates or has in its file."""
+    """Module, segment, block numbers and shape of each base weight that the adapter updates or has in its file.
+
+    Of blocks that are alike only the first and the last, unless something is wrong.
+    """
     return _solved(adapter).placed
 
 
@@ -90,7 +132,7 @@ def broken(adapter: Adapter, *, rank_known: bool = False) -> str:
     `rank_known`: the rank is also recorded outside of the tensors, so that they are known not to be transposed.
     """
     arch = adapter.model
-    weights = [w for delta in adapter.modules.values() for w in delta]
+    weights = [w for delta, _ in alike(adapter.modules) for w in delta]
     if all(map(_turned, weights)) and not rank_known and not adapter.evidence:  # base weights have the sizes
         w = weights[0]
         what = f"its rank ({w.rank}) is larger than the weight it is for ({w.rows} x {w.A.shape[1]}), in every module"
@@ -140,8 +182,14 @@ def of_width(arch: Architecture, sizes: Mapping[str, int]) -> tuple[Variant, ...
 def excess(adapter: Adapter) -> dict[int, int]:
     """The block numbers that no released model of its width has -> how many blocks of that kind the deepest one has."""
     known = of_width(adapter.model, solved(adapter).values)
-    numbers = {(number, s) for _, s, index, _ in placed(adapter) for _, number in index} if known else ()
-    most = {number: max(v.depth(s) for v in known) for number, s in sorted(numbers)}
+    depths = {s: max(v.depth(s) for v in known) for _, s, _, _ in placed(adapter)} if known else {}
+
+    def numbers(every: Iterable[Placed]) -> list[tuple[int, str]]:
+        return sorted({(number, s) for _, s, index, _ in every for _, number in index})
+
+    if not known or all(number < depths[s] for number, s in numbers(placed(adapter))):
+        return {}
+    most = {number: depths[s] for number, s in numbers(_placed(adapter)[0])}
     return {number: depth for number, depth in most.items() if number >= depth}
 
 

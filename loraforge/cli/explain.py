@@ -23,7 +23,7 @@ from loraforge.text import command, plain
 _ID = re.compile(r"[dD]?([0-9]{1,6})")
 _PATH = re.compile(r"\S*(?:[/\\]|\.(?:txt|log|out|err|json|jsonl)$)\S*")
 """What is meant as a path, though there is no such file."""
-_TOKENS = re.compile(r"\s*(?:[^\s\u2e80-\uffff]+|[\u2e80-\uffff])[，。；：、）」]*")
+_TOKENS = r"\s*(?:[^\s\u2e80-\uffff]+|[\u2e80-\uffff])[，。；：、）」]*"
 """Where a line may break: after a word, and after every Chinese character that no mark follows."""
 _WIDTH = 11
 _WORDS = package_table("cli/explain")
@@ -123,7 +123,7 @@ def _row(label: str, text: str) -> list[str]:
     """A label and a text, broken between words behind a hanging indent if a terminal shows it."""
     room = max(20, shutil.get_terminal_size().columns - _WIDTH - 2) if sys.stdout.isatty() else sys.maxsize
     lines, used = [""], 0
-    for token in _TOKENS.findall(text):
+    for token in re.findall(_TOKENS, text):
         if used and used + _cells(token) > room:
             lines, used, token = [*lines, ""], 0, token.lstrip()
         lines[-1], used = lines[-1] + token, used + _cells(token)

@@ -18,7 +18,7 @@ from loraforge.files.tensorfile import TensorFile
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
 from loraforge.names.catalog import architecture, architectures, holding
-from loraforge.names.layout import Architecture, parted
+from loraforge.names.layout import Architecture
 from loraforge.names.lookalike import models, of_repo, of_words, sharing
 from loraforge.programs.as_in import read_at
 from loraforge.scale.origin import own_entry
@@ -45,7 +45,7 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     if stated and first.architecture != stated:
         text = f"{file.path} is an adapter of {first.model.title}: its modules are not called as those of {stated}."
         raise FormatError(text, *_settling([first.architecture]))
-    some = first if choice.drop else _sample(first)
+    some = first if choice.drop else fits.sample(first)
     every = [] if stated else holding(some.modules, form.layouts, getattr(form, "separator", "."))
     rivals = {name: form.layouts[name] for name in every if name != first.architecture}
     rank_known = choice.stated.trained_by is not None or _ranks_recorded(first)
@@ -84,21 +84,6 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     base = adapter.base_model and repository(adapter.base_model, file.path.parent)
     base = base or next((repo for _, repo in bases if repo), None)
     return replace(adapter, base_model=base, notes=(*adapter.notes, *notes))
-
-
-def _sample(adapter: Adapter) -> Adapter:
-    """The adapter with the first and the last module of each name and shape: they show what the others do."""
-    groups = dict[object, list[str]]()
-    for path, delta in adapter.modules.items():
-        shapes = tuple((w.A.shape, w.B.shape, w.kernel) for w in delta)
-        groups.setdefault((*parted(path)[::2], shapes), []).append(path)
-    shown = {end(paths, key=_by_number) for paths in groups.values() for end in (min, max)}
-    return replace(adapter, modules={path: delta for path, delta in adapter.modules.items() if path in shown})
-
-
-def _by_number(path: str) -> tuple[int, str]:
-    """Puts block 2 before block 10, in names that are alike."""
-    return len(path), path
 
 
 def _readable(form: Format, file: TensorFile, choice: Choice) -> Adapter:
@@ -190,8 +175,10 @@ def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
 
 def _kept(adapter: Adapter, choice: Choice) -> Adapter:
     """The adapter without the modules that match --drop; unchanged if all of them do."""
-    left = {m: d for m, d in adapter.modules.items() if not any(fnmatch.fnmatch(m, p) for p in choice.drop)}
-    return replace(adapter, modules=left) if left and len(left) < len(adapter.modules) else adapter
+    left = [path for path in adapter.modules if not any(fnmatch.fnmatch(path, p) for p in choice.drop)]
+    if len(left) in (0, len(adapter.modules)):
+        return adapter
+    return replace(adapter, modules={path: adapter.modules[path] for path in left})
 
 
 def _ranks_recorded(adapter: Adapter) -> bool:
@@ -297,7 +284,7 @@ def _contradicted(adapter: Adapter, file: TensorFile) -> str:
 def alike(adapter: Adapter) -> dict[str, frozenset[str]]:
     """Each other model that has all of its modules under these names -> whose names they are (names/lookalike.py)."""
     first = next(iter(adapter.modules), "")
-    sep = "." if not adapter.keys or first in "\n".join(adapter.keys) else "_"
+    sep = "." if not adapter.keys or any(first in key for key in adapter.keys) else "_"
     return sharing(adapter.modules, sep)
 
 

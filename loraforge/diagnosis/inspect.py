@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraforge.adapter.adapter import alike
 from loraforge.adapter.differences import counted, described
 from loraforge.adapter.drop import without
 from loraforge.adapter.fits import fits
@@ -18,6 +19,7 @@ from loraforge.conversion.report import base_text, titles, unshown
 from loraforge.document import Document
 from loraforge.errors import FileError, LoraforgeError, NoAdapterError, as_commands
 from loraforge.files.shards import group_of
+from loraforge.format.keys import kinds
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.hub.address import address
@@ -201,13 +203,19 @@ def inspect(
             raise not_an_adapter(file)
         adapter, _ = without(read_adapter(form, file, choice), drop, file)
     except LoraforgeError as refusal:
-        if asked and isinstance(refusal, NoAdapterError) and (model := _whole(source)):
+        adapters = file.path == Path(source) and lora_paths(kinds(file))  # then it is not opened again
+        if asked and isinstance(refusal, NoAdapterError) and not adapters and (model := _whole(source)):
             return model
         error = as_commands(refusal, *start) if form else refusal
-    modules = adapter.modules if adapter else {}
     layout = adapter.model.layouts[adapter.layout] if adapter else None
-    kinds = [place[0].text for place in map(layout.locate, modules) if place] if layout else []
-    types = Counter(file.tensors[key].dtype for key in (adapter.keys if adapter else file.tensors))
+    ranks, targets = Counter[int](), Counter[str]()
+    for delta, paths in alike(adapter.modules) if adapter else ():
+        ranks[delta[0].rank] += len(paths)
+        each = paths if layout and layout.last is not None else paths[:1]  # the last block may be of another kind
+        for template, _ in filter(None, map(layout.locate, each)) if layout else ():
+            targets[template.text] += len(paths) // len(each)
+    some = adapter.keys if adapter and len(adapter.keys) < len(file.tensors) else file.tensors
+    types = Counter([file.tensors[key].dtype for key in some])
     remedies = [remedy.command for remedy in error.remedies] if error else []
     if adapter and form and adapter.scale.provenance == "ambiguous":
         less = [word for pattern in drop for word in ("--drop", pattern)]
@@ -221,10 +229,10 @@ def inspect(
         evidence=(adapter.shown or None) if adapter else None,
         rivals=tuple(adapter.rivals) if adapter else (),
         layout=adapter.layout if adapter else None,
-        components=({"transformer": len(modules), "text_encoder": 0} | dict(adapter.others)) if adapter else {},
-        targets=dict(Counter(kinds)),
+        components=({"transformer": len(adapter.modules), "text_encoder": 0} | dict(adapter.others)) if adapter else {},
+        targets=dict(targets),
         differences=counted(adapter.differences) if adapter else {},
-        ranks=dict(sorted(Counter(delta[0].rank for delta in modules.values()).items())),
+        ranks=dict(sorted(ranks.items())),
         dtypes=dict(sorted(types.items())),
         scale=adapter.scale if adapter else None,
         scalings=adapter.scalings if adapter else (),

@@ -51,14 +51,9 @@ def read_safetensors(path: Path) -> TensorFile:
                 whole = "Its tensors may be whole: whoever wrote it can write the entry as a text."
                 raise FileError(f"{what}: no loader opens the file. {whole}") from error
             raise
-        header = json.loads(text, object_pairs_hook=_no_repeats)
-        metadata, start = header.pop("__metadata__", None) or {}, 8 + length  # the library lets null pass
-        tensors = {
-            key: TensorInfo(entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
-            for key, entry in header.items()
-        }
-        if odd := [key for key, info in tensors.items() if info.dtype not in BYTES]:
-            what = f"{path}: {odd[0]} has element type {tensors[odd[0]].dtype}"
+        tensors, metadata = _read_header(text, 8 + length)
+        if other := [key for key, info in tensors.items() if info.dtype not in BYTES]:
+            what = f"{path}: {other[0]} has element type {tensors[other[0]].dtype}"
             raise FileError(f"{what}, which no adapter is stored in.", remedy)
         return TensorFile(path, "safetensors", size, tensors, metadata)
 
@@ -68,6 +63,27 @@ def _not_a_text(header: bytes) -> tuple[str, object] | None:
     with suppress(Exception):
         return next((key, value) for key, value in json.loads(header)["__metadata__"].items() if type(value) is not str)
     return None
+
+
+def _read_header(text: bytes, start: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors, whose bytes begin at `start`, and the metadata. Raises ValueError if the header repeats a key.
+
+    A string has two quotes that are not its own, and an entry has five strings: a text with no more repeats nothing.
+    """
+
+    def entry(table: dict[str, Any]) -> TensorInfo | dict[str, Any]:
+        if type(table.get("data_offsets")) is not list:  # the header itself, or its metadata, whatever names are in it
+            return table
+        return TensorInfo(table["dtype"], tuple(table["shape"]), start + table["data_offsets"][0])
+
+    header = json.loads(text, object_hook=entry)
+    strings = 5 * len(header) - 4 * ("__metadata__" in header)
+    metadata: dict[str, str] = header.pop("__metadata__", None) or {}  # the library lets null pass
+    strings += 2 * len(metadata)
+    own = "".join((*header, *metadata, *metadata.values())).count('"')
+    if b"\\u" in text or text.count(b'"') != 2 * strings + own:  # an escape may hide a quote
+        json.loads(text, object_pairs_hook=_no_repeats)
+    return header, metadata
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from loraforge.algebra.dtypes import BYTES, FLOATS, numpy_type
 from loraforge.algebra.lora import Array
 from loraforge.files.mapped import FileMap
+from loraforge.numbered import Kinds, by_words
 
 KEY = "loraforge"
 """The key of our entry on a file's origin (schemas/provenance.schema.json; of base weights, fused.schema.json)."""
@@ -82,9 +84,16 @@ class TensorFile:
     """All of its tensors, also those that were left out of `tensors` since."""
     sums: dict[str, int] = field(default_factory=dict)
     """Key -> CRC-32, of tensors that were compared with what a header says of them."""
+    _kinds: Kinds = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.maps, self.whole = self.maps or (FileMap(self.path),), self.whole or self.tensors
+
+    @property
+    def kinds(self) -> Kinds:
+        """Its keys by their words."""
+        self._kinds = self._kinds or by_words(self.tensors)
+        return self._kinds
 
     @property
     def absent(self) -> int:
@@ -102,12 +111,19 @@ class TensorFile:
         return memoryview(self.maps[info.map].memory())[info.offset : info.offset + info.nbytes]
 
     def __getitem__(self, key: str) -> Array:
-        info = self.tensors[key]
-        part, dtype = self.maps[info.map], numpy_type(info.dtype)
-        if part.absent:  # shapes without numbers: a computation with them gives NaN, which every check refuses
-            return np.broadcast_to(np.asarray(math.nan if info.dtype in FLOATS else 0).astype(dtype), info.shape)
-        strides = None if info.strides is None else [stride * dtype.itemsize for stride in info.strides]
-        return np.ndarray(info.shape, dtype, part.memory(), info.offset, strides)
+        return next(self.views((key,)))
+
+    def views(self, keys: Iterable[str]) -> Iterator[Array]:
+        """The tensors with these keys. Each file is compared once with what it was when its header was read."""
+        memory = cache(lambda part: self.maps[part].memory())
+        for info in map(self.tensors.__getitem__, keys):
+            dtype = numpy_type(info.dtype)
+            if self.maps[info.map].absent:  # shapes without numbers: a computation gives NaN, which every check refuses
+                none = np.asarray(math.nan if info.dtype in FLOATS else 0).astype(dtype)
+                yield np.broadcast_to(none, info.shape)
+            else:
+                strides = info.strides and [stride * dtype.itemsize for stride in info.strides]
+                yield np.ndarray(info.shape, dtype, memory(info.map), info.offset, strides)
 
     def scatter(self) -> None:
         """Tell the system that reads will be far apart, so that it does not read ahead."""

@@ -7,8 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from loraforge.errors import FileError, LoraforgeError, ScaleError, Try, absent, adding
 from loraforge.foreign import content, reading
 from loraforge.text import shown
@@ -43,6 +41,7 @@ def parse_yaml(text: str | bytes, *, objects: bool = False) -> Any:
     Refuses a key that is twice in a mapping, and merge keys (`<<`), which can double a mapping at every level.
     Raises the errors of PyYAML.
     """
+    import yaml
 
     class Loader(yaml.SafeLoader):
         def flatten_mapping(self, node: yaml.MappingNode) -> None:

@@ -96,4 +96,4 @@ class DataFormat:
         return matching(self._paths(file), self.layouts, self.style.sep, wanted)
 
     def _paths(self, file: TensorFile) -> list[str]:
-        return [hit.path for hit in self.style.hits(kinds(file.tensors))]
+        return [hit.path for hit in self.style.hits(kinds(file))]

@@ -77,14 +77,14 @@ class DiffusersFormat:
         return checkpoints.choose(source, FILES, choice)
 
     def claims(self, file: TensorFile) -> bool:
-        hits = STYLE.hits(kinds(file.tensors))
+        hits = STYLE.hits(kinds(file))
         paths = [hit.path for hit in hits]
         if matching(paths, self.layouts) is None:  # Diffusers too finds no module of these names
             return False
         return not outdone(paths, self.layouts) if any(hit.prefix for hit in hits) else bool(header_configs(file))
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
-        hits = [hit.path for hit in STYLE.hits(kinds(file.tensors))]
+        hits = [hit.path for hit in STYLE.hits(kinds(file))]
         if not hits:
             raise not_an_adapter(file, "Diffusers adapter")
         arch = best_known(hits, self.layouts, choice.architecture)

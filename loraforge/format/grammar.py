@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from loraforge.format.keys import Hit, KeyStyle, Spelling, kinds
+from loraforge.format.keys import Hit, KeyStyle, Spelling
 from loraforge.format.sorting import ending, parts_of, spelled_as
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import pattern
@@ -112,7 +112,7 @@ def odd_words(keys: Iterable[str]) -> tuple[str, str] | None:
 
     None if the modules of fewer than half of the keys are known.
     """
-    paths = lora_paths(kinds(keys))
+    paths = lora_paths(keys)
     every = {key: [_known(cut[1], cut[2]) for cut in _cuts(path, "")] for key, path in paths.items()}
     known = {key: name for key, names in every.items() if (name := next(filter(None, names), None))}
     if not known or 2 * len(known) < len(paths):

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 
+from loraforge.adapter.adapter import Views
 from loraforge.adapter.drop import patterns_for
 from loraforge.algebra.dtypes import FACTORS, FLOATS, numpy_type, widened
 from loraforge.algebra.lora import Array, Delta, LoraWeight
 from loraforge.errors import FormatError, NamesError
 from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.key_faults import mixed, module_faults, unknown
-from loraforge.format.sorting import WHOLE, cut, ending, parts_of, spelled_as, taken_apart
-from loraforge.names.layout import Architecture, parted
+from loraforge.format.sorting import WHOLE, Alike, ending, parts_of, spelled_as, taken_apart
+from loraforge.names.layout import Architecture, Layout
+from loraforge.numbered import Kinds, by_words, parted
 from loraforge.text import listed
 
 FACTOR_NAMES = ("A", "B", "magnitude", "alpha")
@@ -65,11 +69,22 @@ class Keys(NamedTuple):
 
     A: str
     B: str
-    magnitude: str | None = None
-    alpha: str | None = None
-    rows: slice = WHOLE
+    magnitude: str | None
+    alpha: str | None
+    like: Like
+
+
+class Like(NamedTuple):
+    """What holds of a pair in all modules that are alike."""
+
+    A: TensorInfo
+    B: TensorInfo
+    """Of the first module: its type and shape are those of all."""
+    stack: tuple[str, ...]
+    """The segments of the module."""
+    rows: slice
     """The rows of B and of the magnitude that are the module's: all, unless it is a part of a fused module."""
-    linear: bool = False
+    linear: bool
     """Whether the factors are stored as 1x1 convolutions of a module that is none."""
 
 
@@ -81,17 +96,16 @@ _COLUMN = ".dora_scale"
 """LyCORIS's word for a magnitude, which it stores as [rows, 1] (modules/locon.py)."""
 
 
-def kinds(keys: Iterable[str]) -> tuple[str, ...]:
+def kinds(file: TensorFile) -> tuple[str, ...]:
     """One key of each kind: keys that differ only in their first number, a block's, are of one kind."""
-    return tuple({(start, end): key for key in keys for start, _, end in (parted(key),)}.values())
+    return tuple(next(reversed(keys.values())) for keys in file.kinds.values())
 
 
 def few(file: TensorFile) -> TensorFile:
     """The file with the keys of as few blocks as have every kind of key, for what names alone decide."""
-    numbers = [parted(key) for key in file.tensors]
-    shown = set({(start, end): number for start, number, end in numbers}.values())
-    some = zip(file.tensors.items(), numbers, strict=True)
-    return replace(file, tensors={key: info for (key, info), (_, number, _) in some if number in shown})
+    numbers = {next(reversed(keys)) for keys in file.kinds.values()}
+    shown = {keys[number] for keys in file.kinds.values() for number in numbers & keys.keys()}
+    return replace(file, tensors={key: info for key, info in file.tensors.items() if key in shown})
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,63 +169,89 @@ class KeyStyle:
         """The keys of this style; not the alphas, whose word is that of many."""
         return [hit for key in keys for hit in self.parse(key) if hit.factor != "alpha"]
 
-    def find(self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str) -> dict[str, list[Keys]]:
+    def find(
+        self, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: str, kinds: Kinds | None = None
+    ) -> dict[str, list[Keys]]:
         """Module path -> the keys of its pairs in order, judged by names and shapes alone.
+
+        `kinds`: those of the file, which may have other keys too.
 
         Raises FormatError that lists every fault: keys outside the layout, modules that no LoRA adapts, A without B,
         two spellings, ranks that disagree, empty shapes, wrong element types, missing parts.
         """
         own = arch.layouts[layout]
-        found = taken_apart(self, tensors, own)
+        found = taken_apart(self, tensors, kinds or by_words(tensors), own)
         if len(found.spelled) > 1:
             raise FormatError(mixed(found.spelled, found.factors.values()))
-        names, orphans = list(unknown(found.strange, arch)), list[str]()
-        problems, modules = [*names, *found.doubled], dict[str, list[Keys]]()
-        sound = dict[tuple[object, ...], tuple[slice, bool]]()  # what holds of all modules that are alike
-        for path, module in sorted(found.modules.items()):
-            parts, stack, like = module.parts, module.stack, tuple(module.like)
-            want = len(stack) if self.parts else 1
-            pairs = [keys for _, keys in sorted(parts.items())]
-            if like in sound:
-                pass
-            elif all(keys.keys() == {"alpha"} for keys in pairs):
-                orphans += [keys["alpha"] for keys in pairs]
-                problems.append(f"{pairs[0]['alpha']} is an alpha of {path}, which has no A and no B in the file")
-            elif what := arch.unadapted.get(stack[0]):
-                problems.append(f"{path} is a {what}, which no LoRA adapts")
-            elif sorted(parts) != list(range(want)):
-                problems.append(f"{path} has parts {sorted(parts)}, not the {want} of {', '.join(stack)}")
-            elif faults := list(module_faults(path, pairs, tensors, arch, own, self)):
-                problems += faults
-            elif (rows := cut(path, module.siblings, tensors[pairs[0]["B"]].shape[0], arch, own)) is None:
-                problems.append(f"the {tensors[pairs[0]['B']].shape[0]} rows of {pairs[0]['B']} cannot be divided")
-            else:
-                # without a released model only the file shows which modules are convolutions
-                sound[like] = rows, bool(arch.variants) and not arch.kernel_sizes(stack)
-            if like in sound:
-                rows, linear = sound[like]
-                modules[path] = [Keys(**keys, rows=rows, linear=linear) for keys in pairs]
-        if problems:
+        names, orphans = list(unknown(found.strange, arch)), dict[str, str]()
+        faults, modules = dict[str, list[str]](), dict[str, list[Keys]]()
+        for alike in found.modules:
+            if all({*kinds} == {"alpha"} for kinds in alike.parts.values()):
+                orphans |= {alike.path(n): alike.pairs(n)[0]["alpha"] for n in alike.numbers}
+            for number in alike.numbers:
+                if not (what := list(self._faults(alike, number, tensors, arch, own))):
+                    modules.update(self._modules(alike, arch))
+                    break  # nor is anything wrong with those that are like it
+                faults[alike.path(number)] = what
+        if problems := [*names, *found.doubled, *(what for _, each in sorted(faults.items()) for what in each)]:
             only_those = len(problems) == len(names) + len(orphans)
-            kind = NamesError if found.strange else FormatError
-            raise kind(listed(problems), *(patterns_for([*found.strange, *orphans]) if only_those else ()))
-        return modules
+            kind, keys = NamesError if found.strange else FormatError, [key for _, key in sorted(orphans.items())]
+            raise kind(listed(problems), *(patterns_for([*found.strange, *keys]) if only_those else ()))
+        return {path: modules[path] for path in sorted(modules)}
 
-    def decode(
-        self, file: TensorFile, found: Mapping[str, list[Keys]], scaling: Callable[[str, int], float]
-    ) -> dict[str, Delta]:
+    def _faults(
+        self, alike: Alike, number: str, tensors: Mapping[str, TensorInfo], arch: Architecture, layout: Layout
+    ) -> Iterator[str]:
+        """What is wrong with one module."""
+        path, pairs, stack = alike.path(number), alike.pairs(number), alike.stack
+        want = len(stack) if self.parts else 1
+        if all(keys.keys() == {"alpha"} for keys in pairs):
+            yield f"{pairs[0]['alpha']} is an alpha of {path}, which has no A and no B in the file"
+        elif what := arch.unadapted.get(stack[0]):
+            yield f"{path} is a {what}, which no LoRA adapts"
+        elif [*alike.parts] != list(range(want)):
+            yield f"{path} has parts {[*alike.parts]}, not the {want} of {', '.join(stack)}"
+        elif faults := list(module_faults(path, pairs, tensors, arch, layout, self)):
+            yield from faults
+        elif alike.rows(arch) is None:
+            yield f"the {tensors[pairs[0]['B']].shape[0]} rows of {pairs[0]['B']} cannot be divided"
+
+    def _modules(self, alike: Alike, arch: Architecture) -> Iterator[tuple[str, list[Keys]]]:
+        """The modules that are alike, and have no fault."""
+        # without a released model only the file shows which modules are convolutions
+        linear, rows = bool(arch.variants) and not arch.kernel_sizes(alike.stack), alike.rows(arch) or WHOLE
+        pairs = []
+        for kinds in alike.parts.values():
+            keys = [[kinds[f].keys[n] for n in alike.numbers] if f in kinds else repeat(None) for f in FACTOR_NAMES]
+            pairs.append(map(Keys, *keys, repeat(Like(kinds["A"].info, kinds["B"].info, alike.stack, rows, linear))))
+        return zip(map(alike.path, alike.numbers), map(list, zip(*pairs, strict=True)), strict=True)
+
+    def decode(self, file: TensorFile, found: Mapping[str, list[Keys]], scaling: Callable[[str, int], float]) -> Views:
         """The updates of the keys, as views of the file. `scaling` is called with module path and rank."""
 
-        def weight(path: str, keys: Keys) -> LoraWeight:
-            A, B = widened(file[keys.A]), widened(file[keys.B])
-            B = B if keys.rows is WHOLE else B[keys.rows]
-            magnitude = widened(file[keys.magnitude]).reshape(-1)[keys.rows] if keys.magnitude else None
-            rank, kernel = A.shape[0], () if keys.linear else A.shape[2:]
+        def read(paths: Iterable[str]) -> dict[str, Delta]:
+            chosen = {path: found[path] for path in paths}
+            each = [
+                key for pairs in chosen.values() for keys in pairs for key in (keys.A, keys.B, keys.magnitude) if key
+            ]
+            views = map(widened, file.views(each))
+            return {path: tuple(weight(path, keys, views) for keys in pairs) for path, pairs in chosen.items()}
+
+        def weight(path: str, keys: Keys, views: Iterator[Array]) -> LoraWeight:
+            A, B = next(views), next(views)
+            B = B if keys.like.rows is WHOLE else B[keys.like.rows]
+            magnitude = next(views).reshape(-1)[keys.like.rows] if keys.magnitude else None
+            rank, kernel = A.shape[0], () if keys.like.linear else A.shape[2:]
             if A.ndim > 2:
                 A, B = A.reshape(rank, -1), B.reshape(-1, rank)
             return LoraWeight(A, B, scaling(path, rank), magnitude, kernel)
 
-        return {path: tuple(weight(path, keys) for keys in pairs) for path, pairs in found.items()}
+        groups = defaultdict[tuple[int, float], list[str]](list)
+        for path, (first, *_) in found.items():
+            groups[id(first.like), scaling(path, first.like.B.shape[1])].append(path)
+        for part in file.maps if not file.absent else ():  # what is read is the file as it is now
+            part.memory()
+        return Views(found, [*groups.values()], read)
 
     def encode(self, path: str, delta: Delta) -> Iterator[tuple[str, Array]]:
         """The keys and tensors of one module that already fits this style."""
@@ -238,16 +278,18 @@ class KeyStyle:
 
 def alphas(found: Mapping[str, list[Keys]], file: TensorFile) -> dict[str, float]:
     """Module path -> the value of its alpha tensor, if it has one. Raises FormatError if it is not one number."""
-    values: dict[str, float] = {}
+    groups, values = defaultdict[tuple[str, tuple[int, ...], int], dict[str, int]](dict), dict[str, float]()
     for path, pairs in found.items():
-        if (key := pairs[0].alpha) is None:
-            continue
-        info = file.tensors[key]
-        if math.prod(info.shape) != 1 or (kind := _ALPHA_TYPES.get(info.dtype)) is None:
-            raise FormatError(f"{key} is {info.dtype} {list(info.shape)}, not one number")
-        # `memory` refuses a tensor that was not fetched; file[key] would give numbers for it
-        values[path] = np.frombuffer(file.maps[info.map].memory(), kind, 1, info.offset)[0].item()
-    return values
+        if key := pairs[0].alpha:
+            dtype, shape, offset, _, part = file.tensors[key]
+            groups[dtype, shape, part][path] = offset
+    for (dtype, shape, part), offsets in groups.items():
+        if math.prod(shape) != 1 or (kind := _ALPHA_TYPES.get(dtype)) is None:
+            raise FormatError(f"{found[next(iter(offsets))][0].alpha} is {dtype} {list(shape)}, not one number")
+        content = np.frombuffer(file.maps[part].memory(), np.uint8)  # refuses what was not fetched
+        numbers = content[np.add.outer([*offsets.values()], range(kind.itemsize))].view(kind)
+        values |= zip(offsets, numbers[:, 0].tolist(), strict=True)
+    return {path: values[path] for path in found if path in values}
 
 
 _ALPHA_TYPES = {
@@ -258,17 +300,17 @@ _ALPHA_TYPES = {
 """The types that an alpha may have: those of factors, and integers."""
 
 
-def ranks(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+def ranks(found: Mapping[str, list[Keys]]) -> dict[str, int]:
     """Module path -> the rank of its first pair."""
-    return {path: tensors[keys[0].B].shape[1] for path, keys in found.items()}
+    return {path: keys[0].like.B.shape[1] for path, keys in found.items()}
 
 
-def altered(found: Mapping[str, list[Keys]], tensors: Mapping[str, TensorInfo]) -> list[str]:
+def altered(found: Mapping[str, list[Keys]]) -> list[str]:
     """Notes on what is read otherwise than it is stored; each is exact."""
     pairs = [keys for each in found.values() for keys in each]
-    cut = {keys.B for keys in pairs if keys.rows != slice(None)}
-    short = sum(tensors[key].dtype not in FACTORS for keys in pairs for key in (keys.A, keys.B))
-    flat = sum(keys.linear and len(tensors[keys.A].shape) > 2 for keys in pairs)
+    cut = {keys.B for keys in pairs if keys.like.rows is not WHOLE}
+    short = sum(info.dtype not in FACTORS for keys in pairs for info in keys.like[:2])
+    flat = sum(keys.like.linear and len(keys.like.A.shape) > 2 for keys in pairs)
     notes = {
         f"{len(cut)} fused modules like {min(cut, default='')} were cut into the modules they stack": len(cut),
         f"{short} factors of 8 bits were widened to bfloat16, which has each of their numbers": short,

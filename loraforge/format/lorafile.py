@@ -52,12 +52,13 @@ def read_lora_file(
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
     try:
         whole = _whole(file, style, arch, layout)
-        pairs = style.find({key: info for key, info in file.tensors.items() if key not in whole}, arch, layout)
+        factors = {key: info for key, info in file.tensors.items() if key not in whole} if whole else file.tensors
+        pairs = style.find(factors, arch, layout, file.kinds)
         stored = alphas(pairs, file)
         _check(whole, file, pairs)
     except FormatError as error:
         raise type(error)(f"{file.path}: {error.message}", *(error.remedies or [look])) from error
-    sizes = ranks(pairs, file.tensors)
+    sizes = ranks(pairs)
     dora = any(keys.magnitude for each in pairs.values() for keys in each)
     known = origin(file.metadata, seal(file, tuple(file.whole), choice))
 
@@ -65,10 +66,9 @@ def read_lora_file(
         whole = {} if file.absent else style.decode(file, pairs, lambda *_: 1.0)
         return {path: prune(delta[0]).rank for path, delta in whole.items()}
 
-    stacked = ((path, arch.layouts[layout].stacked(path)) for path in stored)
-    ups = {path: (pairs[path][0].B, segments) for path, segments in stacked if len(segments) > 1}
-    heights = {path: arch.sizes(segments, file.tensors[up].shape[0]) for path, (up, segments) in ups.items()}
-    stacks = Stacks({path: rows for path, rows in heights.items() if rows}, lambda path: file[ups[path][0]])
+    stacked = {path: pairs[path][0] for path in stored if len(pairs[path][0].like.stack) > 1}
+    heights = {path: arch.sizes(keys.like.stack, keys.like.B.shape[0]) for path, keys in stacked.items()}
+    stacks = Stacks({path: rows for path, rows in heights.items() if rows}, lambda path: file[stacked[path].B])
     record = search(Record(file, choice, sizes, stored, dora, known, peft=writes == "peft", live=live, stacks=stacks))
     if _as_diffsynth(file, pairs) and "diffsynth" not in arch.layouts and writers(arch.name, "diffsynth", {}):
         writes = "diffsynth"
@@ -89,7 +89,7 @@ def read_lora_file(
     }
     matrices = {one.path: added[key] for key, one in whole.items() if one.matrix}
     acting = {k: d for k, d in added.items() if not whole[k].matrix and (file.absent or not is_zero(d))}
-    notes = list(altered(pairs, file.tensors))
+    notes, modules = list(altered(pairs)), style.decode(file, pairs, rule.of)
     if idle := len(whole) - len(matrices) - len(acting):
         notes.append(f"{idle} whole differences are zero, and change nothing")
     if matrices:
@@ -97,7 +97,7 @@ def read_lora_file(
     return Adapter(
         architecture=arch.name,
         layout=layout,
-        modules=style.decode(file, pairs, rule.of) | matrices,
+        modules={**modules, **matrices} if matrices else modules,
         differences={parameter_key(whole[key].path, whole[key].parameter): delta for key, delta in acting.items()},
         scale=known.settle(scale, rule, choice.stated, sizes, str(file.path), record.configs.get(rule.file)),
         ranks_recorded=rule.has_rank,
@@ -127,7 +127,9 @@ def _whole(file: TensorFile, style: KeyStyle, arch: Architecture, layout: str) -
     """The key of each whole difference -> where it is added. A key of which that is not known is left out."""
     found, own = dict[str, _Whole](), arch.layouts[layout]
     words = {end.rpartition(".")[2] for end in suffixes()}
-    for key in (key for key in file.tensors if key.rpartition(".")[2] in words):
+    kinds = [keys.values() for keys in file.kinds.values() if next(iter(keys.values())).rpartition(".")[2] in words]
+    some = {key for keys in kinds for key in keys}
+    for key in (key for key in file.tensors if key in some) if some else ():
         match, end = next(((m, end) for end in suffixes() if (m := ending(end).fullmatch(key))), (None, ""))
         stem = match["path"] if match else ""
         inner, _, last = stem.rpartition(".")
@@ -179,7 +181,8 @@ def _as_diffsynth(file: TensorFile, pairs: Mapping[str, list[Keys]]) -> bool:
 def _own(file: TensorFile, others: Mapping[str, str]) -> None:
     """Raises FormatError for tensors of other components: they are left out only if the user says so."""
     known = {**COMPONENTS, **others}
-    theirs = sorted(key for key in file.tensors if key.startswith((*known,)))
+    near = [keys for (at, _), keys in file.kinds.items() if any(at.startswith(k) or k.startswith(at) for k in known)]
+    theirs = sorted(key for keys in near for key in keys.values() if key.startswith((*known,)))
     foreign = {key: next(filter(key.startswith, known)) for key in theirs}
     if foreign:
         first, start = next(iter(foreign.items()))

@@ -22,7 +22,7 @@ _LORA_RUN = "Give what the LoRA run wrote."
 
 def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this version reads") -> NoAdapterError:
     """The refusal of a file that holds no `wanted`."""
-    paths = lora_paths(file.tensors)
+    paths = lora_paths(kinds(file))
     if not of_training(file) and not _diffsynth(file) and (error := _others(file, paths)):
         return error
     for kind in _KINDS:
@@ -38,7 +38,7 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
 
 def foreign(file: TensorFile) -> NoAdapterError | None:
     """The refusal of another model's adapter; None if the names are of no model that is known."""
-    return _others(file, lora_paths(file.tensors))
+    return _others(file, lora_paths(kinds(file)))
 
 
 def _others(file: TensorFile, paths: Mapping[str, str]) -> NoAdapterError | None:
@@ -50,7 +50,7 @@ def _misspelt(file: TensorFile, paths: Mapping[str, str]) -> NoAdapterError | No
     """The refusal of an adapter with known modules in a spelling that no format has; None if there are no LoRA keys."""
     if not paths:
         return None
-    if (odd := odd_words(file.tensors)) is None:
+    if (odd := odd_words(kinds(file))) is None:
         return _of_names(file, paths, _not_named())
     title, words = odd
     others = f" (which {other} has too)" if (other := other_model(paths.values(), tied=True)) else ""
@@ -59,7 +59,8 @@ def _misspelt(file: TensorFile, paths: Mapping[str, str]) -> NoAdapterError | No
 
 def _of_names(file: TensorFile, paths: Mapping[str, str], what: str) -> NoAdapterError:
     """The refusal of an adapter for its names, with three of them, from different modules if possible."""
-    keys = list(paths)
+    meant = {key for each in file.kinds.values() if not paths.keys().isdisjoint(each.values()) for key in each.values()}
+    keys = [key for key in file.tensors if key in meant]
     names = listed(keys[:: max(1, len(keys) // 3)][:3])
     return NoAdapterError(f"{file.path} is {what}. Its names are like {names}.", _skeleton(file))
 
@@ -74,7 +75,7 @@ def _skeleton(file: TensorFile) -> str:
 
 def _base(file: TensorFile) -> str | None:
     """The title of the architecture with a layout of the most module kinds (at least three), or None."""
-    weights = [key.removeprefix(SAT_PREFIX) for key in kinds(file.tensors) if key.endswith(".weight")]
+    weights = [key.removeprefix(SAT_PREFIX) for key in kinds(file) if key.endswith(".weight")]
     paths = [re.sub(r"(\.original)?(\.base_layer)?\.weight$", "", key) for key in weights]
     index = architectures().index
     most = index.homes({pattern(path) for path in paths}).most_common(1)
@@ -82,7 +83,7 @@ def _base(file: TensorFile) -> str | None:
 
 
 def _any(*starts: str) -> Callable[[TensorFile], bool]:
-    return lambda file: any(key.startswith(starts) for key in file.tensors)
+    return lambda file: any(key.startswith(starts) for key in kinds(file))
 
 
 def _optimizer(file: TensorFile) -> bool:
@@ -90,13 +91,15 @@ def _optimizer(file: TensorFile) -> bool:
 
 
 def _trainers(file: TensorFile) -> bool:
-    return of_training(file) and any(".lora_A." in key or ".base_layer." in key for key in file.tensors)
+    return of_training(file) and any(".lora_A." in key or ".base_layer." in key for key in kinds(file))
 
 
 def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
     """Only the adapter, and a note, if the file is a model with LoRA layers in it; otherwise the file as it is."""
+    if "ds_version" in file.tops or not of_training(file):
+        return file, ()
     mine = {key: info for key, info in file.tensors.items() if ".lora_" in key or "modules_to_save" in key}
-    if not mine or not any(".base_layer." in key for key in file.tensors) or "ds_version" in file.tops:
+    if not mine:
         return file, ()
     note = f"took the adapter out of a model that was saved with its LoRA layers in it: {len(mine)} tensors of"
     return replace(file, tensors=mine, within=len(file.tensors)), (f"{note} {len(file.tensors)}",)
@@ -104,12 +107,12 @@ def taken_out(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
 
 def _diffsynth(file: TensorFile) -> bool:
     """Whether the names are DiffSynth's. Wan's in Diffusers begin the same way, but have an attn2."""
-    return bool(file.tensors) and all(key.startswith("blocks.") and ".attn1.to_" in key for key in file.tensors)
+    return bool(file.tensors) and all(key.startswith("blocks.") and ".attn1.to_" in key for key in kinds(file))
 
 
 def of_training(file: TensorFile) -> bool:
     """Whether it is a trainer's own state: DeepSpeed's, or a whole model that still has PEFT's layers."""
-    return "ds_version" in file.tops or any(".base_layer." in key for key in file.tensors)
+    return "ds_version" in file.tops or any(".base_layer." in key for key in kinds(file))
 
 
 @dataclass(frozen=True, slots=True)

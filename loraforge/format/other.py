@@ -55,14 +55,14 @@ class OtherFormat:
         return checkpoints.choose(source, (), choice) if source.is_file() else None
 
     def claims(self, file: TensorFile) -> bool:
-        every = kinds(file.tensors)
+        every = kinds(file)
         return not of_training(file) and 2 * sum(bool(self.style.parse(key)) for key in every) >= len(every) > 0
 
     def read(self, file: TensorFile, choice: Choice) -> Adapter:
         hits = self._hits(file)
         if not hits:
             raise not_an_adapter(file)
-        for key in kinds(file.tensors):
+        for key in kinds(file):
             if len(every := self.style.every(key)) > 1:
                 each = " and ".join(f"{factor} of {path}" for path, factor in every)
                 text = f"{file.path}: {key} can be read in two ways, as {each}. Which is meant is not known."
@@ -75,7 +75,7 @@ class OtherFormat:
         return replace(adapter, notes=(described(hits), *adapter.notes))
 
     def _hits(self, file: TensorFile) -> list[Hit]:
-        return self.style.hits(kinds(file.tensors))
+        return self.style.hits(kinds(file))
 
     def _best(self, hits: list[Hit], layouts: Mapping[str, str]) -> str:
         """The architecture that has the most of these modules."""

@@ -90,7 +90,7 @@ class PeftFormat:
         return found
 
     def claims(self, file: TensorFile) -> bool:
-        hits = STYLE.hits(kinds(file.tensors))
+        hits = STYLE.hits(kinds(file))
         if config_path(file):
             # diffusion-pipe's folder has one too, but ComfyUI's names, or original ones behind the component
             starts = tuple(f"{name}." for name in COMPONENTS)
@@ -106,7 +106,7 @@ class PeftFormat:
         config = read_config(path) if path else None
         if config and (odd := peft_config.unsupported(config)):
             raise VariantError(f"{file.path}: its {CONFIG} has {odd}.", command("loraforge", "inspect", file.path))
-        hits = [hit.path for hit in STYLE.hits(kinds(file.tensors))]
+        hits = [hit.path for hit in STYLE.hits(kinds(file))]
         if not hits:
             raise not_an_adapter(file, "PEFT adapter")
         arch = best_known(hits, self.layouts, choice.architecture)

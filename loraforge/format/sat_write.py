@@ -12,8 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from loraforge.algebra.lora import Array
 from loraforge.errors import ConversionError, FileError, VerificationError, adding
 from loraforge.files.digest import changed
@@ -75,6 +73,8 @@ class SatWriter(LoraFileWriter):
         return {}
 
     def beside(self, target: Target) -> dict[str, str]:
+        import yaml
+
         alpha = int(self.alpha) if self.alpha.is_integer() else self.alpha
         params = {"r": max(target.ranks.values()), "lora_alpha": alpha}
         section: dict[str, Any] = {"target": "sat.model.finetune.lora2.LoraMixin", "params": params}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from functools import cache
 from itertools import takewhile
 from typing import Any
 
 from loraforge.names.dimensions import Sized, Sizes, Solution, solve
+from loraforge.numbered import parted
 
 COMPONENT = "transformer"
 """Diffusers' name of the part of most pipelines that LoRAs adapt: a folder, and the prefix of keys and entries."""
@@ -93,19 +94,8 @@ def parameter_key(path: str, parameter: str) -> str:
     return f"{path}.{parameter}" if path else parameter
 
 
-_FIRST = re.compile(r"(?<=[._])(0|[1-9][0-9]{0,5})(?=[._])")
 ANY = "999999"
 """A block number that is asked for in place of all: it is a word of no template, and of no model known."""
-
-
-@lru_cache(1 << 17)
-def parted(name: str) -> tuple[str, str, str]:
-    """A key or a module path: what is before its first number as programs write it, that number, and what is after it.
-
-    All of the name and twice nothing if it has no number, or none that is within it.
-    """
-    parts = _FIRST.split(name, 1)
-    return (parts[0], parts[1], parts[2]) if len(parts) > 1 else (name, "", "")
 
 
 def _is_number(token: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from loraforge.adapter.adapter import Adapter
+from loraforge.adapter.adapter import Adapter, alike
 from loraforge.adapter.differences import has_lora_bias
 from loraforge.errors import LoraforgeError, ScaleError, Try, adding, no_such
 from loraforge.files.tensorfile import TensorFile
@@ -83,7 +83,7 @@ def _offered(form: Format, file: TensorFile, choice: Choice, adapter: Adapter | 
     """
     try:
         adapter = adapter or form.read(file, replace(choice, stated=_PLAIN, training_config=None))
-        if len({w.rank for delta in adapter.modules.values() for w in delta}) == 1:
+        if len({w.rank for delta, _ in alike(adapter.modules) for w in delta}) == 1:
             file = few(file)  # without a record, programs treat modules of one kind and rank alike
             adapter = form.read(file, replace(choice, stated=_PLAIN, training_config=None))
     except LoraforgeError:

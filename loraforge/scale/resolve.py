@@ -128,4 +128,5 @@ def _agree(one: Rule, other: Rule, ranks: Mapping[str, int], *remedies: Try) -> 
 
 def _both(ranks: Mapping[str, int], *rules: Rule) -> list[tuple[str, int]]:
     """The modules that all of the rules cover, and their ranks."""
-    return [(p, rank) for p, rank in ranks.items() if all(rule.covers is None or p in rule.covers for rule in rules)]
+    covers = [rule.covers for rule in rules if rule.covers is not None]
+    return [(path, rank) for path, rank in ranks.items() if not covers or all(path in one for one in covers)]

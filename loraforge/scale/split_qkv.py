@@ -72,6 +72,8 @@ def parts(
 
     Raises ReadingsError if nothing tells whether they do; ScaleError if `by` says so and no module is block-diagonal.
     """
+    if by != APART and stacks.heights.keys().isdisjoint(alphas):
+        return Parts({})
     stacked = {path: len(stacks.heights[path]) if path in stacks.heights else 1 for path in alphas}
     stored = {path: float(f"{alpha / ranks[path]:.9g}") for path, alpha in alphas.items()}
     adjusted = len({*stored.values()}) == 1 and (1.0 in stored.values() or len({*stacked.values()}) > 1)

@@ -1,4 +1,4 @@
-"""What `loraforge inspect` of adapters with many modules costs, as ratios to reading their headers as JSON.
+"""What `loraforge inspect` of adapters with many modules costs: ratios to reading their headers as JSON and to click.
 
 `inspect_many.py [--modules 20000] [--runs 5]`. Whole processes of the interpreter that runs this, one of each in turn,
 CPU seconds (user and system), medians after one round that is not counted. Linux only.
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from startup import LORAFORGE, seconds
+from startup import COMMANDS, LORAFORGE, seconds
 
 PAIR = {".lora_A.weight": [1, 8], ".lora_B.weight": [8, 1]}
 KOHYA = {".lora_down.weight": [1, 8], ".lora_up.weight": [8, 1], ".alpha": []}
@@ -43,15 +43,16 @@ def main() -> None:
     parser.add_argument("--modules", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=5)
     given = parser.parse_args()
-    print(f"{given.modules} modules       header s  inspect s  ratio")
+    print(f"{given.modules} modules       header s  click s  inspect s  x header  x click")
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
             path = Path(folder) / "adapter.safetensors"
             write(path, kind, given.modules)
-            commands = ([sys.executable, "-c", HEADER, str(path)], [LORAFORGE, "inspect", str(path)])
+            plain = [[sys.executable, "-c", HEADER, str(path)], COMMANDS["import click"]]
+            commands = [*plain, [LORAFORGE, "inspect", str(path)]]
             rounds = [[seconds(one, refused=True) for one in commands] for _ in range(given.runs + 1)][1:]
-            plain, ours = map(median, zip(*rounds, strict=True))
-            print(f"{kind:<20}{plain:>10.3f}{ours:>11.3f}{ours / plain:>7.1f}")
+            header, click, ours = map(median, zip(*rounds, strict=True))
+            print(f"{kind:<20}{header:>10.3f}{click:>9.3f}{ours:>11.3f}{ours / header:>10.1f}{ours / click:>9.1f}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def text(*entries: str) -> bytes:
 
 
 KEY_A, KEY_B = f'"{A}":{json.dumps(entry())}', f'"{B}":{json.dumps(entry(SIZE, 2 * SIZE, (8, 4)))}'
+HIDDEN = "\\u0022" * KEY_A.count('"')
 NESTED = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
 
 HEADERS = {
@@ -59,6 +60,7 @@ HEADERS = {
     "a tensor that is null": text(f'"{A}":null', KEY_B),
     "a key twice": text(KEY_A, KEY_A, KEY_B),
     "a key twice with other offsets": text(KEY_A, KEY_B, f'"{A}":{json.dumps(entry(SIZE, 2 * SIZE))}'),
+    "a key twice beside escapes of as many quotes": text(f'"__metadata__":{{"a":"{HIDDEN}"}}', KEY_A, KEY_A, KEY_B),
     "a field twice": text(f'"{A}":{json.dumps(entry())[:-1]},"dtype":"F16"}}', KEY_B),
     "metadata twice": text('"__metadata__":{}', '"__metadata__":{"a":"b"}', KEY_A, KEY_B),
     "a metadata entry twice": text('"__metadata__":{"a":"b","a":"c"}', KEY_A, KEY_B),

@@ -88,7 +88,7 @@ main({[verb, *map(str, words)]!r}, standalone_mode=False)
 
 
 LAYERS = (
-    "text _version threads document tables < errors < foreign < algebra facts plugin < files names fusion < "
+    "text numbered _version threads document tables < errors < foreign < algebra facts plugin < files names fusion < "
     "scale hub media < adapter < format < programs < conversion < base < live diagnosis learning < "
     "publishing < __init__ settings < cli testing < __main__"
 )
@@ -174,6 +174,7 @@ OPTIONAL = {
     "skimage",
     "imageio_ffmpeg",
     "psutil",
+    "yaml",
 }
 """What may be imported inside a function: heavy, or of an extra."""
 

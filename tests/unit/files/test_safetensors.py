@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,3 +114,39 @@ def test_of_several_files_those_that_were_fetched_are_read(tmp_path: Path) -> No
     assert bytes(file.raw("a")) == b"12" and np.isnan(file["b"]).all()
     with pytest.raises(FileError, match=r"/b: that stands in its tensors"):
         file.raw("b")
+
+
+@pytest.mark.parametrize("name", ["data_offsets", "__metadata", 'a"b', "a\\b", "名"])
+def test_a_header_may_use_its_own_words_as_names(name: str, tmp_path: Path) -> None:
+    texts = {"data_offsets": "x", "shape": '"', "dtype": "\\", name: '{"r": 4}'}
+    write_safetensors(tmp_path / "x", {name: ("F32", (2,))}, [(name, np.ones(2, np.float32))], texts)
+    file = read_safetensors(tmp_path / "x")
+    assert dict(file.metadata) == texts
+    assert file[name].tolist() == [1, 1]
+    assert file.tensors[name].shape == (2,)
+
+
+def test_the_library_alone_and_json_read_a_header_and_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"blocks.{n}.x" for n in range(9)]
+    write_safetensors(tmp_path / "x", dict.fromkeys(keys, ("F32", ())), [(k, np.ones((), "f4")) for k in keys], {})
+    plain, calls = json.loads, list[object]()
+    monkeypatch.setattr(json, "loads", lambda *args, **how: (calls.append(how), plain(*args, **how))[1])
+    assert read_safetensors(tmp_path / "x").tensors.keys() == {*keys}
+    assert len(calls) == 1
+
+
+def test_views_compare_the_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, checks = [f"blocks.{n}.x" for n in range(9)], list[FileMap]()
+    write_safetensors(
+        tmp_path / "x",
+        dict.fromkeys(keys, ("F32", ())),
+        [(key, np.full((), n, "f4")) for n, key in enumerate(keys)],
+        {},
+    )
+    file, plain = read_safetensors(tmp_path / "x"), FileMap.check
+    file.maps[0].memory()
+    monkeypatch.setattr(FileMap, "check", lambda part: (checks.append(part), plain(part))[1])
+    assert [float(view) for view in file.views(keys)] == [*range(9)]
+    assert checks == [file.maps[0]]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+import loraforge
 from loraforge.errors import FormatError
-from loraforge.files.tensorfile import TensorInfo
+from loraforge.files.tensorfile import TensorFile, TensorInfo
 from loraforge.format.diffusers import STYLE
 from loraforge.format.keys import KeyStyle, Spelling
 from loraforge.names.catalog import architecture
@@ -53,11 +57,53 @@ def test_a_kind_of_key_is_read_and_located_once(style: KeyStyle, made: Any, monk
     assert counts[0] == counts[1] > 0
 
 
+@pytest.mark.parametrize("verb", [loraforge.inspect, lambda path: loraforge.read(path, alpha=4).scalings])
+def test_of_modules_that_are_alike_one_is_read(verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    plain = TensorFile.views
+    monkeypatch.setattr(TensorFile, "views", lambda file, keys: plain(file, (read.append(key) or key for key in keys)))
+    counts = []
+    for blocks in (6, 60):
+        read.clear()
+        tensors = {key: np.ones(info.shape, np.float32) for key, info in adapter(blocks).items()}
+        save_file(tensors, tmp_path / f"{blocks}.safetensors")
+        verb(tmp_path / f"{blocks}.safetensors")
+        counts.append(len(read))
+    assert counts[0] == counts[1] > 0
+    assert len(loraforge.read(tmp_path / "60.safetensors", alpha=4).modules["transformer_blocks.59.attn1.to_q"]) == 1
+
+
+def test_each_alpha_of_modules_that_are_alike_counts(tmp_path: Path) -> None:
+    tensors = {key: np.ones(info.shape, np.float32) for key, info in fused(12).items()}
+    tensors |= {key: np.array(1 + n, np.float16) for n, key in enumerate(key for key in tensors if ".alpha" in key)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    read = loraforge.read(tmp_path / "x.safetensors", "kohya", architecture="cogvideox", trained_by="sd-scripts")
+    for n in range(12):
+        assert {w.scaling for w in read.modules[f"transformer_blocks.{n}.attn1.to_k"]} == {(1 + n) / 4}
+    assert read.scalings == tuple((1 + n) / 4 for n in range(12))
+    assert (
+        len({*map(tuple, loraforge.inspect(tmp_path / "x.safetensors", architecture="cogvideox").ranks.items())}) == 1
+    )
+
+
+def test_one_block_may_be_fused_and_the_next_not() -> None:
+    apart = {
+        key.replace("to_qkv", word): info._replace(shape=(8, *info.shape[1:]) if "up" in key else info.shape)
+        for key, info in fused(2).items()
+        if "_1_" in key
+        for word in ("to_q", "to_k", "to_v")
+    }
+    mixed = {key: info for key, info in fused(2).items() if "_0_" in key} | apart
+    found = KOHYA.find(mixed, architecture("cogvideox"), "diffusers")
+    assert found["transformer_blocks.0.attn1.to_k"][0].like.rows == slice(8, 16)
+    assert found["transformer_blocks.1.attn1.to_k"][0].like.rows == slice(None)
+
+
 def test_the_parts_of_a_fused_module_have_rows_of_their_own() -> None:
     found = KOHYA.find(fused(12), architecture("cogvideox"), "diffusers")
     for n in range(12):
         words = [f"transformer_blocks.{n}.attn1.{word}" for word in ("to_q", "to_k", "to_v")]
-        assert [found[word][0].rows for word in words] == [slice(0, 8), slice(8, 16), slice(16, 24)]
+        assert [found[word][0].like.rows for word in words] == [slice(0, 8), slice(8, 16), slice(16, 24)]
 
 
 Q = MODULE.format(7, "to_q")
