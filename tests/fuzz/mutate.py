@@ -42,10 +42,10 @@ ODD_VALUES: tuple[Any, ...] = (None, True, False, [], {}, [[]], [None], {"": Non
 
 
 def changed(change: Callable[[Random, bytes], bytes], rng: Random, data: bytes) -> bytes:
-    """The data changed; as bytes, if an earlier change made it too deep for `change` itself."""
+    """The data changed; as bytes, if an earlier change made it too odd for `change` itself."""
     try:
         return change(rng, data)
-    except RecursionError:
+    except Exception:
         return of_bytes(rng, data)
 
 
