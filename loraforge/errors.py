@@ -39,7 +39,7 @@ class Try:
     def command(self) -> str:
         """The text to type: the command with its options, or only the options if they belong to what was typed."""
         if self.instead and self.of:
-            return command(*map(self._replaced, self.of))
+            return command(*self.of[:2], *map(self._replaced, self.of[2:]))
         return command(*self.of, *self.options) if self.options else self.line
 
     def _replaced(self, word: str | Path) -> str | Path:
@@ -107,6 +107,11 @@ def no_such(
     meant = "".join(f" Did you mean {one}?" for one in near)
     text = f"there is no {what} {shown(name)}{which and f' {which}'}; there are {', '.join(words)}.{meant}"
     return kind(text, *(Try(one, instead=name) for one in near), *remedies)
+
+
+def names_in(path: str | Path) -> Try:
+    """The remedy that shows what a file of tensors holds, if only its reader can tell what is wrong."""
+    return Try(command("loraforge", "inspect", "--skeleton", path), "every name in it")
 
 
 def absent(
@@ -221,14 +226,21 @@ class OutputError(LoraforgeError):
     """The destination cannot be written."""
 
 
+PIPELINE = (
+    "torch>=2.6", "diffusers>=0.34", "peft>=0.17", "transformers>=4.50", "imageio[ffmpeg]>=2.37", "imageio-ffmpeg>=0.6",
+    "pillow>=11.1", "psutil>=5.9", "scikit-image>=0.25",
+)  # fmt: skip
+"""What the extra `pipeline` of pyproject.toml installs: by these names it is found wherever loraforge is not."""
+
+
 @contextmanager
-def of_pipeline(what: str, why: str = "it comes with this") -> Iterator[None]:
-    """Around imports of `loraforge[pipeline]`: raises LoraforgeError with the command to install what is missing."""
+def of_pipeline(what: str) -> Iterator[None]:
+    """Around imports of the extra `pipeline`: raises LoraforgeError with the command to install what is missing."""
     try:
         yield
     except ImportError as error:
         text = f"{what} needs {error.name or error}, which is not installed here."
-        raise LoraforgeError(text, Try("pip install 'loraforge[pipeline]'", why)) from error
+        raise LoraforgeError(text, command("pip", "install", *PIPELINE)) from error
 
 
 def leaving_out(paths: Iterable[str]) -> Try:

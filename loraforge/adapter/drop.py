@@ -11,9 +11,9 @@ from fnmatch import filter as matching
 
 from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.differences import suffixes
-from loraforge.errors import ConversionError, Try, adding
+from loraforge.errors import ConversionError, Try, adding, names_in
 from loraforge.files.tensorfile import TensorFile
-from loraforge.text import command, listed
+from loraforge.text import listed
 
 _ENDING = re.compile(
     r"\.(lora(_[AB]|[._](down|up))(\.[^.]+)?\.weight|lora_magnitude_vector(\.[^.]+)?(\.weight)?|matrix_[AB]\.\d+"
@@ -143,5 +143,5 @@ def _useless(pattern: str, names: Iterable[str], file: TensorFile | None) -> Con
 
     near = sorted(list(one_of_each)[:500], key=likeness, reverse=True)[:3]
     text = f"--drop {pattern} matches no module and no tensor (the nearest names: {listed(near, 3)})."
-    look = [Try(command("loraforge", "inspect", "--skeleton", file.path), "every name")] if file else []
+    look = [names_in(file.path)] if file else []
     return ConversionError(text, *look)

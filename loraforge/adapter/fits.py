@@ -255,12 +255,12 @@ def variant_of_repo(repo: str) -> tuple[Architecture, Variant] | None:
 def no_repository(base: str) -> ConversionError:
     """The error for a typed base model that is not a repository of the Hub."""
     known = variant_of_repo(base)
-    meant = known[1].repo if known else base.strip().rstrip("/") if Path(base).is_dir() else "zai-org/CogVideoX-5b"
+    meant = known[1].repo if known else base.strip().rstrip("/")
     if repository(meant) is None:  # a folder here is called so
-        meant = f"hf://{meant}" if repository(f"hf://{meant}") else "hf://zai-org/CogVideoX-5b"
+        meant = f"hf://{meant}"
     why = "a path: a folder here is called so" if Path(base).exists() and base.strip() else "a path"
-    right = adding("--base-model", meant, why="" if known else "for example")
-    return ConversionError(f"--base-model {base} is no Hub id (like zai-org/CogVideoX-5b), but {why}.", right)
+    right = [adding("--base-model", meant)] if repository(meant) else []
+    return ConversionError(f"--base-model {base} is no Hub id (like zai-org/CogVideoX-5b), but {why}.", *right)
 
 
 def misnamed(adapter: Adapter, base: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from loraforge.base.model import BaseModel
 from loraforge.base.positions import grid
-from loraforge.errors import ConversionError, FileError, Try, adding
+from loraforge.errors import ConversionError, FileError, Try, adding, names_in
 from loraforge.files.texts import read_json, read_yaml
 from loraforge.format.sat_names import CONFIG
 from loraforge.names.diffusers_config import entries, filled, fixed, like, sizes
@@ -34,7 +34,7 @@ def variant_of(base: BaseModel) -> Variant:
         return next(iter(kinds.values()))
     names = " or ".join(variant.name for variant in possible)
     text = f"{names}, and its other names do not tell which" if possible else f"no released {base.architecture.title}"
-    look = command("loraforge", "inspect", "--skeleton", base.files[0].path)
+    look = names_in(base.files[0].path)
     raise ConversionError(f"{base.path} has the shapes of {text}.", look)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from loraforge.base.origin import entry
 from loraforge.base.route import Piece, route
 from loraforge.base.stream import Engine, NewTensor, Part, measure
 from loraforge.document import Document, rows, title
-from loraforge.errors import ConversionError, adding
+from loraforge.errors import ConversionError, adding, names_in
 from loraforge.files.resume import check_place
 from loraforge.format.sat_names import SAT_PREFIX, components
 from loraforge.fusion.choose import choose
@@ -122,18 +123,29 @@ def _check(base: BaseModel, to: str) -> None:
         why = f"is in layout {to} already" if base.layout == to else f"can be in layout {known}, not {to}"
         if len(base.architecture.layouts) == 1:
             why = f"is {base.architecture.title}, of which no layout but {known} is known"
-        other = [adding("--to", name) for name in base.architecture.layouts if name != base.layout]
-        raise ConversionError(f"{base.path} {why}.", *other)
+        names = (name for name in base.architecture.layouts if name != base.layout)
+        raise ConversionError(f"{base.path} {why}.", *(adding("--to", name) for name in names if _holds(base, name)))
+
+
+def _holds(base: BaseModel, layout: str) -> bool:
+    """Whether a layout has a place for every parameter."""
+    with suppress(ConversionError):
+        route(_shapes(base), base.architecture, base.layout, layout, base.variants)
+        return True
+    return False
+
+
+def _shapes(base: BaseModel) -> dict[str, tuple[int, ...]]:
+    return {name: base.held[key].tensors[key].shape for name, key in base.parameters.items()}
 
 
 def _routed(base: BaseModel, to: str, variant: Variant) -> tuple[dict[str, tuple[Piece, ...]], dict[str, str]]:
     """The result of `route` for this base. Raises ConversionError if the base lacks a parameter."""
     if gaps := list(_gaps(base, variant)):
-        look = command("loraforge", "inspect", "--skeleton", base.files[0].path)
+        look = names_in(base.files[0].path)
         raise ConversionError(f"{base.path} is not whole: there is no {listed(gaps, 3)}.", look)
-    shapes = {name: base.held[key].tensors[key].shape for name, key in base.parameters.items()}
     try:
-        return route(shapes, base.architecture, base.layout, to, [variant])
+        return route(_shapes(base), base.architecture, base.layout, to, [variant])
     except ConversionError as error:
         raise ConversionError(f"{base.path}: {error.message}.", *error.remedies) from error
 

@@ -10,13 +10,12 @@ from typing import Any
 
 from loraforge.algebra.dtypes import FACTORS
 from loraforge.base.model import INDEX, LORA, NAME, STEM, BaseModel, Kind
-from loraforge.errors import FileError, FormatError, Try, absent
+from loraforge.errors import FileError, FormatError, Try, absent, names_in
 from loraforge.files.opening import open_tensors, snapshot
 from loraforge.files.shards import group_of, indexed, is_numbered
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
 from loraforge.format.grammar import wrappers
-from loraforge.format.protocol import Found
 from loraforge.format.sat import SatFormat
 from loraforge.format.sat_names import SAT_PREFIX
 from loraforge.format.sat_run import undivided
@@ -46,7 +45,7 @@ def open_base(path: str | Path) -> BaseModel:
     notes, index = list(took), ""
     if source.is_dir():
         whole = (source / "config.json").exists() or (source / "model_index.json").exists()
-        if not whole and (sat := _sat(source)):
+        if not whole and (sat := SatFormat().find(source, Choice()) or SatFormat().below(source)):
             kind: Kind = "sat"
             files, notes = [_open(sat.path)], [*notes, *sat.notes]
         else:
@@ -75,21 +74,6 @@ def open_base(path: str | Path) -> BaseModel:
 def _component(pipeline: Path) -> Path:
     """The folder of the model that LoRAs adapt."""
     return next((pipeline / name for name in COMPONENTS if (pipeline / name).is_dir()), pipeline / COMPONENT)
-
-
-def _sat(source: Path) -> Found | None:
-    try:
-        return SatFormat().find(source, Choice()) or SatFormat().below(source)
-    except FileError as error:  # the verbs that take a base model have no --iteration
-        numbers = {remedy: str(remedy.options[1]) for remedy in error.remedies if remedy.names == {"--iteration"}}
-        error.remedies = tuple(
-            Try(str(_numbered(source, numbers[r])), instead=str(source)) if r in numbers else r for r in error.remedies
-        )
-        raise
-
-
-def _numbered(run: Path, number: str) -> Path:
-    return run / number if (run / number).is_dir() else run / f"global_step{number}"
 
 
 def _open(path: Path) -> TensorFile:
@@ -141,7 +125,7 @@ def _shards(folder: Path, notes: list[str]) -> tuple[list[TensorFile], str]:
     others = sorted({p.name for p in folder.glob("*.safetensors")} - {single.name})
     if single.is_file() and index.is_file():
         text = f"{folder} holds {single.name} and {index.name}: two models, of which loaders take the second."
-        raise FileError(text, command("rm", single), command("rm", index, *(folder / name for name in others)))
+        raise FileError(text, _aside(single), _aside(index))
     if single.is_file():
         if others:
             notes.append(f"left out, as {single.name} is the model: {listed(others, 3)}")
@@ -169,18 +153,22 @@ def _under_another_name(folder: Path) -> Path:
         return chosen[0]
     if chosen:
         text = f"{folder} holds several versions of the weights: {listed([p.name for p in chosen])}. Keep one of them."
-        # the largest has the most numbers, or the longest ones
-        raise FileError(text, command("rm", *sorted(chosen, key=_bytes)[:-1]))
+        raise FileError(text, *map(_aside, sorted(chosen, key=_bytes)[:-1]))  # the largest has the most bits
     if parts := [path.name for path, _ in known]:
         group = group_of(folder / parts[0])
         if group and sorted(group.names) == sorted(parts):
             return folder / group.names[0]
         text = f"{folder} holds {listed(parts, 3)}, and no index of its parts."
-        raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", folder / parts[0]), "what is in it"))
+        raise FileError(text, names_in(folder / parts[0]))
     text = f"{folder} has no {STEM}.safetensors and no {INDEX}"
     strange = sorted(p.name for p in folder.glob("*.safetensors"))
     more = f"; there is {listed(strange, 3)}: where that is the model, give the file" if strange else ""
     raise FileError(f"{text}{more}.")
+
+
+def _aside(path: Path) -> Try:
+    """The remedy that gives a file a name that nobody reads."""
+    return Try(command("mv", path, path.with_name(f"{path.name}.unused")), "it stays, and is not read")
 
 
 def _bytes(path: Path) -> int:
@@ -218,7 +206,7 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, around: _Around) -
         if keys:
             text = f"{file} and the shards beside it do not agree: {listed(keys, 3)} {what}."
             odd = file.parent / real.get(keys[0], files[0].path.name)
-            raise FileError(text, Try(command("loraforge", "inspect", "--skeleton", odd), "what is in it"))
+            raise FileError(text, names_in(odd))
     if missing:
         yield f"the index names {listed(missing, 3)}, which no shard holds and the model has no place for"
     if extra := sorted(real.keys() - table.keys()):
@@ -238,7 +226,7 @@ def _bare(file: TensorFile, around: _Around, notes: list[str]) -> TensorFile:
     keys = {name: key for key, name in names.items()}
     if twice := [key for key, name in names.items() if keys[name] != key]:
         text = f"{file.path} holds two weights of one name, {twice[0]} and {keys[names[twice[0]]]}: which is meant?"
-        raise FormatError(text, command("loraforge", "inspect", "--skeleton", file.path))
+        raise FormatError(text, names_in(file.path))
     if changed := [key for key, name in names.items() if key != name]:
         one = f"{changed[0]} is {names[changed[0]]}"
         notes.append(f"{len(changed)} names in {file.path.name} are read without what stands around them: {one}")
@@ -248,7 +236,7 @@ def _bare(file: TensorFile, around: _Around, notes: list[str]) -> TensorFile:
 def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, str, _Around]:
     """The architecture and layout that explain most names, at least half of those with a prefix; and what is around."""
     keys = [key for file in files for key in file.tensors if not LORA.search(key)]
-    look = command("loraforge", "inspect", "--skeleton", files[0].path)
+    look = names_in(files[0].path)
     if layers := [key for key in keys if ".base_layer." in key]:
         raise FormatError(
             f"{source} was saved with its LoRA layers still in it ({layers[0]}): loaders read noise from it. "
@@ -264,7 +252,8 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
         for prefix in _PREFIXES if not wrapped or bare != plain else ():
             names = [name.removeprefix(prefix) for name in bare if name.startswith(prefix)]
             for arch, layout in every:
-                count = sum(layout.locate(name.rpartition(".")[0]) is not None for name in names)
+                modules = filter(None, (name.rpartition(".")[0] for name in names))  # a name without one is nobody's
+                count = sum(layout.locate(module) is not None for module in modules)
                 if count > score and 2 * count >= len(names):
                     best, score = (arch, layout.name, (prefix, wrapped)), count
     if not keys:
@@ -277,7 +266,7 @@ def _recognised(source: Path, files: list[TensorFile]) -> tuple[Architecture, st
 
 
 def _check(base: BaseModel) -> None:
-    look = command("loraforge", "inspect", "--skeleton", base.files[0].path)
+    look = names_in(base.files[0].path)
     if unreadable := [key for file in base.files for key in file.opaque]:
         raise FileError(f"{base.path} holds objects this tool cannot copy: {listed(unreadable, 3)}.", look)
     layout = base.architecture.layouts[base.layout]

@@ -82,7 +82,10 @@ def _plugin_first(typed: Sequence[str]) -> list[str]:
     return [*plugins, *others]
 
 
-_ONE_OF = {"--alpha", "--trained-scale", "--trained-by", "--as-in", "--as-loaded"}
+_ONE_OF = (
+    {"--alpha", "--trained-scale", "--trained-by", "--as-in", "--as-loaded"}, {"--in-place", "-o"},
+    {"--base", "--lora-only"},
+)  # fmt: skip
 """Options of which only one may be given."""
 _ONE_EACH = {"--strength", "--settings"}
 """Repeatable options that an added one replaces as a whole."""
@@ -90,7 +93,7 @@ _ONE_EACH = {"--strength", "--settings"}
 
 def _without(typed: Sequence[str], new: frozenset[str], verb: click.Command | None) -> list[str]:
     """The typed words without the `new` options, which are added again, and without those that they exclude."""
-    new |= _ONE_OF if new & _ONE_OF else frozenset()
+    new = new.union(*(group for group in _ONE_OF if new & group))
     replaced = {  # option -> whether a value follows
         option: not getattr(parameter, "is_flag", False)
         for parameter in (verb.params if verb else ())

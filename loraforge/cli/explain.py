@@ -63,20 +63,16 @@ def _asked(text: str, file: Path, lang: str) -> list[Found]:
         say("note: ", words["ends_only"].format(log[0].content.count("\n") + 1, log[1].line))
     if entries := find(log):
         return entries
-    adapter, message = command(file), words["nothing"]
+    adapter, message = file, words["nothing"]
     if log[0].content != text and any("\0" in part.content for part in log):
-        adapter, message = command(Path(text)), words["binary"].format(text)
+        adapter, message = Path(text), words["binary"].format(text)
     elif os.path.isdir(text):  # noqa: PTH112 - a text too long for a path is no error for it
         message = words["folder"].format(text)
     elif _PATH.fullmatch(text) and not os.path.exists(text):  # noqa: PTH110 - the same
         message = words["no_file"].format(text)
-    raise LoraforgeError(
-        message,
-        Try(f"loraforge doctor {adapter}", words["doctor"]),
-        Try(f"loraforge inspect {adapter}", words["inspect"]),
-        every,
-        Try(f"loraforge inspect {adapter} --skeleton", words["report"]),
-    )
+    looks = {"doctor": ["doctor"], "inspect": ["inspect"], "report": ["inspect", "--skeleton"]}
+    tries = [Try(command("loraforge", *v, adapter), words[why]) for why, v in looks.items() if adapter.exists()]
+    raise LoraforgeError(message, *tries[:2], every, *tries[2:])
 
 
 def typed_log(text: str, lang: str = "en") -> Log:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraforge._version import __version__
-from loraforge.errors import LoraforgeError, Try
+from loraforge.errors import LoraforgeError, Try, names_in
 from loraforge.foreign import reason
 from loraforge.text import command
 
@@ -34,7 +34,7 @@ def unforeseen(error: Exception, typed: Sequence[str]) -> LoraforgeError:
     place = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"
     tries = [Try(command("env", f"{TRACE}=1", "loraforge", *typed), "shows where, for a report")]
     if file := next((word for word in typed if os.path.isfile(word)), None):  # noqa: PTH113 - a word may be any text
-        tries.append(Try(command("loraforge", "inspect", "--skeleton", Path(file)), "the file without its numbers"))
+        tries.append(names_in(Path(file)))
     refusal = UnforeseenError(f"loraforge has a fault here, and stopped: {reason(error)} ({place}).", *tries)
     python = sys.version.split()[0]
     refusal.state = f"Please report it: loraforge {__version__}, Python {python} on {sys.platform}, {place}"

@@ -13,7 +13,7 @@ from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.fits import repository, variant_of_repo
 from loraforge.algebra.lora import Delta
 from loraforge.conversion.report import unshown
-from loraforge.errors import BaseError, FormatError, NamesError, Try, adding, leaving_out
+from loraforge.errors import BaseError, FormatError, NamesError, Try, adding, leaving_out, names_in
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.not_an_adapter import foreign
 from loraforge.format.protocol import Format
@@ -24,7 +24,7 @@ from loraforge.programs.as_in import read_at
 from loraforge.scale.origin import own_entry
 from loraforge.scale.rule import Choice, unusual
 from loraforge.scale.writers import narrowed
-from loraforge.text import command, listed
+from loraforge.text import listed
 
 WORDS = ("modelspec.architecture", "ss_base_model_version")
 _FEW = 3
@@ -67,7 +67,7 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
     adapter = replace(first, shown=adapter.shown, last=adapter.last, rivals=rivals)
     checked = _kept(adapter, choice)
     adapter = _least_known(adapter, form, file, choice)
-    inspect = command("loraforge", "inspect", "--skeleton", file.path)
+    inspect = names_in(file.path)
     if fault := fits.broken(checked, rank_known=rank_known):
         sound = [one.architecture for one, kept in pairs if not fits.broken(kept, rank_known=rank_known)]
         raise FormatError(f"{file.path}: {fault}.", *_settling(sound), inspect)

@@ -15,7 +15,7 @@ from loraforge.adapter.adapter import Adapter
 from loraforge.adapter.differences import whole
 from loraforge.adapter.fits import fits, placed
 from loraforge.algebra.lora import Delta, LoraWeight
-from loraforge.errors import FormatError, LoraforgeError, Try, adding, no_such, of_pipeline
+from loraforge.errors import FormatError, LoraforgeError, Try, no_such, of_pipeline
 from loraforge.files.texts import read_json
 from loraforge.fusion.with_torch import as_array
 from loraforge.names.diffusers_config import Placed, entries, filled, sizes
@@ -36,7 +36,7 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
     if not arch.transformer or not arch.pipelines:
         text = f"--in {loader} fills a model of Diffusers, and the data of {arch.title} names no class of one"
         raise LoraforgeError(f"{text}: config._class_name and pipelines.", command("loraforge", "layouts", arch.name))
-    with of_pipeline(f"--in {loader}, the real loader,", "torch, diffusers, peft"):
+    with of_pipeline(f"--in {loader}, the real loader,"):
         import diffusers
         import peft
     try:
@@ -46,10 +46,9 @@ def load_back(file: Path, adapter: Adapter, loader: str, base: Path | None = Non
         raise
     except Exception as error:  # a loader may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        way = [] if base else [adding("--base", "FOLDER", why="where the config.json of its base model is")]
-        raise LoraforgeError(
-            f"{loader} refuses {file}: {reason}", *way, command("loraforge", "inspect", file)
-        ) from error
+        text = f"{loader} refuses {file}: {reason.rstrip('.')}."
+        way = "" if base else " --base names the folder with the config.json of its base model."
+        raise LoraforgeError(text + way, command("loraforge", "inspect", file)) from error
     version = {"diffusers": diffusers, "peft": peft}[loader].__version__
     layers, biases = _layers(shell)
     scale = Scale("recorded", f"the scaling of {loader} {version}'s own layers")

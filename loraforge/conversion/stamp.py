@@ -94,7 +94,7 @@ def stamp(
     for option, value in (("--alpha", alpha), ("--trained-scale", stated["trained_scale"])):
         if value is not None and not (math.isfinite(value) and value > 0):
             what = "lora_alpha" if option == "--alpha" else "scale"
-            raise ScaleError(f"{option} {value:g} is no {what} a training can have used.", adding(option, "1"))
+            raise ScaleError(f"{option} {value:g} is no {what} a training can have used.")
     choice = choice_of({"alpha": alpha, **stated}, drop=drop)
     form, file = _opened(source, choice, in_place=in_place)
     adapter = read_file(form, file, choice)

@@ -131,7 +131,7 @@ def verify(
     if (b is None) == (in_ is None):
         raise LoraforgeError("give two adapters, or one and the loader to try it in.", adding("--in", "diffusers"))
     if base and not in_:
-        raise LoraforgeError("--base goes with --in: it is the model the loader fills.", adding("--in", "diffusers"))
+        raise LoraforgeError("--base goes with --in, for one adapter: it is the model the loader fills.")
     choice = choice_of(stated)
     plain = Choice(architecture=choice.architecture, compare=True)
     asked = () if choice == plain or choice.stated.as_in else (a, b)

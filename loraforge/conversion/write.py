@@ -14,7 +14,7 @@ from loraforge.adapter.proof import Comparison, compare, pair_up
 from loraforge.conversion.prepare import ElementType, Prepared, prepare, refusal
 from loraforge.conversion.report import Report
 from loraforge.conversion.store import Computed, Written, computed, source, store
-from loraforge.errors import LoraforgeError, VerificationError
+from loraforge.errors import LoraforgeError, VerificationError, names_in
 from loraforge.files.digest import changed
 from loraforge.files.mapped import FileMap
 from loraforge.files.opening import open_tensors
@@ -112,7 +112,7 @@ def _compared(prepared: Prepared, written: Written, back: TensorFile, again: Ada
         raise VerificationError(
             f"the written file does not do what the source does, in {len(wrong)} of {len(results)} segments: {worst}. "
             "Nothing was kept. This is a fault of loraforge: please report it with the skeleton of your file.",
-            *([command("loraforge", "inspect", "--skeleton", prepared.file.path)] if prepared.file else []),
+            *([names_in(prepared.file.path)] if prepared.file else []),
         )
     return results
 

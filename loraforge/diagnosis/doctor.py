@@ -37,6 +37,7 @@ from loraforge.programs.outlook import Outlook, by_names, does, outlook, outlook
 from loraforge.programs.table import runtime, runtimes
 from loraforge.scale.origin import origin
 from loraforge.scale.recorded import around
+from loraforge.scale.resolve import STATES
 from loraforge.scale.rule import Choice
 from loraforge.scale.run_folders import as_typed
 from loraforge.scale.stated import Stated, choice_of, takes_stated
@@ -207,8 +208,8 @@ def _judged(
     weights = [w for delta in adapter.modules.values() for w in delta]
     ranks = ", ".join(map(str, sorted({w.rank for w in weights})))
     dtypes = measured.dtypes if measured else sorted({w.A.dtype.name for w in weights})
-    whole = [described(counted(adapter.differences))] if adapter.differences else []
-    modules = ", ".join([f"{len(adapter.modules)} modules of rank {ranks}", *dtypes, *whole])
+    others = [described(counted(adapter.differences))] if adapter.differences else []
+    modules = ", ".join([f"{len(adapter.modules)} modules of rank {ranks}", *dtypes, *others])
     scale = f"{listed_scales(adapter.scalings)} ({scale_text(adapter.scale, adapter.scalings)})"
     if adapter.scale.provenance == "ambiguous":
         scale = f"unknown: {adapter.scale.source}"
@@ -232,15 +233,25 @@ def _judged(
     loaded = own is None or own.applied == len(adapter.modules)
     all_dead = measured is not None and len(measured.dead) == len(adapter.modules)
     dead = all_dead or (measured is not None and verdict.kind is Kind.IN_PART and loaded)
-    mend = remedies(path, adapter, verdict, own, choice_of(stated).stated, dead=dead)
+    mend = [*remedies(path, adapter, verdict, own, choice_of(stated).stated, dead=dead)]
+    more += [text for text in mend if isinstance(text, str)]
+    lines = [remedy for remedy in mend if isinstance(remedy, Try)]
     if unread:
         again = ("loraforge", "doctor", path, "--base", base or "")
-        mend = (replace(remedy.added_to(*again), why="") for remedy in unread.remedies)
-    left_out = [word for pattern in drop for word in ("--drop", pattern)]
-    left_out += options({"architecture": stated.get("architecture")})
-    mend = (replace(remedy, of=(*remedy.of, *left_out)) if remedy.of else remedy for remedy in mend)
+        lines = [replace(remedy.added_to(*again), why="") for remedy in unread.remedies]
+    typed = [word for pattern in drop for word in ("--drop", pattern)]
+    typed += options({"architecture": stated.get("architecture")})
+    asked = options({"runtime": program, "base": None if unread or base is None else str(base)})
+    config = stated.get("training_config")
+    settled = [*choice_of(stated).stated.options, *options({"training_config": config and str(config)})]
+
+    def whole(remedy: Try) -> Try:
+        """The remedy with what was typed, as far as it goes with it."""
+        more = [*asked, *(() if remedy.names & STATES else settled)] if remedy.verb == "doctor" else []
+        return replace(remedy, of=(*remedy.of, *typed, *more)) if remedy.of else remedy
+
     stamp = _whole_entry(file, rows, verdict)
-    fix = stamp if stamp and own and own.lacks else (*stamp, *mend)
+    fix = stamp if stamp and own and own.lacks else (*stamp, *map(whole, lines))
     sizes = {module: size for module, size in measured.sizes.items() if math.isfinite(size)} if measured else {}
     every_note = (*notes, *adapter.notes, *more)
     return Diagnosis(str(path), verdict, tuple(facts), rows, every_note, fix, sizes)

@@ -18,6 +18,7 @@ from loraforge.conversion.evidence import read_adapter
 from loraforge.conversion.report import base_text, titles, unshown
 from loraforge.document import Document
 from loraforge.errors import FileError, LoraforgeError, NoAdapterError, as_commands
+from loraforge.files.opening import open_tensors
 from loraforge.files.shards import group_of
 from loraforge.format.keys import kinds
 from loraforge.format.locate import locate
@@ -276,7 +277,9 @@ def skeleton(
     source: str | Path, *, iteration: int | None = None, ema: bool = False, fetch: bool = False
 ) -> dict[str, Any]:
     """Everything of a file but its weights, to rebuild one of the same shapes: schemas/skeleton.schema.json."""
-    _, _, file = locate(source, None, Choice(iteration, ema), fetch=fetch)
+    path, choice = Path(source), Choice(iteration, ema)
+    alone = choice == Choice() and address(source) is None and path.is_file()  # of several formats, or of none
+    file = open_tensors(path)[0] if alone else locate(source, None, choice, fetch=fetch)[2]
     return {
         "schema": "loraforge.skeleton.v1",
         "name": file.path.name,

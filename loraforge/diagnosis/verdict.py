@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from loraforge.format.registry import formats
 from loraforge.programs.outlook import Outlook, strength_text
 from loraforge.programs.table import runtime
 from loraforge.scale.rule import Statement
-from loraforge.text import command, fraction, listed
+from loraforge.text import fraction, listed
 
 
 class Kind(Enum):
@@ -189,8 +189,8 @@ def judge(adapter: Adapter, measured: Numbers | None, own: Outlook | None, misfi
 
 def remedies(
     path: str | Path, adapter: Adapter, verdict: Verdict, own: Outlook | None, stated: Statement, *, dead: bool
-) -> Iterator[Try]:
-    """The commands to type, and what to change in the program if no file can be right in it."""
+) -> Iterator[Try | str]:
+    """The commands to type, and as texts what no command does, such as a change in the program."""
     if verdict.kind is Kind.AS_TRAINED:
         return
     again = ("loraforge", "doctor", path)
@@ -199,7 +199,7 @@ def remedies(
     elif verdict.kind is Kind.NO_ARCHITECTURE:
         yield adding("--architecture", adapter.architecture).added_to(*again)
     elif verdict.kind in (Kind.BROKEN, Kind.WRONG_BASE, Kind.COARSE) or dead:
-        yield Try(command("loraforge", "inspect", path))  # no conversion mends what was never trained
+        return  # no conversion mends what was never trained
     elif verdict.kind is Kind.SCALE_AMBIGUOUS:
         yield from (remedy.added_to(*again) for remedy in adapter.candidates)
     elif verdict.kind is Kind.SCALE_ASSUMED and adapter.scale.provenance == "assumed":
@@ -210,25 +210,24 @@ def remedies(
         yield from _conversion(path, adapter, own, stated)
 
 
-def _conversion(path: str | Path, adapter: Adapter, own: Outlook | None, stated: Statement) -> Iterator[Try]:
+def _conversion(
+    path: str | Path, adapter: Adapter, own: Outlook | None, stated: Statement
+) -> Iterator[Try | str]:  # fmt: skip
     """The conversion that makes a file that the program applies as trained, and what to change in the program."""
     to = runtime(own.runtime).format if own else "diffusers"
     kept = adapter.source.format if adapter.source else to
     if own and own.applied == own.modules and "alpha" in runtime(own.runtime).sees and own.ratios and kept in formats():
         to = kept  # the program knows these names, and reads the scale that is written with them
     scale = stated.options if adapter.scale.provenance == "given" else ()
-    known = formats().get(to)
+    known, line = formats().get(to), adding("--to", to, *scale).added_to("loraforge", "convert", path)
     if known is None or known.writer is None:
-        yield Try(f"# a package adds the format {to}: docs/plugins.md says which; then loraforge convert --to {to}")
+        yield f"a package adds the format {to}, for `loraforge convert --to {to}`: docs/plugins.md says which"
     elif to == "sat" and adapter.dora:
-        yield Try(f"# SAT has no DoRA: loraforge fuse SAT_BASE {command(path)} -o OUT puts it into the weights")
-    elif to == "sat":
-        base = " ".join(["--base SAT_BASE, the base's SAT checkpoint", *([command(*scale)] if scale else [])])
-        yield Try(f"# loraforge convert {command(path)} --to sat {base}")
+        yield "SAT has no DoRA: `loraforge fuse` puts it into the weights of SAT's base"
     else:
-        yield adding("--to", to, *scale).added_to("loraforge", "convert", path)
+        yield replace(line, why="it asks for SAT's checkpoint of the base") if to == "sat" else line
     if own and own.instead and (own.raises or own.ratios not in ((), (1.0,))):
-        yield Try(f"# then: {own.instead}")
+        yield f"{own.title}: {own.instead}"
 
 
 def listed_scales(scalings: Sequence[float]) -> str:

@@ -17,16 +17,17 @@ from loraforge.foreign import reading
 from loraforge.text import command
 
 _OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-_BEGINNINGS: tuple[tuple[bytes | tuple[bytes, ...], str, list[str]], ...] = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", ["git lfs pull"]),
-    ((b"<!doctype html", b"<html"), "a web page, probably an error page saved in place of the file", []),
-    (_OLD_TORCH.lower(), "a torch file in the format from before 2020", []),
-    (b"\x80", "a bare pickle, not a tensor file", []),
-    (b"\x1f\x8b", "a gzip archive; unpack it first", []),
-    (b"gguf", "a GGUF model", []),
-    (b"{", "a JSON text", []),
+_POINTER = b"version https://git-lfs"
+_BEGINNINGS: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
+    (_POINTER, "a Git LFS pointer, not the file itself"),
+    ((b"<!doctype html", b"<html"), "a web page, probably an error page saved in place of the file"),
+    (_OLD_TORCH.lower(), "a torch file in the format from before 2020"),
+    (b"\x80", "a bare pickle, not a tensor file"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"gguf", "a GGUF model"),
+    (b"{", "a JSON text"),
 )
-"""How another kind of file begins, in lower case; what it is; and the command to type, if there is one."""
+"""How another kind of file begins, in lower case, and what it is."""
 
 
 class Container(NamedTuple):
@@ -65,10 +66,10 @@ def open_tensors(path: Path) -> tuple[TensorFile, list[str]]:
             what = "empty (0 bytes): save it or download it again" if is_file else "no file"
             raise FileError(f"{path} is {what}.")
         start = head.lstrip().lower()
-        kinds = ((kind, remedy) for begin, kind, remedy in _BEGINNINGS if start.startswith(begin))
         what = "neither a safetensors file nor a torch archive (or it is damaged at the start)"
-        what, remedy = next(kinds, (what, []))
-        raise FileError(f"{path} is {what}.", *remedy)
+        what = next((kind for begin, kind in _BEGINNINGS if start.startswith(begin)), what)
+        cloned = start.startswith(_POINTER) and any((above / ".git").exists() for above in path.absolute().parents)
+        raise FileError(f"{path} is {what}.", *([command("git", "-C", path.parent, "lfs", "pull")] if cloned else []))
     state = state_of(path) if is_file else None
     file = container.open(path)
     for part in file.maps:

@@ -17,7 +17,6 @@ from loraforge.algebra.lora import Array
 from loraforge.errors import FileError
 from loraforge.files.tensorfile import HEADER_LIMIT, Chunk, TensorFile, TensorInfo
 from loraforge.foreign import reading
-from loraforge.text import command
 
 Entry = tuple[str, tuple[int, ...]]
 """Element type as safetensors names it, and shape."""
@@ -36,8 +35,7 @@ def read_safetensors(path: Path) -> TensorFile:
 
     Raises FileError if the header is not JSON, repeats a key, or does not describe the file.
     """
-    remedy = command("loraforge", "inspect", path)
-    with reading(path, "a safetensors file", remedy, then="Download or save it again."):
+    with reading(path, "a safetensors file", then="Download or save it again."):
         size = path.stat().st_size
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -54,7 +52,7 @@ def read_safetensors(path: Path) -> TensorFile:
         tensors, metadata = _read_header(text, 8 + length)
         if other := [key for key, info in tensors.items() if info.dtype not in BYTES]:
             what = f"{path}: {other[0]} has element type {tensors[other[0]].dtype}"
-            raise FileError(f"{what}, which no adapter is stored in.", remedy)
+            raise FileError(f"{what}, which no adapter is stored in.")
         return TensorFile(path, "safetensors", size, tensors, metadata)
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path, PurePath
 
-from loraforge.errors import FileError
+from loraforge.errors import FileError, names_in
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
 from loraforge.foreign import reading
-from loraforge.text import command, listed
+from loraforge.text import listed
 
 Look = Callable[[Path], tuple[TensorFile, list[str]]]
 """Opens one file, and returns it with warnings."""
@@ -161,7 +161,7 @@ def opened(path: Path, look: Look) -> tuple[TensorFile, list[str]]:
     for file in files:
         if odd := sorted(k for k in metadata.keys() & file.metadata.keys() if metadata[k] != file.metadata[k]):
             text = f"{file.path} says of {odd[0]} what the files beside it do not say: which is meant is not known."
-            raise FileError(text, command("loraforge", "inspect", "--skeleton", file.path))
+            raise FileError(text, names_in(file.path))
         metadata |= file.metadata
     if len({file.kind for file in files}) > 1:
         raise FileError(f"{path} and the others of {group.whole.name} are files of different kinds.")

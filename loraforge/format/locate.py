@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from loraforge.adapter.drop import left_out
-from loraforge.errors import FileError, FolderError, FormatError, LoraforgeError, SeveralError, Try, absent
+from loraforge.errors import FileError, FolderError, FormatError, LoraforgeError, SeveralError, Try, absent, names_in
 from loraforge.files import shards
 from loraforge.files.neighbours import subfolders
 from loraforge.files.opening import open_tensors, snapshot, tensor_files
@@ -83,7 +84,7 @@ def locate(
     claiming = [(form, one) for form, one in claiming if getattr(form, "like", None) not in names]
     claiming = _distinct(claiming, seen, choice)
     if len(claiming) > 1:
-        raise _several(source, claiming)
+        raise _several(source, claiming, [(f, one) for f, one in claiming if _reads(f, opened[one.path][0], choice)])
     form, chosen = claiming[0] if claiming else (None, located[0][1])
     file, warnings = opened[chosen.path]
     form = form.of(file) if isinstance(form, OtherFormat) else form
@@ -234,10 +235,20 @@ def _choosing(choice: Choice) -> str:
     return "--ema" if choice.ema else "" if choice.iteration is None else "--iteration"
 
 
-def _several(source: Path, claiming: list[_Located]) -> LoraforgeError:
-    each = [command("loraforge", "inspect", "--from", form.name, one.path) for form, one in claiming]
+def _reads(form: Format, file: TensorFile, choice: Choice) -> bool:
+    """Whether a format understands every key of a file; its scale may be unknown."""
+    with suppress(FormatError):
+        form.read(file, choice)
+        return True
+    return False
+
+
+def _several(source: Path, claiming: list[_Located], sound: list[_Located]) -> LoraforgeError:
+    """The refusal; its remedies are the formats that understand every key."""
+    each = [Try(command("loraforge", "inspect", "--from", form.name, one.path)) for form, one in sound]
     if len({one.path for _, one in claiming}) == 1:
         kinds, path = " and ".join(form.name for form, _ in claiming), claiming[0][1].path
-        return FormatError(f"{path} holds names of several formats, {kinds}: say which with --from.", *each)
+        which = "say which with --from" if each else "none of them has all of its names"
+        return FormatError(f"{path} holds names of several formats, {kinds}: {which}.", *(each or [names_in(path)]))
     names = " and ".join(f"{one.path.name} ({form.name})" for form, one in claiming)
     return FormatError(f"{source} holds {names}: give the file, and its format with --from.", *each)

@@ -13,7 +13,7 @@ from loraforge.adapter.differences import whole as difference
 from loraforge.adapter.drop import COMPONENTS
 from loraforge.algebra.dtypes import FLOATS, widened
 from loraforge.algebra.lora import Array, Delta, is_zero, prune
-from loraforge.errors import FormatError, adding
+from loraforge.errors import FormatError, adding, names_in
 from loraforge.files.safetensors import write_safetensors
 from loraforge.files.tensorfile import KEY, TensorFile, TensorInfo
 from loraforge.format.keys import Keys, KeyStyle, alphas, altered, ranks
@@ -27,7 +27,7 @@ from loraforge.scale.resolve import resolve
 from loraforge.scale.rule import Choice
 from loraforge.scale.split_qkv import Stacks
 from loraforge.scale.writers import agreed, candidates, differ, writers
-from loraforge.text import command, listed
+from loraforge.text import listed
 
 
 def read_lora_file(
@@ -47,7 +47,7 @@ def read_lora_file(
     Raises FormatError if the keys are wrong, ScaleError if the scale is unknown or contradictory.
     """
     _own(file, others)
-    look = command("loraforge", "inspect", file.path)
+    look = names_in(file.path)
     if strange := [f"{key} ({name})" for key, name in file.opaque.items()]:
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
     try:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from loraforge.errors import NoAdapterError
+from loraforge.errors import NoAdapterError, names_in
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.grammar import odd_words
 from loraforge.format.keys import kinds
@@ -14,7 +14,7 @@ from loraforge.format.sat_names import SAT_PREFIX
 from loraforge.names.catalog import architectures
 from loraforge.names.layout import pattern
 from loraforge.names.lookalike import lora_paths, other_model
-from loraforge.text import command, listed
+from loraforge.text import listed
 
 _DIFFUSERS_FILE = "Give the pytorch_lora_weights.safetensors that trainer saved."
 _LORA_RUN = "Give what the LoRA run wrote."
@@ -33,7 +33,7 @@ def not_an_adapter(file: TensorFile, wanted: str = "adapter of a format this ver
         return error
     names = f", with names like {listed(list(file.tensors), 3)}" if file.tensors else ""
     text = f"{file.path} holds no {wanted}. It has {len(file.tensors)} tensors{names}."
-    return NoAdapterError(text, _skeleton(file))
+    return NoAdapterError(text, names_in(file.path))
 
 
 def foreign(file: TensorFile) -> NoAdapterError | None:
@@ -62,15 +62,11 @@ def _of_names(file: TensorFile, paths: Mapping[str, str], what: str) -> NoAdapte
     meant = {key for each in file.kinds.values() if not paths.keys().isdisjoint(each.values()) for key in each.values()}
     keys = [key for key in file.tensors if key in meant]
     names = listed(keys[:: max(1, len(keys) // 3)][:3])
-    return NoAdapterError(f"{file.path} is {what}. Its names are like {names}.", _skeleton(file))
+    return NoAdapterError(f"{file.path} is {what}. Its names are like {names}.", names_in(file.path))
 
 
 def _not_named() -> str:
     return "an adapter whose modules are not named as those of any model that is known (loraforge layouts)"
-
-
-def _skeleton(file: TensorFile) -> str:
-    return command("loraforge", "inspect", "--skeleton", file.path)
 
 
 def _base(file: TensorFile) -> str | None:

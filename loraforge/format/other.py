@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraforge.adapter.adapter import Adapter, Storage
-from loraforge.errors import FormatError
+from loraforge.errors import FormatError, names_in
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format import checkpoints
 from loraforge.format.grammar import described, grammar
@@ -18,7 +18,6 @@ from loraforge.format.protocol import Found
 from loraforge.names.catalog import architecture, architectures
 from loraforge.names.layout import pattern
 from loraforge.scale.rule import Choice
-from loraforge.text import command
 
 
 class OtherFormat:
@@ -66,7 +65,7 @@ class OtherFormat:
             if len(every := self.style.every(key)) > 1:
                 each = " and ".join(f"{factor} of {path}" for path, factor in every)
                 text = f"{file.path}: {key} can be read in two ways, as {each}. Which is meant is not known."
-                raise FormatError(text, command("loraforge", "inspect", "--skeleton", file.path))
+                raise FormatError(text, names_in(file.path))
         layouts = self.layouts if self._layouts is not None else self.of(file).layouts
         stated = choice.architecture
         name = stated if stated and stated in layouts else self._best(hits, layouts)

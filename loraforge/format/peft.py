@@ -31,7 +31,6 @@ from loraforge.scale import peft_config
 from loraforge.scale.recorded import PEFT_CONFIG, PEFT_FILES, header_configs, read_config
 from loraforge.scale.rule import Choice
 from loraforge.scale.run_folders import adapters
-from loraforge.text import command
 
 STYLE = KeyStyle(PEFT_SPELLINGS, prefixes=("base_model.model.", ""))
 FILES = PEFT_FILES
@@ -105,7 +104,7 @@ class PeftFormat:
         path = config_path(file)
         config = read_config(path) if path else None
         if config and (odd := peft_config.unsupported(config)):
-            raise VariantError(f"{file.path}: its {CONFIG} has {odd}.", command("loraforge", "inspect", file.path))
+            raise VariantError(f"{file.path}: its {CONFIG} has {odd}.")
         hits = [hit.path for hit in STYLE.hits(kinds(file))]
         if not hits:
             raise not_an_adapter(file, "PEFT adapter")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loraforge.adapter.adapter import Adapter, Storage
-from loraforge.errors import FileError, FormatError, ScaleError, Try, adding
+from loraforge.errors import FileError, FormatError, ScaleError, Try, adding, names_in
 from loraforge.files.neighbours import subfolders
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_yaml
@@ -102,7 +102,7 @@ class SatFormat:
         try:
             pairs = STYLE.find(lora, arch, "sat")
         except FormatError as error:
-            raise FormatError(f"{file.path}: {error.message}", command("loraforge", "inspect", file.path)) from error
+            raise FormatError(f"{file.path}: {error.message}", names_in(file.path)) from error
         ranks = {path: _one_rank(file, path, keys) for path, keys in pairs.items()}
         recorded, metadata, notes = _recorded(file.path, choice, ranks)
         near = [] if recorded or choice.training_config or choice.stated.override else _near(file, ranks)

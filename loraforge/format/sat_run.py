@@ -9,7 +9,7 @@ from loraforge.errors import FileError, Try, adding
 from loraforge.files.tensorfile import TensorFile
 from loraforge.format.sat_names import CHECKPOINT
 from loraforge.scale.rule import Choice
-from loraforge.text import command, listed
+from loraforge.text import command, listed, told
 
 
 def shards(folder: Path) -> list[str]:
@@ -66,14 +66,14 @@ def choose(run: Path, checkpoints: set[str], choice: Choice) -> tuple[str, str]:
     if choice.iteration is not None:
         if choice.iteration not in have:
             text = f"{run} has no checkpoint {choice.iteration}{ending} (it has {everything})."
-            raise FileError(text, *_iterations(have))
+            raise FileError(text, *(adding("--iteration", str(n)) for n in list(have)[-3:]))
         chosen = have[choice.iteration]
         return chosen, f"took iteration {chosen} of {name}, as asked{others}"
     if latest is not None:
         chosen = f"{latest.removesuffix('-ema')}{ending}" if choice.ema else latest
         if chosen not in checkpoints:
             text = f"{run / 'latest'} names {chosen!r}, but there is no such checkpoint (found: {everything})."
-            raise FileError(text, *_iterations(have))
+            raise FileError(text, *(Try(told(run / name), instead=told(run)) for name in list(have.values())[-3:]))
         others = others if len(checkpoints) > 1 else ""
         return chosen, f"took iteration {chosen} of {name}, which `latest` names{others}"
     if have:
@@ -100,10 +100,6 @@ def _by_number(checkpoints: set[str], pattern: str) -> dict[int, str]:
     """Iteration -> the name of its folder, the oldest first. DeepSpeed's own names begin with global_step."""
     matches = (match for name in checkpoints if (match := re.fullmatch(pattern, name)))
     return {int(match[1]): match[0] for match in sorted(matches, key=lambda match: int(match[1]))}
-
-
-def _iterations(have: dict[int, str]) -> list[Try]:
-    return [adding("--iteration", str(n)) for n in list(have)[-3:]]
 
 
 def run_name(file: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraforge.algebra.lora import Array
-from loraforge.errors import ConversionError, FileError, VerificationError, adding
+from loraforge.errors import ConversionError, FileError, VerificationError, adding, names_in
 from loraforge.files.digest import changed
 from loraforge.files.mapped import steady
 from loraforge.files.opening import open_tensors
@@ -36,14 +36,12 @@ class SatWriter(LoraFileWriter):
     def __init__(self, wanted: Wanted, base: Path | None) -> None:
         """`base`: the checkpoint file of `wanted.base`. Raises ConversionError if the options contradict each other."""
         if (base is None) != wanted.lora_only:
-            both = "--base and --lora-only exclude each other."
-            none = "--to sat needs the base model's SAT checkpoint: SAT loads a base and its LoRA from one file."
-            why = "the folder of the SAT weights it was, or will be, run with"
-            raise ConversionError(
-                both if base else none,
-                adding("--base", "CogVideoX-2b-sat/transformer", why=why),
-                adding("--lora-only", why="only the LoRA tensors, which SAT cannot load alone"),
-            )
+            text = "--to sat needs the base model's SAT checkpoint: SAT loads a base and its LoRA from one file. "
+            text += "--base names its folder: that of the SAT weights it was, or will be, run with."
+            alone = adding("--lora-only", why="only the LoRA tensors, which SAT cannot load alone")
+            if base is None or wanted.base is None:
+                raise ConversionError(text, alone)
+            raise ConversionError("--base and --lora-only exclude each other.", adding("--base", wanted.base), alone)
         self.alpha = 1.0 if wanted.target_alpha is None else float(wanted.target_alpha)
         if not 2.0**-64 <= self.alpha <= 2.0**64:  # its square, over a rank, must be a number too
             text = f"--target-alpha {self.alpha:g} is no lora_alpha SAT can use."
@@ -133,7 +131,7 @@ def _base_header(base: TensorFile, header: Header) -> dict[str, tuple[str, tuple
 
 def _open_base(path: Path) -> TensorFile:
     file, _ = open_tensors(path)
-    look = command("loraforge", "inspect", "--skeleton", path)
+    look = names_in(path)
     if file.counts.get("mp_world_size", 1) > 1:
         raise FileError(f"--base {path} is one part of a model that is cut over several files: merge them first.", look)
     if file.opaque:

@@ -18,7 +18,7 @@ class TorchBackend:
     """Computes as numpy's backend does, operation by operation."""
 
     name = "torch"
-    summary = "on CUDA or the CPU; pip install 'loraforge[torch]'"
+    summary = "on CUDA or the CPU; needs torch"
 
     def devices(self) -> tuple[str, ...]:
         if find_spec("torch") is None:

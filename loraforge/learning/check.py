@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from loraforge.base.route import route
 from loraforge.document import Document
-from loraforge.errors import LoraforgeError
+from loraforge.errors import LoraforgeError, names_in
 from loraforge.learning.checkpoint import Checkpoint, equal, open_checkpoint
 from loraforge.names.bijection import parse
 from loraforge.names.catalog import joined, known_without
@@ -61,7 +61,7 @@ def check(file: Path, pairs: Sequence[tuple[Path, Path]]) -> Checked:
         table.append({"a": str(a), "b": str(b), "tensors": count, "unknown": unknown})
         if odd := solve([Sized(segment, segment, *shape) for segment, shape in shapes.items()], arch.dimensions).odd:
             text = f"{a}: dimensions of {file} do not allow {listed([one.said() for one in odd], 5)}."
-            raise LoraforgeError(text, command("loraforge", "inspect", "--skeleton", a))
+            raise LoraforgeError(text, names_in(a))
         measured.append(shapes)
     return Checked(table, proposed(measured))
 

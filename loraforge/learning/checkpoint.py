@@ -14,11 +14,11 @@ from zlib import crc32
 import numpy as np
 
 from loraforge.algebra.dtypes import FACTORS, numpy_type
-from loraforge.errors import FileError
+from loraforge.errors import FileError, names_in
 from loraforge.files.opening import open_tensors, tensor_files
 from loraforge.files.shards import opened
 from loraforge.files.tensorfile import TensorFile, TensorInfo
-from loraforge.text import command, listed
+from loraforge.text import listed
 
 if TYPE_CHECKING:
     from loraforge.algebra.lora import Array
@@ -95,7 +95,7 @@ def open_checkpoint(path: Path, drop: Sequence[tuple[str, str]] = ()) -> Checkpo
     file, _ = opened(files[0], open_tensors)
     if odd := sorted(key for key, info in file.tensors.items() if "8" in info.dtype and len(info.shape) > 1):
         text = f"{path} is quantised ({listed(odd, 3)}): rounded rows cannot be compared. Give bf16, fp16 or fp32."
-        raise FileError(text, command("loraforge", "inspect", "--skeleton", files[0]))
+        raise FileError(text, names_in(files[0]))
     names = {f"{match[1]}.weight": key for key in file.tensors if (match := _FACTOR.fullmatch(key))}
     prefixes = [p for p in _PREFIXES if all(key.startswith(p) for key in file.tensors)]
     prefixes += [p for p in _PREFIXES[:1] if any(key.startswith(p) for key in file.tensors)]

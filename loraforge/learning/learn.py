@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from loraforge.document import Document, rows
-from loraforge.errors import FormatError, LoraforgeError, OutputError, adding
+from loraforge.errors import FormatError, LoraforgeError, OutputError, adding, names_in
 from loraforge.files.destination import destination, replacing
 from loraforge.learning.checkpoint import Checkpoint, open_checkpoint
 from loraforge.learning.layout_file import as_toml, named, new_architecture, new_layout, stacks
@@ -73,7 +73,7 @@ def learn(
     sides = open_checkpoint(a, drop), open_checkpoint(b, drop)
     for pattern, _ in drop:
         if not any(fnmatchcase(key, pattern) for side in sides for key in side.dropped):
-            raise LoraforgeError(f"--drop {pattern}: neither {a} nor {b} has such a tensor.", _skeleton(a))
+            raise LoraforgeError(f"--drop {pattern}: neither {a} nor {b} has such a tensor.", names_in(a))
     left_out, dropped = Left(list), [side.dropped for side in sides]
     if onto:
         layout = _known(architecture(onto), sides[1])
@@ -85,7 +85,7 @@ def learn(
     brief = {why: _short(paths) for why, paths in left_out.items()}
     reasons = [f"{why}: {', '.join(paths)}" for why, paths in brief.items()]
     if not every:
-        raise LoraforgeError(f"Of {a} and {b} nothing is left. {'; '.join(reasons)}", _skeleton(a))
+        raise LoraforgeError(f"Of {a} and {b} nothing is left. {'; '.join(reasons)}", names_in(a))
     made = f"Learned by `{command('loraforge', 'layouts', 'learn', a.name, b.name)}` from the numbers of both."
     comment = "".join(f"# {line}\n" for line in (made, *(f"Left out, {reason}" for reason in reasons)))
     text = f"{comment}{as_toml(tables)}\n"
@@ -172,7 +172,3 @@ def _in_segments(every: Sequence[Entry], arch: Architecture, layout: Layout, lef
 def _short(paths: Sequence[str]) -> list[str]:
     """The paths with `*` for their numbers, each once."""
     return list(dict.fromkeys(slots(path, "*")[0] for path in paths))
-
-
-def _skeleton(path: Path) -> str:
-    return command("loraforge", "inspect", "--skeleton", path)

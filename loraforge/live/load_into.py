@@ -34,8 +34,6 @@ from loraforge.scale.rule import Scale
 from loraforge.scale.stated import Stated, takes_stated
 from loraforge.text import command, listed, shown
 
-EXTRA = Try("pip install 'loraforge[pipeline]'", "torch, diffusers, peft, transformers, video writing")
-
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -72,7 +70,7 @@ def load_into(
     leaves the pipeline as it was if the adapter's scale is unknown, if it is for another base model, if a layer could
     not act, or if a library is missing.
     """
-    with of_pipeline("a live pipeline", EXTRA.why):
+    with of_pipeline("a live pipeline"):
         for library in ("diffusers", "peft", "torch"):
             import_module(library)
     transformer = transformer_of(pipe)

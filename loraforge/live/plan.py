@@ -128,9 +128,9 @@ def opened(sources: Sequence[str | Path], strengths: Sequence[float], stated: Ma
     for source, other in zip(sources, (adapter.architecture for adapter in adapters), strict=True):
         if other != FAMILY:
             ours, its = (architecture(name).title for name in (FAMILY, other))
-            text = f"an adapter is one of {its}, and what is run is {ours}. Others are loaded into their own pipelines."
-            into = Try(f"loraforge.load_into(pipe, {str(source)!r})", "in Python; or convert it for load_lora_weights:")
-            raise LoraforgeError(text, into, command("loraforge", "convert", source, "--to", "diffusers"))
+            text = f"an adapter is one of {its}, and what is run is {ours}. load_into takes it into its own pipeline."
+            convert = command("loraforge", "convert", source, "--to", "diffusers")
+            raise LoraforgeError(text, Try(convert, "for load_lora_weights of that pipeline"))
     numbers = list(strengths) or [1.0] * len(adapters)
     if len(numbers) != len(adapters):
         text = f"{len(numbers)} strengths for {len(adapters)} adapters: give --strength once per adapter, in their"
@@ -224,8 +224,7 @@ def _pipeline(base: BaseModel, image: str | Path | None, video: str | Path | Non
         text = "--image and --video exclude each other: a run begins with one of them."
         raise LoraforgeError(text, "loraforge run --help")
     if own == FROM_IMAGE and image is None:
-        text = f"{name} makes a video of a first frame: give it."
-        raise LoraforgeError(text, adding("--image", "first_frame.png"))
+        raise LoraforgeError(f"{name} makes a video of a first frame: give it with --image FILE.")
     if own != FROM_IMAGE and image is not None:
         why = "the model for a first frame; it needs an adapter of its own"
         text = f"{name} makes videos of text alone, and has no place for --image."
@@ -300,4 +299,4 @@ def _refuse_short(video: Path, variant: str, num_frames: int) -> None:
     if count < num_frames:
         shorter = [valid for valid in settings(variant).counts if valid <= count][-1:]
         text = f"{video} has {count} frames, and the run is to have {num_frames}."
-        raise LoraforgeError(text, *(f"--frames {valid}" for valid in shorter))
+        raise LoraforgeError(text, *(adding("--frames", str(valid)) for valid in shorter))

@@ -22,7 +22,7 @@ from loraforge.algebra.dtypes import BYTES
 from loraforge.algebra.lora import Array
 from loraforge.errors import LoraforgeError, Try, adding, of_pipeline
 from loraforge.live.acting import TypeTooNarrowError
-from loraforge.live.load_into import EXTRA, load_into, set_strength
+from loraforge.live.load_into import load_into, set_strength
 from loraforge.live.plan import FROM_IMAGE, FROM_VIDEO, OFFLOADS, Adapters, RunPlan
 from loraforge.live.state import layers
 from loraforge.media.video import read_image, read_video
@@ -51,7 +51,7 @@ class Clip:
 
 def device_of(name: str) -> str:
     """The device of a run; for `auto` the first that this machine has. Raises LoraforgeError if it has no such one."""
-    with of_pipeline("a run", EXTRA.why):
+    with of_pipeline("a run"):
         import torch
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     devices = [name for name, is_available in available.items() if is_available]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,5 +139,14 @@ def _state(
         moved = HubError(f"somebody has committed to {before.repo} meanwhile: nothing was sent. Type it again.")
         raise _left(moved, f"{before.repo} is as they left it, at {head}") from error
     status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
-    propose = [adding("--create-pr", why="propose it to the owner instead")] if status == 403 else []
+    propose = [adding("--create-pr", why="propose it to the owner instead")] if status == 403 and _writes() else []
     raise _left(error, f"{before.repo} is as it was, at {parent[:8]}{new}", *propose) from error
+
+
+def _writes() -> bool:
+    """Whether the token may write anywhere: one that may only read makes no pull request either."""
+    from huggingface_hub import HfApi
+
+    with suppress(Exception):  # whatever the Hub answers, it is asked for an advice alone
+        return bool(HfApi().whoami()["auth"]["accessToken"]["role"] != "read")
+    return True

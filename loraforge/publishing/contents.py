@@ -173,8 +173,7 @@ def _of_model(base: BaseModel, stated: str | None, work: Path, *, as_loaded: boo
     adapters = held(base)
     if not adapters:
         text = f"{base.path} is a base model without adapters in it, as far as its header says"
-        fuse = command("loraforge", "fuse", base.path, "ADAPTER", "-o", "OUT")
-        raise HubError(f"{text}: there is nothing of ours to publish.", fuse)
+        raise HubError(f"{text}: there is nothing of ours to publish.")
     guessed = [each["path"] for each in adapters if each.get("provenance") not in ("recorded", "given")]
     if guessed and not as_loaded:
         text = f"{base.path} holds {guessed[0]} at a scale that was only assumed. Fuse it again with the scale stated."

@@ -217,7 +217,7 @@ def _check(source: str | Path, base_model: str | None, prompts: Sequence[str], s
         refused = no_repository(base_model)
         raise HubError(f"{refused.message} The Hub refuses cards with paths.", *refused.remedies)
     if len(samples) > len(prompts):
-        raise HubError("each --sample needs the --prompt it was made with.", adding("--prompt", "what the video shows"))
+        raise HubError("each --sample needs the --prompt it was made with: give --prompt TEXT once for each.")
 
 
 def _base_of(card: Mapping[str, Any]) -> str | None:
@@ -249,7 +249,9 @@ def _card(before: Remote, facts: Facts, licence: Mapping[str, str], stated: froz
     page = _card_page(facts.repo)
     if wrong := list(problems(fields(split(card)[0], page))):
         text = f"the card of {facts.repo} would not be a right one: {'; '.join(wrong)}. Nothing was sent."
-        raise HubError(text, edit(page) if before.card else adding("--license", "other", "--license-name", "NAME"))
+        name = licence.get("license", "")
+        other = [adding("--license", "other", "--license-name", name)] if name not in ("", "other") else []
+        raise HubError(text, *([edit(page)] if before.card else other))
     return card, notes
 
 

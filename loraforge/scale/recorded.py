@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding
+from loraforge.errors import FormatError, ScaleError, Try, VariantError, adding, leaving_out, names_in
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
 from loraforge.foreign import reading
@@ -20,7 +20,7 @@ from loraforge.scale.rule import Choice, Rule, over, overriding
 from loraforge.scale.run_folders import UP, adapters, as_typed, beside, is_anothers, of_several_runs, own, places
 from loraforge.scale.split_qkv import Parts, Stacks
 from loraforge.scale.training_config import TrainingScale, read_text, read_training_config, stated_in
-from loraforge.text import command, listed, shown, told
+from loraforge.text import listed, shown, told
 
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_CONFIG = "adapter_config.json"
@@ -100,8 +100,7 @@ def header_configs(file: TensorFile) -> dict[str, dict[str, Any]]:
     for key in places()["header"]["configs"]:
         if key not in file.metadata:
             continue
-        look = command("loraforge", "inspect", file.path)
-        with reading(f"{file.path}: its header entry {key}", "JSON", look, kind=ScaleError):
+        with reading(f"{file.path}: its header entry {key}", "JSON", kind=ScaleError):
             value = json.loads(file.metadata[key])
         components = dict[str, dict[str, Any]]()
         for name, entry in value.items() if isinstance(value, dict) else ():
@@ -133,15 +132,15 @@ def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str
     Raises FormatError if a config is more than A and B or leaves modules out, ScaleError if it contradicts the tensors.
     """
     path, ranks = record.file.path, record.ranks
-    look = command("loraforge", "inspect", path)
     for where, config in configs.items():
         if odd := peft_config.unsupported(config):
-            raise VariantError(f"{path}: its {where} has {odd}.", look)
+            raise VariantError(f"{path}: its {where} has {odd}.")
         if where == "lora_config":  # finetrainers writes neither patterns nor rslora: one r and one alpha for all
             config = {"r": Counter(ranks.values()).most_common(1)[0][0], **config}
         if bool(config.get("use_dora", record.dora)) != record.dora:
             have = "and the file has" if record.dora else "but the file has no"
-            raise FormatError(f"{path}: its {where} says use_dora {config['use_dora']}, {have} magnitudes.", look)
+            text = f"{path}: its {where} says use_dora {config['use_dora']}, {have} magnitudes."
+            raise FormatError(text, names_in(path))
         biases = [key for key in record.file.tensors if ".lora_B." in key and key.endswith(".bias")]
         if biases and where != "lora_config" and not config.get("lora_bias"):
             text = f"{path}: its {where} does not say lora_bias, so PEFT would leave out {listed(biases, 3)}."
@@ -158,7 +157,7 @@ def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str
             narrowing = ("target_modules", "exclude_modules", "layers_to_transform")
             narrowed = ", ".join(key for key in narrowing if config.get(key))
             text = f"{path}: its {where} leaves out (by {narrowed}) {listed(left, 3)}, whose tensors are in the file: "
-            raise FormatError(f"{text}PEFT would not load them, so the two do not belong together.", look)
+            raise FormatError(f"{text}PEFT would not load them, so the two do not belong together.", leaving_out(left))
 
 
 def _peft(record: Record) -> None:
@@ -304,7 +303,7 @@ def _named(record: Record, named: Path) -> Rule:
     if config.rank is not None and set(record.ranks.values()) != {config.rank}:
         ranks = ", ".join(map(str, sorted(set(record.ranks.values()))))
         text = f"{named} says rank {config.rank:g}, but the tensors of {record.file.path} have rank {ranks}"
-        raise ScaleError(f"{text}: it belongs to another run.", command("loraforge", "inspect", record.file.path))
+        raise ScaleError(f"{text}: it belongs to another run.")
     return _rule(config, record, named)
 
 

@@ -80,7 +80,7 @@ def given(stated: Statement, ranks: Mapping[str, int]) -> Rule | None:
     """The rule that the user states; None if nothing is stated. Raises ScaleError if no training can have used it."""
     for option, value in (("--alpha", stated.alpha), ("--trained-scale", stated.trained_scale)):
         if value is not None and not math.isfinite(value):
-            raise ScaleError(f"{option} {value} is not a number an adapter can be trained at.", adding(option, "1"))
+            raise ScaleError(f"{option} {value} is not a number an adapter can be trained at.")
     if stated.alpha is not None:
         return Rule(f"--alpha {stated.alpha:g}", alpha=stated.alpha)
     if stated.trained_scale is not None:
@@ -113,7 +113,7 @@ def _check(rule: Rule, ranks: Mapping[str, int]) -> None:
         scaling = rule.of(path, rank)
         if not math.isfinite(scaling) or scaling <= 0:
             text = f"{rule.said}: no training ends well at a scaling of {scaling:g}. State what it used."
-            raise ScaleError(text, overriding("--alpha", 1, "SAT's default"))
+            raise ScaleError(text, overriding("--trained-scale", 1, "if lora_alpha was equal to the rank: scale 1"))
 
 
 def _agree(one: Rule, other: Rule, ranks: Mapping[str, int], *remedies: Try) -> None:

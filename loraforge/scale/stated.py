@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ParamSpec, TypedDict, TypeVar, get_type_hints
 
 from loraforge.errors import ScaleError
-from loraforge.scale.rule import AS_LOADED, Choice, Statement, overriding
+from loraforge.scale.rule import AS_LOADED, Choice, Statement
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -90,5 +90,5 @@ def _statement(stated: Stated) -> Statement:
         raise ScaleError(f"{' and '.join(given)} say the same thing in different ways: give one of them.")
     if override and not given:
         text = "--override-scale goes with the scale to believe: --alpha, --trained-scale or --trained-by."
-        raise ScaleError(text, overriding("--alpha", 1, "if the run did not set lora_alpha"))
+        raise ScaleError(text)
     return Statement(alpha, trained_scale, trained_by, as_in, override)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -40,9 +41,18 @@ def proper(stderr: str, fragments: tuple[str, ...], folder: Path) -> str:
             result = CliRunner().invoke(main, words)
             assert result.exit_code in (0, 1), f"{remedy} -> {result.output}"
             assert isinstance(result.exception, SystemExit | None), f"{remedy}: {result.exception!r}"
+            for line in (line for line in result.stderr.splitlines() if line.startswith("Error: ")):
+                assert not same(line, message), f"{remedy} is refused in the same words: {message}"
     for fragment in fragments:
         assert fragment.lower() in message.replace(str(folder), "").lower(), message
     return message
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two refusals say the same, one perhaps with more words around it."""
+    one, other = (re.sub(r"[\s.]+$", "", re.sub(r"\s+", " ", text)) for text in (one, other))
+    short, long = sorted((one, other), key=len)
+    return short == long or (len(short) > 40 and short in long)
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:

@@ -309,8 +309,11 @@ def test_a_remedy_takes_the_place_of_the_option_it_contradicts(tmp_path: Path, c
     out.write_text("mine")
     result = cli("convert", run, "--to", "diffusers", "-o", out)
     assert result.stderr.count("-o ") == 2  # once in each remedy
-    named = cli("convert", run, "--to", "diffusers", "--base-model", "models/of/mine")
-    assert "models/of/mine" not in named.stderr.splitlines()[-1]
+    named = cli("convert", run, "--to", "diffusers", "--base-model", "./CogVideoX-5b")
+    line = named.stderr.splitlines()[-1]
+    assert line.endswith("--base-model zai-org/CogVideoX-5b") and "./CogVideoX-5b" not in line
+    unknown = cli("convert", run, "--to", "diffusers", "--base-model", "models/of/mine")
+    assert unknown.exit_code == 1 and "try: " not in unknown.stderr  # which one it is nobody can tell
 
 
 def test_a_folder_one_level_too_high_is_the_one_in_it(tmp_path: Path, cli) -> None:
