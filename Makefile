@@ -8,7 +8,9 @@ PIP := -m pip --disable-pip-version-check install --quiet
 # each worker of pytest has a core: torch's threads in all of them would stand in each other's way (4 times slower)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all hub-oldest oldest check wild programs format index clean
+MINUTES ?= 30
+
+.PHONY: demo test test-all hub-oldest oldest check fuzz wild programs format index clean
 
 demo: .venv-light/ready  ## convert a real SAT run with the light core (no torch), and look at the result
 	$(LIGHT)/python docs/demo.py
@@ -32,6 +34,10 @@ oldest: .venv-oldest/ready  ## loraforge beside transformers 4 and Diffusers 0.3
 
 programs: .venv/ready  ## what versions of Diffusers and PEFT do with files: tests/programs/results.json, docs/programs.md
 	cd tests && ../$(FULL)/python -m programs.measure $(ONLY)
+
+fuzz: .venv/ready  ## parsers, whole calls, chains and the Hub's answers on inputs changed at random, for MINUTES=30 of CPU
+	for part in parsers calls chains hub; do PYTHONPATH=. $(FULL)/python tests/fuzz/run.py $$part \
+	  --minutes $$(( ($(MINUTES) + 3) / 4 )) --keep fuzz-found --record tests/fuzz/runs.json || found=1; done; [ -z "$$found" ]
 
 wild: .venv/ready  ## public adapters of the Hub: inspect, doctor, convert, verify (needs a network)
 	$(FULL)/python tests/wild/wild.py

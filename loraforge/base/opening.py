@@ -12,7 +12,7 @@ from loraforge.algebra.dtypes import FACTORS
 from loraforge.base.model import INDEX, LORA, NAME, STEM, BaseModel, Kind
 from loraforge.errors import FileError, FormatError, Try, absent, names_in
 from loraforge.files.opening import open_tensors, snapshot
-from loraforge.files.shards import group_of, is_numbered
+from loraforge.files.shards import group_of, indexed, is_numbered
 from loraforge.files.tensorfile import TensorFile
 from loraforge.files.texts import read_json
 from loraforge.format.grammar import wrappers
@@ -179,13 +179,10 @@ def _bytes(path: Path) -> int:
 
 def _indexed(index: Path) -> list[str]:
     """The files that an index names, sorted. Raises FileError if one of them is missing."""
-    table = read_json(index).get("weight_map")
-    values = table.values() if isinstance(table, dict) else ()
-    names = sorted(set(values)) if all(isinstance(value, str) for value in values) else []
-    strange = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
-    if strange or not names:
-        what = f"names {strange[0]!r:.100}, which is not there" if strange else "names no files"
-        raise FileError(f"{index} {what}. Get the files again, or the index that belongs to these.")
+    names = list(indexed(index).names)
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        text = f"{index} names {missing[0]!r:.100}, which is not there"
+        raise FileError(f"{text}. Get the files again, or the index that belongs to these.")
     return names
 
 
@@ -195,7 +192,7 @@ def _agrees(files: list[TensorFile], index: str, layout: Any, around: _Around) -
     Raises FileError if a weight of the model is missing, is in several shards, or in another than the index names.
     """
     file = files[0].path.parent / index
-    table = read_json(file)["weight_map"]
+    table = indexed(file).places
     real = {key: shard.path.name for shard in files for key in shard.tensors}
     counts = Counter(key for shard in files for key in shard.tensors)
     missing = sorted(table.keys() - real.keys())

@@ -127,7 +127,11 @@ def _ended(adapter: Adapter, checked: Adapter, *, rank_known: bool) -> Adapter:
     layout = adapter.model.layouts[adapter.layout]
     if (top := layout.last_block(adapter.modules)) is None:
         return adapter
-    ended, other = (replace(adapter, last=top), adapter.model.ending(top).layouts[adapter.layout])
+    ended, model = (replace(adapter, last=top), adapter.model.ending(top))
+    other = model.layouts[adapter.layout]
+    placed = filter(None, map(other.locate, checked.modules))
+    if any(index and index[0][1] == top and model.lacks(other.modules[one], index) for one, index in placed):
+        return adapter  # a module that the last block has not got
     if not (odd := [path for path in checked.modules if other.locate(path) != layout.locate(path)]):
         return ended
     ways = [one for one in (adapter, ended) if not fits.broken(replace(checked, last=one.last), rank_known=rank_known)]

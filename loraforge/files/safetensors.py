@@ -50,8 +50,8 @@ def read_safetensors(path: Path) -> TensorFile:
                 raise FileError(f"{what}: no loader opens the file. {whole}") from error
             raise
         tensors, metadata = _read_header(text, 8 + length)
-        if other := next((key for key, info in tensors.items() if info.dtype not in BYTES), ""):
-            what = f"{path}: {other} has element type {tensors[other].dtype}"
+        if other := [key for key, info in tensors.items() if info.dtype not in BYTES]:
+            what = f"{path}: {other[0]} has element type {tensors[other[0]].dtype}"
             raise FileError(f"{what}, which no adapter is stored in.")
         return TensorFile(path, "safetensors", size, tensors, metadata)
 

@@ -24,6 +24,8 @@ _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<n>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<
 _INDEX = re.compile(r"(?P<whole>.+\.(safetensors|bin|pt|pth|ckpt))\.index(\.[\w-]+)?\.json")
 _MANY = 1000
 """The most files that one adapter may be split into."""
+_LONGEST = 255
+"""Bytes of a name, as systems raise an error for a longer one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,9 @@ def group_of(path: Path) -> Group | None:
     for index in _indices(path.parent):
         whole = whole_name(index.name)
         if index == path or (not is_file and path.name == whole):
-            return _indexed(index)
+            return indexed(index)
         if is_file and path.name != whole:
-            group = _indexed(index) if whole_name(path.name) == whole else _readable(index)
+            group = indexed(index) if whole_name(path.name) == whole else _readable(index)
             if group and path.name in group.names:
                 return group
     names = [path.name] if is_file else [entry.name for entry in path.parent.glob("*-of-*")]
@@ -89,18 +91,19 @@ def _indices(folder: Path) -> list[Path]:
 def _readable(index: Path) -> Group | None:
     """The group of an index; None if it cannot be read: it may belong to something else."""
     with suppress(FileError):
-        return _indexed(index)
+        return indexed(index)
     return None
 
 
-def _indexed(index: Path) -> Group:
+def indexed(index: Path) -> Group:
+    """The group of an index. Raises FileError if it cannot be read, or names no files beside it."""
     what = "an index of shards"
     places = read_json(index, what).get("weight_map")
     with reading(index, what):
-        if not places or not all(isinstance(name, str) for name in places.values()):
+        if not (places and isinstance(places, dict) and all(isinstance(name, str) for name in places.values())):
             raise ValueError("it holds no weight_map of names")
     names = tuple(sorted(set(places.values())))
-    if strange := [name for name in names if Path(name).name != name]:
+    if strange := [n for n in names if Path(n).name != n or len(n.encode("utf-8", "replace")) > _LONGEST]:
         raise FileError(f"{index} names {strange[0]!r:.100}, which is no file beside it.")
     return Group(index.with_name(whole_name(index.name)), names, index, places)
 

@@ -145,7 +145,7 @@ def _revisions(address: Address) -> list[str]:
     from huggingface_hub import HfApi
 
     refs = patiently(lambda: HfApi().list_repo_refs(address.repo))
-    return [ref.name for ref in (*refs.branches, *refs.tags)]
+    return [ref.name for ref in (*refs.branches, *refs.tags) if isinstance(ref.name, str)]
 
 
 def _from_cache(address: Address) -> Repo:
@@ -183,8 +183,8 @@ def licence_of(repo: str) -> tuple[dict[str, str], str]:
         return {}, f"the card of {repo} names none."
     link = licence.get("license_link")
     if licence["license"] == "other" and not link and not licence.get("license_name"):
-        files = {file.rfilename for file in info.siblings or ()}
-        licence["license_link"] = f"{HUB}/{repo}" + ("/blob/main/LICENSE" if "LICENSE" in files else "")
+        has_file = any(file.rfilename == "LICENSE" for file in info.siblings or ())
+        licence["license_link"] = f"{HUB}/{repo}" + ("/blob/main/LICENSE" if has_file else "")
     elif link and "://" not in link:
         licence["license_link"] = f"{HUB}/{repo}/blob/main/{link.lstrip('/')}"
     return licence, ""

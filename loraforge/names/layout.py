@@ -303,6 +303,14 @@ class Architecture:
             self._ended[last] = replace(self, layouts=layouts)
         return self._ended[last]
 
+    def lacks(self, segments: tuple[str, ...], index: Index) -> bool:
+        """Whether the block of this number has not got these segments: in a layout, their name is another module's."""
+        every = (
+            (layout, one) for layout in self.layouts.values() for one, s in layout.modules.items() if s == segments
+        )
+        found = ((one, layout.locate(one.fill(index))) for layout, one in every if one.holes and not one.for_last)
+        return any(hit is not None and hit[0] != one for one, hit in found)
+
     def like(self, shape: tuple[int, ...]) -> tuple[Variant, ...]:
         """The variants whose `told_by` weight has this shape after dim 0, of any width."""
         return tuple(v for v in self.variants if v.shapes.get(self.told_by, shape)[1:] == shape[1:])

@@ -44,6 +44,10 @@ def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Wait) -> Rem
     try:
         with asking(repo):
             info = patiently(lambda: api.model_info(repo, revision=revision, files_metadata=True), wait)
+            held = info.siblings or ()
+            hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in held}
+            if not all(isinstance(text, str) for text in (info.sha or "", *hashes, *hashes.values())):
+                raise ValueError("a commit or a file is named by something else than text")
     except HubError as error:
         cause = error.__cause__
         if isinstance(cause, errors.RepositoryNotFoundError) and not isinstance(cause, errors.GatedRepoError):
@@ -56,7 +60,6 @@ def remote(repo: str, revision: str | None, *, dry_run: bool, wait: Wait) -> Rem
             why = "HF_HUB_OFFLINE is set: nothing can be published." if offline else error.message
             return replace(absent, notes=(f"what {repo} holds is not known: {why}",), known=False)
         raise
-    hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in info.siblings or ()}
     card = _card(api, repo, info.sha) if "README.md" in hashes else ""
     return replace(absent, commit=info.sha, private=bool(info.private), hashes=hashes, card=card)
 
@@ -101,7 +104,7 @@ def commit(
     def send() -> tuple[str, str | None]:
         added = [CommitOperationAdd(file.name, file.content) for file in files]
         made = api.create_commit(before.repo, added, commit_message=message, **options)
-        return made.oid, made.pr_url
+        return str(made.oid), made.pr_url
 
     try:
         with asking(before.repo):

@@ -104,7 +104,7 @@ def _edited(front: str, old: Mapping[str, Any], changes: Mapping[str, Any], *, l
     for key in sorted(changes.keys() & pairs.keys(), key=lambda key: -pairs[key][0].start_mark.index):
         name, value = pairs[key]
         had, wants = old.get(key), changes[key]
-        if longer and had and isinstance(had, list) and wants[: len(had)] == had and value.value:
+        if longer and isinstance(had, list) and isinstance(wants, list) and wants[: len(had)] == had and value.value:
             front = _appended(front, value, wants[len(had) :])
         else:
             end = max(_end(front, value), name.end_mark.index + 1)

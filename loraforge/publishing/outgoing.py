@@ -125,7 +125,7 @@ def _parts(base: BaseModel) -> Iterator[tuple[str, Path]]:
         return
     yield (index := base.path / "model_index.json").name, index
     for part in sorted(read_json(index)):
-        if not part.startswith("_") and re.fullmatch(r"\w+", part) and (base.path / part).is_dir():
+        if not part.startswith("_") and re.fullmatch(r"\w{1,60}", part) and (base.path / part).is_dir():
             yield from _component(base.path / part, f"{part}/")
 
 

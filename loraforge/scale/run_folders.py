@@ -83,7 +83,7 @@ def is_anothers(output: str, folder: Path, file: Path) -> bool:
     name = re.split(r"[\\/]+", output.rstrip("\\/"))[-1]
     if name in ("", ".", "..", *(mine.name for mine in own(file))):
         return False
-    return any((place / name).is_dir() for place in (folder.parent, folder))
+    return any(os.path.isdir(place / name) for place in (folder.parent, folder))  # noqa: PTH112 - raises nothing
 
 
 def as_typed(path: Path, file: Path) -> str:

@@ -175,7 +175,7 @@ def _document(text: str, path: Path) -> Iterator[list[_Entry]]:
         if keys[-2:] == ("lora_config", "params") and isinstance(node, dict) and "lora_alpha" not in node:
             group += [_Entry(SAT_DEFAULT, 1, ".".join(keys))] * ("r" in node)
         if keys == ("adapter",) and isinstance(node, dict) and node.get("type") == "lora" and "alpha" not in node:
-            group += [_Entry(PIPE_DEFAULT, node["rank"], "adapter")] * ("rank" in node)
+            group += [_Entry(PIPE_DEFAULT, node[key], "adapter") for key in node if key == "rank"]
         yield group
 
 

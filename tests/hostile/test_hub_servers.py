@@ -230,3 +230,44 @@ def test_a_card_that_cannot_be_kept_is_not_touched(hub: Hub, name: str) -> None:
     done = hub.run("push", META, "me/style", "--base-model", "zai-org/CogVideoX-2b")
     assert done.returncode == 1 and words in done.stderr, done.stderr[-500:]
     assert hub.files("me/style") == hub.files("me/style") | {"README.md": card} and not hub.asked("POST")
+
+
+NO_TEXTS: dict[str, tuple[str, Change]] = {
+    "a name that is a list": (r"/api/models/me/style\?", beside(["a"])),
+    "a name that is a number": (r"/api/models/me/style\?", beside(5)),
+    "a hash that is a list": (r"/api/models/me/style\?", lambda said: {**said, "siblings": [{"rfilename": "a",
+        "blobId": [1]}]}),
+    "a commit that is a number": (r"/api/models/me/style\?", lambda said: {**said, "sha": 7}),
+    "a new commit that is none": (r"/commit/main", lambda said: {**said, "commitOid": None}),
+    "a new commit that is a number": (r"/commit/main", lambda said: {**said, "commitOid": 7}),
+    "a file of the base model that is a list": ("CogVideoX-2b", lambda said: {**said,
+        "siblings": [{"rfilename": ["a"]}]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_TEXTS)
+def test_a_push_to_a_server_with_something_else_than_texts(liar: Liar, name: str) -> None:
+    """Found by tests/fuzz/hub.py."""
+    where, change = NO_TEXTS[name]
+    liar.add("zai-org/CogVideoX-2b", {"README.md": b"---\nlicense: other\n---\n"})
+
+    def lie(request: Request, said: Answer) -> Answer:
+        changes = re.search(where, request.target) and said.status == 200
+        return reply(change(json.loads(said.content))) if changes else said
+
+    liar.lie = lie
+    done = liar.run("push", META, "me/style", "--base-model", "zai-org/CogVideoX-2b", "--architecture", "cogvideox")
+    assert done.returncode in (0, 1) and ("me/style" in done.stderr + done.stdout), done.stderr
+
+
+@pytest.mark.parametrize("odd", [None, 5, ["a"]])
+def test_branches_that_are_no_texts(liar: Liar, tmp_path: Path, odd: object) -> None:
+    def lie(request: Request, said: Answer) -> Answer:
+        if not request.target.endswith("/refs"):
+            return said
+        branches = [{"name": name, "ref": "x", "targetCommit": "0" * 40} for name in ("main", odd)]
+        return reply({**json.loads(said.content), "branches": branches})
+
+    liar.lie = lie
+    refused(liar, tmp_path, "inspect", "hf://me/style@other")
+    refused(liar, tmp_path, "inspect", "hf://me/style@a/b")
