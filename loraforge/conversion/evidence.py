@@ -175,6 +175,8 @@ def _read(form: Format, file: TensorFile, choice: Choice) -> Adapter:
 
 def _kept(adapter: Adapter, choice: Choice) -> Adapter:
     """The adapter without the modules that match --drop; unchanged if all of them do."""
+    if not choice.drop:
+        return adapter
     left = [path for path in adapter.modules if not any(fnmatch.fnmatch(path, p) for p in choice.drop)]
     if len(left) in (0, len(adapter.modules)):
         return adapter
@@ -284,7 +286,7 @@ def _contradicted(adapter: Adapter, file: TensorFile) -> str:
 def alike(adapter: Adapter) -> dict[str, frozenset[str]]:
     """Each other model that has all of its modules under these names -> whose names they are (names/lookalike.py)."""
     first = next(iter(adapter.modules), "")
-    sep = "." if not adapter.keys or any(first in key for key in adapter.keys) else "_"
+    sep = "." if not adapter.keys or first in "\n".join(adapter.keys) else "_"
     return sharing(adapter.modules, sep)
 
 
