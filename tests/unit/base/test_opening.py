@@ -113,10 +113,10 @@ def test_the_newest_of_deepspeeds_own_tags(tmp_path: Path, cli) -> None:
 
 
 def test_a_pipeline_without_a_transformer_is_not_called_incomplete(tmp_path: Path, cli) -> None:
-    (tmp_path / "sd" / "unet").mkdir(parents=True)
-    (tmp_path / "sd" / "model_index.json").write_text("{}")
-    done = cli("fuse", tmp_path / "sd", ADAPTER, "-o", tmp_path / "out")
-    assert done.exit_code == 1 and "its folders: unet" in done.stderr and "complete" not in done.stderr
+    (tmp_path / "cascade" / "decoder").mkdir(parents=True)
+    (tmp_path / "cascade" / "model_index.json").write_text("{}")
+    done = cli("fuse", tmp_path / "cascade", ADAPTER, "-o", tmp_path / "out")
+    assert done.exit_code == 1 and "its folders: decoder" in done.stderr and "complete" not in done.stderr
 
 
 def pipeline(folder: Path) -> Path:
