@@ -108,8 +108,8 @@ def test_a_path_is_no_repository(typed: str, tmp_path: Path, cli) -> None:
     refused = cli("convert", file, "--to", "peft", "--alpha", "4", "--base-model", typed, "-o", tmp_path / "o")
     assert refused.exit_code == 1
     line = re.search(r"try: loraforge (.*)", refused.stderr)
-    assert line is not None
-    assert cli(*shlex.split(line[1].partition("   #")[0])).exit_code == 0
+    assert bool(line) == typed.endswith("CogVideoX-5b")  # which model is meant by another one is not known
+    assert line is None or cli(*shlex.split(line[1].partition("   #")[0])).exit_code == 0
     assert cli("push", file, "me/x", "--base-model", typed, "--dry-run").exit_code == 1
     recorded = sparse(tmp_path / "r.safetensors", FIVE, metadata={"base_model_name_or_path": typed})
     report = loraforge.convert(recorded, to="diffusers", alpha=4, out=tmp_path / "q.safetensors")

@@ -246,5 +246,5 @@ def test_a_run_without_a_chosen_iteration_is_asked_about_with_lines_that_run(
     done = cli("fuse", BASE, adapter, "-o", tmp_path / "out")
     assert done.exit_code == 1
     tries = [line.partition("try: ")[2] for line in done.stderr.splitlines() if "try: " in line]
-    assert tries[0] == f"loraforge inspect {adapter} --iteration 1000"
+    assert tries[0] == f"loraforge inspect {adapter / '1000'}"
     assert all(cli(*shlex.split(line)[1:]).exit_code == 0 for line in tries)

@@ -373,9 +373,10 @@ def test_a_refusal_says_what_to_do_in_the_language_of_the_answer(lang: str, cli,
         assert said in done.stderr
         assert bool(re.search(r"[\u4e00-\u9fff]", done.stderr)) == (lang == "zh")
         assert "  try: loraforge " in done.stderr
+    Path("a b.safetensors").touch()
     nothing = cli("explain", "fine.log", "--file", "a b.safetensors", "--lang", lang).stderr
     assert "try: loraforge doctor 'a b.safetensors'   # " in nothing
-    assert "try: loraforge inspect 'a b.safetensors' --skeleton   # " in nothing
+    assert "try: loraforge inspect --skeleton 'a b.safetensors'   # " in nothing
     assert "try: loraforge doctor /" in cli("explain", ADAPTER, "--lang", lang).stderr
 
 
@@ -393,7 +394,9 @@ def test_a_terminal_of_80_columns_breaks_no_word(cli, monkeypatch) -> None:
                 assert lang == "zh" or " ".join(words) in " ".join(" ".join(lines).split())
 
 
-def test_explain_says_that_it_knows_nothing(cli) -> None:
+def test_explain_says_that_it_knows_nothing(cli, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.safetensors").touch()
     for words, said in ((["D999"], "there is no entry D999"), (["all", "is", "well"], "no known failure text")):
         done = cli("explain", *words, "--file", "a.safetensors")
         assert done.exit_code == 1
