@@ -84,7 +84,7 @@ def _plugin_first(typed: Sequence[str]) -> list[str]:
 
 _ONE_OF = (
     {"--alpha", "--trained-scale", "--trained-by", "--as-in", "--as-loaded"}, {"--in-place", "-o"},
-    {"--base", "--lora-only"},
+    {"--base", "--lora-only"}, {"--to", "--for"},
 )  # fmt: skip
 """Options of which only one may be given."""
 _ONE_EACH = {"--strength", "--settings"}

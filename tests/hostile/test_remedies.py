@@ -23,10 +23,17 @@ PARTS = {"with torch": TORCH, **{str(n): OTHERS[n::20] for n in range(20)}}
 """The tests over which the refusals are spread, for several workers, of which one loads torch."""
 
 
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and no Hub to be waited for, also where the client was imported by another test."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("loraforge.hub.client._TRIES", 1)
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, in which the commands are typed; without a network."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    """An empty folder, in which the commands are typed."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -35,7 +42,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_what_a_refusal_says_to_type_helps(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     wrong = list[str]()
     for n, refusal in enumerate(PARTS[part]):
         folder = tmp_path / str(n)
