@@ -85,13 +85,18 @@ def _finder(of_a: Mapping[str, Array]) -> Callable[[Array], tuple[Piece, ...]]:
 
 
 def _following(a: Checkpoint, b: Checkpoint, key: str, runs: Runs) -> tuple[Piece, ...]:
-    """Where a vector is if it is cut as another parameter of its module is, under the same name in A's modules."""
+    """Where a vector is if it is cut as another parameter of its module is: under its own name in A's modules, else
+    under the one name there that has its numbers."""
     module, _, name = key.rpartition(".")
+    ways = dict[tuple[Piece, ...], bool]()
     for other in (other for other in b.modules[module] if other in runs and b.length(other) == b.length(key)):
-        pairs = [(f"{run.key.rpartition('.')[0]}.{name}", run) for run in runs[other]]
-        if all(k in a.names and not a.is_matrix(k) and a.length(k) == a.length(run.key) for k, run in pairs):
-            return tuple(Piece(k, run.start, run.stop) for k, run in pairs)
-    return ()
+        owners = [(run.key.rpartition(".")[0], run) for run in runs[other]]
+        for word in (k.rpartition(".")[2] for k in a.modules[owners[0][0]]):
+            pairs = [(f"{owner}.{word}", run) for owner, run in owners]
+            if all(k in a.names and not a.is_matrix(k) and a.length(k) == a.length(run.key) for k, run in pairs):
+                ways[tuple(Piece(k, run.start, run.stop) for k, run in pairs)] = word == name
+    alike = [way for way in ways if equal(a, way, b, key)]
+    return next((way for way in alike if ways[way]), alike[0] if len(alike) == 1 else ())
 
 
 def _with_module(side: Checkpoint, keys: set[str]) -> set[str]:

@@ -43,6 +43,29 @@ def learn_pair(folder: Path, a: dict[str, np.ndarray], b: dict[str, np.ndarray],
     return learn(*sides, folder / "x.toml", **options)
 
 
+@pytest.mark.parametrize("bias", ["in_proj_bias", "bias", "offset"])
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_bias_of_another_name_is_cut_as_its_weight_is(bias: str, alike: bool, tmp_path: Path) -> None:
+    """As in torch's MultiheadAttention; `alike`: another vector of the module has the same numbers."""
+    random, a, b = np.random.default_rng(0), dict[str, np.ndarray](), dict[str, np.ndarray]()
+    for n in range(3):
+        weight, vector = random.standard_normal((24, 8), np.float32), random.standard_normal(24, np.float32)
+        a |= {f"blocks.{n}.attn.in_proj_weight": weight, f"blocks.{n}.attn.{bias}": vector}
+        a |= {f"blocks.{n}.attn.other": vector} if alike else {}
+        for name, rows, part in zip("qkv", np.split(weight, 3), np.split(vector, 3), strict=True):
+            b |= {f"blocks.{n}.to_{name}.weight": rows, f"blocks.{n}.to_{name}.bias": part}
+    if alike and bias != "bias":  # never decided by a name that is not its own
+        with pytest.raises(LoraforgeError, match="to_k.bias"):
+            learn_pair(tmp_path / "x", a, b)
+        return
+    drop = [("*.other", "the same numbers")] if alike else []
+    learn_pair(tmp_path / "x", a, b, drop=drop)
+    arch = learned(tmp_path / "x" / "x.toml")
+    assert arch.layouts["original"].stacked("blocks.7.attn") == ("to_q", "to_k", "to_v")
+    assert set(arch.named(("to_k",), "original")) == {"in_proj_weight", bias}
+    check(tmp_path / "x" / "x.toml", [(tmp_path / "x" / "a.safetensors", tmp_path / "x" / "b.safetensors")])
+
+
 @pytest.mark.parametrize("name", ["sat_2b_r4", "sat_5b_r8", "sat_5b_i2v_r8", "sat_1.5_t2v_r4"])
 def test_cogvideox_is_found_again(name: str, tmp_path: Path) -> None:
     """From what SAT wrote in float32, and what upstream's script made of it in bfloat16."""
