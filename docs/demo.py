@@ -1,4 +1,7 @@
-"""What `make demo` runs: a real SAT training run becomes a Diffusers adapter, on the light core alone."""
+"""What `make demo` runs: a real SAT training run becomes a Diffusers adapter, on the light core alone.
+
+`python docs/demo.py FOLDER` only writes the files of README's examples into a new folder, for you to type them there.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+DATA = Path(__file__).parents[1] / "tests" / "data"
 LORAFORGE = Path(sysconfig.get_path("scripts")) / "loraforge"
 
 
@@ -24,12 +27,31 @@ def run(*words: str, cwd: Path) -> str:
     return done.stdout
 
 
+def run_in(folder: Path) -> str:
+    """Copy the training run into a folder; returns its name."""
+    name, case = "lora-disney-11-20-10-00", DATA / "sat_2b_r4"
+    shutil.copytree(case / "sat_ckpt", folder / name)
+    shutil.copy(case / "sat_config.yaml", folder / name / "training_config.yaml")
+    return name
+
+
+def files(folder: Path) -> None:
+    """The training run, a file that was exported from it without its scale, and a tiny base model."""
+    folder.mkdir(parents=True)
+    run_in(folder)
+    shutil.copy(DATA / "sat_2b_r4" / "hf_export_unscaled" / "pytorch_lora_weights.safetensors", folder)
+    shutil.copytree(DATA / "bases" / "2b", folder / "base", ignore=shutil.ignore_patterns("sat_base", "inputs*"))
+    print(f"cd {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
 def main() -> None:
     """Copy the run, convert it, inspect the result, and say in three lines what happened."""
+    if len(sys.argv) > 1:
+        files(Path(sys.argv[1]))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        here, run_name = Path(folder), "lora-disney-11-20-10-00"
-        shutil.copytree(ROOT / "tests" / "data" / "sat_2b_r4" / "sat_ckpt", here / run_name)
-        shutil.copy(ROOT / "tests" / "data" / "sat_2b_r4" / "sat_config.yaml", here / run_name / "training_config.yaml")
+        here = Path(folder)
+        run_name = run_in(here)
         start = time.perf_counter()
         run("convert", run_name, "--to", "diffusers", cwd=here)
         seconds = time.perf_counter() - start

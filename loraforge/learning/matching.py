@@ -85,8 +85,10 @@ def _finder(of_a: Mapping[str, Array]) -> Callable[[Array], tuple[Piece, ...]]:
 
 
 def _following(a: Checkpoint, b: Checkpoint, key: str, runs: Runs) -> tuple[Piece, ...]:
-    """Where a vector is if it is cut as another parameter of its module is: under its own name in A's modules, else
-    under the one name there that has its numbers."""
+    """Where a vector is if it is cut as another parameter of its module is.
+
+    Under its own name in A's modules, else under the one name there that has its numbers.
+    """
     module, _, name = key.rpartition(".")
     ways = dict[tuple[Piece, ...], bool]()
     for other in (other for other in b.modules[module] if other in runs and b.length(other) == b.length(key)):
