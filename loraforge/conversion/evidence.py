@@ -47,6 +47,8 @@ def read_adapter(form: Format, file: TensorFile, choice: Choice, *, named: str |
         raise FormatError(text, *_settling([first.architecture]))
     some = first if choice.drop else fits.sample(first)
     every = [] if stated else holding(some.modules, form.layouts, getattr(form, "separator", "."))
+    if any(w.kernel for delta in some.modules.values() for w in delta):  # where one has it as a linear module
+        every = [name for name in every if _understood(form, file, replace(choice, architecture=name))]
     rivals = {name: form.layouts[name] for name in every if name != first.architecture}
     rank_known = choice.stated.trained_by is not None or _ranks_recorded(first)
     pairs, shown = [], dict[str, Evidence]()
@@ -100,6 +102,13 @@ def _readable(form: Format, file: TensorFile, choice: Choice) -> Adapter:
             with suppress(FormatError):
                 return _read(form, file, replace(choice, architecture=name))
         raise
+
+
+def _understood(form: Format, file: TensorFile, choice: Choice) -> bool:
+    with suppress(FormatError):
+        _read(form, file, choice)
+        return True
+    return False
 
 
 def _possible(pairs: Sequence[tuple[Adapter, Adapter]], *, rank_known: bool) -> list[tuple[Adapter, Adapter]]:
