@@ -20,7 +20,7 @@ _ENDING = re.compile(
     r"|(?P<other>alpha|diff|diff_[bm]|[wb]_norm|lora_B(\.[^.]+)?\.bias|dora_scale|set_weight|weight|bias))$"
 )
 """What follows the path of a module in a key."""
-_PREFIX = re.compile(r"^(base_model\.model\.|(model\.)?diffusion_model\.|transformer\.(?!layers)|lora_unet_)")
+_PREFIX = re.compile(r"^(base_model\.model\.|(model\.)?diffusion_model\.|transformer\.(?!layers)|unet\.|lora_unet_)")
 COMPONENTS = {"text_encoder": "text encoder", "lora_te": "text encoder", "vae.": "VAE"}
 """How the keys of an adapter for another component begin -> the component."""
 _KINDS = {

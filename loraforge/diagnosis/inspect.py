@@ -24,6 +24,7 @@ from loraforge.format.keys import kinds
 from loraforge.format.locate import locate
 from loraforge.format.not_an_adapter import not_an_adapter
 from loraforge.hub.address import address
+from loraforge.names.layout import COMPONENTS
 from loraforge.names.lookalike import lora_paths
 from loraforge.scale.origin import history
 from loraforge.scale.rule import Choice, Scale
@@ -115,7 +116,7 @@ class Inspection(Document):
             fused = f"; {len(self.base['fused'])} adapters fused (--history)" if self.base["fused"] else ""
             index = f", by {self.base['index']}" if self.base["index"] else ""
             return f"{sum(self.dtypes.values())} tensors in {listed(self.base['files'], 3)}{index}{fused}"
-        adapted = {name: count for name, count in self.components.items() if name in ("transformer", "text_encoder")}
+        adapted = {name: count for name, count in self.components.items() if name in (*COMPONENTS, "text_encoder")}
         rest = {name: count for name, count in self.components.items() if name not in adapted}
         lora = ", ".join(f"{name} {count}" for name, count in adapted.items())
         text = f"LoRA modules: {lora}" if lora else ""
@@ -230,7 +231,9 @@ def inspect(
         evidence=(adapter.shown or None) if adapter else None,
         rivals=tuple(adapter.rivals) if adapter else (),
         layout=adapter.layout if adapter else None,
-        components=({"transformer": len(adapter.modules), "text_encoder": 0} | dict(adapter.others)) if adapter else {},
+        components=({adapter.model.component: len(adapter.modules), "text_encoder": 0} | dict(adapter.others))
+        if adapter
+        else {},
         targets=dict(targets),
         differences=counted(adapter.differences) if adapter else {},
         ranks=dict(sorted(ranks.items())),

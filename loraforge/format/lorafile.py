@@ -46,7 +46,7 @@ def read_lora_file(
     `writes`: the name of the format in trainers.toml. `others`: prefix of the keys of another component -> its name.
     Raises FormatError if the keys are wrong, ScaleError if the scale is unknown or contradictory.
     """
-    _own(file, others)
+    _own(file, others, arch.component)
     look = names_in(file.path)
     if strange := [f"{key} ({name})" for key, name in file.opaque.items()]:
         raise FormatError(f"{file.path} holds objects this tool does not build: {', '.join(strange[:5])}.", look)
@@ -178,7 +178,7 @@ def _as_diffsynth(file: TensorFile, pairs: Mapping[str, list[Keys]]) -> bool:
     return exported and all(f"{path}.lora_A.default.weight" == keys[0].A for path, keys in pairs.items())
 
 
-def _own(file: TensorFile, others: Mapping[str, str]) -> None:
+def _own(file: TensorFile, others: Mapping[str, str], component: str) -> None:
     """Raises FormatError for tensors of other components: they are left out only if the user says so."""
     known = {**COMPONENTS, **others}
     near = [keys for (at, _), keys in file.kinds.items() if any(at.startswith(k) or k.startswith(at) for k in known)]
@@ -188,7 +188,7 @@ def _own(file: TensorFile, others: Mapping[str, str]) -> None:
         first, start = next(iter(foreign.items()))
         raise FormatError(
             f"{file.path}: {len(foreign)} of its tensors adapt the {known[start]} ({first}, ...), and what is "
-            "converted is the transformer's. Say that they may be left out.",
+            f"converted is the {component}'s. Say that they may be left out.",
             adding(*(word for start in sorted({*foreign.values()}) for word in ("--drop", f"{start}*"))),
         )
 

@@ -174,7 +174,9 @@ def snippet(
         words |= {"settings", *["size"] * odd_size, *["long-text"] * odd_text}
     values |= {
         "repo": repo, "base": base, "weights": weights, "pipeline": variant.pipeline, "transformer": transformer,
-        "loader": "pipe.transformer.load_lora_adapter" if variant.pipeline in arch.bare else "pipe.load_lora_weights",
+        "component": arch.component,
+        "loader": f"pipe.{arch.component}.load_lora_adapter" if variant.pipeline in arch.bare
+        else "pipe.load_lora_weights",
         "name": variant.name, "classes": ", ".join(sorted(classes)), "helpers": ", ".join(helpers),
         "dtype": f"torch_dtype=torch.{values['torch_dtype']}",
         "fps_argument": f", fps={wants.fps}" if wants else "",

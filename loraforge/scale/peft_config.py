@@ -63,11 +63,12 @@ def _is_plain(value: object, entry: Mapping[str, Any]) -> bool:
 
 def rule(
     config: Mapping[str, Any], ranks: Mapping[str, int], where: str, file: str = "",
-    live: Callable[[], Mapping[str, int]] = dict,
+    live: Callable[[], Mapping[str, int]] = dict, dropped: Collection[str] = (),
 ) -> Rule:  # fmt: skip
     """The scaling that a LoraConfig gives each module. `where` it was found; `file`: the same if that is a path.
 
     `live`: returns module path -> components that are not exactly zero; called if a rank contradicts the tensors.
+    `dropped`: names that were left out of the file, of which patterns may be.
     Raises ScaleError if a value has the wrong type, if a rank contradicts the tensors, or if a pattern matches no
     module or takes too long to match.
     """
@@ -79,8 +80,8 @@ def rule(
         raise ScaleError(f"{where}: {said} are no numbers.", BELIEVE)
     if not isinstance(rslora, bool | None):
         raise ScaleError(f"{where}: use_rslora is {shown(rslora)}, neither true nor false.", BELIEVE)
-    declared = _given(config, "rank_pattern", ranks, r, where)
-    alphas = _given(config, "alpha_pattern", ranks, alpha, where)
+    declared = _given(config, "rank_pattern", ranks, r, where, dropped)
+    alphas = _given(config, "alpha_pattern", ranks, alpha, where, dropped)
     if odd := [path for path, rank in ranks.items() if declared[path] != rank]:
         raise _other_rank(odd, declared, ranks, live(), where, alphas, bool(rslora))
     exceptions = {path: over(alphas[path], rank, rslora=bool(rslora)) for path, rank in ranks.items()}
@@ -181,20 +182,21 @@ def config(
 
 
 def _given(
-    config: Mapping[str, Any], name: str, ranks: Mapping[str, int], default: float, where: str
-) -> dict[str, float]:
+    config: Mapping[str, Any], name: str, ranks: Mapping[str, int], default: float, where: str,
+    dropped: Collection[str],
+) -> dict[str, float]:  # fmt: skip
     """Module path -> the value of the first pattern that matches it, else the default."""
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict):
         raise ScaleError(f"{where}: {name} is {_brief(patterns)}, not a table.", BELIEVE)
     values = dict.fromkeys(ranks, default)
-    matches = _full_matches(patterns, ranks, f"{where}: {name}", r"(.*\.)?({})")
+    matches = _full_matches(patterns, {*ranks, *dropped}, f"{where}: {name}", r"(.*\.)?({})")
     matched = dict(zip(patterns, matches, strict=True))
     for key, value in reversed(patterns.items()):  # the first that matches wins
         given = number(value)
         if given is None and matched[key]:
             raise ScaleError(f"{where}: {name} gives {key:.80} the value {shown(value)}, not a number.", BELIEVE)
-        values |= dict.fromkeys(matched[key], given or 0.0)
+        values |= dict.fromkeys(matched[key] & ranks.keys(), given or 0.0)
     if idle := [key for key in patterns if not matched[key]]:
         word = "lora_alpha" if name == "alpha_pattern" else "r"
         meant = overriding("--alpha", default, f"if {word} {default:g} holds for all")

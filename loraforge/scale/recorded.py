@@ -149,7 +149,9 @@ def _believe(record: Record, configs: Mapping[str, Mapping[str, Any]], file: str
         if not record.believed:
             continue
         try:
-            record.rules.append(peft_config.rule(config, ranks, where, file, record.live))
+            stems = [key.partition(".lora_")[0] for key in record.file.dropped]
+            dropped = {name for stem in stems for name in (stem, stem.partition(".")[2])}  # without its prefix
+            record.rules.append(peft_config.rule(config, ranks, where, file, record.live, dropped))
             left = peft_config.untargeted(config, ranks, where)
         except ScaleError as error:
             raise ScaleError(f"{path}: {error.message}", *error.remedies) from error
