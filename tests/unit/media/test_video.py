@@ -205,6 +205,7 @@ def test_ctrl_c_of_a_terminal_leaves_nothing(tmp_path: Path) -> None:
     """Ctrl-C goes to every process of the group: the whole program is one here."""
     program = (
         "import sys, time, numpy as np; from pathlib import Path; from loraforge.media.video import write_video\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & may have it ignored
         "def frames():\n"
         "    for n in range(1000):\n"
         "        yield np.full((200, 300, 3), n % 256, np.uint8)\n"
