@@ -138,7 +138,7 @@ class Inspection(Document):
 
 _KINDS = {
     "pipeline": "base model, a Diffusers pipeline",
-    "transformer": "base model, a Diffusers transformer",
+    "transformer": "base model, a Diffusers model alone",
     "file": "base model, one file of tensors",
     "sat": "base model, a SAT checkpoint",
 }

@@ -201,6 +201,22 @@ def test_a_base_of_another_class_is_fused_and_known_by_it(tmp_path: Path) -> Non
         assert np.abs(fused[key].numpy() - (before + update)).max() <= 4 * WEIGHT, key
 
 
+def test_a_pipeline_with_a_unet_is_fused_in_its_unet(tmp_path: Path) -> None:
+    tiny, pipeline = Tiny("sd", 1), tmp_path / "pipeline"
+    tiny.model().save_pretrained(pipeline / "unet")
+    save_file(tiny.state, pipeline / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    (pipeline / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}', "utf-8")
+    want = trained(tiny, tmp_path / "a.safetensors", "attn1.to_q", "proj_in", "conv1")
+    stated = {"trained_scale": SCALE, "architecture": "sd"}
+    loraforge.fuse(pipeline, [tmp_path / "a.safetensors"], tmp_path / "out", **stated)
+    fused = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert fused.keys() == tiny.state.keys() and want
+    for key, before in tiny.state.items():
+        update = want.get(key.removesuffix(".weight"))
+        added = 0.0 if update is None else update.reshape(before.shape)
+        assert np.abs(fused[key] - (before + added)).max() <= 4 * WEIGHT * max(1.0, np.abs(before).max()), key
+
+
 @pytest.mark.parametrize("name", sorted(architecture("wan").transformers))
 def test_a_configuration_that_names_a_class_of_it_settles_the_model(name: str, tmp_path: Path) -> None:
     modules = {f"blocks.0.attn1.to_{m}": (128, 128) for m in "qkv"}

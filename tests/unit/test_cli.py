@@ -211,7 +211,7 @@ def test_inspect_names_what_a_file_is(cli) -> None:
     said = {
         DATA / "bases" / "2b" / "diffusion_pytorch_model.safetensors": "base model, one file of tensors",
         DATA / "bases" / "2b" / "sat_base": "base model, a SAT checkpoint",
-        DATA / "bases" / "2b": "base model, a Diffusers transformer",
+        DATA / "bases" / "2b": "base model, a Diffusers model alone",
     }
     for path, words in said.items():
         result = cli("inspect", path)

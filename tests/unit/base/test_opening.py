@@ -159,19 +159,19 @@ def one_shard(folder: Path) -> Path:
 
 
 DESCRIBED: dict[str, tuple[Callable[[Path], Path], str, int]] = {
-    "transformer": (model(), "a Diffusers transformer", 1),
-    "shards": (sharded(), "a Diffusers transformer", 2),
-    "one shard": (one_shard, "a Diffusers transformer", 2),
+    "transformer": (model(), "a Diffusers model alone", 1),
+    "shards": (sharded(), "a Diffusers model alone", 2),
+    "one shard": (one_shard, "a Diffusers model alone", 2),
     "an index that names a tensor more": (
         sharded(lambda table: table | {"weight_map": table["weight_map"] | {"mtp.fc.weight": SHARDS[0]}}),
-        "a Diffusers transformer", 2,
+        "a Diffusers model alone", 2,
     ),
     "pipeline": (pipeline, "a Diffusers pipeline", 1),
-    "zero_to_fp32": (zero_to_fp32, "a Diffusers transformer", 2),
+    "zero_to_fp32": (zero_to_fp32, "a Diffusers model alone", 2),
     "one file": (one_file, "one file of tensors", 1),
     "SAT run": (lambda _: SAT, "a SAT checkpoint", 1),
     "released SAT folder": (released_sat, "a SAT checkpoint", 1),
-    "the Hub's cache": (cached, "a Diffusers transformer", 1),
+    "the Hub's cache": (cached, "a Diffusers model alone", 1),
 }  # fmt: skip
 
 

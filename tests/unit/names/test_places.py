@@ -21,7 +21,7 @@ rows = { q = 2 }
 parameters = { q = ["weight"] }
 unadapted = { "norm" = ["norm"] }
 kernels = { conv = 2 }
-dimensions = { conv = ["{o}", "{i}"], q = ["2 {w}", "x"], out = ["e", "4"] }
+dimensions = { conv = ["{o}", "9 {i}"], q = ["2 {w}", "x"], out = ["e", "4"] }
 variants.One = { repo = "me/one", blocks = { q = [2, 3] }, absent = ["conv", "q.weight"] }
 [places.res]
 a = ["in.1.0", "in.2.0", "mid.0"]
@@ -64,7 +64,7 @@ def test_a_module_and_a_segment_for_each_path() -> None:
 
 def test_sizes_and_depths_of_each_place() -> None:
     arch = built(TOY)
-    assert arch.dimensions["conv_1"] == ((2, "c1"), (1, "c1"))
+    assert arch.dimensions["conv_1"] == ((2, "c1"), (9, "c1"))
     assert "conv_2" not in arch.dimensions, "nothing is known of its inputs"
     assert arch.dimensions["q_1"] == ((2, "c2"), (1, "x"))
     (variant,) = arch.variants
